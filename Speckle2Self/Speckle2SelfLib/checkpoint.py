@@ -1,0 +1,101 @@
+"""Weights and config in one safe file (safetensors); the authors' .pth files are read too. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+
+from .config import InputError, ModelConfig, from_dict, to_dict
+from .network import SpeckleReductionNetwork, build
+
+FORMAT = "speckle2self-1"
+
+
+def save(path, config: ModelConfig, network: torch.nn.Module, card: dict) -> None:
+    """Writes weights, config and card (JSON types) to `path`, whole or not at all."""
+    metadata = {"format": FORMAT, "config": json.dumps(to_dict(config)), "card": json.dumps(card)}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    replace_file(path, to_bytes(weights, metadata))
+
+
+def replace_file(path, content: bytes) -> None:
+    """Writes a file whole or not at all: into a temporary one beside it, then renamed.
+
+    Raises InputError where the folder does not exist or cannot be written.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
+    finally:
+        if temporary is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def load(path) -> tuple[ModelConfig, torch.nn.Module, dict]:
+    """Config, network (evaluation mode, CPU) and card of a model file, ours or the authors'.
+
+    Of the authors' state dicts, those with all three encoders and those with the full-scale half alone are read.
+    Raises InputError for anything else: other files, other networks, truncated or newer files.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} is not a file.")
+    with path.open("rb") as file:
+        head = file.read(10)
+    ours = len(head) == 10 and head[8:9] == b"{"
+    config, weights, card = _read_ours(path) if ours else _read_authors(path)
+    network = build(config)
+    known = network.state_dict()
+    wrong = set(weights) ^ set(known) or {n for n in known if weights[n].shape != known[n].shape}
+    if wrong:
+        raise InputError(f"{path} does not hold the network it claims to: {len(wrong)} tensors differ.")
+    if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
+        raise InputError(f"{path} holds weights that are not finite.")
+    network.load_state_dict(weights)
+    return config, network.eval(), card
+
+
+def _read_ours(path: Path):
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                found = metadata.get("format", "no format at all")
+                raise InputError(f"{path} is not a model of this version: expected {FORMAT}, found {found}.")
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+        config = from_dict(ModelConfig, json.loads(metadata["config"]))
+        return config, weights, json.loads(metadata["card"])
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is damaged: {error}.") from error
+
+
+def _read_authors(path: Path):
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{path} is not a model file (.safetensors of ours, or the authors' .pth).") from error
+    if isinstance(weights, dict) and "state_dict" in weights:
+        weights = weights["state_dict"]
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise InputError(f"{path} is not a state dict of the published network.")
+    for scales in (3, 1):
+        if set(weights) == set(SpeckleReductionNetwork(scales).state_dict()):
+            config = ModelConfig(architecture="published", scales=scales, normalisation="frame")
+            return config, {name: value.float() for name, value in weights.items()}, {"description": "Imported"}
+    raise InputError(f"{path} does not hold the published network: it has {len(weights)} tensors of other names.")

@@ -1,0 +1,36 @@
+"""The losses as named terms: the published one (METHOD.md 1, the paper's section 3.4) and ours (METHOD.md 3)."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import torch
+import torch.nn.functional as F
+
+
+def published_loss(predictions, views) -> dict[str, torch.Tensor]:
+    """Reconstruction: MSE of each scale's prediction to its view. Consistency: L1 of each pair of predictions.
+
+    Args: predictions and views, equally many tensors (B, 1, H, W). The training loss is the sum of the terms.
+    """
+    return {
+        "reconstruction": sum(F.mse_loss(p, v) for p, v in zip(predictions, views, strict=True)),
+        "consistency": sum(F.l1_loss(p, q) for p, q in combinations(predictions, 2)),
+    }
+
+
+def disjoint_loss(predictions, views) -> dict[str, torch.Tensor]:
+    """The terms of METHOD.md section 3, by name.
+
+    lattice: the lattice's prediction against the sites, whose speckle is independent of it (Noise2Noise in one frame).
+    consistency: the full-resolution network against that prediction, whose gradient is stopped. Where a simulated
+    frame brings its known truth, the network is held to it instead (`truth`).
+    """
+    low, high = predictions.lattice.float(), predictions.frame.float()
+    rows, columns = views.sites
+    terms = {"lattice": F.mse_loss(low, views.frame[..., rows, columns])}
+    if views.truth is None:
+        terms["consistency"] = F.mse_loss(high[..., rows, columns], low.detach())
+    else:
+        terms["truth"] = F.mse_loss(high, views.truth)
+    return terms

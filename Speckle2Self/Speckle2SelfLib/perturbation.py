@@ -1,0 +1,147 @@
+"""One frame -> its views: the published scales (METHOD.md 1, the paper's section 3.2) and our disjoint lattices (3)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+PUBLISHED_SCALES = (1.0, 0.5, 0.25)
+
+
+def min_max(x: torch.Tensor) -> torch.Tensor:
+    """Each image of (B, 1, H, W) mapped to [0, 1] on its own; a constant image becomes zeros."""
+    low, high = x.amin((-2, -1), keepdim=True), x.amax((-2, -1), keepdim=True)
+    return (x - low) / torch.where(high > low, high - low, torch.ones_like(high))
+
+
+def _linear_weights(size: int, to: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """For each of `to` pixels along an axis: its two neighbours among `size`, and the second one's share in 1/2048."""
+    at = (torch.arange(to, dtype=torch.float64) + 0.5) * size / to - 0.5
+    below = torch.floor(at)
+    share = torch.round((at - below) * 2048).long()
+    below = below.long()
+    return below.clamp(0, size - 1), (below + 1).clamp(0, size - 1), share
+
+
+def resize_8_bit(frames: torch.Tensor, to: tuple[int, int]) -> torch.Tensor:
+    """Bilinear resizing of whole numbers as OpenCV does it, down to its fixed-point rounding.
+
+    Args: frames (B, 1, H, W) int64 in [0, 255]; to, the new (H, W). The published views were made this way, and a
+    difference of one grey level would show in their min-max normalisation.
+    """
+    left, right, share = (t.to(frames.device) for t in _linear_weights(frames.shape[-1], to[1]))
+    rows = (frames[..., left] * (2048 - share) + frames[..., right] * share) >> 4  # (B, 1, H, w)
+    above, below, share = (t.to(frames.device) for t in _linear_weights(frames.shape[-2], to[0]))
+    share = share[:, None]
+    return ((((2048 - share) * rows[..., above, :]) >> 16) + ((share * rows[..., below, :]) >> 16) + 2) >> 2
+
+
+def published_views(frames: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The paper's multi-scale perturbation: down to 1, 1/2, 1/4 and back up, each normalised on its own.
+
+    Both resizings are bilinear without antialiasing, in 8-bit arithmetic for 8-bit frames as in the authors' code.
+
+    Args: frames (B, 1, H, W), uint8 or floating point of any range; H, W >= 4.
+    Returns three float32 tensors of that shape in [0, 1], full scale first.
+    """
+    size = frames.shape[-2:]
+    views = [min_max(frames.float())]
+    for scale in PUBLISHED_SCALES[1:]:
+        small = tuple(int(n * scale) for n in size)
+        if torch.is_floating_point(frames):
+            view = F.interpolate(frames.float(), size=small, mode="bilinear", align_corners=False)
+            view = F.interpolate(view, size=size, mode="bilinear", align_corners=False)
+        else:
+            view = resize_8_bit(resize_8_bit(frames.long(), small), size).float()
+        views.append(min_max(view))
+    return tuple(views)
+
+
+class LatticeViews(NamedTuple):
+    """One frame and one of its lattices; see `lattice_views`."""
+
+    frame: torch.Tensor  # (B, 1, H, W)
+    lattice: torch.Tensor  # (B, 5, h, w): every sy-th row and sx-th column, then sy, sx and where the sites lie
+    sites: tuple[slice, slice]  # the rows and columns of `frame` that `lattice` is to predict, h x w of them
+    truth: torch.Tensor | None = None  # (B, 1, H, W), for simulated frames only
+
+
+def lattice_views(frame, rng, truth=None, steps=(4, 5, 6), reach=2) -> LatticeViews:
+    """Two disjoint lattices of each frame whose speckle is independent (METHOD.md section 3).
+
+    The first is every sy-th row and sx-th column from a random phase. The second, the sites to predict, lies between
+    its points, at least `reach` pixels from all of them, where speckle of unit grain no longer correlates. The steps
+    and the distance are drawn anew for each call: with one step alone, the full-resolution network learns a comb
+    of that period, which shows as a ripple.
+
+    Args: frame (B, 1, H, W) at unit grain; rng, a numpy Generator; truth, passed on; steps and reach in pixels.
+    """
+    taken, sites, lie = [], [], []
+    for size in frame.shape[-2:]:
+        step = int(rng.choice(steps))
+        first = int(rng.integers(step))
+        shift = int(rng.integers(reach, step - reach + 1))
+        count = (size - 1 - first - shift) // step + 1
+        taken.append(slice(first, first + (count - 1) * step + 1, step))
+        sites.append(slice(first + shift, first + shift + (count - 1) * step + 1, step))
+        lie += [step / 8, shift / step]
+    lattice = frame[..., taken[0], taken[1]]  # (B, 1, h, w)
+    lie = torch.tensor(lie, dtype=frame.dtype, device=frame.device)[None, :, None, None]
+    lattice = torch.cat([lattice, lie.expand(len(frame), 4, *lattice.shape[-2:])], 1)  # (B, 5, h, w)
+    return LatticeViews(frame, lattice, tuple(sites), truth)
+
+
+def estimate_grain(frames, region=None) -> tuple[float, float]:
+    """The speckle's grain (axial, lateral) in pixels: where its autocorrelation has fallen to one half.
+
+    Measured in patches inside the region, of at most eight frames. A quadratic trend is taken off each patch; patches
+    that are mostly clipped are left out; of the others, those with the least peaked values (edges and layers make
+    peaks, speckle does not) vote, and the lower third of their correlations counts, since structure only adds.
+
+    Args: frames (N, H, W) of any range; region (H, W) bool, or None for everything.
+    Returns lengths between 0.5 and 16; (1, 1) where nothing can be measured (constant or tiny frames).
+    """
+    frames = np.asarray(frames)
+    height, width = frames.shape[-2:]
+    size = min(48, height, width)
+    if size < 16:
+        return 1.0, 1.0
+    chosen = frames[np.unique(np.linspace(0, len(frames) - 1, 8).astype(int))]
+    grid = np.linspace(-1, 1, size)
+    y, x = np.meshgrid(grid, grid, indexing="ij")
+    trend, _ = np.linalg.qr(np.stack([y**0, y, x, y * x, y * y, x * x], -1).reshape(size * size, 6))
+    lags = size // 2
+    corners = [(i, j) for i in range(0, height - size + 1, size // 2) for j in range(0, width - size + 1, size // 2)]
+    windows = [(slice(i, i + size), slice(j, j + size)) for i, j in corners]
+    windows = [window for window in windows if region is None or region[window].all()]
+    votes = []
+    for frame in chosen.astype(np.float32):
+        for window in windows[:: max(1, len(windows) // 40)]:
+            patch = frame[window].ravel()
+            if not np.isfinite(patch).all():
+                continue
+            clipped = np.mean(patch == patch.min()) + np.mean(patch == patch.max())
+            rest = patch - trend @ (trend.T @ patch)
+            variance = np.mean(rest**2)
+            if clipped > 0.3 or variance <= 1e-6 * np.mean(patch**2):
+                continue
+            rest = rest.reshape(size, size)
+            rows = [np.mean(rest[lag:] * rest[:-lag]) / variance for lag in range(1, lags)]
+            columns = [np.mean(rest[:, lag:] * rest[:, :-lag]) / variance for lag in range(1, lags)]
+            votes.append([np.mean(rest**4) / variance**2, rows, columns])
+    if not votes:
+        return 1.0, 1.0
+    peaks = np.array([vote[0] for vote in votes])
+    calm = peaks <= np.median(peaks)
+    lengths = []
+    for axis in (1, 2):
+        falling = np.quantile(np.array([vote[axis] for vote in votes])[calm], 0.35, axis=0)
+        falling = np.concatenate([[1], falling])
+        below = np.flatnonzero(falling < 0.5)
+        last = below[0] if len(below) else len(falling) - 1
+        length = last - (0.5 - falling[last]) / max(falling[last - 1] - falling[last], 1e-6) if len(below) else last
+        lengths.append(float(np.clip(length, 0.5, 16)))
+    return lengths[0], lengths[1]

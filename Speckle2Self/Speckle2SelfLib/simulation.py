@@ -1,0 +1,299 @@
+"""A fast speckle simulator with known truth: random anatomy -> scatterers -> echo -> envelope -> grey map.
+
+Sources: scatterers convolved with a point-spread function as in Bamber and Dickinson (1980); fully developed speckle
+and its Rayleigh envelope after Burckhardt (1978); a coherent part for specular layers (Rice).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter, gaussian_filter1d
+
+from .config import InputError
+
+LAYOUTS = ("phantom", "vessel", "layers", "organ", "flat")
+GEOMETRIES = ("linear", "sector")
+SIGMA_PER_GRAIN = 1 / np.sqrt(2 * np.log(2))  # a Gaussian pulse of this sigma has a grain of 1 pixel
+
+
+@dataclass(frozen=True)
+class SimulationConfig:
+    """What to simulate; None: drawn at random."""
+
+    size: tuple[int, int] = (256, 256)  # pixels, (axial, lateral)
+    frames: int = 1  # of one static anatomy, each with speckle of its own
+    grain: tuple[float, float] | None = None  # pixels (axial, lateral) where the intensity's correlation is 1/2
+    layout: str | None = None  # one of LAYOUTS
+    geometry: str = "linear"  # "sector": a fan, whose lateral grain grows with depth
+
+    def __post_init__(self):
+        if len(self.size) != 2 or not all(32 <= n <= 4096 for n in self.size):
+            raise InputError(f"A size of {self.size} is not two lengths between 32 and 4096 pixels.")
+        if not 1 <= self.frames <= 100_000:
+            raise InputError(f"{self.frames} frames cannot be simulated; ask for 1 to 100000.")
+        if self.grain is not None and (len(self.grain) != 2 or not all(0.3 <= g <= 32 for g in self.grain)):
+            raise InputError(f"A grain of {self.grain} is not two lengths between 0.3 and 32 pixels.")
+        if self.layout not in (None, *LAYOUTS):
+            raise InputError(f"Unknown layout '{self.layout}'; known are {', '.join(LAYOUTS)}.")
+        if self.geometry not in GEOMETRIES:
+            raise InputError(f"Unknown geometry '{self.geometry}'; known are {', '.join(GEOMETRIES)}.")
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Simulated frames and all that is known of them."""
+
+    frames: np.ndarray  # (N, H, W) float32 in [0, 1]
+    truth: np.ndarray  # (H, W) float32 in [0, 1]: the expected value of every pixel over all speckle
+    labels: np.ndarray  # (H, W) uint8: 0 background, 1 up: the objects in the order they were put in
+    region: np.ndarray  # (H, W) bool: imaged
+    grain: tuple[float, float]  # pixels (axial, lateral); for a sector at mid depth
+
+
+class _Anatomy:
+    """Echogenicity in decibels on an (H, W) grid, put together object by object."""
+
+    def __init__(self, size: tuple[int, int], rng: np.random.Generator):
+        self.rng = rng
+        self.y, self.x = np.mgrid[: size[0], : size[1]].astype(float)
+        self.size, self.unit = size, min(size)
+        self.decibels = np.zeros(size)
+        self.specular = np.full(size, -200.0)  # dB of the coherent echo, which has no speckle
+        self.labels = np.zeros(size, np.uint8)
+
+    def curve(self, wander: float, slope: float) -> np.ndarray:
+        """A smooth depth for every column, pixels."""
+        columns = self.size[1]
+        bend = gaussian_filter1d(self.rng.standard_normal(columns), columns * self.rng.uniform(0.06, 0.3), mode="wrap")
+        bend *= self.rng.uniform(0, wander) * self.unit / max(np.abs(bend).max(), 1e-9)
+        tilt = self.rng.uniform(-slope, slope) * (np.arange(columns) - columns / 2)
+        return self.rng.uniform(0, self.size[0]) + bend + tilt
+
+    def background(self, level: float):
+        """Tissue whose level drifts slowly, standard deviation `level` dB."""
+        sigma = self.unit * self.rng.uniform(0.1, 0.3)
+        drift = gaussian_filter(self.rng.standard_normal(self.size), sigma, mode="wrap")
+        self.decibels += level * drift / drift.std()
+
+    def put(self, inside: np.ndarray, contrast: float):
+        """Changes the level by `contrast` dB where inside (0 to 1) is 1."""
+        self.decibels += contrast * inside
+        self.labels[inside > 0.5] = min(int(self.labels.max()) + 1, 255)
+
+    def boundary(self, wander: float = 0.1, slope: float = 0.4):
+        """A tissue interface: another level below it."""
+        below = 1 / (1 + np.exp(-np.clip((self.y - self.curve(wander, slope)) / self.rng.uniform(0.2, 3), -40, 40)))
+        self.put(below, self.rng.normal(0, 8))
+
+    def blob(self, contrast: float, shape: str, radius: tuple[float, float], soft: float = 0.3, wall: float = 0.0):
+        """A disc, box or triangle of half axes `radius` pixels, edges `soft` pixels wide, a wall of `wall` dB."""
+        cy, cx = (self.rng.uniform(0.05, 0.95) * n for n in self.size)
+        turn = self.rng.uniform(0, np.pi)
+        u = ((self.x - cx) * np.cos(turn) + (self.y - cy) * np.sin(turn)) / radius[0]
+        v = ((self.y - cy) * np.cos(turn) - (self.x - cx) * np.sin(turn)) / radius[1]
+        distance = {
+            "disc": np.hypot(u, v),
+            "box": np.maximum(np.abs(u), np.abs(v)),
+            "triangle": np.maximum(v, 0.87 * np.abs(u) - 0.5 * v) * 1.6,
+        }[shape]
+        outside = (distance - 1) * min(radius)
+        self.put(1 / (1 + np.exp(np.clip(outside / soft * 2, -40, 40))), contrast)
+        if wall:
+            self.decibels += wall * np.exp(-((outside / self.rng.uniform(0.6, 2)) ** 2) / 2)
+        return cx, cy
+
+    def layer(self, wander: float = 0.1, slope: float = 0.6):
+        """A thin bright layer (fascia, vessel wall, bone), part speckle, part specular."""
+        ends = np.abs(np.arange(self.size[1]) - self.rng.uniform(0, self.size[1]))
+        extent = 1 / (1 + np.exp(np.clip((ends - self.rng.uniform(0.05, 1) * self.size[1]) / 4, -40, 40)))
+        profile = np.exp(-(((self.y - self.curve(wander, slope)) / self.rng.uniform(0.4, 2)) ** 2) / 2) * extent
+        height = self.rng.uniform(5, 24)
+        self.decibels += height * profile
+        if self.rng.random() < 0.6:
+            self.specular = np.maximum(self.specular, height + self.decibels - 40 * (1 - profile))
+
+    def shadow(self):
+        """A dark column below some depth, as behind bone or at a vessel's edge."""
+        across = (np.abs(self.x - self.rng.uniform(0, self.size[1])) - self.rng.uniform(0.02, 0.2) * self.size[1]) / 3
+        depth = (self.y - self.rng.uniform(0, 0.8) * self.size[0]) / 2
+        inside = 1 / (1 + np.exp(np.clip(across, -40, 40))) / (1 + np.exp(-np.clip(depth, -40, 40)))
+        drop = self.rng.uniform(3, 35) * inside
+        self.decibels -= drop
+        self.specular -= drop
+
+    def points(self, count: int):
+        """Point targets of 10 to 30 dB."""
+        rows, columns = self.rng.integers(0, self.size[0], count), self.rng.integers(0, self.size[1], count)
+        self.decibels[rows, columns] += self.rng.uniform(10, 30, count)
+
+
+def _draw_anatomy(layout: str, size: tuple[int, int], rng: np.random.Generator) -> _Anatomy:
+    anatomy = _Anatomy(size, rng)
+    unit = min(size)
+
+    def radius(smallest, largest):
+        return tuple(np.exp(rng.uniform(np.log(smallest * unit), np.log(largest * unit), 2)))
+
+    def soft():
+        return float(np.exp(rng.uniform(np.log(0.2), np.log(5))))
+
+    if layout == "phantom":
+        for _ in range(rng.integers(2, 7)):
+            contrast = rng.uniform(-30, -3) if rng.random() < 0.5 else rng.uniform(2, 14)
+            anatomy.blob(contrast, str(rng.choice(["disc", "box", "triangle"])), radius(0.03, 0.25))
+    elif layout == "vessel":
+        anatomy.background(rng.uniform(0, 3))
+        for _ in range(rng.integers(0, 3)):
+            anatomy.boundary()
+        for _ in range(rng.integers(1, 4)):
+            anatomy.blob(-rng.uniform(15, 45), "disc", radius(0.04, 0.25), soft(), rng.uniform(0, 14))
+        for _ in range(rng.integers(0, 5)):
+            anatomy.layer()
+    elif layout == "layers":
+        anatomy.background(rng.uniform(0, 3))
+        for _ in range(rng.integers(1, 5)):
+            anatomy.boundary(slope=0.25)
+        for _ in range(rng.integers(1, 8)):
+            anatomy.layer(slope=0.3)
+    elif layout == "organ":
+        anatomy.background(rng.uniform(1, 5))
+        for _ in range(rng.integers(0, 3)):
+            anatomy.boundary()
+        for _ in range(rng.integers(1, 6)):
+            anatomy.blob(rng.normal(0, 9), "disc", radius(0.03, 0.35), soft())
+    else:
+        anatomy.background(rng.uniform(0, 3))
+        if rng.random() < 0.4:
+            anatomy.boundary()
+    if layout != "flat":
+        for _ in range(rng.integers(0, 3)):
+            if rng.random() < 0.4:
+                anatomy.shadow()
+        if rng.random() < 0.25:
+            anatomy.points(int(rng.integers(1, 12)))
+    if rng.random() < 0.5:  # attenuation that the gain does not make up for
+        fall = rng.uniform(0, 30) * anatomy.y / size[0]
+        anatomy.decibels -= fall
+        anatomy.specular -= fall
+    return anatomy
+
+
+def _blur(images: np.ndarray, sigma: tuple[float, float]) -> np.ndarray:
+    """(N, H, W) convolved with a Gaussian of unit sum and the given sigmas in pixels, ends reflected."""
+    x = torch.from_numpy(images)[:, None]
+    for axis, s in enumerate(sigma):
+        half = min(max(1, int(np.ceil(3.5 * s))), x.shape[2 + axis] - 1)
+        taps = torch.exp(-(torch.arange(-half, half + 1, dtype=x.dtype) ** 2) / (2 * s**2))
+        shape, pad = ((-1, 1), (0, 0, half, half)) if axis == 0 else ((1, -1), (half, half, 0, 0))
+        x = F.conv2d(F.pad(x, pad, mode="reflect"), (taps / taps.sum()).reshape(1, 1, *shape))
+    return x[:, 0].numpy()
+
+
+def _echo(fields: np.ndarray, sigma, spread: float, power: bool) -> np.ndarray:
+    """`fields` (N, H, W) through the point-spread function, whose lateral width grows by `spread` from top to bottom.
+
+    power: through its squared magnitude, which carries the expected intensity. Unit white input keeps unit power.
+    """
+    share = np.linspace(0, 1, fields.shape[1], dtype=np.float32)[:, None]
+    near, far = (
+        _blur(fields, tuple(s / (np.sqrt(2) if power else 1) for s in (sigma[0], sigma[1] * wide)))
+        * (1 if power else 2 * np.sqrt(np.pi * sigma[0] * sigma[1] * wide))
+        for wide in (1 - spread / 2, 1 + spread / 2)
+    )
+    if power:
+        return near * (1 - share) + far * share
+    overlap = np.sqrt((1 - spread**2 / 4) / (1 + spread**2 / 4))  # correlation of the two widths' echoes
+    return (near * (1 - share) + far * share) / np.sqrt((1 - share) ** 2 + share**2 + 2 * share * (1 - share) * overlap)
+
+
+def _draw_grey_map(level: float, rng: np.random.Generator):
+    """A scanner's map from envelope to grey in [0, 1]; `level` is the envelope of the brightest tissue."""
+    if rng.random() < 0.55:  # logarithmic compression, then a grey curve
+        span, top = rng.uniform(35, 75), 20 * np.log10(level) + rng.uniform(2, 14)
+        curve = rng.uniform(0.7, 2.2)
+        return lambda e: np.clip((20 * np.log10(np.maximum(e, 1e-9)) - top + span) / span, 0, 1) ** curve
+    power, top = rng.uniform(0.3, 1), level * rng.uniform(1.5, 3)
+    cut = rng.uniform(0, 0.12) if rng.random() < 0.6 else 0.0
+    return lambda e: np.clip(((e / top) ** power - cut) / (1 - cut), 0, 1)
+
+
+# Points of a unit complex normal variable that stand for its distribution: 12 equal shares of the magnitude, 4 phases.
+_SHARES = np.sqrt(-np.log(1 - (np.arange(12) + 0.5) / 12))[:, None] * np.exp(0.5j * np.pi * (np.arange(4) + 0.5))
+_RAYLEIGH = np.sqrt(-np.log(1 - (np.arange(24) + 0.5) / 24))
+
+
+def _expected_grey(power: np.ndarray, specular: np.ndarray, grey) -> np.ndarray:
+    """The mean of grey(envelope) over speckle of the given mean power beside a coherent amplitude, (H, W)."""
+    amplitude = np.sqrt(power)
+    expected = np.mean([grey(amplitude * r) for r in _RAYLEIGH], axis=0)
+    coherent = specular > 0.1 * amplitude
+    if coherent.any():
+        a, s = amplitude[coherent], specular[coherent]
+        expected[coherent] = np.mean([grey(np.abs(a * z + s)) for z in _SHARES.ravel()], axis=0)
+    return expected
+
+
+def simulate(config: SimulationConfig, rng: np.random.Generator) -> Simulated:
+    """Frames of one drawn anatomy with independent speckle, and their truth.
+
+    The truth is the expected grey value of each pixel over all speckle, on the frames' own grey map and at the
+    resolution of the pulse: the mean of ever more frames tends to it, and nothing sharper than it can be known.
+    Outside a sector, frames and truth are zero. Deterministic for a given config and state of `rng`.
+    """
+    polar = config.geometry == "sector"
+    grain = config.grain or (rng.uniform(0.8, 2.5), rng.uniform(1.0, 5.0))
+    sigma = tuple(max(g * SIGMA_PER_GRAIN, 0.35) for g in grain)
+    layout = config.layout or str(rng.choice(LAYOUTS, p=[0.15, 0.25, 0.25, 0.2, 0.15]))
+    anatomy = _draw_anatomy(layout, config.size, rng)
+    spread = rng.uniform(0, 0.8)
+
+    amplitude = 10 ** (anatomy.decibels / 20)
+    scale = np.sqrt(np.mean(amplitude**2))
+    amplitude = (amplitude / scale).astype(np.float32)
+    specular = _blur((10 ** (anatomy.specular / 20) / scale).astype(np.float32)[None], sigma)[0]
+    floor = 10 ** (rng.uniform(-60, -25) / 20)  # electronic noise
+    power = np.maximum(_echo(amplitude[None] ** 2, sigma, spread, power=True)[0], 0)
+    grey = _draw_grey_map(float(np.sqrt(np.quantile(power, 0.995))), rng)
+    truth = _expected_grey(power + floor**2, specular, grey).astype(np.float32)
+
+    # Scatterers beyond the image's edges take part too: mirrored ones would add up coherently there.
+    edge = tuple(min(int(np.ceil(5 * s)), n - 1) for s, n in zip(sigma, config.size, strict=True))
+    wide = np.pad(amplitude, [(e, e) for e in edge], mode="reflect")
+    inner = (..., slice(edge[0], -edge[0]), slice(edge[1], -edge[1]))
+    frames = np.empty((config.frames, *config.size), np.float32)
+    for frame in frames:
+        scatterers = rng.standard_normal((4, *wide.shape), dtype=np.float32) / np.float32(np.sqrt(2))
+        echo = _echo(scatterers[:2] * wide, sigma, spread, power=False)[inner]
+        noise = floor * _echo(scatterers[2:], tuple(s * 0.7 for s in sigma), 0, power=False)[inner]
+        frame[:] = grey(np.hypot(echo[0] + noise[0] + specular, echo[1] + noise[1]))
+    region = np.ones(config.size, bool)
+    labels = anatomy.labels
+    if polar:
+        frames, truth, labels, region = _scan_convert(frames, truth, labels, rng)
+    return Simulated(frames, truth, labels, region, (float(grain[0]), float(grain[1])))
+
+
+def _scan_convert(frames, truth, labels, rng):
+    """Lines of a fan (depth, angle) -> an image of the same size, zero outside the fan."""
+    height, width = truth.shape
+    half, apex = rng.uniform(0.45, 0.75), rng.uniform(0.05, 0.5)  # half opening in radians; probe radius / image depth
+    reach = (1 + apex) - apex * np.cos(half)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    y = y / (height - 1) * reach + apex * np.cos(half)
+    x = (x / (width - 1) * 2 - 1) * (1 + apex) * np.sin(half)
+    depth = np.hypot(x, y) - apex
+    angle = np.arctan2(x, y) / half
+    region = (depth >= 0) & (depth <= 1) & (np.abs(angle) <= 1)
+    grid = torch.from_numpy(np.stack([angle, depth * 2 - 1], -1).astype(np.float32))[None]  # (1, H, W, 2)
+
+    def convert(images, mode):
+        images = torch.from_numpy(np.ascontiguousarray(images, np.float32))[:, None]
+        images = F.grid_sample(images, grid.expand(len(images), -1, -1, -1), mode=mode, align_corners=True)
+        return images[:, 0].numpy() * region
+
+    labels = convert(labels[None], "nearest")[0].astype(np.uint8)
+    return convert(frames, "bilinear"), convert(truth[None], "bilinear")[0], labels, region
