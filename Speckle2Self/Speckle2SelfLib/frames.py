@@ -1,0 +1,113 @@
+"""Frames before the network: luminance, grey mapping, resampling to the model's grain, augmentation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt
+
+LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
+
+
+def luminance(frames: np.ndarray) -> np.ndarray:
+    """Grey values (N, H, W) float32 in the range of the input, (N, H, W) or colour (N, H, W, 3 or 4)."""
+    if frames.ndim == 4:
+        return frames[..., :3].astype(np.float32) @ LUMINANCE
+    return frames.astype(np.float32)
+
+
+def grey_mapping(frames: np.ndarray, region: np.ndarray | None) -> tuple[float, float]:
+    """The values that become 0 and 1: one pair for a whole cine, so that brightness does not flicker.
+
+    They are the 0.1 and 99.9 per cent points of the finite pixels inside the region, of at most 16 frames, so that a
+    few overlay pixels do not shift them; of everything where these two points coincide.
+
+    Args: frames (N, H, W[, C]); region (H, W) bool or None. Returns low <= high; equal for constant frames.
+    """
+    chosen = frames[np.unique(np.linspace(0, len(frames) - 1, 16).astype(int))]
+    values = luminance(chosen)
+    values = values[:, region] if region is not None else values
+    values = values[np.isfinite(values)]
+    if values.size == 0:
+        return 0.0, 0.0
+    low, high = np.percentile(values, (0.1, 99.9))
+    if high <= low:
+        low, high = values.min(), values.max()
+    return float(low), float(high)
+
+
+def fill_outside(frames: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """`frames` (N, H, W) with every pixel outside `inside` (H, W) bool replaced by the nearest one inside."""
+    if inside.all() or not inside.any():
+        return frames
+    rows, columns = distance_transform_edt(~inside, return_distances=False, return_indices=True)
+    return frames[:, rows, columns]
+
+
+def size_at_grain(size, grain, wanted) -> tuple[int, int]:
+    """The (H, W) at which frames of `size` and speckle of `grain` pixels have a grain of `wanted` pixels.
+
+    A factor within 10 per cent of 1 counts as 1; factors stay between 1/8 and 2, sizes at least 8 pixels.
+    """
+    factors = [float(np.clip(w / g, 0.125, 2)) for g, w in zip(grain, wanted, strict=True)]
+    return tuple(
+        n if abs(f - 1) <= 0.1 else max(8, round(n * f)) for n, f in zip(size, factors, strict=True)
+    )
+
+
+def resample(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(B, C, H, W) to the new (H, W): antialiased and bilinear going down, cubic going up."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    for axis in (0, 1):
+        now = list(x.shape[-2:])
+        if now[axis] == size[axis]:
+            continue
+        down = size[axis] < now[axis]
+        now[axis] = size[axis]
+        x = F.interpolate(
+            x, size=now, mode="bilinear" if down else "bicubic", antialias=down, align_corners=False
+        )
+    return x
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What to do with a batch; drawn once, applied to every view alike."""
+
+    matrices: torch.Tensor | None  # (B, 2, 3) of `affine_grid`; None: leave as it is
+    flips: tuple[int, ...] = ()  # axes
+    gain: float = 1.0
+
+
+def draw_augmentation(rng: np.random.Generator, batch: int, recipe: str) -> Augmentation:
+    """For "published": each frame flipped in either direction (p = 0.3 each) and, with p = 0.3, shifted up to 10 %,
+    scaled up to 20 % and turned up to 30 degrees, as in the paper. For "disjoint": the batch flipped (p = 0.5 each)
+    and its gain changed by up to 20 %; turning would turn the grain with it.
+    """
+    if recipe == "disjoint":
+        flips = tuple(axis for axis in (-1, -2) if rng.random() < 0.5)
+        return Augmentation(None, flips, float(rng.uniform(0.8, 1.2)))
+    matrices = np.zeros((batch, 2, 3), np.float32)
+    for matrix in matrices:
+        flip = np.diag(np.where(rng.random(2) < 0.3, -1.0, 1.0))
+        matrix[:, :2] = flip
+        if rng.random() < 0.3:
+            angle, scale = np.deg2rad(rng.uniform(-30, 30)), 1 + rng.uniform(-0.2, 0.2)
+            turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+            matrix[:, :2] = turn @ flip / scale
+            matrix[:, 2] = 2 * rng.uniform(-0.1, 0.1, 2)
+    return Augmentation(torch.from_numpy(matrices))
+
+
+def augment(x: torch.Tensor, drawn: Augmentation) -> torch.Tensor:
+    """(B, C, H, W) -> the same shape."""
+    if drawn.matrices is not None:
+        grid = F.affine_grid(drawn.matrices.to(x), list(x.shape), align_corners=False)
+        x = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+    if drawn.flips:
+        x = x.flip(drawn.flips)
+    return x if drawn.gain == 1 else x * drawn.gain
