@@ -164,9 +164,10 @@ class FastNetwork(nn.Module):
         x = self.bottom(x)  # (B, 4 width, H / (4 cell), W / (4 cell))
         for block, up, skip in zip(self.decoder[::-1], self.up[::-1], skips[::-1], strict=True):
             x = block(skip + F.interpolate(up(x), scale_factor=2, mode="bilinear", align_corners=False))
-        x = F.pixel_shuffle(self.head(F.relu(x)), self.cell)  # (B, 1, H, W)
+        with torch.autocast(x.device.type, enabled=False):  # 16 bits would leave steps of a grey level
+            x = F.pixel_shuffle(self.head(F.relu(x).float()), self.cell)  # (B, 1, H, W)
         if self.cell == 2:
-            x = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), self.binomial.to(x.dtype))
+            x = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), self.binomial)
         return x + middle
 
 

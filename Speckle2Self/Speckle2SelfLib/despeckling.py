@@ -1,0 +1,272 @@
+"""Frames in, frames out: one way to despeckle for the panel, the console and the command line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from . import checkpoint
+from .config import Cancelled, InputError, ModelConfig
+from .frames import fill_outside, grey_mapping, luminance, resample, size_at_grain
+from .perturbation import estimate_grain
+from .region import detect, grey
+
+MODELS = Path(__file__).resolve().parent.parent / "Resources" / "Models"
+BLOCK_PIXELS = 2**20  # pixels through the network at once: bounds the memory, whatever the cine's length
+TILE = 768  # pixels; larger images go through a network without normalisation layers in tiles
+BRIGHTEST = 1.5  # the networks have not seen brighter ones: what is above is added again afterwards
+SMALLEST = 8  # pixels, of either side of a frame
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with what belongs to it."""
+
+    config: ModelConfig
+    network: torch.nn.Module
+    card: dict = field(default_factory=dict)
+
+
+def bundled_models() -> dict[str, Path]:
+    """Name -> file of the models that come with Speckle2Self."""
+    return {path.stem: path for path in sorted(MODELS.glob("*.safetensors"))}
+
+
+def load_model(name_or_path) -> Model:
+    """A bundled model by name, or a file: ours (.safetensors, any suffix) or the authors' (.pth).
+
+    Raises InputError for an unknown name, and for a file that is no model (see `checkpoint.load`).
+    """
+    path = bundled_models().get(str(name_or_path), Path(name_or_path))
+    if not path.exists():
+        known = ", ".join(bundled_models()) or "none"
+        raise InputError(f"There is no model '{name_or_path}': neither a file nor a bundled model ({known}).")
+    return Model(*checkpoint.load(path))
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """The torch device for "auto", "cpu", "cuda", "cuda:1", "mps"; InputError where it is not there."""
+    available = ["cpu"]
+    if torch.cuda.is_available():
+        available = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *available]
+    if torch.backends.mps.is_available():
+        available = ["mps", *available]
+    if device == "auto":
+        return torch.device(available[0])
+    if device not in available:
+        raise InputError(f"There is no device '{device}' here; there is {', '.join(available)}.")
+    return torch.device(device)
+
+
+@lru_cache
+def choose_precision(device: torch.device) -> torch.dtype:
+    """bfloat16 where a convolution measured on this device is clearly faster with it, else float32."""
+    if device.type == "mps":
+        return torch.float32
+    layer = torch.nn.Conv2d(64, 64, 3, padding=1).to(device, memory_format=torch.channels_last)
+    x = torch.zeros(2, 64, 96, 96, device=device).to(memory_format=torch.channels_last)
+    seconds = {}
+    with torch.inference_mode():
+        for precision in (torch.float32, torch.bfloat16):
+            runs = []
+            for _ in range(4):
+                started = time.perf_counter()
+                with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+                    layer(x).sum().item()
+                runs.append(time.perf_counter() - started)
+            seconds[precision] = min(runs)
+    return torch.bfloat16 if seconds[torch.bfloat16] < 0.8 * seconds[torch.float32] else torch.float32
+
+
+def despeckle(
+    frames: np.ndarray,
+    model="default",
+    *,
+    region="auto",
+    strength: float = 1.0,
+    gamma: float = 1.0,
+    device: str = "auto",
+    precision: torch.dtype | None = None,
+    grain: tuple[float, float] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> np.ndarray:
+    """Removes the speckle of one recording.
+
+    Args:
+        frames: (H, W), (N, H, W) or in colour (N, H, W, 3 or 4); any integer or floating type. Not changed.
+        model: the name of a bundled model, a model file, a `Model`, or a filter: a function that maps
+            (N, H, W) float32 in [0, 1] to the same.
+        region: (H, W) bool, what to despeckle; "auto" finds the imaged part; None takes whole frames.
+        strength: 0 (the input) to 1 (the despeckled image).
+        gamma: exponent on the despeckled grey values, 0.2 to 5; above 1 darkens.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        precision: torch.float32 or torch.bfloat16; None: what this device does faster, by measurement.
+        grain: the speckle's grain (axial, lateral) in pixels; None: estimated once for the recording.
+        progress: called with (frames done, frames).
+        cancelled: asked before each block of frames; True raises Cancelled.
+
+    Returns an array of the same shape, type and value range. Pixels outside the region, coloured ones and those that
+    are not finite come back bit for bit. One grey mapping and one grain serve all frames, so nothing flickers (the
+    published model alone normalises every frame by itself, as published).
+    Raises InputError with one clear sentence, Cancelled.
+    """
+    stack, region = _checked(frames, region)
+    if not 0 <= strength <= 1:
+        raise InputError(f"A strength of {strength} is outside 0 to 1.")
+    if not 0.2 <= gamma <= 5:
+        raise InputError(f"A gamma of {gamma} is outside 0.2 to 5.")
+    if not callable(model) and not isinstance(model, Model):
+        model = load_model(model)
+    engine = _filter_engine(model) if callable(model) else _network_engine(model, choose_device(device), precision)
+    output = stack.copy()
+    low, high = grey_mapping(stack, region)
+    if not region.any() or high <= low or strength == 0:
+        if progress:
+            progress(len(stack), len(stack))
+        return output.reshape(frames.shape)
+
+    rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
+    box = (slice(None), slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    cut, region, result = stack[box], region[box[1:]], output[box]
+    if grain is None and isinstance(model, Model) and model.config.grain is not None:
+        grain = estimate_grain(luminance(cut[:: max(1, len(cut) // 8)]), region)
+    bounds = _value_range(cut)
+    block = max(1, BLOCK_PIXELS // region.size)
+    for start in range(0, len(cut), block):
+        if cancelled and cancelled():
+            raise Cancelled
+        part = cut[start : start + block]
+        before = luminance(part)
+        finite = np.isfinite(before)
+        seen = _without_gaps(before, region, finite)
+        if isinstance(model, Model) and model.config.normalisation == "frame":
+            lows, highs = (f(seen, axis=(1, 2), keepdims=True) for f in (np.min, np.max))
+        else:
+            lows, highs = np.float32(low), np.float32(high)
+        spans = np.where(highs > lows, highs - lows, 1)
+        scaled = (seen - lows) / spans
+        limited = np.minimum(scaled, BRIGHTEST)
+        after = engine(np.maximum(limited, -0.5), grain)
+        after = np.maximum(after, 0) + (scaled - limited)
+        if gamma != 1:
+            after = after**gamma
+        after = before + strength * (lows + spans * after - before)
+        change = region & finite & (highs > lows)
+        if cut.ndim == 4:
+            change &= grey(part)
+        _write(result[start : start + block], part, before, after, change, bounds)
+        if progress:
+            progress(min(start + block, len(cut)), len(cut))
+    return output.reshape(frames.shape)
+
+
+def _checked(frames, region) -> tuple[np.ndarray, np.ndarray]:
+    """The frames as (N, H, W[, C]) and the region as (H, W) bool, or InputError."""
+    frames = np.asarray(frames)
+    if frames.dtype.kind not in "uif":
+        raise InputError(f"Frames of type {frames.dtype} cannot be despeckled; give integers or floating point.")
+    stack = frames[None] if frames.ndim == 2 else frames
+    if stack.ndim not in (3, 4) or (stack.ndim == 4 and stack.shape[-1] not in (3, 4)):
+        raise InputError(f"Frames of shape {frames.shape} are not (H, W), (N, H, W) or (N, H, W, 3 or 4).")
+    if len(stack) == 0 or min(stack.shape[1:3]) < SMALLEST:
+        raise InputError(f"Frames of shape {frames.shape} are too small: at least one of {SMALLEST} x {SMALLEST} pixels.")
+    if frames.dtype.kind == "f" and not any(np.isfinite(frame).any() for frame in stack):
+        raise InputError("The frames hold no finite value.")
+    if isinstance(region, str):
+        if region != "auto":
+            raise InputError(f"A region is 'auto', None or a mask, not '{region}'.")
+        region = detect(stack)
+    if region is None:
+        region = np.ones(stack.shape[1:3], bool)
+    region = np.asarray(region) != 0
+    if region.shape != stack.shape[1:3]:
+        raise InputError(f"A region of {region.shape} does not fit frames of {stack.shape[1:3]} pixels.")
+    return stack, region
+
+
+def _value_range(frames: np.ndarray) -> tuple[float, float]:
+    """The smallest and largest finite value, frame by frame to spare memory."""
+    if frames.dtype.kind != "f":
+        return frames.min(), frames.max()
+    lows, highs = zip(*((f.min(), f.max()) for f in (frame[np.isfinite(frame)] for frame in frames) if f.size), strict=True)
+    return min(lows), max(highs)
+
+
+def _without_gaps(values: np.ndarray, region: np.ndarray, finite: np.ndarray) -> np.ndarray:
+    """(N, H, W) with all that is outside the region or not finite replaced by the nearest pixel that is neither."""
+    if finite.all():
+        return fill_outside(values, region)
+    return np.concatenate(
+        [
+            fill_outside(v[None], region & f) if (region & f).any() else np.zeros_like(v[None])
+            for v, f in zip(values, finite, strict=True)
+        ]
+    )
+
+
+def _write(result, part, before, after, change, bounds) -> None:
+    """Puts `after` into `result` where `change` is True, in the type and value range of `part`."""
+    if part.ndim == 4:  # each channel moves by what the luminance moves: hue stays
+        colour = result[..., :3]
+        after = part[..., :3] + (after - before)[..., None]
+        change = np.broadcast_to(change[..., None], colour.shape)
+        result = colour
+    if result.dtype.kind != "f":
+        after = np.rint(after)
+    np.copyto(result, np.clip(after, *bounds).astype(result.dtype), where=change)
+
+
+def _filter_engine(function):
+    return lambda frames, grain: function(np.clip(frames, 0, 1))
+
+
+def _network_engine(model: Model, device: torch.device, precision: torch.dtype | None):
+    """A function (N, H, W) float32, grain -> the same shape, through the network."""
+    network = model.network.to(device).eval()
+    if device.type == "cpu":
+        network = network.to(memory_format=torch.channels_last)
+    precision = precision or choose_precision(device)
+
+    def run(frames: np.ndarray, grain) -> np.ndarray:
+        size = frames.shape[1:]
+        inner = size if model.config.grain is None else size_at_grain(size, grain, model.config.grain)
+        with torch.inference_mode(), torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            x = torch.from_numpy(frames)[:, None].to(device)  # (N, 1, H, W)
+            x = through_network(network, resample(x, inner)).float()
+            return resample(x, size)[:, 0].cpu().numpy()
+
+    return run
+
+
+def through_network(network, x: torch.Tensor, tile: int = TILE) -> torch.Tensor:
+    """(N, 1, H, W) of any size through a network, by reflection padding and, where it may, in tiles.
+
+    A tile takes its surroundings of `network.margin` pixels along, so that tiles and whole frames give the same.
+    """
+    height, width = x.shape[-2:]
+    edge = network.multiple * 2 if network.margin else 0  # keeps the zero padding away from the image
+    pads = [edge, edge + -(width + 2 * edge) % network.multiple, edge, edge + -(height + 2 * edge) % network.multiple]
+    reflect = max(pads[:2]) < width and max(pads[2:]) < height
+    x = F.pad(x, pads, mode="reflect" if reflect else "replicate")
+    if network.margin == 0 or max(x.shape[-2:]) <= tile + 2 * network.margin:
+        y = network(x)
+    else:
+        y = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+        for top in range(0, x.shape[-2], tile):
+            for left in range(0, x.shape[-1], tile):
+                outer, core = [], []
+                for start, size in ((top, x.shape[-2]), (left, x.shape[-1])):
+                    first, last = max(0, start - network.margin), min(size, start + tile + network.margin)
+                    outer.append(slice(first, last))
+                    core.append(slice(start - first, min(start + tile, size) - first))
+                done = network(x[..., outer[0], outer[1]])
+                y[..., top : top + tile, left : left + tile] = done[..., core[0], core[1]]
+    return y[..., edge : edge + height, edge : edge + width]

@@ -1,0 +1,119 @@
+"""Which pixels are ultrasound: not the margins, text, scales, logos and grey bars around it, nor overlays on it."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+from skimage.morphology import convex_hull_image
+
+from .frames import luminance
+
+HUE_TOLERANCE = 0.12  # of the brightest channel, plus HUE_NOISE; JPEG leaves grey tissue a little coloured
+HUE_NOISE = 0.04  # of the type's range
+
+
+def grey(frames: np.ndarray) -> np.ndarray:
+    """Bool (N, H, W): pixels of colour frames (N, H, W, 3 or 4) that have no hue, within what JPEG blurs."""
+    colour = frames[..., :3].astype(np.float32)
+    brightest = colour.max(-1)
+    scale = 255.0 if frames.dtype == np.uint8 else float(brightest.max(initial=0))
+    return brightest - colour.min(-1) <= HUE_TOLERANCE * brightest + HUE_NOISE * scale
+
+
+def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
+    """The imaged region (H, W) bool of a recording (N, H, W[, C]).
+
+    Light parts are told apart into image and graphics: graphics are small and sharp, or do not change while the rest
+    of the recording does, or have a hue. The region is the convex hull of the image parts (the whole rectangle where
+    they fill nine tenths of one), less the graphics in it and two pixels around them; dark cysts and shadows belong to
+    it. All False where nothing looks like ultrasound, such as constant frames or a screen of windows.
+
+    Args: within, (H, W) bool: look only there, as where the file itself says where the image is.
+    """
+    shape = frames.shape[1:3]
+    chosen = frames[np.unique(np.linspace(0, len(frames) - 1, 24).astype(int))]
+    grey_values = np.nan_to_num(luminance(chosen), nan=0, posinf=0, neginf=0)
+    brightest, steady = grey_values.max(0), grey_values.mean(0)
+    if within is not None:
+        brightest, steady = brightest * within, steady * within
+    black, white = np.percentile(brightest, (1, 99.9))
+    black = min(black, np.percentile(grey_values, 5))
+    span = white - black
+    nothing = np.zeros(shape, bool)
+    if span <= 0:
+        return nothing
+    lit = brightest > black + max(0.02 * span, 1.5 if frames.dtype.kind != "f" else 0)
+    flat = (ndimage.maximum_filter(steady, 3) == ndimage.minimum_filter(steady, 3)) & (steady > black + 0.1 * span)
+    if not lit.any() or flat.sum() > 0.4 * lit.sum():
+        return nothing
+
+    change = grey_values.std(0) / span
+    moves = len(chosen) > 2 and np.median(change[lit]) > 0.01
+    graphics = _strokes(grey_values[len(chosen) // 2] - black, span)
+    if moves:
+        graphics |= _strokes(brightest - black, span)
+        # Light and still, while speckle changes by a fifth of its brightness and more.
+        level = (steady - black) / span
+        still = (level > 0.15) & (change < 0.05 * level)
+        graphics |= still
+    graphics = lit & (ndimage.binary_dilation(graphics) | (~grey(chosen).all(0) if frames.ndim == 4 else nothing))
+    image = _image_parts(lit & ~graphics, graphics, change if moves else None)
+    if not image.any():
+        return nothing
+    region = convex_hull_image(image, offset_coordinates=False)
+    rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    if region[box].mean() > 0.9:
+        region[box] = True
+    if moves:  # what is still amid still tissue is no overlay
+        amid = ndimage.uniform_filter(change, max(9, min(shape) // 30)) < 0.015
+        graphics &= ~(amid | ndimage.binary_dilation(still & (change > 0.02 * level)))
+    region &= ~ndimage.binary_dilation(graphics, iterations=2)
+    return region if within is None else region & within
+
+
+def _strokes(values: np.ndarray, span: float) -> np.ndarray:
+    """Small, bright, sharp parts (H, W) on a dark ground: letters, ticks and marks, even where they flicker."""
+    strokes = np.zeros(values.shape, bool)
+    jump = np.maximum(np.abs(np.diff(values, axis=0, prepend=0)), np.abs(np.diff(values, axis=1, prepend=0)))
+    labels, _ = ndimage.label(values > 0.3 * span, np.ones((3, 3)))
+    tallest, widest = (0.07 * n for n in values.shape)
+    for label, box in enumerate(ndimage.find_objects(labels), 1):
+        if box[0].stop - box[0].start > tallest or box[1].stop - box[1].start > widest:
+            continue
+        wide = tuple(slice(max(0, b.start - 3), b.stop + 3) for b in box)
+        part = labels[wide] == label
+        ring = ndimage.binary_dilation(part, iterations=3) & (labels[wide] == 0)
+        bright = np.percentile(values[wide][part], 95)
+        sharp = np.percentile(jump[wide][part], 85) > 0.4 * bright
+        ground = np.median(values[wide][ring]) if ring.any() else 0
+        if bright > 0.45 * span and sharp and ground < 0.08 * span:
+            strokes[wide] |= part
+    return strokes
+
+
+def _image_parts(lit: np.ndarray, graphics: np.ndarray, change: np.ndarray | None) -> np.ndarray:
+    """The light components (H, W) bool that are image: no specks, no filled bars, nothing low beside graphics (the
+    rest of a line of text), and where the recording moves (`change`, the deviation over time), large or moving."""
+    height, width = lit.shape
+    lines = ndimage.binary_dilation(graphics, np.ones((1, 2 * (width // 30) + 1)))
+    joined = ndimage.binary_closing(np.pad(lit, 4), iterations=2)[4:-4, 4:-4] | lit
+    # Rows of ticks are thin; without motion, nothing but thin bridges tells a toolbar from the image above it.
+    thin = 3 if change is None else 1
+    joined = ndimage.binary_opening(np.pad(joined, 4, mode="edge"), iterations=thin)[4:-4, 4:-4]
+    lit = lit & joined
+    labels, count = ndimage.label(joined, np.ones((3, 3)))
+    image = np.zeros(count + 1, bool)
+    areas = np.bincount(labels[lit], minlength=count + 1)
+    for label, box in enumerate(ndimage.find_objects(labels), 1):
+        short, long = sorted(side.stop - side.start for side in box)
+        if long > 4 * short and areas[label] > 0.6 * short * long:
+            continue
+        part = lit[box] & (labels[box] == label)
+        if box[0].stop - box[0].start < 0.07 * height and (part & lines[box]).any():
+            continue
+        if change is None:
+            image[label] = areas[label] >= 0.1 * areas.max()
+        elif areas[label] >= max(12, 0.004 * areas.max()):
+            image[label] = areas[label] > 0.3 * areas.max() or np.median(change[box][part]) > 0.04
+    return image[labels] & lit

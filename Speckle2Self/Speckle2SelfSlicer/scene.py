@@ -1,0 +1,432 @@
+"""MRML volumes and sequences to frames and back, with geometry, time, display and browsing kept.
+
+A recording is `(T, K, J, I)` or `(T, K, J, I, C)`: T time points of one volume each, in VTK's order of axes (the
+fastest, I, last), C colour components. Only data-carrying copies of the input are made; the scene is touched at the end,
+by `write`, which takes back what it added if a step fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import slicer
+import vtk
+from Speckle2SelfLib.config import InputError
+from vtk.util.numpy_support import get_vtk_array_type, vtk_to_numpy
+
+# Class of a volume that can be despeckled -> class of the result.
+VOLUMES = {
+    "vtkMRMLScalarVolumeNode": "vtkMRMLScalarVolumeNode",
+    "vtkMRMLVectorVolumeNode": "vtkMRMLVectorVolumeNode",
+    "vtkMRMLStreamingVolumeNode": "vtkMRMLVectorVolumeNode",  # it decodes on access; the result is plain
+}
+AXES = ("K", "J", "I")  # in the order of the array's axes
+COARSER = 1.5  # times the next spacing: from here on, one axis is taken for the axis of acquisition
+
+
+@dataclass
+class Source:
+    """What to despeckle: one volume, or the volumes of a sequence."""
+
+    node: object  # the volume, proxy or sequence node that was asked for
+    volumes: list  # volume nodes, one a time point
+    sequence: object = None  # the sequence node that holds the volumes; None for a volume on its own
+    indexValues: list[str] = field(default_factory=list)  # of the sequence's items
+
+    @property
+    def outputClass(self) -> str:
+        """Class of the despeckled volumes."""
+        return VOLUMES[self.volumes[0].GetClassName()]
+
+    @property
+    def isProxy(self) -> bool:
+        """Whether the node that was asked for is a browser's proxy of the sequence."""
+        return self.sequence is not None and self.node is not self.sequence
+
+
+def source(node) -> Source:
+    """The recording that a node stands for; for a browser's proxy volume that is the whole sequence behind it.
+
+    Raises InputError for a node that holds no ultrasound image.
+    """
+    if node is None or node.GetScene() is None:
+        raise InputError("There is no input node in the scene; choose a volume or a sequence.")
+    sequence = node if node.IsA("vtkMRMLSequenceNode") else _sequenceBehind(node)
+    if sequence is None:
+        volumes, values = [node], []
+    else:
+        count = sequence.GetNumberOfDataNodes()
+        if not count:
+            raise InputError(
+                f"The sequence '{sequence.GetName()}' is empty; choose one with recorded volumes."
+            )
+        volumes = [sequence.GetNthDataNode(i) for i in range(count)]
+        values = [sequence.GetNthIndexValue(i) for i in range(count)]
+        if len(set(values)) < count:
+            raise InputError(
+                f"The sequence '{sequence.GetName()}' has one index value twice; give each item its own."
+            )
+    for volume in volumes:
+        _checkVolume(volume, node.GetName())
+    if len({volume.GetClassName() for volume in volumes}) > 1:
+        raise InputError(
+            f"The sequence '{sequence.GetName()}' mixes several kinds of volumes; split it first."
+        )
+    return Source(node, volumes, sequence, values)
+
+
+def _checkVolume(volume, name: str) -> None:
+    kind = volume.GetClassName() if volume else "missing item"
+    if kind not in VOLUMES:
+        raise InputError(
+            f"'{name}' holds a {kind}; choose a scalar, vector or streaming volume, or a sequence of them."
+        )
+    spatial = (
+        slicer.vtkMRMLVolumeNode.VoxelVectorTypeSpatial,
+        slicer.vtkMRMLVolumeNode.VoxelVectorTypeSpatialCovariant,
+    )
+    if volume.GetVoxelVectorType() in spatial:
+        raise InputError(f"'{name}' holds spatial vectors (such as displacements), not an ultrasound image.")
+
+
+def _sequenceBehind(node):
+    """The sequence that a proxy node shows, or None."""
+    for browser in _browsers(node.GetScene()):
+        if browser.IsProxyNodeID(node.GetID()):
+            return browser.GetSequenceNode(node)
+    return None
+
+
+def _browsers(scene, sequence=None) -> list:
+    """The scene's sequence browsers; of one sequence if given."""
+    browsers = [
+        scene.GetNthNodeByClass(i, "vtkMRMLSequenceBrowserNode")
+        for i in range(scene.GetNumberOfNodesByClass("vtkMRMLSequenceBrowserNode"))
+    ]
+    return [b for b in browsers if sequence is None or b.IsSynchronizedSequenceNodeID(sequence.GetID(), True)]
+
+
+#
+# Frames
+#
+
+
+def read(source: Source) -> np.ndarray:
+    """The recording as (T, K, J, I) or, in colour, (T, K, J, I, C), in the volumes' own type.
+
+    A volume on its own is not copied: its voxels are seen through a read-only array. Raises InputError for volumes
+    without image, of differing size or type, or with neither 1 nor 3 or 4 components.
+    """
+    name, decoder, stack, first = source.node.GetName(), None, None, None
+    for number, volume in enumerate(source.volumes):
+        if volume.IsA("vtkMRMLStreamingVolumeNode"):
+            decoder = (
+                decoder or slicer.vtkMRMLStreamingVolumeNode()
+            )  # so that the input stays encoded, as it is
+            image = _decode(volume, decoder)
+        else:
+            image = volume.GetImageData()
+        if image is None or image.GetNumberOfPoints() == 0 or image.GetPointData().GetScalars() is None:
+            raise InputError(
+                f"'{name}' has no image data{_at(source, number)}; load or record an image first."
+            )
+        components = image.GetNumberOfScalarComponents()
+        if components not in (1, 3, 4):
+            raise InputError(
+                f"'{name}' has {components} components a voxel; grey (1) and colour (3 or 4) can be used."
+            )
+        kind = (image.GetDimensions(), image.GetScalarTypeAsString(), components)
+        first = first or kind
+        if kind != first:
+            raise InputError(
+                f"The volumes of '{name}' differ in size or type{_at(source, number)}; split it first."
+            )
+        shape = tuple(reversed(image.GetDimensions())) + ((components,) if components > 1 else ())
+        voxels = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(shape)  # (K, J, I[, C])
+        if len(source.volumes) == 1:
+            stack = voxels[None].copy() if decoder else voxels[None]
+            stack.flags.writeable = False
+            break
+        if stack is None:
+            stack = np.empty((len(source.volumes), *shape), voxels.dtype)
+        stack[number] = voxels
+    return stack
+
+
+def _at(source: Source, number: int) -> str:
+    return f" (item {number + 1} of {len(source.volumes)})" if source.sequence else ""
+
+
+def _decode(volume, decoder):
+    """The image of a streaming volume, decoded in the node `decoder`; None if there is none."""
+    if volume.GetFrame() is None:
+        return volume.GetImageData()
+    decoder.SetAndObserveImageData(None)
+    decoder.SetCodecFourCC(volume.GetCodecFourCC())
+    decoder.SetCodecParameterString(volume.GetCodecParameterString())
+    decoder.SetAndObserveFrame(volume.GetFrame())
+    if decoder.GetCodec() is None or not decoder.DecodeFrame():
+        raise InputError(
+            f"'{volume.GetName()}' cannot be decoded: no codec '{volume.GetCodecFourCC()}' in this Slicer."
+        )
+    return decoder.GetImageData()
+
+
+def slicingAxis(source: Source, shape: tuple[int, ...], axis: str = "auto") -> int:
+    """Which axis of (K, J, I) the frames lie along: 0, 1 or 2.
+
+    axis: "K", "J", "I", or "auto": an axis with one voxel (a single frame), else the axis of acquisition, whose
+    spacing is at least 1.5 times that of any other, else K.
+    """
+    if axis in AXES:
+        return AXES.index(axis)
+    if axis != "auto":
+        raise InputError(f"There is no axis '{axis}'; known are auto, K, J, I and average.")
+    flat = [i for i in range(3) if shape[1 + i] == 1]
+    if flat:
+        return flat[0]
+    spacing = source.volumes[0].GetSpacing()[::-1]  # millimetres along (K, J, I)
+    coarsest, second = sorted(range(3), key=lambda i: -spacing[i])[:2]
+    return coarsest if spacing[coarsest] >= COARSER * spacing[second] else 0
+
+
+def process(volumes: np.ndarray, axis: int, despeckle: Callable) -> np.ndarray:
+    """`despeckle`, a function of frames (N, H, W[, C]), applied to volumes (T, K, J, I[, C]) cut across `axis`."""
+    cut = np.moveaxis(volumes, 1 + axis, 1)  # (T, slices, H, W[, C])
+    frames = cut.reshape(-1, *cut.shape[2:])  # (N, H, W[, C])
+    return np.moveaxis(despeckle(frames).reshape(cut.shape), 1, 1 + axis)
+
+
+def average(results: list[np.ndarray]) -> np.ndarray:
+    """The voxel-wise mean of three arrays in their own type; where all agree, their very value."""
+    mean = np.empty_like(results[0])
+    for t in range(len(mean)):
+        for k in range(
+            mean.shape[1]
+        ):  # slice by slice, so that no floating-point copy of the volume is needed
+            a, b, c = (result[t, k] for result in results)
+            with np.errstate(invalid="ignore", over="ignore"):
+                x = a + ((b.astype(np.float64) - a) + (c.astype(np.float64) - a)) / 3
+            x = np.rint(x) if np.issubdtype(mean.dtype, np.integer) else x
+            same = ((a == b) & (b == c)) | ~np.isfinite(x)
+            mean[t, k] = np.where(same, a, np.where(same, 0, x).astype(mean.dtype))
+    return mean
+
+
+#
+# Results
+#
+
+
+def checkOutput(source: Source, output) -> None:
+    """Raises InputError if the node `output` (None: a new one) cannot take the result of `source`."""
+    if output is None:
+        return
+    name = output.GetName()
+    if output.GetScene() is not source.node.GetScene():
+        raise InputError(f"The output node '{name}' is not in the input's scene.")
+    shown = None if output.IsA("vtkMRMLSequenceNode") else _sequenceBehind(output)
+    if output is source.node or (source.sequence is not None and source.sequence in (output, shown)):
+        raise InputError(
+            f"The output '{name}' is the input itself, which is never changed; choose another output."
+        )
+    if output.IsA("vtkMRMLSequenceNode") and source.sequence is not None:
+        return
+    if source.node is source.sequence or output.GetClassName() != source.outputClass:
+        kind = "vtkMRMLSequenceNode" if source.node is source.sequence else source.outputClass
+        raise InputError(f"The output '{name}' is a {output.GetClassName()}, but the result is a {kind}.")
+    if shown is not None and not (
+        source.isProxy
+        and set(_browsers(output.GetScene(), shown)) & set(_browsers(output.GetScene(), source.sequence))
+    ):
+        raise InputError(f"The output '{name}' shows another recording's sequence; choose another output.")
+
+
+def write(source: Source, volumes: np.ndarray, output=None, suffix: str = "despeckled"):
+    """Puts a result (T, K, J, I[, C]) into the scene of its source and returns its node.
+
+    Class, IJK-to-RAS matrices, parent transform, attributes and display settings are those of the input, whose name
+    it carries with the suffix. A new sequence has the input's index name, unit, type and values, verbatim, and is
+    joined to every browser of the input with a proxy of its own (played as the input is; never recorded into, changes of
+    the proxy never saved). A sequence without browser gets one, `<input> browser`, for both, as on loading from a file:
+    without, Slicer would show neither.
+
+    output: an existing node to fill (see `checkOutput`): its id and display settings stay.
+    Returns `output` if given; else the volume for a volume, the sequence for a sequence, the proxy for a proxy.
+    If anything fails, the nodes that were added are removed again.
+    """
+    checkOutput(source, output)
+    if len(volumes) != len(source.volumes):
+        raise ValueError(f"{len(volumes)} volumes cannot take the place of {len(source.volumes)}.")
+    scene, added, joined = source.node.GetScene(), [], []
+    try:
+        if source.sequence is None:
+            result = _writeVolume(source.node, volumes[0], output, suffix, added)
+            _placeBeside(source.node, result)
+        else:
+            result = _writeSequence(source, volumes, output, suffix, added, joined)
+    except BaseException:
+        for browser, sequence in joined:
+            browser.RemoveSynchronizedSequenceNode(sequence.GetID())
+        for node in reversed(added):
+            scene.RemoveNode(node)
+        raise
+    return result
+
+
+def _writeVolume(template, voxels, output, suffix, added):
+    volume = _volume(template, voxels)
+    if output is None:
+        output = _add(template.GetScene(), volume, f"{template.GetName()} {suffix}", added)
+    else:
+        output.CopyContent(volume, False)
+    _showLike(template, output, added)
+    return output
+
+
+def _volume(template, voxels: np.ndarray):
+    """A volume node outside any scene: all of `template` but its voxels (K, J, I[, C])."""
+    volume = getattr(slicer, VOLUMES[template.GetClassName()])()
+    image = vtk.vtkImageData()
+    if template.IsA("vtkMRMLStreamingVolumeNode"):
+        bare = slicer.vtkMRMLStreamingVolumeNode()  # copying from the input itself would decode it
+        bare.CopyContent(template, False)
+        bare.SetAndObserveImageData(None)
+        volume.CopyContent(bare, False)
+        image.SetDimensions(voxels.shape[2::-1])
+        scalarType = get_vtk_array_type(voxels.dtype)
+    else:
+        volume.CopyContent(template, False)
+        image.SetExtent(template.GetImageData().GetExtent())
+        scalarType = template.GetImageData().GetScalarType()
+    image.AllocateScalars(scalarType, voxels.shape[3] if voxels.ndim == 4 else 1)
+    vtk_to_numpy(image.GetPointData().GetScalars()).reshape(voxels.shape)[:] = voxels
+    volume.SetAndObserveImageData(image)
+    volume.SetVoxelVectorType(template.GetVoxelVectorType())
+    volume.SetName(template.GetName())
+    return volume
+
+
+def _writeSequence(source, volumes, output, suffix, added, joined):
+    scene, original = source.node.GetScene(), source.sequence
+    givenProxy = None if output is None or output.IsA("vtkMRMLSequenceNode") else output
+    sequence = _sequenceBehind(givenProxy) if givenProxy else output
+    if sequence is None:
+        sequence = slicer.vtkMRMLSequenceNode()
+        _fill(sequence, source, volumes)
+        _add(scene, sequence, f"{original.GetName()} {suffix}", added)
+    else:
+        _fill(sequence, source, volumes)
+    _placeBeside(original, sequence)
+    result = sequence
+    for browser in _browsers(scene, original) or [_makeBrowser(original, added)]:
+        # One event at the end, so that Slicer's Sequences module does not make a proxy of its own in between.
+        with slicer.util.NodeModify(browser):
+            if not browser.IsSynchronizedSequenceNodeID(sequence.GetID(), True):
+                browser.AddSynchronizedSequenceNodeID(sequence.GetID())
+                joined.append((browser, sequence))
+                browser.SetRecording(sequence, False)
+                browser.SetSaveChanges(sequence, False)
+                browser.SetPlayback(sequence, browser.GetPlayback(original))
+                browser.SetOverwriteProxyName(sequence, browser.GetOverwriteProxyName(original))
+                browser.SetMissingItemMode(sequence, browser.GetMissingItemMode(original))
+            inputProxy = browser.GetProxyNode(original)
+            asked = inputProxy is source.node  # it was this browser's proxy that was to be despeckled
+            if asked and givenProxy is not None:
+                browser.AddProxyNode(givenProxy, sequence, False)
+            name = f"{(inputProxy or original).GetName()} {suffix}"
+            proxy = _updateProxy(browser, sequence, name, inputProxy, added)
+            _placeBeside(inputProxy or original, proxy)
+            if asked:
+                result = proxy
+    return output or result
+
+
+def _makeBrowser(sequence, added):
+    """A browser for a sequence that has none, with its proxy."""
+    browser = _add(
+        sequence.GetScene(), slicer.vtkMRMLSequenceBrowserNode(), f"{sequence.GetName()} browser", added
+    )
+    with slicer.util.NodeModify(browser):
+        browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+        _updateProxy(browser, sequence, sequence.GetName(), None, added)
+    return browser
+
+
+def _fill(sequence, source: Source, volumes) -> None:
+    """Makes `sequence` a sequence of the new volumes with the index of the source's sequence."""
+    original = source.sequence
+    with slicer.util.NodeModify(sequence):
+        sequence.RemoveAllDataNodes()
+        # A text index keeps order and values as they are; a numeric one would sort and merge close values.
+        sequence.SetIndexType(slicer.vtkMRMLSequenceNode.TextIndex)
+        for template, value, voxels in zip(source.volumes, source.indexValues, volumes, strict=True):
+            item = sequence.SetDataNodeAtValue(_volume(template, voxels), value)
+            item.SetName(template.GetName())
+        sequence.SetIndexName(original.GetIndexName())
+        sequence.SetIndexUnit(original.GetIndexUnit())
+        sequence.SetIndexType(original.GetIndexType())
+        sequence.SetNumericIndexValueTolerance(original.GetNumericIndexValueTolerance())
+        for attribute in original.GetAttributeNames():
+            if attribute != "DataNodeClassName":  # differs for streaming volumes; MRML has set it
+                sequence.SetAttribute(attribute, original.GetAttribute(attribute))
+
+
+def _updateProxy(browser, sequence, name, template, added):
+    """Lets a proxy volume, made if there is none, show the selected item of `sequence`, displayed as `template` is."""
+    master, selected = browser.GetMasterSequenceNode(), browser.GetSelectedItemNumber()
+    value = master.GetNthIndexValue(selected) if 0 <= selected < master.GetNumberOfDataNodes() else ""
+    item = sequence.GetDataNodeAtValue(value, False) or sequence.GetNthDataNode(0)
+    proxy = browser.GetProxyNode(sequence)
+    if proxy is None or proxy.GetClassName() != item.GetClassName():
+        proxy = _add(browser.GetScene(), getattr(slicer, item.GetClassName())(), name, added)
+        browser.AddProxyNode(proxy, sequence, False)
+    proxy.CopyContent(item)
+    _showLike(template, proxy, added)
+    return proxy
+
+
+def _showLike(template, volume, added) -> None:
+    """Parent transform and display of `volume` as those of `template` (None: default display).
+
+    Display settings that `volume` has already are left as they are. The window is the one at which the input is shown
+    now, and does not follow the new voxels, so that the two compare.
+    """
+    if template is not None:
+        volume.SetAndObserveTransformNodeID(template.GetTransformNodeID())
+    if volume.GetDisplayNode() is not None:
+        return
+    display = template.GetDisplayNode() if template is not None else None
+    if display is None or not display.IsA("vtkMRMLScalarVolumeDisplayNode"):
+        volume.CreateDefaultSequenceDisplayNodes()
+        added.append(volume.GetDisplayNode())
+        return
+    copy = getattr(slicer, display.GetClassName())()
+    copy.CopyContent(display)
+    copy.AutoWindowLevelOff()
+    copy.SetWindowLevel(display.GetWindow(), display.GetLevel())
+    added.append(volume.GetScene().AddNode(copy))
+    volume.SetAndObserveDisplayNodeID(copy.GetID())
+
+
+def _placeBeside(node, result) -> None:
+    """In the subject hierarchy, puts `result` into the folder, study or patient of `node`, if the scene has one."""
+    hierarchy = node.GetScene().GetFirstNodeByClass("vtkMRMLSubjectHierarchyNode")
+    item = hierarchy.GetItemByDataNode(node) if hierarchy else 0
+    if not item:
+        return
+    parent, place = hierarchy.GetItemParent(item), hierarchy.GetItemByDataNode(result)
+    if place:
+        hierarchy.SetItemParent(place, parent)
+    else:
+        hierarchy.CreateItem(parent, result)
+
+
+def _add(scene, node, name, added):
+    """Adds `node` to the scene under a name that no other node has; the caller's list `added` remembers it."""
+    node.SetName(scene.GenerateUniqueName(name))
+    node = scene.AddNode(node)
+    added.append(node)
+    return node
