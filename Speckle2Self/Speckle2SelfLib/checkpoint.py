@@ -88,14 +88,32 @@ def _read_ours(path: Path):
 def _read_authors(path: Path):
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{path} is not a model file (.safetensors of ours, or the authors' .pth).") from error
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+    ) as error:
+        raise InputError(
+            f"{path} is not a model file (.safetensors of ours, or the authors' .pth)."
+        ) from error
     if isinstance(weights, dict) and "state_dict" in weights:
         weights = weights["state_dict"]
-    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+    if not isinstance(weights, dict) or not all(
+        isinstance(value, torch.Tensor) for value in weights.values()
+    ):
         raise InputError(f"{path} is not a state dict of the published network.")
     for scales in (3, 1):
         if set(weights) == set(SpeckleReductionNetwork(scales).state_dict()):
             config = ModelConfig(architecture="published", scales=scales, normalisation="frame")
-            return config, {name: value.float() for name, value in weights.items()}, {"description": "Imported"}
-    raise InputError(f"{path} does not hold the published network: it has {len(weights)} tensors of other names.")
+            return (
+                config,
+                {name: value.float() for name, value in weights.items()},
+                {"description": "Imported"},
+            )
+    raise InputError(
+        f"{path} does not hold the published network: it has {len(weights)} tensors of other names."
+    )

@@ -125,7 +125,9 @@ def despeckle(
         raise InputError(f"A gamma of {gamma} is outside 0.2 to 5.")
     if not callable(model) and not isinstance(model, Model):
         model = load_model(model)
-    engine = _filter_engine(model) if callable(model) else _network_engine(model, choose_device(device), precision)
+    engine = (
+        _filter_engine(model) if callable(model) else _network_engine(model, choose_device(device), precision)
+    )
     output = stack.copy()
     low, high = grey_mapping(stack, region)
     if not region.any() or high <= low or strength == 0:
@@ -172,12 +174,16 @@ def _checked(frames, region) -> tuple[np.ndarray, np.ndarray]:
     """The frames as (N, H, W[, C]) and the region as (H, W) bool, or InputError."""
     frames = np.asarray(frames)
     if frames.dtype.kind not in "uif":
-        raise InputError(f"Frames of type {frames.dtype} cannot be despeckled; give integers or floating point.")
+        raise InputError(
+            f"Frames of type {frames.dtype} cannot be despeckled; give integers or floating point."
+        )
     stack = frames[None] if frames.ndim == 2 else frames
     if stack.ndim not in (3, 4) or (stack.ndim == 4 and stack.shape[-1] not in (3, 4)):
         raise InputError(f"Frames of shape {frames.shape} are not (H, W), (N, H, W) or (N, H, W, 3 or 4).")
     if len(stack) == 0 or min(stack.shape[1:3]) < SMALLEST:
-        raise InputError(f"Frames of shape {frames.shape} are too small: at least one of {SMALLEST} x {SMALLEST} pixels.")
+        raise InputError(
+            f"Frames of shape {frames.shape} are too small: at least one of {SMALLEST} x {SMALLEST} pixels."
+        )
     if frames.dtype.kind == "f" and not any(np.isfinite(frame).any() for frame in stack):
         raise InputError("The frames hold no finite value.")
     if isinstance(region, str):
@@ -196,7 +202,9 @@ def _value_range(frames: np.ndarray) -> tuple[float, float]:
     """The smallest and largest finite value, frame by frame to spare memory."""
     if frames.dtype.kind != "f":
         return frames.min(), frames.max()
-    lows, highs = zip(*((f.min(), f.max()) for f in (frame[np.isfinite(frame)] for frame in frames) if f.size), strict=True)
+    lows, highs = zip(
+        *((f.min(), f.max()) for f in (frame[np.isfinite(frame)] for frame in frames) if f.size), strict=True
+    )
     return min(lows), max(highs)
 
 
@@ -238,7 +246,10 @@ def _network_engine(model: Model, device: torch.device, precision: torch.dtype |
     def run(frames: np.ndarray, grain) -> np.ndarray:
         size = frames.shape[1:]
         inner = size if model.config.grain is None else size_at_grain(size, grain, model.config.grain)
-        with torch.inference_mode(), torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, precision, enabled=precision != torch.float32),
+        ):
             x = torch.from_numpy(frames)[:, None].to(device)  # (N, 1, H, W)
             x = through_network(network, resample(x, inner)).float()
             return resample(x, size)[:, 0].cpu().numpy()
@@ -253,7 +264,12 @@ def through_network(network, x: torch.Tensor, tile: int = TILE) -> torch.Tensor:
     """
     height, width = x.shape[-2:]
     edge = network.multiple * 2 if network.margin else 0  # keeps the zero padding away from the image
-    pads = [edge, edge + -(width + 2 * edge) % network.multiple, edge, edge + -(height + 2 * edge) % network.multiple]
+    pads = [
+        edge,
+        edge + -(width + 2 * edge) % network.multiple,
+        edge,
+        edge + -(height + 2 * edge) % network.multiple,
+    ]
     reflect = max(pads[:2]) < width and max(pads[2:]) < height
     x = F.pad(x, pads, mode="reflect" if reflect else "replicate")
     if network.margin == 0 or max(x.shape[-2:]) <= tile + 2 * network.margin:

@@ -53,9 +53,7 @@ def size_at_grain(size, grain, wanted) -> tuple[int, int]:
     A factor within 10 per cent of 1 counts as 1; factors stay between 1/8 and 2, sizes at least 8 pixels.
     """
     factors = [float(np.clip(w / g, 0.125, 2)) for g, w in zip(grain, wanted, strict=True)]
-    return tuple(
-        n if abs(f - 1) <= 0.1 else max(8, round(n * f)) for n, f in zip(size, factors, strict=True)
-    )
+    return tuple(n if abs(f - 1) <= 0.1 else max(8, round(n * f)) for n, f in zip(size, factors, strict=True))
 
 
 def resample(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -44,7 +44,9 @@ def _halving(inputs: int, outputs: int) -> NormalisedConvolution:
 
 
 def _doubling(inputs: int, outputs: int) -> NormalisedConvolution:
-    return NormalisedConvolution(nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=1))
+    return NormalisedConvolution(
+        nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=1)
+    )
 
 
 class Encoder(nn.Module):

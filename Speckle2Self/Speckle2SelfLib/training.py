@@ -84,28 +84,38 @@ class Training:
     Deterministic on the CPU for a given config. Raises InputError where there is nothing to train on.
     """
 
-    def __init__(self, cines: list[Cine], config: TrainingConfig, model: ModelConfig, network=None, device="cpu"):
+    def __init__(
+        self, cines: list[Cine], config: TrainingConfig, model: ModelConfig, network=None, device="cpu"
+    ):
         torch.manual_seed(config.seed)
         self.config, self.device = config, torch.device(device)
         self.rng = np.random.default_rng(config.seed)
         self.recorded = cines
         self.simulated = None
         if config.simulated:
-            self.simulated = simulate_cines(config.simulated, config.crop, self.rng, model.grain or FAST_GRAIN)
+            self.simulated = simulate_cines(
+                config.simulated, config.crop, self.rng, model.grain or FAST_GRAIN
+            )
         if not cines and not config.simulated:
             raise InputError("There is nothing to train on: give recordings, or simulate some.")
         network = (network or build(model)).to(self.device)
         if config.recipe == "published":
             self.model, self.views, self.loss = network, self._published_views, published_loss
         else:
-            self.model, self.views, self.loss = LatticePair(network).to(self.device), self._lattice_views, disjoint_loss
+            self.model, self.views, self.loss = (
+                LatticePair(network).to(self.device),
+                self._lattice_views,
+                disjoint_loss,
+            )
         if self.device.type == "cpu":
             self.model = self.model.to(memory_format=torch.channels_last)
         self.network = network
         if config.averaging:
             averaging = get_ema_multi_avg_fn(config.averaging)
             self.network = AveragedModel(network, multi_avg_fn=averaging).module
-            self._average = lambda: averaging(list(self.network.parameters()), list(network.parameters()), None)
+            self._average = lambda: averaging(
+                list(self.network.parameters()), list(network.parameters()), None
+            )
 
     def run(self) -> Iterator[Report]:
         """Trains; yields a report after every step."""
@@ -126,7 +136,9 @@ class Training:
                 terms = self.loss(predictions, views)
             total = sum(terms.values())
             if not torch.isfinite(total):
-                raise InputError(f"The loss is no longer a number at step {step + 1}: lower the learning rate.")
+                raise InputError(
+                    f"The loss is no longer a number at step {step + 1}: lower the learning rate."
+                )
             optimiser.zero_grad(set_to_none=True)
             total.backward()
             optimiser.step()
@@ -148,7 +160,8 @@ class Training:
         crops, truths = [], []
         for index in chosen:
             top, left = (
-                int(self.rng.integers(n - m + 1)) for n, m in zip(cine.frames.shape[-2:], (height, width), strict=True)
+                int(self.rng.integers(n - m + 1))
+                for n, m in zip(cine.frames.shape[-2:], (height, width), strict=True)
             )
             window = slice(top, top + height), slice(left, left + width)
             crops.append(cine.frames[index][:, *window])
