@@ -1,1 +1,1 @@
-"""What the Speckle2Self modules share inside Slicer: the MRML scene on one side, the core's arrays on the other."""
+"""What the modules share inside Slicer: the MRML scene on one side, the core's arrays on the other."""

@@ -1,8 +1,8 @@
 """MRML volumes and sequences to frames and back, with geometry, time, display and browsing kept.
 
-A recording is `(T, K, J, I)` or `(T, K, J, I, C)`: T time points of one volume each, in VTK's order of axes (the
-fastest, I, last), C colour components. Only data-carrying copies of the input are made; the scene is touched at the end,
-by `write`, which takes back what it added if a step fails.
+A recording is `(T, K, J, I)` or `(T, K, J, I, C)`: T time points of one volume each, in VTK's order of axes
+(the fastest, I, last), C colour components. The scene is touched at the end alone, by `write`, which takes
+back what it added if a step fails.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Source:
 
 
 def source(node) -> Source:
-    """The recording that a node stands for; for a browser's proxy volume that is the whole sequence behind it.
+    """The recording that a node stands for; for a browser's proxy that is the whole sequence behind it.
 
     Raises InputError for a node that holds no ultrasound image.
     """
@@ -116,8 +116,8 @@ def _browsers(scene, sequence=None) -> list:
 def read(source: Source) -> np.ndarray:
     """The recording as (T, K, J, I) or, in colour, (T, K, J, I, C), in the volumes' own type.
 
-    A volume on its own is not copied: its voxels are seen through a read-only array. Raises InputError for volumes
-    without image, of differing size or type, or with neither 1 nor 3 or 4 components.
+    A volume on its own is not copied: its voxels are seen through a read-only array. Raises InputError for
+    volumes without image, of differing size or type, or with neither 1 nor 3 or 4 components.
     """
     name, decoder, stack, first = source.node.GetName(), None, None, None
     for number, volume in enumerate(source.volumes):
@@ -177,8 +177,8 @@ def _decode(volume, decoder):
 def slicingAxis(source: Source, shape: tuple[int, ...], axis: str = "auto") -> int:
     """Which axis of (K, J, I) the frames lie along: 0, 1 or 2.
 
-    axis: "K", "J", "I", or "auto": an axis with one voxel (a single frame), else the axis of acquisition, whose
-    spacing is at least 1.5 times that of any other, else K.
+    axis: "K", "J", "I", or "auto": an axis with one voxel (a single frame), else the axis of acquisition,
+    whose spacing is at least 1.5 times that of any other, else K.
     """
     if axis in AXES:
         return AXES.index(axis)
@@ -193,7 +193,7 @@ def slicingAxis(source: Source, shape: tuple[int, ...], axis: str = "auto") -> i
 
 
 def process(volumes: np.ndarray, axis: int, despeckle: Callable) -> np.ndarray:
-    """`despeckle`, a function of frames (N, H, W[, C]), applied to volumes (T, K, J, I[, C]) cut across `axis`."""
+    """`despeckle`, which maps frames (N, H, W[, C]), on volumes (T, K, J, I[, C]) cut across `axis`."""
     cut = np.moveaxis(volumes, 1 + axis, 1)  # (T, slices, H, W[, C])
     frames = cut.reshape(-1, *cut.shape[2:])  # (N, H, W[, C])
     return np.moveaxis(despeckle(frames).reshape(cut.shape), 1, 1 + axis)
@@ -247,15 +247,15 @@ def checkOutput(source: Source, output) -> None:
 def write(source: Source, volumes: np.ndarray, output=None, suffix: str = "despeckled"):
     """Puts a result (T, K, J, I[, C]) into the scene of its source and returns its node.
 
-    Class, IJK-to-RAS matrices, parent transform, attributes and display settings are those of the input, whose name
-    it carries with the suffix. A new sequence has the input's index name, unit, type and values, verbatim, and is
-    joined to every browser of the input with a proxy of its own (played as the input is; never recorded into, changes of
-    the proxy never saved). A sequence without browser gets one, `<input> browser`, for both, as on loading from a file:
-    without, Slicer would show neither.
+    Class, IJK-to-RAS matrices, parent transform, attributes and display settings are those of the input,
+    whose name it carries with the suffix. A new sequence has the input's index name, unit, type and values,
+    verbatim, and is joined to every browser of the input with a proxy of its own (played as the input is;
+    never recorded into, changes of the proxy never saved). A sequence without browser gets one, `<input>
+    browser`, for both, as on loading from a file: without, Slicer would show neither.
 
     output: an existing node to fill (see `checkOutput`): its id and display settings stay.
-    Returns `output` if given; else the volume for a volume, the sequence for a sequence, the proxy for a proxy.
-    If anything fails, the nodes that were added are removed again.
+    Returns `output` if given; else the volume for a volume, the sequence for a sequence, the proxy for a
+    proxy. If anything fails, the nodes that were added are removed again.
     """
     checkOutput(source, output)
     if len(volumes) != len(source.volumes):
@@ -279,7 +279,7 @@ def write(source: Source, volumes: np.ndarray, output=None, suffix: str = "despe
 def _writeVolume(template, voxels, output, suffix, added):
     volume = _volume(template, voxels)
     if output is None:
-        output = _add(template.GetScene(), volume, f"{template.GetName()} {suffix}", added)
+        output = _add(template.GetScene(), volume, _freeName(template, suffix), added)
     else:
         output.CopyContent(volume, False)
     _showLike(template, output, added)
@@ -316,7 +316,7 @@ def _writeSequence(source, volumes, output, suffix, added, joined):
     if sequence is None:
         sequence = slicer.vtkMRMLSequenceNode()
         _fill(sequence, source, volumes)
-        _add(scene, sequence, f"{original.GetName()} {suffix}", added)
+        _add(scene, sequence, _freeName(original, suffix), added)
     else:
         _fill(sequence, source, volumes)
     _placeBeside(original, sequence)
@@ -336,7 +336,9 @@ def _writeSequence(source, volumes, output, suffix, added, joined):
             asked = inputProxy is source.node  # it was this browser's proxy that was to be despeckled
             if asked and givenProxy is not None:
                 browser.AddProxyNode(givenProxy, sequence, False)
-            name = f"{(inputProxy or original).GetName()} {suffix}"
+            # Slicer gives a proxy its sequence's name.
+            alike = inputProxy is None or inputProxy.GetName() == original.GetName()
+            name = sequence.GetName() if alike else _freeName(inputProxy, suffix)
             proxy = _updateProxy(browser, sequence, name, inputProxy, added)
             _placeBeside(inputProxy or original, proxy)
             if asked:
@@ -375,7 +377,7 @@ def _fill(sequence, source: Source, volumes) -> None:
 
 
 def _updateProxy(browser, sequence, name, template, added):
-    """Lets a proxy volume, made if there is none, show the selected item of `sequence`, displayed as `template` is."""
+    """Lets a proxy, made if there is none, show the selected item of `sequence`, looking as `template` does."""
     master, selected = browser.GetMasterSequenceNode(), browser.GetSelectedItemNumber()
     value = master.GetNthIndexValue(selected) if 0 <= selected < master.GetNumberOfDataNodes() else ""
     item = sequence.GetDataNodeAtValue(value, False) or sequence.GetNthDataNode(0)
@@ -391,8 +393,8 @@ def _updateProxy(browser, sequence, name, template, added):
 def _showLike(template, volume, added) -> None:
     """Parent transform and display of `volume` as those of `template` (None: default display).
 
-    Display settings that `volume` has already are left as they are. The window is the one at which the input is shown
-    now, and does not follow the new voxels, so that the two compare.
+    Display settings that `volume` has already are left as they are. The window is the one at which the input
+    is shown now, and does not follow the new voxels, so that the two compare.
     """
     if template is not None:
         volume.SetAndObserveTransformNodeID(template.GetTransformNodeID())
@@ -412,7 +414,7 @@ def _showLike(template, volume, added) -> None:
 
 
 def _placeBeside(node, result) -> None:
-    """In the subject hierarchy, puts `result` into the folder, study or patient of `node`, if the scene has one."""
+    """Puts `result` into the folder, study or patient of `node` in the subject hierarchy, if there is one."""
     hierarchy = node.GetScene().GetFirstNodeByClass("vtkMRMLSubjectHierarchyNode")
     item = hierarchy.GetItemByDataNode(node) if hierarchy else 0
     if not item:
@@ -424,9 +426,14 @@ def _placeBeside(node, result) -> None:
         hierarchy.CreateItem(parent, result)
 
 
+def _freeName(node, suffix) -> str:
+    """The node's name with a suffix, and a number where another node has that name."""
+    return node.GetScene().GenerateUniqueName(f"{node.GetName()} {suffix}")
+
+
 def _add(scene, node, name, added):
-    """Adds `node` to the scene under a name that no other node has; the caller's list `added` remembers it."""
-    node.SetName(scene.GenerateUniqueName(name))
+    """Adds `node` to the scene; the caller's list `added` remembers it."""
+    node.SetName(name)
     node = scene.AddNode(node)
     added.append(node)
     return node
