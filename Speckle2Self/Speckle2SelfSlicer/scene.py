@@ -377,7 +377,7 @@ def _fill(sequence, source: Source, volumes) -> None:
 
 
 def _updateProxy(browser, sequence, name, template, added):
-    """Lets a proxy, made if there is none, show the selected item of `sequence`, looking as `template` does."""
+    """Lets a proxy, made if there is none, show the selected item of `sequence` as `template` is shown."""
     master, selected = browser.GetMasterSequenceNode(), browser.GetSelectedItemNumber()
     value = master.GetNthIndexValue(selected) if 0 <= selected < master.GetNumberOfDataNodes() else ""
     item = sequence.GetDataNodeAtValue(value, False) or sequence.GetNthDataNode(0)

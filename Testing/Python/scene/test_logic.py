@@ -1,0 +1,246 @@
+"""The module's logic from the console: nodes in, despeckled nodes out."""
+
+import numpy as np
+import pytest
+
+slicer = pytest.importorskip("slicer")
+from Speckle2SelfLib.config import Cancelled, InputError  # noqa: E402
+
+FRAMES = np.random.default_rng(0).integers(20, 200, (3, 32, 24)).astype(np.uint8)
+
+
+class Fake:
+    """Stands for the core's despeckling: inverts frames and remembers how it was called."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, frames, model, *, region, progress, cancelled, **options):
+        self.calls.append({"shape": frames.shape, "model": model, "region": region, **options})
+        for done in range(len(frames)):
+            if cancelled and cancelled():
+                raise Cancelled
+            if progress:
+                progress(done + 1, len(frames))
+        return 255 - frames
+
+
+@pytest.fixture
+def fake():
+    return Fake()
+
+
+@pytest.fixture
+def logic(fake):
+    from Speckle2Self import Speckle2SelfLogic
+
+    slicer.mrmlScene.Clear()
+    return Speckle2SelfLogic(despeckle=fake)
+
+
+@pytest.fixture
+def real(logic):
+    """The logic over the real core."""
+    return type(logic)()
+
+
+def add_volume(array, name="US", kind="vtkMRMLScalarVolumeNode"):
+    return slicer.util.addVolumeFromArray(array, name=name, nodeClassName=kind)
+
+
+def add_recording(frames, name="Cine"):
+    volume = slicer.vtkMRMLVectorVolumeNode() if frames.ndim == 4 else slicer.vtkMRMLScalarVolumeNode()
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", name)
+    for number, frame in enumerate(frames):
+        slicer.util.updateVolumeFromArray(volume, frame[None])
+        sequence.SetDataNodeAtValue(volume, f"0.{number}0")
+    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "Browser")
+    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    return sequence, browser, browser.GetProxyNode(sequence)
+
+
+def voxels(node):
+    return slicer.util.arrayFromVolume(node)
+
+
+def recording(sequence):
+    return np.array([voxels(sequence.GetNthDataNode(i))[0] for i in range(sequence.GetNumberOfDataNodes())])
+
+
+def node_ids():
+    return [slicer.mrmlScene.GetNthNode(i).GetID() for i in range(slicer.mrmlScene.GetNumberOfNodes())]
+
+
+def test_a_volume_is_despeckled_with_the_settings_given(logic, fake):
+    region = np.ones((32, 24), bool)
+    output = logic.process(
+        add_volume(FRAMES[:1]), model="m", strength=0.5, gamma=2.0, region=region, device="cpu"
+    )
+    assert np.array_equal(voxels(output), 255 - FRAMES[:1])
+    assert len(fake.calls) == 1
+    call = fake.calls[0]
+    assert call.pop("region") is region
+    assert call == {"shape": (1, 32, 24), "model": "m", "strength": 0.5, "gamma": 2.0, "device": "cpu"}
+
+
+def test_none_stands_for_whole_frames(logic, fake):
+    node = add_volume(FRAMES[:1])
+    logic.process(node)
+    logic.process(node, region="none")
+    assert [call["region"] for call in fake.calls] == ["auto", None]
+
+
+def test_a_sequence_is_despeckled_at_once_and_its_sequence_returned(logic, fake):
+    sequence, browser, _ = add_recording(FRAMES)
+    output = logic.process(sequence)
+    assert [call["shape"] for call in fake.calls] == [(3, 32, 24)]
+    assert output.IsA("vtkMRMLSequenceNode")
+    assert np.array_equal(recording(output), 255 - FRAMES)
+    assert browser.IsSynchronizedSequenceNodeID(output.GetID(), True)
+
+
+def test_a_proxy_is_answered_with_a_proxy(logic):
+    _, browser, proxy = add_recording(FRAMES)
+    output = logic.process(proxy)
+    assert np.array_equal(recording(browser.GetSequenceNode(output)), 255 - FRAMES)
+
+
+def test_colour_frames_reach_the_core_in_colour(logic, fake):
+    frames = np.stack([FRAMES, FRAMES, 255 - FRAMES], axis=-1)
+    sequence, *_ = add_recording(frames)
+    output = logic.process(sequence)
+    assert fake.calls[0]["shape"] == (3, 32, 24, 3)
+    assert np.array_equal(recording(output), 255 - frames)
+
+
+def test_a_volume_is_cut_along_the_axis_asked_for(logic, fake):
+    volume = add_volume(FRAMES)
+    for axis in ("auto", "K", "J", "I"):
+        assert np.array_equal(voxels(logic.process(volume, axis=axis)), 255 - FRAMES)
+    assert [call["shape"] for call in fake.calls] == [(3, 32, 24), (3, 32, 24), (32, 3, 24), (24, 3, 32)]
+
+
+def test_the_average_takes_all_three_axes_with_one_progress(logic, fake):
+    steps = []
+    output = logic.process(add_volume(FRAMES), axis="average", progress=lambda *step: steps.append(step))
+    assert [call["shape"] for call in fake.calls] == [(3, 32, 24), (32, 3, 24), (24, 3, 32)]
+    assert np.array_equal(voxels(output), 255 - FRAMES)
+    shares = [done / total for done, total in steps]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+
+
+def test_the_average_of_a_single_frame_is_refused(logic):
+    with pytest.raises(InputError, match="no 3D volume"):
+        logic.process(add_volume(FRAMES[:1]), axis="average")
+    with pytest.raises(InputError, match="region array"):
+        logic.process(add_volume(FRAMES), axis="average", region=np.ones((32, 24), bool))
+
+
+def test_nodes_can_be_given_by_id_and_by_name(logic):
+    node, output = add_volume(FRAMES[:1]), add_volume(FRAMES[:1], "Mine [1]")
+    assert logic.process(node.GetID(), "Mine [1]") is output
+    assert logic.process("US", output.GetID()) is output
+
+
+def test_an_unknown_name_is_refused_by_name(logic):
+    with pytest.raises(InputError, match="no node with the id or name 'Nobody'"):
+        logic.process("Nobody")
+
+
+def test_a_given_output_keeps_its_id(logic):
+    node, output = add_volume(FRAMES[:1]), add_volume(FRAMES[:1] * 0, "Mine")
+    before = node_ids()
+    assert logic.process(node, outputNode=output) is output
+    assert node_ids() == before
+    assert np.array_equal(voxels(output), 255 - FRAMES[:1])
+
+
+def test_wrong_input_is_refused_before_any_work_and_leaves_no_node(logic, fake):
+    empty = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Empty")
+    good, before = add_volume(FRAMES[:1]), None
+    before = node_ids()
+    for arguments in ({"inputNode": None}, {"inputNode": empty}, {"inputNode": good, "outputNode": good}):
+        with pytest.raises(InputError):
+            logic.process(**arguments)
+    with pytest.raises(InputError, match="no region 'some'"):
+        logic.process(good, region="some")
+    with pytest.raises(InputError, match="no axis 'Q'"):
+        logic.process(good, axis="Q")
+    assert fake.calls == []
+    assert node_ids() == before
+
+
+def test_cancelling_leaves_the_scene_as_it_was(logic):
+    sequence, *_ = add_recording(FRAMES)
+    before, asked = node_ids(), []
+
+    def cancelled():
+        asked.append(True)
+        return len(asked) == 3
+
+    with pytest.raises(Cancelled):
+        logic.process(sequence, cancelled=cancelled)
+    assert node_ids() == before
+    with pytest.raises(Cancelled):  # after the last frame, before the scene
+        logic.process(sequence, cancelled=lambda: len(asked) > 5 or asked.append(True))
+    assert node_ids() == before
+
+
+def test_an_error_of_the_core_passes_and_leaves_the_scene_as_it_was(logic):
+    def refuse(frames, model, **options):
+        raise InputError("The frames are constant; record an image.")
+
+    node = add_volume(FRAMES[:1])
+    before = node_ids()
+    with pytest.raises(ValueError, match=r"^The frames are constant; record an image.$"):
+        type(logic)(despeckle=refuse).process(node)
+    assert node_ids() == before
+
+
+def test_progress_counts_the_frames(logic):
+    sequence, *_ = add_recording(FRAMES)
+    steps = []
+    logic.process(sequence, progress=lambda *step: steps.append(step))
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_the_models_are_the_bundled_ones_and_the_filters(real):
+    models = real.models()
+    assert "median" in models
+    if "default" in models:
+        assert models[0] == "default"
+
+
+def test_a_filter_of_the_real_core_smooths_a_recording(real):
+    sequence, *_ = add_recording(FRAMES)
+    output = real.process(sequence, model="median", region="none")
+    result = recording(output)
+    assert result.dtype == np.uint8
+    assert result.std() < 0.7 * FRAMES.std()
+    assert np.array_equal(recording(sequence), FRAMES)
+
+
+def test_no_strength_gives_the_input_back(real):
+    assert np.array_equal(voxels(real.process(add_volume(FRAMES), model="median", strength=0)), FRAMES)
+
+
+def test_an_unknown_model_is_refused_and_leaves_no_node(real):
+    node = add_volume(FRAMES[:1])
+    before = node_ids()
+    with pytest.raises(InputError, match="no model 'nonsense'"):
+        real.process(node, model="nonsense")
+    assert node_ids() == before
+
+
+def test_the_reconstructed_phantom_keeps_its_geometry(real, shared_data):
+    import SimpleITK as sitk
+
+    path = shared_data / "plus" / "SpinePhantomFreehandReconstructed.mha"
+    phantom = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    volume = add_volume(phantom[:20], "Spine")
+    volume.SetSpacing(0.5, 0.5, 0.5)
+    output = real.process(volume, model="median")
+    assert voxels(output).shape == (20, 106, 147)
+    assert output.GetSpacing() == (0.5, 0.5, 0.5)
+    assert (voxels(output) != phantom[:20]).any()

@@ -1,0 +1,175 @@
+"""The module as Slicer loads it: metadata, panel, self-test; and what it may not import."""
+
+import ast
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+slicer = pytest.importorskip("slicer")
+
+BUNDLED = {"slicer", "vtk", "qt", "ctk", "numpy", "SimpleITK", "pydicom", "requests"}  # with Slicer
+OURS = {"Speckle2SelfLib", "Speckle2SelfSlicer"}
+
+
+def imports_at_file_level(path):
+    for statement in ast.parse(path.read_text()).body:
+        if isinstance(statement, ast.Import):
+            yield from (alias.name for alias in statement.names)
+        elif isinstance(statement, ast.ImportFrom) and statement.level == 0:
+            yield statement.module
+
+
+def slicer_side(project):
+    folder = project / "Speckle2Self"
+    return [folder / "Speckle2Self.py", *sorted((folder / "Speckle2SelfSlicer").glob("*.py"))]
+
+
+def test_only_what_slicer_bundles_is_imported_at_file_level(project):
+    for path in slicer_side(project):
+        for name in imports_at_file_level(path):
+            top = name.split(".")[0]
+            assert top in BUNDLED | OURS or top in sys.stdlib_module_names, f"{path.name} imports {name}"
+            assert top != "Speckle2SelfLib" or name == "Speckle2SelfLib.config", f"{path.name} imports {name}"
+
+
+def test_every_parameter_bound_in_the_panel_exists(project):
+    from Speckle2Self import Speckle2SelfParameterNode
+
+    tree = ElementTree.parse(project / "Speckle2Self" / "Resources" / "UI" / "Speckle2Self.ui")
+    bound = {p[0].text for p in tree.iter("property") if p.get("name") == "SlicerParameterName"}
+    assert bound == {"inputNode", "outputNode", "region", "strength", "gamma"}
+    assert bound | {"model"} == set(Speckle2SelfParameterNode.__annotations__)
+
+
+def test_every_node_selector_gets_the_scene(project):
+    tree = ElementTree.parse(project / "Speckle2Self" / "Resources" / "UI" / "Speckle2Self.ui")
+    selectors = {w.get("name") for w in tree.iter("widget") if w.get("class") == "qMRMLNodeComboBox"}
+    connected = {c.findtext("receiver") for c in tree.iter("connection")}
+    assert selectors == connected == {"inputSelector", "outputSelector"}
+
+
+def test_parameters_are_kept_in_the_scene():
+    from Speckle2Self import Speckle2SelfLogic
+
+    slicer.mrmlScene.Clear()
+    logic = Speckle2SelfLogic()
+    parameters = logic.getParameterNode()
+    assert (parameters.model, parameters.region) == ("default", "auto")
+    assert (parameters.strength, parameters.gamma) == (1, 1)
+    assert parameters.inputNode is None
+    volume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLVectorVolumeNode", "US")
+    parameters.inputNode = volume
+    parameters.strength = 0.25
+    again = logic.getParameterNode()
+    assert again.inputNode is volume
+    assert again.strength == 0.25
+    with pytest.raises(ValueError):
+        parameters.strength = 2
+    parameters.inputNode = None
+    assert again.inputNode is None
+
+
+def test_the_module_says_what_it_is():
+    from Speckle2Self import Speckle2Self
+
+    class Parent:
+        pass
+
+    module = Speckle2Self(Parent())
+    assert module.parent.title == "Speckle2Self"
+    assert module.parent.categories == ["Ultrasound"]
+    assert module.parent.contributors == ["Speckle2Self contributors"]
+    for words in ("not a medical device", "Medical Image Analysis 2025", "cannot"):
+        assert words in module.parent.helpText
+
+
+def test_the_self_test_passes():
+    from Speckle2Self import Speckle2SelfTest
+
+    Speckle2SelfTest().runTest()
+
+
+def test_nothing_is_installed_where_all_is_there(monkeypatch):
+    from Speckle2SelfSlicer import dependencies
+
+    def fail(*arguments, **options):
+        raise AssertionError("something was installed")
+
+    monkeypatch.setattr(slicer.util, "pip_install", fail)
+    monkeypatch.setattr(dependencies, "_install", fail)
+    monkeypatch.setattr(dependencies, "_installTorch", fail)
+    dependencies.ensure()
+
+
+def test_missing_packages_are_asked_for_and_installed(monkeypatch):
+    from Speckle2SelfSlicer import dependencies
+
+    there, installed = {"torch", "scipy"}, []
+    monkeypatch.setitem(sys.modules, "slicer.packaging", None)  # as in Slicer before 5.11
+    monkeypatch.setattr(dependencies, "find_spec", lambda name: name if name in there else None)
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", lambda *_, **__: True)
+
+    def install(requirements):
+        installed.extend(requirements)
+        there.update({"safetensors", "skimage"})
+
+    monkeypatch.setattr(slicer.util, "pip_install", install)
+    dependencies.ensure()
+    assert installed == ["safetensors>=0.4", "scikit-image>=0.22"]
+
+
+def test_a_declined_installation_is_one_clear_sentence(monkeypatch):
+    from Speckle2SelfLib.config import InputError
+    from Speckle2SelfSlicer import dependencies
+
+    monkeypatch.setitem(sys.modules, "slicer.packaging", None)  # as in Slicer before 5.11
+    monkeypatch.setattr(dependencies, "find_spec", lambda name: name if name == "torch" else None)
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", lambda *_, **__: False)
+    with pytest.raises(InputError, match="missing: safetensors, scipy, skimage; install"):
+        dependencies.ensure()
+
+
+def test_without_the_pytorch_extension_it_is_named(monkeypatch):
+    from Speckle2SelfLib.config import InputError
+    from Speckle2SelfSlicer import dependencies
+
+    monkeypatch.setattr(dependencies, "find_spec", lambda name: None if name == "torch" else name)
+    with pytest.raises(InputError, match="install the PyTorch extension"):
+        dependencies.ensure()
+
+
+def test_torch_comes_through_the_pytorch_extension(monkeypatch):
+    from Speckle2SelfSlicer import dependencies
+
+    asked = []
+
+    class PyTorchUtilsLogic:
+        def installTorch(self, askConfirmation):
+            asked.append(askConfirmation)
+            there.add("torch")
+
+    there = {"safetensors", "scipy", "skimage"}
+    monkeypatch.setattr(dependencies, "find_spec", lambda name: name if name in there else None)
+    extension = type(sys)("PyTorchUtils")
+    extension.PyTorchUtilsLogic = PyTorchUtilsLogic
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", extension)
+    dependencies.ensure()
+    assert asked == [True]
+
+
+def test_newer_slicer_asks_and_installs_by_itself(monkeypatch):
+    from Speckle2SelfLib.config import InputError
+    from Speckle2SelfSlicer import dependencies
+
+    def decline(requirements, requester):
+        assert requirements == ["scipy>=1.11"]
+        assert requester == "Speckle2Self"
+        raise RuntimeError("User declined package installation")
+
+    packaging = type(sys)("slicer.packaging")
+    packaging.pip_ensure = decline
+    monkeypatch.setitem(sys.modules, "slicer.packaging", packaging)
+    monkeypatch.setattr(dependencies, "find_spec", lambda name: None if name == "scipy" else name)
+    with pytest.raises(InputError, match=r"cannot run without scipy.*: User declined"):
+        dependencies.ensure()
