@@ -155,12 +155,13 @@ def despeckle(
             lows, highs = np.float32(low), np.float32(high)
         spans = np.where(highs > lows, highs - lows, 1)
         scaled = (seen - lows) / spans
-        limited = np.minimum(scaled, BRIGHTEST)
-        after = engine(np.maximum(limited, -0.5), grain)
-        after = np.maximum(after, 0) + (scaled - limited)
+        excess = np.maximum(scaled - (1 if callable(model) else BRIGHTEST), 0)
+        after = np.maximum(engine(np.maximum(scaled - excess, 0), grain), 0) + excess
         if gamma != 1:
             after = after**gamma
-        after = before + strength * (lows + spans * after - before)
+        after = lows + spans * after
+        if strength < 1:
+            after = strength * after + (1 - strength) * np.where(finite, before, 0)
         change = region & finite & (highs > lows)
         if cut.ndim == 4:
             change &= grey(part)
@@ -233,7 +234,7 @@ def _write(result, part, before, after, change, bounds) -> None:
 
 
 def _filter_engine(function):
-    return lambda frames, grain: function(np.clip(frames, 0, 1))
+    return lambda frames, grain: function(frames)
 
 
 def _network_engine(model: Model, device: torch.device, precision: torch.dtype | None):
@@ -264,12 +265,10 @@ def through_network(network, x: torch.Tensor, tile: int = TILE) -> torch.Tensor:
     """
     height, width = x.shape[-2:]
     edge = network.multiple * 2 if network.margin else 0  # keeps the zero padding away from the image
-    pads = [
-        edge,
-        edge + -(width + 2 * edge) % network.multiple,
-        edge,
-        edge + -(height + 2 * edge) % network.multiple,
-    ]
+    pads = []
+    for size in (width, height):
+        whole = max(size + 2 * edge, 2 * network.multiple)
+        pads += [edge, whole + -whole % network.multiple - size - edge]
     reflect = max(pads[:2]) < width and max(pads[2:]) < height
     x = F.pad(x, pads, mode="reflect" if reflect else "replicate")
     if network.margin == 0 or max(x.shape[-2:]) <= tile + 2 * network.margin:

@@ -50,13 +50,14 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
         return nothing
 
     change = grey_values.std(0) / span
-    moves = len(chosen) > 2 and np.median(change[lit]) > 0.01
+    moves = len(chosen) > 4 and np.median(change[lit]) > 0.01
     graphics = _strokes(grey_values[len(chosen) // 2] - black, span)
     if moves:
         graphics |= _strokes(brightest - black, span)
         # Light and still, while speckle changes by a fifth of its brightness and more.
         level = (steady - black) / span
-        still = (level > 0.15) & (change < 0.05 * level)
+        frozen = change < 0.002
+        still = frozen | ((level > 0.15) & (change < 0.05 * level))
         graphics |= still
     graphics = lit & (
         ndimage.binary_dilation(graphics) | (~grey(chosen).all(0) if frames.ndim == 4 else nothing)
@@ -69,9 +70,8 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     if region[box].mean() > 0.9:
         region[box] = True
-    if moves:  # what is still amid still tissue is no overlay
-        amid = ndimage.uniform_filter(change, max(9, min(shape) // 30)) < 0.015
-        graphics &= ~(amid | ndimage.binary_dilation(still & (change > 0.02 * level)))
+    if moves:  # tissue can be still by chance; graphics are frozen, or stand out from a dark ground
+        graphics &= frozen | (level > 2 * ndimage.uniform_filter(level, 13))
     region &= ~ndimage.binary_dilation(graphics, iterations=2)
     return region if within is None else region & within
 

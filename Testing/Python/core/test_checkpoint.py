@@ -1,0 +1,88 @@
+"""One safe model file: round trips, the authors' files, and everything that is not a model."""
+
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from Speckle2SelfLib import checkpoint
+from Speckle2SelfLib.config import InputError, ModelConfig
+from Speckle2SelfLib.network import SpeckleReductionNetwork, build
+
+
+def test_a_saved_model_comes_back_with_its_config_and_card(tmp_path):
+    config = ModelConfig(width=8, grain=(1.1, 2.0))
+    network = build(config)
+    checkpoint.save(tmp_path / "model.any", config, network, {"description": "test"})
+    found, loaded, card = checkpoint.load(tmp_path / "model.any")
+    assert found == config
+    assert card == {"description": "test"}
+    assert not loaded.training
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name])
+    assert [path.name for path in tmp_path.iterdir()] == ["model.any"]
+
+
+@pytest.mark.parametrize("scales", [3, 1])
+def test_the_authors_state_dicts_are_imported_in_full_or_in_half(tmp_path, scales):
+    network = SpeckleReductionNetwork(scales)
+    torch.save(network.state_dict(), tmp_path / "authors.pth")
+    config, loaded, _ = checkpoint.load(tmp_path / "authors.pth")
+    assert (config.architecture, config.scales, config.normalisation) == ("published", scales, "frame")
+    frame = torch.rand(1, 1, 32, 32)
+    assert torch.equal(loaded(frame), network.eval()(frame))
+
+
+class Malicious:
+    def __reduce__(self):
+        return (open, ("malicious", "w"))
+
+
+def write_wrong_file(kind, path):
+    config = ModelConfig(width=8)
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("this is no model, it only looks like one")
+    elif kind == "truncated":
+        checkpoint.save(path, config, build(config), {})
+        path.write_bytes(path.read_bytes()[:-100])
+    elif kind == "truncated pth":
+        torch.save(SpeckleReductionNetwork(1).state_dict(), path)
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif kind == "malicious":
+        path.write_bytes(pickle.dumps(Malicious()))
+    elif kind == "other network":
+        torch.save({"conv.weight": torch.zeros(3, 3)}, path)
+    elif kind == "other tensors":
+        torch.save({"a": 1}, path)
+    elif kind == "foreign safetensors":
+        save_file({"weight": torch.zeros(2)}, path)
+    elif kind == "wrong width":
+        checkpoint.save(path, config, build(ModelConfig(width=16)), {})
+    elif kind == "not finite":
+        network = build(config)
+        network.head.bias.data[0] = float("nan")
+        checkpoint.save(path, config, network, {})
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["missing", "empty", "text", "truncated", "truncated pth", "malicious", "other network", "other tensors",
+     "foreign safetensors", "wrong width", "not finite"],
+)  # fmt: skip
+def test_a_wrong_file_is_refused_in_one_sentence_and_runs_nothing(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    write_wrong_file(kind, tmp_path / "wrong.pth")
+    with pytest.raises(InputError) as error:
+        checkpoint.load(tmp_path / "wrong.pth")
+    assert "\n" not in str(error.value)
+    assert str(tmp_path / "wrong.pth") in str(error.value)
+    assert not (tmp_path / "malicious").exists()
+
+
+def test_a_model_is_not_written_where_there_is_no_folder(tmp_path):
+    config = ModelConfig(width=8)
+    with pytest.raises(InputError, match="cannot be written"):
+        checkpoint.save(tmp_path / "nowhere" / "model", config, build(config), {})

@@ -1,0 +1,228 @@
+"""Frames in, frames out: what changes, what must not, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+
+from Speckle2SelfLib.config import Cancelled, InputError, ModelConfig
+from Speckle2SelfLib.despeckling import Model, despeckle, through_network
+from Speckle2SelfLib.network import FastNetwork, SpeckleReductionNetwork
+
+
+def blur(frames):
+    """A filter that any image survives recognisably: the mean of 5 x 5 pixels."""
+    x = torch.nn.functional.avg_pool2d(torch.from_numpy(frames)[:, None], 5, 1, 2, count_include_pad=False)
+    return x[:, 0].numpy()
+
+
+def nothing(frames):
+    return frames
+
+
+@pytest.fixture
+def cine(rng):
+    return rng.integers(20, 220, (4, 40, 48)).astype(np.uint8)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    network = FastNetwork(8).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "int32", "float32", "float64"])
+def test_type_shape_and_range_of_the_input_are_kept(rng, dtype):
+    frames = rng.integers(-100 if np.dtype(dtype).kind != "u" else 0, 120, (2, 33, 47)).astype(dtype)
+    output = despeckle(frames, blur, region=None)
+    assert output.dtype == frames.dtype and output.shape == frames.shape
+    assert output.min() >= frames.min() and output.max() <= frames.max()
+    assert output.std() < 0.5 * frames.std()
+
+
+def test_a_filter_that_does_nothing_gives_the_input_back(cine):
+    assert np.array_equal(despeckle(cine, nothing, region=None), cine)
+
+
+def test_the_input_is_not_changed(cine):
+    before = cine.copy()
+    despeckle(cine, blur, region=None)
+    assert np.array_equal(cine, before)
+
+
+def test_one_frame_of_two_dimensions_comes_back_as_such(cine):
+    assert np.array_equal(despeckle(cine[0], blur, region=None), despeckle(cine[:1], blur, region=None)[0])
+
+
+def test_outside_the_region_nothing_changes(cine):
+    region = np.zeros((40, 48), bool)
+    region[5:30, 7:41] = True
+    region[10:15, 20:25] = False
+    output = despeckle(cine, blur, region=region)
+    assert np.array_equal(output[:, ~region], cine[:, ~region])
+    assert np.mean(output[:, region] != cine[:, region]) > 0.9
+
+
+def test_what_is_outside_the_region_does_not_leak_in(cine):
+    region = np.ones((40, 48), bool)
+    region[:, :10] = False
+    marked = cine.copy()
+    marked[:, :, :10] = 255
+    assert np.array_equal(
+        despeckle(cine, blur, region=region)[:, region], despeckle(marked, blur, region=region)[:, region]
+    )
+
+
+def test_strength_blends_with_the_input(cine):
+    frames = cine.astype(np.float32)
+    full = despeckle(frames, blur, region=None)
+    assert np.array_equal(despeckle(frames, blur, region=None, strength=0), frames)
+    assert np.allclose(
+        despeckle(frames, blur, region=None, strength=0.25), 0.75 * frames + 0.25 * full, atol=1e-3
+    )
+
+
+def test_a_gamma_above_one_darkens(cine):
+    assert despeckle(cine, blur, region=None, gamma=2).mean() < despeckle(cine, blur, region=None).mean() - 10
+
+
+def test_one_grey_mapping_serves_the_whole_cine(rng):
+    """A step in brightness between frames survives: each frame is not stretched on its own."""
+    frames = rng.uniform(0, 50, (2, 64, 64)).astype(np.float32)
+    frames[1] += 100
+    output = despeckle(frames, blur, region=None)
+    assert output[1].mean() - output[0].mean() == pytest.approx(100, abs=1)
+
+
+def test_few_bright_echoes_keep_their_brightness(rng, network):
+    frames = rng.uniform(0, 30, (1, 128, 128)).astype(np.float32)
+    frames[0, 60:63, 60:63] = 250
+    output = despeckle(frames, nothing, region=None)
+    assert output[0, 61, 61] == pytest.approx(250, abs=1)
+
+
+def test_pixels_that_are_not_finite_stay_and_do_not_spread(rng):
+    frames = rng.uniform(0, 1, (2, 32, 32)).astype(np.float32)
+    holes = frames.copy()
+    holes[0, 10, 10], holes[0, 20, 5], holes[1, 3, 3] = np.nan, np.inf, -np.inf
+    output = despeckle(holes, blur, region=None)
+    assert np.array_equal(np.isfinite(output), np.isfinite(holes))
+    assert np.isposinf(output[0, 20, 5]) and np.isneginf(output[1, 3, 3])
+    assert np.nanmax(np.abs(output[np.isfinite(output)])) <= 1
+
+
+def test_a_constant_cine_comes_back_as_it_is(network):
+    frames = np.full((3, 32, 32), 77, np.uint8)
+    assert np.array_equal(despeckle(frames, Model(ModelConfig(width=8), network), region="auto"), frames)
+    assert np.array_equal(despeckle(frames, Model(ModelConfig(width=8), network), region=None), frames)
+
+
+def test_coloured_pixels_and_alpha_stay_and_grey_ones_keep_their_hue(rng):
+    grey = rng.integers(40, 200, (2, 40, 40, 1)).astype(np.uint8)
+    frames = np.concatenate([grey, grey, grey, np.full_like(grey, 255)], -1)
+    frames[:, 10:20, 10:20, 0] = 250
+    frames[:, 10:20, 10:20, 2] = 0
+    output = despeckle(frames, blur, region=None)
+    assert np.array_equal(output[:, 10:20, 10:20], frames[:, 10:20, 10:20])
+    assert np.array_equal(output[..., 3], frames[..., 3])
+    rest = output[:, 25:, 25:, :3].astype(int)
+    assert np.ptp(rest, axis=-1).max() == 0
+    assert rest.std() < 0.5 * frames[:, 25:, 25:, :3].std()
+
+
+def test_tiles_give_the_same_as_the_whole_frame(network):
+    x = torch.rand(1, 1, 300, 331, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        whole, tiles = through_network(network, x, tile=4096), through_network(network, x, tile=64)
+    assert whole.std() > 0.01
+    assert (whole - tiles).abs().max() <= 1e-3
+
+
+def test_no_pixel_beyond_the_margin_matters(network):
+    size = 2 * network.margin + 64
+    x = torch.rand(1, 1, size, size, generator=torch.Generator().manual_seed(1))
+    x.requires_grad_()
+    middle = size // 2
+    network(x)[0, 0, middle, middle].backward()
+    rows = torch.nonzero(x.grad[0, 0].abs().sum(1))
+    assert middle - network.margin <= rows.min() and rows.max() <= middle + network.margin
+    assert rows.max() - rows.min() > network.margin
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (9, 70), (65, 31), (100, 8)])
+@pytest.mark.parametrize("architecture", ["fast", "published"])
+def test_any_size_goes_through(rng, network, shape, architecture):
+    frames = rng.uniform(0, 255, (2, *shape)).astype(np.float32)
+    if architecture == "fast":
+        model = Model(ModelConfig(width=8, grain=(1.1, 1.1)), network)
+    else:
+        model = Model(ModelConfig("published", scales=1, normalisation="frame"), SpeckleReductionNetwork(1))
+    output = despeckle(frames, model, region=None)
+    assert output.shape == frames.shape and np.isfinite(output).all()
+
+
+def test_bfloat16_and_float32_agree(rng, network):
+    frames = rng.uniform(0, 255, (1, 64, 64)).astype(np.float32)
+    model = Model(ModelConfig(width=8), network)
+    one, two = (despeckle(frames, model, region=None, precision=p) for p in (torch.float32, torch.bfloat16))
+    assert np.abs(one - two).max() < 0.02 * 255
+
+
+def test_memory_is_bounded_by_blocks(rng):
+    seen = []
+
+    def spy(frames):
+        seen.append(len(frames))
+        return frames
+
+    despeckle(rng.integers(0, 255, (9, 512, 512)).astype(np.uint8), spy, region=None)
+    assert sum(seen) == 9 and max(seen) <= 4
+
+
+def test_progress_counts_all_frames_and_cancel_stops_between_blocks(rng):
+    frames = rng.integers(0, 255, (9, 512, 512)).astype(np.uint8)
+    steps = []
+    despeckle(frames, nothing, region=None, progress=lambda done, total: steps.append((done, total)))
+    assert steps == [(4, 9), (8, 9), (9, 9)]
+    steps.clear()
+    with pytest.raises(Cancelled):
+        despeckle(
+            frames,
+            nothing,
+            region=None,
+            progress=lambda done, total: steps.append(done),
+            cancelled=lambda: bool(steps),
+        )
+    assert steps == [4]
+
+
+@pytest.mark.parametrize(
+    ("frames", "options"),
+    [
+        (np.zeros((1, 1)), {}),
+        (np.zeros((2, 7, 40)), {}),
+        (np.zeros((0, 32, 32)), {}),
+        (np.zeros(32), {}),
+        (np.zeros((2, 32, 32, 2)), {}),
+        (np.zeros((32, 32), complex), {}),
+        (np.full((32, 32), "a"), {}),
+        (np.full((32, 32), np.nan), {}),
+        (np.eye(32), {"strength": 1.5}),
+        (np.eye(32), {"gamma": 0}),
+        (np.eye(32), {"region": np.ones((3, 3), bool)}),
+        (np.eye(32), {"region": "nonsense"}),
+        (np.eye(32), {"model": "no such model"}),
+        (np.eye(32), {"model": "default", "device": "abacus"}),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(frames, options):
+    with pytest.raises(InputError) as error:
+        despeckle(frames, **{"model": nothing, "region": None, **options})
+    assert "\n" not in str(error.value) and str(error.value).endswith(".")

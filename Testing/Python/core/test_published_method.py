@@ -1,0 +1,83 @@
+"""The published method, number by number. Source: Li, Navab, Jiang, Medical Image Analysis 2025.
+
+`data/published_parity.npz` was computed with the authors' code (MIT, commit dd09fb3) on two simulated 64 x 64 frames:
+its three views, the network's outputs and four steps of losses, with the weights that `closed_form_weights` gives.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from Speckle2SelfLib import checkpoint
+from Speckle2SelfLib.loss import published_loss
+from Speckle2SelfLib.network import SpeckleReductionNetwork
+from Speckle2SelfLib.perturbation import published_views
+
+FIXTURE = Path(__file__).parent / "data" / "published_parity.npz"
+
+
+def closed_form_weights(network):
+    """Fills every tensor with a sine of the element's number, scaled by its fan-in: the same on every platform."""
+    state = network.state_dict()
+    for number, name in enumerate(sorted(state)):
+        tensor = state[name]
+        wave = np.sin(0.7 * np.arange(tensor.numel()) + number) / np.sqrt(max(tensor[0].numel(), 1))
+        tensor.copy_(torch.from_numpy(wave.astype(np.float32)).reshape(tensor.shape))
+    return network
+
+
+def check_against(numbers, network):
+    views = published_views(torch.from_numpy(numbers["frames"])[:, None])
+    scales = ("high", "mid", "low")
+    for scale, view in zip(scales, views, strict=True):
+        assert np.abs(view.numpy() - numbers[f"view_{scale}"]).max() <= 1e-4
+    with torch.no_grad():
+        for scale, prediction in zip(scales, network(views), strict=True):
+            assert np.abs(prediction.numpy() - numbers[f"pred_{scale}"]).max() <= 1e-4
+        inference = network(views[0]).clamp(0, 1)[:, 0].numpy()
+    assert np.abs(inference - numbers["inference"]).max() <= 1e-4
+    optimiser = torch.optim.Adam(network.parameters(), 1e-3, betas=(0.5, 0.999))
+    for step, expected in enumerate(numbers["losses"]):
+        terms = published_loss(network(views), views)
+        optimiser.zero_grad()
+        sum(terms.values()).backward()
+        optimiser.step()
+        found = [terms["reconstruction"].item(), terms["consistency"].item()]
+        assert np.abs(np.array(found) - expected).max() <= (1e-4 if step == 0 else 1e-3)
+
+
+def test_the_authors_numbers_are_reproduced():
+    check_against(np.load(FIXTURE), closed_form_weights(SpeckleReductionNetwork()))
+
+
+def test_the_authors_reference_is_reproduced(shared_data):
+    _, network, _ = checkpoint.load(shared_data / "parity" / "official_random_weights.pth")
+    check_against(np.load(shared_data / "parity" / "official_reference.npz"), network)
+
+
+def test_the_network_has_the_published_size():
+    assert sum(p.numel() for p in SpeckleReductionNetwork().parameters()) == 7_821_825
+    assert sum(p.numel() for p in SpeckleReductionNetwork(1).parameters()) == 3_910_785
+
+
+def test_a_constant_frame_gives_identical_views():
+    views = published_views(torch.full((1, 1, 32, 32), 7, dtype=torch.uint8))
+    assert all(torch.equal(view, torch.zeros(1, 1, 32, 32)) for view in views)
+
+
+def test_views_fill_the_unit_range_each_on_its_own():
+    frames = torch.rand(3, 1, 40, 56, generator=torch.Generator().manual_seed(0)) * 100
+    for view in published_views(frames):
+        assert view.shape == frames.shape
+        assert torch.equal(view.amin((1, 2, 3)), torch.zeros(3)) and torch.equal(
+            view.amax((1, 2, 3)), torch.ones(3)
+        )
+
+
+def test_equal_predictions_give_zero_consistency():
+    same = (torch.ones(1, 1, 8, 8),) * 3
+    terms = published_loss(same, (torch.zeros(1, 1, 8, 8), *same[1:]))
+    assert terms["consistency"] == 0
+    assert terms["reconstruction"] == pytest.approx(1)

@@ -1,0 +1,111 @@
+"""Only ultrasound is despeckled: what the region takes in and what it leaves out."""
+
+import numpy as np
+import pydicom.examples
+import pytest
+import SimpleITK as sitk
+
+from Speckle2SelfLib.region import detect, grey
+from Speckle2SelfLib.simulation import SimulationConfig, simulate
+
+
+@pytest.fixture(scope="module")
+def sector():
+    """A simulated sector cine with a white letter-like cross outside and one inside, and a grey bar."""
+    simulated = simulate(
+        SimulationConfig((240, 320), 6, (1.5, 2.5), "organ", "sector"), np.random.default_rng(4)
+    )
+    frames = np.round(simulated.frames * 200).astype(np.uint8)
+    for y, x in ((10, 10), (120, 160)):
+        frames[:, y : y + 9, x + 4] = 255
+        frames[:, y + 4, x : x + 9] = 255
+    frames[:, 60:160, 300:306] = np.linspace(0, 250, 100, dtype=np.uint8)[:, None]
+    return frames, simulated.region
+
+
+def test_a_sector_is_found_without_text_and_bars(sector):
+    frames, imaged = sector
+    region = detect(frames)
+    assert region[imaged].mean() > 0.9
+    assert region[~imaged].mean() < 0.05
+    assert not region[5:25, 5:25].any() and not region[60:160, 300:306].any()
+
+
+def test_a_still_overlay_amid_moving_speckle_is_left_out(sector):
+    frames, _ = sector
+    region = detect(frames)
+    assert not region[120:129, 164].any() and not region[124, 160:169].any()
+    assert region[100:150, 140:190].mean() > 0.8
+
+
+def test_a_frame_full_of_tissue_is_taken_whole():
+    frames = simulate(SimulationConfig((128, 128), 6, (1.2, 2.4), "vessel"), np.random.default_rng(1)).frames
+    assert detect(np.round(frames * 255).astype(np.uint8)).mean() > 0.97
+
+
+def test_margins_stay_out_and_a_dark_cyst_stays_in():
+    frames = np.zeros((5, 200, 260), np.uint8)
+    tissue = simulate(SimulationConfig((200, 160), 5, (1.5, 3), "flat"), np.random.default_rng(2)).frames
+    tissue[:, 80:120, 60:100] = 0
+    frames[:, :, 50:210] = np.round(40 + tissue * 200)
+    frames[:, 80:120, 110:150] = 0
+    region = detect(frames)
+    assert not region[:, :50].any() and not region[:, 210:].any()
+    assert region[80:120, 110:150].mean() > 0.97
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_a_constant_cine_has_no_region(value):
+    assert not detect(np.full((4, 64, 64), value, np.uint8)).any()
+
+
+def test_only_the_given_part_is_searched(sector):
+    frames, _ = sector
+    within = np.zeros((240, 320), bool)
+    within[:, :160] = True
+    region = detect(frames, within)
+    assert region.any() and not region[:, 160:].any()
+
+
+def test_grey_tolerates_what_jpeg_does_to_grey_and_nothing_more():
+    pixels = np.array([[[[90, 92, 88], [200, 195, 205], [0, 0, 6], [200, 40, 40], [60, 60, 120]]]], np.uint8)
+    assert grey(pixels).tolist() == [[[True, True, True, False, False]]]
+
+
+CINE_TEXT = [(0, 30, 0, 40), (10, 34, 300, 320), (60, 100, 300, 320), (115, 145, 300, 320), (195, 210, 283, 300),
+             (225, 240, 36, 285)]  # fmt: skip
+
+
+def test_the_cardiac_cine_keeps_its_text_out_and_its_tissue_grey():
+    frames = pydicom.examples.ybr_color.pixel_array
+    region = detect(frames)
+    for top, bottom, left, right in CINE_TEXT:
+        assert not region[top:bottom, left:right].any()
+    assert region[40:190, 130:200].mean() > 0.99
+    assert grey(frames)[:, 60:180, 120:210].mean() > 0.999
+
+
+FRAME_GRABBER_TEXT = [(20, 50, 20, 110), (34, 50, 230, 380), (10, 260, 518, 640), (55, 165, 20, 40), (60, 75, 45, 150),
+                      (80, 360, 48, 58), (243, 258, 57, 68), (360, 378, 325, 342), (400, 480, 0, 640)]  # fmt: skip
+
+
+def test_the_frame_grabber_recording_keeps_its_text_out(shared_data):
+    path = shared_data / "plus" / "USTC_FrameGrabber_ProbeTranslationData.igs.mha"
+    frames = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    region = detect(frames)
+    text = region & (frames.max(0) > 80)  # some boxes touch the fan's faint rim
+    for top, bottom, left, right in FRAME_GRABBER_TEXT:
+        assert not text[top:bottom, left:right].any()
+    assert region[200:350, 150:400].mean() > 0.6
+
+
+def test_the_linear_recording_loses_its_margins_alone(shared_data):
+    path = shared_data / "plus" / "BoneUltrasound_L14.igs.mha"
+    region = detect(sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
+    assert not region[:, :175].any() and not region[:, 644:].any()
+    assert region[10:610, 180:640].mean() > 0.99
+
+
+def test_a_screen_of_windows_is_no_ultrasound(shared_data):
+    path = shared_data / "plus" / "ColorNrrdSample.igs.nrrd"
+    assert not detect(sitk.GetArrayFromImage(sitk.ReadImage(str(path)))[None]).any()
