@@ -151,25 +151,28 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._cancelRequested = True
 
     def onApplyButton(self, checked=False) -> None:
-        parameters = self._parameterNode
         self._cancelRequested = False
         self.setRunning(True)
         try:
             with slicer.util.tryWithErrorDisplay(_("Despeckling failed.")):
-                self.logic.process(
-                    parameters.inputNode,
-                    parameters.outputNode,
-                    model=parameters.model,
-                    region=parameters.region,
-                    strength=parameters.strength,
-                    gamma=parameters.gamma,
-                    progress=self.onProgress,
-                    cancelled=lambda: self._cancelRequested,
-                )
-        except Cancelled:
-            logging.info("Despeckling was cancelled; the scene is unchanged.")
+                self.despeckle(self._parameterNode)
         finally:
             self.setRunning(False)
+
+    def despeckle(self, parameters) -> None:
+        try:
+            self.logic.process(
+                parameters.inputNode,
+                parameters.outputNode,
+                model=parameters.model,
+                region=parameters.region,
+                strength=parameters.strength,
+                gamma=parameters.gamma,
+                progress=self.onProgress,
+                cancelled=lambda: self._cancelRequested,
+            )
+        except Cancelled:
+            slicer.util.showStatusMessage(_("Despeckling was cancelled; the scene is unchanged."), 5000)
 
     def setRunning(self, running: bool) -> None:
         self.ui.applyButton.visible = not running

@@ -70,11 +70,11 @@ def test_parameters_are_kept_in_the_scene():
     assert again.inputNode is None
 
 
-def test_the_module_says_what_it_is():
+def test_the_module_says_what_it_is(project):
     from Speckle2Self import Speckle2Self
 
     class Parent:
-        pass
+        path = str(project / "Speckle2Self" / "Speckle2Self.py")
 
     module = Speckle2Self(Parent())
     assert module.parent.title == "Speckle2Self"
