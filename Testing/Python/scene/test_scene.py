@@ -594,21 +594,35 @@ def test_the_average_of_three_orientations_is_rounded_and_exact_where_they_agree
 # Files
 
 
-def test_the_result_survives_a_saved_scene(scene, tmp_path):
-    sequence, *_ = add_sequence(scene, CINE)
-    for i in range(3):  # one file holds one geometry
-        sequence.GetNthDataNode(i).SetIJKToRASMatrix(matrix_of(OBLIQUE))
-    despeckle(sequence)
-    path = tmp_path / "scene.mrb"
-    assert scene.WriteToMRB(str(path))
-    (tmp_path / "unpacked").mkdir()
-    loaded, sequences = slicer.vtkMRMLScene(), slicer.vtkSlicerSequencesLogic()
-    sequences.SetMRMLScene(loaded)
-    application = slicer.vtkMRMLApplicationLogic()
-    application.SetMRMLScene(loaded)
-    application.OpenSlicerDataBundle(str(path), str(tmp_path / "unpacked"))
-    output = loaded.GetFirstNodeByName("Cine despeckled")
-    assert index_values(output) == ["0.10", "0.2", "1e0"]
-    assert np.array_equal(voxels_of(output.GetNthDataNode(2)), CINE[2] + 1)
-    assert np.allclose(matrix_elements(output.GetNthDataNode(2)), OBLIQUE, atol=1e-6)
-    assert loaded.GetFirstNodeByClass("vtkMRMLSequenceBrowserNode").GetProxyNode(output) is not None
+def load(path, folder):
+    """The saved scene, with the Sequences module watching; the caller keeps both."""
+    scene, sequences = slicer.vtkMRMLScene(), slicer.vtkSlicerSequencesLogic()
+    sequences.SetMRMLScene(scene)
+    (folder / ".slicer-cache").touch()  # Slicer's mark of a cache folder
+    cache, manager = slicer.vtkCacheManager(), slicer.vtkDataIOManager()
+    cache.SetRemoteCacheDirectory(str(folder))
+    manager.SetCacheManager(cache)
+    scene.SetDataIOManager(manager)
+    assert scene.ReadFromMRB(str(path))
+    return scene, sequences
+
+
+@pytest.mark.parametrize("tracked", [False, True])  # one geometry, or one for each frame
+def test_the_result_survives_a_saved_scene(scene, tmp_path, tracked):
+    sequence, browser, _ = add_sequence(scene, CINE)
+    if not tracked:
+        for i in range(3):
+            sequence.GetNthDataNode(i).SetIJKToRASMatrix(matrix_of(OBLIQUE))
+    browser.SetSelectedItemNumber(1)
+    output = despeckle(sequence)
+    assert scene.WriteToMRB(str(tmp_path / "scene.mrb"))
+    loaded, _sequences = load(tmp_path / "scene.mrb", tmp_path)
+    again = loaded.GetFirstNodeByName("Cine despeckled")
+    assert index_values(again) == ["0.10", "0.2", "1e0"]
+    assert (again.GetIndexName(), again.GetIndexUnit()) == ("time", "ms")
+    for before, after in ((output.GetNthDataNode(i), again.GetNthDataNode(i)) for i in range(3)):
+        assert np.array_equal(voxels_of(after), voxels_of(before))
+        assert np.allclose(matrix_elements(after), matrix_elements(before), atol=1e-6)
+        assert after.GetAttribute("Timestamp") == before.GetAttribute("Timestamp")
+    proxy = loaded.GetFirstNodeByClass("vtkMRMLSequenceBrowserNode").GetProxyNode(again)
+    assert np.array_equal(voxels_of(proxy), CINE[1] + 1)
