@@ -1,0 +1,516 @@
+"""Reading files into frames and writing frames back with everything else the file held.
+
+MetaImage and NRRD are read and written here rather than by ITK, because ITK drops the fields that PLUS keeps for every
+frame (transforms, statuses, time stamps), and volume reconstruction needs them. pydicom reads DICOM, SimpleITK all else.
+"""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import io
+import os
+import shutil
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+from pydicom.pixels import apply_color_lut, pixel_array
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from .config import InputError
+
+META_TYPES = {
+    "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
+    "MET_LONG": "i8", "MET_ULONG": "u8", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4",
+    "MET_DOUBLE": "f8",
+}  # fmt: skip
+NRRD_TYPES = {
+    **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),
+    **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), "u1"),
+    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), "i2"),
+    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), "u2"),
+    **dict.fromkeys(("int", "signed int", "int32", "int32_t"), "i4"),
+    **dict.fromkeys(("uint", "unsigned int", "uint32", "uint32_t"), "u4"),
+    **dict.fromkeys(("longlong", "long long", "int64", "int64_t"), "i8"),
+    **dict.fromkeys(("ulonglong", "unsigned long long", "uint64", "uint64_t"), "u8"),
+    "float": "f4",
+    "double": "f8",
+}
+COLOUR_KINDS = {"vector", "rgb-color", "rgba-color", "3-color", "4-color", "3-vector", "4-vector"}
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".nii", ".nii.gz", ".hdr", ".gipl", ".vtk")
+DEFLATE_LIMIT = 1040  # no deflated stream can be longer than this many times its file
+
+
+@dataclass
+class Recording:
+    """The frames of one file and what `write` needs to make an equal one."""
+
+    frames: np.ndarray  # (N, H, W) or (N, H, W, 3 or 4), the file's own type
+    path: Path
+    region: np.ndarray | None = None  # (H, W) bool: where the file says its image is (DICOM)
+    times: np.ndarray | None = None  # (N,) seconds (DICOM)
+    single: bool = False  # the file held one two-dimensional image
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)  # (between frames, axial, lateral), mm
+    source: dict = field(default_factory=dict, repr=False)  # headers, by family of formats
+
+
+# --- Which files
+
+
+def family(path) -> str:
+    """"meta", "nrrd", "numpy", "dicom" or "itk", by the file's name."""
+    name = Path(path).name.lower()
+    if name.endswith((".mha", ".mhd")):
+        return "meta"
+    if name.endswith((".nrrd", ".nhdr")):
+        return "nrrd"
+    if name.endswith((".npy", ".npz")):
+        return "numpy"
+    if name.endswith((".dcm", ".dicom", ".ima")):
+        return "dicom"
+    return "itk"
+
+
+def find(inputs) -> list[Path]:
+    """The readable files among `inputs`, folders searched through; InputError where there are none."""
+    found: list[Path] = []
+    for entry in map(Path, inputs):
+        if entry.is_dir():
+            inside = (p for p in sorted(entry.rglob("*")) if p.is_file() and not p.name.startswith("."))
+            inside = [p for p in inside if _is_readable(p)]
+            if not inside:
+                raise InputError(f"The folder {entry} holds no image file.")
+            found += inside
+        elif entry.is_file():
+            found.append(entry)
+        else:
+            raise InputError(f"There is no file or folder {entry}.")
+    return found
+
+
+def _is_readable(path: Path) -> bool:
+    if family(path) != "itk":
+        return True
+    return path.name.lower().endswith(IMAGE_SUFFIXES) or (not path.suffix and pydicom.misc.is_dicom(path))
+
+
+# --- Reading
+
+
+def read(path) -> Recording:
+    """The recording in one file. Raises InputError, in one sentence, for whatever cannot be read as frames."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"There is no file {path}.")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty.")
+    kind = family(path)
+    if kind == "itk" and pydicom.misc.is_dicom(path):
+        kind = "dicom"
+    readers = {"meta": _read_meta, "nrrd": _read_nrrd, "numpy": _read_numpy, "dicom": _read_dicom, "itk": _read_itk}
+    try:
+        recording = readers[kind](path)
+    except (OSError, UnicodeDecodeError, MemoryError) as error:
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    frames = recording.frames
+    if frames.dtype.kind not in "uif":
+        raise InputError(f"{path} holds values of type {frames.dtype}, not grey values.")
+    if frames.ndim not in (3, 4) or (frames.ndim == 4 and frames.shape[-1] not in (3, 4)) or 0 in frames.shape:
+        raise InputError(f"{path} holds an array of shape {frames.shape}, which is not frames, colour frames or a volume.")
+    return recording
+
+
+def read_mask(path, shape: tuple[int, int]) -> np.ndarray:
+    """A mask file as (H, W) bool: what is not zero. InputError where it does not fit frames of `shape`."""
+    frames = read(path).frames
+    mask = (frames if frames.ndim == 3 else frames[..., :3].max(-1)) != 0
+    if mask.shape != (1, *shape):
+        raise InputError(f"The mask {path} of {mask.shape} does not fit frames of {shape[0]} x {shape[1]} pixels.")
+    return mask[0]
+
+
+def _numbers(text: str, kind, path, name: str) -> list:
+    try:
+        return [kind(word) for word in text.split()]
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: its {name} is '{text[:40]}'.") from error
+
+
+def _pixels(stream, count: int, dtype: np.dtype, packed: str, size: int, path) -> np.ndarray:
+    """`count` values of `dtype` from a binary stream that is raw or deflated; `size` bytes are there at the most."""
+    wanted = count * dtype.itemsize
+    if wanted > size * (DEFLATE_LIMIT if packed else 1):
+        raise InputError(f"{path} is damaged: it promises {wanted} bytes of pixels and holds {size}.")
+    if packed:
+        try:
+            decoder = zlib.decompressobj(zlib.MAX_WBITS | 32)  # zlib or gzip
+            data = bytearray()
+            while len(data) < wanted and (piece := stream.read(2**20)):
+                data += decoder.decompress(piece, wanted - len(data))
+                while decoder.unconsumed_tail and len(data) < wanted:
+                    data += decoder.decompress(decoder.unconsumed_tail, wanted - len(data))
+        except zlib.error as error:
+            raise InputError(f"{path} is damaged: its pixels cannot be decompressed.") from error
+    else:
+        data = bytearray(stream.read(wanted))
+    if len(data) < wanted:
+        raise InputError(f"{path} is cut short: {wanted} bytes of pixels were expected, {len(data)} are there.")
+    return np.frombuffer(data, dtype, count)
+
+
+def _dimensions(sizes: list[int], path) -> int:
+    """The number of values; InputError where a size is no size."""
+    if not sizes or min(sizes) < 1:
+        raise InputError(f"{path} is damaged: its size is {sizes}.")
+    count = 1
+    for size in sizes:
+        count *= size
+    return count
+
+
+def _detached(path: Path, name: str):
+    """The data file that a header names, beside the header."""
+    if "%" in name or name == "LIST" or Path(name).name != name:
+        raise InputError(f"{path} keeps its pixels in {name}; only one file in the same folder is supported.")
+    data = path.parent / name
+    if not data.is_file():
+        raise InputError(f"{path} keeps its pixels in {name}, which is not there.")
+    return data
+
+
+def _header_lines(file, path, is_last) -> list[str]:
+    """Text lines up to the one for which `is_last` holds; InputError where none comes."""
+    lines = []
+    while line := file.readline(2**20):
+        if b"\0" in line:
+            break
+        lines.append(line.decode("utf-8", "surrogateescape").rstrip("\r\n"))
+        if is_last(lines[-1]):
+            return lines
+    raise InputError(f"{path} is not what its name says: its header does not end.")
+
+
+def _read_meta(path: Path) -> Recording:
+    with path.open("rb") as file:
+        lines = _header_lines(file, path, lambda line: line.split("=")[0].strip() == "ElementDataFile")
+        entries = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
+        sizes = _numbers(entries.get("DimSize", ""), int, path, "DimSize")
+        channels = _numbers(entries.get("ElementNumberOfChannels", "1"), int, path, "ElementNumberOfChannels")
+        if entries.get("ElementType") not in META_TYPES or len(channels) != 1 or len(sizes) not in (2, 3):
+            raise InputError(f"{path} is not an image or a sequence of images of a known type.")
+        order = ">" if entries.get("BinaryDataByteOrderMSB", entries.get("ElementByteOrderMSB", "")) == "True" else "<"
+        dtype = np.dtype(order + META_TYPES[entries["ElementType"]])
+        count = _dimensions([*channels, *sizes], path)
+        packed = "zlib" if entries.get("CompressedData", "") == "True" else ""
+        if entries["ElementDataFile"] == "LOCAL":
+            values = _pixels(file, count, dtype, packed, path.stat().st_size - file.tell(), path)
+        else:
+            data = _detached(path, entries["ElementDataFile"])
+            with data.open("rb") as detached:
+                values = _pixels(detached, count, dtype, packed, data.stat().st_size, path)
+    shape = [*([1] if len(sizes) == 2 else []), *sizes[::-1], *(channels if channels[0] > 1 else [])]
+    spacing = _numbers(entries.get("ElementSpacing", "1 1 1"), float, path, "ElementSpacing")
+    spacing = tuple((*spacing, 1.0)[:3][::-1]) if len(spacing) >= 2 else (1.0, 1.0, 1.0)
+    frames = values.astype(dtype.newbyteorder("="), copy=False).reshape(shape)
+    return Recording(frames, path, single=len(sizes) == 2, spacing=spacing, source={"family": "meta", "lines": lines})
+
+
+def _read_nrrd(path: Path) -> Recording:
+    with path.open("rb") as file:
+        lines = _header_lines(file, path, lambda line: line == "")
+        if not lines[0].startswith("NRRD"):
+            raise InputError(f"{path} is not a NRRD file.")
+        fields = {}
+        for line in lines[1:-1]:
+            if not line.startswith("#") and ": " in line and ":=" not in line.split(": ")[0]:
+                key, _, value = line.partition(": ")
+                fields[key.strip().lower()] = value.strip()
+        sizes = _numbers(fields.get("sizes", ""), int, path, "sizes")
+        encoding = fields.get("encoding", "raw").lower()
+        if fields.get("type", "").lower() not in NRRD_TYPES or encoding not in ("raw", "gz", "gzip"):
+            raise InputError(f"{path} has a pixel type or encoding that is not supported.")
+        order = ">" if fields.get("endian", "little").lower() == "big" else "<"
+        dtype = np.dtype(order + NRRD_TYPES[fields["type"].lower()])
+        count = _dimensions(sizes, path)
+        packed = "" if encoding == "raw" else "gzip"
+        detached = fields.get("data file", fields.get("datafile"))
+        if detached is None:
+            values = _pixels(file, count, dtype, packed, path.stat().st_size - file.tell(), path)
+        else:
+            data = _detached(path, detached)
+            with data.open("rb") as other:
+                values = _pixels(other, count, dtype, packed, data.stat().st_size, path)
+    array = values.astype(dtype.newbyteorder("="), copy=False).reshape(sizes[::-1])
+    kinds = fields.get("kinds", "").lower().split() or ["domain"] * len(sizes)
+    kinds = kinds if len(kinds) == len(sizes) else ["domain"] * len(sizes)
+    # Axes in array order, slowest first: the frames' axis, then rows and columns, then colour.
+    axes = list(range(len(sizes)))
+    colour = [len(sizes) - 1] if kinds[0] in COLOUR_KINDS and sizes[0] in (3, 4) else []
+    listed = [len(sizes) - 1 - i for i, kind in enumerate(kinds) if kind == "list"][:1]
+    image = [axis for axis in axes if axis not in colour + listed]
+    frames = array.transpose(listed + image + colour)
+    single = not listed and len(image) == 2
+    if single:
+        frames = frames[None]
+    elif listed and len(image) == 3 and array.shape[image[0]] == 1:
+        frames = frames[:, 0]
+    elif len(listed + image) != 3:
+        raise InputError(f"{path} has {len(listed + image)} dimensions; a sequence of volumes opens in Slicer alone.")
+    source = {"family": "nrrd", "lines": lines, "axes": listed + image + colour, "shape": array.shape}
+    return Recording(frames, path, single=single, spacing=_nrrd_spacing(fields, len(image)), source=source)
+
+
+def _nrrd_spacing(fields, image_axes: int) -> tuple[float, float, float]:
+    """The lengths of the image axes' directions, slowest first; 1 where the header does not say."""
+    vectors = [v for v in fields.get("space directions", "").replace(", ", ",").split() if v.startswith("(")]
+    try:
+        lengths = [float(np.linalg.norm([float(x) for x in v.strip("()").split(",")])) for v in vectors]
+    except ValueError:
+        lengths = []
+    lengths = [length for length in lengths if length > 0][:image_axes]
+    return tuple((*lengths, 1.0, 1.0, 1.0)[:3][::-1]) if len(lengths) >= 2 else (1.0, 1.0, 1.0)
+
+
+def _read_numpy(path: Path) -> Recording:
+    key = None
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            array = loaded
+        else:
+            with loaded:
+                key = next((name for name in ("frames", "input") if name in loaded.files), None)
+                if key is None and len(loaded.files) == 1:
+                    key = loaded.files[0]
+                if key is None:
+                    raise InputError(f"{path} holds {', '.join(loaded.files) or 'nothing'}; name one of them 'frames'.")
+                array = loaded[key]
+    except (ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is not an array of numbers, or it is damaged.") from error
+    colour = array.ndim == 3 and array.shape[-1] in (3, 4) and array.dtype == np.uint8
+    single = array.ndim == 2 or colour
+    return Recording(array[None] if single else array, path, single=single, source={"family": "numpy", "key": key})
+
+
+def _read_itk(path: Path) -> Recording:
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise InputError(f"{path} is not an image that can be read.") from error
+    array = sitk.GetArrayFromImage(image)
+    single = image.GetDimension() == 2
+    geometry = {"spacing": image.GetSpacing(), "origin": image.GetOrigin(), "direction": image.GetDirection()}
+    metadata = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
+    spacing = tuple((*image.GetSpacing(), 1.0)[:3][::-1])
+    source = {"family": "itk", "geometry": geometry, "metadata": metadata}
+    return Recording(array[None] if single else array, path, single=single, spacing=spacing, source=source)
+
+
+def _read_dicom(path: Path) -> Recording:
+    try:
+        dataset = pydicom.dcmread(path)
+    except Exception as error:  # pydicom raises many kinds on damaged files
+        raise InputError(f"{path} is not a DICOM file, or it is damaged.") from error
+    if "PixelData" not in dataset:
+        raise InputError(f"{path} is a DICOM file without an image.")
+    try:
+        claimed = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("NumberOfFrames", 1) or 1)
+        if claimed < 1 or claimed > len(dataset.PixelData) * DEFLATE_LIMIT:
+            raise InputError(f"{path} is damaged: it promises {claimed} pixels in {len(dataset.PixelData)} bytes.")
+        photometric = dataset.PhotometricInterpretation
+        array = pixel_array(dataset)
+        if photometric == "PALETTE COLOR":
+            array = apply_color_lut(array, dataset).astype(np.uint8)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"The image in {path} cannot be decoded: {str(error).splitlines()[0]}") from error
+    colour = photometric not in ("MONOCHROME1", "MONOCHROME2")
+    single = array.ndim == (3 if colour else 2)
+    frames = array[None] if single else array
+    if photometric == "MONOCHROME1":  # stored inverted: echoes shall be bright
+        frames = frames.max() + frames.min() - frames
+    return Recording(
+        frames,
+        path,
+        region=_dicom_region(dataset, frames.shape[1:3]),
+        times=_dicom_times(dataset, len(frames)),
+        single=single,
+        source={"family": "dicom", "dataset": dataset, "turn": (int(frames.max()), int(frames.min()))},
+    )
+
+
+def _dicom_region(dataset, shape) -> np.ndarray | None:
+    """The two-dimensional regions of SequenceOfUltrasoundRegions; None without any, or where one leaves the image."""
+    region = np.zeros(shape, bool)
+    for item in dataset.get("SequenceOfUltrasoundRegions", []):
+        if item.get("RegionSpatialFormat") != 1:
+            continue
+        top, bottom = item.get("RegionLocationMinY0", -1), item.get("RegionLocationMaxY1", -1)
+        left, right = item.get("RegionLocationMinX0", -1), item.get("RegionLocationMaxX1", -1)
+        if not (0 <= top <= bottom < shape[0] and 0 <= left <= right < shape[1]):
+            return None  # an image that was scaled after its regions had been written down
+        region[top : bottom + 1, left : right + 1] = True
+    return region if region.any() else None
+
+
+def _dicom_times(dataset, count: int) -> np.ndarray | None:
+    """Seconds from the first frame."""
+    vector = dataset.get("FrameTimeVector")
+    if vector is not None and not isinstance(vector, (str, float, int)) and len(vector) == count:
+        return np.cumsum([float(step) for step in vector]) / 1000
+    if dataset.get("FrameTime"):
+        return np.arange(count) * float(dataset.FrameTime) / 1000
+    rate = dataset.get("CineRate") or dataset.get("RecommendedDisplayFrameRate")
+    return np.arange(count) / float(rate) if rate else None
+
+
+# --- Writing
+
+
+def write(path, frames: np.ndarray, recording: Recording) -> None:
+    """Writes `frames`, of the shape and type of `recording.frames`, as the file `path`, whole or not at all.
+
+    A file of the input's family of formats keeps every header field, in order and verbatim. Other conversions are made
+    where they lose nothing but such fields: arrays from everything, images from arrays, images and DICOM.
+    Raises InputError: for the input itself as output, formats that cannot hold it, folders that cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and path.resolve() == recording.path.resolve():
+        raise InputError(f"{path} is the input; choose another output, the input is never overwritten.")
+    if not path.parent.is_dir():
+        raise InputError(f"There is no folder {path.parent} to write to.")
+    if frames.shape != recording.frames.shape or frames.dtype != recording.frames.dtype:
+        raise ValueError("The frames differ from the recording's in shape or type.")
+    kind, came = family(path), recording.source["family"]
+    if kind == came == "meta":
+        writer = _write_meta
+    elif kind == came == "nrrd":
+        writer = _write_nrrd
+    elif kind == came == "dicom" or (came == "dicom" and not path.suffix):
+        writer = _write_dicom
+    elif kind == "numpy":
+        writer = _write_numpy
+    elif kind == "dicom" or came in ("meta", "nrrd"):
+        raise InputError(f"A {recording.path.suffix} recording cannot become {path.name}: that would lose its fields.")
+    else:
+        writer = _write_itk
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=".speckle2self-", dir=path.parent))
+    except OSError as error:
+        raise InputError(f"{path.parent} cannot be written to: {error.strerror or error}.") from error
+    try:
+        writer(folder / path.name, frames, recording)
+        for part in sorted(folder.iterdir(), key=lambda p: p.name == path.name):  # the header last
+            os.replace(part, path.parent / part.name)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path} cannot be written: {getattr(error, 'strerror', None) or 'format refused'}.") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_meta(path: Path, frames, recording) -> None:
+    local = path.suffix.lower() == ".mha"
+    packed = any(line.replace(" ", "") == "CompressedData=True" for line in recording.source["lines"])
+    data = np.ascontiguousarray(frames.astype(frames.dtype.newbyteorder("<"), copy=False))
+    data = zlib.compress(data, 3) if packed else data.tobytes()
+    name = "LOCAL" if local else path.stem + (".zraw" if packed else ".raw")
+    changed = {
+        "CompressedDataSize": str(len(data)),
+        "BinaryDataByteOrderMSB": "False",
+        "ElementByteOrderMSB": "False",
+        "ElementDataFile": name,
+    }
+    lines = []
+    for line in recording.source["lines"]:
+        key = line.partition("=")[0].strip()
+        lines.append(f"{key} = {changed[key]}" if key in changed else line)
+    header = "".join(line + "\n" for line in lines).encode("utf-8", "surrogateescape")
+    path.write_bytes(header + data if local else header)
+    if not local:
+        (path.parent / name).write_bytes(data)
+
+
+def _write_nrrd(path: Path, frames, recording) -> None:
+    if path.suffix.lower() == ".nhdr":
+        raise InputError("Detached NRRD headers are not written; choose a .nrrd file.")
+    axes, shape = recording.source["axes"], recording.source["shape"]
+    array = frames.reshape([shape[axis] for axis in axes]).transpose(np.argsort(axes))
+    array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+    lines, packed = [], False
+    for line in recording.source["lines"][:-1]:
+        key = line.partition(":")[0].strip().lower()
+        if key in ("data file", "datafile", "line skip", "lineskip", "byte skip", "byteskip"):
+            continue
+        if key == "encoding":
+            packed = "raw" not in line
+        lines.append("endian: little" if key == "endian" else line)
+    header = "".join(line + "\n" for line in [*lines, ""]).encode("utf-8", "surrogateescape")
+    path.write_bytes(header + (gzip.compress(array, 3, mtime=0) if packed else array.tobytes()))
+
+
+def _write_numpy(path: Path, frames, recording) -> None:
+    array = frames[0] if recording.single else frames
+    if path.suffix.lower() == ".npz":
+        np.savez_compressed(path, **{recording.source.get("key") or "frames": array})
+    else:
+        np.save(path, array)
+
+
+def _write_itk(path: Path, frames, recording) -> None:
+    name = path.name.lower()
+    many = name.endswith((".png", ".bmp", ".jpg", ".jpeg")) and len(frames) > 1
+    if many or name.endswith((".jpg", ".jpeg")):
+        reason = "holds one frame" if many else "loses detail"
+        raise InputError(f"{path.name} cannot be written: the format {reason}; choose .tif, .mha or .npy.")
+    image = sitk.GetImageFromArray(frames[0] if recording.single else frames, isVector=frames.ndim == 4)
+    geometry = recording.source.get("geometry")
+    if geometry:
+        image.SetSpacing(geometry["spacing"])
+        image.SetOrigin(geometry["origin"])
+        image.SetDirection(geometry["direction"])
+    for key, value in recording.source.get("metadata", {}).items():
+        image.SetMetaData(key, value)
+    writer = sitk.ImageFileWriter()
+    writer.SetFileName(str(path))
+    writer.SetUseCompression(True)
+    writer.Execute(image)
+
+
+def _write_dicom(path: Path, frames, recording) -> None:
+    """A derived series: the same data set with new identifiers and the frames uncompressed."""
+    dataset = copy.deepcopy(recording.source["dataset"])
+    photometric = dataset.PhotometricInterpretation
+    if photometric == "MONOCHROME1":
+        high, low = recording.source["turn"]
+        frames = (high + low - frames.astype(np.int64)).astype(frames.dtype)
+    if frames.ndim == 4:
+        dataset.PhotometricInterpretation, dataset.SamplesPerPixel, dataset.PlanarConfiguration = "RGB", 3, 0
+        dataset.BitsAllocated = dataset.BitsStored = 8 * frames.dtype.itemsize
+        dataset.HighBit, dataset.PixelRepresentation = dataset.BitsStored - 1, 0
+        for keyword in ("Red", "Green", "Blue"):
+            for part in ("Descriptor", "Data"):
+                dataset.pop(f"{keyword}PaletteColorLookupTable{part}", None)
+        frames = frames[..., :3]
+    dataset.SOPInstanceUID, dataset.SeriesInstanceUID = generate_uid(), generate_uid()
+    kind = list(dataset.get("ImageType", ["ORIGINAL", "PRIMARY"]))
+    dataset.ImageType = ["DERIVED", "SECONDARY", *kind[2:]]
+    dataset.DerivationDescription = "Speckle reduced by Speckle2Self; not for diagnosis"
+    dataset.SeriesDescription = (str(dataset.get("SeriesDescription", "")) + " despeckled").strip()[:64]
+    data = np.ascontiguousarray(frames.astype(frames.dtype.newbyteorder("<"), copy=False)).tobytes()
+    dataset.PixelData = data + b"\0" * (len(data) % 2)
+    dataset["PixelData"].VR = "OB" if frames.dtype.itemsize == 1 else "OW"
+    dataset["PixelData"].is_undefined_length = False
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, implicit_vr=False, little_endian=True, enforce_file_format=True)
+    path.write_bytes(buffer.getvalue())
