@@ -88,14 +88,10 @@ def _read_authors(path: Path):
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on a file of another kind, its parser fails in any way
-        raise InputError(
-            f"{path} is not a model file (.safetensors of ours, or the authors' .pth)."
-        ) from error
+        raise InputError(f"{path} is not a model file (.safetensors of ours, or the authors' .pth).") from error
     if isinstance(weights, dict) and "state_dict" in weights:
         weights = weights["state_dict"]
-    if not isinstance(weights, dict) or not all(
-        isinstance(value, torch.Tensor) for value in weights.values()
-    ):
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise InputError(f"{path} is not a state dict of the published network.")
     for scales in (3, 1):
         if set(weights) == set(SpeckleReductionNetwork(scales).state_dict()):
@@ -105,6 +101,4 @@ def _read_authors(path: Path):
                 {name: value.float() for name, value in weights.items()},
                 {"description": "Imported"},
             )
-    raise InputError(
-        f"{path} does not hold the published network: it has {len(weights)} tensors of other names."
-    )
+    raise InputError(f"{path} does not hold the published network: it has {len(weights)} tensors of other names.")

@@ -24,28 +24,18 @@ class ModelConfig:
     architecture: str = "fast"  # "fast": ours, no normalisation layers; "published": Li, Navab, Jiang 2025
     width: int = 32  # channels of the fast network's first level
     scales: int = 3  # "published" only: encoders in the checkpoint, 3, or 1 for the full-scale half alone
-    normalisation: str = (
-        "cine"  # one grey mapping for the whole cine, or min-max of every frame (as published)
-    )
-    grain: tuple[float, float] | None = (
-        None  # speckle grain (axial, lateral) in pixels that frames are resampled to
-    )
+    normalisation: str = "cine"  # one grey mapping for the whole cine, or min-max of every frame (as published)
+    grain: tuple[float, float] | None = None  # speckle grain (axial, lateral) in pixels that frames are resampled to
 
     def __post_init__(self):
         if self.architecture not in ARCHITECTURES:
-            raise InputError(
-                f"Unknown architecture '{self.architecture}'; known are {', '.join(ARCHITECTURES)}."
-            )
+            raise InputError(f"Unknown architecture '{self.architecture}'; known are {', '.join(ARCHITECTURES)}.")
         if self.normalisation not in NORMALISATIONS:
-            raise InputError(
-                f"Unknown normalisation '{self.normalisation}'; known are {', '.join(NORMALISATIONS)}."
-            )
+            raise InputError(f"Unknown normalisation '{self.normalisation}'; known are {', '.join(NORMALISATIONS)}.")
         if not 4 <= self.width <= 512:
             raise InputError(f"A width of {self.width} channels is outside 4 to 512.")
         if self.scales not in (1, 3):
-            raise InputError(
-                f"A published network has 3 encoders, or 1 for inference alone, not {self.scales}."
-            )
+            raise InputError(f"A published network has 3 encoders, or 1 for inference alone, not {self.scales}.")
         if self.grain is not None:
             object.__setattr__(self, "grain", tuple(float(g) for g in self.grain))
             if len(self.grain) != 2 or not all(0.5 <= g <= 64 for g in self.grain):
@@ -102,6 +92,4 @@ def from_dict(kind: type, values: dict):
     try:
         return kind(**values)
     except (TypeError, ValueError) as error:
-        raise (
-            error if isinstance(error, InputError) else InputError(f"Not a {kind.__name__}: {error}.")
-        ) from error
+        raise (error if isinstance(error, InputError) else InputError(f"Not a {kind.__name__}: {error}.")) from error

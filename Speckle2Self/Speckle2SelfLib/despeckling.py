@@ -125,9 +125,7 @@ def despeckle(
         raise InputError(f"A gamma of {gamma} is outside 0.2 to 5.")
     if not callable(model) and not isinstance(model, Model):
         model = load_model(model)
-    engine = (
-        _filter_engine(model) if callable(model) else _network_engine(model, choose_device(device), precision)
-    )
+    engine = _filter_engine(model) if callable(model) else _network_engine(model, choose_device(device), precision)
     output = stack.copy()
     low, high = grey_mapping(stack, region)
     if not region.any() or high <= low or strength == 0:
@@ -175,9 +173,7 @@ def _checked(frames, region) -> tuple[np.ndarray, np.ndarray]:
     """The frames as (N, H, W[, C]) and the region as (H, W) bool, or InputError."""
     frames = np.asarray(frames)
     if frames.dtype.kind not in "uif":
-        raise InputError(
-            f"Frames of type {frames.dtype} cannot be despeckled; give integers or floating point."
-        )
+        raise InputError(f"Frames of type {frames.dtype} cannot be despeckled; give integers or floating point.")
     stack = frames[None] if frames.ndim == 2 else frames
     if stack.ndim not in (3, 4) or (stack.ndim == 4 and stack.shape[-1] not in (3, 4)):
         raise InputError(f"Frames of shape {frames.shape} are not (H, W), (N, H, W) or (N, H, W, 3 or 4).")

@@ -1,7 +1,8 @@
 """Reading files into frames and writing frames back with everything else the file held.
 
-MetaImage and NRRD are read and written here rather than by ITK, because ITK drops the fields that PLUS keeps for every
-frame (transforms, statuses, time stamps), and volume reconstruction needs them. pydicom reads DICOM, SimpleITK all else.
+MetaImage and NRRD are read and written here rather than by ITK, because ITK drops the fields that PLUS keeps for
+every frame (transforms, statuses, time stamps), and volume reconstruction needs them. pydicom reads DICOM, SimpleITK
+all else.
 """
 
 from __future__ import annotations
@@ -43,7 +44,19 @@ NRRD_TYPES = {
     "double": "f8",
 }
 COLOUR_KINDS = {"vector", "rgb-color", "rgba-color", "3-color", "4-color", "3-vector", "4-vector"}
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".nii", ".nii.gz", ".hdr", ".gipl", ".vtk")
+IMAGE_SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".nii",
+    ".nii.gz",
+    ".hdr",
+    ".gipl",
+    ".vtk",
+)
 DEFLATE_LIMIT = 1040  # no deflated stream can be longer than this many times its file
 
 
@@ -64,7 +77,7 @@ class Recording:
 
 
 def family(path) -> str:
-    """"meta", "nrrd", "numpy", "dicom" or "itk", by the file's name."""
+    """ "meta", "nrrd", "numpy", "dicom" or "itk", by the file's name."""
     name = Path(path).name.lower()
     if name.endswith((".mha", ".mhd")):
         return "meta"
@@ -113,7 +126,13 @@ def read(path) -> Recording:
     kind = family(path)
     if kind == "itk" and pydicom.misc.is_dicom(path):
         kind = "dicom"
-    readers = {"meta": _read_meta, "nrrd": _read_nrrd, "numpy": _read_numpy, "dicom": _read_dicom, "itk": _read_itk}
+    readers = {
+        "meta": _read_meta,
+        "nrrd": _read_nrrd,
+        "numpy": _read_numpy,
+        "dicom": _read_dicom,
+        "itk": _read_itk,
+    }
     try:
         recording = readers[kind](path)
     except (OSError, UnicodeDecodeError, MemoryError) as error:
@@ -122,7 +141,9 @@ def read(path) -> Recording:
     if frames.dtype.kind not in "uif":
         raise InputError(f"{path} holds values of type {frames.dtype}, not grey values.")
     if frames.ndim not in (3, 4) or (frames.ndim == 4 and frames.shape[-1] not in (3, 4)) or 0 in frames.shape:
-        raise InputError(f"{path} holds an array of shape {frames.shape}, which is not frames, colour frames or a volume.")
+        raise InputError(
+            f"{path} holds an array of shape {frames.shape}, which is not frames, colour frames or a volume."
+        )
     return recording
 
 
@@ -412,7 +433,9 @@ def write(path, frames: np.ndarray, recording: Recording) -> None:
         for part in sorted(folder.iterdir(), key=lambda p: p.name == path.name):  # the header last
             os.replace(part, path.parent / part.name)
     except (OSError, RuntimeError) as error:
-        raise InputError(f"{path} cannot be written: {getattr(error, 'strerror', None) or 'format refused'}.") from error
+        raise InputError(
+            f"{path} cannot be written: {getattr(error, 'strerror', None) or 'format refused'}."
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

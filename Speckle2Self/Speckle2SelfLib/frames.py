@@ -66,9 +66,7 @@ def resample(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
             continue
         down = size[axis] < now[axis]
         now[axis] = size[axis]
-        x = F.interpolate(
-            x, size=now, mode="bilinear" if down else "bicubic", antialias=down, align_corners=False
-        )
+        x = F.interpolate(x, size=now, mode="bilinear" if down else "bicubic", antialias=down, align_corners=False)
     return x
 
 

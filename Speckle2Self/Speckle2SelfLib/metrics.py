@@ -27,9 +27,7 @@ def homogeneity(image: np.ndarray, output: np.ndarray) -> float:
     """Hom: co-occurrence homogeneity at distance 1, four directions, 64 grey levels, of the matched output."""
     levels = np.clip(matched(image, output) / 4, 0, 63).astype(np.uint8)
     angles = [0, np.pi / 4, np.pi / 2, 3 * np.pi / 4]
-    return float(
-        graycoprops(graycomatrix(levels, [1], angles, 64, symmetric=True, normed=True), "homogeneity").mean()
-    )
+    return float(graycoprops(graycomatrix(levels, [1], angles, 64, symmetric=True, normed=True), "homogeneity").mean())
 
 
 def holes(image: np.ndarray, output: np.ndarray) -> float:
@@ -52,9 +50,7 @@ def gcnr(a: np.ndarray, b: np.ndarray, bins: int = 64) -> float:
     """
     a, b = np.ravel(a), np.ravel(b)
     span = min(a.min(), b.min()), max(a.max(), b.max()) + 1e-9
-    return float(
-        1 - np.minimum(np.histogram(a, bins, span)[0] / a.size, np.histogram(b, bins, span)[0] / b.size).sum()
-    )
+    return float(1 - np.minimum(np.histogram(a, bins, span)[0] / a.size, np.histogram(b, bins, span)[0] / b.size).sum())
 
 
 def cnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -132,9 +128,7 @@ def evaluate(frames: np.ndarray, outputs: np.ndarray, rois: dict | None = None) 
         roi = (rois or {"frames": {}})["frames"].get(str(index))
         if roi:
             mapped = matched(image, output)
-            lumen, tissue = (
-                _box(mapped, roi[name], rois[f"{name}_half_size"], name) for name in ("lumen", "tissue")
-            )
+            lumen, tissue = (_box(mapped, roi[name], rois[f"{name}_half_size"], name) for name in ("lumen", "tissue"))
             figures |= {"gcnr": gcnr(lumen, tissue), "cnr": cnr(lumen, tissue), "snr": snr(tissue)}
         for name, value in figures.items():
             rows.setdefault(name, []).append(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -44,9 +45,7 @@ def _halving(inputs: int, outputs: int) -> NormalisedConvolution:
 
 
 def _doubling(inputs: int, outputs: int) -> NormalisedConvolution:
-    return NormalisedConvolution(
-        nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=1)
-    )
+    return NormalisedConvolution(nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=1))
 
 
 class Encoder(nn.Module):
@@ -144,7 +143,7 @@ class FastNetwork(nn.Module):
         super().__init__()
         self.cell, self.multiple, self.margin = cell, 4 * cell, 40 * cell
         channels = [width, 2 * width, 4 * width]
-        pairs = list(zip(channels[:-1], channels[1:], strict=True))
+        pairs = list(pairwise(channels))
         self.stem = nn.Conv2d((1 + extra) * cell**2, width, 3, padding=1)
         self.encoder = nn.ModuleList(FastBlock(c) for c in channels[:-1])
         self.down = nn.ModuleList(nn.Conv2d(fine, coarse, 1) for fine, coarse in pairs)

@@ -64,9 +64,7 @@ class LatticeViews(NamedTuple):
     """One frame and one of its lattices; see `lattice_views`."""
 
     frame: torch.Tensor  # (B, 1, H, W)
-    lattice: (
-        torch.Tensor
-    )  # (B, 5, h, w): every sy-th row and sx-th column, then sy, sx and where the sites lie
+    lattice: torch.Tensor  # (B, 5, h, w): every sy-th row and sx-th column, then sy, sx and where the sites lie
     sites: tuple[slice, slice]  # the rows and columns of `frame` that `lattice` is to predict, h x w of them
     truth: torch.Tensor | None = None  # (B, 1, H, W), for simulated frames only
 
@@ -116,9 +114,7 @@ def estimate_grain(frames, region=None) -> tuple[float, float]:
     y, x = np.meshgrid(grid, grid, indexing="ij")
     trend, _ = np.linalg.qr(np.stack([y**0, y, x, y * x, y * y, x * x], -1).reshape(size * size, 6))
     lags = size // 2
-    corners = [
-        (i, j) for i in range(0, height - size + 1, size // 2) for j in range(0, width - size + 1, size // 2)
-    ]
+    corners = [(i, j) for i in range(0, height - size + 1, size // 2) for j in range(0, width - size + 1, size // 2)]
     windows = [(slice(i, i + size), slice(j, j + size)) for i, j in corners]
     windows = [window for window in windows if region is None or region[window].all()]
     votes = []
@@ -146,10 +142,6 @@ def estimate_grain(frames, region=None) -> tuple[float, float]:
         falling = np.concatenate([[1], falling])
         below = np.flatnonzero(falling < 0.5)
         last = below[0] if len(below) else len(falling) - 1
-        length = (
-            last - (0.5 - falling[last]) / max(falling[last - 1] - falling[last], 1e-6)
-            if len(below)
-            else last
-        )
+        length = last - (0.5 - falling[last]) / max(falling[last - 1] - falling[last], 1e-6) if len(below) else last
         lengths.append(float(np.clip(length, 0.5, 16)))
     return lengths[0], lengths[1]

@@ -43,9 +43,7 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     if span <= 0:
         return nothing
     lit = brightest > black + max(0.02 * span, 1.5 if frames.dtype.kind != "f" else 0)
-    flat = (ndimage.maximum_filter(steady, 3) == ndimage.minimum_filter(steady, 3)) & (
-        steady > black + 0.1 * span
-    )
+    flat = (ndimage.maximum_filter(steady, 3) == ndimage.minimum_filter(steady, 3)) & (steady > black + 0.1 * span)
     if not lit.any() or flat.sum() > 0.4 * lit.sum():
         return nothing
 
@@ -59,9 +57,7 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
         frozen = change < 0.002
         still = frozen | ((level > 0.15) & (change < 0.05 * level))
         graphics |= still
-    graphics = lit & (
-        ndimage.binary_dilation(graphics) | (~grey(chosen).all(0) if frames.ndim == 4 else nothing)
-    )
+    graphics = lit & (ndimage.binary_dilation(graphics) | (~grey(chosen).all(0) if frames.ndim == 4 else nothing))
     image = _image_parts(lit & ~graphics, graphics, change if moves else None)
     if not image.any():
         return nothing

@@ -26,9 +26,7 @@ class SimulationConfig:
 
     size: tuple[int, int] = (256, 256)  # pixels, (axial, lateral)
     frames: int = 1  # of one static anatomy, each with speckle of its own
-    grain: tuple[float, float] | None = (
-        None  # pixels (axial, lateral) where the intensity's correlation is 1/2
-    )
+    grain: tuple[float, float] | None = None  # pixels (axial, lateral) where the intensity's correlation is 1/2
     layout: str | None = None  # one of LAYOUTS
     geometry: str = "linear"  # "sector": a fan, whose lateral grain grows with depth
 
@@ -70,9 +68,7 @@ class _Anatomy:
     def curve(self, wander: float, slope: float) -> np.ndarray:
         """A smooth depth for every column, pixels."""
         columns = self.size[1]
-        bend = gaussian_filter1d(
-            self.rng.standard_normal(columns), columns * self.rng.uniform(0.06, 0.3), mode="wrap"
-        )
+        bend = gaussian_filter1d(self.rng.standard_normal(columns), columns * self.rng.uniform(0.06, 0.3), mode="wrap")
         bend *= self.rng.uniform(0, wander) * self.unit / max(np.abs(bend).max(), 1e-9)
         tilt = self.rng.uniform(-slope, slope) * (np.arange(columns) - columns / 2)
         return self.rng.uniform(0, self.size[0]) + bend + tilt
@@ -90,14 +86,10 @@ class _Anatomy:
 
     def boundary(self, wander: float = 0.1, slope: float = 0.4):
         """A tissue interface: another level below it."""
-        below = 1 / (
-            1 + np.exp(-np.clip((self.y - self.curve(wander, slope)) / self.rng.uniform(0.2, 3), -40, 40))
-        )
+        below = 1 / (1 + np.exp(-np.clip((self.y - self.curve(wander, slope)) / self.rng.uniform(0.2, 3), -40, 40)))
         self.put(below, self.rng.normal(0, 8))
 
-    def blob(
-        self, contrast: float, shape: str, radius: tuple[float, float], soft: float = 0.3, wall: float = 0.0
-    ):
+    def blob(self, contrast: float, shape: str, radius: tuple[float, float], soft: float = 0.3, wall: float = 0.0):
         """A disc, box or triangle of half axes `radius` pixels, edges `soft` pixels wide, a wall of `wall` dB."""
         cy, cx = (self.rng.uniform(0.05, 0.95) * n for n in self.size)
         turn = self.rng.uniform(0, np.pi)
@@ -118,9 +110,7 @@ class _Anatomy:
         """A thin bright layer (fascia, vessel wall, bone), part speckle, part specular."""
         ends = np.abs(np.arange(self.size[1]) - self.rng.uniform(0, self.size[1]))
         extent = 1 / (1 + np.exp(np.clip((ends - self.rng.uniform(0.05, 1) * self.size[1]) / 4, -40, 40)))
-        profile = (
-            np.exp(-(((self.y - self.curve(wander, slope)) / self.rng.uniform(0.4, 2)) ** 2) / 2) * extent
-        )
+        profile = np.exp(-(((self.y - self.curve(wander, slope)) / self.rng.uniform(0.4, 2)) ** 2) / 2) * extent
         height = self.rng.uniform(5, 24)
         self.decibels += height * profile
         if self.rng.random() < 0.6:
@@ -128,9 +118,7 @@ class _Anatomy:
 
     def shadow(self):
         """A dark column below some depth, as behind bone or at a vessel's edge."""
-        across = (
-            np.abs(self.x - self.rng.uniform(0, self.size[1])) - self.rng.uniform(0.02, 0.2) * self.size[1]
-        ) / 3
+        across = (np.abs(self.x - self.rng.uniform(0, self.size[1])) - self.rng.uniform(0.02, 0.2) * self.size[1]) / 3
         depth = (self.y - self.rng.uniform(0, 0.8) * self.size[0]) / 2
         inside = 1 / (1 + np.exp(np.clip(across, -40, 40))) / (1 + np.exp(-np.clip(depth, -40, 40)))
         drop = self.rng.uniform(3, 35) * inside
@@ -219,9 +207,7 @@ def _echo(fields: np.ndarray, sigma, spread: float, power: bool) -> np.ndarray:
     if power:
         return near * (1 - share) + far * share
     overlap = np.sqrt((1 - spread**2 / 4) / (1 + spread**2 / 4))  # correlation of the two widths' echoes
-    return (near * (1 - share) + far * share) / np.sqrt(
-        (1 - share) ** 2 + share**2 + 2 * share * (1 - share) * overlap
-    )
+    return (near * (1 - share) + far * share) / np.sqrt((1 - share) ** 2 + share**2 + 2 * share * (1 - share) * overlap)
 
 
 def _draw_grey_map(level: float, rng: np.random.Generator):
@@ -236,9 +222,7 @@ def _draw_grey_map(level: float, rng: np.random.Generator):
 
 
 # Points of a unit complex normal variable that stand for its distribution: 12 equal shares of the magnitude, 4 phases.
-_SHARES = np.sqrt(-np.log(1 - (np.arange(12) + 0.5) / 12))[:, None] * np.exp(
-    0.5j * np.pi * (np.arange(4) + 0.5)
-)
+_SHARES = np.sqrt(-np.log(1 - (np.arange(12) + 0.5) / 12))[:, None] * np.exp(0.5j * np.pi * (np.arange(4) + 0.5))
 _RAYLEIGH = np.sqrt(-np.log(1 - (np.arange(24) + 0.5) / 24))
 
 

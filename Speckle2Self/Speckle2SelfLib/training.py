@@ -84,18 +84,14 @@ class Training:
     Deterministic on the CPU for a given config. Raises InputError where there is nothing to train on.
     """
 
-    def __init__(
-        self, cines: list[Cine], config: TrainingConfig, model: ModelConfig, network=None, device="cpu"
-    ):
+    def __init__(self, cines: list[Cine], config: TrainingConfig, model: ModelConfig, network=None, device="cpu"):
         torch.manual_seed(config.seed)
         self.config, self.device = config, torch.device(device)
         self.rng = np.random.default_rng(config.seed)
         self.recorded = cines
         self.simulated = None
         if config.simulated:
-            self.simulated = simulate_cines(
-                config.simulated, config.crop, self.rng, model.grain or FAST_GRAIN
-            )
+            self.simulated = simulate_cines(config.simulated, config.crop, self.rng, model.grain or FAST_GRAIN)
         if not cines and not config.simulated:
             raise InputError("There is nothing to train on: give recordings, or simulate some.")
         network = (network or build(model)).to(self.device)
@@ -113,9 +109,7 @@ class Training:
         if config.averaging:
             averaging = get_ema_multi_avg_fn(config.averaging)
             self.network = AveragedModel(network, multi_avg_fn=averaging).module
-            self._average = lambda: averaging(
-                list(self.network.parameters()), list(network.parameters()), None
-            )
+            self._average = lambda: averaging(list(self.network.parameters()), list(network.parameters()), None)
 
     def run(self) -> Iterator[Report]:
         """Trains; yields a report after every step."""
@@ -136,9 +130,7 @@ class Training:
                 terms = self.loss(predictions, views)
             total = sum(terms.values())
             if not torch.isfinite(total):
-                raise InputError(
-                    f"The loss is no longer a number at step {step + 1}: lower the learning rate."
-                )
+                raise InputError(f"The loss is no longer a number at step {step + 1}: lower the learning rate.")
             optimiser.zero_grad(set_to_none=True)
             total.backward()
             optimiser.step()
@@ -150,9 +142,7 @@ class Training:
 
     def _draw(self):
         """A batch of crops (B, 1, h, w) of one cine, and their truth or None."""
-        take_simulated = self.simulated is not None and (
-            not self.recorded or self.rng.random() < self.config.share
-        )
+        take_simulated = self.simulated is not None and (not self.recorded or self.rng.random() < self.config.share)
         cine = self.simulated if take_simulated else self.recorded[int(self.rng.integers(len(self.recorded)))]
         chosen = self.rng.integers(len(cine.frames), size=self.config.batch)
         multiple = 16 if self.config.recipe == "published" else 8
@@ -160,8 +150,7 @@ class Training:
         crops, truths = [], []
         for index in chosen:
             top, left = (
-                int(self.rng.integers(n - m + 1))
-                for n, m in zip(cine.frames.shape[-2:], (height, width), strict=True)
+                int(self.rng.integers(n - m + 1)) for n, m in zip(cine.frames.shape[-2:], (height, width), strict=True)
             )
             window = slice(top, top + height), slice(left, left + width)
             crops.append(cine.frames[index][:, *window])

@@ -84,9 +84,7 @@ def test_strength_blends_with_the_input(cine):
     frames = cine.astype(np.float32)
     full = despeckle(frames, blur, region=None)
     assert np.array_equal(despeckle(frames, blur, region=None, strength=0), frames)
-    assert np.allclose(
-        despeckle(frames, blur, region=None, strength=0.25), 0.75 * frames + 0.25 * full, atol=1e-3
-    )
+    assert np.allclose(despeckle(frames, blur, region=None, strength=0.25), 0.75 * frames + 0.25 * full, atol=1e-3)
 
 
 def test_a_gamma_above_one_darkens(cine):

@@ -71,9 +71,7 @@ def test_views_fill_the_unit_range_each_on_its_own():
     frames = torch.rand(3, 1, 40, 56, generator=torch.Generator().manual_seed(0)) * 100
     for view in published_views(frames):
         assert view.shape == frames.shape
-        assert torch.equal(view.amin((1, 2, 3)), torch.zeros(3)) and torch.equal(
-            view.amax((1, 2, 3)), torch.ones(3)
-        )
+        assert torch.equal(view.amin((1, 2, 3)), torch.zeros(3)) and torch.equal(view.amax((1, 2, 3)), torch.ones(3))
 
 
 def test_equal_predictions_give_zero_consistency():

@@ -12,9 +12,7 @@ from Speckle2SelfLib.simulation import SimulationConfig, simulate
 @pytest.fixture(scope="module")
 def sector():
     """A simulated sector cine with a white letter-like cross outside and one inside, and a grey bar."""
-    simulated = simulate(
-        SimulationConfig((240, 320), 6, (1.5, 2.5), "organ", "sector"), np.random.default_rng(4)
-    )
+    simulated = simulate(SimulationConfig((240, 320), 6, (1.5, 2.5), "organ", "sector"), np.random.default_rng(4))
     frames = np.round(simulated.frames * 200).astype(np.uint8)
     for y, x in ((10, 10), (120, 160)):
         frames[:, y : y + 9, x + 4] = 255

@@ -1,0 +1,287 @@
+"""The command line: speckle2self despeckle | train | evaluate | simulate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from . import __version__
+from .config import PRESETS, RECIPES, Cancelled, InputError, ModelConfig, TrainingConfig, from_dict, to_dict
+
+
+def despeckle(arguments) -> None:
+    """Removes the speckle of files."""
+    from . import files, region, volumes
+    from .despeckling import choose_device, load_model
+    from .despeckling import despeckle as despeckle_frames
+    from .filters import FILTERS
+
+    *inputs, output = arguments.paths
+    if not inputs:
+        raise InputError("Name an input and an output: speckle2self despeckle INPUT OUTPUT.")
+    found, output = files.find(inputs), Path(output)
+    many = len(found) > 1 or any(Path(entry).is_dir() for entry in inputs)
+    if many and output.exists() and not output.is_dir():
+        raise InputError(f"{output} is a file; several inputs need a folder as output.")
+    model = FILTERS.get(arguments.model) or load_model(arguments.model)
+    choose_device(arguments.device)  # a wrong one is better told before anything is read
+    made = many and not output.exists()
+    written = []
+    try:
+        if made:
+            output.mkdir(parents=True)
+        for path, target in zip(found, _targets(found, inputs, output) if many else [output], strict=True):
+            recording = files.read(path)
+            frames = recording.frames
+            axes = volumes.slicing_axes(frames.shape, recording.spacing, arguments.axis)
+            if arguments.region == "auto":
+                imaged = "auto" if axes != [0] or recording.region is None else None
+                imaged = region.detect(frames, recording.region) if imaged is None else imaged
+            elif arguments.region == "none":
+                imaged = None
+            else:
+                imaged = files.read_mask(arguments.region, frames.shape[1:3])
+
+            def run(stack, progress, imaged=imaged):
+                return despeckle_frames(
+                    stack, model, region=imaged, strength=arguments.strength, gamma=arguments.gamma,
+                    device=arguments.device, progress=progress,
+                )  # fmt: skip
+
+            with _Bar(path.name) as bar:
+                result = volumes.process(frames[None], axes, run, bar.update)[0]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            files.write(target, result, recording)
+            written.append(target)
+    finally:
+        if made and not written:
+            output.rmdir()
+
+
+def _targets(found: list[Path], inputs, output: Path) -> list[Path]:
+    """One file below the output folder for each input, laid out as below the folder that it was found in."""
+    folders = [Path(entry) for entry in inputs if Path(entry).is_dir()]
+    targets = []
+    for path in found:
+        root = next((folder for folder in folders if folder in path.parents), path.parent)
+        targets.append(output / path.relative_to(root))
+    if len(set(targets)) < len(targets):
+        raise InputError("Two inputs have the same name; despeckle them into different folders.")
+    return targets
+
+
+class _Bar:
+    """A progress bar with frames, rate and time left; silent where the output is no terminal."""
+
+    def __init__(self, name: str, unit: str = "frame"):
+        self.name, self.unit, self.bar = name, unit, None
+
+    def __enter__(self):
+        return self
+
+    def update(self, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if self.bar is None:
+            self.bar = tqdm(total=total, desc=self.name, unit=self.unit, disable=not sys.stderr.isatty())
+        self.bar.update(done - self.bar.n)
+
+    def __exit__(self, *error):
+        if self.bar is not None:
+            self.bar.close()
+
+
+def train(arguments) -> None:
+    """Trains a model on recordings; without a clean image."""
+    from . import checkpoint, files, region
+    from .despeckling import choose_device, load_model
+    from .training import FAST_GRAIN, Training, prepare_cine
+
+    config = PRESETS[arguments.preset]
+    changes = {"recipe": arguments.recipe, "steps": arguments.steps, "simulated": arguments.simulated}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    config = from_dict(TrainingConfig, {**to_dict(config), **changes, "seed": arguments.seed})
+    published = config.recipe == "published"
+    network = None
+    model = ModelConfig("published", normalisation="frame") if published else ModelConfig("fast", grain=FAST_GRAIN)
+    if arguments.init or arguments.preset == "adapt":
+        start = load_model(arguments.init or "default")
+        model, network = start.config, start.network
+        if (model.architecture == "published") != published or model.scales != 3:
+            raise InputError(f"A {model.architecture} model cannot be trained by the recipe '{config.recipe}'.")
+    output = Path(arguments.output)
+    if not output.parent.is_dir():
+        raise InputError(f"There is no folder {output.parent} to write to.")
+    device = choose_device(arguments.device)
+    cines = []
+    for path in files.find(arguments.inputs) if arguments.inputs else []:
+        recording = files.read(path)
+        imaged = None if published else region.detect(recording.frames, recording.region)
+        cines.append(prepare_cine(recording.frames, imaged, model))
+    print(json.dumps({"config": to_dict(config), "model": to_dict(model)}), flush=True)
+    training = Training(cines, config, model, network, device)
+    started = time.monotonic()
+    with _Bar("training", "step") as bar:
+        for report in training.run():
+            bar.update(report.step, report.steps)
+            if report.step % arguments.report == 0 or report.step == report.steps:
+                line = {"step": report.step, **report.terms, "seconds_left": round(report.seconds_left, 1)}
+                print(json.dumps(line), flush=True)
+    card = {
+        "description": f"Trained with the recipe '{config.recipe}' on {len(cines)} recordings",
+        "training": to_dict(config),
+        "minutes": round((time.monotonic() - started) / 60, 1),
+        "version": __version__,
+    }
+    checkpoint.save(output, model, training.network, card)
+
+
+def evaluate(arguments) -> None:
+    """Figures of merit of despeckled files against their inputs, or against a known truth."""
+    import numpy as np
+
+    from . import files, metrics
+    from .frames import luminance
+
+    before, after = (luminance(files.read(path).frames) for path in (arguments.input, arguments.output))
+    if before.shape != after.shape:
+        raise InputError(f"The two files hold frames of {before.shape} and {after.shape}; they must be alike.")
+    low, high = float(before.min()), float(before.max())
+    if high <= low:
+        raise InputError("The input is constant; there is nothing to measure.")
+    before, after = ((x - low) / (high - low) * 255 for x in (before, after))
+    rois = None
+    if arguments.rois:
+        try:
+            rois = json.loads(Path(arguments.rois).read_text())
+            rois["frames"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{arguments.rois} is not a file of regions (JSON).") from error
+    figures = {
+        "before": metrics.evaluate(before, before, rois),
+        "after": metrics.evaluate(before, after, rois),
+    }
+    if arguments.truth:
+        truth = files.read(arguments.truth).frames.astype(np.float32)
+        truth = np.broadcast_to(truth, before.shape) * (255 / max(float(truth.max()), 1e-9))
+        for name, frames in (("before", before), ("after", after)):
+            for measure in (metrics.psnr, metrics.ssim):
+                figures[name][measure.__name__] = float(
+                    np.mean([measure(x, t) for x, t in zip(frames, truth, strict=True)])
+                )
+    if arguments.json:
+        print(json.dumps(figures))
+        return
+    print(f"{'':12s}{'before':>10s}{'after':>10s}")
+    for name in figures["before"]:
+        print(f"{name:12s}{figures['before'][name]:10.4f}{figures['after'][name]:10.4f}")
+
+
+def simulate(arguments) -> None:
+    """Frames with known truth: an .npz file with frames, truth, labels and region."""
+    import io
+
+    import numpy as np
+
+    from .checkpoint import replace_file
+    from .simulation import SimulationConfig
+    from .simulation import simulate as run
+
+    if not arguments.output.endswith(".npz"):
+        raise InputError("Simulated frames are written as .npz; give the output that suffix.")
+    grain = tuple(arguments.grain) if arguments.grain else None
+    config = SimulationConfig(tuple(arguments.size), arguments.frames, grain, arguments.layout, arguments.geometry)
+    simulated = run(config, np.random.default_rng(arguments.seed))
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer, frames=np.round(simulated.frames * 255).astype(np.uint8), truth=simulated.truth,
+        labels=simulated.labels, region=simulated.region,
+    )  # fmt: skip
+    replace_file(arguments.output, buffer.getvalue())
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    top = argparse.ArgumentParser(
+        prog="speckle2self", description="Speckle reduction for ultrasound. Not for diagnosis."
+    )
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(function):
+        new = commands.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
+        new.set_defaults(run=function)
+        return new
+
+    one = command(despeckle)
+    one.add_argument(
+        "paths", nargs="+", metavar="INPUT... OUTPUT", help="files or folders; several need an output folder"
+    )
+    one.add_argument("--model", default="default", help="bundled model, model file, or filter (default: %(default)s)")
+    one.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
+    one.add_argument("--strength", type=float, default=1.0, help="0 (input) to 1 (despeckled) (default: %(default)s)")
+    one.add_argument("--gamma", type=float, default=1.0, help="above 1 darkens (default: %(default)s)")
+    one.add_argument("--axis", default="auto", help="of volumes: auto, k, j, i or average (default: %(default)s)")
+    one.add_argument("--region", default="auto", help="auto, none, or a mask file (default: %(default)s)")
+
+    one = command(train)
+    one.add_argument("inputs", nargs="*", metavar="INPUT", help="recordings: files or folders")
+    one.add_argument("--output", required=True, metavar="MODEL", help="the model file to write")
+    one.add_argument(
+        "--preset",
+        choices=sorted(PRESETS),
+        default="standard",
+        help="a set of settings (default: %(default)s)",
+    )
+    one.add_argument("--recipe", choices=RECIPES, help="ours or the published one (default: the preset's)")
+    one.add_argument("--init", metavar="MODEL", help="bundled model or file to start from (adapt: default)")
+    one.add_argument("--steps", type=int, help="optimiser steps (default: the preset's)")
+    one.add_argument("--simulated", type=int, help="anatomies to simulate and mix in (default: the preset's)")
+    one.add_argument("--seed", type=int, default=0, help="of all random choices (default: %(default)s)")
+    one.add_argument(
+        "--report", type=int, default=50, help="steps from one JSON line to the next (default: %(default)s)"
+    )
+    one.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
+
+    one = command(evaluate)
+    one.add_argument("input", help="the recording before")
+    one.add_argument("output", help="the recording after")
+    one.add_argument("--rois", help="JSON file of lumen and tissue boxes for gCNR, CNR and SNR")
+    one.add_argument("--truth", help="file of known echogenicity for PSNR and SSIM")
+    one.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+    one = command(simulate)
+    one.add_argument("output", help="the .npz file to write")
+    one.add_argument("--frames", type=int, default=10, help="with independent speckle (default: %(default)s)")
+    one.add_argument(
+        "--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"), help="pixels (default: 256 256)"
+    )
+    one.add_argument("--grain", type=float, nargs=2, metavar=("Y", "X"), help="of the speckle, pixels (default: drawn)")
+    one.add_argument("--layout", help="phantom, vessel, layers, organ or flat (default: drawn)")
+    one.add_argument("--geometry", default="linear", help="linear or sector (default: %(default)s)")
+    one.add_argument("--seed", type=int, default=0, help="of all random choices (default: %(default)s)")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    arguments = parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except InputError as error:
+        print(f"speckle2self: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"speckle2self: {error.filename or 'file'}: {error.strerror or error}.", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, Cancelled):
+        print("speckle2self: stopped.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

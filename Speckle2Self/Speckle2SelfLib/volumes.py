@@ -1,0 +1,67 @@
+"""Three-dimensional volumes as stacks of frames along an axis; numpy alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .config import InputError
+
+AXES = ("k", "j", "i")  # of an array (K, J, I), slowest first
+CHOICES = ("auto", *AXES, "average")
+COARSER = 1.5  # times the next spacing: from here on, one axis is taken for the axis of acquisition
+
+
+def slicing_axes(shape, spacing, axis: str = "auto") -> list[int]:
+    """The axes of (K, J, I) along which frames follow each other: one, or all three for "average".
+
+    axis: "k", "j", "i"; "auto": an axis of one voxel, else the one whose spacing (mm, as (k, j, i)) is at least 1.5
+    times that of any other, as acquisition leaves it, else K; "average", for reconstructed volumes.
+    """
+    axis = axis.lower()
+    if axis not in CHOICES:
+        raise InputError(f"There is no axis '{axis}'; known are {', '.join(CHOICES)}.")
+    if axis == "average":
+        if min(shape[:3]) < 8:
+            raise InputError("Averaging over three orientations needs a volume of at least 8 voxels each way.")
+        return [0, 1, 2]
+    if axis in AXES:
+        return [AXES.index(axis)]
+    flat = [i for i in range(3) if shape[i] == 1]
+    if flat:
+        return flat[:1]
+    coarsest, second = sorted(range(3), key=lambda i: -spacing[i])[:2]
+    return [coarsest if spacing[coarsest] >= COARSER * spacing[second] else 0]
+
+
+def process(volumes: np.ndarray, axes: list[int], despeckle: Callable, progress=None) -> np.ndarray:
+    """`despeckle(frames, progress=...)`, which maps (N, H, W[, C]), on volumes (T, K, J, I[, C]).
+
+    Volumes are cut across each of `axes`; the results of several are averaged. progress: called with (done, total)
+    over all of them.
+    """
+    results = []
+    for number, axis in enumerate(axes):
+        cut = np.moveaxis(volumes, 1 + axis, 1)  # (T, slices, H, W[, C])
+        frames = cut.reshape(-1, *cut.shape[2:])  # (N, H, W[, C])
+
+        def tell(done, total, number=number):
+            progress(number * total + done, len(axes) * total)
+
+        result = despeckle(frames, progress=tell if progress else None)
+        results.append(np.moveaxis(result.reshape(cut.shape), 1, 1 + axis))
+    return results[0] if len(results) == 1 else average(results)
+
+
+def average(results: list[np.ndarray]) -> np.ndarray:
+    """The voxel-wise mean of three arrays (T, K, ...) in their own type; where all agree, their very value."""
+    mean = np.empty_like(results[0])
+    for place in np.ndindex(mean.shape[:2]):  # slice by slice: no floating-point copy of the volume
+        a, b, c = (result[place] for result in results)
+        with np.errstate(invalid="ignore", over="ignore"):
+            x = a + ((b.astype(np.float64) - a) + (c.astype(np.float64) - a)) / 3
+        x = np.rint(x) if np.issubdtype(mean.dtype, np.integer) else x
+        same = ((a == b) & (b == c)) | ~np.isfinite(x)
+        mean[place] = np.where(same, a, np.where(same, 0, x).astype(mean.dtype))
+    return mean

@@ -1,0 +1,68 @@
+"""Our views: disjoint lattices, and the grain that sets them."""
+
+import numpy as np
+import pytest
+import torch
+
+from Speckle2SelfLib.loss import disjoint_loss
+from Speckle2SelfLib.network import FastNetwork, LatticePair, LatticePredictions
+from Speckle2SelfLib.perturbation import LatticeViews, estimate_grain, lattice_views
+from Speckle2SelfLib.simulation import LAYOUTS, SimulationConfig, simulate
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_sites_lie_between_the_lattice_and_never_near_it(seed):
+    height, width = 37, 50
+    numbered = torch.arange(height * width, dtype=torch.float64).reshape(1, 1, height, width)
+    views = lattice_views(numbered, np.random.default_rng(seed), reach=2)
+    taken = views.lattice[0, 0].long()
+    sites = numbered[0, 0][views.sites].long()
+    assert taken.shape == sites.shape
+    for a, b in ((taken // width, sites // width), (taken % width, sites % width)):
+        gaps = (a.reshape(-1, 1) - b.reshape(1, -1)).abs()
+        assert gaps.min() >= 2
+    assert not set(taken.flatten().tolist()) & set(sites.flatten().tolist())
+
+
+def test_a_constant_frame_gives_constant_views_and_no_loss():
+    views = lattice_views(torch.full((2, 1, 40, 40), 0.25), np.random.default_rng(0))
+    assert views.lattice[:, 0].eq(0.25).all()
+    same = LatticePredictions(torch.full_like(views.lattice[:, :1], 0.25), views.frame)
+    assert all(term == 0 for term in disjoint_loss(same, views).values())
+
+
+def test_consistency_teaches_the_full_network_alone():
+    pair = LatticePair(FastNetwork(8), 8)
+    views = lattice_views(torch.rand(1, 1, 48, 48), np.random.default_rng(0))
+    disjoint_loss(pair(views), views)["consistency"].backward()
+    assert all(p.grad is None for p in pair.low.parameters())
+    assert pair.high.head.weight.grad.abs().sum() > 0
+
+
+def test_a_known_truth_takes_the_place_of_consistency():
+    frame = torch.zeros(1, 1, 16, 16)
+    views = LatticeViews(frame, frame[..., ::4, ::4], (slice(2, 15, 4), slice(2, 15, 4)), truth=frame + 2)
+    terms = disjoint_loss(LatticePredictions(views.lattice, frame + 1), views)
+    assert set(terms) == {"lattice", "truth"}
+    assert terms["truth"] == 1
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("grain", [(0.9, 2.0), (2.0, 5.0), (3.2, 4.5)])
+def test_the_grain_is_measured_whatever_the_anatomy(layout, grain):
+    """Log compression narrows the correlation of the grey values to about 0.85 of that of the intensities."""
+    frames = simulate(SimulationConfig((192, 192), 2, grain, layout), np.random.default_rng(3)).frames
+    found = np.array(estimate_grain(frames)) / grain
+    assert (found > 0.55).all() and (found < 1.25).all()
+
+
+def test_margins_do_not_change_the_grain():
+    frames = simulate(SimulationConfig((192, 192), 2, (1.5, 3), "flat"), np.random.default_rng(3)).frames
+    padded = np.pad(frames, ((0, 0), (40, 10), (200, 100)))
+    region = np.pad(np.ones((192, 192), bool), ((40, 10), (200, 100)))
+    assert estimate_grain(padded, region) == pytest.approx(estimate_grain(frames), rel=0.15)
+
+
+@pytest.mark.parametrize("frames", [np.zeros((3, 64, 64)), np.ones((1, 10, 200)), np.full((2, 64, 64), np.nan)])
+def test_without_speckle_the_grain_is_one_pixel(frames):
+    assert estimate_grain(frames) == (1, 1)

@@ -1,0 +1,90 @@
+"""Training: it learns, it repeats itself exactly, and both recipes go through one loop."""
+
+import numpy as np
+import pytest
+import torch
+
+from Speckle2SelfLib.config import InputError, ModelConfig, TrainingConfig
+from Speckle2SelfLib.despeckling import Model, despeckle
+from Speckle2SelfLib.frames import augment, draw_augmentation
+from Speckle2SelfLib.simulation import SimulationConfig, simulate
+from Speckle2SelfLib.training import Cine, Training, prepare_cine
+
+FAST = ModelConfig(width=8, grain=(1.1, 1.1))
+CONFIG = TrainingConfig(steps=6, batch=2, crop=32)
+
+
+@pytest.fixture(scope="module")
+def cine():
+    simulated = simulate(SimulationConfig((96, 96), 8, (1.3, 1.3), "organ"), np.random.default_rng(0))
+    return simulated.frames, simulated.truth
+
+
+def finish(training):
+    return list(training.run()), training.network
+
+
+def test_a_recording_alone_teaches_to_reduce_its_speckle(cine):
+    """No clean image and no second recording: the truth serves to judge, not to train."""
+    frames, truth = cine
+    config = TrainingConfig(steps=150, batch=4, crop=64, averaging=0.9)
+    reports, network = finish(Training([prepare_cine(frames, None, FAST)], config, FAST))
+    assert set(reports[0].terms) == {"lattice", "consistency"}
+    result = despeckle(frames, Model(FAST, network), region=None)
+    before, after = ((x - truth).std() for x in (frames, result))
+    assert after < 0.5 * before
+
+
+@pytest.mark.parametrize("recipe", ["disjoint", "published"])
+def test_the_same_seed_gives_the_same_weights(cine, recipe):
+    model = FAST if recipe == "disjoint" else ModelConfig("published", normalisation="frame")
+    config = TrainingConfig(recipe=recipe, steps=2, batch=2, crop=32, simulated=0, averaging=0.0)
+    networks = [finish(Training([prepare_cine(cine[0], None, model)], config, model))[1] for _ in range(2)]
+    for one, two in zip(*(network.state_dict().values() for network in networks), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_simulated_frames_bring_their_truth(cine):
+    config = TrainingConfig(steps=2, batch=2, crop=32, simulated=3, share=1.0)
+    reports, _ = finish(Training([], config, FAST))
+    assert set(reports[-1].terms) == {"lattice", "truth"}
+    assert reports[-1].step == reports[-1].steps == 2
+
+
+def test_training_starts_from_a_given_network_and_leaves_it_trained(cine):
+    training = Training([prepare_cine(cine[0], None, FAST)], CONFIG, FAST)
+    before = {name: tensor.clone() for name, tensor in training.network.state_dict().items()}
+    _, network = finish(training)
+    assert any(not torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    assert not network.training
+
+
+def test_a_loss_that_is_no_number_ends_training_with_an_explanation(cine):
+    broken = Cine(torch.full((1, 1, 64, 64), float("nan")))
+    with pytest.raises(InputError, match="no longer a number"):
+        finish(Training([broken], CONFIG, FAST))
+
+
+def test_nothing_to_train_on_is_refused():
+    with pytest.raises(InputError, match="nothing to train on"):
+        Training([], CONFIG, FAST)
+    with pytest.raises(InputError, match="Nothing can be learnt"):
+        prepare_cine(np.zeros((3, 64, 64)), None, FAST)
+
+
+def test_frames_are_cut_to_their_region_and_brought_to_the_models_grain():
+    frames = simulate(SimulationConfig((96, 128), 2, (2.6, 5.2), "flat"), np.random.default_rng(0)).frames
+    region = np.zeros((96, 128), bool)
+    region[10:90, 20:120] = True
+    shape = prepare_cine(frames, region, FAST).frames.shape
+    assert shape[0] == 2
+    assert 30 <= shape[2] <= 55 and 18 <= shape[3] <= 35
+
+
+@pytest.mark.parametrize("recipe", ["disjoint", "published"])
+def test_what_is_drawn_once_is_applied_alike(recipe):
+    x = torch.rand(5, 1, 24, 24)
+    drawn = draw_augmentation(np.random.default_rng(3), 5, recipe)
+    assert torch.equal(augment(x, drawn), augment(x.clone(), drawn))
+    assert augment(x, drawn).shape == x.shape
+    assert not torch.equal(augment(x, drawn), x)
