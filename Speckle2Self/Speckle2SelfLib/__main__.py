@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -36,6 +37,9 @@ def despeckle(arguments) -> None:
         for path, target in zip(found, _targets(found, inputs, output) if many else [output], strict=True):
             recording = files.read(path)
             frames = recording.frames
+            if many:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            files.check_output(target, recording)
             axes = volumes.slicing_axes(frames.shape, recording.spacing, arguments.axis)
             if arguments.region == "auto":
                 imaged = "auto" if axes != [0] or recording.region is None else None
@@ -53,12 +57,11 @@ def despeckle(arguments) -> None:
 
             with _Bar(path.name) as bar:
                 result = volumes.process(frames[None], axes, run, bar.update)[0]
-            target.parent.mkdir(parents=True, exist_ok=True)
             files.write(target, result, recording)
             written.append(target)
     finally:
         if made and not written:
-            output.rmdir()
+            shutil.rmtree(output)
 
 
 def _targets(found: list[Path], inputs, output: Path) -> list[Path]:

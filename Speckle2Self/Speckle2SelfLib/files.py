@@ -397,6 +397,38 @@ def _dicom_times(dataset, count: int) -> np.ndarray | None:
 # --- Writing
 
 
+def check_output(path, recording: Recording):
+    """The function that writes `recording` to `path`; InputError where it cannot be written there.
+
+    To be called before hours of work, too.
+    """
+    path = Path(path)
+    if path.exists() and path.resolve() == recording.path.resolve():
+        raise InputError(f"{path} is the input; choose another output, the input is never overwritten.")
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"{path} is a folder or in a folder that does not exist; choose another output file.")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"The folder {path.parent} cannot be written to.")
+    name, kind, came = path.name.lower(), family(path), recording.source["family"]
+    if kind == came == "meta":
+        return _write_meta
+    if kind == came == "nrrd" and not name.endswith(".nhdr"):
+        return _write_nrrd
+    if kind == came == "dicom" or (came == "dicom" and not path.suffix):
+        return _write_dicom
+    if kind == "numpy":
+        return _write_numpy
+    if kind == "dicom" or came in ("meta", "nrrd"):
+        raise InputError(f"A {recording.path.suffix} recording cannot become {path.name}: that would lose its fields.")
+    if name.endswith((".jpg", ".jpeg")):
+        raise InputError(f"{path.name} cannot be written: JPEG loses detail; choose .png, .tif, .mha or .npy.")
+    if name.endswith((".png", ".bmp")) and len(recording.frames) > 1:
+        raise InputError(f"{path.name} cannot be written: it holds one frame only; choose .tif, .mha or .npy.")
+    if not name.endswith((*IMAGE_SUFFIXES, ".mha", ".mhd", ".nrrd")):
+        raise InputError(f"{path.name} cannot be written: its format is not known; choose .mha, .nrrd, .tif or .npy.")
+    return _write_itk
+
+
 def write(path, frames: np.ndarray, recording: Recording) -> None:
     """Writes `frames`, of the shape and type of `recording.frames`, as the file `path`, whole or not at all.
 
@@ -405,25 +437,9 @@ def write(path, frames: np.ndarray, recording: Recording) -> None:
     Raises InputError: for the input itself as output, formats that cannot hold it, folders that cannot be written.
     """
     path = Path(path)
-    if path.exists() and path.resolve() == recording.path.resolve():
-        raise InputError(f"{path} is the input; choose another output, the input is never overwritten.")
-    if not path.parent.is_dir():
-        raise InputError(f"There is no folder {path.parent} to write to.")
+    writer = check_output(path, recording)
     if frames.shape != recording.frames.shape or frames.dtype != recording.frames.dtype:
         raise ValueError("The frames differ from the recording's in shape or type.")
-    kind, came = family(path), recording.source["family"]
-    if kind == came == "meta":
-        writer = _write_meta
-    elif kind == came == "nrrd":
-        writer = _write_nrrd
-    elif kind == came == "dicom" or (came == "dicom" and not path.suffix):
-        writer = _write_dicom
-    elif kind == "numpy":
-        writer = _write_numpy
-    elif kind == "dicom" or came in ("meta", "nrrd"):
-        raise InputError(f"A {recording.path.suffix} recording cannot become {path.name}: that would lose its fields.")
-    else:
-        writer = _write_itk
     try:
         folder = Path(tempfile.mkdtemp(prefix=".speckle2self-", dir=path.parent))
     except OSError as error:
@@ -463,8 +479,6 @@ def _write_meta(path: Path, frames, recording) -> None:
 
 
 def _write_nrrd(path: Path, frames, recording) -> None:
-    if path.suffix.lower() == ".nhdr":
-        raise InputError("Detached NRRD headers are not written; choose a .nrrd file.")
     axes, shape = recording.source["axes"], recording.source["shape"]
     array = frames.reshape([shape[axis] for axis in axes]).transpose(np.argsort(axes))
     array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
@@ -489,11 +503,6 @@ def _write_numpy(path: Path, frames, recording) -> None:
 
 
 def _write_itk(path: Path, frames, recording) -> None:
-    name = path.name.lower()
-    many = name.endswith((".png", ".bmp", ".jpg", ".jpeg")) and len(frames) > 1
-    if many or name.endswith((".jpg", ".jpeg")):
-        reason = "holds one frame" if many else "loses detail"
-        raise InputError(f"{path.name} cannot be written: the format {reason}; choose .tif, .mha or .npy.")
     image = sitk.GetImageFromArray(frames[0] if recording.single else frames, isVector=frames.ndim == 4)
     geometry = recording.source.get("geometry")
     if geometry:

@@ -1,0 +1,29 @@
+# make demo [INPUT=path], make test, make lint. The first call sets up .venv; later ones skip that.
+PYTHON ?= python3
+# Some package indexes resolve a bare "torch" to gigabytes of CUDA libraries; any build from 2.2 on will do.
+TORCH ?= torch==2.13.0
+INPUT ?=
+READY := .venv/.ready
+
+.PHONY: demo test lint clean
+
+demo: $(READY)
+	Testing/headless-slicer Testing/demo.py $(if $(INPUT),"$(INPUT)")
+
+test: $(READY)
+	.venv/bin/python -m pytest
+
+lint: $(READY)
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or later is needed; name one with make PYTHON=/path/to/python3."; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "Python's venv is missing; on Debian: apt-get install python3-venv"; exit 1; }
+	.venv/bin/python -m pip install --quiet "$(TORCH)"
+	.venv/bin/python -m pip install --quiet --editable ".[test]"
+	@touch $@
+
+clean:
+	rm -rf .venv build

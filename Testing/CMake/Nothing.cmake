@@ -1,0 +1,1 @@
+# Slicer packages the extension here; the stand-in installs alone.

@@ -1,0 +1,141 @@
+"""The command line as users meet it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from Speckle2SelfLib import checkpoint
+from Speckle2SelfLib.__main__ import main
+from Speckle2SelfLib.config import ModelConfig
+from Speckle2SelfLib.network import build
+
+FRAMES = np.random.default_rng(0).integers(20, 200, (3, 40, 48)).astype(np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("in.npy", FRAMES)
+    return tmp_path
+
+
+def names(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_file_is_despeckled_into_another(folder):
+    assert main(["despeckle", "in.npy", "out.npy", "--model", "median", "--region", "none"]) == 0
+    output = np.load("out.npy")
+    assert output.dtype == FRAMES.dtype and output.shape == FRAMES.shape
+    assert output.std() < 0.5 * FRAMES.std()
+    assert np.array_equal(np.load("in.npy"), FRAMES)
+
+
+def test_options_reach_the_engine(folder):
+    np.save("mask.npy", np.tri(40, 48, dtype=np.uint8))
+    assert main(["despeckle", "in.npy", "masked.npy", "--model", "median", "--region", "mask.npy"]) == 0
+    assert np.array_equal(np.load("masked.npy")[:, np.tri(40, 48) == 0], FRAMES[:, np.tri(40, 48) == 0])
+    assert main(["despeckle", "in.npy", "same.npy", "--model", "median", "--strength", "0"]) == 0
+    assert np.array_equal(np.load("same.npy"), FRAMES)
+
+
+def test_a_folder_goes_to_a_folder_of_the_same_layout(folder):
+    os.makedirs("data/deep")
+    np.save("data/a.npy", FRAMES)
+    np.save("data/deep/b.npy", FRAMES[0])
+    assert main(["despeckle", "data", "results", "--model", "lee", "--region", "none"]) == 0
+    assert names(folder / "results") == ["a.npy", "deep/b.npy"]
+    assert np.load("results/deep/b.npy").shape == FRAMES[0].shape
+
+
+def test_the_axis_of_a_volume_is_chosen(folder):
+    assert main(["despeckle", "in.npy", "k.npy", "--model", "median", "--region", "none", "--axis", "k"]) == 0
+    np.save("turned.npy", np.ascontiguousarray(np.moveaxis(FRAMES, 0, 2)).astype(np.uint16))
+    assert main(["despeckle", "turned.npy", "i.npy", "--model", "median", "--region", "none", "--axis", "i"]) == 0
+    assert np.array_equal(np.moveaxis(np.load("i.npy"), 2, 0), np.load("k.npy"))
+
+
+BAD = [
+    ["despeckle", "missing.npy", "out.npy"],
+    ["despeckle", "in.npy"],
+    ["despeckle", "in.npy", "in.npy", "--model", "median"],
+    ["despeckle", "in.npy", "no/folder/out.npy", "--model", "median"],
+    ["despeckle", "in.npy", "out.npy", "--model", "no such model"],
+    ["despeckle", "in.npy", "out.npy", "--model", "text.npy"],
+    ["despeckle", "in.npy", "out.npy", "--model", "median", "--strength", "2"],
+    ["despeckle", "in.npy", "out.npy", "--model", "median", "--axis", "z"],
+    ["despeckle", "in.npy", "out.npy", "--model", "median", "--region", "small.npy"],
+    ["despeckle", "in.npy", "out.npy", "--model", "median", "--device", "abacus"],
+    ["despeckle", "text.npy", "out.npy", "--model", "median"],
+    ["despeckle", "one.npy", "out.npy", "--model", "median"],
+    ["despeckle", "nan.npy", "out.npy", "--model", "median"],
+    ["despeckle", "empty", "results", "--model", "median"],
+    ["despeckle", "in.npy", "small.npy", "text.npy", "--model", "median"],
+    ["train", "--output", "model.safetensors", "--steps", "1"],
+    ["train", "in.npy", "--output", "no/folder/model.safetensors"],
+    ["train", "in.npy", "--output", "model.safetensors", "--steps", "0"],
+    ["evaluate", "in.npy", "small.npy"],
+    ["evaluate", "in.npy", "in.npy", "--rois", "text.npy"],
+    ["simulate", "out.png"],
+    ["simulate", "out.npz", "--size", "2", "2"],
+    ["simulate", "no/folder/out.npz"],
+]
+
+
+@pytest.mark.parametrize("arguments", BAD, ids=" ".join)
+def test_bad_input_gets_one_line_and_exit_code_2_and_writes_nothing(folder, capsys, arguments):
+    (folder / "text.npy").write_text("no array")
+    (folder / "empty").mkdir()
+    np.save("small.npy", np.ones((10, 10), np.uint8))
+    np.save("one.npy", np.ones((1, 1), np.uint8))
+    np.save("nan.npy", np.full((20, 20), np.nan))
+    before = names(folder)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("speckle2self: ") and "\n" not in error
+    assert names(folder) == before
+    assert np.array_equal(np.load("in.npy"), FRAMES)
+
+
+def test_a_trained_model_despeckles(folder, capsys):
+    recording = np.random.default_rng(1).rayleigh(40, (4, 64, 64)).clip(0, 255).astype(np.uint8)
+    np.save("cine.npy", recording)
+    checkpoint.save("start.model", *(lambda c: (c, build(c), {}))(ModelConfig(width=8, grain=(1.1, 1.1))))
+    arguments = ["train", "cine.npy", "--output", "my.model", "--init", "start.model", "--steps", "2", "--report", "1"]
+    assert main(arguments) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0]["config"]["steps"] == 2
+    assert [line["step"] for line in lines[1:]] == [1, 2]
+    assert {"lattice", "consistency", "seconds_left"} <= set(lines[1])
+    assert main(["despeckle", "cine.npy", "out.npy", "--model", "my.model", "--region", "none"]) == 0
+    assert checkpoint.load("my.model")[2]["training"]["steps"] == 2
+    assert "cine" not in json.dumps(checkpoint.load("my.model")[2])
+
+
+def test_simulated_frames_are_evaluated_against_their_truth(folder, capsys):
+    assert main(["simulate", "sim.npz", "--frames", "2", "--size", "64", "64", "--seed", "3"]) == 0
+    with np.load("sim.npz") as simulated:
+        assert simulated["frames"].shape == (2, 64, 64)
+        np.save("truth.npy", simulated["truth"])
+    assert main(["despeckle", "sim.npz", "out.npy", "--model", "srad", "--region", "none"]) == 0
+    assert main(["evaluate", "sim.npz", "out.npy", "--truth", "truth.npy", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["after"]["homogeneity"] > figures["before"]["homogeneity"]
+    assert figures["after"]["ssim"] > figures["before"]["ssim"]
+
+
+def test_an_interrupted_run_stops_and_leaves_nothing(folder):
+    np.save("long.npy", np.random.default_rng(0).integers(0, 255, (400, 256, 256)).astype(np.uint8))
+    command = [sys.executable, "-m", "Speckle2SelfLib", "despeckle", "long.npy", "out.npy"]
+    process = subprocess.Popen([*command, "--model", "nlm", "--region", "none"], stderr=subprocess.PIPE, text=True)
+    time.sleep(4)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130 and error.strip().endswith("speckle2self: stopped.")
+    assert names(folder) == ["in.npy", "long.npy"]
