@@ -24,6 +24,7 @@ from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModuleWidget,
 )
 from slicer.util import VTKObservationMixin
+
 from Speckle2SelfLib.config import Cancelled, InputError
 from Speckle2SelfSlicer import dependencies, scene
 
@@ -230,18 +231,15 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         """Despeckles a node into a new node `<input> despeckled`, or into a given one.
 
         inputNode: a scalar, vector or streaming volume (2D or 3D), a sequence of these, or a browser's proxy,
-        which
-            stands for its whole sequence; or the id or name of one.
-        outputNode: an earlier output to replace; None: a new one. For a sequence it is a sequence; for a
-        proxy, a
-            sequence, the proxy of an earlier output, or a volume that becomes the proxy. Never the input.
+            which stands for its whole sequence; or the id or name of one.
+        outputNode: an earlier output to replace; None: a new one. For a sequence it is a sequence; for a proxy,
+            a sequence, the proxy of an earlier output, or a volume that becomes the proxy. Never the input.
         model: one of `models()`, a model file, or a function of frames (N, H, W), float32 in [0, 1].
         strength: 0 (the input) to 1 (the despeckled image).
         gamma: exponent on the despeckled grey values, 0.2 to 5; above 1 darkens.
-        region: "auto" (the imaged region is found), "none" (whole frames), or a bool array of the frames'
-        size. axis: "K", "J" or "I": 3D volumes are despeckled slice by slice along this axis; "auto": along
-        the axis of
-            acquisition, the one with clearly the coarsest spacing, else K; "average": along all three, and
+        region: "auto" (the imaged region is found), "none" (whole frames), or a bool array of a frame's size.
+        axis: "K", "J" or "I": 3D volumes are despeckled slice by slice along this axis; "auto": along the axis
+            of acquisition, the one with clearly the coarsest spacing, else K; "average": along all three, and
             the mean taken, for reconstructed volumes.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         progress: called with (frames done, frames).
@@ -251,21 +249,19 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         its proxy for a proxy. Raises InputError (a ValueError) with one sentence on what is wrong and what to
         do. On an error, or when cancelled, no node is left behind; the input never changes.
         """
+        from Speckle2SelfLib import volumes
+
         inputNode, outputNode = self._node(inputNode), self._node(outputNode)
         source = scene.source(inputNode)
         scene.checkOutput(source, outputNode)
-        volumes = scene.read(source)
-        axes = self._axes(source, volumes, axis, region)
+        stack = scene.read(source)
+        axes = volumes.slicing_axes(stack.shape[1:4], source.spacing, axis)
+        if len(axes) > 1 and not (region is None or isinstance(region, str)):
+            raise InputError("axis='average' takes no region array: frames of three orientations differ in size.")
         started = time.perf_counter()
         despeckle = self._engine(model, strength, gamma, region, device, cancelled)
-        results = []
-        for number, one in enumerate(axes):
-            tell = _stage(progress, number, len(axes)) if progress else None
-            results.append(
-                scene.process(volumes, one, lambda frames, tell=tell: despeckle(frames, progress=tell))
-            )
-        result = results[0] if len(results) == 1 else scene.average(results)
-        del volumes, results
+        result = volumes.process(stack, axes, despeckle, progress)
+        del stack
         if cancelled and cancelled():
             raise Cancelled
         node = scene.write(source, result, outputNode)
@@ -281,18 +277,6 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         if found is None:
             raise InputError(f"There is no node with the id or name '{node}' in the scene.")
         return found
-
-    def _axes(self, source, volumes, axis, region) -> list[int]:
-        """The axes of (K, J, I) across which the volumes are cut into frames."""
-        if axis != "average":
-            return [scene.slicingAxis(source, volumes.shape, axis)]
-        if min(volumes.shape[1:4]) == 1:
-            raise InputError(f"'{source.node.GetName()}' is no 3D volume; axis='average' needs one.")
-        if not (region is None or isinstance(region, str)):
-            raise InputError(
-                "axis='average' takes no region array, as frames of three orientations differ in size."
-            )
-        return [0, 1, 2]
 
     def _engine(self, model, strength, gamma, region, device, cancelled):
         """The despeckling of frames with everything settled but its progress."""
@@ -322,11 +306,6 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         return run
 
 
-def _stage(progress, number: int, stages: int):
-    """The progress of one of several stages of equal length, as progress of the whole."""
-    return lambda done, total: progress(number * total + done, stages * total)
-
-
 class Speckle2SelfTest(ScriptedLoadableModuleTest):
     """Self-test: a small simulated recording in the scene, by a filter and by the bundled model."""
 
@@ -348,9 +327,7 @@ class Speckle2SelfTest(ScriptedLoadableModuleTest):
             output = logic.process(sequence, model=model, region="none")
             self.assertEqual(output.GetName().split("_")[0], "Simulated despeckled")
             self.assertEqual(output.GetNthIndexValue(1), "0.10")
-            result = np.array(
-                [slicer.util.arrayFromVolume(output.GetNthDataNode(i))[0] for i in range(len(frames))]
-            )
+            result = np.array([slicer.util.arrayFromVolume(output.GetNthDataNode(i))[0] for i in range(len(frames))])
             self.assertEqual(result.dtype, frames.dtype)
             roughness = [np.abs(np.diff(cine.astype(float), axis=2)).mean() for cine in (frames, result)]
             self.assertLess(roughness[1], 0.7 * roughness[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 import slicer
+
 from Speckle2SelfLib.config import InputError
 
 # Imported name -> what to install. PyTorch is not among them: the PyTorch extension chooses its build.
@@ -39,9 +40,7 @@ def _installTorch() -> None:
     try:
         import PyTorchUtils
     except ModuleNotFoundError as error:
-        message = (
-            "PyTorch is missing; install the PyTorch extension in the Extensions Manager and restart Slicer."
-        )
+        message = "PyTorch is missing; install the PyTorch extension in the Extensions Manager and restart Slicer."
         raise InputError(message) from error
     PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=True)
 

@@ -7,14 +7,14 @@ back what it added if a step fails.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import slicer
 import vtk
-from Speckle2SelfLib.config import InputError
 from vtk.util.numpy_support import get_vtk_array_type, vtk_to_numpy
+
+from Speckle2SelfLib.config import InputError
 
 # Class of a volume that can be despeckled -> class of the result.
 VOLUMES = {
@@ -22,8 +22,6 @@ VOLUMES = {
     "vtkMRMLVectorVolumeNode": "vtkMRMLVectorVolumeNode",
     "vtkMRMLStreamingVolumeNode": "vtkMRMLVectorVolumeNode",  # it decodes on access; the result is plain
 }
-AXES = ("K", "J", "I")  # in the order of the array's axes
-COARSER = 1.5  # times the next spacing: from here on, one axis is taken for the axis of acquisition
 
 
 @dataclass
@@ -39,6 +37,11 @@ class Source:
     def outputClass(self) -> str:
         """Class of the despeckled volumes."""
         return VOLUMES[self.volumes[0].GetClassName()]
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Millimetres between voxels along (K, J, I)."""
+        return self.volumes[0].GetSpacing()[::-1]
 
     @property
     def isProxy(self) -> bool:
@@ -59,21 +62,15 @@ def source(node) -> Source:
     else:
         count = sequence.GetNumberOfDataNodes()
         if not count:
-            raise InputError(
-                f"The sequence '{sequence.GetName()}' is empty; choose one with recorded volumes."
-            )
+            raise InputError(f"The sequence '{sequence.GetName()}' is empty; choose one with recorded volumes.")
         volumes = [sequence.GetNthDataNode(i) for i in range(count)]
         values = [sequence.GetNthIndexValue(i) for i in range(count)]
         if len(set(values)) < count:
-            raise InputError(
-                f"The sequence '{sequence.GetName()}' has one index value twice; give each item its own."
-            )
+            raise InputError(f"The sequence '{sequence.GetName()}' has one index value twice; give each item its own.")
     for volume in volumes:
         _checkVolume(volume, node.GetName())
     if len({volume.GetClassName() for volume in volumes}) > 1:
-        raise InputError(
-            f"The sequence '{sequence.GetName()}' mixes several kinds of volumes; split it first."
-        )
+        raise InputError(f"The sequence '{sequence.GetName()}' mixes several kinds of volumes; split it first.")
     return Source(node, volumes, sequence, values)
 
 
@@ -122,27 +119,19 @@ def read(source: Source) -> np.ndarray:
     name, decoder, stack, first = source.node.GetName(), None, None, None
     for number, volume in enumerate(source.volumes):
         if volume.IsA("vtkMRMLStreamingVolumeNode"):
-            decoder = (
-                decoder or slicer.vtkMRMLStreamingVolumeNode()
-            )  # so that the input stays encoded, as it is
+            decoder = decoder or slicer.vtkMRMLStreamingVolumeNode()  # so that the input stays encoded, as it is
             image = _decode(volume, decoder)
         else:
             image = volume.GetImageData()
         if image is None or image.GetNumberOfPoints() == 0 or image.GetPointData().GetScalars() is None:
-            raise InputError(
-                f"'{name}' has no image data{_at(source, number)}; load or record an image first."
-            )
+            raise InputError(f"'{name}' has no image data{_at(source, number)}; load or record an image first.")
         components = image.GetNumberOfScalarComponents()
         if components not in (1, 3, 4):
-            raise InputError(
-                f"'{name}' has {components} components a voxel; grey (1) and colour (3 or 4) can be used."
-            )
+            raise InputError(f"'{name}' has {components} components a voxel; grey (1) and colour (3 or 4) can be used.")
         kind = (image.GetDimensions(), image.GetScalarTypeAsString(), components)
         first = first or kind
         if kind != first:
-            raise InputError(
-                f"The volumes of '{name}' differ in size or type{_at(source, number)}; split it first."
-            )
+            raise InputError(f"The volumes of '{name}' differ in size or type{_at(source, number)}; split it first.")
         shape = tuple(reversed(image.GetDimensions())) + ((components,) if components > 1 else ())
         voxels = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(shape)  # (K, J, I[, C])
         if len(source.volumes) == 1:
@@ -174,47 +163,6 @@ def _decode(volume, decoder):
     return decoder.GetImageData()
 
 
-def slicingAxis(source: Source, shape: tuple[int, ...], axis: str = "auto") -> int:
-    """Which axis of (K, J, I) the frames lie along: 0, 1 or 2.
-
-    axis: "K", "J", "I", or "auto": an axis with one voxel (a single frame), else the axis of acquisition,
-    whose spacing is at least 1.5 times that of any other, else K.
-    """
-    if axis in AXES:
-        return AXES.index(axis)
-    if axis != "auto":
-        raise InputError(f"There is no axis '{axis}'; known are auto, K, J, I and average.")
-    flat = [i for i in range(3) if shape[1 + i] == 1]
-    if flat:
-        return flat[0]
-    spacing = source.volumes[0].GetSpacing()[::-1]  # millimetres along (K, J, I)
-    coarsest, second = sorted(range(3), key=lambda i: -spacing[i])[:2]
-    return coarsest if spacing[coarsest] >= COARSER * spacing[second] else 0
-
-
-def process(volumes: np.ndarray, axis: int, despeckle: Callable) -> np.ndarray:
-    """`despeckle`, which maps frames (N, H, W[, C]), on volumes (T, K, J, I[, C]) cut across `axis`."""
-    cut = np.moveaxis(volumes, 1 + axis, 1)  # (T, slices, H, W[, C])
-    frames = cut.reshape(-1, *cut.shape[2:])  # (N, H, W[, C])
-    return np.moveaxis(despeckle(frames).reshape(cut.shape), 1, 1 + axis)
-
-
-def average(results: list[np.ndarray]) -> np.ndarray:
-    """The voxel-wise mean of three arrays in their own type; where all agree, their very value."""
-    mean = np.empty_like(results[0])
-    for t in range(len(mean)):
-        for k in range(
-            mean.shape[1]
-        ):  # slice by slice, so that no floating-point copy of the volume is needed
-            a, b, c = (result[t, k] for result in results)
-            with np.errstate(invalid="ignore", over="ignore"):
-                x = a + ((b.astype(np.float64) - a) + (c.astype(np.float64) - a)) / 3
-            x = np.rint(x) if np.issubdtype(mean.dtype, np.integer) else x
-            same = ((a == b) & (b == c)) | ~np.isfinite(x)
-            mean[t, k] = np.where(same, a, np.where(same, 0, x).astype(mean.dtype))
-    return mean
-
-
 #
 # Results
 #
@@ -229,17 +177,14 @@ def checkOutput(source: Source, output) -> None:
         raise InputError(f"The output node '{name}' is not in the input's scene.")
     shown = None if output.IsA("vtkMRMLSequenceNode") else _sequenceBehind(output)
     if output is source.node or (source.sequence is not None and source.sequence in (output, shown)):
-        raise InputError(
-            f"The output '{name}' is the input itself, which is never changed; choose another output."
-        )
+        raise InputError(f"The output '{name}' is the input itself, which is never changed; choose another output.")
     if output.IsA("vtkMRMLSequenceNode") and source.sequence is not None:
         return
     if source.node is source.sequence or output.GetClassName() != source.outputClass:
         kind = "vtkMRMLSequenceNode" if source.node is source.sequence else source.outputClass
         raise InputError(f"The output '{name}' is a {output.GetClassName()}, but the result is a {kind}.")
     if shown is not None and not (
-        source.isProxy
-        and set(_browsers(output.GetScene(), shown)) & set(_browsers(output.GetScene(), source.sequence))
+        source.isProxy and set(_browsers(output.GetScene(), shown)) & set(_browsers(output.GetScene(), source.sequence))
     ):
         raise InputError(f"The output '{name}' shows another recording's sequence; choose another output.")
 
@@ -257,6 +202,8 @@ def write(source: Source, volumes: np.ndarray, output=None, suffix: str = "despe
     Returns `output` if given; else the volume for a volume, the sequence for a sequence, the proxy for a
     proxy. If anything fails, the nodes that were added are removed again.
     """
+    if any(node.GetScene() is None for node in (source.node, source.sequence) if node is not None):
+        raise InputError("The input has been removed from the scene meanwhile; nothing was written.")
     checkOutput(source, output)
     if len(volumes) != len(source.volumes):
         raise ValueError(f"{len(volumes)} volumes cannot take the place of {len(source.volumes)}.")
@@ -348,9 +295,7 @@ def _writeSequence(source, volumes, output, suffix, added, joined):
 
 def _makeBrowser(sequence, added):
     """A browser for a sequence that has none, with its proxy."""
-    browser = _add(
-        sequence.GetScene(), slicer.vtkMRMLSequenceBrowserNode(), f"{sequence.GetName()} browser", added
-    )
+    browser = _add(sequence.GetScene(), slicer.vtkMRMLSequenceBrowserNode(), f"{sequence.GetName()} browser", added)
     with slicer.util.NodeModify(browser):
         browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
         _updateProxy(browser, sequence, sequence.GetName(), None, added)

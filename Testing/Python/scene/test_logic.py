@@ -73,9 +73,7 @@ def node_ids():
 
 def test_a_volume_is_despeckled_with_the_settings_given(logic, fake):
     region = np.ones((32, 24), bool)
-    output = logic.process(
-        add_volume(FRAMES[:1]), model="m", strength=0.5, gamma=2.0, region=region, device="cpu"
-    )
+    output = logic.process(add_volume(FRAMES[:1]), model="m", strength=0.5, gamma=2.0, region=region, device="cpu")
     assert np.array_equal(voxels(output), 255 - FRAMES[:1])
     assert len(fake.calls) == 1
     call = fake.calls[0]
@@ -120,21 +118,31 @@ def test_a_volume_is_cut_along_the_axis_asked_for(logic, fake):
     assert [call["shape"] for call in fake.calls] == [(3, 32, 24), (3, 32, 24), (32, 3, 24), (24, 3, 32)]
 
 
+def test_by_itself_it_is_cut_along_the_axis_of_acquisition(logic, fake):
+    volume = add_volume(FRAMES)
+    volume.SetSpacing(0.2, 1.0, 0.2)  # millimetres along I, J, K
+    logic.process(volume)
+    assert fake.calls[0]["shape"] == (32, 3, 24)
+
+
 def test_the_average_takes_all_three_axes_with_one_progress(logic, fake):
-    steps = []
-    output = logic.process(add_volume(FRAMES), axis="average", progress=lambda *step: steps.append(step))
-    assert [call["shape"] for call in fake.calls] == [(3, 32, 24), (32, 3, 24), (24, 3, 32)]
-    assert np.array_equal(voxels(output), 255 - FRAMES)
+    volume, steps = np.repeat(FRAMES, 3, axis=0), []
+    output = logic.process(add_volume(volume), axis="average", progress=lambda *step: steps.append(step))
+    assert [call["shape"] for call in fake.calls] == [(9, 32, 24), (32, 9, 24), (24, 9, 32)]
+    assert np.array_equal(voxels(output), 255 - volume)
     shares = [done / total for done, total in steps]
     assert shares == sorted(shares)
     assert shares[-1] == 1
 
 
 def test_the_average_of_a_single_frame_is_refused(logic):
-    with pytest.raises(InputError, match="no 3D volume"):
+    with pytest.raises(InputError, match="at least 8 voxels each way"):
         logic.process(add_volume(FRAMES[:1]), axis="average")
+
+
+def test_the_average_with_a_region_of_one_orientation_is_refused(logic):
     with pytest.raises(InputError, match="region array"):
-        logic.process(add_volume(FRAMES), axis="average", region=np.ones((32, 24), bool))
+        logic.process(add_volume(np.repeat(FRAMES, 3, axis=0)), axis="average", region=np.ones((32, 24), bool))
 
 
 def test_nodes_can_be_given_by_id_and_by_name(logic):
@@ -158,14 +166,14 @@ def test_a_given_output_keeps_its_id(logic):
 
 def test_wrong_input_is_refused_before_any_work_and_leaves_no_node(logic, fake):
     empty = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Empty")
-    good, before = add_volume(FRAMES[:1]), None
+    good = add_volume(FRAMES[:1])
     before = node_ids()
     for arguments in ({"inputNode": None}, {"inputNode": empty}, {"inputNode": good, "outputNode": good}):
         with pytest.raises(InputError):
             logic.process(**arguments)
     with pytest.raises(InputError, match="no region 'some'"):
         logic.process(good, region="some")
-    with pytest.raises(InputError, match="no axis 'Q'"):
+    with pytest.raises(InputError, match="no axis 'q'"):
         logic.process(good, axis="Q")
     assert fake.calls == []
     assert node_ids() == before

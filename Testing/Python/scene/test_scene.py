@@ -5,9 +5,10 @@ import pytest
 
 slicer = pytest.importorskip("slicer")
 import vtk  # noqa: E402
+from vtk.util.numpy_support import vtk_to_numpy  # noqa: E402
+
 from Speckle2SelfLib.config import InputError  # noqa: E402
 from Speckle2SelfSlicer import scene as glue  # noqa: E402
-from vtk.util.numpy_support import vtk_to_numpy  # noqa: E402
 
 OBLIQUE = (0, -0.3, 0.1, 12.5, 0.4, 0, 0, -7.25, 0, 0.05, 2, 1e-3, 0, 0, 0, 1)
 DATA = {1: "vtkMRMLScalarVolumeNode", 3: "vtkMRMLVectorVolumeNode", 4: "vtkMRMLVectorVolumeNode"}
@@ -26,9 +27,7 @@ def image_of(array):
     image = vtk.vtkImageData()
     components = array.shape[3] if array.ndim == 4 else 1
     image.SetDimensions(array.shape[2], array.shape[1], array.shape[0])
-    image.AllocateScalars(
-        {"uint8": vtk.VTK_UNSIGNED_CHAR, "int16": vtk.VTK_SHORT}[str(array.dtype)], components
-    )
+    image.AllocateScalars({"uint8": vtk.VTK_UNSIGNED_CHAR, "int16": vtk.VTK_SHORT}[str(array.dtype)], components)
     vtk_to_numpy(image.GetPointData().GetScalars()).reshape(array.shape)[:] = array
     return image
 
@@ -195,9 +194,7 @@ def test_a_given_output_is_filled_and_keeps_its_id_name_and_display(scene):
 
 def test_an_output_of_another_class_is_refused(scene):
     node = add_volume(scene, ramp(1, 9, 8))
-    with pytest.raises(
-        InputError, match="vtkMRMLVectorVolumeNode, but the result is a vtkMRMLScalarVolumeNode"
-    ):
+    with pytest.raises(InputError, match="vtkMRMLVectorVolumeNode, but the result is a vtkMRMLScalarVolumeNode"):
         despeckle(node, scene.AddNewNodeByClass("vtkMRMLVectorVolumeNode", "colour"))
 
 
@@ -249,9 +246,7 @@ def test_a_sequence_of_streaming_volumes_becomes_one_of_vector_volumes(scene):
         node.EncodeImageData(True)
         sequence.SetDataNodeAtValue(node, f"{number}.0")
     output = despeckle(sequence)
-    assert (
-        output.GetDataNodeClassName() == output.GetAttribute("DataNodeClassName") == "vtkMRMLVectorVolumeNode"
-    )
+    assert output.GetDataNodeClassName() == output.GetAttribute("DataNodeClassName") == "vtkMRMLVectorVolumeNode"
     for number in range(2):
         assert np.array_equal(voxels_of(output.GetNthDataNode(number)), ramp(1, 9, 8, 3, start=number) + 1)
 
@@ -520,6 +515,18 @@ def test_no_node_at_all_is_refused():
             glue.source(node)
 
 
+@pytest.mark.parametrize("which", ["sequence", "proxy"])
+def test_an_input_that_was_removed_meanwhile_is_no_crash(scene, which):
+    sequence, _, proxy = add_sequence(scene, CINE)
+    source = glue.source({"sequence": sequence, "proxy": proxy}[which])
+    frames = glue.read(source)
+    scene.RemoveNode(sequence)
+    before = nodes(scene)
+    with pytest.raises(InputError, match="removed from the scene meanwhile"):
+        glue.write(source, frames)
+    assert nodes(scene) == before
+
+
 def test_a_failure_halfway_takes_back_what_was_added(scene, monkeypatch):
     sequence, browser, _ = add_sequence(scene, CINE)
     before = nodes(scene)
@@ -537,58 +544,9 @@ def test_a_failure_halfway_takes_back_what_was_added(scene, monkeypatch):
     assert len(nodes(scene)) == len(before) + 1
 
 
-# Slices of volumes
-
-
-def source_with_spacing(scene, i, j, k):
-    return glue.source(
-        add_volume(scene, ramp(5, 9, 8), matrix=(i, 0, 0, 0, 0, j, 0, 0, 0, 0, k, 0, 0, 0, 0, 1))
-    )
-
-
-def test_the_axis_of_acquisition_is_the_one_with_clearly_the_coarsest_spacing(scene):
-    assert glue.slicingAxis(source_with_spacing(scene, 0.2, 0.2, 1), (1, 5, 9, 8)) == 0
-    assert glue.slicingAxis(source_with_spacing(scene, 0.2, 1, 0.2), (1, 5, 9, 8)) == 1
-    assert glue.slicingAxis(source_with_spacing(scene, 1, 0.2, 0.3), (1, 5, 9, 8)) == 2
-
-
-def test_without_a_clearly_coarsest_axis_it_is_k(scene):
-    assert glue.slicingAxis(source_with_spacing(scene, 0.5, 0.5, 0.5), (1, 5, 9, 8)) == 0
-    assert glue.slicingAxis(source_with_spacing(scene, 0.5, 0.6, 0.5), (1, 5, 9, 8)) == 0
-
-
-def test_a_single_frame_lies_across_its_thin_axis(scene):
-    assert glue.slicingAxis(source_with_spacing(scene, 9, 1, 1), (3, 1, 9, 8)) == 0
-    assert glue.slicingAxis(source_with_spacing(scene, 1, 1, 9), (3, 9, 1, 8)) == 1
-
-
-def test_an_axis_can_be_chosen_and_an_unknown_one_is_refused(scene):
-    source = source_with_spacing(scene, 0.5, 0.5, 0.5)
-    assert [glue.slicingAxis(source, (1, 5, 9, 8), axis) for axis in "KJI"] == [0, 1, 2]
-    with pytest.raises(InputError, match="no axis 'Z'"):
-        glue.slicingAxis(source, (1, 5, 9, 8), "Z")
-
-
-@pytest.mark.parametrize(("axis", "frames"), [(0, (10, 9, 8)), (1, (18, 5, 8)), (2, (16, 5, 9))])
-def test_volumes_are_cut_into_frames_and_put_together_again(axis, frames):
-    volumes, seen = ramp(2, 5, 9, 8), []
-
-    def negative(array):
-        seen.append(array.shape)
-        return 255 - array
-
-    assert np.array_equal(glue.process(volumes, axis, negative), 255 - volumes)
-    assert seen == [frames]
-
-
-def test_the_average_of_three_orientations_is_rounded_and_exact_where_they_agree():
-    def whole(value):
-        return np.full((1, 1, 2, 2), value, np.uint8)
-
-    assert glue.average([whole(1), whole(2), whole(5)]).tolist() == whole(3).tolist()
-    assert glue.average([whole(254), whole(255), whole(255)]).tolist() == whole(255).tolist()
-    odd = np.array([[[[np.nan, np.inf, 0.1, -3e38]]]], np.float32)
-    assert np.array_equal(glue.average([odd, odd, odd]), odd, equal_nan=True)
+def test_the_spacing_is_in_the_order_of_the_arrays_axes(scene):
+    node = add_volume(scene, ramp(1, 9, 8), matrix=(0, 0, -2, 0, 0.5, 0, 0, 0, 0, 0.25, 0, 0, 0, 0, 0, 1))
+    assert glue.source(node).spacing == (2, 0.25, 0.5)
 
 
 # Files
