@@ -1,0 +1,356 @@
+"""`slicer.parameterNodeWrapper`: a vtkMRMLScriptedModuleNode seen as an object with typed members.
+
+Members are written as the text parameters and node references that Slicer writes, so that a scene saved here
+opens there. Modelled: bool, int, float, str, paths, enums, nodes, and unions of these with None. Lists, dicts,
+packs and the binding to widgets are not; a member of such a type raises TypeError when the class is made.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import pathlib
+import types
+import typing
+
+import slicer
+
+__all__ = [
+    "Choice",
+    "Default",
+    "Exclude",
+    "IsInstance",
+    "Maximum",
+    "Minimum",
+    "NotNone",
+    "Validator",
+    "WithinRange",
+    "isParameterNodeWrapper",
+    "parameterNodeWrapper",
+]
+
+
+class Default:
+    """An annotation: the value, or the function that makes the value, that a member has at first."""
+
+    def __init__(self, value=None, *, generator=None):
+        self._value, self._generator = value, generator
+
+    @property
+    def value(self):
+        return self._generator() if self._generator else self._value
+
+
+class Validator:
+    """An annotation: what a member's value must be; `validate` raises where it is not."""
+
+    def validate(self, value) -> None:
+        raise NotImplementedError
+
+
+class NotNone(Validator):
+    def validate(self, value) -> None:
+        if value is None:
+            raise ValueError("Value must not be None")
+
+
+class IsInstance(Validator):
+    """None passes."""
+
+    def __init__(self, classtype):
+        self.classtype = classtype
+
+    def validate(self, value) -> None:
+        if value is not None and not isinstance(value, self.classtype):
+            raise TypeError(f"Value must be of type '{self.classtype}', is '{value}' of type '{type(value)}'")
+
+
+class WithinRange(Validator):
+    """Both ends are allowed."""
+
+    def __init__(self, minimum, maximum):
+        self.minimum, self.maximum = minimum, maximum
+
+    def validate(self, value) -> None:
+        if not self.minimum <= value <= self.maximum:
+            raise ValueError(f"Value must be within [{self.minimum}, {self.maximum}], is {value}")
+
+
+class Minimum(Validator):
+    def __init__(self, minimum):
+        self.minimum = minimum
+
+    def validate(self, value) -> None:
+        if value < self.minimum:
+            raise ValueError(f"Value must be at least {self.minimum}, is {value}")
+
+
+class Maximum(Validator):
+    def __init__(self, maximum):
+        self.maximum = maximum
+
+    def validate(self, value) -> None:
+        if value > self.maximum:
+            raise ValueError(f"Value must be at most {self.maximum}, is {value}")
+
+
+class Choice(Validator):
+    def __init__(self, choices):
+        self.choices = choices
+
+    def validate(self, value) -> None:
+        if value not in self.choices:
+            raise ValueError(f"Value is {value}, but must be one of {self.choices}")
+
+
+class Exclude(Validator):
+    def __init__(self, excludedValues):
+        self.excludedValues = excludedValues
+
+    def validate(self, value) -> None:
+        if value in self.excludedValues:
+            raise ValueError(f"Value is {value}, but must not be one of {self.excludedValues}")
+
+
+#
+# How members of each type are stored
+#
+
+
+class _Text:
+    """A value that is one text parameter of the node."""
+
+    def __init__(self, kind, accepted, default, encode=str, decode=None):
+        self.kind, self.default = kind, default
+        self.encode, self.decode = encode, decode or kind
+        self.validators = [NotNone(), IsInstance(accepted)]
+
+    def takes(self, kind) -> bool:
+        return kind == self.kind
+
+    def isIn(self, node, name) -> bool:
+        return node.HasParameter(name)
+
+    def write(self, node, name, value) -> None:
+        node.SetParameter(name, self.encode(value))
+
+    def read(self, node, name):
+        return self.decode(node.GetParameter(name))
+
+    def remove(self, node, name) -> None:
+        node.UnsetParameter(name)
+
+
+class _Number(_Text):
+    def takes(self, kind) -> bool:  # in a union, the first number type takes both
+        return kind in (int, float)
+
+
+class _Path(_Text):
+    def takes(self, kind) -> bool:
+        return issubclass(kind, pathlib.PurePath)
+
+
+class _Enum(_Text):
+    def takes(self, kind) -> bool:
+        return issubclass(kind, enum.Enum)
+
+
+class _None(_Text):
+    """A mark that the value is None; only as part of a union."""
+
+    def __init__(self):
+        super().__init__(type(None), type(None), None, lambda value: "True", lambda text: None)
+        self.validators = []
+
+
+class _Node:
+    """A node reference, and an empty parameter of the same name, which tells "no node" from "never set"."""
+
+    default = None
+
+    def __init__(self, kind):
+        self.validators = [IsInstance(kind)]
+
+    def takes(self, kind) -> bool:
+        return issubclass(kind, slicer.vtkMRMLNode)
+
+    def isIn(self, node, name) -> bool:
+        return node.HasParameter(name)
+
+    def write(self, node, name, value) -> None:
+        node.SetParameter(name, "")
+        node.SetNodeReferenceID(name, None if value is None else value.GetID())
+
+    def read(self, node, name):
+        return node.GetNodeReference(name)
+
+    def remove(self, node, name) -> None:
+        node.UnsetParameter(name)
+        node.RemoveNodeReferenceIDs(name)
+
+
+class _Union:
+    """One of several types: the parameter `<name>.<number of the type>` is there, the others are not."""
+
+    def __init__(self, options):
+        self.options = options
+        self.validators = []
+        self.default = None if len(options) == 2 and isinstance(options[1], _None) else options[0].default
+
+    def isIn(self, node, name) -> bool:
+        return any(option.isIn(node, f"{name}.{i}") for i, option in enumerate(self.options))
+
+    def _choose(self, value) -> int:
+        problem = None
+        for i, option in enumerate(self.options):
+            if option.takes(type(value)):
+                try:
+                    _validate(option, value)
+                    return i
+                except (TypeError, ValueError) as error:
+                    problem = error
+        raise problem or TypeError(f"Unable to write value '{value}' of type '{type(value)}'")
+
+    def write(self, node, name, value) -> None:
+        chosen = self._choose(value)
+        self.remove(node, name)
+        self.options[chosen].write(node, f"{name}.{chosen}", value)
+
+    def read(self, node, name):
+        for i, option in enumerate(self.options):
+            if option.isIn(node, f"{name}.{i}"):
+                return option.read(node, f"{name}.{i}")
+        raise KeyError(f"Unable to find value for name: {name}")
+
+    def remove(self, node, name) -> None:
+        for i, option in enumerate(self.options):
+            option.remove(node, f"{name}.{i}")
+
+
+def _validate(storage, value) -> None:
+    for validator in storage.validators:
+        validator.validate(value)
+
+
+def _storage(annotated):
+    """The storage of a (possibly Annotated) type, its validators added, and its other annotations."""
+    kind, *annotations = typing.get_args(typing.Annotated[annotated, None])[:-1]
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        storage = _Union([_storage(option)[0] for option in typing.get_args(kind)])
+    elif kind is type(None):
+        storage = _None()
+    elif kind is bool:
+        storage = _Text(bool, bool, False, lambda value: "True" if value else "False", "True".__eq__)
+    elif kind in (int, float):
+        storage = _Number(kind, (int, float) if kind is float else int, 0)
+    elif kind is str:
+        storage = _Text(str, str, "")
+    elif isinstance(kind, type) and issubclass(kind, pathlib.PurePath):
+        storage = _Path(kind, kind, kind())
+    elif isinstance(kind, type) and issubclass(kind, enum.Enum):
+        storage = _Enum(kind, kind, next(iter(kind)), lambda value: value.name, lambda text: kind[text])
+    elif isinstance(kind, type) and issubclass(kind, slicer.vtkMRMLNode):
+        storage = _Node(kind)
+    else:
+        raise TypeError(f"Parameters of type {kind} are not modelled.")
+    storage.validators = [*storage.validators, *(a for a in annotations if isinstance(a, Validator))]
+    return storage, [a for a in annotations if not isinstance(a, Validator)]
+
+
+#
+# The decorator
+#
+
+
+def parameterNodeWrapper(classtype=None):
+    """Makes a class of typed members an object over a parameter node: `Wrapper(parameterNode)`."""
+    return _wrap if classtype is None else _wrap(classtype)
+
+
+def isParameterNodeWrapper(classOrObj) -> bool:
+    return getattr(classOrObj, "_is_parameter_node_wrapper", False)
+
+
+class _Member:
+    """One typed member, as a Python descriptor."""
+
+    def __init__(self, name, annotated, assigned):
+        self.name, self.kind = name, annotated
+        self.storage, annotations = _storage(annotated)
+        marked = [a for a in annotations if isinstance(a, Default)]
+        if len(marked) > 1:
+            raise ValueError(f"Multiple defaults found for {name}")
+        others = [a for a in annotations if not isinstance(a, Default)]
+        if assigned is not _Member:
+            self.default, others = Default(assigned), annotations
+        else:
+            self.default = marked[0] if marked else Default(self.storage.default)
+        if others:
+            logging.warning(f"Unused annotations: {others}")
+
+    def __get__(self, wrapper, owner=None):
+        if wrapper is None:
+            return self
+        node, name = wrapper.parameterNode, wrapper._prefix + self.name
+        if not self.storage.isIn(node, name):  # the scene was closed in between
+            self.__set__(wrapper, self.default.value)
+        return self.storage.read(node, name)
+
+    def __set__(self, wrapper, value):
+        _validate(self.storage, value)
+        with slicer.util.NodeModify(wrapper.parameterNode):
+            self.storage.write(wrapper.parameterNode, wrapper._prefix + self.name, value)
+
+
+def _wrap(classtype):
+    members = {}
+    for name, annotated in typing.get_type_hints(classtype, include_extras=True).items():
+        members[name] = _Member(name, annotated, getattr(classtype, name, _Member))
+    reserved = {
+        "allParameters": members,
+        "_is_parameter_node_wrapper": True,
+        "default": _default,
+        "dataType": staticmethod(lambda name: _member(members, name).kind),
+        "getValue": _getValue,
+        "setValue": _setValue,
+        "StartModify": lambda self: self.parameterNode.StartModify(),
+        "EndModify": lambda self, wasModified: self.parameterNode.EndModify(wasModified),
+        "AddObserver": lambda self, *arguments: self.parameterNode.AddObserver(*arguments),
+        "RemoveObserver": lambda self, tag: self.parameterNode.RemoveObserver(tag),
+        "Modified": lambda self: self.parameterNode.Modified(),
+    }
+    for name, value in reserved.items():
+        if name in members or hasattr(classtype, name):
+            raise ValueError(f"Cannot use reserved name '{name}' in a parameterNodeWrapper")
+        setattr(classtype, name, value)
+    for name, member in members.items():
+        setattr(classtype, name, member)
+    classtype.__init__ = _initialise
+    return classtype
+
+
+def _initialise(self, parameterNode, prefix=None):
+    self.parameterNode = parameterNode
+    self._prefix = prefix or ""
+    for name, member in self.allParameters.items():
+        if not member.storage.isIn(parameterNode, self._prefix + name):
+            setattr(self, name, member.default.value)
+
+
+def _member(members, name) -> _Member:
+    if name not in members:
+        raise ValueError(f"Cannot find a parameter '{name}'; there are {', '.join(members)}.")
+    return members[name]
+
+
+def _default(self, name):
+    return _member(self.allParameters, name).default
+
+
+def _getValue(self, name):
+    return _member(self.allParameters, name).__get__(self)
+
+
+def _setValue(self, name, value):
+    _member(self.allParameters, name).__set__(self, value)

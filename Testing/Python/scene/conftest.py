@@ -1,0 +1,24 @@
+"""The scene's tests run inside the stand-in of the application, over real MRML."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+TESTING = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(TESTING))
+
+if find_spec("slicer") is not None:  # else the tests skip themselves
+    import HeadlessSlicer
+
+    HeadlessSlicer.start(testing=True)
+
+
+@pytest.fixture
+def slicer_app():
+    """The running application with an empty scene."""
+    slicer = pytest.importorskip("slicer")
+    slicer.mrmlScene.Clear()
+    yield slicer.app
+    slicer.mrmlScene.Clear()
