@@ -25,7 +25,7 @@ class ModelConfig:
     width: int = 32  # channels of the fast network's first level
     scales: int = 3  # "published" only: encoders in the checkpoint, 3, or 1 for the full-scale half alone
     normalisation: str = "cine"  # one grey mapping for the whole cine, or min-max of every frame (as published)
-    grain: tuple[float, float] | None = None  # speckle grain (axial, lateral) in pixels that frames are resampled to
+    grain: tuple[float, float] | None = None  # smallest and largest speckle grain, pixels; others are resampled to it
 
     def __post_init__(self):
         if self.architecture not in ARCHITECTURES:
@@ -38,8 +38,8 @@ class ModelConfig:
             raise InputError(f"A published network has 3 encoders, or 1 for inference alone, not {self.scales}.")
         if self.grain is not None:
             object.__setattr__(self, "grain", tuple(float(g) for g in self.grain))
-            if len(self.grain) != 2 or not all(0.5 <= g <= 64 for g in self.grain):
-                raise InputError(f"A grain of {self.grain} is not two lengths between 0.5 and 64 pixels.")
+            if len(self.grain) != 2 or not 0.25 <= self.grain[0] <= self.grain[1] <= 64:
+                raise InputError(f"A grain of {self.grain} is not two rising lengths between 0.25 and 64 pixels.")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class TrainingConfig:
 PRESETS = {
     "adapt": TrainingConfig(steps=400, learning_rate=3e-4, averaging=0.98),
     "standard": TrainingConfig(steps=3000),
-    "default": TrainingConfig(steps=8000, simulated=4000, share=0.94),
+    "default": TrainingConfig(steps=6000, simulated=4000),
     "paper": TrainingConfig(recipe="published", steps=100_000, batch=16, crop=512, averaging=0.0),
 }
 

@@ -47,13 +47,14 @@ def fill_outside(frames: np.ndarray, inside: np.ndarray) -> np.ndarray:
     return frames[:, rows, columns]
 
 
-def size_at_grain(size, grain, wanted) -> tuple[int, int]:
-    """The (H, W) at which frames of `size` and speckle of `grain` pixels have a grain of `wanted` pixels.
+def size_at_grain(size, grain, bounds) -> tuple[int, int]:
+    """The (H, W) at which frames of `size` and speckle of `grain` pixels have a grain within `bounds` on either axis.
 
-    A factor within 10 per cent of 1 counts as 1; factors stay between 1/8 and 2, sizes at least 8 pixels.
+    Frames whose grain lies within them stay as they are, since resampling costs detail; the others go to the nearer
+    bound. Factors stay between 1/8 and 2, sizes at least 8 pixels; a factor within 5 per cent of 1 is 1.
     """
-    factors = [float(np.clip(w / g, 0.125, 2)) for g, w in zip(grain, wanted, strict=True)]
-    return tuple(n if abs(f - 1) <= 0.1 else max(8, round(n * f)) for n, f in zip(size, factors, strict=True))
+    factors = [float(np.clip(np.clip(g, *bounds) / g, 0.125, 2)) for g in grain]
+    return tuple(n if abs(f - 1) <= 0.05 else max(8, round(n * f)) for n, f in zip(size, factors, strict=True))
 
 
 def resample(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

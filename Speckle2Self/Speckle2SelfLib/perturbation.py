@@ -69,19 +69,21 @@ class LatticeViews(NamedTuple):
     truth: torch.Tensor | None = None  # (B, 1, H, W), for simulated frames only
 
 
-def lattice_views(frame, rng, truth=None, steps=(4, 5, 6), reach=2) -> LatticeViews:
+def lattice_views(frame, rng, grain=(1.0, 1.0), truth=None) -> LatticeViews:
     """Two disjoint lattices of each frame whose speckle is independent (METHOD.md section 3).
 
     The first is every sy-th row and sx-th column from a random phase. The second, the sites to predict, lies between
-    its points, at least `reach` pixels from all of them, where speckle of unit grain no longer correlates. The steps
-    and the distance are drawn anew for each call: with one step alone, the full-resolution network learns a comb
-    of that period, which shows as a ripple.
+    its points, at least two grains from the nearest row and column, where speckle no longer correlates. The steps and
+    the distance are drawn anew for each call: with one step alone, the full-resolution network learns a comb of that
+    period, which shows as a ripple.
 
-    Args: frame (B, 1, H, W) at unit grain; rng, a numpy Generator; truth, passed on; steps and reach in pixels.
+    Args: frame (B, 1, H, W); rng, a numpy Generator; grain (axial, lateral) as `estimate_grain` measures it, pixels;
+    truth, passed on.
     """
     taken, sites, lie = [], [], []
-    for size in frame.shape[-2:]:
-        step = int(rng.choice(steps))
+    for size, length in zip(frame.shape[-2:], grain, strict=True):
+        reach = max(1, round(2 * length))
+        step = 2 * reach + int(rng.integers(3))
         first = int(rng.integers(step))
         shift = int(rng.integers(reach, step - reach + 1))
         count = (size - 1 - first - shift) // step + 1
@@ -97,16 +99,18 @@ def lattice_views(frame, rng, truth=None, steps=(4, 5, 6), reach=2) -> LatticeVi
 def estimate_grain(frames, region=None) -> tuple[float, float]:
     """The speckle's grain (axial, lateral) in pixels: where its autocorrelation has fallen to one half.
 
-    Measured in patches inside the region, of at most eight frames. A quadratic trend is taken off each patch; patches
-    that are mostly clipped are left out; of the others, those with the least peaked values (edges and layers make
-    peaks, speckle does not) vote, and the lower third of their correlations counts, since structure only adds.
+    Measured in small patches inside the region, of at most eight frames. A quadratic trend is taken off each patch;
+    patches that are mostly clipped are left out; of the others, those with the least peaked values (edges and layers
+    make peaks, speckle does not) vote, and the lower third of their correlations counts, since structure only adds.
+    Small patches shorten long grains (5 pixels measure as 3), but large ones take anatomy for speckle, and a grain
+    that is too long costs detail where one that is too short leaves a little speckle.
 
     Args: frames (N, H, W) of any range; region (H, W) bool, or None for everything.
     Returns lengths between 0.5 and 16; (1, 1) where nothing can be measured (constant or tiny frames).
     """
     frames = np.asarray(frames)
     height, width = frames.shape[-2:]
-    size = min(48, height, width)
+    size = min(24, height, width)
     if size < 16:
         return 1.0, 1.0
     chosen = frames[np.unique(np.linspace(0, len(frames) - 1, 8).astype(int))]
@@ -119,7 +123,7 @@ def estimate_grain(frames, region=None) -> tuple[float, float]:
     windows = [window for window in windows if region is None or region[window].all()]
     votes = []
     for frame in chosen.astype(np.float32):
-        for window in windows[:: max(1, len(windows) // 40)]:
+        for window in windows[:: max(1, len(windows) // 60)]:
             patch = frame[window].ravel()
             if not np.isfinite(patch).all():
                 continue

@@ -17,7 +17,8 @@ from .network import LatticePair, build
 from .perturbation import estimate_grain, lattice_views, published_views
 from .simulation import SimulationConfig, simulate
 
-FAST_GRAIN = (1.1, 1.1)  # pixels, as `estimate_grain` measures it; the lattices' steps go with it
+FAST_GRAIN = (0.75, 1.7)  # pixels, as `estimate_grain` measures it: what the simulated frames span
+SIMULATED_GRAIN = (0.85, 2.6)  # the same span, and a margin, as the simulator counts it
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Cine:
     """One recording as training sees it."""
 
     frames: torch.Tensor  # (N, 1, H, W) at the model's grain, float32 about [0, 1], or uint8 as recorded
+    grain: tuple[float, float] = (1.0, 1.0)  # (axial, lateral) pixels, as `estimate_grain` measures it
     truth: torch.Tensor | None = None  # (N, 1, H, W) for simulated frames
 
 
@@ -62,19 +64,20 @@ def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConf
         frame = np.nan_to_num(luminance(frame[None]), nan=low, posinf=high, neginf=low)
         frame = torch.from_numpy((fill_outside(frame, region) - low) / (high - low))
         prepared.append(resample(frame[:, None], size))
-    return Cine(torch.cat(prepared))
+    scales = [new / old for new, old in zip(size, frames.shape[1:3], strict=True)]
+    return Cine(torch.cat(prepared), (grain[0] * scales[0], grain[1] * scales[1]))
 
 
-def simulate_cines(count: int, crop: int, rng: np.random.Generator, grain) -> Cine:
-    """`count` anatomies of crop x crop pixels with their truth, their grain spread about `grain` by half an octave."""
+def simulate_cines(count: int, crop: int, rng: np.random.Generator) -> Cine:
+    """`count` anatomies of crop x crop pixels with their truth, half of them rounded to 8 bits."""
     frames, truths = np.empty((2, count, 1, crop, crop), np.float32)
     for i in range(count):
-        drawn = tuple(g * 1.15 * 2 ** rng.uniform(-0.5, 0.5) for g in grain)
-        simulated = simulate(SimulationConfig((crop, crop), grain=drawn), rng)
+        grain = tuple(np.exp(rng.uniform(*np.log(SIMULATED_GRAIN), 2)))
+        simulated = simulate(SimulationConfig((crop, crop), grain=grain), rng)
         frame = simulated.frames[0]
         frames[i, 0] = np.round(frame * 255) / 255 if rng.random() < 0.5 else frame
         truths[i, 0] = simulated.truth
-    return Cine(torch.from_numpy(frames), torch.from_numpy(truths))
+    return Cine(torch.from_numpy(frames), truth=torch.from_numpy(truths))
 
 
 class Training:
@@ -91,7 +94,7 @@ class Training:
         self.recorded = cines
         self.simulated = None
         if config.simulated:
-            self.simulated = simulate_cines(config.simulated, config.crop, self.rng, model.grain or FAST_GRAIN)
+            self.simulated = simulate_cines(config.simulated, config.crop, self.rng)
         if not cines and not config.simulated:
             raise InputError("There is nothing to train on: give recordings, or simulate some.")
         network = (network or build(model)).to(self.device)
@@ -123,9 +126,9 @@ class Training:
                 warm = min(1, (step + 1) / 50)
                 falling = 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * step / config.steps))
                 optimiser.param_groups[0]["lr"] = config.learning_rate * warm * falling
-            frames, truth = self._draw()
+            frames, truth, grain = self._draw()
             with torch.autocast(self.device.type, torch.bfloat16, enabled=not published):
-                views = self.views(frames, truth)
+                views = self.views(frames, truth, grain)
                 predictions = self.model(views)
                 terms = self.loss(predictions, views)
             total = sum(terms.values())
@@ -141,7 +144,7 @@ class Training:
         self.network.eval()
 
     def _draw(self):
-        """A batch of crops (B, 1, h, w) of one cine, and their truth or None."""
+        """A batch of crops (B, 1, h, w) of one cine, their truth or None, and their grain."""
         take_simulated = self.simulated is not None and (not self.recorded or self.rng.random() < self.config.share)
         cine = self.simulated if take_simulated else self.recorded[int(self.rng.integers(len(self.recorded)))]
         chosen = self.rng.integers(len(cine.frames), size=self.config.batch)
@@ -156,14 +159,14 @@ class Training:
             crops.append(cine.frames[index][:, *window])
             if cine.truth is not None:
                 truths.append(cine.truth[index][:, *window])
-        stack = (torch.stack(part).to(self.device) if part else None for part in (crops, truths))
-        return tuple(stack)
+        truth = torch.stack(truths).to(self.device) if truths else None
+        return torch.stack(crops).to(self.device), truth, cine.grain
 
-    def _published_views(self, frames, truth):
+    def _published_views(self, frames, truth, grain):
         drawn = draw_augmentation(self.rng, len(frames), "published")
         return tuple(augment(view, drawn) for view in published_views(frames))
 
-    def _lattice_views(self, frames, truth):
+    def _lattice_views(self, frames, truth, grain):
         drawn = draw_augmentation(self.rng, len(frames), "disjoint")
         truth = None if truth is None else augment(truth, drawn)
-        return lattice_views(augment(frames, drawn), self.rng, truth)
+        return lattice_views(augment(frames, drawn), self.rng, grain, truth)

@@ -12,7 +12,7 @@ from Speckle2SelfLib.network import SpeckleReductionNetwork, build
 
 
 def test_a_saved_model_comes_back_with_its_config_and_card(tmp_path):
-    config = ModelConfig(width=8, grain=(1.1, 2.0))
+    config = ModelConfig(width=8, grain=(0.8, 1.6))
     network = build(config)
     checkpoint.save(tmp_path / "model.any", config, network, {"description": "test"})
     found, loaded, card = checkpoint.load(tmp_path / "model.any")

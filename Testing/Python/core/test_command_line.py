@@ -106,7 +106,7 @@ def test_bad_input_gets_one_line_and_exit_code_2_and_writes_nothing(folder, caps
 def test_a_trained_model_despeckles(folder, capsys):
     recording = np.random.default_rng(1).rayleigh(40, (4, 64, 64)).clip(0, 255).astype(np.uint8)
     np.save("cine.npy", recording)
-    checkpoint.save("start.model", *(lambda c: (c, build(c), {}))(ModelConfig(width=8, grain=(1.1, 1.1))))
+    checkpoint.save("start.model", *(lambda c: (c, build(c), {}))(ModelConfig(width=8, grain=(0.75, 1.7))))
     arguments = ["train", "cine.npy", "--output", "my.model", "--init", "start.model", "--steps", "2", "--report", "1"]
     assert main(arguments) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -14,13 +14,13 @@ from Speckle2SelfLib.simulation import LAYOUTS, SimulationConfig, simulate
 def test_the_sites_lie_between_the_lattice_and_never_near_it(seed):
     height, width = 37, 50
     numbered = torch.arange(height * width, dtype=torch.float64).reshape(1, 1, height, width)
-    views = lattice_views(numbered, np.random.default_rng(seed), reach=2)
+    views = lattice_views(numbered, np.random.default_rng(seed), grain=(1.0, 1.6))
     taken = views.lattice[0, 0].long()
     sites = numbered[0, 0][views.sites].long()
     assert taken.shape == sites.shape
-    for a, b in ((taken // width, sites // width), (taken % width, sites % width)):
+    for a, b, reach in ((taken // width, sites // width, 2), (taken % width, sites % width, 3)):
         gaps = (a.reshape(-1, 1) - b.reshape(1, -1)).abs()
-        assert gaps.min() >= 2
+        assert gaps.min() >= reach
     assert not set(taken.flatten().tolist()) & set(sites.flatten().tolist())
 
 
@@ -50,10 +50,10 @@ def test_a_known_truth_takes_the_place_of_consistency():
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("grain", [(0.9, 2.0), (2.0, 5.0), (3.2, 4.5)])
 def test_the_grain_is_measured_whatever_the_anatomy(layout, grain):
-    """Log compression narrows the correlation of the grey values to about 0.85 of that of the intensities."""
+    """Log compression and the small patches shorten the grain, long ones to 0.6 of the intensities' own."""
     frames = simulate(SimulationConfig((192, 192), 2, grain, layout), np.random.default_rng(3)).frames
     found = np.array(estimate_grain(frames)) / grain
-    assert (found > 0.55).all() and (found < 1.25).all()
+    assert (found > 0.45).all() and (found < 1).all()
 
 
 def test_margins_do_not_change_the_grain():

@@ -10,7 +10,7 @@ from Speckle2SelfLib.frames import augment, draw_augmentation
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
 from Speckle2SelfLib.training import Cine, Training, prepare_cine
 
-FAST = ModelConfig(width=8, grain=(1.1, 1.1))
+FAST = ModelConfig(width=8, grain=(0.75, 1.7))
 CONFIG = TrainingConfig(steps=6, batch=2, crop=32)
 
 
@@ -73,12 +73,12 @@ def test_nothing_to_train_on_is_refused():
 
 
 def test_frames_are_cut_to_their_region_and_brought_to_the_models_grain():
-    frames = simulate(SimulationConfig((96, 128), 2, (2.6, 5.2), "flat"), np.random.default_rng(0)).frames
+    frames = simulate(SimulationConfig((96, 128), 2, (1.5, 6.0), "flat"), np.random.default_rng(0)).frames
     region = np.zeros((96, 128), bool)
     region[10:90, 20:120] = True
-    shape = prepare_cine(frames, region, FAST).frames.shape
-    assert shape[0] == 2
-    assert 30 <= shape[2] <= 55 and 18 <= shape[3] <= 35
+    cine = prepare_cine(frames, region, FAST)
+    assert cine.frames.shape[:3] == (2, 1, 80), "the axial grain is within the model's bounds"
+    assert 40 <= cine.frames.shape[3] <= 75 and cine.grain[1] == pytest.approx(1.7, rel=0.02)
 
 
 @pytest.mark.parametrize("recipe", ["disjoint", "published"])
