@@ -14,14 +14,13 @@ import torch.nn.functional as F
 
 from . import checkpoint
 from .config import Cancelled, InputError, ModelConfig
-from .frames import fill_outside, grey_mapping, luminance, resample, size_at_grain
+from .frames import BRIGHTEST, fill_outside, grey_mapping, luminance, resample, size_at_grain
 from .perturbation import estimate_grain
 from .region import detect, grey
 
 MODELS = Path(__file__).resolve().parent.parent / "Resources" / "Models"
 BLOCK_PIXELS = 2**20  # pixels through the network at once: bounds the memory, whatever the cine's length
 TILE = 768  # pixels; larger images go through a network without normalisation layers in tiles
-BRIGHTEST = 1.5  # the networks have not seen brighter ones: what is above is added again afterwards
 SMALLEST = 8  # pixels, of either side of a frame
 
 

@@ -11,7 +11,16 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .config import InputError, ModelConfig, TrainingConfig
-from .frames import augment, draw_augmentation, fill_outside, grey_mapping, luminance, resample, size_at_grain
+from .frames import (
+    BRIGHTEST,
+    augment,
+    draw_augmentation,
+    fill_outside,
+    grey_mapping,
+    luminance,
+    resample,
+    size_at_grain,
+)
 from .loss import disjoint_loss, published_loss
 from .network import LatticePair, build
 from .perturbation import estimate_grain, lattice_views, published_views
@@ -69,14 +78,18 @@ def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConf
 
 
 def simulate_cines(count: int, crop: int, rng: np.random.Generator) -> Cine:
-    """`count` anatomies of crop x crop pixels with their truth, half of them rounded to 8 bits."""
+    """`count` anatomies of crop x crop pixels with their truth, half of them rounded to 8 bits; mapped as recordings."""
     frames, truths = np.empty((2, count, 1, crop, crop), np.float32)
     for i in range(count):
         grain = tuple(np.exp(rng.uniform(*np.log(SIMULATED_GRAIN), 2)))
         simulated = simulate(SimulationConfig((crop, crop), grain=grain), rng)
         frame = simulated.frames[0]
-        frames[i, 0] = np.round(frame * 255) / 255 if rng.random() < 0.5 else frame
-        truths[i, 0] = simulated.truth
+        if rng.random() < 0.5:
+            frame = np.round(frame * 255) / 255
+        low, high = grey_mapping(frame[None], None)
+        span = max(high - low, 1e-3)
+        frames[i, 0] = np.minimum((frame - low) / span, BRIGHTEST)
+        truths[i, 0] = (simulated.truth - low) / span
     return Cine(torch.from_numpy(frames), truth=torch.from_numpy(truths))
 
 

@@ -1,4 +1,4 @@
-"""Shared fixtures. Real recordings live outside the project; a test that needs them is skipped where they are absent."""
+"""Shared fixtures. Real recordings live outside the project; tests that need them are skipped where they are not."""
 
 import os
 from pathlib import Path

@@ -1,0 +1,81 @@
+"""The README is true: its links lead somewhere, its options exist, and its recipes run."""
+
+import argparse
+import re
+
+import numpy as np
+import pytest
+
+from Speckle2SelfLib.__main__ import parser
+from Speckle2SelfLib.simulation import SimulationConfig, simulate
+
+
+def documents(project):
+    return [*project.glob("*.md"), *(project / "Testing").rglob("*.md"), *project.glob("Speckle*/**/*.md")]
+
+
+def recipes(project):
+    text = (project / "README.md").read_text()
+    return re.findall(r"<!-- recipe -->\n```python\n(.*?)```", text, re.DOTALL)
+
+
+def test_every_link_within_the_project_leads_to_a_file(project):
+    for document in documents(project):
+        for target in re.findall(r"\]\(([^)#\s]+)\)", document.read_text()):
+            if "://" not in target:
+                assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_every_make_target_that_is_named_exists(project):
+    targets = set(re.findall(r"^(\w+):", (project / "Makefile").read_text(), re.MULTILINE))
+    for document in documents(project):
+        assert set(re.findall(r"`make (\w+)", document.read_text())) <= targets
+
+
+def test_the_reference_names_every_command_and_option_and_no_other(project):
+    text = (project / "README.md").read_text()
+    commands = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    assert set(re.findall(r"^\| `speckle2self (\w+)", text, re.MULTILINE)) == set(commands)
+    options = {}
+    for command, sub in commands.items():
+        for action in sub._actions:
+            for option in action.option_strings:
+                if option not in ("-h", "--help"):
+                    options.setdefault(option, set()).add(command)
+    rows = re.findall(r"^\| `(--\w+)` \| ([\w, ]+) \|", text, re.MULTILINE)
+    assert {option: set(names.split(", ")) for option, names in rows} == options
+
+
+@pytest.fixture
+def scene():
+    """A scene with a volume 'Liver' and a sequence 'Cine' in a browser, both simulated."""
+    slicer = pytest.importorskip("slicer")
+    slicer.mrmlScene.Clear()
+    frames = simulate(SimulationConfig((64, 64), 3, (1.2, 1.6), "organ"), np.random.default_rng(0)).frames
+    frames = np.round(frames * 255).astype(np.uint8)
+    slicer.util.addVolumeFromArray(frames, name="Liver")
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Cine")
+    sequence.SetIndexName("time")
+    sequence.SetIndexUnit("s")
+    volume = slicer.vtkMRMLScalarVolumeNode()
+    for number, frame in enumerate(frames):
+        slicer.util.updateVolumeFromArray(volume, frame[None])
+        sequence.SetDataNodeAtValue(volume, f"0.{number}0")
+    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "Browser")
+    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    yield slicer
+    slicer.mrmlScene.Clear()
+
+
+def test_there_are_five_recipes(project):
+    assert len(recipes(project)) == 5
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_a_recipe_runs_as_printed(project, scene, number, capsys):
+    exec(recipes(project)[number], {"slicer": scene})
+    names = {node.GetName() for node in scene.util.getNodesByClass("vtkMRMLNode")}
+    printed = capsys.readouterr().out
+    expected = [("Liver despeckled", "Liver despeckled\n"), ("Cine despeckled", "3 0.10 s\n"), ("Liver srad", ""),
+                ("Liver despeckled", "homogeneity"), ("Cine despeckled", "3 of 3")][number]  # fmt: skip
+    assert expected[0] in names and expected[1] in printed
