@@ -40,14 +40,14 @@ def despeckle(arguments) -> None:
             if many:
                 target.parent.mkdir(parents=True, exist_ok=True)
             files.check_output(target, recording)
-            axes = volumes.slicing_axes(frames.shape, recording.spacing, arguments.axis)
-            if arguments.region == "auto":
-                imaged = "auto" if axes != [0] or recording.region is None else None
-                imaged = region.detect(frames, recording.region) if imaged is None else imaged
-            elif arguments.region == "none":
-                imaged = None
-            else:
+            axis = "k" if arguments.axis == "auto" and recording.sequence else arguments.axis
+            axes = volumes.slicing_axes(frames.shape, recording.spacing, axis)
+            if arguments.region not in ("auto", "none"):
                 imaged = files.read_mask(arguments.region, frames.shape[1:3])
+            elif arguments.region == "auto" and recording.region is not None:
+                imaged = region.detect(frames, recording.region)
+            else:
+                imaged = "auto" if arguments.region == "auto" else None
 
             def run(stack, progress, imaged=imaged):
                 return despeckle_frames(

@@ -137,6 +137,7 @@ def despeckle(
     cut, region, result = stack[box], region[box[1:]], output[box]
     if grain is None and isinstance(model, Model) and model.config.grain is not None:
         grain = estimate_grain(luminance(cut[:: max(1, len(cut) // 8)]), region)
+    each = isinstance(model, Model) and model.config.normalisation == "frame"
     bounds = _value_range(cut)
     block = max(1, BLOCK_PIXELS // region.size)
     for start in range(0, len(cut), block):
@@ -146,7 +147,7 @@ def despeckle(
         before = luminance(part)
         finite = np.isfinite(before)
         seen = _without_gaps(before, region, finite)
-        if isinstance(model, Model) and model.config.normalisation == "frame":
+        if each:
             lows, highs = (f(seen, axis=(1, 2), keepdims=True) for f in (np.min, np.max))
         else:
             lows, highs = np.float32(low), np.float32(high)
@@ -154,6 +155,8 @@ def despeckle(
         scaled = (seen - lows) / spans
         excess = np.maximum(scaled - (1 if callable(model) else BRIGHTEST), 0)
         after = np.maximum(engine(np.maximum(scaled - excess, 0), grain), 0) + excess
+        if each:
+            after = np.minimum(after, 1)
         if gamma != 1:
             after = after**gamma
         after = lows + spans * after

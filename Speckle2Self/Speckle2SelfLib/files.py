@@ -69,6 +69,7 @@ class Recording:
     region: np.ndarray | None = None  # (H, W) bool: where the file says its image is (DICOM)
     times: np.ndarray | None = None  # (N,) seconds (DICOM)
     single: bool = False  # the file held one two-dimensional image
+    sequence: bool = False  # the file says that its frames follow each other in time
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)  # (between frames, axial, lateral), mm
     source: dict = field(default_factory=dict, repr=False)  # headers, by family of formats
 
@@ -238,8 +239,14 @@ def _read_meta(path: Path) -> Recording:
     shape = [*([1] if len(sizes) == 2 else []), *sizes[::-1], *(channels if channels[0] > 1 else [])]
     spacing = _numbers(entries.get("ElementSpacing", "1 1 1"), float, path, "ElementSpacing")
     spacing = tuple((*spacing, 1.0)[:3][::-1]) if len(spacing) >= 2 else (1.0, 1.0, 1.0)
-    frames = values.astype(dtype.newbyteorder("="), copy=False).reshape(shape)
-    return Recording(frames, path, single=len(sizes) == 2, spacing=spacing, source={"family": "meta", "lines": lines})
+    return Recording(
+        values.astype(dtype.newbyteorder("="), copy=False).reshape(shape),
+        path,
+        single=len(sizes) == 2,
+        sequence=any(line.startswith("Seq_Frame") for line in lines),
+        spacing=spacing,
+        source={"family": "meta", "lines": lines},
+    )
 
 
 def _read_nrrd(path: Path) -> Recording:
@@ -284,7 +291,8 @@ def _read_nrrd(path: Path) -> Recording:
     elif len(listed + image) != 3:
         raise InputError(f"{path} has {len(listed + image)} dimensions; a sequence of volumes opens in Slicer alone.")
     source = {"family": "nrrd", "lines": lines, "axes": listed + image + colour, "shape": array.shape}
-    return Recording(frames, path, single=single, spacing=_nrrd_spacing(fields, len(image)), source=source)
+    spacing = _nrrd_spacing(fields, len(image))
+    return Recording(frames, path, single=single, sequence=bool(listed), spacing=spacing, source=source)
 
 
 def _nrrd_spacing(fields, image_axes: int) -> tuple[float, float, float]:
@@ -365,6 +373,7 @@ def _read_dicom(path: Path) -> Recording:
         region=_dicom_region(dataset, frames.shape[1:3]),
         times=_dicom_times(dataset, len(frames)),
         single=single,
+        sequence=True,
         source={"family": "dicom", "dataset": dataset, "turn": (int(frames.max()), int(frames.min()))},
     )
 

@@ -78,7 +78,7 @@ def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConf
 
 
 def simulate_cines(count: int, crop: int, rng: np.random.Generator) -> Cine:
-    """`count` anatomies of crop x crop pixels with their truth, half of them rounded to 8 bits; mapped as recordings."""
+    """`count` anatomies of crop x crop pixels with their truth, half of them in 8 bits, mapped as recordings are."""
     frames, truths = np.empty((2, count, 1, crop, crop), np.float32)
     for i in range(count):
         grain = tuple(np.exp(rng.uniform(*np.log(SIMULATED_GRAIN), 2)))

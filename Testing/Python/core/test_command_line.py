@@ -61,6 +61,16 @@ def test_the_axis_of_a_volume_is_chosen(folder):
     assert np.array_equal(np.moveaxis(np.load("i.npy"), 2, 0), np.load("k.npy"))
 
 
+def test_a_recording_is_taken_frame_by_frame_whatever_its_spacing(folder, monkeypatch):
+    """A coarse lateral spacing tells how volumes were acquired; frames that carry time stamps are frames."""
+    header = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 48 40 3\nkinds: domain domain {}\nencoding: raw\n"
+    header += "space dimension: 2\nspace directions: (3,0) (0,1) none\n\n"
+    (folder / "cine.nrrd").write_bytes(header.format("list").encode() + FRAMES.tobytes())
+    assert main(["despeckle", "cine.nrrd", "out.nrrd", "--model", "median", "--region", "none"]) == 0
+    assert main(["despeckle", "in.npy", "out.npy", "--model", "median", "--region", "none"]) == 0
+    assert (folder / "out.nrrd").read_bytes().endswith(np.load("out.npy").tobytes())
+
+
 BAD = [
     ["despeckle", "missing.npy", "out.npy"],
     ["despeckle", "in.npy"],

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from Speckle2SelfLib import checkpoint
+from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.loss import published_loss
 from Speckle2SelfLib.network import SpeckleReductionNetwork
 from Speckle2SelfLib.perturbation import published_views
@@ -55,6 +56,16 @@ def test_the_authors_numbers_are_reproduced():
 def test_the_authors_reference_is_reproduced(shared_data):
     _, network, _ = checkpoint.load(shared_data / "parity" / "official_random_weights.pth")
     check_against(np.load(shared_data / "parity" / "official_reference.npz"), network)
+
+
+def test_despeckling_with_the_authors_file_gives_the_reference_inference(shared_data):
+    """Min-max of every frame on its own, the full-scale branch, cut to [0, 1]; here on the input's own scale."""
+    numbers = np.load(shared_data / "parity" / "official_reference.npz")
+    frames = numbers["frames"].astype(np.float32)
+    model = str(shared_data / "parity" / "official_random_weights.pth")
+    low, high = frames.min((1, 2), keepdims=True), frames.max((1, 2), keepdims=True)
+    result = (despeckle(frames, model, region=None, precision=torch.float32) - low) / (high - low)
+    assert np.abs(result - numbers["inference"]).max() <= 1e-4
 
 
 def test_the_network_has_the_published_size():
