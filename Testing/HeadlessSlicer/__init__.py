@@ -15,8 +15,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 MODULE_FOLDERS = tuple(path.parent for path in sorted(ROOT.glob("Speckle*/CMakeLists.txt")))
-# What the vtk and slicer-core wheels take from the system: the first two to import, the rest to open 3D views.
-SYSTEM_PACKAGES = "libstdc++6 libgcc-s1 libgl1 libegl1 libx11-6 libxcursor1 libxext6 libxrender1"
+# What the vtk and slicer-core wheels take from the system: the first two to import, the others for 3D views.
+SYSTEM_PACKAGES = "libstdc++6 libgcc-s1 libgl1 libegl1 libx11-6"
 
 
 def start(modulePaths: Iterable[Path] | None = None, arguments: Iterable[str] = (), testing: bool = False):

@@ -84,13 +84,13 @@ class CoreIOManager:
 
     def _loadScene(self, path, properties, messages):
         scene, clear = self._app.mrmlScene(), bool(properties.get("clear", False))
-        before = {id(node) for node in slicer.util.getNodesByClass("vtkMRMLNode")}
+        before = slicer.util.getNodesByClass("vtkMRMLNode")
         if path.lower().endswith(".mrb"):
             done = scene.ReadFromMRB(path, clear, messages)
         else:
             scene.SetURL(path)
             done = scene.Connect(messages) if clear else scene.Import(messages)
-        return [n for n in slicer.util.getNodesByClass("vtkMRMLNode") if id(n) not in before] if done else None
+        return [n for n in slicer.util.getNodesByClass("vtkMRMLNode") if n not in before] if done else None
 
     def _loadSequence(self, path, properties, messages):
         logic = slicer.modules.sequences.logic()

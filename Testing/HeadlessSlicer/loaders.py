@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,22 @@ def load(path):
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"There is no file '{path}'.")
+    with _quiet():
+        return _load(path)
+
+
+@contextmanager
+def _quiet():
+    """Keeps the readers' attempts out of the terminal; the error raised says what matters."""
+    shown = vtk.vtkLogger.GetCurrentVerbosityCutoff()
+    vtk.vtkLogger.SetStderrVerbosity(vtk.vtkLogger.VERBOSITY_OFF)
+    try:
+        yield
+    finally:
+        vtk.vtkLogger.SetStderrVerbosity(shown)
+
+
+def _load(path: Path):
     if path.suffix.lower() in (".npy", ".npz"):
         return loadArray(path)
     if isDicom(path):

@@ -1,0 +1,220 @@
+"""What `make demo` shows: an ultrasound recording loses its speckle in a Slicer scene.
+
+    Testing/headless-slicer Testing/demo.py [INPUT] [--model NAME] [--output FOLDER]
+
+INPUT is any recording or volume that Slicer opens, a .npy too; without it, pydicom's cardiac cine. FOLDER (default
+build/demo) gets scene.mrb, before_after.png and metrics.csv, all of them or none. A bad INPUT is told in one line;
+the exit status is 2 then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import slicer
+
+from HeadlessSlicer import loaders, views
+
+MEASURED = 24  # frames, evenly spaced, that are measured
+BLACK = 10  # grey level up to which nothing is lit
+PATCH = 24  # pixels, side of the patch of even tissue in which SNR is taken
+MEANINGS = {
+    "homogeneity": "how alike neighbouring pixels are; higher is smoother",
+    "holes": "share of black pixels where tissue is; lower is better",
+    "structure": "how well the coarse image is kept; 1 is best",
+    "snr": "mean over deviation in a patch of even tissue; higher is smoother",
+}
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="demo.py", description="Despeckles a recording in a Slicer scene.")
+    parser.add_argument("input", nargs="?", type=Path, help="recording or volume; default: a cardiac cine")
+    parser.add_argument("--model", default="default", help="model or filter")
+    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parents[1] / "build" / "demo")
+    options = parser.parse_args(arguments)
+    if options.input is None:
+        import pydicom.examples
+
+        options.input = Path(pydicom.examples.get_path("ybr_color"))
+    try:
+        demonstrate(options.input, options.model, options.output)
+    except ValueError as error:  # all that is wrong with the input or the model
+        print(f"demo: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def demonstrate(path: Path, model: str, output: Path) -> None:
+    """Loads, despeckles, measures, writes and reads back. Raises ValueError for input that cannot be used."""
+    node = loaders.load(path)
+    logic = slicer.util.getModuleLogic("Speckle2Self")
+    started = time.perf_counter()
+    despeckled = logic.process(node, model=model, progress=tell)
+    seconds = time.perf_counter() - started
+    before, after = frames(node), frames(despeckled)
+    rows = measure(before, after)
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".demo-") as folder:
+        folder = Path(folder)
+        picture(node, despeckled, folder / "before_after.png")
+        write_table(rows, folder / "metrics.csv")
+        write_scene(node, despeckled, folder / "scene.mrb")
+        for name in ("scene.mrb", "before_after.png", "metrics.csv"):
+            os.replace(folder / name, output / name)
+    summarise(path, before, seconds, rows, output)
+
+
+def tell(done: int, total: int) -> None:
+    """Progress on a terminal, nowhere else."""
+    if sys.stderr.isatty():
+        print(f"\rDespeckling frame {done} of {total}", end="\n" if done == total else "", file=sys.stderr)
+
+
+def volumes(node) -> list:
+    """The volumes of a sequence, or the volume itself."""
+    if node.IsA("vtkMRMLSequenceNode"):
+        return [node.GetNthDataNode(i) for i in range(node.GetNumberOfDataNodes())]
+    return [node]
+
+
+def frames(node) -> np.ndarray:
+    """All frames of a volume or sequence node as (N, H, W), or in colour (N, H, W, C)."""
+    return np.concatenate([slicer.util.arrayFromVolume(volume) for volume in volumes(node)])
+
+
+#
+# Measuring
+#
+
+
+def measure(before: np.ndarray, after: np.ndarray) -> dict[str, dict[str, float]]:
+    """The figures of {"before": ..., "after": ...} on the luminance of the imaged region, on the 8-bit scale."""
+    from Speckle2SelfLib import metrics
+    from Speckle2SelfLib.frames import luminance
+    from Speckle2SelfLib.region import detect
+
+    region = detect(before)
+    if not region.any():
+        region[:] = True
+    rows, columns = (np.flatnonzero(region.any(axis)) for axis in (1, 0))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    chosen = np.unique(np.linspace(0, len(before) - 1, MEASURED).astype(int))
+    low, high = float(luminance(before[chosen]).min()), float(luminance(before[chosen]).max())
+    if before.dtype == np.uint8:
+        low, high = 0.0, 255.0
+    scaled = [(luminance(x[chosen]) - low) * (255 / max(high - low, 1e-9)) for x in (before, after)]
+    # Outside the region both are the input, and black here, so that text and scales do not count.
+    inputs, outputs = ((x * region)[:, box[0], box[1]] for x in scaled)
+    patch = even_patch(inputs, region[box])
+    table = {}
+    for name, x in (("before", inputs), ("after", outputs)):
+        table[name] = metrics.evaluate(inputs, x)
+        if patch:
+            matched = [metrics.matched(i, o)[patch] for i, o in zip(inputs, x, strict=True)]
+            table[name]["snr"] = float(np.mean([metrics.snr(m) for m in matched]))
+    return table
+
+
+def even_patch(inputs: np.ndarray, region: np.ndarray) -> tuple[slice, slice] | None:
+    """Where, inside the region, a lit patch of the mean input (N, H, W) varies least; None where none fits."""
+    from scipy.ndimage import gaussian_filter, minimum_filter, uniform_filter
+
+    mean = gaussian_filter(inputs.mean(0), 3)
+    level = uniform_filter(mean, PATCH)
+    spread = np.sqrt(np.maximum(uniform_filter(mean**2, PATCH) - level**2, 0))
+    inside = minimum_filter(region, PATCH, mode="constant", cval=False)
+    inside &= level > BLACK
+    if not inside.any():
+        return None
+    inside &= level >= np.median(level[inside])
+    y, x = np.unravel_index(np.argmin(np.where(inside, spread / np.maximum(level, 1), np.inf)), mean.shape)
+    top, left = y - PATCH // 2, x - PATCH // 2
+    return slice(top, top + PATCH), slice(left, left + PATCH)
+
+
+#
+# Writing
+#
+
+
+def browser_of(sequence):
+    """The browser that shows the sequence."""
+    browsers = slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode")
+    return next(b for b in browsers if b.IsSynchronizedSequenceNodeID(sequence.GetID(), True))
+
+
+def picture(node, despeckled, path: Path) -> None:
+    """Slice views of the middle frame before and after, whole and closer, and the scene's views set likewise."""
+    shown = [node, despeckled]
+    if node.IsA("vtkMRMLSequenceNode"):
+        browser = browser_of(node)
+        browser.SetSelectedItemNumber(node.GetNumberOfDataNodes() // 2)
+        shown = [browser.GetProxyNode(sequence) for sequence in shown]
+    image = slicer.util.arrayFromVolume(shown[0])
+    middle = np.asarray(image[len(image) // 2], float)
+    weight = middle.mean(-1) if middle.ndim == 3 else middle
+    weight = weight - weight.min() + 1e-6
+    centre = [
+        float((weight.sum(axis) * np.linspace(0, 1, n)).sum() / weight.sum())
+        for axis, n in ((0, weight.shape[1]), (1, weight.shape[0]))
+    ]
+    views.render(shown, ["input", "despeckled"], path, closer=(3.0, centre))
+    views.arrange(shown)
+
+
+def write_table(table: dict, path: Path) -> None:
+    """The figures as CSV, a row each for before and after."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", *table["before"]])
+        for name, row in table.items():
+            writer.writerow([name, *(f"{value:.4f}" for value in row.values())])
+
+
+def write_scene(node, despeckled, path: Path) -> None:
+    """Saves the scene, reads it back into an emptied one, and compares; RuntimeError where something is lost."""
+    expected = [contents(node), contents(despeckled)]
+    if not slicer.util.saveScene(str(path)):
+        raise RuntimeError(f"The scene could not be saved as {path}.")
+    slicer.mrmlScene.Clear()
+    slicer.util.loadScene(str(path))
+    nodes = [slicer.mrmlScene.GetFirstNodeByName(one["name"]) for one in expected]
+    for one, again in zip(expected, nodes, strict=True):
+        found = contents(again) if again is not None else {}
+        for key, value in one.items():
+            if not np.array_equal(value, found.get(key)):
+                raise RuntimeError(f"The saved scene has lost the {key} of '{one['name']}'.")
+    if nodes[0].IsA("vtkMRMLSequenceNode") and browser_of(nodes[0]) is not browser_of(nodes[1]):
+        raise RuntimeError("In the saved scene, input and output are no longer in one browser.")
+
+
+def contents(node) -> dict:
+    """What a scene file must keep of a volume or sequence node."""
+    kept = {"name": node.GetName(), "frames": frames(node)}
+    if node.IsA("vtkMRMLSequenceNode"):
+        kept["index"] = (node.GetIndexName(), node.GetIndexUnit())
+        kept["index values"] = [node.GetNthIndexValue(i) for i in range(node.GetNumberOfDataNodes())]
+    return kept
+
+
+def summarise(path: Path, before: np.ndarray, seconds: float, table: dict, output: Path) -> None:
+    count, height, width = before.shape[:3]
+    print(f"\nDespeckled {path.name}: {count} frames of {width} x {height} pixels in {seconds:.1f} s, ", end="")
+    print(f"{count / seconds:.1f} frames per second.\n")
+    print(f"{'':14}{'before':>8}{'after':>8}")
+    for name, value in table["before"].items():
+        print(f"{name:14}{value:8.3f}{table['after'][name]:8.3f}   {MEANINGS[name]}")
+    print("\nSlicer scene    " + str(output / "scene.mrb"))
+    print("Before, after   " + str(output / "before_after.png"))
+    print("Figures         " + str(output / "metrics.csv"))
+
+
+if __name__ == "__main__":
+    slicer.util.exit(main(sys.argv[1:]))
