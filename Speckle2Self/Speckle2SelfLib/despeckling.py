@@ -117,7 +117,7 @@ def despeckle(
     published model alone normalises every frame by itself, as published).
     Raises InputError with one clear sentence, Cancelled.
     """
-    stack, region = _checked(frames, region)
+    stack, region, bounds = _checked(frames, region)
     if not 0 <= strength <= 1:
         raise InputError(f"A strength of {strength} is outside 0 to 1.")
     if not 0.2 <= gamma <= 5:
@@ -138,7 +138,6 @@ def despeckle(
     if grain is None and isinstance(model, Model) and model.config.grain is not None:
         grain = estimate_grain(luminance(cut[:: max(1, len(cut) // 8)]), region)
     each = isinstance(model, Model) and model.config.normalisation == "frame"
-    bounds = _value_range(cut)
     block = max(1, BLOCK_PIXELS // region.size)
     for start in range(0, len(cut), block):
         if cancelled and cancelled():
@@ -171,8 +170,8 @@ def despeckle(
     return output.reshape(frames.shape)
 
 
-def _checked(frames, region) -> tuple[np.ndarray, np.ndarray]:
-    """The frames as (N, H, W[, C]) and the region as (H, W) bool, or InputError."""
+def _checked(frames, region) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
+    """The frames as (N, H, W[, C]), the region as (H, W) bool, and the range of the finite values; or InputError."""
     frames = np.asarray(frames)
     if frames.dtype.kind not in "uif":
         raise InputError(f"Frames of type {frames.dtype} cannot be despeckled; give integers or floating point.")
@@ -185,6 +184,9 @@ def _checked(frames, region) -> tuple[np.ndarray, np.ndarray]:
         )
     if frames.dtype.kind == "f" and not any(np.isfinite(frame).any() for frame in stack):
         raise InputError("The frames hold no finite value.")
+    bounds = _value_range(stack)
+    if bounds[0] == bounds[1]:
+        raise InputError(f"The frames are constant ({bounds[0]}): there is nothing to despeckle.")
     if isinstance(region, str):
         if region != "auto":
             raise InputError(f"A region is 'auto', None or a mask, not '{region}'.")
@@ -194,11 +196,12 @@ def _checked(frames, region) -> tuple[np.ndarray, np.ndarray]:
     region = np.asarray(region) != 0
     if region.shape != stack.shape[1:3]:
         raise InputError(f"A region of {region.shape} does not fit frames of {stack.shape[1:3]} pixels.")
-    return stack, region
+    return stack, region, bounds
 
 
 def _value_range(frames: np.ndarray) -> tuple[float, float]:
-    """The smallest and largest finite value, frame by frame to spare memory."""
+    """The smallest and largest finite grey or colour value, frame by frame to spare memory."""
+    frames = frames[..., :3] if frames.ndim == 4 else frames
     if frames.dtype.kind != "f":
         return frames.min(), frames.max()
     lows, highs = zip(

@@ -16,6 +16,7 @@ from vtk.util.numpy_support import get_vtk_array_type, vtk_to_numpy
 
 from Speckle2SelfLib.config import InputError
 
+ORIGINAL = "DICOM.instanceUIDs"  # says that a node is what these files hold; a result is not
 # Class of a volume that can be despeckled -> class of the result.
 VOLUMES = {
     "vtkMRMLScalarVolumeNode": "vtkMRMLScalarVolumeNode",
@@ -253,6 +254,7 @@ def _volume(template, voxels: np.ndarray):
     volume.SetAndObserveImageData(image)
     volume.SetVoxelVectorType(template.GetVoxelVectorType())
     volume.SetName(template.GetName())
+    volume.RemoveAttribute(ORIGINAL)
     return volume
 
 
@@ -317,7 +319,8 @@ def _fill(sequence, source: Source, volumes) -> None:
         sequence.SetIndexType(original.GetIndexType())
         sequence.SetNumericIndexValueTolerance(original.GetNumericIndexValueTolerance())
         for attribute in original.GetAttributeNames():
-            if attribute != "DataNodeClassName":  # differs for streaming volumes; MRML has set it
+            # The class differs for streaming volumes; MRML has set it.
+            if attribute not in ("DataNodeClassName", ORIGINAL):
                 sequence.SetAttribute(attribute, original.GetAttribute(attribute))
 
 

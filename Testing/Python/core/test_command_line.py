@@ -85,6 +85,7 @@ BAD = [
     ["despeckle", "text.npy", "out.npy", "--model", "median"],
     ["despeckle", "one.npy", "out.npy", "--model", "median"],
     ["despeckle", "nan.npy", "out.npy", "--model", "median"],
+    ["despeckle", "constant.npy", "out.npy", "--model", "median"],
     ["despeckle", "empty", "results", "--model", "median"],
     ["despeckle", "in.npy", "small.npy", "text.npy", "--model", "median"],
     ["train", "--output", "model.safetensors", "--steps", "1"],
@@ -104,6 +105,7 @@ def test_bad_input_gets_one_line_and_exit_code_2_and_writes_nothing(folder, caps
     (folder / "empty").mkdir()
     np.save("small.npy", np.ones((10, 10), np.uint8))
     np.save("one.npy", np.ones((1, 1), np.uint8))
+    np.save("constant.npy", np.full((3, 20, 20), 7, np.uint8))
     np.save("nan.npy", np.full((20, 20), np.nan))
     before = names(folder)
     assert main(arguments) == 2

@@ -116,10 +116,19 @@ def test_pixels_that_are_not_finite_stay_and_do_not_spread(rng):
     assert np.nanmax(np.abs(output[np.isfinite(output)])) <= 1
 
 
-def test_a_constant_cine_comes_back_as_it_is(network):
-    frames = np.full((3, 32, 32), 77, np.uint8)
-    assert np.array_equal(despeckle(frames, Model(ModelConfig(width=8), network), region="auto"), frames)
-    assert np.array_equal(despeckle(frames, Model(ModelConfig(width=8), network), region=None), frames)
+def test_a_constant_frame_within_a_cine_stays_constant(rng, network):
+    frames = rng.integers(20, 220, (3, 64, 64)).astype(np.uint8)
+    frames[1] = 77
+    for normalisation in ("cine", "frame"):
+        model = Model(ModelConfig(width=8, normalisation=normalisation), network)
+        assert np.ptp(despeckle(frames, nothing, region=None)[1]) == 0
+        assert np.isfinite(despeckle(frames, model, region=None)).all()
+
+
+def test_where_nothing_looks_like_ultrasound_nothing_changes(network):
+    screen = np.full((2, 64, 64), 200, np.uint8)
+    screen[:, 10:20, 10:50] = 30
+    assert np.array_equal(despeckle(screen, Model(ModelConfig(width=8), network)), screen)
 
 
 def test_coloured_pixels_and_alpha_stay_and_grey_ones_keep_their_hue(rng):
@@ -212,6 +221,7 @@ def test_progress_counts_all_frames_and_cancel_stops_between_blocks(rng):
         (np.zeros((32, 32), complex), {}),
         (np.full((32, 32), "a"), {}),
         (np.full((32, 32), np.nan), {}),
+        (np.full((3, 32, 32), 7, np.uint8), {}),
         (np.eye(32), {"strength": 1.5}),
         (np.eye(32), {"gamma": 0}),
         (np.eye(32), {"region": np.ones((3, 3), bool)}),

@@ -272,6 +272,9 @@ CINE = [ramp(1, 9, 8, start=i) for i in range(3)]
 def test_a_sequence_keeps_index_and_per_frame_fields_verbatim(scene):
     sequence, *_ = add_sequence(scene, CINE)
     sequence.SetAttribute("Device", "L14")
+    sequence.SetAttribute("DICOM.instanceUIDs", "1.2.3")
+    for number in range(sequence.GetNumberOfDataNodes()):
+        sequence.GetNthDataNode(number).SetAttribute("DICOM.instanceUIDs", "1.2.3")
     output = despeckle(sequence)
     assert output.GetName() == "Cine despeckled"
     assert index_values(output) == ["0.10", "0.2", "1e0"]
@@ -281,6 +284,8 @@ def test_a_sequence_keeps_index_and_per_frame_fields_verbatim(scene):
         "numeric",
     )
     assert output.GetAttribute("Device") == "L14"
+    assert output.GetAttribute("DICOM.instanceUIDs") is None, "the result is not what the DICOM files hold"
+    assert output.GetNthDataNode(0).GetAttribute("DICOM.instanceUIDs") is None
     for number in range(3):
         before, after = sequence.GetNthDataNode(number), output.GetNthDataNode(number)
         assert np.array_equal(voxels_of(after), CINE[number] + 1)
