@@ -34,7 +34,8 @@ def start(modulePaths: Iterable[Path] | None = None, arguments: Iterable[str] = 
     slicer.__path__.append(str(HERE / "slicer_python"))
     from .application import Application
 
-    folders = MODULE_FOLDERS if modulePaths is None else [Path(path) for path in modulePaths]
+    ours = [folder for folder in MODULE_FOLDERS if folder.is_dir()]
+    folders = ours if modulePaths is None else [Path(path) for path in modulePaths]
     slicer.app = Application(list(arguments), testing)
     slicer.mrmlScene = slicer.app.mrmlScene()
     importlib.import_module("slicer.util_headless").install()

@@ -66,8 +66,14 @@ class Application:
             logic.SetMRMLApplicationLogic(self._logic)
             logic.SetMRMLScene(self._scene)
             self._logic.SetModuleLogic(name, logic)
-        slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(self._scene)
+        self._resolveHierarchy()
+        for event in (slicer.vtkMRMLScene.EndCloseEvent, slicer.vtkMRMLScene.EndImportEvent):
+            self._scene.AddObserver(event, self._resolveHierarchy)
         return logics
+
+    def _resolveHierarchy(self, caller=None, event=None) -> None:
+        """There is always one subject hierarchy; closing a scene removes it, importing one may bring another."""
+        slicer.vtkMRMLSubjectHierarchyNode.ResolveSubjectHierarchy(self._scene)
 
     @property
     def applicationVersion(self) -> str:

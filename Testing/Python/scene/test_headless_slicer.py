@@ -4,6 +4,7 @@ import enum
 import os
 import pathlib
 import subprocess
+import sys
 from typing import Annotated, ClassVar, Optional, Union
 
 import numpy as np
@@ -65,6 +66,14 @@ def test_the_scene_starts_with_the_nodes_that_slicer_puts_there():
     assert slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode") is not None
     assert slicer.mrmlScene is slicer.app.mrmlScene()
     assert slicer.mrmlScene is slicer.app.applicationLogic().GetMRMLScene()
+
+
+def test_there_is_always_one_subject_hierarchy(tmp_path):
+    assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    slicer.mrmlScene.Clear()
+    assert len(nodes_of("vtkMRMLSubjectHierarchyNode")) == 1
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    assert len(nodes_of("vtkMRMLSubjectHierarchyNode")) == 1
 
 
 @pytest.mark.parametrize("name", ["pauseRender", "settings", "nonsense"])
@@ -392,6 +401,17 @@ def test_a_dicom_cine_is_a_sequence_of_colour_volumes_turned_upright():
     assert np.array_equal(voxels(sequence, 29), pydicom.pixels.pixel_array(path)[29])
 
 
+def test_a_dicom_cine_has_times_where_the_reader_tells_them(monkeypatch):
+    import pydicom.examples
+
+    monkeypatch.setattr(loaders, "_dicomFrames", lambda path, grey: (CINE, 40.0))
+    sequence = loaders.load(pydicom.examples.get_path("ybr_color"))
+    assert (sequence.GetIndexName(), sequence.GetIndexUnit()) == ("time", "s")
+    assert index_values(sequence) == ["0.000", "0.040", "0.080"]
+    (browser,) = nodes_of("vtkMRMLSequenceBrowserNode")
+    assert browser.GetPlaybackRateFps() == 25
+
+
 def test_a_grey_dicom_image_is_a_sequence_of_scalar_volumes(tmp_path):
     import pydicom
     from pydicom.uid import ExplicitVRLittleEndian, UltrasoundMultiFrameImageStorage, generate_uid
@@ -496,9 +516,8 @@ def test_two_volumes_are_arranged_side_by_side():
 
 def launch(project, *arguments, **environment):
     command = [str(project / "Testing" / "headless-slicer"), *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **environment}, cwd="/", timeout=60
-    )
+    environment = {**os.environ, "HEADLESS_SLICER_PYTHON": sys.executable, **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/", timeout=60)
 
 
 def test_a_script_runs_as_in_slicer(project, tmp_path):
