@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import os
 import sys
 import tempfile
@@ -54,11 +55,14 @@ def main(arguments: list[str]) -> int:
 def demonstrate(path: Path, model: str, output: Path) -> None:
     """Loads, despeckles, measures, writes and reads back. Raises ValueError for input that cannot be used."""
     node = loaders.load(path)
+    check_writable(output)
     logic = slicer.util.getModuleLogic("Speckle2Self")
     started = time.perf_counter()
     despeckled = logic.process(node, model=model, progress=tell)
     seconds = time.perf_counter() - started
-    before, after = frames(node), frames(despeckled)
+    count = len(frames(node))
+    chosen = np.unique(np.linspace(0, count - 1, MEASURED).astype(int))
+    before, after = (np.stack([frames(one)[i] for i in chosen]) for one in (node, despeckled))
     rows = measure(before, after)
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".demo-") as folder:
@@ -68,7 +72,17 @@ def demonstrate(path: Path, model: str, output: Path) -> None:
         write_scene(node, despeckled, folder / "scene.mrb")
         for name in ("scene.mrb", "before_after.png", "metrics.csv"):
             os.replace(folder / name, output / name)
-    summarise(path, before, seconds, rows, output)
+    height, width = before.shape[1:3]
+    print(f"\nDespeckled {path.name}: {count} frames of {width} x {height} pixels in {seconds:.1f} s, ", end="")
+    print(f"{count / seconds:.1f} frames per second.\n")
+    summarise(rows, output)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises ValueError where the folder cannot be made or written into; makes nothing."""
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"'{folder}' cannot be written; give another folder with --output.")
 
 
 def tell(done: int, total: int) -> None:
@@ -84,9 +98,9 @@ def volumes(node) -> list:
     return [node]
 
 
-def frames(node) -> np.ndarray:
-    """All frames of a volume or sequence node as (N, H, W), or in colour (N, H, W, C)."""
-    return np.concatenate([slicer.util.arrayFromVolume(volume) for volume in volumes(node)])
+def frames(node) -> list[np.ndarray]:
+    """All frames of a volume or sequence node, (H, W) or in colour (H, W, C), not copied."""
+    return [frame for volume in volumes(node) for frame in slicer.util.arrayFromVolume(volume)]
 
 
 #
@@ -95,7 +109,7 @@ def frames(node) -> np.ndarray:
 
 
 def measure(before: np.ndarray, after: np.ndarray) -> dict[str, dict[str, float]]:
-    """The figures of {"before": ..., "after": ...} on the luminance of the imaged region, on the 8-bit scale."""
+    """Figures {"before": ..., "after": ...} of frames (N, H, W[, C]): luminance, imaged region, 8-bit scale."""
     from Speckle2SelfLib import metrics
     from Speckle2SelfLib.frames import luminance
     from Speckle2SelfLib.region import detect
@@ -105,20 +119,18 @@ def measure(before: np.ndarray, after: np.ndarray) -> dict[str, dict[str, float]
         region[:] = True
     rows, columns = (np.flatnonzero(region.any(axis)) for axis in (1, 0))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    chosen = np.unique(np.linspace(0, len(before) - 1, MEASURED).astype(int))
-    low, high = float(luminance(before[chosen]).min()), float(luminance(before[chosen]).max())
-    if before.dtype == np.uint8:
-        low, high = 0.0, 255.0
-    scaled = [(luminance(x[chosen]) - low) * (255 / max(high - low, 1e-9)) for x in (before, after)]
+    grey = [luminance(before), luminance(after)]
+    low, high = (0, 255) if before.dtype == np.uint8 else (grey[0].min(), grey[0].max())
+    scaled = [(x - low) * (255 / max(high - low, 1e-9)) for x in grey]
     # Outside the region both are the input, and black here, so that text and scales do not count.
     inputs, outputs = ((x * region)[:, box[0], box[1]] for x in scaled)
     patch = even_patch(inputs, region[box])
-    table = {}
-    for name, x in (("before", inputs), ("after", outputs)):
-        table[name] = metrics.evaluate(inputs, x)
-        if patch:
-            matched = [metrics.matched(i, o)[patch] for i, o in zip(inputs, x, strict=True)]
-            table[name]["snr"] = float(np.mean([metrics.snr(m) for m in matched]))
+    # Frames that are flat there, as beside the anatomy, hold no speckle to be measured.
+    pairs = [(i, o) for i, o in zip(inputs, outputs, strict=True) if patch and i[patch].std() > 1]
+    table = {"before": metrics.evaluate(inputs, inputs), "after": metrics.evaluate(inputs, outputs)}
+    if pairs:
+        table["before"]["snr"] = np.mean([metrics.snr(metrics.matched(i, i)[patch]) for i, _ in pairs])
+        table["after"]["snr"] = np.mean([metrics.snr(metrics.matched(i, o)[patch]) for i, o in pairs])
     return table
 
 
@@ -130,7 +142,7 @@ def even_patch(inputs: np.ndarray, region: np.ndarray) -> tuple[slice, slice] | 
     level = uniform_filter(mean, PATCH)
     spread = np.sqrt(np.maximum(uniform_filter(mean**2, PATCH) - level**2, 0))
     inside = minimum_filter(region, PATCH, mode="constant", cval=False)
-    inside &= level > BLACK
+    inside &= (level > BLACK) & (uniform_filter(inputs.std(0), PATCH) > 0)
     if not inside.any():
         return None
     inside &= level >= np.median(level[inside])
@@ -197,17 +209,16 @@ def write_scene(node, despeckled, path: Path) -> None:
 
 def contents(node) -> dict:
     """What a scene file must keep of a volume or sequence node."""
-    kept = {"name": node.GetName(), "frames": frames(node)}
+    digests = [hashlib.sha256(np.ascontiguousarray(frame)).hexdigest() for frame in frames(node)]
+    kept = {"name": node.GetName(), "frames": digests}
     if node.IsA("vtkMRMLSequenceNode"):
         kept["index"] = (node.GetIndexName(), node.GetIndexUnit())
         kept["index values"] = [node.GetNthIndexValue(i) for i in range(node.GetNumberOfDataNodes())]
     return kept
 
 
-def summarise(path: Path, before: np.ndarray, seconds: float, table: dict, output: Path) -> None:
-    count, height, width = before.shape[:3]
-    print(f"\nDespeckled {path.name}: {count} frames of {width} x {height} pixels in {seconds:.1f} s, ", end="")
-    print(f"{count / seconds:.1f} frames per second.\n")
+def summarise(table: dict, output: Path) -> None:
+    """Prints the figures and where things are."""
     print(f"{'':14}{'before':>8}{'after':>8}")
     for name, value in table["before"].items():
         print(f"{name:14}{value:8.3f}{table['after'][name]:8.3f}   {MEANINGS[name]}")

@@ -102,6 +102,12 @@ def test_an_unknown_model_is_one_line_and_leaves_nothing(demo, tmp_path, capsys)
     assert not (tmp_path / "demo").exists()
 
 
+def test_an_output_that_cannot_be_written_is_one_line(demo, tmp_path, capsys):
+    path = speckled(tmp_path)
+    assert demo.main([str(path), "--model", "median", "--output", str(path / "demo")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
 def test_a_failed_run_leaves_the_last_ones_files(demo, tmp_path, monkeypatch):
     output = tmp_path / "demo"
     arguments = [str(speckled(tmp_path)), "--model", "median", "--output", str(output)]
