@@ -138,15 +138,18 @@ def even_patch(inputs: np.ndarray, region: np.ndarray) -> tuple[slice, slice] | 
     """Where, inside the region, a lit patch of the mean input (N, H, W) varies least; None where none fits."""
     from scipy.ndimage import gaussian_filter, minimum_filter, uniform_filter
 
-    mean = gaussian_filter(inputs.mean(0), 3)
-    level = uniform_filter(mean, PATCH)
-    spread = np.sqrt(np.maximum(uniform_filter(mean**2, PATCH) - level**2, 0))
+    def level_and_spread(image):
+        level = uniform_filter(image, PATCH)
+        return level, np.sqrt(np.maximum(uniform_filter(image**2, PATCH) - level**2, 0))
+
+    level, spread = level_and_spread(gaussian_filter(inputs.mean(0), 3))
+    grain = np.mean([level_and_spread(image)[1] for image in inputs], axis=0)
     inside = minimum_filter(region, PATCH, mode="constant", cval=False)
-    inside &= (level > BLACK) & (uniform_filter(inputs.std(0), PATCH) > 0)
+    inside &= (level > BLACK) & (grain > 1)  # neither black nor without any speckle
     if not inside.any():
         return None
     inside &= level >= np.median(level[inside])
-    y, x = np.unravel_index(np.argmin(np.where(inside, spread / np.maximum(level, 1), np.inf)), mean.shape)
+    y, x = np.unravel_index(np.argmin(np.where(inside, spread / np.maximum(level, 1), np.inf)), level.shape)
     top, left = y - PATCH // 2, x - PATCH // 2
     return slice(top, top + PATCH), slice(left, left + PATCH)
 
