@@ -32,14 +32,18 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     """
     shape = frames.shape[1:3]
     chosen = frames[np.unique(np.linspace(0, len(frames) - 1, 24).astype(int))]
-    grey_values = np.nan_to_num(luminance(chosen), nan=0, posinf=0, neginf=0)
+    grey_values = luminance(chosen)
+    finite = np.isfinite(grey_values)
+    nothing = np.zeros(shape, bool)
+    if not finite.any():
+        return nothing
+    if not finite.all() or within is not None:  # what must not count is as dark as the darkest pixel
+        darkest = grey_values.min(where=finite, initial=np.inf)
+        grey_values = np.where(finite & (True if within is None else within), grey_values, darkest)
     brightest, steady = grey_values.max(0), grey_values.mean(0)
-    if within is not None:
-        brightest, steady = brightest * within, steady * within
     black, white = np.percentile(brightest, (1, 99.9))
     black = min(black, np.percentile(grey_values, 5))
     span = white - black
-    nothing = np.zeros(shape, bool)
     if span <= 0:
         return nothing
     lit = brightest > black + max(0.02 * span, 1.5 if frames.dtype.kind != "f" else 0)

@@ -52,6 +52,15 @@ def test_margins_stay_out_and_a_dark_cyst_stays_in():
     assert region[80:120, 110:150].mean() > 0.97
 
 
+def test_decibels_with_gaps_are_as_good_as_grey_values(sector):
+    frames, imaged = sector
+    decibels = frames / 255.0 * 60 - 60
+    decibels[:, :10] = np.nan
+    region = detect(decibels)
+    assert region[10:][imaged[10:]].mean() > 0.9
+    assert region[~imaged].mean() < 0.05
+
+
 @pytest.mark.parametrize("value", [0, 128, 255])
 def test_a_constant_cine_has_no_region(value):
     assert not detect(np.full((4, 64, 64), value, np.uint8)).any()
