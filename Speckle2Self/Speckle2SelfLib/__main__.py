@@ -16,8 +16,9 @@ from .config import PRESETS, RECIPES, Cancelled, InputError, ModelConfig, Traini
 def despeckle(arguments) -> None:
     """Removes the speckle of files."""
     from . import files, region, volumes
-    from .despeckling import choose_device, load_model
     from .despeckling import despeckle as despeckle_frames
+    from .despeckling import load_model
+    from .devices import choose_device
     from .filters import FILTERS
 
     *inputs, output = arguments.paths
@@ -100,7 +101,8 @@ class _Bar:
 def train(arguments) -> None:
     """Trains a model on recordings; without a clean image."""
     from . import checkpoint, files, region
-    from .despeckling import choose_device, load_model
+    from .despeckling import load_model
+    from .devices import choose_device
     from .training import FAST_GRAIN, Training, prepare_cine
 
     config = PRESETS[arguments.preset]

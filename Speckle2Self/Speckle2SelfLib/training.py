@@ -133,6 +133,7 @@ class Training:
         published = config.recipe == "published"
         betas = (0.5, 0.999) if published else (0.9, 0.99)
         optimiser = torch.optim.Adam(self.model.parameters(), config.learning_rate, betas)
+        half = not published and choose_precision(self.device) == torch.bfloat16
         started = time.monotonic()
         for step in range(config.steps):
             if not published:
@@ -140,7 +141,7 @@ class Training:
                 falling = 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * step / config.steps))
                 optimiser.param_groups[0]["lr"] = config.learning_rate * warm * falling
             frames, truth, grain = self._draw()
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=not published):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
                 views = self.views(frames, truth, grain)
                 predictions = self.model(views)
                 terms = self.loss(predictions, views)

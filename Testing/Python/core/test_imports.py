@@ -6,7 +6,7 @@ import sys
 
 RANKS = [
     {"config"},
-    {"perturbation", "network", "loss", "volumes"},
+    {"devices", "perturbation", "network", "loss", "volumes"},
     {"frames"},
     {"checkpoint", "region", "simulation", "metrics", "filters", "files"},
     {"training", "despeckling"},

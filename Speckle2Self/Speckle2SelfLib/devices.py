@@ -1,0 +1,44 @@
+"""Where and in which precision the networks run."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+
+import torch
+
+from .config import InputError
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """The torch device for "auto", "cpu", "cuda", "cuda:1", "mps"; InputError where it is not there."""
+    available = ["cpu"]
+    if torch.cuda.is_available():
+        available = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *available]
+    if torch.backends.mps.is_available():
+        available = ["mps", *available]
+    if device == "auto":
+        return torch.device(available[0])
+    if device not in available:
+        raise InputError(f"There is no device '{device}' here; there is {', '.join(available)}.")
+    return torch.device(device)
+
+
+@lru_cache
+def choose_precision(device: torch.device) -> torch.dtype:
+    """bfloat16 where a convolution measured on this device is clearly faster with it, else float32."""
+    if device.type == "mps":
+        return torch.float32
+    layer = torch.nn.Conv2d(64, 64, 3, padding=1).to(device, memory_format=torch.channels_last)
+    x = torch.zeros(2, 64, 96, 96, device=device).to(memory_format=torch.channels_last)
+    seconds = {}
+    with torch.inference_mode():
+        for precision in (torch.float32, torch.bfloat16):
+            runs = []
+            for _ in range(4):
+                started = time.perf_counter()
+                with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+                    layer(x).sum().item()
+                runs.append(time.perf_counter() - started)
+            seconds[precision] = min(runs)
+    return torch.bfloat16 if seconds[torch.bfloat16] < 0.8 * seconds[torch.float32] else torch.float32
