@@ -11,6 +11,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .config import InputError, ModelConfig, TrainingConfig
+from .devices import choose_precision
 from .frames import (
     BRIGHTEST,
     augment,
