@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
-import time
+import threading
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 from . import __version__
-from .config import PRESETS, RECIPES, Cancelled, InputError, ModelConfig, TrainingConfig, from_dict, to_dict
+from .config import PRESETS, RECIPES, Cancelled, InputError, Job, from_dict
 
 
 def despeckle(arguments) -> None:
@@ -100,48 +103,48 @@ class _Bar:
 
 def train(arguments) -> None:
     """Trains a model on recordings; without a clean image."""
-    from . import checkpoint, files, region
-    from .despeckling import load_model
-    from .devices import choose_device
-    from .training import FAST_GRAIN, Training, prepare_cine
+    from .runs import run
 
-    config = PRESETS[arguments.preset]
-    changes = {"recipe": arguments.recipe, "steps": arguments.steps, "simulated": arguments.simulated}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    config = from_dict(TrainingConfig, {**to_dict(config), **changes, "seed": arguments.seed})
-    published = config.recipe == "published"
-    network = None
-    model = ModelConfig("published", normalisation="frame") if published else ModelConfig("fast", grain=FAST_GRAIN)
-    if arguments.init or arguments.preset == "adapt":
-        start = load_model(arguments.init or "default")
-        model, network = start.config, start.network
-        if (model.architecture == "published") != published or model.scales != 3:
-            raise InputError(f"A {model.architecture} model cannot be trained by the recipe '{config.recipe}'.")
-    output = Path(arguments.output)
-    if not output.parent.is_dir():
-        raise InputError(f"There is no folder {output.parent} to write to.")
-    device = choose_device(arguments.device)
-    cines = []
-    for path in files.find(arguments.inputs) if arguments.inputs else []:
-        recording = files.read(path)
-        imaged = None if published else region.detect(recording.frames, recording.region)
-        cines.append(prepare_cine(recording.frames, imaged, model))
-    print(json.dumps({"config": to_dict(config), "model": to_dict(model)}), flush=True)
-    training = Training(cines, config, model, network, device)
-    started = time.monotonic()
-    with _Bar("training", "step") as bar:
-        for report in training.run():
-            bar.update(report.step, report.steps)
-            if report.step % arguments.report == 0 or report.step == report.steps:
-                line = {"step": report.step, **report.terms, "seconds_left": round(report.seconds_left, 1)}
-                print(json.dumps(line), flush=True)
-    card = {
-        "description": f"Trained with the recipe '{config.recipe}' on {len(cines)} recordings",
-        "training": to_dict(config),
-        "minutes": round((time.monotonic() - started) / 60, 1),
-        "version": __version__,
-    }
-    checkpoint.save(output, model, training.network, card)
+    given = {field.name: getattr(arguments, field.name, None) for field in fields(Job)}
+    given = {name: value for name, value in given.items() if value is not None and value != []}
+    if arguments.job:
+        try:
+            job = json.loads(Path(arguments.job).read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{arguments.job} is not a job file (JSON).") from error
+        given = (job if isinstance(job, dict) else {"": job}) | given
+    if "output" not in given:
+        raise InputError("Name the model file to write: speckle2self train INPUT... --output MODEL.")
+    job = from_dict(Job, given)
+    with _Bar("training", "step") as bar, _stop_request(arguments.listen) as stop:
+
+        def report(line):
+            print(json.dumps(line), flush=True)
+            if "step" in line:
+                bar.update(line["step"], line["steps"])
+
+        run(job, report, stop)
+
+
+@contextmanager
+def _stop_request(listen: bool):
+    """A function that tells whether to stop: after Ctrl-C or SIGTERM (a second one ends at once), or, where `listen`
+    is set, after anything on the standard input, whose end counts too: whoever started us is gone."""
+    asked = threading.Event()
+
+    def on_signal(number, frame):
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    handlers = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    if listen:
+        threading.Thread(target=lambda: (sys.stdin.readline(), asked.set()), daemon=True).start()
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def evaluate(arguments) -> None:
@@ -234,22 +237,23 @@ def parser() -> argparse.ArgumentParser:
 
     one = command(train)
     one.add_argument("inputs", nargs="*", metavar="INPUT", help="recordings: files or folders")
-    one.add_argument("--output", required=True, metavar="MODEL", help="the model file to write")
-    one.add_argument(
-        "--preset",
-        choices=sorted(PRESETS),
-        default="standard",
-        help="a set of settings (default: %(default)s)",
-    )
+    one.add_argument("--output", metavar="MODEL", help="the model file to write")
+    one.add_argument("--held-out", nargs="+", metavar="INPUT", help="recordings for validation (default: some inputs)")
+    one.add_argument("--preset", choices=sorted(PRESETS), help="a set of settings (default: standard)")
     one.add_argument("--recipe", choices=RECIPES, help="ours or the published one (default: the preset's)")
     one.add_argument("--init", metavar="MODEL", help="bundled model or file to start from (adapt: default)")
     one.add_argument("--steps", type=int, help="optimiser steps (default: the preset's)")
+    one.add_argument("--minutes", type=float, help="to train for, instead of a number of steps")
+    one.add_argument("--batch", type=int, help="crops a step, over all processes (default: the preset's)")
     one.add_argument("--simulated", type=int, help="anatomies to simulate and mix in (default: the preset's)")
-    one.add_argument("--seed", type=int, default=0, help="of all random choices (default: %(default)s)")
-    one.add_argument(
-        "--report", type=int, default=50, help="steps from one JSON line to the next (default: %(default)s)"
-    )
-    one.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
+    one.add_argument("--region", help="auto, or none for whole frames (default: auto)")
+    one.add_argument("--seed", type=int, help="of all random choices (default: 0)")
+    one.add_argument("--resume", action="store_true", default=None, help="go on with an interrupted run of this MODEL")
+    one.add_argument("--report", type=int, help="steps from one JSON line to the next (default: 10)")
+    one.add_argument("--preview", metavar="PNG", help="a held-out frame before and after, at every validation")
+    one.add_argument("--device", help="auto, cpu, cuda or mps (default: auto)")
+    one.add_argument("--job", metavar="JSON", help="a file with these settings; those given here come first")
+    one.add_argument("--listen", action="store_true", help="stop, to be resumed, at a line on the standard input")
 
     one = command(evaluate)
     one.add_argument("input", help="the recording before")

@@ -16,6 +16,7 @@ from .config import InputError, ModelConfig, from_dict, to_dict
 from .network import SpeckleReductionNetwork, build
 
 FORMAT = "speckle2self-1"
+STATE_FORMAT = "speckle2self-run-1"
 
 
 def save(path, config: ModelConfig, network: torch.nn.Module, card: dict) -> None:
@@ -23,6 +24,24 @@ def save(path, config: ModelConfig, network: torch.nn.Module, card: dict) -> Non
     metadata = {"format": FORMAT, "config": json.dumps(to_dict(config)), "card": json.dumps(card)}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     replace_file(path, to_bytes(weights, metadata))
+
+
+def save_state(path, tensors: dict[str, torch.Tensor], values: dict) -> None:
+    """Writes an unfinished training run (see `training.Training.state`; `values`: JSON types), whole or not at all."""
+    stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    replace_file(path, to_bytes(stored, {"format": STATE_FORMAT, "values": json.dumps(values)}))
+
+
+def load_state(path) -> tuple[dict[str, torch.Tensor], dict]:
+    """Tensors and values of `save_state`. Raises InputError for a damaged file, and for any other."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != STATE_FORMAT:
+                raise InputError(f"{path} is not an unfinished training run of this version.")
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["values"])  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is damaged: {error}.") from error
 
 
 def replace_file(path, content: bytes) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
+from types import UnionType
+from typing import get_args, get_origin, get_type_hints
 
 ARCHITECTURES = ("fast", "published")
 NORMALISATIONS = ("cine", "frame")
@@ -55,6 +57,7 @@ class TrainingConfig:
     share: float = 0.5  # of the steps that take simulated frames, when there are recorded ones too
     averaging: float = 0.995  # of the weights over the steps (exponential); 0: the last weights are kept
     seed: int = 0
+    interval: int = 100  # steps from one validation and checkpoint to the next
 
     def __post_init__(self):
         if self.recipe not in RECIPES:
@@ -64,6 +67,7 @@ class TrainingConfig:
             ("batch", 1, 4096),
             ("crop", 32, 4096),
             ("simulated", 0, 10**6),
+            ("interval", 1, 10**6),
         ):
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{name} = {getattr(self, name)} is outside {low} to {high}.")
@@ -72,11 +76,57 @@ class TrainingConfig:
 
 
 PRESETS = {
-    "adapt": TrainingConfig(steps=400, learning_rate=3e-4, averaging=0.98),
+    "adapt": TrainingConfig(steps=400, learning_rate=3e-4, averaging=0.98, interval=50),
     "standard": TrainingConfig(steps=3000),
     "default": TrainingConfig(steps=1500, simulated=4000),
     "paper": TrainingConfig(recipe="published", steps=100_000, batch=16, crop=512, averaging=0.0),
 }
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run, as the command line, the panel and a cluster give it; as JSON, a job file."""
+
+    output: str  # the model file to write
+    inputs: tuple[str, ...] = ()  # recordings: files or folders
+    held_out: tuple[str, ...] = ()  # recordings for validation alone; none: some are taken off the inputs
+    preset: str = "standard"
+    recipe: str | None = None  # this and the next three: other than the preset's
+    steps: int | None = None
+    simulated: int | None = None
+    batch: int | None = None
+    minutes: float | None = None  # to train for, instead of a number of steps; measured in a short warm-up
+    seed: int = 0
+    init: str | None = None  # a model to start from; the preset "adapt" starts from "default"
+    device: str = "auto"
+    region: str = "auto"  # "none": whole frames
+    report: int = 10  # steps from one report to the next
+    preview: str | None = None  # a PNG file for a held-out frame before and after
+    resume: bool = False  # go on with an interrupted run of this output
+
+    def __post_init__(self):
+        for name in ("inputs", "held_out"):
+            if isinstance(getattr(self, name), str):
+                raise InputError(f"'{name}' is a list of files or folders.")
+            object.__setattr__(self, name, tuple(str(path) for path in getattr(self, name)))
+        if self.preset not in PRESETS:
+            raise InputError(f"Unknown preset '{self.preset}'; known are {', '.join(PRESETS)}.")
+        if self.minutes is not None and not 0 < self.minutes <= 10**6:
+            raise InputError(f"{self.minutes} minutes cannot be trained for.")
+        if self.minutes is not None and self.steps is not None:
+            raise InputError("Give a number of steps or of minutes, not both.")
+        if self.region not in ("auto", "none"):
+            raise InputError(f"The region is 'auto' or 'none', not '{self.region}'.")
+        if self.report < 1:
+            raise InputError("There is at least one step from one report to the next.")
+        _ = self.training  # its own checks
+
+    @property
+    def training(self) -> TrainingConfig:
+        """The preset with what this job changes of it."""
+        names = ("recipe", "steps", "simulated", "batch")
+        changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return replace(PRESETS[self.preset], seed=self.seed, **changes)
 
 
 def to_dict(config) -> dict:
@@ -85,11 +135,29 @@ def to_dict(config) -> dict:
 
 
 def from_dict(kind: type, values: dict):
-    """The config of class `kind` from a dict; an unknown or ill-typed entry raises InputError."""
-    known = {field.name for field in fields(kind)}
-    if not isinstance(values, dict) or set(values) - known:
-        raise InputError(f"Not a {kind.__name__}: unknown entries {sorted(set(values) - known)}.")
+    """The config of class `kind` from JSON types; an unknown or ill-typed entry raises InputError."""
+    types = get_type_hints(kind)
+    if not isinstance(values, dict) or set(values) - set(types):
+        unknown = sorted(set(values) - set(types)) if isinstance(values, dict) else values
+        raise InputError(f"Not a {kind.__name__}: unknown entries {unknown}.")
+    for name, value in values.items():
+        if not _fits(value, types[name]):
+            raise InputError(f"Not a {kind.__name__}: {name} = {value!r}.")
     try:
         return kind(**values)
-    except (TypeError, ValueError) as error:
-        raise (error if isinstance(error, InputError) else InputError(f"Not a {kind.__name__}: {error}.")) from error
+    except TypeError as error:
+        raise InputError(f"Not a {kind.__name__}: {error}.") from error
+
+
+def _fits(value, kind) -> bool:
+    """Whether a JSON value is of a type such as int, float, str | None or tuple[float, float]; floats are finite."""
+    if isinstance(kind, UnionType):
+        return any(_fits(value, one) for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)[0]
+        return isinstance(value, list | tuple) and all(_fits(entry, inner) for entry in value)
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    if kind is float:
+        return isinstance(value, int | float) and abs(value) < 1e300
+    return isinstance(value, kind)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -79,6 +79,10 @@ class Augmentation:
     matrices: torch.Tensor | None  # (B, 2, 3) of `affine_grid`; None: leave as it is
     flips: tuple[int, ...] = ()  # axes
     gain: float = 1.0
+
+    def share(self, part: slice) -> Augmentation:
+        """What concerns this part of the batch."""
+        return self if self.matrices is None else replace(self, matrices=self.matrices[part])
 
 
 def draw_augmentation(rng: np.random.Generator, batch: int, recipe: str) -> Augmentation:

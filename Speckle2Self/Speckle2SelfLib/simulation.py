@@ -63,6 +63,7 @@ class _Anatomy:
         self.size, self.unit = size, min(size)
         self.decibels = np.zeros(size)
         self.specular = np.full(size, -200.0)  # dB of the coherent echo, which has no speckle
+        self.echoes = np.zeros(size)  # amplitude that single points' echoes have at their peak
         self.labels = np.zeros(size, np.uint8)
 
     def curve(self, wander: float, slope: float) -> np.ndarray:
@@ -124,11 +125,13 @@ class _Anatomy:
         drop = self.rng.uniform(3, 35) * inside
         self.decibels -= drop
         self.specular -= drop
+        self.echoes *= 10 ** (-drop / 20)
 
     def points(self, count: int):
-        """Point targets of 10 to 30 dB."""
-        rows, columns = self.rng.integers(0, self.size[0], count), self.rng.integers(0, self.size[1], count)
-        self.decibels[rows, columns] += self.rng.uniform(10, 30, count)
+        """Coherent point targets (needle tip, calcification) whose echo stands 8 to 35 dB above the tissue's."""
+        rows, columns = (self.rng.integers(0, n, count) for n in self.size)
+        level = self.decibels[rows, columns] + self.rng.uniform(8, 35, count)
+        self.echoes[rows, columns] = np.maximum(self.echoes[rows, columns], 10 ** (level / 20))
 
 
 def _draw_anatomy(layout: str, size: tuple[int, int], rng: np.random.Generator) -> _Anatomy:
@@ -173,12 +176,13 @@ def _draw_anatomy(layout: str, size: tuple[int, int], rng: np.random.Generator) 
         for _ in range(rng.integers(0, 3)):
             if rng.random() < 0.4:
                 anatomy.shadow()
-        if rng.random() < 0.25:
-            anatomy.points(int(rng.integers(1, 12)))
+    if rng.random() < 0.4:
+        anatomy.points(int(rng.integers(1, 12)))
     if rng.random() < 0.5:  # attenuation that the gain does not make up for
         fall = rng.uniform(0, 30) * anatomy.y / size[0]
         anatomy.decibels -= fall
         anatomy.specular -= fall
+        anatomy.echoes *= 10 ** (-fall / 20)
     return anatomy
 
 
@@ -254,7 +258,8 @@ def simulate(config: SimulationConfig, rng: np.random.Generator) -> Simulated:
     amplitude = 10 ** (anatomy.decibels / 20)
     scale = np.sqrt(np.mean(amplitude**2))
     amplitude = (amplitude / scale).astype(np.float32)
-    specular = _blur((10 ** (anatomy.specular / 20) / scale).astype(np.float32)[None], sigma)[0]
+    coherent = np.stack([10 ** (anatomy.specular / 20), anatomy.echoes * 2 * np.pi * sigma[0] * sigma[1]])
+    specular = _blur((coherent / scale).astype(np.float32), sigma).sum(0)
     floor = 10 ** (rng.uniform(-60, -25) / 20)  # electronic noise
     power = np.maximum(_echo(amplitude[None] ** 2, sigma, spread, power=True)[0], 0)
     grey = _draw_grey_map(float(np.sqrt(np.quantile(power, 0.995))), rng)

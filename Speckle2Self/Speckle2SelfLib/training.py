@@ -8,12 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from . import metrics
 from .config import InputError, ModelConfig, TrainingConfig
+from .despeckling import through_network
 from .devices import choose_precision
 from .frames import (
     BRIGHTEST,
+    Augmentation,
     augment,
     draw_augmentation,
     fill_outside,
@@ -24,11 +29,13 @@ from .frames import (
 )
 from .loss import disjoint_loss, published_loss
 from .network import LatticePair, build
-from .perturbation import estimate_grain, lattice_views, published_views
+from .perturbation import estimate_grain, lattice_views, min_max, published_views
 from .simulation import SimulationConfig, simulate
 
 FAST_GRAIN = (0.75, 1.7)  # pixels, as `estimate_grain` measures it: what the simulated frames span
 SIMULATED_GRAIN = (0.85, 2.6)  # the same span, and a margin, as the simulator counts it
+HELD_OUT_ANATOMIES = 16
+NONE = Augmentation(None)
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,23 @@ class Report:
     step: int  # from 1
     steps: int
     terms: dict[str, float]  # the loss by name; the sum is minimised
-    seconds_left: float
+    rate: float  # steps per second
+    message: str = ""  # for the user, where something has changed
+
+    @property
+    def seconds_left(self) -> float:
+        """At the present rate."""
+        return (self.steps - self.step) / self.rate
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One process's share of a batch."""
+
+    frames: torch.Tensor  # (B, 1, h, w)
+    truth: torch.Tensor | None  # (B, 1, h, w)
+    grain: tuple[float, float]  # pixels
+    augmentation: Augmentation = NONE
 
 
 def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConfig) -> Cine:
@@ -97,91 +120,191 @@ def simulate_cines(count: int, crop: int, rng: np.random.Generator) -> Cine:
 class Training:
     """A run over `cines`. Iterate over `run()`; `network` is then the trained one, averaged over the last steps.
 
-    Args: cines, recorded ones (may be empty if the config simulates); network, where to start from, else random.
-    Deterministic on the CPU for a given config. Raises InputError where there is nothing to train on.
+    Args: cines, recorded ones (may be empty if the config simulates); held_out, cines for validation alone; network,
+    where to start from, else random; device. Deterministic on the CPU for a given config and precision.
+
+    Under `torch.distributed` every process draws the same batch and takes its share of it, so that any number of
+    processes gives the same losses. Raises InputError where there is nothing to train on.
     """
 
-    def __init__(self, cines: list[Cine], config: TrainingConfig, model: ModelConfig, network=None, device="cpu"):
+    def __init__(
+        self, cines: list[Cine], config: TrainingConfig, model: ModelConfig, network=None, device="cpu", held_out=()
+    ):
         torch.manual_seed(config.seed)
         self.config, self.device = config, torch.device(device)
         self.rng = np.random.default_rng(config.seed)
-        self.recorded = cines
+        self.recorded, self.held_out = cines, list(held_out)
         self.simulated = None
         if config.simulated:
             self.simulated = simulate_cines(config.simulated, config.crop, self.rng)
+            self.held_out.append(simulate_cines(HELD_OUT_ANATOMIES, config.crop, np.random.default_rng([config.seed])))
         if not cines and not config.simulated:
             raise InputError("There is nothing to train on: give recordings, or simulate some.")
+        self.step, self.batch, self.best = 0, config.batch, float("inf")
+        self.precision = choose_precision(self.device)
+        self.rank, self.processes = 0, 1
+        if dist.is_initialized():
+            self.rank, self.processes = dist.get_rank(), dist.get_world_size()
+            if config.batch % self.processes:
+                raise InputError(f"A batch of {config.batch} cannot be shared by {self.processes} processes evenly.")
         network = (network or build(model)).to(self.device)
         if config.recipe == "published":
-            self.model, self.views, self.loss = network, self._published_views, published_loss
+            self.pair, self.views, self.loss = network, self._published_views, published_loss
         else:
-            self.model, self.views, self.loss = (
-                LatticePair(network).to(self.device),
-                self._lattice_views,
-                disjoint_loss,
-            )
-        if self.device.type == "cpu":
-            self.model = self.model.to(memory_format=torch.channels_last)
-        self.network = network
+            self.pair, self.views, self.loss = LatticePair(network).to(self.device), self._lattice_views, disjoint_loss
+        self.pair = self.pair.to(memory_format=torch.channels_last).train()
+        self.model = DistributedDataParallel(self.pair) if self.processes > 1 else self.pair
+        self.network, self._average = network, lambda: None
         if config.averaging:
             averaging = get_ema_multi_avg_fn(config.averaging)
             self.network = AveragedModel(network, multi_avg_fn=averaging).module
             self._average = lambda: averaging(list(self.network.parameters()), list(network.parameters()), None)
+        betas = (0.5, 0.999) if config.recipe == "published" else (0.9, 0.99)
+        self.optimiser = torch.optim.Adam(self.pair.parameters(), config.learning_rate, betas)
 
     def run(self) -> Iterator[Report]:
-        """Trains; yields a report after every step."""
-        config = self.config
-        published = config.recipe == "published"
-        betas = (0.5, 0.999) if published else (0.9, 0.99)
-        optimiser = torch.optim.Adam(self.model.parameters(), config.learning_rate, betas)
-        half = not published and choose_precision(self.device) == torch.bfloat16
-        started = time.monotonic()
-        for step in range(config.steps):
-            if not published:
-                warm = min(1, (step + 1) / 50)
-                falling = 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * step / config.steps))
-                optimiser.param_groups[0]["lr"] = config.learning_rate * warm * falling
-            frames, truth, grain = self._draw()
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-                views = self.views(frames, truth, grain)
-                predictions = self.model(views)
-                terms = self.loss(predictions, views)
-            total = sum(terms.values())
-            if not torch.isfinite(total):
-                raise InputError(f"The loss is no longer a number at step {step + 1}: lower the learning rate.")
-            optimiser.zero_grad(set_to_none=True)
-            total.backward()
-            optimiser.step()
-            if config.averaging:
-                self._average()
-            left = (time.monotonic() - started) / (step + 1) * (config.steps - step - 1)
-            yield Report(step + 1, config.steps, {name: term.item() for name, term in terms.items()}, left)
+        """Trains from the step that has been reached; yields a report after every step.
+
+        Where memory is short the batch is halved, and the report's message says so. Raises InputError where the loss
+        is no number, or where memory is too short for a single frame.
+        """
+        started, first, message = time.monotonic(), self.step, ""
+        while self.step < self.config.steps:
+            try:
+                terms = self._train_step()
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error) or self.processes > 1:
+                    raise
+                if self.batch == 1:
+                    raise InputError("Memory is too short for a batch of one frame: choose a smaller crop.") from error
+                self.batch //= 2
+                self.optimiser.zero_grad(set_to_none=True)
+                message = f"Memory is too short: the batch is now {self.batch}."
+                continue
+            self.step += 1
+            rate = (self.step - first) / max(time.monotonic() - started, 1e-9)
+            yield Report(self.step, self.config.steps, terms, rate, message)
+            message = ""
         self.network.eval()
 
-    def _draw(self):
-        """A batch of crops (B, 1, h, w) of one cine, their truth or None, and their grain."""
+    def _train_step(self) -> dict[str, float]:
+        config = self.config
+        if config.recipe != "published":
+            warm = min(1, (self.step + 1) / 50)
+            falling = 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * self.step / config.steps))
+            self.optimiser.param_groups[0]["lr"] = config.learning_rate * warm * falling
+        batch = self._draw()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            views = self.views(batch, self.rng)
+            predictions = self.model(views)
+            terms = self.loss(predictions, views)
+        total = sum(terms.values())
+        self.optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        values = torch.stack([term.detach().float() for term in terms.values()])
+        if self.processes > 1:
+            dist.all_reduce(values)
+            values /= self.processes
+        if not torch.isfinite(values).all():
+            raise InputError(f"The loss is no longer a number at step {self.step + 1}: lower the learning rate.")
+        self.optimiser.step()
+        self._average()
+        return dict(zip(terms, values.tolist(), strict=True))
+
+    @torch.no_grad()
+    def validate(self) -> tuple[dict[str, float], np.ndarray | None]:
+        """Figures on the held-out cines, and one of their frames beside its result.
+
+        The loss terms, over views that are the same each time (`held-out <term>`); homogeneity, holes and structure
+        of METHOD.md section 4, of recorded frames; rms, the error against the truth, of simulated ones.
+        Returns no figures where nothing is held out. The picture is (H, 2 W) uint8.
+        """
+        rng, terms, figures, picture = np.random.default_rng(0), {}, {}, None
+        network = self.network.eval()
+        for cine in self.held_out:
+            for number in np.unique(np.linspace(0, len(cine.frames) - 1, 4 if cine.truth is None else 16).astype(int)):
+                frame = cine.frames[number : number + 1].to(self.device)
+                truth = None if cine.truth is None else cine.truth[number : number + 1].to(self.device)
+                height, width = (min(n // 16 * 16, 512) for n in frame.shape[-2:])
+                views = self.views(Batch(frame[..., :height, :width], None, cine.grain), rng)
+                for name, term in self.loss(self.pair(views), views).items():
+                    terms.setdefault(f"held-out {name}", []).append(term.item())
+                before = min_max(frame.float()) if self.config.recipe == "published" else frame
+                after = through_network(network, before).clamp(0, BRIGHTEST)
+                if truth is not None:
+                    figures.setdefault("rms", []).append((after - truth).square().mean().sqrt().item())
+                    continue
+                before, after = (to_8_bit(x) for x in (before, after))
+                for name, value in metrics.evaluate(before[None], after[None]).items():
+                    figures.setdefault(name, []).append(value)
+                picture = np.hstack([before, after]) if picture is None else picture
+        return {name: float(np.mean(values)) for name, values in (terms | figures).items()}, picture
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict]:
+        """All that a run needs to go on bit for bit: tensors by name, and JSON types."""
+        tensors = {f"pair.{name}": tensor for name, tensor in self.pair.state_dict().items()}
+        tensors |= {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        for number, moments in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"adam.{number}.{name}": tensor for name, tensor in moments.items()}
+        values = {"step": self.step, "batch": self.batch, "best": self.best, "rng": self.rng.bit_generator.state}
+        return tensors, values | {"precision": str(self.precision).removeprefix("torch.")}
+
+    def restore(self, tensors: dict[str, torch.Tensor], values: dict) -> None:
+        """Goes on from a `state` of a run of the same config. Raises InputError where it is another's."""
+        adam = self.optimiser.state_dict()
+        try:
+            for name, tensor in tensors.items():
+                part, _, rest = name.partition(".")
+                if part == "adam":
+                    number, name = rest.split(".")
+                    adam["state"].setdefault(int(number), {})[name] = tensor
+            parts = [
+                {n.partition(".")[2]: t for n, t in tensors.items() if n.startswith(p)} for p in ("pair.", "network.")
+            ]
+            self.pair.load_state_dict(parts[0])
+            self.network.load_state_dict(parts[1])
+            self.optimiser.load_state_dict(adam)
+            self.rng.bit_generator.state = values["rng"]
+            self.step, self.batch, self.best = int(values["step"]), int(values["batch"]), float(values["best"])
+            self.precision = {"bfloat16": torch.bfloat16, "float32": torch.float32}[values["precision"]]
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise InputError(f"The saved run is not of this kind of network: {error}.") from error
+
+    def _draw(self) -> Batch:
+        """A batch of crops of one cine, drawn alike in every process; this process's share of it."""
         take_simulated = self.simulated is not None and (not self.recorded or self.rng.random() < self.config.share)
         cine = self.simulated if take_simulated else self.recorded[int(self.rng.integers(len(self.recorded)))]
-        chosen = self.rng.integers(len(cine.frames), size=self.config.batch)
+        chosen = self.rng.integers(len(cine.frames), size=self.batch)
         multiple = 16 if self.config.recipe == "published" else 8
         height, width = (min(self.config.crop, n // multiple * multiple) for n in cine.frames.shape[-2:])
-        crops, truths = [], []
-        for index in chosen:
-            top, left = (
-                int(self.rng.integers(n - m + 1)) for n, m in zip(cine.frames.shape[-2:], (height, width), strict=True)
-            )
-            window = slice(top, top + height), slice(left, left + width)
-            crops.append(cine.frames[index][:, *window])
-            if cine.truth is not None:
-                truths.append(cine.truth[index][:, *window])
-        truth = torch.stack(truths).to(self.device) if truths else None
-        return torch.stack(crops).to(self.device), truth, cine.grain
+        room = np.array(cine.frames.shape[-2:]) - (height, width) + 1
+        corners = self.rng.integers(room, size=(self.batch, 2))
+        drawn = draw_augmentation(self.rng, self.batch, self.config.recipe)
+        share = slice(self.rank, None, self.processes)
 
-    def _published_views(self, frames, truth, grain):
-        drawn = draw_augmentation(self.rng, len(frames), "published")
-        return tuple(augment(view, drawn) for view in published_views(frames))
+        def crop(frames):
+            windows = zip(chosen[share], corners[share], strict=True)
+            return torch.stack([frames[n, :, y : y + height, x : x + width] for n, (y, x) in windows]).to(self.device)
 
-    def _lattice_views(self, frames, truth, grain):
-        drawn = draw_augmentation(self.rng, len(frames), "disjoint")
-        truth = None if truth is None else augment(truth, drawn)
-        return lattice_views(augment(frames, drawn), self.rng, grain, truth)
+        return Batch(
+            crop(cine.frames), None if cine.truth is None else crop(cine.truth), cine.grain, drawn.share(share)
+        )
+
+    def _published_views(self, batch: Batch, rng):
+        return tuple(augment(view, batch.augmentation) for view in published_views(batch.frames))
+
+    def _lattice_views(self, batch: Batch, rng):
+        truth = None if batch.truth is None else augment(batch.truth, batch.augmentation)
+        return lattice_views(augment(batch.frames, batch.augmentation), rng, batch.grain, truth)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory was too short, on the device or in the computer."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return any(words in str(error) for words in ("out of memory", "can't allocate memory", "not enough memory"))
+
+
+def to_8_bit(x: torch.Tensor) -> np.ndarray:
+    """(1, 1, H, W) about [0, 1] -> (H, W) uint8."""
+    return (x[0, 0].float().clamp(0, 1) * 255).round().byte().cpu().numpy()

@@ -9,7 +9,9 @@ RANKS = [
     {"devices", "perturbation", "network", "loss", "volumes"},
     {"frames"},
     {"checkpoint", "region", "simulation", "metrics", "filters", "files"},
-    {"training", "despeckling"},
+    {"despeckling"},
+    {"training"},
+    {"runs"},
     {"__main__"},
 ]
 

@@ -32,7 +32,7 @@ def test_a_recording_alone_teaches_to_reduce_its_speckle(cine):
     assert set(reports[0].terms) == {"lattice", "consistency"}
     result = despeckle(frames, Model(FAST, network), region=None)
     before, after = ((x - truth).std() for x in (frames, result))
-    assert after < 0.5 * before
+    assert after < 0.6 * before
 
 
 @pytest.mark.parametrize("recipe", ["disjoint", "published"])

@@ -1,0 +1,241 @@
+"""One training run from files to a model: what the command line, the panel and a cluster's job do alike.
+
+A run keeps two files: the model, the best so far, under its own name, and beside it, while it is unfinished,
+`<model>.state` with all that it needs to go on bit for bit. Both are replaced as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from imageio.v3 import imwrite
+
+from . import __version__, checkpoint, files, region
+from .config import Cancelled, InputError, Job, ModelConfig, TrainingConfig, from_dict, to_dict
+from .despeckling import Model, bundled_models, load_model
+from .devices import choose_device
+from .training import FAST_GRAIN, Cine, Training, prepare_cine
+
+WARM_UP = 12  # steps, to measure the rate
+CURVE = 200  # points of the loss that a model's card keeps at most
+
+
+def state_path(output) -> Path:
+    """Where the unfinished run of a model file is kept."""
+    return Path(f"{output}.state")
+
+
+def run(
+    job: Job, report: Callable[[dict], None] = lambda line: None, stop: Callable[[], bool] = lambda: False
+) -> Model:
+    """Trains; returns the best model, which is then in the job's output file.
+
+    report: called with JSON types: first the settings and the data; then, every `job.report` steps, `step`, `steps`,
+    the loss terms, `rate` (steps/s) and `seconds_left`; with the validation figures and `preview` after every
+    `interval` steps (and before the first: step 0); `message` where the user should know something; last `model`.
+    stop: asked after each step; True saves the run, to be resumed, and raises Cancelled.
+
+    Under torchrun all processes share each batch, and the first one reports and writes. Raises InputError.
+    """
+    with _processes(job.device) as (device, first):
+        listen = report if first else lambda line: None
+        return _run(job, device, listen, lambda: _any(stop(), device), first)
+
+
+def _run(job: Job, device, report, stop, first: bool) -> Model:
+    output, state = Path(job.output), state_path(job.output)
+    if not output.parent.is_dir():
+        raise InputError(f"There is no folder {output.parent} to write to.")
+    saved = checkpoint.load_state(state) if job.resume and state.exists() else None
+    if not job.resume and state.exists():
+        raise InputError(f"{output} has an unfinished run: add --resume to go on with it, or remove {state}.")
+    config, model, network, started_from = _start(job)
+    if saved:
+        config, model = from_dict(TrainingConfig, saved[1]["config"]), from_dict(ModelConfig, saved[1]["model"])
+    cines, held_out, seen = _data(job, model, config)
+    if saved is None and job.minutes is not None:
+        config = replace(config, steps=_steps_in(job.minutes, cines, config, model, network, device))
+    training = Training(cines, config, model, network, device, held_out)
+    shapes = [list(cine.frames.shape) for cine in cines]
+    curve, start, best = [], {}, None
+    if saved:
+        tensors, values = saved
+        if values["shapes"] != shapes:
+            raise InputError("The recordings are not those that the unfinished run was started with.")
+        training.restore(tensors, values)
+        curve, start, started_from = values["curve"], values["start"], values["started_from"]
+        best = checkpoint.load(output) if output.exists() else None
+    report({
+        "config": to_dict(config), "model": to_dict(model), "device": str(device), "processes": training.processes,
+        "precision": str(training.precision).removeprefix("torch."),
+        "recordings": [{"frames": len(cine.frames), "grain": [round(g, 2) for g in cine.grain]} for cine in cines],
+        "held_out": sum(len(cine.frames) for cine in held_out), "seen": seen, "from_step": training.step,
+    })  # fmt: skip
+    if job.resume and not saved:
+        report({"message": "There is no unfinished run to go on with; a new one starts."})
+
+    def card(figures):
+        return {
+            "description": f"Trained with the recipe '{config.recipe}' on {len(cines)} recordings, "
+            f"{sum(len(cine.frames) for cine in cines)} frames" + (", and simulated ones" if config.simulated else ""),
+            "start": started_from, "training": to_dict(config), "steps": training.step, "version": __version__,
+            "curve": curve[:: max(1, len(curve) // CURVE)], "figures": figures, "figures_at_start": start,
+            "figures_are_of": "frames trained on" if seen else "frames held out",
+        }  # fmt: skip
+
+    def validate():
+        """Figures, and what they lead to: the model file if it is the best, the run's state, the preview."""
+        nonlocal best
+        figures, picture = training.validate() if first else ({}, None)
+        score = _score(figures, training.recorded)
+        if first and training.step and (score <= training.best or best is None):
+            training.best = score
+            best = model, training.network, card(figures)
+            checkpoint.save(output, *best)
+        if first and training.step:
+            tensors, values = training.state()
+            values |= {"config": to_dict(config), "model": to_dict(model), "shapes": shapes}
+            values |= {"curve": curve, "start": start, "started_from": started_from}
+            checkpoint.save_state(state, tensors, values)
+        if picture is not None and job.preview:
+            checkpoint.replace_file(job.preview, imwrite("<bytes>", picture, extension=".png"))
+            figures = figures | {"preview": job.preview}
+        return figures
+
+    if training.step == 0 and first:
+        figures = validate()
+        start = {} if started_from == "random weights" else {k: v for k, v in figures.items() if k != "preview"}
+        report({"step": 0, "steps": config.steps, **figures})
+    began = time.monotonic()
+    for done in training.run():
+        last = done.step == done.steps
+        line = {"step": done.step, "steps": done.steps, **done.terms, "rate": round(done.rate, 3)}
+        line["seconds_left"] = round(done.seconds_left, 1)
+        if done.message:
+            report({"message": done.message})
+        due = done.step % job.report == 0 or last or done.step % config.interval == 0
+        if due:
+            curve.append([done.step, round(sum(done.terms.values()), 6)])
+        stopping = not last and stop()
+        if stopping or last or done.step % config.interval == 0:
+            line |= validate()
+        if due or stopping:
+            report(line)
+        if stopping:
+            report({"message": f"Stopped at step {done.step}; --resume goes on from there."})
+            raise Cancelled
+    result = Model(*checkpoint.load(output)) if first else Model(model, training.network)
+    if first:
+        state.unlink(missing_ok=True)
+        worse = worse_than_start(result.card)
+        if worse:
+            report({"message": f"This model is worse than the one it started from: {worse}."})
+        report({"model": str(output), "minutes": round((time.monotonic() - began) / 60, 2), "worse": worse})
+    return result
+
+
+def worse_than_start(card: dict) -> str:
+    """In which figures a trained model is clearly worse than the one that it started from; empty: in none."""
+    start, end = card.get("figures_at_start") or {}, card.get("figures") or {}
+    limits = {"homogeneity": -0.005, "structure": -0.005, "holes": 0.001, "rms": 0.002}
+    worse = []
+    for name, limit in limits.items():
+        if name in start and name in end and (end[name] - start[name]) * np.sign(limit) > abs(limit):
+            worse.append(f"{name} {start[name]:.4f} -> {end[name]:.4f}")
+    return ", ".join(worse)
+
+
+def _start(job: Job):
+    """The run's config, its model's config, the network to start from or None, and what that is called."""
+    config = job.training
+    published = config.recipe == "published"
+    name = job.init or ("default" if job.preset == "adapt" else None)
+    if name is None:
+        model = ModelConfig("published", normalisation="frame") if published else ModelConfig("fast", grain=FAST_GRAIN)
+        return config, model, None, "random weights"
+    start = load_model(name)
+    if (start.config.architecture == "published") != published or start.config.scales != 3:
+        raise InputError(f"A {start.config.architecture} model cannot be trained by the recipe '{config.recipe}'.")
+    return config, start.config, start.network, name if name in bundled_models() else "another model"
+
+
+def _data(job: Job, model: ModelConfig, config: TrainingConfig) -> tuple[list[Cine], list[Cine], bool]:
+    """The cines to train on, those held out, and whether the latter are no others than the former."""
+    cines = [_read(path, job, model) for path in files.find(list(job.inputs))] if job.inputs else []
+    if job.held_out:
+        return cines, [_read(path, job, model) for path in files.find(list(job.held_out))], False
+    if len(cines) > 2:
+        count = max(1, len(cines) // 10)
+        return cines[:-count], cines[-count:], False
+    parts = [_split(cine) for cine in cines]
+    if cines and all(held is not None for _, held in parts):
+        return [taken for taken, _ in parts], [held for _, held in parts], False
+    return cines, cines, bool(cines)
+
+
+def _split(cine: Cine) -> tuple[Cine, Cine | None]:
+    """A lone recording without its last sixth, and that; the twelfth between them, too like either, is in neither."""
+    count = len(cine.frames)
+    if count < 12:
+        return cine, None
+    held, gap = count // 6, count // 12
+    return replace(cine, frames=cine.frames[: count - held - gap]), replace(cine, frames=cine.frames[count - held :])
+
+
+def _read(path, job: Job, model: ModelConfig) -> Cine:
+    recording = files.read(path)
+    whole = model.architecture == "published" or job.region == "none"
+    imaged = None if whole else region.detect(recording.frames, recording.region)
+    return prepare_cine(recording.frames, imaged, model)
+
+
+def _steps_in(minutes: float, cines, config, model, network, device) -> int:
+    """The steps that a time allows, by a short measured run of which nothing is kept."""
+    trial = replace(config, steps=WARM_UP, simulated=min(config.simulated, 8))
+    moments = [time.monotonic() for _ in Training(cines, trial, model, copy.deepcopy(network), device).run()]
+    rate = torch.tensor((len(moments) // 2) / (moments[-1] - moments[len(moments) // 2 - 1]))
+    if dist.is_initialized():
+        rate = rate.to(device)
+        dist.broadcast(rate, 0)
+    return max(1, int(minutes * 60 * rate.item()))
+
+
+def _score(figures: dict[str, float], recorded) -> float:
+    """What the best model is chosen by: the held-out loss, or the error against the truth where all is simulated."""
+    if not recorded and "rms" in figures:
+        return figures["rms"]
+    return sum(value for name, value in figures.items() if name.startswith("held-out"))
+
+
+@contextmanager
+def _processes(name: str):
+    """The device, and whether this is the first process; joins the others where torchrun has started them."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield choose_device(name), True
+        return
+    local = int(os.environ["LOCAL_RANK"])
+    cuda = name in ("auto", "cuda") and torch.cuda.is_available()
+    device = torch.device(f"cuda:{local}") if cuda else choose_device("cpu" if name == "auto" else name)
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield device, dist.get_rank() == 0
+    finally:
+        dist.destroy_process_group()
+
+
+def _any(flag: bool, device) -> bool:
+    """Whether the flag is set in any process."""
+    if not dist.is_initialized():
+        return flag
+    flags = torch.tensor(float(flag), device=device)
+    dist.all_reduce(flags)
+    return flags.item() > 0

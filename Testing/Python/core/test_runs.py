@@ -1,0 +1,262 @@
+"""Training runs: seen, stopped, killed, resumed, shared by processes, and honest about their result."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from Speckle2SelfLib import checkpoint, runs
+from Speckle2SelfLib.__main__ import main
+from Speckle2SelfLib.config import Cancelled, InputError, Job, ModelConfig
+from Speckle2SelfLib.network import build
+from Speckle2SelfLib.simulation import SimulationConfig, simulate
+from Speckle2SelfLib.training import Training
+
+TRAIN = [sys.executable, "-m", "Speckle2SelfLib", "train"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A cine of 24 frames and a small model to start from, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    frames = simulate(SimulationConfig((64, 64), 24, (1.3, 1.3), "organ"), np.random.default_rng(0)).frames
+    np.save("Doe^Jane.npy", np.round(frames * 255).astype(np.uint8))
+    model = ModelConfig(width=4, grain=(0.75, 1.7))
+    torch.manual_seed(0)
+    checkpoint.save("start.model", model, build(model), {})
+    return tmp_path
+
+
+def job(**changes):
+    given = {"inputs": ["Doe^Jane.npy"], "output": "m.model", "init": "start.model", "preset": "adapt", "batch": 2}
+    return Job(**({**given, "steps": 12, "device": "cpu", "region": "none", "report": 1} | changes))
+
+
+@pytest.fixture
+def short_interval(monkeypatch):
+    """Checkpoints after every 4 steps."""
+    from dataclasses import replace
+
+    from Speckle2SelfLib import config
+
+    monkeypatch.setitem(config.PRESETS, "adapt", replace(config.PRESETS["adapt"], interval=4))
+
+
+def weights(path):
+    return checkpoint.load(path)[1].state_dict()
+
+
+def same(one, two):
+    return all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_run_reports_its_data_losses_figures_and_model(folder, short_interval):
+    lines = []
+    model = runs.run(job(preview="preview.png"), lines.append)
+    first, start, *steps, last = lines
+    assert first["recordings"][0]["frames"] == 18 and first["held_out"] == 4 and not first["seen"]
+    assert start["step"] == 0 and {"homogeneity", "holes", "structure", "held-out lattice"} <= set(start)
+    assert [line["step"] for line in steps if "step" in line] == list(range(1, 13))
+    assert {"lattice", "consistency", "rate", "seconds_left"} <= set(steps[0])
+    assert steps[3]["preview"] == "preview.png" and Path("preview.png").read_bytes().startswith(b"\x89PNG")
+    assert last["model"] == "m.model"
+    assert sorted(path.name for path in folder.iterdir()) == ["Doe^Jane.npy", "m.model", "preview.png", "start.model"]
+    assert model.card["figures"]["homogeneity"] > 0 and model.card["curve"]
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(folder, short_interval):
+    runs.run(job(output="whole.model"), lambda line: None)
+    for stop_at in (5, 8):
+        asked = iter(range(1, 100))
+        with pytest.raises(Cancelled):
+            runs.run(job(), lambda line: None, lambda asked=asked, last=stop_at: next(asked) == last)
+        assert runs.state_path("m.model").exists()
+        lines = []
+        runs.run(job(resume=True), lines.append)
+        assert lines[0]["from_step"] == stop_at
+        assert same(weights("m.model"), weights("whole.model"))
+        assert not runs.state_path("m.model").exists()
+
+
+def test_an_unfinished_run_is_not_overwritten_by_a_new_one(folder, short_interval):
+    with pytest.raises(Cancelled):
+        runs.run(job(), lambda line: None, lambda: True)
+    with pytest.raises(InputError, match="--resume"):
+        runs.run(job(), lambda line: None)
+    np.save("Doe^Jane.npy", np.load("Doe^Jane.npy")[:20])
+    with pytest.raises(InputError, match="not those"):
+        runs.run(job(resume=True), lambda line: None)
+
+
+def test_a_damaged_state_is_refused(folder):
+    runs.state_path("m.model").write_bytes(b"no state at all")
+    with pytest.raises(InputError, match="damaged"):
+        runs.run(job(resume=True), lambda line: None)
+
+
+def test_recordings_are_held_out_as_a_whole_where_there_are_several(folder):
+    for number in range(4):
+        np.save(f"{number}.npy", np.roll(np.load("Doe^Jane.npy"), number, 1)[:6])
+    lines = []
+    runs.run(job(inputs=[f"{n}.npy" for n in range(4)], steps=1), lines.append)
+    assert [line["frames"] for line in lines[0]["recordings"]] == [6, 6, 6] and lines[0]["held_out"] == 6
+    lines = []
+    runs.run(job(inputs=["0.npy"], steps=1), lines.append)
+    assert lines[0]["seen"], "six frames are too few to hold any out, and it says so"
+    lines = []
+    runs.run(job(inputs=["0.npy"], held_out=["3.npy"], steps=1), lines.append)
+    assert not lines[0]["seen"] and lines[0]["held_out"] == 6
+
+
+def test_where_memory_is_short_the_batch_is_halved_and_it_says_so(folder, monkeypatch):
+    step = Training._train_step
+
+    def short(self):
+        if self.batch > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self)
+
+    monkeypatch.setattr(Training, "_train_step", short)
+    lines = []
+    runs.run(job(batch=8, steps=2), lines.append)
+    assert "the batch is now 2" in next(line["message"] for line in lines if "message" in line)
+    monkeypatch.setattr(Training, "_train_step", lambda self: torch.empty(2**50))
+    with pytest.raises(InputError, match="Memory is too short"):
+        runs.run(job(output="n.model", steps=2), lambda line: None)
+
+
+def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(folder, short_interval, monkeypatch):
+    draw = Training._draw
+
+    def broken(self):
+        batch = draw(self)
+        if self.step == 6:
+            batch.frames.fill_(float("nan"))
+        return batch
+
+    monkeypatch.setattr(Training, "_draw", broken)
+    with pytest.raises(InputError, match="no longer a number at step 7"):
+        runs.run(job(), lambda line: None)
+    assert checkpoint.load_state(runs.state_path("m.model"))[1]["step"] == 4
+    checkpoint.load("m.model")
+
+
+def test_a_model_and_its_state_tell_nothing_of_whose_recording_it_was(folder, short_interval):
+    with pytest.raises(Cancelled):
+        runs.run(job(), lambda line: None, lambda: True)
+    state = runs.state_path("m.model").read_bytes()
+    runs.run(job(resume=True), lambda line: None)
+    for content in (state, Path("m.model").read_bytes()):
+        for secret in (b"Doe", b"Jane", b".npy", b"start.model", str(folder).encode()):
+            assert secret not in content
+
+
+def test_a_result_that_is_worse_than_its_start_is_said_to_be_so():
+    start = {"homogeneity": 0.8, "structure": 0.99, "holes": 0.0}
+    assert not runs.worse_than_start({"figures_at_start": start, "figures": start | {"homogeneity": 0.9}})
+    worse = runs.worse_than_start({"figures_at_start": start, "figures": start | {"structure": 0.95, "holes": 0.02}})
+    assert worse == "structure 0.9900 -> 0.9500, holes 0.0000 -> 0.0200"
+    assert not runs.worse_than_start({"figures": start})
+
+
+def test_a_time_to_train_for_becomes_a_number_of_steps(folder):
+    lines = []
+    runs.run(job(steps=None, minutes=0.02), lines.append)
+    assert 1 <= lines[0]["config"]["steps"] < 1000
+
+
+def test_a_job_file_and_the_command_line_say_the_same(folder, capsys):
+    Path("job.json").write_text(json.dumps({"inputs": ["Doe^Jane.npy"], "output": "m.model", "init": "start.model",
+                                            "steps": 3, "batch": 2, "region": "none"}))  # fmt: skip
+    assert main(["train", "--job", "job.json", "--steps", "2"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-2])["step"] == 2
+    for content, expected in (("{", "not a job file"), ('{"inputs": "x"}', "Name the model"), ("[1]", "Name the model"),
+                              ('{"output": "m", "colour": 1}', "unknown entries"),
+                              ('{"output": "m", "steps": "x"}', "Not a")):  # fmt: skip
+        Path("job.json").write_text(content)
+        assert main(["train", "--job", "job.json"]) == 2
+        assert expected in capsys.readouterr().err
+
+
+def test_ctrl_c_saves_and_leaves_cleanly(folder):
+    command = [*TRAIN, "Doe^Jane.npy", "--output", "m.model", "--init", "start.model", "--batch", "2",
+               "--steps", "100000", "--region", "none"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while '"step": 10' not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err.splitlines()[-1] == "speckle2self: stopped."
+    assert "--resume" in out
+    assert checkpoint.load_state("m.model.state")[1]["step"] >= 10
+    checkpoint.load("m.model")
+    process = subprocess.Popen([*command, "--resume", "--listen"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    while b'"step"' not in process.stdout.readline():
+        assert process.poll() is None
+    process.communicate(timeout=60)  # closes the standard input: whoever started the run is gone
+    assert process.returncode == 130
+
+
+def test_a_kill_at_any_moment_leaves_checkpoints_that_load(folder):
+    """A process trains and writes a checkpoint every step; it is killed at random moments and resumed."""
+    code = """
+import sys
+from dataclasses import replace
+from Speckle2SelfLib import config
+config.PRESETS["adapt"] = replace(config.PRESETS["adapt"], interval=1)
+from Speckle2SelfLib.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+    command = [sys.executable, "-c", code, "train", "Doe^Jane.npy", "--output", "m.model", "--init", "start.model",
+               "--preset", "adapt", "--batch", "2", "--steps", "100000", "--region", "none", "--resume"]  # fmt: skip
+    chance, reached = random.Random(0), 0
+    for _ in range(5):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for line in process.stdout:
+            if '"from_step"' in line:
+                break
+        time.sleep(chance.uniform(0.3, 0.8))
+        process.kill()
+        process.communicate()
+        if Path("m.model.state").exists():
+            step = checkpoint.load_state("m.model.state")[1]["step"]
+            assert step >= reached
+            reached = step
+            checkpoint.load("m.model")
+    assert reached > 0
+
+
+def torchrun(count, *arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m",
+               "Speckle2SelfLib", "train", *arguments]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def test_two_processes_train_as_one_does(folder):
+    """The same losses at the same global batch; and what one process began two can finish."""
+    arguments = ["Doe^Jane.npy", "--init", "start.model", "--batch", "4", "--steps", "8", "--region", "none",
+                 "--device", "cpu", "--report", "1"]  # fmt: skip
+    losses = []
+    for count in (1, 2):
+        done = torchrun(count, *arguments, "--output", f"{count}.model")
+        assert done.returncode == 0, done.stderr
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        assert lines[0]["processes"] == count
+        losses.append([line["lattice"] + line["consistency"] for line in lines if line.get("step")])
+    assert len(losses[0]) == 8
+    tolerance = 1e-5 if lines[0]["precision"] == "float32" else 1e-3
+    assert np.allclose(losses[0], losses[1], atol=tolerance, rtol=0)
+    with pytest.raises(Cancelled):
+        runs.run(job(batch=4, output="2.model", preset="standard"), lambda line: None, lambda: True)
+    done = torchrun(2, *arguments, "--output", "2.model", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[0])["from_step"] == 1
