@@ -90,10 +90,12 @@ class _Bar:
         return self
 
     def update(self, done: int, total: int) -> None:
-        from tqdm import tqdm
-
+        if not sys.stderr.isatty():
+            return
         if self.bar is None:
-            self.bar = tqdm(total=total, desc=self.name, unit=self.unit, disable=not sys.stderr.isatty())
+            from tqdm import tqdm  # not there in Slicer, which has no terminal
+
+            self.bar = tqdm(total=total, desc=self.name, unit=self.unit)
         self.bar.update(done - self.bar.n)
 
     def __exit__(self, *error):

@@ -14,10 +14,10 @@ from . import checkpoint
 from .config import Cancelled, InputError, ModelConfig
 from .devices import choose_device, choose_precision
 from .frames import BRIGHTEST, fill_outside, grey_mapping, luminance, resample, size_at_grain
+from .library import models
 from .perturbation import estimate_grain
 from .region import detect, grey
 
-MODELS = Path(__file__).resolve().parent.parent / "Resources" / "Models"
 BLOCK_PIXELS = 2**20  # pixels through the network at once: bounds the memory, whatever the cine's length
 TILE = 768  # pixels; larger images go through a network without normalisation layers in tiles
 SMALLEST = 8  # pixels, of either side of a frame
@@ -32,20 +32,16 @@ class Model:
     card: dict = field(default_factory=dict)
 
 
-def bundled_models() -> dict[str, Path]:
-    """Name -> file of the models that come with Speckle2Self."""
-    return {path.stem: path for path in sorted(MODELS.glob("*.safetensors"))}
-
-
 def load_model(name_or_path) -> Model:
-    """A bundled model by name, or a file: ours (.safetensors, any suffix) or the authors' (.pth).
+    """A model by name, bundled or the user's own, or a file: ours (.safetensors, any suffix) or the authors' (.pth).
 
     Raises InputError for an unknown name, and for a file that is no model (see `checkpoint.load`).
     """
-    path = bundled_models().get(str(name_or_path), Path(name_or_path))
+    known = models()
+    path = known.get(str(name_or_path), Path(name_or_path))
     if not path.exists():
-        known = ", ".join(bundled_models()) or "none"
-        raise InputError(f"There is no model '{name_or_path}': neither a file nor a bundled model ({known}).")
+        names = ", ".join(known) or "none"
+        raise InputError(f"There is no model '{name_or_path}': neither a file nor a known model ({names}).")
     return Model(*checkpoint.load(path))
 
 

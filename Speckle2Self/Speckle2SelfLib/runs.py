@@ -21,8 +21,9 @@ from imageio.v3 import imwrite
 
 from . import __version__, checkpoint, files, region
 from .config import Cancelled, InputError, Job, ModelConfig, TrainingConfig, from_dict, to_dict
-from .despeckling import Model, bundled_models, load_model
+from .despeckling import Model, load_model
 from .devices import choose_device
+from .library import bundled_models
 from .training import FAST_GRAIN, Cine, Training, prepare_cine
 
 WARM_UP = 12  # steps, to measure the rate

@@ -9,6 +9,7 @@ RANKS = [
     {"devices", "perturbation", "network", "loss", "volumes"},
     {"frames"},
     {"checkpoint", "region", "simulation", "metrics", "filters", "files"},
+    {"library"},
     {"despeckling"},
     {"training"},
     {"runs"},

@@ -1,0 +1,101 @@
+"""The models at hand: those that come with Speckle2Self, and the user's own in one folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from .config import InputError
+
+BUNDLED = Path(__file__).resolve().parent.parent / "Resources" / "Models"
+SUFFIX = ".safetensors"
+
+
+def home() -> Path:
+    """The user's folder for models and training runs: `.speckle2self` in the home folder, or $SPECKLE2SELF_HOME."""
+    return Path(os.environ.get("SPECKLE2SELF_HOME") or Path.home() / ".speckle2self")
+
+
+def bundled_models() -> dict[str, Path]:
+    """Name -> file of the models that come with Speckle2Self, `default` first."""
+    found = {path.stem: path for path in sorted(BUNDLED.glob(f"*{SUFFIX}"))}
+    return {name: found[name] for name in sorted(found, key=lambda name: (name != "default", name))}
+
+
+def own_models() -> dict[str, Path]:
+    """Name -> file of the models that the user trained or imported."""
+    return {path.stem: path for path in sorted((home() / "models").glob(f"*{SUFFIX}"))}
+
+
+def models() -> dict[str, Path]:
+    """All of them; a bundled model comes before the user's of the same name."""
+    return {**own_models(), **bundled_models()}
+
+
+def free_name(wanted: str) -> str:
+    """`wanted` made fit for a model's name, with a number where there is one of that name."""
+    name = re.sub(r"[^\w .+-]", "_", wanted).strip(" .")[:80] or "model"
+    taken, number, free = models(), 1, name
+    while free in taken:
+        number += 1
+        free = f"{name} {number}"
+    return free
+
+
+def own_path(name: str) -> Path:
+    """The file of the user's model `name`, there or not. Raises InputError for a name that is no plain name."""
+    if not re.fullmatch(r"\w[\w .+-]{0,79}", name) or name != name.strip(" ."):
+        raise InputError(f"'{name}' is no name for a model: use letters, digits, spaces and . + - _.")
+    if name in bundled_models():
+        raise InputError(f"'{name}' is a model that comes with Speckle2Self; choose another name.")
+    return home() / "models" / f"{name}{SUFFIX}"
+
+
+def add(path, name: str | None = None) -> str:
+    """Copies a model file, ours or the authors' .pth, among the user's models; returns its name there.
+
+    Raises InputError for a file that is no model, and for a name that is taken.
+    """
+    from . import checkpoint
+
+    config, network, card = checkpoint.load(path)
+    name = free_name(Path(path).stem) if name is None else name
+    target = own_path(name)
+    if target.exists():
+        raise InputError(f"There is a model '{name}' already; choose another name.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.save(target, config, network, card)
+    return name
+
+
+def rename(name: str, to: str) -> None:
+    """Gives one of the user's models another name."""
+    source, target = _existing(name), own_path(to)
+    if target.exists():
+        raise InputError(f"There is a model '{to}' already; choose another name.")
+    source.rename(target)
+
+
+def delete(name: str) -> None:
+    """Removes one of the user's models for good."""
+    _existing(name).unlink()
+
+
+def export(name: str, path) -> None:
+    """Copies a model, of the user's or bundled, to a file."""
+    source = models().get(name)
+    if source is None:
+        raise InputError(f"There is no model '{name}'.")
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InputError(f"There is no folder {path.parent} to write to.")
+    shutil.copyfile(source, path)
+
+
+def _existing(name: str) -> Path:
+    path = own_path(name)
+    if not path.exists():
+        raise InputError(f"There is no model '{name}' of yours.")
+    return path

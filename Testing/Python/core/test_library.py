@@ -1,0 +1,66 @@
+"""The user's models: found by name beside the bundled ones, and never outside their folder."""
+
+import pytest
+
+from Speckle2SelfLib import checkpoint, library
+from Speckle2SelfLib.config import InputError, ModelConfig
+from Speckle2SelfLib.despeckling import load_model
+from Speckle2SelfLib.network import build
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    """A model file, and an empty home for models."""
+    monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path / "home"))
+    config = ModelConfig(width=4, grain=(0.75, 1.7))
+    checkpoint.save(tmp_path / "mine.safetensors", config, build(config), {"description": "x"})
+    return tmp_path / "mine.safetensors"
+
+
+def test_a_model_is_imported_renamed_exported_and_deleted(file, tmp_path):
+    assert library.own_models() == {}
+    assert library.add(file) == "mine"
+    assert library.add(file) == "mine 2"
+    assert load_model("mine").card == {"description": "x"}
+    library.rename("mine 2", "yours")
+    assert set(library.own_models()) == {"mine", "yours"}
+    library.export("yours", tmp_path / "copy.safetensors")
+    checkpoint.load(tmp_path / "copy.safetensors")
+    library.delete("yours")
+    assert list(library.models()) == ["mine", *library.bundled_models()]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a\\b", "x" * 99, ".hidden", "a\n", " a", "default"])
+def test_a_name_cannot_lead_out_of_the_folder_or_hide_a_bundled_model(file, name):
+    with pytest.raises(InputError):
+        library.add(file, name)
+    library.add(file, "mine")
+    with pytest.raises(InputError):
+        library.rename("mine", name)
+    assert set(library.own_models()) == {"mine"}
+
+
+def test_what_is_not_there_or_taken_is_said(file, tmp_path):
+    library.add(file, "mine")
+    for wrong in (
+        lambda: library.add(file, "mine"),
+        lambda: library.rename("mine", "mine"),
+        lambda: library.rename("other", "x"),
+        lambda: library.delete("other"),
+        lambda: library.delete("default"),
+        lambda: library.export("other", tmp_path / "x"),
+        lambda: library.export("mine", tmp_path / "no" / "x"),
+    ):
+        with pytest.raises(InputError):
+            wrong()
+    (tmp_path / "text.pth").write_text("no model")
+    with pytest.raises(InputError):
+        library.add(tmp_path / "text.pth")
+    assert set(library.own_models()) == {"mine"}
+
+
+def test_any_name_becomes_one_that_can_be_used(file):
+    assert library.free_name("  Carotid: 3/4 ") == "Carotid_ 3_4"
+    assert library.free_name("///") == "___"
+    assert library.free_name("") == "model"
+    assert library.free_name("default") == "default 2"
