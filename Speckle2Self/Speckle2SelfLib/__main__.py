@@ -247,6 +247,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--steps", type=int, help="optimiser steps (default: the preset's)")
     one.add_argument("--minutes", type=float, help="to train for, instead of a number of steps")
     one.add_argument("--batch", type=int, help="crops a step, over all processes (default: the preset's)")
+    one.add_argument("--interval", type=int, help="steps from one checkpoint to the next (default: the preset's)")
     one.add_argument("--simulated", type=int, help="anatomies to simulate and mix in (default: the preset's)")
     one.add_argument("--region", help="auto, or none for whole frames (default: auto)")
     one.add_argument("--seed", type=int, help="of all random choices (default: 0)")

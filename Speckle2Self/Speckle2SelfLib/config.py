@@ -91,10 +91,11 @@ class Job:
     inputs: tuple[str, ...] = ()  # recordings: files or folders
     held_out: tuple[str, ...] = ()  # recordings for validation alone; none: some are taken off the inputs
     preset: str = "standard"
-    recipe: str | None = None  # this and the next three: other than the preset's
+    recipe: str | None = None  # this and the next four: other than the preset's
     steps: int | None = None
     simulated: int | None = None
     batch: int | None = None
+    interval: int | None = None
     minutes: float | None = None  # to train for, instead of a number of steps; measured in a short warm-up
     seed: int = 0
     init: str | None = None  # a model to start from; the preset "adapt" starts from "default"
@@ -124,7 +125,7 @@ class Job:
     @property
     def training(self) -> TrainingConfig:
         """The preset with what this job changes of it."""
-        names = ("recipe", "steps", "simulated", "batch")
+        names = ("recipe", "steps", "simulated", "batch", "interval")
         changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return replace(PRESETS[self.preset], seed=self.seed, **changes)
 

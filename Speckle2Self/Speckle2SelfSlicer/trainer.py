@@ -1,0 +1,242 @@
+"""Training runs as child processes: started, watched, stopped, resumed, one at a time; no Slicer, Qt or torch here.
+
+A run lives in a folder of its own below the user's folder: `job.json`, the frames, the model so far, its state to go on
+from, a preview, and what the process said. The process runs the command line's `train`, as a cluster would.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from Speckle2SelfLib import library
+from Speckle2SelfLib.config import InputError, Job, from_dict
+
+from .processes import Child
+
+GONE = "The training process ended unexpectedly (exit code {code}). Resume goes on from the last checkpoint.{last}"
+
+
+class TrainingJob:
+    """One run. `poll` it on the main thread, or `wait` for it.
+
+    state: "waiting", "running", "stopped" (it can be resumed), "done", "failed" (message says why; it can be resumed
+    where there is a checkpoint). settings: the run's first report. reports: those with a step. message: the last one
+    for the user. model: the name of the trained model among the user's models, once done. worse: in which figures the
+    result is worse than the model it started from.
+    """
+
+    def __init__(self, name: str, folder: Path, job: Job, python: str | None = None):
+        self.name, self.folder, self.job = name, Path(folder), job
+        self.state, self.message, self.model, self.worse = "waiting", "", None, ""
+        self.settings, self.reports = {}, []
+        self._python, self._child = python, None
+
+    @property
+    def preview(self) -> Path:
+        """A held-out frame before and after, side by side; replaced at each validation."""
+        return self.folder / "preview.png"
+
+    @property
+    def resumable(self) -> bool:
+        """Whether there is a checkpoint to go on from, and no process that goes on already."""
+        return self.state in ("stopped", "failed") and (self.folder / f"{self.job.output}.state").exists()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come."""
+        return self.state in ("stopped", "done", "failed")
+
+    def start(self) -> None:
+        """Starts the process; goes on from the checkpoint if there is one."""
+        job = replace(self.job, resume=(self.folder / f"{self.job.output}.state").exists())
+        (self.folder / "job.json").write_text(json.dumps(asdict(job), indent=1))
+        arguments = ["-m", "Speckle2SelfLib", "train", "--job", "job.json", "--listen"]
+        self._child = Child(arguments, python=self._python, folder=self.folder)
+        self.state, self.message = "running", ""
+
+    def poll(self) -> list[dict]:
+        """What the process reported since the last call; returns at once."""
+        if self._child is None:
+            return []
+        fresh = []
+        ended = self._child.poll()  # asked before its lines are taken, so that none is left behind
+        for line in self._child.lines():
+            fresh.append(line)
+            self._take(line)
+        if ended is not None and self.state == "running":
+            self._end(ended)
+        return fresh
+
+    def _take(self, line: dict) -> None:
+        with (self.folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps(line) + "\n")
+        if "config" in line:
+            self.settings = line
+            self.reports = [report for report in self.reports if report["step"] <= line.get("from_step", 0)]
+        elif "step" in line:
+            self.reports.append(line)
+        elif "message" in line:
+            self.message = str(line["message"])
+        elif "model" in line:
+            self.worse = str(line.get("worse", ""))
+
+    def _end(self, code: int) -> None:
+        trained = self.folder / self.job.output
+        if code == 0:
+            try:
+                self.model = library.add(trained, library.free_name(self.name))
+                self.state = "done"
+                shutil.rmtree(self.folder, ignore_errors=True)
+            except (InputError, OSError) as error:
+                self.state, self.message = "failed", f"The trained model could not be kept: {error}"
+        elif code == 130:
+            self.state = "stopped"
+        else:
+            self.state = "failed"
+            last = self._child.errors()[-1:]
+            told = last and last[0].startswith("speckle2self: ")
+            self.message = last[0].removeprefix("speckle2self: ") if told else GONE.format(
+                code=code, last="".join(f" It said: {line}" for line in last)
+            )  # fmt: skip
+        self._child.close()
+        self._child = None
+
+    def stop(self) -> None:
+        """Asks the process to save the run and end; it can be resumed."""
+        if self.state == "waiting":
+            self.state = "stopped"
+        elif self._child is not None:
+            self._child.send("stop")
+
+    def cancel(self) -> None:
+        """Ends the process and all that it started at once, and removes the run; models stay."""
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+        if self.state != "done":
+            self.state, self.message = "stopped", "Cancelled."
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Ends the process at once; the run can be resumed from its last checkpoint."""
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+            self.state = "stopped"
+
+
+class Trainer:
+    """The runs of this application: one trains, the others wait for their turn."""
+
+    def __init__(self, folder: Path | None = None, python: str | None = None):
+        self.folder = Path(folder) if folder else library.home() / "runs"
+        self._python = python
+        self.jobs: list[TrainingJob] = []
+        self._listeners: dict[TrainingJob, Callable] = {}
+
+    def add(self, name: str, recordings: list[np.ndarray], job: Job, held_out=(), listener=None) -> TrainingJob:
+        """A run on recordings (N, H, W[, C]), which are kept as files without names until the run has ended.
+
+        job: its inputs, output and preview are set here. listener: called from `poll` with (job, report).
+        """
+        folder = self.folder / slug(name)
+        if (folder / "job.json").exists():
+            raise InputError(f"There is an unfinished run '{name}'; resume or remove it, or choose another name.")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            inputs = write_recordings(folder, "recording", recordings)
+            held_out = write_recordings(folder, "held-out", held_out)
+            job = replace(job, inputs=inputs, held_out=held_out, output="model.safetensors", preview="preview.png")
+            (folder / "job.json").write_text(json.dumps(asdict(job), indent=1))
+            (folder / "name.txt").write_text(name)
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from error
+        new = TrainingJob(name, folder, job, self._python)
+        self.jobs.append(new)
+        if listener:
+            self._listeners[new] = listener
+        self.poll()
+        return new
+
+    def unfinished(self) -> list[TrainingJob]:
+        """Runs that an earlier session left behind; each is then among `jobs`, stopped."""
+        known = {job.folder for job in self.jobs}
+        for path in sorted(self.folder.glob("*/job.json")):
+            if path.parent in known:
+                continue
+            try:
+                job = from_dict(Job, json.loads(path.read_text()))
+                name = (path.parent / "name.txt").read_text().strip()
+                reports = [json.loads(line) for line in (path.parent / "log.jsonl").read_text().splitlines()]
+            except (OSError, ValueError):
+                continue
+            left = TrainingJob(name, path.parent, replace(job, output="model.safetensors"), self._python)
+            left.state, left.reports = "stopped", [line for line in reports if "step" in line]
+            self.jobs.append(left)
+        return [job for job in self.jobs if job.resumable]
+
+    def resume(self, job: TrainingJob) -> None:
+        """Puts a stopped or failed run back into the queue."""
+        if job.state in ("stopped", "failed") and job.folder.exists():
+            job.state = "waiting"
+            self.poll()
+
+    def poll(self) -> None:
+        """Takes what the processes reported, tells the listeners, and starts the next run; returns at once."""
+        for job in list(self.jobs):
+            for report in job.poll():
+                if job in self._listeners:
+                    self._listeners[job](job, report)
+        if not any(job.state == "running" for job in self.jobs):
+            waiting = next((job for job in self.jobs if job.state == "waiting"), None)
+            if waiting is not None:
+                try:
+                    waiting.start()
+                except OSError as error:
+                    waiting.state, waiting.message = (
+                        "failed",
+                        f"Training could not be started: {error.strerror or error}.",
+                    )
+
+    def wait(self, job: TrainingJob, seconds: float | None = None) -> bool:
+        """Polls until `job` has ended; False if it has not after `seconds`."""
+        end = None if seconds is None else time.monotonic() + seconds
+        while not job.ended:
+            if end is not None and time.monotonic() > end:
+                return False
+            self.poll()
+            time.sleep(0.05)
+        return True
+
+    def close(self) -> None:
+        """Ends all processes at once; unfinished runs can be resumed."""
+        for job in self.jobs:
+            job.close()
+
+
+def slug(name: str) -> str:
+    """A folder's name for a run."""
+    return re.sub(r"[^\w-]+", "-", name).strip("-")[:60] or "run"
+
+
+def write_recordings(folder: Path, prefix: str, recordings) -> tuple[str, ...]:
+    """Files `<prefix>-<number>.npy` of grey frames; nothing of where they come from."""
+    from Speckle2SelfLib.frames import luminance
+
+    names = []
+    for number, frames in enumerate(recordings, 1):
+        if frames.ndim == 4:
+            grey = luminance(frames)
+            frames = np.rint(grey).astype(np.uint8) if frames.dtype == np.uint8 else grey
+        names.append(f"{prefix}-{number}.npy")
+        np.save(folder / names[-1], frames)
+    return tuple(names)

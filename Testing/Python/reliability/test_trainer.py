@@ -1,0 +1,167 @@
+"""Training in child processes: a queue, stop and resume, kills, full disks; no orphan, no half result."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from Speckle2SelfLib import checkpoint, library
+from Speckle2SelfLib.config import InputError, Job, ModelConfig
+from Speckle2SelfLib.network import build
+from Speckle2SelfSlicer.trainer import Trainer
+
+
+@pytest.fixture
+def trainer(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    trainer = Trainer()
+    yield trainer
+    trainer.close()
+
+
+@pytest.fixture
+def job(tmp_path):
+    model = ModelConfig(width=4, grain=(0.75, 1.7))
+    torch.manual_seed(0)
+    checkpoint.save(tmp_path / "start.model", model, build(model), {})
+    return Job("", preset="adapt", init=str(tmp_path / "start.model"), steps=3, batch=2, device="cpu", report=1)
+
+
+FRAMES = np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)
+
+
+def until(trainer, condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        trainer.poll()
+        time.sleep(0.02)
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" if Path("/proc").exists() else True
+
+
+def test_runs_wait_for_their_turn_and_end_as_models(trainer, job):
+    heard = []
+    one = trainer.add("Carotid: left", [FRAMES], job, listener=lambda job, line: heard.append(line))
+    two = trainer.add("Carotid: left 2", [FRAMES[..., None].repeat(3, -1)], job)
+    assert (one.state, two.state) == ("running", "waiting")
+    assert trainer.wait(one, 90) and trainer.wait(two, 90)
+    assert (one.state, two.state) == ("done", "done"), (one.message, two.message)
+    assert (one.model, two.model) == ("Carotid_ left", "Carotid_ left 2")
+    assert set(library.own_models()) == {one.model, two.model}
+    assert [line["step"] for line in heard if "step" in line] == [0, 1, 2, 3] == [r["step"] for r in one.reports]
+    assert one.settings["recordings"][0]["frames"] == 13
+    assert not list(trainer.folder.iterdir()), "the frames are gone with the run"
+
+
+def test_a_stopped_run_is_resumed_also_by_another_application(trainer, job):
+    from dataclasses import replace
+
+    run = trainer.add("long", [FRAMES], replace(job, steps=100_000))
+    until(trainer, lambda: len(run.reports) > 4)
+    assert run.preview.read_bytes().startswith(b"\x89PNG")
+    pid = run._child.process.pid
+    run.stop()
+    assert trainer.wait(run, 30) and run.state == "stopped" and run.resumable
+    assert not alive(pid)
+    reached = run.reports[-1]["step"]
+    other = Trainer()
+    (found,) = other.unfinished()
+    assert found.name == "long" and found.reports[-1]["step"] == reached
+    other.resume(found)
+    until(other, lambda: found.reports and found.reports[-1]["step"] > reached)
+    steps = [report["step"] for report in found.reports]
+    assert steps == sorted(set(steps)), "the curve goes on where it was"
+    found.cancel()
+    assert not list(trainer.folder.iterdir()) and not other.unfinished()
+
+
+def test_a_killed_run_says_so_and_goes_on_from_its_checkpoint(trainer, job):
+    from dataclasses import replace
+
+    run = trainer.add("killed", [FRAMES], replace(job, steps=100_000, interval=3))
+    until(trainer, lambda: len(run.reports) > 5)
+    run._child.process.kill()
+    assert trainer.wait(run, 30) and run.state == "failed"
+    assert "ended unexpectedly" in run.message and run.resumable
+    trainer.resume(run)
+    until(trainer, lambda: run.settings.get("from_step", 0) >= 3)
+    started = time.monotonic()
+    pid = run._child.process.pid
+    run.cancel()
+    assert time.monotonic() - started < 1 and not alive(pid)
+
+
+def test_bad_input_is_told_in_the_words_of_the_core(trainer, job):
+    run = trainer.add("flat", [np.zeros((4, 64, 64), np.uint8)], job)
+    assert trainer.wait(run, 60) and run.state == "failed"
+    assert run.message.startswith("Nothing can be learnt"), run.message
+    run.cancel()
+    again = trainer.add("flat", [FRAMES], job)
+    with pytest.raises(InputError, match="unfinished run 'flat'"):
+        trainer.add("flat", [FRAMES], job)
+    again.cancel()
+
+
+def test_an_unwritable_folder_is_refused_at_once(tmp_path, job):
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    with pytest.raises(InputError, match="cannot be written"):
+        Trainer(tmp_path / "runs").add("x", [FRAMES], job)
+
+
+def test_a_run_ends_with_the_application_that_started_it(tmp_path, job):
+    """Whichever way that ends: here it is killed."""
+    code = """
+import sys, time, numpy as np
+from Speckle2SelfLib.config import Job
+from Speckle2SelfSlicer.trainer import Trainer
+trainer = Trainer()
+run = trainer.add("orphan", [np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)],
+                  Job("", preset="adapt", init=sys.argv[1], steps=10**6, batch=2, device="cpu", report=1))
+while len(run.reports) < 3:
+    trainer.poll()
+    time.sleep(0.02)
+print(run._child.process.pid, flush=True)
+time.sleep(600)
+"""
+    environment = {**os.environ, "SPECKLE2SELF_HOME": str(tmp_path / "home")}
+    parent = subprocess.Popen([sys.executable, "-c", code, job.init], stdout=subprocess.PIPE, env=environment)
+    pid = int(parent.stdout.readline())
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    end = time.monotonic() + 20
+    while alive(pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not alive(pid)
+    state = tmp_path / "home" / "runs" / "orphan" / "model.safetensors.state"
+    assert checkpoint.load_state(state)[1]["step"] >= 1, "it saved the run before it left"
+
+
+def test_a_full_disk_ends_the_run_with_a_clear_message(trainer, job, tmp_path):
+    """The process may write files of 60 kB at most, less than a checkpoint takes."""
+    if os.name == "nt":
+        pytest.skip("needs POSIX limits")
+    limited = tmp_path / "python"
+    limited.write_text(f"#!/bin/sh\ntrap '' XFSZ\nulimit -f 100\nexec {sys.executable} \"$@\"\n")
+    limited.chmod(0o755)
+    full = Trainer(python=str(limited))
+    run = full.add("full", [FRAMES], job)
+    assert full.wait(run, 60) and run.state == "failed"
+    assert "cannot be written" in run.message, run.message
+    assert not list(run.folder.glob("*.part")) and not (run.folder / "model.safetensors").exists()
+    assert json.loads((run.folder / "job.json").read_text())["steps"] == 3
+    run.cancel()
