@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
+import os
 import signal
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,9 +17,8 @@ from .config import PRESETS, RECIPES, Cancelled, InputError, Job, from_dict
 
 
 def despeckle(arguments) -> None:
-    """Removes the speckle of files."""
-    from . import files, region, volumes
-    from .despeckling import despeckle as despeckle_frames
+    """Removes the speckle of files. Under torchrun the processes share the files of an archive."""
+    from . import files
     from .despeckling import load_model
     from .devices import choose_device
     from .filters import FILTERS
@@ -31,41 +30,69 @@ def despeckle(arguments) -> None:
     many = len(found) > 1 or any(Path(entry).is_dir() for entry in inputs)
     if many and output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file; several inputs need a folder as output.")
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = arguments.device
+    if processes > 1 and device in ("auto", "cuda") and str(choose_device("auto")) == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     model = FILTERS.get(arguments.model) or load_model(arguments.model)
-    choose_device(arguments.device)  # a wrong one is better told before anything is read
-    made = many and not output.exists()
-    written = []
+    choose_device(device)  # a wrong one is better told before anything is read
+    if not many:
+        _despeckle_file(found[0], output, model, device, arguments)
+        return
+    made = not output.exists()
+    failed, written = [], 0
     try:
-        if made:
-            output.mkdir(parents=True)
-        for path, target in zip(found, _targets(found, inputs, output) if many else [output], strict=True):
-            recording = files.read(path)
-            frames = recording.frames
-            if many:
+        output.mkdir(parents=True, exist_ok=True)
+        pairs = list(zip(found, _targets(found, inputs, output), strict=True))[rank::processes]
+        for path, target in pairs:
+            if arguments.skip_existing and target.exists():
+                continue
+            try:
                 target.parent.mkdir(parents=True, exist_ok=True)
-            files.check_output(target, recording)
-            axis = "k" if arguments.axis == "auto" and recording.sequence else arguments.axis
-            axes = volumes.slicing_axes(frames.shape, recording.spacing, axis)
-            if arguments.region not in ("auto", "none"):
-                imaged = files.read_mask(arguments.region, frames.shape[1:3])
-            elif arguments.region == "auto" and recording.region is not None:
-                imaged = region.detect(frames, recording.region)
-            else:
-                imaged = "auto" if arguments.region == "auto" else None
-
-            def run(stack, progress, imaged=imaged):
-                return despeckle_frames(
-                    stack, model, region=imaged, strength=arguments.strength, gamma=arguments.gamma,
-                    device=arguments.device, progress=progress,
-                )  # fmt: skip
-
-            with _Bar(path.name) as bar:
-                result = volumes.process(frames[None], axes, run, bar.update)[0]
-            files.write(target, result, recording)
-            written.append(target)
+                _despeckle_file(path, target, model, device, arguments)
+                written += 1
+            except InputError as error:
+                failed.append(f"{path}: {error}")
     finally:
-        if made and not written:
-            shutil.rmtree(output)
+        if made and not written and processes == 1:
+            with suppress(OSError):
+                remove_empty_folders(output)
+    if failed:
+        raise InputError(f"{len(failed)} of {len(pairs)} files could not be despeckled:\n" + "\n".join(failed))
+
+
+def remove_empty_folders(folder: Path) -> None:
+    """Removes `folder` if there is no file in it at any depth, with all folders in it."""
+    for inner in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
+        inner.rmdir()
+    folder.rmdir()
+
+
+def _despeckle_file(path: Path, target: Path, model, device: str, arguments) -> None:
+    from . import files, region, volumes
+    from .despeckling import despeckle as despeckle_frames
+
+    recording = files.read(path)
+    frames = recording.frames
+    files.check_output(target, recording)
+    axis = "k" if arguments.axis == "auto" and recording.sequence else arguments.axis
+    axes = volumes.slicing_axes(frames.shape, recording.spacing, axis)
+    if arguments.region not in ("auto", "none"):
+        imaged = files.read_mask(arguments.region, frames.shape[1:3])
+    elif arguments.region == "auto" and recording.region is not None:
+        imaged = region.detect(frames, recording.region)
+    else:
+        imaged = "auto" if arguments.region == "auto" else None
+
+    def run(stack, progress):
+        return despeckle_frames(
+            stack, model, region=imaged, strength=arguments.strength, gamma=arguments.gamma,
+            device=device, progress=progress,
+        )  # fmt: skip
+
+    with _Bar(path.name) as bar:
+        result = volumes.process(frames[None], axes, run, bar.update)[0]
+    files.write(target, result, recording)
 
 
 def _targets(found: list[Path], inputs, output: Path) -> list[Path]:
@@ -236,6 +263,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--gamma", type=float, default=1.0, help="above 1 darkens (default: %(default)s)")
     one.add_argument("--axis", default="auto", help="of volumes: auto, k, j, i or average (default: %(default)s)")
     one.add_argument("--region", default="auto", help="auto, none, or a mask file (default: %(default)s)")
+    one.add_argument("--skip-existing", action="store_true", help="go on with a folder: leave out what is there")
 
     one = command(train)
     one.add_argument("inputs", nargs="*", metavar="INPUT", help="recordings: files or folders")
@@ -255,6 +283,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--report", type=int, help="steps from one JSON line to the next (default: 10)")
     one.add_argument("--preview", metavar="PNG", help="a held-out frame before and after, at every validation")
     one.add_argument("--device", help="auto, cpu, cuda or mps (default: auto)")
+    one.add_argument("--estimate", action="store_true", default=None, help="do not train: tell what it would take")
     one.add_argument("--job", metavar="JSON", help="a file with these settings; those given here come first")
     one.add_argument("--listen", action="store_true", help="stop, to be resumed, at a line on the standard input")
 

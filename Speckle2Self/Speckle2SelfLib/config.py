@@ -104,6 +104,7 @@ class Job:
     report: int = 10  # steps from one report to the next
     preview: str | None = None  # a PNG file for a held-out frame before and after
     resume: bool = False  # go on with an interrupted run of this output
+    estimate: bool = False  # do not train: report what it would take
 
     def __post_init__(self):
         for name in ("inputs", "held_out"):

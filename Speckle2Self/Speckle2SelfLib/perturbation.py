@@ -96,8 +96,8 @@ def lattice_views(frame, rng, grain=(1.0, 1.0), truth=None) -> LatticeViews:
     return LatticeViews(frame, lattice, tuple(sites), truth)
 
 
-def estimate_grain(frames, region=None) -> tuple[float, float]:
-    """The speckle's grain (axial, lateral) in pixels: where its autocorrelation has fallen to one half.
+def speckle_correlation(frames, region=None) -> tuple[np.ndarray, np.ndarray] | None:
+    """The speckle's autocorrelation (axial, lateral) at lags of 0, 1, ... pixels; None where it cannot be measured.
 
     Measured in small patches inside the region, of at most eight frames. A quadratic trend is taken off each patch;
     patches that are mostly clipped are left out; of the others, those with the least peaked values (edges and layers
@@ -106,13 +106,12 @@ def estimate_grain(frames, region=None) -> tuple[float, float]:
     that is too long costs detail where one that is too short leaves a little speckle.
 
     Args: frames (N, H, W) of any range; region (H, W) bool, or None for everything.
-    Returns lengths between 0.5 and 16; (1, 1) where nothing can be measured (constant or tiny frames).
     """
     frames = np.asarray(frames)
     height, width = frames.shape[-2:]
     size = min(24, height, width)
     if size < 16:
-        return 1.0, 1.0
+        return None
     chosen = frames[np.unique(np.linspace(0, len(frames) - 1, 8).astype(int))]
     grid = np.linspace(-1, 1, size)
     y, x = np.meshgrid(grid, grid, indexing="ij")
@@ -137,15 +136,22 @@ def estimate_grain(frames, region=None) -> tuple[float, float]:
             columns = [np.mean(rest[:, lag:] * rest[:, :-lag]) / variance for lag in range(1, lags)]
             votes.append([np.mean(rest**4) / variance**2, rows, columns])
     if not votes:
-        return 1.0, 1.0
+        return None
     peaks = np.array([vote[0] for vote in votes])
     calm = peaks <= np.median(peaks)
+    axial, lateral = (np.quantile(np.array([vote[axis] for vote in votes])[calm], 0.35, axis=0) for axis in (1, 2))
+    return np.concatenate([[1], axial]), np.concatenate([[1], lateral])
+
+
+def estimate_grain(frames, region=None) -> tuple[float, float]:
+    """The speckle's grain (axial, lateral) in pixels: where `speckle_correlation` has fallen to one half.
+
+    Returns lengths between 0.5 and 16; (1, 1) where nothing can be measured (constant or tiny frames).
+    """
     lengths = []
-    for axis in (1, 2):
-        falling = np.quantile(np.array([vote[axis] for vote in votes])[calm], 0.35, axis=0)
-        falling = np.concatenate([[1], falling])
+    for falling in speckle_correlation(frames, region) or ():
         below = np.flatnonzero(falling < 0.5)
         last = below[0] if len(below) else len(falling) - 1
         length = last - (0.5 - falling[last]) / max(falling[last - 1] - falling[last], 1e-6) if len(below) else last
         lengths.append(float(np.clip(length, 0.5, 16)))
-    return lengths[0], lengths[1]
+    return (lengths[0], lengths[1]) if lengths else (1.0, 1.0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from .config import Cancelled, InputError, Job, ModelConfig, TrainingConfig, fro
 from .despeckling import Model, load_model
 from .devices import choose_device
 from .library import bundled_models
+from .perturbation import speckle_correlation
 from .training import FAST_GRAIN, Cine, Training, prepare_cine
 
 WARM_UP = 12  # steps, to measure the rate
@@ -45,6 +47,7 @@ def run(
     `interval` steps (and before the first: step 0); `message` where the user should know something; last `model`.
     stop: asked after each step; True saves the run, to be resumed, and raises Cancelled.
 
+    With `job.estimate` nothing is trained: one report, `estimate`, tells what it would take, and None is returned.
     Under torchrun all processes share each batch, and the first one reports and writes. Raises InputError.
     """
     with _processes(job.device) as (device, first):
@@ -52,7 +55,7 @@ def run(
         return _run(job, device, listen, lambda: _any(stop(), device), first)
 
 
-def _run(job: Job, device, report, stop, first: bool) -> Model:
+def _run(job: Job, device, report, stop, first: bool) -> Model | None:
     output, state = Path(job.output), state_path(job.output)
     if not output.parent.is_dir():
         raise InputError(f"There is no folder {output.parent} to write to.")
@@ -63,8 +66,12 @@ def _run(job: Job, device, report, stop, first: bool) -> Model:
     if saved:
         config, model = from_dict(TrainingConfig, saved[1]["config"]), from_dict(ModelConfig, saved[1]["model"])
     cines, held_out, seen = _data(job, model, config)
+    if job.estimate:
+        report({"estimate": _estimate(job, cines, held_out, config, model, network, device)})
+        return None
     if saved is None and job.minutes is not None:
-        config = replace(config, steps=_steps_in(job.minutes, cines, config, model, network, device))
+        rate = _measure_rate(cines, config, model, network, device)
+        config = replace(config, steps=max(1, int(job.minutes * 60 * rate)))
     training = Training(cines, config, model, network, device, held_out)
     shapes = [list(cine.frames.shape) for cine in cines]
     curve, start, best = [], {}, None
@@ -199,15 +206,41 @@ def _read(path, job: Job, model: ModelConfig) -> Cine:
     return prepare_cine(recording.frames, imaged, model)
 
 
-def _steps_in(minutes: float, cines, config, model, network, device) -> int:
-    """The steps that a time allows, by a short measured run of which nothing is kept."""
+def _measure_rate(cines, config, model, network, device) -> float:
+    """Steps per second, by a short run of which nothing is kept."""
     trial = replace(config, steps=WARM_UP, simulated=min(config.simulated, 8))
     moments = [time.monotonic() for _ in Training(cines, trial, model, copy.deepcopy(network), device).run()]
     rate = torch.tensor((len(moments) // 2) / (moments[-1] - moments[len(moments) // 2 - 1]))
     if dist.is_initialized():
         rate = rate.to(device)
         dist.broadcast(rate, 0)
-    return max(1, int(minutes * 60 * rate.item()))
+    return rate.item()
+
+
+def _estimate(job, cines, held_out, config, model, network, device) -> dict:
+    """What a run would take, and the speckle's grain as it is seen in its recordings."""
+    rate = _measure_rate(cines, config, model, network, device)
+    steps = config.steps if job.minutes is None else max(1, int(job.minutes * 60 * rate))
+    curves = [speckle_correlation(cine.frames[:: max(1, len(cine.frames) // 4), 0].numpy()) for cine in cines]
+    curves = [[[round(float(v), 3) for v in axis] for axis in curve] for curve in curves if curve is not None]
+    return {
+        "frames": sum(len(cine.frames) for cine in cines), "held_out": sum(len(cine.frames) for cine in held_out),
+        "grain": [[round(g, 2) for g in cine.grain] for cine in cines], "correlation": curves,
+        "steps": steps, "rate": round(rate, 3), "minutes": round(steps / rate / 60, 2), "memory": _memory(device),
+        "device": str(device),
+    }  # fmt: skip
+
+
+def _memory(device) -> int:
+    """Megabytes that this process has taken at most, on the device if it is not the processor."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
 
 
 def _score(figures: dict[str, float], recorded) -> float:

@@ -38,7 +38,8 @@ class Child:
     """
 
     def __init__(self, arguments: list[str], python: str | None = None, folder=None):
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        # Threads that wait do not spin: the application beside the child has threads of its own.
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONUNBUFFERED": "1"}
         paths = [str(LIBRARY), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
         group = {"start_new_session": True}

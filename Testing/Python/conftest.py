@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+# Threads that wait do not spin: tests share the machine with the processes that they start.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 ROOT = Path(__file__).resolve().parents[2]
 
 

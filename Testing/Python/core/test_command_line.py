@@ -54,6 +54,41 @@ def test_a_folder_goes_to_a_folder_of_the_same_layout(folder):
     assert np.load("results/deep/b.npy").shape == FRAMES[0].shape
 
 
+def test_a_bad_file_in_a_folder_does_not_keep_the_others_from_being_done(folder, capsys):
+    os.makedirs("data")
+    for name in ("a", "c"):
+        np.save(f"data/{name}.npy", FRAMES)
+    (folder / "data" / "b.npy").write_text("no array")
+    assert main(["despeckle", "data", "results", "--model", "lee", "--region", "none"]) == 2
+    error = capsys.readouterr().err
+    assert "1 of 3 files" in error and "b.npy" in error
+    assert names(folder / "results") == ["a.npy", "c.npy"]
+
+
+def test_an_archive_is_shared_by_processes_and_gone_on_with_after_a_kill(folder):
+    """200 files by two processes, killed on the way and started again: each is done, and none twice."""
+    os.makedirs("archive")
+    for number in range(200):
+        np.save(f"archive/{number:03}.npy", FRAMES[0])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
+               "Speckle2SelfLib", "despeckle", "archive", "out", "--model", "nlm", "--skip-existing"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    end = time.monotonic() + 120
+    while time.monotonic() < end and len(list(folder.glob("out/*.npy"))) < 20:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for child in folder.glob("out/*.part"):
+        child.unlink()
+    done = {path.name: path.stat().st_mtime_ns for path in folder.glob("out/*.npy")}
+    assert 20 <= len(done) < 200
+    assert subprocess.run(command, env=environment, stderr=subprocess.DEVNULL).returncode == 0
+    assert names(folder / "out") == [f"{number:03}.npy" for number in range(200)]
+    assert all((folder / "out" / name).stat().st_mtime_ns == moment for name, moment in done.items())
+    assert all(np.load(path).shape == FRAMES[0].shape for path in folder.glob("out/*.npy"))
+
+
 def test_the_axis_of_a_volume_is_chosen(folder):
     assert main(["despeckle", "in.npy", "k.npy", "--model", "median", "--region", "none", "--axis", "k"]) == 0
     np.save("turned.npy", np.ascontiguousarray(np.moveaxis(FRAMES, 0, 2)).astype(np.uint16))

@@ -174,6 +174,16 @@ def test_a_time_to_train_for_becomes_a_number_of_steps(folder):
     assert 1 <= lines[0]["config"]["steps"] < 1000
 
 
+def test_what_a_run_would_take_is_told_before_it(folder):
+    lines = []
+    assert runs.run(job(estimate=True), lines.append) is None
+    (estimate,) = (line["estimate"] for line in lines)
+    assert estimate["frames"] == 18 and estimate["held_out"] == 4 and estimate["steps"] == 12
+    assert estimate["minutes"] == pytest.approx(12 / estimate["rate"] / 60, abs=0.01)
+    assert estimate["correlation"][0][0][0] == 1 and 0.7 < estimate["grain"][0][0] < 2
+    assert not Path("m.model").exists()
+
+
 def test_a_job_file_and_the_command_line_say_the_same(folder, capsys):
     Path("job.json").write_text(json.dumps({"inputs": ["Doe^Jane.npy"], "output": "m.model", "init": "start.model",
                                             "steps": 3, "batch": 2, "region": "none"}))  # fmt: skip
@@ -217,7 +227,8 @@ from Speckle2SelfLib.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
     command = [sys.executable, "-c", code, "train", "Doe^Jane.npy", "--output", "m.model", "--init", "start.model",
-               "--preset", "adapt", "--batch", "2", "--steps", "100000", "--region", "none", "--resume", "--report", "1"]  # fmt: skip
+               "--preset", "adapt", "--batch", "2", "--steps", "100000", "--region", "none", "--resume",
+               "--report", "1"]  # fmt: skip
     chance, reached = random.Random(0), 0
     for _ in range(4):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
