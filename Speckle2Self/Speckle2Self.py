@@ -2,7 +2,6 @@
 
 import logging
 import time
-from pathlib import Path
 from typing import Annotated, Union
 
 import numpy as np
@@ -28,7 +27,6 @@ from slicer.util import VTKObservationMixin
 from Speckle2SelfLib.config import Cancelled, InputError
 from Speckle2SelfSlicer import dependencies, scene
 
-MODELS = Path(__file__).parent / "Resources" / "Models"
 # Slicer binds node selectors to typing.Union alone (not to A | B), and stores "no node" only where None is
 # one of them.
 UltrasoundNode = Union[  # noqa: UP007
@@ -205,15 +203,15 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         return Speckle2SelfParameterNode(super().getParameterNode())
 
     def models(self) -> list[str]:
-        """Names that `process` takes as `model`: the bundled models first, then the classical filters."""
-        bundled = sorted(
-            (path.stem for path in MODELS.glob("*.safetensors")), key=lambda name: (name != "default", name)
-        )
+        """Names that `process` takes as `model`: the bundled models first, the user's, the classical filters."""
+        from Speckle2SelfLib import library
+
+        networks = [*library.bundled_models(), *(n for n in library.own_models() if n not in library.bundled_models())]
         if dependencies.missing():  # the filters need them; Apply installs them
-            return bundled
+            return networks
         from Speckle2SelfLib.filters import FILTERS
 
-        return [*bundled, *FILTERS]
+        return [*networks, *FILTERS]
 
     def process(
         self,
@@ -251,7 +249,7 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         """
         from Speckle2SelfLib import volumes
 
-        inputNode, outputNode = self._node(inputNode), self._node(outputNode)
+        inputNode, outputNode = scene.find(inputNode), scene.find(outputNode)
         source = scene.source(inputNode)
         scene.checkOutput(source, outputNode)
         stack = scene.read(source)
@@ -268,15 +266,6 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         seconds = time.perf_counter() - started
         logging.info(f"Despeckled '{inputNode.GetName()}' into '{node.GetName()}' in {seconds:.1f} s.")
         return node
-
-    def _node(self, node):
-        """A node as it is, or the one with that id or name."""
-        if not isinstance(node, str):
-            return node
-        found = slicer.mrmlScene.GetNodeByID(node) or slicer.mrmlScene.GetFirstNodeByName(node)
-        if found is None:
-            raise InputError(f"There is no node with the id or name '{node}' in the scene.")
-        return found
 
     def _engine(self, model, strength, gamma, region, device, cancelled):
         """The despeckling of frames with everything settled but its progress."""

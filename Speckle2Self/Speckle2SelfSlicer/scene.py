@@ -14,6 +14,7 @@ import slicer
 import vtk
 from vtk.util.numpy_support import get_vtk_array_type, vtk_to_numpy
 
+from Speckle2SelfLib import volumes
 from Speckle2SelfLib.config import InputError
 
 ORIGINAL = "DICOM.instanceUIDs"  # says that a node is what these files hold; a result is not
@@ -143,6 +144,25 @@ def read(source: Source) -> np.ndarray:
             stack = np.empty((len(source.volumes), *shape), voxels.dtype)
         stack[number] = voxels
     return stack
+
+
+def find(node):
+    """A node as it is, or the one with that id or name; InputError where there is none."""
+    if not isinstance(node, str):
+        return node
+    found = slicer.mrmlScene.GetNodeByID(node) or slicer.mrmlScene.GetFirstNodeByName(node)
+    if found is None:
+        raise InputError(f"There is no node with the id or name '{node}' in the scene.")
+    return found
+
+
+def frames(node) -> np.ndarray:
+    """All frames (N, H, W[, C]) of what a node stands for; volumes are cut along their axis of acquisition."""
+    recording = source(node)
+    stack = read(recording)
+    (axis,) = volumes.slicing_axes(stack.shape[1:4], recording.spacing, "auto")
+    cut = np.moveaxis(stack, 1 + axis, 1)  # (T, slices, H, W[, C])
+    return cut.reshape(-1, *cut.shape[2:])
 
 
 def _at(source: Source, number: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -21,6 +22,37 @@ from Speckle2SelfLib.config import InputError, Job, from_dict
 
 from .processes import Child
 
+SCRIPTS = {
+    "run.sh": """#!/bin/sh
+# Trains on this machine; needs the core: pip install speckle2self, or the sources' folder.
+# DEVICES=4 ./run.sh takes four processes, each with a GPU of its own where there are GPUs.
+# Stopped in whatever way, it goes on from its last checkpoint when called again. The result is model.safetensors.
+set -e
+cd "$(dirname "$0")"
+exec "${PYTHON:-python3}" -m torch.distributed.run --standalone --max-restarts 3 --nproc-per-node "${DEVICES:-1}" \\
+  -m Speckle2SelfLib train --job job.json --resume
+""",
+    "run-hosts.sh": """#!/bin/sh
+# Trains on several machines that share this folder: call it on each, with the same HEAD (one of them) and HOSTS.
+# HEAD=node1 HOSTS=2 DEVICES=4 ./run-hosts.sh
+set -e
+cd "$(dirname "$0")"
+exec "${PYTHON:-python3}" -m torch.distributed.run --nnodes "${HOSTS:?}" --nproc-per-node "${DEVICES:-1}" \\
+  --max-restarts 3 --rdzv-id speckle2self --rdzv-backend c10d --rdzv-endpoint "${HEAD:?}:${PORT:-29500}" \\
+  -m Speckle2SelfLib train --job job.json --resume
+""",
+    "run.slurm": """#!/bin/sh
+#SBATCH --job-name=speckle2self
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=4
+#SBATCH --time=04:00:00
+#SBATCH --signal=TERM@60
+# An example for SLURM: fit the lines above to the cluster, then: sbatch run.slurm
+export HEAD="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" HOSTS="$SLURM_NNODES" DEVICES=4
+srun ./run-hosts.sh
+""",
+}
 GONE = "The training process ended unexpectedly (exit code {code}). Resume goes on from the last checkpoint.{last}"
 
 
@@ -38,6 +70,11 @@ class TrainingJob:
         self.state, self.message, self.model, self.worse = "waiting", "", None, ""
         self.settings, self.reports = {}, []
         self._python, self._child = python, None
+        self.trainer: Trainer | None = None
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Blocks until the run has ended; False if it has not after `seconds`."""
+        return self.trainer.wait(self, seconds)
 
     @property
     def preview(self) -> Path:
@@ -141,6 +178,7 @@ class Trainer:
         self._python = python
         self.jobs: list[TrainingJob] = []
         self._listeners: dict[TrainingJob, Callable] = {}
+        self._estimates: list[Estimate] = []
 
     def add(self, name: str, recordings: list[np.ndarray], job: Job, held_out=(), listener=None) -> TrainingJob:
         """A run on recordings (N, H, W[, C]), which are kept as files without names until the run has ended.
@@ -152,20 +190,23 @@ class Trainer:
             raise InputError(f"There is an unfinished run '{name}'; resume or remove it, or choose another name.")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            inputs = write_recordings(folder, "recording", recordings)
-            held_out = write_recordings(folder, "held-out", held_out)
-            job = replace(job, inputs=inputs, held_out=held_out, output="model.safetensors", preview="preview.png")
-            (folder / "job.json").write_text(json.dumps(asdict(job), indent=1))
+            job = write_job(folder, recordings, job, held_out)
             (folder / "name.txt").write_text(name)
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from error
         new = TrainingJob(name, folder, job, self._python)
+        new.trainer = self
         self.jobs.append(new)
         if listener:
             self._listeners[new] = listener
         self.poll()
         return new
+
+    def estimate(self, recordings, job: Job, held_out, listener) -> Estimate:
+        """Measures what a run would take; `listener` is called from `poll` with a dict or an InputError."""
+        self._estimates.append(Estimate(recordings, replace(job, estimate=True), held_out, listener, self._python))
+        return self._estimates[-1]
 
     def unfinished(self) -> list[TrainingJob]:
         """Runs that an earlier session left behind; each is then among `jobs`, stopped."""
@@ -180,6 +221,7 @@ class Trainer:
             except (OSError, ValueError):
                 continue
             left = TrainingJob(name, path.parent, replace(job, output="model.safetensors"), self._python)
+            left.trainer = self
             left.state, left.reports = "stopped", [line for line in reports if "step" in line]
             self.jobs.append(left)
         return [job for job in self.jobs if job.resumable]
@@ -196,6 +238,7 @@ class Trainer:
             for report in job.poll():
                 if job in self._listeners:
                     self._listeners[job](job, report)
+        self._estimates = [estimate for estimate in self._estimates if not estimate.poll()]
         if not any(job.state == "running" for job in self.jobs):
             waiting = next((job for job in self.jobs if job.state == "waiting"), None)
             if waiting is not None:
@@ -219,8 +262,70 @@ class Trainer:
 
     def close(self) -> None:
         """Ends all processes at once; unfinished runs can be resumed."""
-        for job in self.jobs:
-            job.close()
+        for running in (*self.jobs, *self._estimates):
+            running.close()
+
+
+class Estimate:
+    """A short measured run in a process of its own, of which nothing is kept."""
+
+    def __init__(self, recordings, job: Job, held_out, listener, python=None):
+        self._folder = tempfile.TemporaryDirectory(prefix="speckle2self-")
+        self._listener = listener
+        write_job(Path(self._folder.name), recordings, job, held_out)
+        self._child = Child(
+            ["-m", "Speckle2SelfLib", "train", "--job", "job.json", "--listen"], python, self._folder.name
+        )
+
+    def poll(self) -> bool:
+        """Whether it has ended; then the listener has been told."""
+        if self._child.poll() is None:
+            return False
+        found = [line["estimate"] for line in self._child.lines() if "estimate" in line]
+        message = "".join(self._child.errors()[-1:]).removeprefix("speckle2self: ")
+        self.close()
+        self._listener(found[0] if found else InputError(message or "The estimate ended unexpectedly."))
+        return True
+
+    def close(self) -> None:
+        """Ends it at once."""
+        self._child.close()
+        self._folder.cleanup()
+
+
+def export(folder: Path, recordings, job: Job, held_out=()) -> Path:
+    """A run as a folder with its frames and with scripts that start it anywhere; see `SCRIPTS`.
+
+    The folder is made; one that exists must be empty. A model of the user's to start from is copied along. Raises
+    InputError.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is not empty; choose a new folder.")
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        start = library.own_models().get(job.init) if job.init else None
+        if start:
+            shutil.copyfile(start, folder / "start.safetensors")
+            job = replace(job, init="start.safetensors")
+        write_job(folder, recordings, replace(job, device="auto"), held_out)
+        for name, text in SCRIPTS.items():
+            (folder / name).write_text(text, newline="\n")
+            (folder / name).chmod(0o755)
+    except OSError as error:
+        if made:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from error
+    return folder
+
+
+def write_job(folder: Path, recordings, job: Job, held_out=()) -> Job:
+    """The frames of a run and its `job.json`, with paths as seen from the folder."""
+    inputs = write_recordings(folder, "recording", recordings)
+    held_out = write_recordings(folder, "held-out", held_out)
+    job = replace(job, inputs=inputs, held_out=held_out, output="model.safetensors", preview="preview.png")
+    (folder / "job.json").write_text(json.dumps(asdict(job), indent=1))
+    return job
 
 
 def slug(name: str) -> str:

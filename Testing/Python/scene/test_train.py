@@ -1,0 +1,143 @@
+"""SpeckleTrain's logic on real MRML with real child processes."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from Speckle2SelfLib import checkpoint, library
+from Speckle2SelfLib.config import InputError, ModelConfig
+from Speckle2SelfLib.network import build
+
+slicer = pytest.importorskip("slicer")
+
+FRAMES = np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def logic(slicer_app, tmp_path, monkeypatch):
+    """SpeckleTrain's logic with a home of its own, in which there is a small model `start`."""
+    monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    from Speckle2SelfSlicer.trainer import Trainer
+    from SpeckleTrain import SpeckleTrainLogic
+
+    model = ModelConfig(width=4, grain=(0.75, 1.7))
+    (tmp_path / "home" / "models").mkdir(parents=True)
+    checkpoint.save(library.own_path("start"), model, build(model), {})
+    logic = SpeckleTrainLogic(Trainer())
+    yield logic
+    logic.trainer.close()
+    SpeckleTrainLogic._trainer = None
+
+
+@pytest.fixture
+def volume(slicer_app):
+    return slicer.util.addVolumeFromArray(FRAMES, name="Doe^Jane")
+
+
+def test_a_recording_in_the_scene_becomes_a_model_that_despeckles(logic, volume):
+    before = slicer.mrmlScene.GetNumberOfNodes()
+    job = logic.start([volume], preset="adapt", init="start", steps=4, region="none")
+    assert job.wait(90) and job.state == "done", job.message
+    assert job.model == "Doe_Jane adapt"
+    assert slicer.mrmlScene.GetNumberOfNodes() == before, "only showProgress touches the scene"
+    assert np.array_equal(slicer.util.arrayFromVolume(volume), FRAMES)
+    output = slicer.util.getModuleLogic("Speckle2Self").process(volume, model=job.model, region="none")
+    assert output.GetName() == "Doe^Jane despeckled"
+    assert job.model in slicer.util.getModuleLogic("Speckle2Self").models()
+
+
+def test_curves_and_previews_are_nodes_that_are_kept_up_to_date(logic, volume):
+    job = logic.start([volume], init="start", steps=60, region="none", name="Mine")
+    while len(job.reports) < 3:
+        logic.poll()
+    nodes = logic.showProgress(job)
+    count, rows = slicer.mrmlScene.GetNumberOfNodes(), nodes["table"].GetNumberOfRows()
+    assert rows >= 3 and nodes["loss"].GetNumberOfPlotSeriesNodes() == 4
+    assert nodes["figures"].GetNumberOfPlotSeriesNodes() == 3
+    names = [nodes["table"].GetColumnName(i) for i in range(nodes["table"].GetNumberOfColumns())]
+    assert names[0] == "step" and {"lattice", "consistency", "held-out lattice", "homogeneity"} <= set(names)
+    before, after = (slicer.util.arrayFromVolume(nodes[role]) for role in ("before", "after"))
+    assert before.shape == after.shape == (1, 96, 96) and before.std() > 10, "at the model's grain"
+    assert job.wait(90) and job.state == "done", job.message
+    again = logic.showProgress(job)
+    assert again == nodes and slicer.mrmlScene.GetNumberOfNodes() == count
+    assert nodes["table"].GetNumberOfRows() == len(job.reports) > rows
+    compared = logic.compare("Mine")
+    assert compared.GetColumnName(2) == "trained" and compared.GetNumberOfRows() == 5
+
+
+def test_the_preview_is_the_picture_of_a_frame_upright(logic, volume, tmp_path):
+    from imageio.v3 import imwrite
+
+    from SpeckleTrain import _runNodes, _updatePreview
+
+    picture = np.zeros((40, 60), np.uint8)
+    picture[:5, :7] = 200
+    imwrite(tmp_path / "preview.png", picture)
+    nodes = _runNodes(slicer.mrmlScene, "x")
+    _updatePreview(nodes, tmp_path / "preview.png")
+    before = slicer.util.arrayFromVolume(nodes["before"])[0]
+    assert before.shape == (40, 30) and before[:5, :7].min() == 200 and before[5:].max() == 0
+    ras = nodes["before"]
+    import vtk
+
+    matrix = vtk.vtkMatrix4x4()
+    ras.GetIJKToRASMatrix(matrix)
+    assert matrix.GetElement(1, 1) < 0 and matrix.GetElement(0, 0) < 0, "first row anterior, first column to the right"
+
+
+def test_what_cannot_be_trained_on_is_refused(logic, volume):
+    empty = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Empty")
+    for nodes, options, expected in (
+        ([], {}, "nothing to train on"),
+        (["nobody"], {}, "no node"),
+        ([empty], {}, "no image data"),
+        ([volume], {"preset": "fast"}, "Unknown preset"),
+        ([volume], {"steps": 3, "minutes": 1.0}, "not both"),
+        ([volume], {"heldOut": [volume]}, "held out at once"),
+    ):
+        with pytest.raises(InputError, match=expected):
+            logic.start(nodes, **options)
+    assert logic.trainer.jobs == [] and not logic.trainer.folder.exists()
+
+
+def test_the_scene_may_be_closed_while_a_run_goes_on(logic, volume):
+    job = logic.start([volume], init="start", steps=30, region="none")
+    slicer.mrmlScene.Clear()
+    assert job.wait(90) and job.state == "done", job.message
+
+
+def test_what_training_would_take_is_told(logic, volume):
+    told = []
+    logic.estimate([volume], told.append, init="start", region="none", steps=50)
+    logic.estimate([slicer.util.addVolumeFromArray(FRAMES * 0, name="flat")], told.append, init="start")
+    while len(told) < 2:
+        logic.poll()
+    estimate, refused = sorted(told, key=lambda x: isinstance(x, InputError))
+    assert estimate["steps"] == 50 and estimate["frames"] == 13 and estimate["minutes"] > 0
+    assert "Nothing can be learnt" in str(refused)
+    assert logic.trainer.jobs == []
+
+
+def test_an_exported_run_trains_elsewhere_and_its_result_comes_back(logic, volume, tmp_path):
+    folder = logic.exportJob([volume], tmp_path / "job", preset="adapt", init="start", steps=3, region="none")
+    content = {path.name for path in folder.iterdir()}
+    assert content == {"job.json", "recording-1.npy", "start.safetensors", "run.sh", "run-hosts.sh", "run.slurm"}
+    text = (folder / "job.json").read_text()
+    assert "Doe" not in text and str(tmp_path) not in text
+    with pytest.raises(InputError, match="not empty"):
+        logic.exportJob([volume], folder)
+    with pytest.raises(InputError, match="no result"):
+        logic.importModel(folder)
+    for script in ("run.sh", "run-hosts.sh", "run.slurm"):
+        assert subprocess.run(["sh", "-n", folder / script]).returncode == 0
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
+    done = subprocess.run([folder / "run.sh"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["model"] == "model.safetensors"
+    assert logic.importModel(folder, "from afar") == "from afar"
+    assert "from afar" in library.own_models()
