@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,8 @@ def despeckle(
     device: str = "auto",
     precision: torch.dtype | None = None,
     grain: tuple[float, float] | None = None,
+    mapping: tuple[float, float] | None = None,
+    output: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> np.ndarray:
@@ -70,6 +73,9 @@ def despeckle(
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         precision: torch.float32 or torch.bfloat16; None: what this device does faster, by measurement.
         grain: the speckle's grain (axial, lateral) in pixels; None: estimated once for the recording.
+        mapping: the grey values that the model takes for 0 and 1; None: found once for the recording.
+        output: an array of the frames' shape and type to write into, complete as far as `progress` told; None: a new
+            one.
         progress: called with (frames done, frames).
         cancelled: asked before each block of frames; True raises Cancelled.
 
@@ -86,16 +92,16 @@ def despeckle(
     if not callable(model) and not isinstance(model, Model):
         model = load_model(model)
     engine = _filter_engine(model) if callable(model) else _network_engine(model, choose_device(device), precision)
-    output = stack.copy()
-    low, high = grey_mapping(stack, region)
+    output = _copied(frames, output)
+    low, high = grey_mapping(stack, region) if mapping is None else mapping
     if not region.any() or high <= low or strength == 0:
         if progress:
             progress(len(stack), len(stack))
-        return output.reshape(frames.shape)
+        return output
 
     rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
     box = (slice(None), slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    cut, region, result = stack[box], region[box[1:]], output[box]
+    cut, region, result = stack[box], region[box[1:]], output.reshape(stack.shape)[box]
     if grain is None and isinstance(model, Model) and model.config.grain is not None:
         grain = estimate_grain(luminance(cut[:: max(1, len(cut) // 8)]), region)
     each = isinstance(model, Model) and model.config.normalisation == "frame"
@@ -128,7 +134,17 @@ def despeckle(
         _write(result[start : start + block], part, before, after, change, bounds)
         if progress:
             progress(min(start + block, len(cut)), len(cut))
-    return output.reshape(frames.shape)
+    return output
+
+
+def _copied(frames: np.ndarray, output: np.ndarray | None) -> np.ndarray:
+    """The frames in a new array, or in `output`; contiguous."""
+    if output is None:
+        return np.array(frames, order="C")
+    if output.shape != frames.shape or output.dtype != frames.dtype or not output.flags.c_contiguous:
+        raise InputError(f"The output is no contiguous array of {frames.dtype} of shape {frames.shape}.")
+    np.copyto(output, frames)
+    return output
 
 
 def _checked(frames, region) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
@@ -174,13 +190,23 @@ def _value_range(frames: np.ndarray) -> tuple[float, float]:
 def _without_gaps(values: np.ndarray, region: np.ndarray, finite: np.ndarray) -> np.ndarray:
     """(N, H, W) with all that is outside the region or not finite replaced by the nearest pixel that is neither."""
     if finite.all():
-        return fill_outside(values, region)
+        if region.all():
+            return values
+        nearest = _nearest(region.tobytes(), region.shape)
+        return values.reshape(len(values), -1).take(nearest, axis=1).reshape(values.shape)
     return np.concatenate(
         [
             fill_outside(v[None], region & f) if (region & f).any() else np.zeros_like(v[None])
             for v, f in zip(values, finite, strict=True)
         ]
     )
+
+
+@lru_cache(maxsize=4)  # looked for once, not in each block of a cine and each frame of a live image
+def _nearest(inside: bytes, shape: tuple[int, int]) -> np.ndarray:
+    """For each pixel of a mask of `shape`, as bytes, the flat index of the nearest pixel inside."""
+    indices = np.arange(shape[0] * shape[1], dtype=np.int32).reshape(1, *shape)
+    return fill_outside(indices, np.frombuffer(inside, bool).reshape(shape)).ravel()
 
 
 def _write(result, part, before, after, change, bounds) -> None:

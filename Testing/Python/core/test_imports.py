@@ -11,7 +11,7 @@ RANKS = [
     {"checkpoint", "region", "simulation", "metrics", "filters", "files"},
     {"library"},
     {"despeckling"},
-    {"training"},
+    {"training", "worker_process"},
     {"runs"},
     {"__main__"},
 ]

@@ -1,0 +1,317 @@
+"""The child process that holds the models: jobs and live streams as JSON lines, arrays in shared memory.
+
+`python -m Speckle2SelfLib.worker_process` reads one request per line from standard input and ends when that closes. The
+parent alone makes and frees shared memory; it asks, and the child answers {"event": ..., "job" or "stream": number}.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import queue
+import sys
+import threading
+import time
+from contextlib import suppress
+
+import numpy as np
+
+SLOTS = 3  # frames of a stream in shared memory, on either side
+HEADER = 2 * SLOTS + 1  # int64: the newest pushed number, then the number in each slot: inputs, outputs
+KEPT = 4  # models that stay loaded
+
+
+def layout(*arrays: tuple[tuple[int, ...], str]) -> tuple[list[int], int]:
+    """Where arrays of these (shape, dtype) begin in one block, and the block's size; bytes, aligned to 64."""
+    starts, end = [], 0
+    for shape, dtype in arrays:
+        starts.append(end)
+        size = np.dtype(dtype).itemsize
+        for length in shape:
+            size *= int(length)
+        end += -(-size // 64) * 64
+    return starts, max(end, 64)
+
+
+def views(block, *arrays: tuple[tuple[int, ...], str]) -> list[np.ndarray]:
+    """The arrays of `layout` in a block; they keep the block alive."""
+    starts, _ = layout(*arrays)
+    return [
+        np.ndarray(shape, dtype, buffer=block, offset=start)
+        for start, (shape, dtype) in zip(starts, arrays, strict=True)
+    ]
+
+
+def job_arrays(shape, dtype) -> list:
+    """What a job's block holds: input, output, region (found by the child, or given)."""
+    return [(tuple(shape), dtype), (tuple(shape), dtype), (tuple(shape[1:3]), "bool")]
+
+
+def stream_arrays(shape, dtype) -> list:
+    """What a stream's block holds: header, input slots, output slots, region."""
+    frames = (SLOTS, *shape)
+    return [((HEADER,), "int64"), (frames, dtype), (frames, dtype), (tuple(shape[:2]), "bool")]
+
+
+def attach(name: str, inode: int, size: int) -> mmap.mmap:
+    """The parent's block: a file (of memory, where the system has such), on Windows a named block."""
+    if os.name == "nt":
+        return mmap.mmap(-1, size, tagname=name)
+    handle = os.open(name, os.O_RDWR)
+    try:
+        if os.fstat(handle).st_ino != inode:  # the parent has given the block up, and uses the name for another file
+            raise FileNotFoundError(name)
+        return mmap.mmap(handle, size)
+    finally:
+        os.close(handle)
+
+
+class Stream:
+    """A live image: what was found in its first usable frame serves all that follow, so that nothing flickers."""
+
+    def __init__(self, server: Server, request: dict):
+        self.number, self.request = request["stream"], request
+        arrays = stream_arrays(request["shape"], request["dtype"])
+        block = attach(*request["memory"], layout(*arrays)[1])
+        self.header, self.inputs, self.outputs, self.region = views(block, *arrays)
+        self.last, self.fixed = request["last"], None
+        self.engine, self.options, self.about = server.engine(request)
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is a frame newer than the last one."""
+        return int(self.header[0]) > self.last
+
+    def newest(self) -> tuple[int, np.ndarray]:
+        """A copy of the newest frame and its number; one that the parent overwrites meanwhile is left for its heir."""
+        while True:
+            number = int(self.header[0])
+            slot = number % SLOTS
+            frame = self.inputs[slot].copy()
+            if int(self.header[1 + slot]) == number:
+                return number, frame
+            time.sleep(2e-4)
+
+    def step(self) -> tuple[int, float]:
+        """Despeckles the newest frame; returns its number and the seconds that it took."""
+        self.last, frame = self.newest()
+        started = time.perf_counter()
+        result = self._despeckled(frame)
+        slot = self.last % SLOTS
+        self.header[1 + SLOTS + slot] = 0
+        self.outputs[slot] = result
+        self.header[1 + SLOTS + slot] = self.last
+        return self.last, time.perf_counter() - started
+
+    def _despeckled(self, frame: np.ndarray) -> np.ndarray:
+        from .despeckling import despeckle
+
+        colours = frame[..., :3] if frame.ndim == 3 else frame
+        colours = colours[np.isfinite(colours)] if frame.dtype.kind == "f" else colours
+        if colours.size == 0 or colours.min() == colours.max():
+            return frame  # black, as before the probe touches: nothing to find, nothing to do
+        region, options = self.fixed or self._find(frame[None])
+        if not region.any():
+            return frame
+        self.fixed = region, options
+        return despeckle(frame[None], self.engine, region=region, **options, **self.options)[0]
+
+    def _find(self, frames: np.ndarray) -> tuple[np.ndarray, dict]:
+        from .despeckling import Model
+        from .frames import grey_mapping, luminance
+        from .perturbation import estimate_grain
+        from .region import detect
+
+        region = self.request["region"]
+        if region == "given":
+            region = self.region.copy()
+        else:
+            region = np.ones(frames.shape[1:3], bool) if region is None else detect(frames)
+        self.region[...] = region
+        if not region.any():
+            return region, {}
+        options = {"mapping": grey_mapping(frames, region)}
+        if isinstance(self.engine, Model) and self.engine.config.grain is not None:
+            rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
+            box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+            options["grain"] = estimate_grain(luminance(frames[:, box[0], box[1]]), region[box])
+        return region, options
+
+
+class Server:
+    """Takes requests from `lines`, answers through `say`. One job at a time; streams go on between its blocks."""
+
+    def __init__(self, lines: queue.SimpleQueue, say):
+        self.lines, self.say = lines, say
+        self.models: dict = {}
+        self.streams: dict[int, Stream] = {}
+        self.jobs: list[dict] = []
+        self.cancelled: set[int] = set()
+
+    def run(self) -> None:
+        """Until standard input closes."""
+        while True:
+            self.listen(wait=not self.jobs and not any(stream.waits for stream in self.streams.values()))
+            self.serve_streams()
+            if self.jobs:
+                self.despeckle(self.jobs.pop(0))
+
+    def listen(self, wait: bool) -> None:
+        """Takes the requests at hand; `wait`: for one at least."""
+        with suppress(queue.Empty):
+            while True:
+                request = self.lines.get(block=wait)
+                wait = False
+                command = request["command"]
+                if command == "despeckle":
+                    self.jobs.append(request)
+                elif command == "cancel":
+                    self.cancelled.add(request["job"])
+                elif command == "stream":
+                    self.guarded(request, lambda request=request: self.open(request))
+                elif command == "stop":
+                    self.streams.pop(request["stream"], None)
+                elif command == "reset" and request["stream"] in self.streams:
+                    self.streams[request["stream"]].fixed = None
+
+    def engine(self, request: dict) -> tuple:
+        """The filter or `Model` of a request, the options of `despeckle` that belong to it, and both in words."""
+        from .devices import choose_device, choose_precision
+        from .filters import FILTERS
+
+        options = {"strength": request["strength"], "gamma": request["gamma"]}
+        if request["model"] in FILTERS:
+            return FILTERS[request["model"]], options, {"device": "cpu", "precision": "float32"}
+        device = choose_device(request["device"])
+        precision = choose_precision(device)
+        options |= {"device": str(device), "precision": precision}
+        words = {"device": str(device), "precision": str(precision).removeprefix("torch.")}
+        return self.model(request["model"]), options, words
+
+    def model(self, name: str):
+        """A model, loaded anew only if its file has changed."""
+        from .despeckling import load_model
+        from .library import models
+
+        path = models().get(name, name)
+        try:
+            status = os.stat(path)
+            key = (str(path), status.st_mtime_ns, status.st_size)
+        except OSError:
+            return load_model(name)  # says what is wrong
+        if key not in self.models:
+            while len(self.models) >= KEPT:
+                del self.models[next(iter(self.models))]
+            self.models[key] = load_model(path)
+        return self.models[key]
+
+    def open(self, request: dict) -> None:
+        """Starts a stream."""
+        stream = Stream(self, request)
+        self.streams[stream.number] = stream
+        self.say(event="open", stream=stream.number, **stream.about)
+
+    def serve_streams(self) -> None:
+        """One frame of each stream that has a new one."""
+        for stream in list(self.streams.values()):
+            if stream.waits:
+                self.guarded(stream.request, lambda stream=stream: self.step(stream))
+
+    def step(self, stream: Stream) -> None:
+        """One frame."""
+        number, seconds = stream.step()
+        self.say(event="frame", stream=stream.number, number=number, seconds=seconds)
+
+    def despeckle(self, request: dict) -> None:
+        """One job."""
+        self.guarded(request, lambda: self._despeckle(request))
+        self.cancelled.discard(request["job"])
+        if not self.streams:
+            self.free()
+
+    def _despeckle(self, request: dict) -> None:
+        from .despeckling import _checked, despeckle
+
+        arrays = job_arrays(request["shape"], request["dtype"])
+        frames, output, region = views(attach(*request["memory"], layout(*arrays)[1]), *arrays)
+        model, options, words = self.engine(request)
+        _, region[...], _ = _checked(frames, region if request["region"] == "given" else request["region"])
+        self.say(event="started", job=request["job"], **words)
+        started = told = time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            nonlocal told
+            now = time.monotonic()
+            if done == total or now > told + 0.02:
+                told = now
+                self.say(event="progress", job=request["job"], done=done, seconds=now - started)
+
+        def cancelled() -> bool:
+            self.listen(wait=False)
+            self.serve_streams()
+            return request["job"] in self.cancelled
+
+        despeckle(frames, model, region=region, output=output, progress=progress, cancelled=cancelled, **options)
+        self.say(event="done", job=request["job"])
+
+    def guarded(self, request: dict, work) -> None:
+        """Does `work`; what goes wrong becomes an answer, and ends the request."""
+        from .config import Cancelled, InputError
+
+        kind = "job" if "job" in request else "stream"
+        answer = {}
+        try:
+            work()
+            return
+        except Cancelled:
+            answer = {"event": "cancelled"}
+        except InputError as error:
+            answer = {"event": "failed", "message": str(error)}
+        except Exception as error:
+            if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate" in str(error):
+                where = "the graphics card" if "CUDA" in str(error) or "MPS" in str(error) else "this computer"
+                text = f"There is not enough memory on {where}; close other programs, or choose another device."
+            else:
+                import traceback
+
+                traceback.print_exc()
+                text = f"Despeckling failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            answer = {"event": "failed", "message": text[:500]}
+        self.streams.pop(request.get("stream"), None)
+        self.free()
+        self.say(**answer, **{kind: request[kind]})
+
+    @staticmethod
+    def free() -> None:
+        """Gives the graphics card's unused memory back."""
+        torch = sys.modules.get("torch")
+        if torch and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+
+def main() -> None:
+    """Serves until standard input closes: the parent has closed it, or has ended in whichever way."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)  # a library's own print is no answer
+    lines: queue.SimpleQueue = queue.SimpleQueue()
+
+    def read() -> None:
+        try:
+            for line in sys.stdin.buffer:
+                lines.put(json.loads(line))
+        finally:
+            os._exit(0)
+
+    def say(**answer) -> None:
+        answers.write(json.dumps(answer) + "\n")
+
+    say(event="ready", pid=os.getpid())
+    threading.Thread(target=read, daemon=True).start()
+    with suppress(ImportError):  # told when the first request needs it
+        from . import despeckling, filters  # noqa: F401
+    Server(lines, say).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,358 @@
+"""The despeckling process: same results, progress, cancel, crashes, nonsense, live streams; nothing left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from Speckle2SelfLib.config import InputError
+from Speckle2SelfLib.despeckling import despeckle
+from Speckle2SelfLib.filters import FILTERS
+from Speckle2SelfSlicer.worker import Worker, _Block
+
+RNG = np.random.default_rng(0)
+FRAMES = RNG.rayleigh(40, (6, 48, 64)).clip(1, 255).astype(np.uint8)
+MANY = np.concatenate([FRAMES] * 100)  # takes long by "nlm", in blocks of some seconds
+WIDE = RNG.rayleigh(40, (40, 512, 640)).clip(1, 255).astype(np.uint8)  # takes long in blocks of 3 frames
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """One process for the tests that do not end it."""
+    worker = Worker()
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def worker():
+    worker = Worker()
+    yield worker
+    worker.close()
+
+
+def until(worker, condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        worker.poll()
+        time.sleep(0.005)
+
+
+def finish(worker, job):
+    until(worker, lambda: job.ended)
+    return job
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def mapped():
+    """Bytes of shared blocks that this process holds."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    spans = [line.split()[0].split("-") for line in lines if "memfd:Speckle2Self" in line]
+    return sum(int(end, 16) - int(start, 16) for start, end in spans)
+
+
+def test_the_process_gives_what_a_direct_call_gives(shared):
+    job = finish(shared, shared.despeckle(FRAMES))
+    assert (job.state, job.message, job.done, job.total) == ("done", "", 6, 6)
+    assert job.rate > 0 and job.device and job.precision in ("float32", "bfloat16") and job.region.shape == (48, 64)
+    assert np.array_equal(job.output, despeckle(FRAMES, precision=getattr(torch, job.precision)))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32", "float64"])
+def test_filters_masks_colours_and_types(shared, dtype):
+    frames = FRAMES[..., None].repeat(3, -1).astype(dtype)
+    region = np.zeros((48, 64), bool)
+    region[8:40, 8:50] = True
+    job = finish(shared, shared.despeckle(frames, model="median", region=region, strength=0.5, gamma=1.5))
+    assert job.state == "done" and (job.region == region).all() and job.output.dtype == dtype
+    expected = despeckle(frames, FILTERS["median"], region=region, strength=0.5, gamma=1.5)
+    assert np.array_equal(job.output, expected)
+
+
+def test_frames_are_filled_in_place_and_two_jobs_take_turns(shared):
+    first, second = shared.allocate(FRAMES.shape, np.uint8), shared.allocate(FRAMES.shape, np.uint8)
+    for job in (first, second):
+        for row, frame in zip(job.input, FRAMES, strict=True):
+            row[...] = frame
+        shared.start(job, {"model": "median"})
+    assert (first.state, second.state) == ("running", "waiting")
+    finish(shared, second)
+    assert first.state == "done" and np.array_equal(first.output, second.output)
+
+
+def test_errors_are_one_sentence_and_the_process_stays(shared):
+    pid = shared.pid
+    job = finish(shared, shared.despeckle(np.full_like(FRAMES, 7)))
+    assert job.state == "failed" and "constant" in job.message
+    job = finish(shared, shared.despeckle(FRAMES, model="no such"))
+    assert job.state == "failed" and "no model 'no such'" in job.message
+    job = finish(shared, shared.despeckle(FRAMES, strength=float("nan")))
+    assert job.state == "failed" and "strength" in job.message
+    assert shared.pid == pid
+    for request in ({"model": lambda frames: frames}, {"region": np.ones((3, 3))}, {"speed": 1}):
+        with pytest.raises(InputError):
+            shared.despeckle(FRAMES, **request)
+    for frames in (FRAMES[0], FRAMES.astype(complex), FRAMES[:0]):
+        with pytest.raises(InputError):
+            shared.despeckle(frames)
+    with pytest.raises(InputError, match="memory"):
+        shared.allocate((10**7, 10**6, 10**5), np.float64)
+
+
+def test_a_result_grows_block_by_block_and_is_cancelled_between_blocks(shared):
+    job = shared.despeckle(WIDE, model="median")
+    until(shared, lambda: job.done)
+    assert job.done < len(WIDE) and job.seconds_left > 0
+    assert (job.output[: job.done] != WIDE[: job.done]).any(axis=(1, 2)).all()
+    shared.cancel(job)
+    started = time.monotonic()
+    finish(shared, job)
+    assert job.state == "cancelled" and time.monotonic() - started < 1
+    assert finish(shared, shared.despeckle(FRAMES, model="median")).state == "done"
+
+
+def test_cancel_ends_a_process_that_does_not_hear(worker):
+    job = worker.despeckle(MANY, model="nlm")
+    waiting = worker.despeckle(FRAMES, model="median")
+    until(worker, lambda: job.region is not None)
+    time.sleep(0.1)
+    pid = worker.pid
+    worker.cancel(job)
+    started = time.monotonic()
+    until(worker, lambda: job.ended and not alive(pid))
+    assert job.state == "cancelled" and time.monotonic() - started < 1
+    assert finish(worker, waiting).state == "done" and worker.pid != pid
+    late = worker.despeckle(MANY, model="nlm")
+    never = worker.despeckle(FRAMES)
+    worker.cancel(never)
+    assert never.state == "cancelled"
+    worker.close()
+    assert late.state == "cancelled" and worker.pid is None
+
+
+def test_a_killed_process_fails_its_job_and_the_next_job_gets_a_fresh_one(worker):
+    job = worker.despeckle(MANY, model="nlm")
+    until(worker, lambda: job.region is not None)
+    os.kill(worker.pid, signal.SIGKILL)
+    finish(worker, job)
+    assert job.state == "failed"
+    assert job.message == (
+        "The despeckling process ended unexpectedly (signal 9); nothing was changed. Apply again to start a fresh one."
+    )
+    assert finish(worker, worker.despeckle(FRAMES, model="median")).state == "done"
+
+
+@pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), 9)"])
+def test_the_process_ends_with_the_application(project, end):
+    code = f"""
+import os, sys, time
+sys.path.insert(0, {str(project / "Speckle2Self")!r})
+import numpy as np
+from Speckle2SelfSlicer.worker import Worker
+worker = Worker()
+job = worker.despeckle(np.random.default_rng(0).integers(0, 255, (600, 48, 64)).astype(np.uint8), model="nlm")
+while job.region is None:
+    worker.poll()
+    time.sleep(0.01)
+print(worker.pid, flush=True)
+{end}
+"""
+    before = set(os.listdir("/dev/shm"))
+    parent = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    pid = int(parent.stdout)
+    end = time.monotonic() + 2
+    while alive(pid):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert set(os.listdir("/dev/shm")) <= before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_released_memory_is_gone(worker):
+    assert mapped() == 0
+    handles = len(os.listdir("/proc/self/fd"))
+    jobs = [worker.despeckle(FRAMES, model="median") for _ in range(3)]
+    finish(worker, jobs[-1])
+    assert mapped() >= 6 * FRAMES.size
+    jobs[0].release()
+    jobs[0].release()
+    view = jobs[1].output
+    worker.close()
+    worker.close()
+    assert mapped() > 0 and view.any()  # a view that the caller still has stays good
+    del view
+    assert mapped() == 0 and len(os.listdir("/proc/self/fd")) <= handles
+
+
+def test_a_block_of_other_systems_is_a_file_that_goes(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    block = _Block(100)
+    name = Path(block.name[0])
+    assert name.stat().st_size == 100
+    block.hide()
+    assert not name.exists() and len(block.map) == 100
+
+
+ANSWERS = {
+    "garbage": b"hello\n",
+    "binary": bytes(range(256)) + b"\n",
+    "no dict": b"[1, 2]\n",
+    "deep": b"[" * 50000 + b"\n",
+    "endless": b"x" * 200000,
+    "too far": b'{"event": "progress", "job": 1, "done": 7, "seconds": 1}\n',
+    "no number": b'{"event": "progress", "job": 1, "done": "1", "seconds": 1}\n',
+    "infinite": b'{"event": "progress", "job": 1, "done": 1, "seconds": 1e999}\n',
+    "too early": b'{"event": "done", "job": 1}\n',
+    "another job": b'{"event": "done", "job": 2}\n',
+    "a stream": b'{"event": "frame", "stream": 8, "number": 1}\n',
+    "no event": b'{"job": 1}\n',
+    "no text": b'{"event": "failed", "job": 1, "message": [1]}\n',
+    "unknown": b'{"event": {"a": 1}, "job": 1}\n',
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_nonsense_fails_the_job_and_ends_the_process(answer, tmp_path):
+    script = tmp_path / "child.py"
+    script.write_text(
+        f"import sys, time\nsys.stdin.readline()\nsys.stdout.buffer.write({ANSWERS[answer]!r})\n"
+        "sys.stdout.flush()\ntime.sleep(60)\n"
+    )
+    worker = Worker(command=[sys.executable, "-S", str(script)])
+    try:
+        job = worker.despeckle(FRAMES)
+        pid = worker.pid
+        finish(worker, job)
+        assert job.state == "failed" and "cannot be understood" in job.message
+        until(worker, lambda: not alive(pid), 2)
+    finally:
+        worker.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ('import sys; sys.stdin.readline(); sys.stdout.write(\'{"event": "star\'); sys.exit(3)', "(exit code 3)"),
+        ("import sys; sys.exit('no room')", "It said: no room"),
+    ],
+)
+def test_a_process_that_ends_early_says_what_it_can(code, said):
+    worker = Worker(command=[sys.executable, "-S", "-c", code])
+    job = finish(worker, worker.despeckle(FRAMES))
+    assert job.state == "failed" and said in job.message
+    worker.close()
+
+
+def test_a_process_that_cannot_be_started():
+    worker = Worker(python="/no/such/python")
+    job = worker.despeckle(FRAMES)
+    assert job.state == "failed" and "could not be started" in job.message
+    worker.close()
+
+
+def test_poll_and_push_never_wait_for_a_silent_process(tmp_path):
+    worker = Worker(command=[sys.executable, "-S", "-c", "import time; time.sleep(60)"])
+    stream = worker.live((48, 64), np.uint8)
+    job = worker.despeckle(FRAMES)
+    longest = 0
+    for _ in range(300):
+        started = time.perf_counter()
+        stream.push(FRAMES[0])
+        stream.take()
+        longest = max(longest, time.perf_counter() - started)
+    assert longest < 0.2 and job.state == "running" and stream.pushed == 300
+    worker.cancel(job)
+    finish(worker, job)
+    worker.close()
+    assert (job.state, stream.state) == ("cancelled", "stopped")
+
+
+def test_a_stream_gives_every_frame_when_there_is_time(shared):
+    stream = shared.live((48, 64), np.uint8, {"model": "median", "region": None})
+    for number, frame in enumerate(FRAMES, 1):
+        assert stream.push(frame) == number
+        results = []
+        until(shared, lambda results=results: results.append(stream.take()) or results[-1])
+        image, took, latency = results[-1]
+        assert took == number and 0 < latency < 30 and image.shape == (48, 64) and (image != frame).any()
+        assert stream.take() is None
+    assert (stream.pushed, stream.done, stream.dropped) == (6, 6, 0)
+    assert stream.latency(50) <= stream.latency(95) and stream.region.all()
+    stream.stop()
+    stream.stop()
+    assert stream.state == "stopped" and stream.push(FRAMES[0]) == 6 and stream.take() is None
+
+
+def test_under_overload_older_frames_are_dropped_and_the_newest_comes(shared):
+    stream = shared.live((48, 64), np.uint8, {"model": "nlm"})
+    numbers = []
+    for count in range(200):
+        stream.push(FRAMES[count % 6])
+        result = stream.take()
+        numbers += [result.number] if result else []
+        time.sleep(0.002)
+    until(shared, lambda: stream._finished == 200)
+    assert stream.take().number == 200
+    assert numbers == sorted(set(numbers)) and stream.dropped > 20
+    assert stream.pushed == stream.done + stream.dropped
+    stream.stop()
+
+
+def test_a_stream_does_not_flicker(shared):
+    """The same frame, beside others that are darker or brighter, always gives the same result."""
+
+    def despeckled(frame):
+        stream.push(frame)
+        results = []
+        until(shared, lambda: results.append(stream.take()) or results[-1])
+        return results[-1].image
+
+    stream = shared.live((48, 64), np.uint8)
+    assert not despeckled(np.zeros_like(FRAMES[0])).any()  # a black start determines nothing
+    first = despeckled(FRAMES[0])
+    assert (first != FRAMES[0]).any()
+    despeckled(FRAMES[1] // 3)
+    half = FRAMES[0].copy()
+    half[:, 32:] //= 4  # one half darker: the other half is as it was, away from the border
+    assert np.abs(despeckled(half)[:, :8].astype(int) - first[:, :8]).max() <= 1
+    assert np.array_equal(despeckled(FRAMES[0]), first)
+    stream.reset()
+    assert np.array_equal(despeckled(FRAMES[0]), first)
+    wide = FRAMES[0].repeat(2, 1)
+    assert despeckled(wide).shape == wide.shape
+    stream.stop()
+
+
+def test_a_stream_goes_on_beside_a_job_and_after_its_process_was_ended(worker):
+    stream = worker.live((48, 64), np.uint8, {"model": "median"})
+    stream.push(FRAMES[0])
+    until(worker, lambda: stream.done == 1)
+    job = worker.despeckle(WIDE, model="median")
+    until(worker, lambda: job.done)
+    stream.push(FRAMES[1])
+    until(worker, lambda: stream.done == 2)
+    assert job.state == "running"
+    pid = worker.pid
+    os.kill(pid, signal.SIGSTOP)
+    worker.cancel(job)
+    finish(worker, job)
+    stream.push(FRAMES[2])
+    until(worker, lambda: stream.done == 3)
+    assert worker.pid != pid and stream.state == "running"
+    os.kill(worker.pid, signal.SIGKILL)
+    until(worker, lambda: stream.state == "failed")
+    assert "signal 9" in stream.message and stream.push(FRAMES[0]) == 3
+    stream.stop()
