@@ -78,7 +78,7 @@ class TrainingConfig:
 PRESETS = {
     "adapt": TrainingConfig(steps=400, learning_rate=3e-4, averaging=0.98, interval=50),
     "standard": TrainingConfig(steps=3000),
-    "default": TrainingConfig(steps=1500, simulated=4000),
+    "default": TrainingConfig(steps=2000, simulated=4000),
     "paper": TrainingConfig(recipe="published", steps=100_000, batch=16, crop=512, averaging=0.0),
 }
 

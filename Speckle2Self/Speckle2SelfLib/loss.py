@@ -7,6 +7,8 @@ from itertools import combinations
 import torch
 import torch.nn.functional as F
 
+ABSOLUTE = 0.005  # grey values from 0 to 1; errors above it count by their size, those below by their square
+
 
 def published_loss(predictions, views) -> dict[str, torch.Tensor]:
     """Reconstruction: MSE of each scale's prediction to its view. Consistency: L1 of each pair of predictions.
@@ -24,7 +26,8 @@ def disjoint_loss(predictions, views) -> dict[str, torch.Tensor]:
 
     lattice: the lattice's prediction against the sites, whose speckle is independent of it (Noise2Noise in one frame).
     consistency: the full-resolution network against that prediction, whose gradient is stopped. Where a simulated
-    frame brings its known truth, the network is held to it instead (`truth`).
+    frame brings its known truth, the network is held to it instead (`truth`), by absolute errors: what is doubtful is
+    then left out rather than painted faintly.
     """
     low, high = predictions.lattice.float(), predictions.frame.float()
     rows, columns = views.sites
@@ -32,5 +35,5 @@ def disjoint_loss(predictions, views) -> dict[str, torch.Tensor]:
     if views.truth is None:
         terms["consistency"] = F.mse_loss(high[..., rows, columns], low.detach())
     else:
-        terms["truth"] = F.mse_loss(high, views.truth)
+        terms["truth"] = F.smooth_l1_loss(high, views.truth, beta=ABSOLUTE)
     return terms

@@ -56,11 +56,12 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     graphics = _strokes(grey_values[len(chosen) // 2] - black, span)
     if moves:
         graphics |= _strokes(brightest - black, span)
-        # Light and still, while speckle changes by a fifth of its brightness and more.
+        # Light and still, while speckle changes by a fifth of its brightness and more, if the probe or tissue moves.
         level = (steady - black) / span
         frozen = change < 0.002
-        still = frozen | ((level > 0.15) & (change < 0.05 * level))
-        graphics |= still
+        light = lit & (level > 0.15)
+        usual = np.median(change[light] / level[light]) if light.any() else 0
+        graphics |= _without_specks(frozen | (light & (change < min(0.05, usual / 4) * level)))
     graphics = lit & (ndimage.binary_dilation(graphics) | (~grey(chosen).all(0) if frames.ndim == 4 else nothing))
     image = _image_parts(lit & ~graphics, graphics, change if moves else None)
     if not image.any():
@@ -74,6 +75,12 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
         graphics &= frozen | (level > 2 * ndimage.uniform_filter(level, 13))
     region &= ~ndimage.binary_dilation(graphics, iterations=2)
     return region if within is None else region & within
+
+
+def _without_specks(mask: np.ndarray, smallest: int = 6) -> np.ndarray:
+    """`mask` (H, W) without components of fewer pixels: of tissue that hardly moves, some pixels are still by chance."""
+    labels, _ = ndimage.label(mask, np.ones((3, 3)))
+    return mask & (np.bincount(labels.ravel()) >= smallest)[labels]
 
 
 def _strokes(values: np.ndarray, span: float) -> np.ndarray:
