@@ -20,6 +20,7 @@ from .perturbation import estimate_grain
 from .region import detect, grey
 
 BLOCK_PIXELS = 2**20  # pixels through the network at once: bounds the memory, whatever the cine's length
+BLOCK_PIXELS_CPU = 2**18  # no slower there, and a cancel is heard four times sooner
 TILE = 768  # pixels; larger images go through a network without normalisation layers in tiles
 SMALLEST = 8  # pixels, of either side of a frame
 
@@ -91,7 +92,8 @@ def despeckle(
         raise InputError(f"A gamma of {gamma} is outside 0.2 to 5.")
     if not callable(model) and not isinstance(model, Model):
         model = load_model(model)
-    engine = _filter_engine(model) if callable(model) else _network_engine(model, choose_device(device), precision)
+    place = torch.device("cpu") if callable(model) else choose_device(device)
+    engine = _filter_engine(model) if callable(model) else _network_engine(model, place, precision)
     output = _copied(frames, output)
     low, high = grey_mapping(stack, region) if mapping is None else mapping
     if not region.any() or high <= low or strength == 0:
@@ -105,7 +107,7 @@ def despeckle(
     if grain is None and isinstance(model, Model) and model.config.grain is not None:
         grain = estimate_grain(luminance(cut[:: max(1, len(cut) // 8)]), region)
     each = isinstance(model, Model) and model.config.normalisation == "frame"
-    block = max(1, BLOCK_PIXELS // region.size)
+    block = max(1, (BLOCK_PIXELS_CPU if place.type == "cpu" else BLOCK_PIXELS) // region.size)
     for start in range(0, len(cut), block):
         if cancelled and cancelled():
             raise Cancelled

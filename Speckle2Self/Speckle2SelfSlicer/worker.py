@@ -82,7 +82,7 @@ class _Child(Child):
 
 
 class _Block:
-    """Memory that a child attaches by `name` (path, inode); freed when the last array in it goes, and with this process.
+    """Memory that a child attaches by `name` (path, inode); freed when the last array in it goes, or this process.
 
     No multiprocessing.shared_memory: its tracker would start a second process of `sys.executable`, which in Slicer is
     the application. On Linux the memory has no name in any folder, so that nothing stays whoever is killed.

@@ -194,7 +194,7 @@ def test_memory_is_bounded_by_blocks(rng):
 
 
 def test_progress_counts_all_frames_and_cancel_stops_between_blocks(rng):
-    frames = rng.integers(0, 255, (9, 512, 512)).astype(np.uint8)
+    frames = rng.integers(0, 255, (9, 256, 256)).astype(np.uint8)
     steps = []
     despeckle(frames, nothing, region=None, progress=lambda done, total: steps.append((done, total)))
     assert steps == [(4, 9), (8, 9), (9, 9)]
@@ -234,3 +234,20 @@ def test_bad_input_is_refused_in_one_sentence(frames, options):
     with pytest.raises(InputError) as error:
         despeckle(frames, **{"model": nothing, "region": None, **options})
     assert "\n" not in str(error.value) and str(error.value).endswith(".")
+
+
+def test_the_result_can_go_into_the_callers_array(cine):
+    output = np.zeros_like(cine)
+    assert despeckle(cine, blur, output=output) is output
+    np.testing.assert_array_equal(output, despeckle(cine, blur))
+    one = np.zeros_like(cine[0])
+    np.testing.assert_array_equal(despeckle(cine[0], blur, output=one), one)
+    for wrong in (np.zeros_like(cine[:2]), cine.astype(float), np.zeros_like(cine)[:, :, ::-1]):
+        with pytest.raises(InputError, match="contiguous"):
+            despeckle(cine, blur, output=wrong)
+
+
+def test_with_a_given_mapping_a_frame_does_not_depend_on_its_neighbours(cine):
+    alone = despeckle(cine[1], blur, region=None, mapping=(0, 255))
+    together = despeckle(cine, blur, region=None, mapping=(0, 255))[1]
+    assert (alone != cine[1]).any() and np.abs(alone.astype(int) - together).max() == 0

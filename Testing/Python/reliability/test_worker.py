@@ -113,7 +113,7 @@ def test_errors_are_one_sentence_and_the_process_stays(shared):
 
 
 def test_a_result_grows_block_by_block_and_is_cancelled_between_blocks(shared):
-    job = shared.despeckle(WIDE, model="median")
+    job = shared.despeckle(WIDE, model="median", region=None)
     until(shared, lambda: job.done)
     assert job.done < len(WIDE) and job.seconds_left > 0
     assert (job.output[: job.done] != WIDE[: job.done]).any(axis=(1, 2)).all()
@@ -340,7 +340,7 @@ def test_a_stream_goes_on_beside_a_job_and_after_its_process_was_ended(worker):
     stream = worker.live((48, 64), np.uint8, {"model": "median"})
     stream.push(FRAMES[0])
     until(worker, lambda: stream.done == 1)
-    job = worker.despeckle(WIDE, model="median")
+    job = worker.despeckle(WIDE, model="median", region=None)
     until(worker, lambda: job.done)
     stream.push(FRAMES[1])
     until(worker, lambda: stream.done == 2)
