@@ -1,4 +1,4 @@
-"""The command line: speckle2self despeckle | train | evaluate | simulate."""
+"""The command line: speckle2self despeckle | train | evaluate | simulate | benchmark."""
 
 from __future__ import annotations
 
@@ -240,6 +240,17 @@ def simulate(arguments) -> None:
     replace_file(arguments.output, buffer.getvalue())
 
 
+def benchmark(arguments) -> None:
+    """Compares methods, trained on the same frames for the same time: quality.csv, quality.md and quality.png."""
+    from .benchmark import run
+
+    if arguments.minutes is not None and not 0 < arguments.minutes <= 10**4:
+        raise InputError(f"{arguments.minutes} minutes cannot be trained for.")
+    run(
+        arguments.output, quick=arguments.quick, real=arguments.real, minutes=arguments.minutes, device=arguments.device
+    )
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and options."""
     top = argparse.ArgumentParser(
@@ -304,6 +315,17 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--layout", help="phantom, vessel, layers, organ or flat (default: drawn)")
     one.add_argument("--geometry", default="linear", help="linear or sector (default: %(default)s)")
     one.add_argument("--seed", type=int, default=0, help="of all random choices (default: %(default)s)")
+
+    one = command(benchmark)
+    one.add_argument("output", help="the folder to write")
+    one.add_argument(
+        "--quick", action="store_true", help="in less than five minutes, with fewer frames and less training"
+    )
+    one.add_argument("--real", nargs="+", default=[], metavar="FILE", help="real frames too: recordings or .npz files")
+    one.add_argument(
+        "--minutes", type=float, help="of training for each method and set (default: 5; quick: 0.2 in all)"
+    )
+    one.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
     return top
 
 

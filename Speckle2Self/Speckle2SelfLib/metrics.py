@@ -77,14 +77,21 @@ def to_truth(output: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return fitted[np.searchsorted(values, np.ravel(output))].reshape(np.shape(output))
 
 
-def psnr(output: np.ndarray, truth: np.ndarray, span: float = 255.0) -> float:
-    """Peak signal-to-noise ratio in dB against known echogenicity, after `to_truth`."""
-    return float(peak_signal_noise_ratio(np.asarray(truth, float), to_truth(output, truth), data_range=span))
+def psnr(output: np.ndarray, truth: np.ndarray, span: float = 255.0, inside=None) -> float:
+    """Peak signal-to-noise ratio in dB against known echogenicity, after `to_truth`; of pixels `inside`, if given."""
+    output, truth = (np.asarray(x, float) if inside is None else np.asarray(x, float)[inside] for x in (output, truth))
+    return float(peak_signal_noise_ratio(truth, to_truth(output, truth), data_range=span))
 
 
-def ssim(output: np.ndarray, truth: np.ndarray, span: float = 255.0) -> float:
-    """Structural similarity against known echogenicity, after `to_truth`."""
-    return float(structural_similarity(np.asarray(truth, float), to_truth(output, truth), data_range=span))
+def ssim(output: np.ndarray, truth: np.ndarray, span: float = 255.0, inside=None) -> float:
+    """Structural similarity against known echogenicity, after `to_truth`; of pixels `inside`, if given."""
+    truth = np.asarray(truth, float)
+    inside = np.ones(truth.shape, bool) if inside is None else inside
+    mapped = truth.copy()  # what is not counted is alike
+    mapped[inside] = to_truth(np.asarray(output)[inside], truth[inside])
+    if inside.all():
+        return float(structural_similarity(truth, mapped, data_range=span))
+    return float(structural_similarity(truth, mapped, data_range=span, full=True)[1][inside].mean())
 
 
 def edge_width(image: np.ndarray, start, end, lines: int = 1) -> float:

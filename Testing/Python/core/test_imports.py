@@ -9,10 +9,12 @@ RANKS = [
     {"devices", "perturbation", "network", "loss", "volumes"},
     {"frames"},
     {"checkpoint", "region", "simulation", "metrics", "filters", "files"},
-    {"library"},
+    {"library", "chart", "report"},
     {"despeckling"},
     {"training", "worker_process"},
     {"runs"},
+    {"baselines"},
+    {"benchmark"},
     {"__main__"},
 ]
 

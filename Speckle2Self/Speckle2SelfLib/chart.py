@@ -1,0 +1,114 @@
+"""A simulated test phantom on which everything is at a known place, and what is measured on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import convolve1d, maximum_filter, minimum_filter
+
+from . import metrics
+from .simulation import SIGMA_PER_GRAIN
+
+DECIBELS = (0.0, -30.0, 8.0, -12.0, 5.0)  # of the background, cyst, disc, box and triangle, by label
+BOX = (0.46, 0.80, 0.08, 0.46)  # top, bottom, left, right, shares of the size
+
+
+@dataclass(frozen=True)
+class Chart:
+    """The paper's kind of phantom: a cyst, a bright disc, a dark box with straight edges, a triangle; besides, thin
+    layers one pixel wide and single points. Its side is the size of the arrays."""
+
+    frames: np.ndarray  # (looks, size, size) float32 in [0, 1], with independent speckle
+    truth: np.ndarray  # (size, size) float32 in [0, 1]: the expected grey value at the resolution of the pulse
+    labels: np.ndarray  # (size, size) uint8, index of DECIBELS
+    grain: tuple[float, float]  # pixels (axial, lateral)
+    points: list  # of (row, column), pixels
+    lines: list  # of (size, size) bool
+
+    def measure(self, output: np.ndarray) -> dict[str, float]:
+        """Of a despeckled frame (size, size): width of the box's edges over that of the truth, gCNR of cyst and
+        background, and the shares of the contrast of points and thin layers that are kept (1: all; noise adds nothing
+        on average).
+
+        For the shares, which no curved mapping may stretch, grey values are brought to the truth's by the straight
+        line through the means of the five tissues.
+        """
+        size = len(self.truth)
+        calm = maximum_filter(self.labels, 9) == minimum_filter(self.labels, 9)
+        calm[round(0.82 * size) :], calm[:, round(0.82 * size) :] = False, False  # points and layers are there
+        tissues = [calm & (self.labels == n) for n in range(len(DECIBELS))]
+        slope, shift = np.polyfit(*([image[t].mean() for t in tissues] for image in (output, self.truth)), 1)
+        top, bottom, left, right = (round(size * share) for share in BOX)
+        reach, lines = size // 16, size // 4
+        middle = (top + bottom) / 2, (left + right) / 2
+        ends = [((row - reach, middle[1]), (row + reach, middle[1])) for row in (top, bottom)]
+        ends += [((middle[0], column - reach), (middle[0], column + reach)) for column in (left, right)]
+        width, best = (np.nanmean([metrics.edge_width(x, *end, lines) for end in ends]) for x in (output, self.truth))
+        found = {"edge": float(width / best), "gcnr": metrics.gcnr(output[tissues[1]], output[tissues[0]])}
+        for name, places in (("points", self.points), ("layers", self.lines)):
+            found[name] = float(np.mean([self._kept(output * slope + shift, place) for place in places]))
+        return found
+
+    def _kept(self, image: np.ndarray, place) -> float:
+        """The share of the truth's contrast at a place, each pixel weighted by what it contributes to it."""
+        mask = np.zeros(self.truth.shape, bool)
+        mask[place] = True
+        near, around = maximum_filter(mask, 11), maximum_filter(mask, 21)
+        height, seen = (x - np.median(x[around & ~near]) for x in (self.truth, image))
+        weight = np.where(near, np.maximum(height, 0), 0)
+        return float(np.sum(weight * seen) / np.sum(weight * height))
+
+
+def draw(size: int, grain: tuple[float, float], rng: np.random.Generator, looks: int = 1) -> Chart:
+    """A chart of (size, size) pixels, 96 or more, seen by a scanner whose speckle has this grain (axial, lateral).
+
+    The echo model is its own (a Hann pulse, a 50 dB logarithmic map), so that the chart favours no one who has
+    trained on `simulate`. The expected grey value is computed over 24 x 8 points of the speckle's distribution.
+    """
+    y, x = (np.mgrid[:size, :size] + 0.5) / size
+    labels = np.zeros((size, size), np.uint8)
+    labels[np.hypot(y - 0.23, x - 0.23) < 0.13] = 1
+    labels[np.hypot(y - 0.23, x - 0.65) < 0.12] = 2
+    labels[(y > BOX[0]) & (y < BOX[1]) & (x > BOX[2]) & (x < BOX[3])] = 3
+    labels[(y > 0.48) & (y < 0.74) & (np.abs(x - 0.74) < 0.6 * (y - 0.48))] = 4
+    amplitude = 10 ** (np.array(DECIBELS)[labels] / 20)
+    pulses = []
+    for length in grain:
+        half = length * SIGMA_PER_GRAIN / 0.3615  # a Hann pulse of this half width has the Gaussian's deviation
+        t = np.arange(-int(half), int(half) + 1)
+        pulse = np.cos(np.pi * t / (2 * half)) ** 2
+        pulses.append(pulse / np.sqrt(np.sum(pulse**2)))
+
+    def echo(image, power=1):
+        for axis, pulse in enumerate(pulses):
+            image = convolve1d(image, pulse**power, axis, mode="wrap")
+        return image
+
+    points = [(round(size * row), round(size * column)) for row in (0.85, 0.93) for column in (0.56, 0.66, 0.76, 0.86)]
+    at = np.arange(size)
+    lines = []
+    for share in (0.86, 0.935):
+        across, down = (at > 0.05 * size) & (at < 0.48 * size), (at > 0.06 * size) & (at < 0.42 * size)
+        lines.append((at == round(size * share))[:, None] & across)
+        lines.append(down[:, None] & (at == round(size * share)))
+    levels = (12, 18, 8, 14)  # dB above the background, of points and of layers
+    coherent = np.zeros((size, size))
+    for number, place in enumerate([*points, *lines]):
+        single = np.zeros((size, size))
+        single[place] = 1
+        single = echo(single)
+        coherent += 10 ** (levels[number % 2 + 2 * (number >= len(points))] / 20) * single / single.max()
+
+    def grey(envelope):
+        return np.clip((20 * np.log10(np.maximum(envelope, 1e-6)) + 30) / 50, 0, 1) ** 1.5
+
+    deviation = np.sqrt(np.maximum(echo(amplitude**2, power=2), 1e-12))
+    sizes = np.sqrt(-np.log(1 - (np.arange(24) + 0.5) / 24))  # equal shares of a Rayleigh variable
+    turns = np.exp(2j * np.pi * (np.arange(8) + 0.5) / 8)
+    truth = np.mean([grey(np.abs(deviation * r * turn + coherent)) for r in sizes for turn in turns], axis=0)
+    frames = []
+    for _ in range(looks):
+        real, imaginary = (echo(rng.standard_normal((size, size)) * amplitude) / np.sqrt(2) for _ in range(2))
+        frames.append(grey(np.hypot(real + coherent, imaginary)).astype(np.float32))
+    return Chart(np.stack(frames), truth.astype(np.float32), labels, grain, points, lines)

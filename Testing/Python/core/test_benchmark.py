@@ -1,0 +1,118 @@
+"""The benchmark: its phantom, the other methods, the files that it writes. No quality is asked of short trainings."""
+
+import csv
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from Speckle2SelfLib import baselines, benchmark, metrics
+from Speckle2SelfLib.chart import draw
+
+SIZE = 96
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return draw(SIZE, (1.2, 2.0), np.random.default_rng(1), looks=2)
+
+
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch):
+    monkeypatch.setattr(baselines, "BATCH", 2)
+    monkeypatch.setattr(baselines, "CROP", 32)
+
+
+def test_the_mean_of_many_looks_is_the_truth():
+    drawn = draw(SIZE, (1.2, 2.0), np.random.default_rng(2), looks=300)
+    error = drawn.frames.mean(0) - drawn.truth
+    assert abs(error.mean()) < 0.003
+    assert np.sqrt(np.mean(error**2)) < 1.5 * drawn.frames.std(0).mean() / np.sqrt(300)
+
+
+def test_the_truth_keeps_all_of_a_phantom_and_a_blur_does_not(drawn):
+    kept, blurred = drawn.measure(drawn.truth), drawn.measure(gaussian_filter(drawn.truth, 2))
+    assert kept["points"] == pytest.approx(1) and kept["layers"] == pytest.approx(1)
+    assert kept["gcnr"] == 1 and kept["edge"] == 1
+    assert blurred["points"] < 0.6 and blurred["layers"] < 0.8 and blurred["edge"] > 1.2
+    linear = drawn.measure(drawn.truth * 0.5 + 0.1)
+    assert linear["points"] == pytest.approx(1) and linear["edge"] == pytest.approx(1)
+
+
+def test_the_figures_of_a_region_do_not_see_the_rest():
+    truth = np.tile(np.linspace(20, 220, 64), (64, 1))
+    inside = np.zeros((64, 64), bool)
+    inside[8:56, 8:56] = True
+    noisy = truth + np.random.default_rng(0).normal(0, 20, truth.shape)
+    other = np.where(inside, noisy, 0)
+    for measure in (metrics.psnr, metrics.ssim):
+        assert measure(other, truth, inside=inside) == pytest.approx(measure(noisy, truth, inside=inside))
+        assert measure(noisy, truth, inside=np.ones_like(inside)) == pytest.approx(measure(noisy, truth))
+
+
+@pytest.mark.parametrize("name", ["noise2void", "noise2self", "neighbor2neighbor", "zsn2n", "deep_image_prior"])
+def test_a_few_steps_of_each_method_give_frames(name, drawn):
+    frames = drawn.frames[:, :50, :61]
+    outputs = getattr(baselines, name)(frames, 0.02)(frames[:1])
+    assert outputs.shape == (1, 50, 61) and outputs.dtype == np.float32
+    assert np.isfinite(outputs).all() and outputs.min() >= 0 and outputs.max() <= 1
+
+
+def test_known_truth_teaches(drawn):
+    torch.manual_seed(0)
+    frames, truth = drawn.frames[:1], drawn.truth[None]
+    for output in (
+        baselines.noise2true(frames, 2.0, truth=truth)(frames),
+        baselines.noise2noise(frames, 2.0, second=drawn.frames[1:])(frames),
+    ):
+        assert np.mean((output - truth) ** 2) < np.mean((frames - truth) ** 2)
+
+
+def test_obnlm_takes_speckle_off_and_keeps_constants(drawn):
+    output = baselines.obnlm(drawn.frames[:1])
+    assert metrics.psnr(output[0] * 255, drawn.truth * 255) > metrics.psnr(drawn.frames[0] * 255, drawn.truth * 255) + 2
+    assert np.allclose(baselines.obnlm(np.full((1, 40, 50), 0.3, np.float32)), 0.3, atol=1e-5)
+
+
+def test_bm3d_is_used_where_it_is_installed(monkeypatch, drawn):
+    monkeypatch.setitem(sys.modules, "bm3d", None)
+    with pytest.raises(ImportError):
+        baselines.bm3d(drawn.frames)
+    monkeypatch.setitem(sys.modules, "bm3d", types.SimpleNamespace(bm3d=lambda frame, level: frame * 0 + level))
+    assert 0 < baselines.bm3d(drawn.frames).mean() < 0.5
+
+
+def test_all_files_are_written(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 255, (2, 64, 64), dtype=np.uint8)
+    np.savez(tmp_path / "real.npz", input=frames, srad=frames // 2, other=np.zeros(3))
+    monkeypatch.setattr(benchmark, "SCANNERS", {"fine": ((1.0, 1.3), "linear"), "sector": ((1.2, 2.0), "sector")})
+    monkeypatch.setattr(benchmark, "LAYOUTS", ("vessel",))
+    monkeypatch.setattr(benchmark, "loop_rates", lambda *arguments: (1.0, 3.5))
+    everything = benchmark.methods
+    few = ("input", "srad", "BM3D", "ours, from nothing", "Speckle2Self as published", "Noise2True", "deep image prior")
+    monkeypatch.setattr(benchmark, "methods", lambda device: [m for m in everything(device) if m.name in few])
+    monkeypatch.setattr(benchmark, "SLOW", {"deep image prior": 1})
+    monkeypatch.setitem(sys.modules, "bm3d", None)
+    output = tmp_path / "found"
+    benchmark.run(output, real=[tmp_path / "real.npz"], minutes=0.0005, device="cpu", size=SIZE)
+    rows = list(csv.DictReader((output / "quality.csv").open()))
+    simulated = [row for row in rows if row["set"] == "simulated"]
+    assert {row["case"] for row in simulated} == {"phantom, fine", "vessel, fine", "vessel, sector"}
+    assert {row["method"] for row in rows} == {*few, "srad, stored"} - {"BM3D"}
+    assert not [row for row in rows if row["set"] == "real" and row["method"] == "Noise2True"]
+    assert all(float(row["psnr"]) > 5 and 0 <= float(row["ssim"]) <= 1 for row in simulated)
+    assert len([row for row in simulated if row["method"] == "deep image prior"]) == 1
+    page = (output / "quality.md").read_text()
+    assert "BM3D is left out" in page and "deep image prior is slow" in page and "3.5 times" in page
+    assert "| input |" in capsys.readouterr().out
+    assert Image.open(output / "quality.png").width > 500
+
+
+def test_both_loops_of_the_published_recipe_run():
+    rates = benchmark.loop_rates(32, 2, 0.01, "cpu")
+    assert len(rates) == 2 and min(rates) > 0
