@@ -14,6 +14,7 @@ import torch
 from Speckle2SelfLib.config import InputError
 from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.filters import FILTERS
+from Speckle2SelfLib.worker_process import Server
 from Speckle2SelfSlicer.worker import Worker, _Block
 
 RNG = np.random.default_rng(0)
@@ -57,9 +58,9 @@ def alive(pid):
         return False
 
 
-def mapped():
-    """Bytes of shared blocks that this process holds."""
-    lines = Path("/proc/self/maps").read_text().splitlines()
+def mapped(pid="self"):
+    """Bytes of shared blocks that a process holds."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
     spans = [line.split()[0].split("-") for line in lines if "memfd:Speckle2Self" in line]
     return sum(int(end, 16) - int(start, 16) for start, end in spans)
 
@@ -110,6 +111,24 @@ def test_errors_are_one_sentence_and_the_process_stays(shared):
             shared.despeckle(frames)
     with pytest.raises(InputError, match="memory"):
         shared.allocate((10**7, 10**6, 10**5), np.float64)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (MemoryError(), "There is not enough memory on this computer"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "not enough memory on the graphics card"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "memory on this computer"),
+        (KeyError(), "Despeckling failed: KeyError: "),
+    ],
+)
+def test_what_goes_wrong_in_the_process_becomes_a_sentence(error, sentence):
+    def work():
+        raise error
+
+    said = []
+    Server(None, lambda **answer: said.append(answer)).guarded({"job": 3}, work)
+    assert [(answer["event"], answer["job"]) for answer in said] == [("failed", 3)] and sentence in said[0]["message"]
 
 
 def test_a_result_grows_block_by_block_and_is_cancelled_between_blocks(shared):
@@ -187,6 +206,7 @@ def test_released_memory_is_gone(worker):
     jobs = [worker.despeckle(FRAMES, model="median") for _ in range(3)]
     finish(worker, jobs[-1])
     assert mapped() >= 6 * FRAMES.size
+    until(worker, lambda: mapped(worker.pid) == 0, 5)
     jobs[0].release()
     jobs[0].release()
     view = jobs[1].output
