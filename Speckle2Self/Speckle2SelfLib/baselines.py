@@ -222,10 +222,10 @@ def deep_image_prior(frames, seconds, seed=0, device="cpu", channels=8) -> Apply
         noise = torch.rand(1, channels, *padded.shape, device=device) * 0.1 + 0.2
         mean = None
 
-        def loss(_):
+        def loss(share):
             nonlocal mean
             out = network(noise + 0.03 * torch.randn_like(noise))
-            mean = out.detach() if mean is None else 0.98 * mean + 0.02 * out.detach()
+            mean = out.detach() if share < 0.5 else 0.98 * mean + 0.02 * out.detach()
             return F.mse_loss(out, target)
 
         _fit(network.parameters(), loss, seconds / len(frames), device)

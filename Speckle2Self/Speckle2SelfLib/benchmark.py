@@ -191,8 +191,8 @@ def methods(device) -> list[Method]:
 
 def measure(case: Case, outputs: np.ndarray) -> dict[str, float]:
     """All figures that the case allows, of its first outputs (n, H, W) in [0, 1]; means over the frames."""
-    frames = case.frames[: len(outputs)]
-    figures = metrics.evaluate(frames * 255, np.clip(outputs, 0, 1) * 255, case.rois)
+    before, after = (fill_outside(x, case.region) for x in (case.frames[: len(outputs)], outputs))
+    figures = metrics.evaluate(before * 255, np.clip(after, 0, 1) * 255, case.rois)
     if case.truth is None:
         return figures
     figures.pop("snr", None)
@@ -291,20 +291,17 @@ def _run_set(name, cases, seconds, device, rows, pictures, notes) -> None:
     for key in dict.fromkeys(key for case in cases for key in case.stored):
         title = {"speckle2self_paper": "Speckle2Self"}.get(key, key)
         entries.append(Method(f"{title}, stored", partial(lambda key, *_: lambda c: c.stored[key], key)))
+    for at, case in enumerate(shown):
+        pictures[name, at, "input"] = case.frames[0]
+        if case.truth is not None:
+            pictures[name, at, "truth"] = case.truth
     for method in entries:
         if method.needs and cases[0].truth is None:
             continue
-        used, left = [], SLOW.get(method.name, 10**9)
-        for case in sorted(cases, key=lambda case: not any(case is one for one in shown)):
-            if left > 0:
-                keep = slice(0, left)
-                used.append(
-                    replace(case, frames=case.frames[keep], second=None if case.second is None else case.second[keep])
-                )
-                left -= len(used[-1].frames)
+        used = _part(cases, shown, SLOW[method.name]) if method.name in SLOW else cases
         try:
             apply = method.train(used, seconds)
-            if not method.learns and method.name != "BM3D":
+            if not method.learns and method.name not in SLOW:
                 apply(used[0])  # what is done once only
             for case in used:
                 began = time.perf_counter()
@@ -315,19 +312,31 @@ def _run_set(name, cases, seconds, device, rows, pictures, notes) -> None:
                 row = {"set": name, "case": case.name, "method": method.name, "frames": len(outputs)}
                 rows.append(row | measure(case, outputs) | times)
                 for at, one in enumerate(shown):
-                    if one.name == case.name and (name, at, method.name) not in pictures:
+                    if np.shares_memory(one.frames, case.frames):
                         pictures[name, at, method.name] = outputs[0]
         except ImportError as error:
-            notes.append(f"{method.name} is left out: {error}; see its entry in `baselines.py`.")
+            notes.append(f"{method.name} is left out of '{name}': {error}; see its entry in `baselines.py`.")
+            continue
         count, whole = (sum(len(case.frames) for case in some) for some in (used, cases))
         if count < whole:
             notes.append(f"{method.name} is slow: it was run on {count} of the {whole} frames of '{name}'.")
         print(f"{name}: {method.name}", flush=True)
 
 
+def _part(cases, shown, count: int) -> list[Case]:
+    """The first `count` frames: those in the picture come first."""
+    part = []
+    for case in sorted(cases, key=lambda case: not any(case is one for one in shown)):
+        if count > 0:
+            second = None if case.second is None else case.second[:count]
+            part.append(replace(case, frames=case.frames[:count], second=second))
+            count -= len(part[-1].frames)
+    return part
+
+
 def _shown(cases) -> list[Case]:
     """The cases in the picture: a phantom and a vessel, or the only one."""
-    wanted = ("phantom, coarse", "vessel, fine")
+    wanted = ("phantom, fine", "vessel, sector")
     return [next(c for c in cases if c.name == name) for name in wanted if any(c.name == name for c in cases)] or cases[
         :1
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import gaussian_filter, gaussian_gradient_magnitude
 
 MEASURES = {  # name: heading, decimals, and whether more is better (None: neither)
     "psnr": ("PSNR dB", 2, True),
@@ -87,33 +88,33 @@ def write_csv(path: Path, rows: list[dict]) -> None:
         writer.writerows({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
 
 
-def picture(pictures: dict, tile: int = 160, across: int = 7) -> Image.Image:
-    """For each set and case shown, each method's output: its middle at twice the size, and below it at eight times."""
-    font, head = ImageFont.load_default(13), 18
+def picture(pictures: dict, tile: int = 128, across: int = 8) -> Image.Image:
+    """Each method's output of the frames shown: the whole frame, and below it, at eight times its size, the place where
+    the truth (without one: the blurred input) is steepest.
+
+    Args: pictures, (set, number, method): (H, W) about [0, 1], "input" first. The same grey map serves all methods.
+    """
+    font, head = ImageFont.load_default(12), 17
     strips = []
     for key in dict.fromkeys(key[:2] for key in pictures):
-        tiles = []
-        for (*place, method), image in pictures.items():
-            if tuple(place) != key:
-                continue
-            canvas = Image.new("L", (tile, head + 2 * tile + 6), 255)
-            ImageDraw.Draw(canvas).text((2, 1), method, 0, font)
-            for number, zoom in enumerate((2, 8)):
-                side = tile // zoom
-                cut = image[tuple(slice(max(0, (n - side) // 2), (n + side) // 2) for n in image.shape)]
-                grey = Image.fromarray((np.clip(cut, 0, 1) * 63).round().astype(np.uint8) * 4)
-                canvas.paste(
-                    grey.resize((cut.shape[1] * zoom, cut.shape[0] * zoom), 0), (0, head + number * (tile + 2))
-                )
-            tiles.append(canvas)
-        wide, tall = tile + 4, tiles[0].height + 6
-        strip = Image.new("L", (wide * across, tall * -(-len(tiles) // across)), 255)
-        for number, canvas in enumerate(tiles):
-            strip.paste(canvas, (number % across * wide, number // across * tall))
+        images = {method: image for (*place, method), image in pictures.items() if tuple(place) == key}
+        steep = gaussian_gradient_magnitude(gaussian_filter(images.get("truth", images["input"]), 1), 3)
+        side, top = tile // 8, max(float(np.percentile(images["input"], 99.5)), 0.1)
+        steep[:side], steep[-side:], steep[:, :side], steep[:, -side:] = 0, 0, 0, 0
+        row, column = (int(n) - side // 2 for n in np.unravel_index(np.argmax(steep), steep.shape))
+        wide, tall = tile + 4, head + 2 * tile + 8
+        strip = Image.new("L", (wide * across, tall * -(-len(images) // across) + 8), 255)
+        for number, (method, image) in enumerate(images.items()):
+            x, y = number % across * wide, number // across * tall
+            ImageDraw.Draw(strip).text((x + 2, y + 1), method.replace("Speckle2Self as", "S2S as"), 0, font)
+            grey = (np.clip(image / top, 0, 1) ** 0.7 * 31).round().astype(np.uint8) * 8
+            whole = Image.fromarray(grey)
+            whole.thumbnail((tile, tile), Image.Resampling.BOX)
+            strip.paste(whole, (x, y + head))
+            detail = Image.fromarray(grey[row : row + side, column : column + side])
+            strip.paste(detail.resize((tile, tile), Image.Resampling.NEAREST), (x, y + head + tile + 2))
         strips.append(strip)
-    sheet = Image.new("L", (strips[0].width, sum(s.height + 10 for s in strips)), 255)
-    top = 0
-    for strip in strips:
-        sheet.paste(strip, (0, top))
-        top += strip.height + 10
+    sheet = Image.new("L", (strips[0].width, sum(strip.height for strip in strips)), 255)
+    for number, strip in enumerate(strips):
+        sheet.paste(strip, (0, sum(before.height for before in strips[:number])))
     return sheet
