@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
 
+from .look import LUMINANCE
+
 BRIGHTEST = 1.5  # on the networks' scale; they see nothing brighter, and what is above is added again afterwards
-LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
 
 
 def luminance(frames: np.ndarray) -> np.ndarray:

@@ -232,12 +232,14 @@ class Server:
 
     def _despeckle(self, request: dict) -> None:
         from .despeckling import _checked, despeckle
+        from .frames import grey_mapping
 
         arrays = job_arrays(request["shape"], request["dtype"])
         frames, output, region = views(attach(*request["memory"], layout(*arrays)[1]), *arrays)
         model, options, words = self.engine(request)
         _, region[...], _ = _checked(frames, region if request["region"] == "given" else request["region"])
-        self.say(event="started", job=request["job"], **words)
+        mapping = grey_mapping(frames, region)
+        self.say(event="started", job=request["job"], mapping=mapping, **words)
         started = told = time.monotonic()
 
         def progress(done: int, total: int) -> None:
@@ -252,7 +254,16 @@ class Server:
             self.serve_streams()
             return request["job"] in self.cancelled
 
-        despeckle(frames, model, region=region, output=output, progress=progress, cancelled=cancelled, **options)
+        despeckle(
+            frames,
+            model,
+            region=region,
+            mapping=mapping,
+            output=output,
+            progress=progress,
+            cancelled=cancelled,
+            **options,
+        )
         self.say(event="done", job=request["job"])
 
     def guarded(self, request: dict, work) -> None:

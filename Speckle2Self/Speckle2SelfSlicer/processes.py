@@ -1,21 +1,23 @@
-"""A child process of the same Python, in a process group of its own, that speaks JSON lines; standard library alone."""
+"""A child process of the same Python, in a process group of its own, that speaks JSON lines; standard library alone.
+
+It is read without threads: in Slicer, the timer that polls it may be all that runs Python.
+"""
 
 from __future__ import annotations
 
 import atexit
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
-import threading
 import weakref
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
 LIBRARY = Path(__file__).resolve().parent.parent  # where Speckle2SelfLib lies, in the sources and when installed
+LONGEST = 2**16  # bytes that are read at once
 GRACE = 0.5  # seconds that a process has to end by itself
 _children: weakref.WeakSet = weakref.WeakSet()
 
@@ -49,48 +51,42 @@ class Child:
             [python or python_executable(), *arguments], cwd=folder, env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **group,
         )  # fmt: skip
-        self._lines: queue.SimpleQueue = queue.SimpleQueue()
+        for stream in (self.process.stdout, self.process.stderr):
+            os.set_blocking(stream.fileno(), False)
+        self._rest = {self.process.stdout: b"", self.process.stderr: b""}
         self._errors: deque[str] = deque(maxlen=20)
-        self._readers = [
-            threading.Thread(target=read, args=(stream,), daemon=True)
-            for read, stream in ((self._read, self.process.stdout), (self._read_errors, self.process.stderr))
-        ]
-        for reader in self._readers:
-            reader.start()
         _children.add(self)
 
-    def _read(self, stream) -> None:
+    def _fresh(self, stream) -> list[bytes]:
+        """The whole lines that came since the last call, of 1 MB at most."""
+        text = self._rest[stream]
         with suppress(OSError, ValueError):
-            for text in stream:
-                try:
-                    line = json.loads(text)
-                except ValueError:
-                    continue  # a library's own print
-                if isinstance(line, dict):
-                    self._lines.put(line)
-
-    def _read_errors(self, stream) -> None:
-        with suppress(OSError, ValueError):
-            for text in stream:
-                if text.strip():
-                    self._errors.append(text.decode(errors="replace").strip()[:500])
+            while len(text) < 2**20 and (more := os.read(stream.fileno(), LONGEST)):
+                text += more
+        *lines, self._rest[stream] = text.split(b"\n")
+        return lines
 
     def poll(self) -> int | None:
-        """The exit code once the process has ended and all that it said has been read; else None."""
-        if self.process.poll() is None or any(reader.is_alive() for reader in self._readers):
-            return None
-        return self.process.returncode
+        """The exit code once the process has ended; else None. Asked before `lines`, no line is left behind."""
+        return self.process.poll()
 
     def lines(self) -> list[dict]:
-        """What the process said since the last call."""
+        """What the process said since the last call; what is no JSON object, such as a library's print, is left out."""
         taken = []
-        with suppress(queue.Empty):
-            while True:
-                taken.append(self._lines.get_nowait())
+        while fresh := self._fresh(self.process.stdout):
+            for text in fresh:
+                with suppress(ValueError, RecursionError):
+                    line = json.loads(text)
+                    if isinstance(line, dict):
+                        taken.append(line)
         return taken
 
     def errors(self) -> list[str]:
         """The last lines of its standard error."""
+        for line in self._fresh(self.process.stderr):
+            if line.strip():
+                self._errors.append(line.decode(errors="replace").strip()[:500])
+        self._rest[self.process.stderr] = self._rest[self.process.stderr][-LONGEST:]
         return list(self._errors)
 
     def send(self, text: str) -> None:

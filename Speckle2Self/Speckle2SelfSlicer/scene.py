@@ -58,7 +58,7 @@ def source(node) -> Source:
     """
     if node is None or node.GetScene() is None:
         raise InputError("There is no input node in the scene; choose a volume or a sequence.")
-    sequence = node if node.IsA("vtkMRMLSequenceNode") else _sequenceBehind(node)
+    sequence = node if node.IsA("vtkMRMLSequenceNode") else sequenceBehind(node)
     if sequence is None:
         volumes, values = [node], []
     else:
@@ -76,6 +76,14 @@ def source(node) -> Source:
     return Source(node, volumes, sequence, values)
 
 
+def proxy(sequence):
+    """The volume through which a browser shows a sequence; InputError where there is none."""
+    for browser in browsers(sequence.GetScene(), sequence):
+        if browser.GetProxyNode(sequence) is not None:
+            return browser.GetProxyNode(sequence)
+    raise InputError(f"The sequence '{sequence.GetName()}' is shown nowhere; choose it in a sequence browser first.")
+
+
 def _checkVolume(volume, name: str) -> None:
     kind = volume.GetClassName() if volume else "missing item"
     if kind not in VOLUMES:
@@ -90,15 +98,15 @@ def _checkVolume(volume, name: str) -> None:
         raise InputError(f"'{name}' holds spatial vectors (such as displacements), not an ultrasound image.")
 
 
-def _sequenceBehind(node):
+def sequenceBehind(node):
     """The sequence that a proxy node shows, or None."""
-    for browser in _browsers(node.GetScene()):
+    for browser in browsers(node.GetScene()):
         if browser.IsProxyNodeID(node.GetID()):
             return browser.GetSequenceNode(node)
     return None
 
 
-def _browsers(scene, sequence=None) -> list:
+def browsers(scene, sequence=None) -> list:
     """The scene's sequence browsers; of one sequence if given."""
     browsers = [
         scene.GetNthNodeByClass(i, "vtkMRMLSequenceBrowserNode")
@@ -115,10 +123,26 @@ def _browsers(scene, sequence=None) -> list:
 def read(source: Source) -> np.ndarray:
     """The recording as (T, K, J, I) or, in colour, (T, K, J, I, C), in the volumes' own type.
 
-    A volume on its own is not copied: its voxels are seen through a read-only array. Raises InputError for
-    volumes without image, of differing size or type, or with neither 1 nor 3 or 4 components.
+    A volume on its own is not copied: its voxels are seen through a read-only array. Raises InputError as `voxels`.
     """
-    name, decoder, stack, first = source.node.GetName(), None, None, None
+    stack = None
+    for number, image in enumerate(voxels(source)):
+        if len(source.volumes) == 1:
+            stack = image[None].copy() if source.volumes[0].IsA("vtkMRMLStreamingVolumeNode") else image[None]
+            stack.flags.writeable = False
+            break
+        if stack is None:
+            stack = np.empty((len(source.volumes), *image.shape), image.dtype)
+        stack[number] = image
+    return stack
+
+
+def voxels(source: Source):
+    """The voxels (K, J, I[, C]) of one volume after the other, each valid until the next is asked for.
+
+    Raises InputError for volumes without image, of differing size or type, or with neither 1 nor 3 or 4 components.
+    """
+    name, decoder, first = source.node.GetName(), None, None
     for number, volume in enumerate(source.volumes):
         if volume.IsA("vtkMRMLStreamingVolumeNode"):
             decoder = decoder or slicer.vtkMRMLStreamingVolumeNode()  # so that the input stays encoded, as it is
@@ -135,15 +159,7 @@ def read(source: Source) -> np.ndarray:
         if kind != first:
             raise InputError(f"The volumes of '{name}' differ in size or type{_at(source, number)}; split it first.")
         shape = tuple(reversed(image.GetDimensions())) + ((components,) if components > 1 else ())
-        voxels = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(shape)  # (K, J, I[, C])
-        if len(source.volumes) == 1:
-            stack = voxels[None].copy() if decoder else voxels[None]
-            stack.flags.writeable = False
-            break
-        if stack is None:
-            stack = np.empty((len(source.volumes), *shape), voxels.dtype)
-        stack[number] = voxels
-    return stack
+        yield vtk_to_numpy(image.GetPointData().GetScalars()).reshape(shape)
 
 
 def find(node):
@@ -196,7 +212,7 @@ def checkOutput(source: Source, output) -> None:
     name = output.GetName()
     if output.GetScene() is not source.node.GetScene():
         raise InputError(f"The output node '{name}' is not in the input's scene.")
-    shown = None if output.IsA("vtkMRMLSequenceNode") else _sequenceBehind(output)
+    shown = None if output.IsA("vtkMRMLSequenceNode") else sequenceBehind(output)
     if output is source.node or (source.sequence is not None and source.sequence in (output, shown)):
         raise InputError(f"The output '{name}' is the input itself, which is never changed; choose another output.")
     if output.IsA("vtkMRMLSequenceNode") and source.sequence is not None:
@@ -205,13 +221,19 @@ def checkOutput(source: Source, output) -> None:
         kind = "vtkMRMLSequenceNode" if source.node is source.sequence else source.outputClass
         raise InputError(f"The output '{name}' is a {output.GetClassName()}, but the result is a {kind}.")
     if shown is not None and not (
-        source.isProxy and set(_browsers(output.GetScene(), shown)) & set(_browsers(output.GetScene(), source.sequence))
+        source.isProxy and set(browsers(output.GetScene(), shown)) & set(browsers(output.GetScene(), source.sequence))
     ):
         raise InputError(f"The output '{name}' shows another recording's sequence; choose another output.")
 
 
-def write(source: Source, volumes: np.ndarray, output=None, suffix: str = "despeckled"):
-    """Puts a result (T, K, J, I[, C]) into the scene of its source and returns its node.
+def write(source: Source, volumes, output=None, suffix: str = "despeckled"):
+    """Puts a result, an array or iterable of volumes (K, J, I[, C]), into the scene of its source; returns its node."""
+    *_, node = writing(source, volumes, output, suffix)
+    return node
+
+
+def writing(source: Source, volumes, output=None, suffix: str = "despeckled"):
+    """Puts a result into the scene of its source, volume by volume; a generator that yields None, and the node last.
 
     Class, IJK-to-RAS matrices, parent transform, attributes and display settings are those of the input,
     whose name it carries with the suffix. A new sequence has the input's index name, unit, type and values,
@@ -219,29 +241,80 @@ def write(source: Source, volumes: np.ndarray, output=None, suffix: str = "despe
     never recorded into, changes of the proxy never saved). A sequence without browser gets one, `<input>
     browser`, for both, as on loading from a file: without, Slicer would show neither.
 
-    output: an existing node to fill (see `checkOutput`): its id and display settings stay.
-    Returns `output` if given; else the volume for a volume, the sequence for a sequence, the proxy for a
-    proxy. If anything fails, the nodes that were added are removed again.
+    volumes: as many volumes as the source's, or the first of them where only a part is done. output: an existing
+    node to fill (see `checkOutput`): its id and display settings stay.
+    The node is `output` if given; else the volume for a volume, the sequence for a sequence, the proxy for a
+    proxy. The scene is touched once all volumes are there; if anything fails, nodes that were added are removed.
     """
+    template = None if source.sequence is None else slicer.vtkMRMLSequenceNode()
+    if template is not None:  # filled outside the scene
+        # A text index keeps order and values as they are; a numeric one would sort and merge close values.
+        template.SetIndexType(slicer.vtkMRMLSequenceNode.TextIndex)
+        for original, value, image in zip(source.volumes, source.indexValues, volumes, strict=False):
+            item = template.SetDataNodeAtValue(_volume(original, image), value)
+            item.SetName(original.GetName())
+            yield None
+        if not template.GetNumberOfDataNodes():
+            raise ValueError("There is no volume to write.")
+    else:
+        (image,) = volumes
     if any(node.GetScene() is None for node in (source.node, source.sequence) if node is not None):
         raise InputError("The input has been removed from the scene meanwhile; nothing was written.")
+    if output is not None and output.GetScene() is None:
+        raise InputError("The output has been removed from the scene meanwhile; nothing was written.")
     checkOutput(source, output)
-    if len(volumes) != len(source.volumes):
-        raise ValueError(f"{len(volumes)} volumes cannot take the place of {len(source.volumes)}.")
     scene, added, joined = source.node.GetScene(), [], []
     try:
         if source.sequence is None:
-            result = _writeVolume(source.node, volumes[0], output, suffix, added)
+            result = _writeVolume(source.node, image, output, suffix, added)
             _placeBeside(source.node, result)
         else:
-            result = _writeSequence(source, volumes, output, suffix, added, joined)
+            result = _writeSequence(source, template, output, suffix, added, joined)
     except BaseException:
         for browser, sequence in joined:
             browser.RemoveSynchronizedSequenceNode(sequence.GetID())
         for node in reversed(added):
             scene.RemoveNode(node)
         raise
-    return result
+    yield result
+
+
+def liveOutput(node, voxels: np.ndarray, axis: int, number: int):
+    """A new volume `<input> live` for one slice of `node`, of voxels (K, J, I[, C]); see `updateLive`."""
+    volume = getattr(slicer, VOLUMES[node.GetClassName()])()
+    volume.SetName(_freeName(node, "live"))
+    volume = node.GetScene().AddNode(volume)
+    updateLive(volume, node, voxels, axis, number)
+    _showLike(node, volume, [])
+    _placeBeside(node, volume)
+    return volume
+
+
+def updateLive(volume, node, voxels: np.ndarray, axis: int, number: int) -> None:
+    """Puts voxels (K, J, I[, C]) into `volume`, in the place that slice `number` along an axis of `node` has now."""
+    image = volume.GetImageData()
+    size = tuple(voxels.shape[2::-1])
+    components = voxels.shape[3] if voxels.ndim == 4 else 1
+    kind = get_vtk_array_type(voxels.dtype)
+    current = image and (image.GetDimensions(), image.GetNumberOfScalarComponents(), image.GetScalarType())
+    with slicer.util.NodeModify(volume):
+        matrix = vtk.vtkMatrix4x4()
+        node.GetIJKToRASMatrix(matrix)
+        start = [0, 0, 0, 1]
+        start[2 - axis] = number if voxels.shape[axis] == 1 else 0
+        origin = matrix.MultiplyPoint(start)
+        for row in range(3):
+            matrix.SetElement(row, 3, origin[row])
+        volume.SetIJKToRASMatrix(matrix)
+        volume.SetAndObserveTransformNodeID(node.GetTransformNodeID())
+        if current != (size, components, kind):
+            image = vtk.vtkImageData()
+            image.SetDimensions(size)
+            image.AllocateScalars(kind, components)
+            volume.SetAndObserveImageData(image)
+        vtk_to_numpy(image.GetPointData().GetScalars()).reshape(voxels.shape)[:] = voxels
+        image.GetPointData().GetScalars().Modified()
+        image.Modified()
 
 
 def _writeVolume(template, voxels, output, suffix, added):
@@ -278,19 +351,25 @@ def _volume(template, voxels: np.ndarray):
     return volume
 
 
-def _writeSequence(source, volumes, output, suffix, added, joined):
+def _writeSequence(source, filled, output, suffix, added, joined):
     scene, original = source.node.GetScene(), source.sequence
     givenProxy = None if output is None or output.IsA("vtkMRMLSequenceNode") else output
-    sequence = _sequenceBehind(givenProxy) if givenProxy else output
+    sequence = sequenceBehind(givenProxy) if givenProxy else output
     if sequence is None:
-        sequence = slicer.vtkMRMLSequenceNode()
-        _fill(sequence, source, volumes)
+        sequence = filled
+        _describe(sequence, original)
         _add(scene, sequence, _freeName(original, suffix), added)
     else:
-        _fill(sequence, source, volumes)
+        with slicer.util.NodeModify(sequence):
+            sequence.RemoveAllDataNodes()
+            sequence.SetIndexType(slicer.vtkMRMLSequenceNode.TextIndex)
+            for number in range(filled.GetNumberOfDataNodes()):
+                item = filled.GetNthDataNode(number)
+                sequence.SetDataNodeAtValue(item, filled.GetNthIndexValue(number)).SetName(item.GetName())
+            _describe(sequence, original)
     _placeBeside(original, sequence)
     result = sequence
-    for browser in _browsers(scene, original) or [_makeBrowser(original, added)]:
+    for browser in browsers(scene, original) or [_makeBrowser(original, added)]:
         # One event at the end, so that Slicer's Sequences module does not make a proxy of its own in between.
         with slicer.util.NodeModify(browser):
             if not browser.IsSynchronizedSequenceNodeID(sequence.GetID(), True):
@@ -324,24 +403,16 @@ def _makeBrowser(sequence, added):
     return browser
 
 
-def _fill(sequence, source: Source, volumes) -> None:
-    """Makes `sequence` a sequence of the new volumes with the index of the source's sequence."""
-    original = source.sequence
-    with slicer.util.NodeModify(sequence):
-        sequence.RemoveAllDataNodes()
-        # A text index keeps order and values as they are; a numeric one would sort and merge close values.
-        sequence.SetIndexType(slicer.vtkMRMLSequenceNode.TextIndex)
-        for template, value, voxels in zip(source.volumes, source.indexValues, volumes, strict=True):
-            item = sequence.SetDataNodeAtValue(_volume(template, voxels), value)
-            item.SetName(template.GetName())
-        sequence.SetIndexName(original.GetIndexName())
-        sequence.SetIndexUnit(original.GetIndexUnit())
-        sequence.SetIndexType(original.GetIndexType())
-        sequence.SetNumericIndexValueTolerance(original.GetNumericIndexValueTolerance())
-        for attribute in original.GetAttributeNames():
-            # The class differs for streaming volumes; MRML has set it.
-            if attribute not in ("DataNodeClassName", ORIGINAL):
-                sequence.SetAttribute(attribute, original.GetAttribute(attribute))
+def _describe(sequence, original) -> None:
+    """Gives a sequence the index and the attributes of another."""
+    sequence.SetIndexName(original.GetIndexName())
+    sequence.SetIndexUnit(original.GetIndexUnit())
+    sequence.SetIndexType(original.GetIndexType())
+    sequence.SetNumericIndexValueTolerance(original.GetNumericIndexValueTolerance())
+    for attribute in original.GetAttributeNames():
+        # The class differs for streaming volumes; MRML has set it.
+        if attribute not in ("DataNodeClassName", ORIGINAL):
+            sequence.SetAttribute(attribute, original.GetAttribute(attribute))
 
 
 def _updateProxy(browser, sequence, name, template, added):

@@ -27,9 +27,8 @@ import numpy as np
 from Speckle2SelfLib.config import InputError
 from Speckle2SelfLib.worker_process import SLOTS, job_arrays, layout, stream_arrays, views
 
-from .processes import GRACE, Child, kill_tree
+from .processes import GRACE, LONGEST, Child, kill_tree
 
-LONGEST = 2**16  # bytes of a line of the process
 ENDED = (
     "The despeckling process ended unexpectedly ({how}); nothing was changed. Apply again to start a fresh one.{last}"
 )
@@ -37,27 +36,7 @@ NONSENSE = "The despeckling process gave an answer that cannot be understood and
 
 
 class _Child(Child):
-    """A child that is read without threads: the application's timer may be all that runs Python."""
-
-    def __init__(self, command: list[str], python: str | None):
-        super().__init__(command, python)
-        for stream in (self.process.stdout, self.process.stderr):
-            os.set_blocking(stream.fileno(), False)
-        self._rest = {self.process.stdout: b"", self.process.stderr: b""}
-
-    def _read(self, stream) -> None:
-        pass
-
-    _read_errors = _read
-
-    def _fresh(self, stream) -> list[bytes]:
-        """The whole lines that came since the last call, of 1 MB at most."""
-        text = self._rest[stream]
-        with suppress(OSError, ValueError):
-            while len(text) < 2**20 and (more := os.read(stream.fileno(), LONGEST)):
-                text += more
-        *lines, self._rest[stream] = text.split(b"\n")
-        return lines
+    """A child that must not talk nonsense."""
 
     def answers(self):
         """The dicts that came since the last call; raises ValueError at the first line that is none."""
@@ -71,14 +50,6 @@ class _Child(Child):
             yield answer
         if len(self._rest[self.process.stdout]) > LONGEST:
             raise ValueError("an endless line")
-
-    def errors(self) -> list[str]:
-        """The last lines of its standard error."""
-        for line in self._fresh(self.process.stderr):
-            if line.strip():
-                self._errors.append(line.decode(errors="replace").strip()[:300])
-        self._rest[self.process.stderr] = self._rest[self.process.stderr][-LONGEST:]
-        return list(self._errors)
 
 
 class _Block:
@@ -140,7 +111,8 @@ class Job:
 
     input, output: (N, H, W[, C]) in shared memory; the first `done` of `total` frames of the output are despeckled.
     rate: frames per second; seconds_left: estimated, None as long as nothing is known. device, precision: what was
-    chosen, such as "cuda", "bfloat16". `release` when the output has been read.
+    chosen, such as "cuda", "bfloat16"; mapping: the grey values that the model takes for 0 and 1. `release` when the
+    output has been read.
     """
 
     def __init__(self, number: int, shape, dtype: np.dtype):
@@ -149,7 +121,7 @@ class Job:
         self.input, self.output, self._region = views(self._block.map, *arrays)
         self.number, self.state, self.message = number, "waiting", ""
         self.done, self.total, self.rate, self.seconds_left = 0, int(shape[0]), 0.0, None
-        self.device, self.precision = "", ""
+        self.device, self.precision, self.mapping = "", "", None
         self._request, self._found, self._deadline = {}, False, None
 
     @property
@@ -172,6 +144,8 @@ class Job:
         """What the process said of this job; raises ValueError where that cannot be."""
         if event == "started":
             self.device, self.precision = _text(answer["device"]), _text(answer["precision"])
+            low, high = answer["mapping"]
+            self.mapping = _number(low), _number(high)
             self._found = True
             self._block.hide()
         elif event == "progress":
@@ -562,6 +536,12 @@ def _integer(value, low: int, high: int) -> int:
 def _seconds(value) -> float:
     if not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise ValueError(f"{value!r} are no seconds")
+    return float(value)
+
+
+def _number(value) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no number")
     return float(value)
 
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 RANKS = [
-    {"config"},
+    {"config", "look"},
     {"devices", "perturbation", "network", "loss", "volumes"},
     {"frames"},
     {"checkpoint", "region", "simulation", "metrics", "filters", "files"},

@@ -1,0 +1,34 @@
+"""The look of a despeckled image, changed without the network: strength and gamma. numpy alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
+
+
+def look(before, after, region, mapping, strength: float, gamma: float) -> np.ndarray:
+    """What `despeckle` gives with this strength and gamma, from its result with both 1, to its rounding.
+
+    Args: before, after (N, H, W[, C]), input and result; region (H, W) bool; mapping, the grey values that the model
+    took for 0 and 1. Returns the type of `before`; pixels outside the region, and those that the result has
+    unchanged because they are coloured or not finite, are those of `before`.
+    """
+    colour = before.ndim == 4
+    old, new = (x[..., :3].astype(np.float32) @ LUMINANCE if colour else x.astype(np.float32) for x in (before, after))
+    low, high = mapping
+    span = max(high - low, 1e-9)
+    if gamma != 1:
+        new = low + span * np.maximum((new - low) / span, 0) ** gamma
+    new = strength * new + (1 - strength) * np.where(np.isfinite(old), old, 0)
+    change = region & np.isfinite(old)
+    if colour:
+        change &= ~((before == after).all(-1) & (before[..., :3].max(-1) != before[..., :3].min(-1)))
+        new = before[..., :3] + (new - old)[..., None]
+        change = np.broadcast_to(change[..., None], new.shape)
+    if before.dtype.kind != "f":
+        limits = np.iinfo(before.dtype)
+        new = np.clip(np.rint(new), limits.min, limits.max)
+    result = before.copy()
+    np.copyto(result[..., :3] if colour else result, new.astype(before.dtype), where=change)
+    return result

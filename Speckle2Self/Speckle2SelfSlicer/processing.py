@@ -1,0 +1,292 @@
+"""Despeckling nodes in the background: from the scene to the worker and back, in pieces that never block the panel."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import slicer
+import vtk
+
+from Speckle2SelfLib import volumes
+from Speckle2SelfLib.config import Cancelled, InputError
+from Speckle2SelfLib.look import look
+
+from . import scene
+
+PIECE = 0.02  # seconds of work at most between two returns to the event loop
+
+
+class Run:
+    """One despeckling of a node. Call `step` from a timer until `ended`.
+
+    state: "reading", "despeckling", "writing", "done", "cancelled", "failed" (message says why, for the user). done,
+    total: frames; rate: per second; seconds_left: None where unknown. result: a `Result`, once done.
+    Raises InputError where the nodes do not fit.
+    """
+
+    def __init__(self, worker, node, output=None, axis: str = "auto", keepPartial: bool = False, **request):
+        self.source = scene.source(node)
+        scene.checkOutput(self.source, output)
+        self.output, self.keepPartial, self.request = output, keepPartial, request
+        self.look = {name: float(request.pop(name, 1.0)) for name in ("strength", "gamma")}
+        self.state, self.message, self.result = "reading", "", None
+        self.done, self.total, self.rate, self.seconds_left, self.device = 0, 0, 0.0, None, ""
+        self._worker, self._jobs, self._asked = worker, [], False
+        first = next(scene.voxels(self.source))
+        self._shape, self._dtype = (len(self.source.volumes), *first.shape), first.dtype
+        self._axes = volumes.slicing_axes(first.shape[:3], self.source.spacing, axis)
+        self.total = len(self._axes) * self._shape[0] * self._shape[1 + self._axes[0]]
+        self._steps = self._work()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.state in ("done", "cancelled", "failed")
+
+    def step(self, seconds: float = PIECE) -> None:
+        """Works for a moment; returns at once while the worker works."""
+        end = time.perf_counter() + seconds
+        try:
+            while not self.ended:
+                if next(self._steps) == "wait" or time.perf_counter() > end:
+                    return
+        except StopIteration:
+            pass
+        except Cancelled:
+            self._end("cancelled")
+        except InputError as error:
+            self._end("failed", str(error))
+        except Exception as error:
+            self._end("failed", f"Despeckling failed: {type(error).__name__}: {error}")
+            raise
+
+    def cancel(self) -> None:
+        """Asks for an end; nothing is written, or with `keepPartial` the frames that are done."""
+        self._asked = True
+        for job in self._jobs:
+            self._worker.cancel(job)
+
+    def _end(self, state: str, message: str = "") -> None:
+        self.state, self.message = state, message
+        if state != "done":
+            self._steps.close()
+            for job in self._jobs:
+                job.release()
+
+    def _work(self):
+        """The whole run; yields between pieces, "wait" where only the worker can go on."""
+        for axis in self._axes:
+            yield from self._fill(axis)
+        self.state = "despeckling"
+        for number, job in enumerate(self._jobs):
+            self._worker.start(job, self.request)
+            while not job.ended:
+                self.done = number * job.total + job.done
+                self.rate, self.seconds_left, self.device = job.rate, job.seconds_left, job.device
+                yield "wait"
+            if job.state == "failed":
+                raise InputError(job.message)
+            if job.state == "cancelled" and not (self.keepPartial and self._whole(job)):
+                raise Cancelled
+        cut = self._jobs[0].state == "cancelled"
+        self.done = self._whole(self._jobs[0]) if cut else self.total
+        self.state = "writing"
+        self.result = Result(self.source, self._jobs, self._axes, self._shape)
+        images = self.result.images(**self.look, count=self.done if cut else None)
+        suffix = "despeckled (partial)" if cut else "despeckled"
+        node = None
+        for node in scene.writing(self.source, images, None if cut else self.output, suffix):
+            if self._asked and not cut and node is None:
+                raise Cancelled
+            yield None
+        self.result.node = node
+        self._end("done", f"Stopped: the first {self.done} frames are kept." if cut else "")
+
+    def _whole(self, job) -> int:
+        """How many volumes of a stopped job are complete; partial results are kept of sequences of frames alone."""
+        frames = len(self._axes) == 1 and self._shape[1 + self._axes[0]] == 1 and self.source.sequence is not None
+        return job.done if frames else 0
+
+    def _fill(self, axis: int):
+        """The frames across one axis into the memory of a job."""
+        sizes = np.moveaxis(np.empty(self._shape[:4], np.void), 1 + axis, 1).shape
+        job = self._worker.allocate((sizes[0] * sizes[1], *sizes[2:], *self._shape[4:]), self._dtype)
+        self._jobs.append(job)
+        for time_point, image in enumerate(scene.voxels(self.source)):
+            for number, frame in enumerate(np.moveaxis(image, axis, 0)):
+                job.input[time_point * sizes[1] + number] = frame
+                if self._asked:
+                    raise Cancelled
+                yield None
+
+
+class Result:
+    """What the network made of a recording, kept so that strength and gamma change the output without running it again.
+
+    node: the output.
+    """
+
+    def __init__(self, source, jobs, axes, shape):
+        self.source, self.node = source, None
+        self._jobs, self._axes, self._shape = jobs, axes, shape
+        self._mapping, self._region = jobs[0].mapping, jobs[0].region
+
+    def images(self, strength: float, gamma: float, count: int | None = None):
+        """The output's volumes (K, J, I[, C]), one after the other."""
+        for number in range(self._shape[0] if count is None else count):
+            yield self.image(number, strength, gamma)
+
+    def image(self, number: int, strength: float, gamma: float) -> np.ndarray:
+        """One volume of the output (K, J, I[, C])."""
+        results = []
+        for job, axis in zip(self._jobs, self._axes, strict=True):
+            count = self._shape[1 + axis]
+            frames = slice(number * count, (number + 1) * count)
+            after = job.output[frames]
+            if strength != 1 or gamma != 1:
+                after = look(job.input[frames], after, job.region, job.mapping, strength, gamma)
+            results.append(np.moveaxis(after, 0, axis))
+        return results[0] if len(results) == 1 else volumes.average([result[None] for result in results])[0]
+
+    def relook(self, strength: float, gamma: float):
+        """Brings the output up to date, the volume that is shown first; a generator that yields between pieces."""
+        node = self.node
+        if node is None or node.GetScene() is None:
+            return
+        sequence = node if node.IsA("vtkMRMLSequenceNode") else scene.sequenceBehind(node)
+        if sequence is None:
+            slicer.util.updateVolumeFromArray(node, self.image(0, strength, gamma))
+            return
+        shown = {}
+        for browser in scene.browsers(node.GetScene(), sequence):
+            number = browser.GetSelectedItemNumber()
+            proxy = browser.GetProxyNode(sequence)
+            if proxy is not None and 0 <= number < sequence.GetNumberOfDataNodes():
+                shown[number] = proxy
+        order = [*shown, *(n for n in range(sequence.GetNumberOfDataNodes()) if n not in shown)]
+        for number in order:
+            image = self.image(number, strength, gamma)
+            target = slicer.util.arrayFromVolume(sequence.GetNthDataNode(number))
+            target[...] = image.reshape(target.shape)
+            if number in shown:
+                slicer.util.updateVolumeFromArray(shown[number], image)
+            yield None
+
+    def release(self) -> None:
+        """Frees the memory; the output can then be changed by a new run alone."""
+        for job in self._jobs:
+            job.release()
+        self._jobs = []
+
+
+class Live:
+    """Despeckles what a volume shows, again whenever it changes: a live stream, a playing recording, a slice.
+
+    Call `step` from a timer. The newest image comes first; what cannot be kept up with is dropped. output: a volume
+    `<input> live` in the same place. state: "running", "stopped", "failed" (message). latency, rate: measured.
+    once: only one image, a preview. Raises InputError.
+    """
+
+    def __init__(self, worker, node, axis: str = "auto", sliceNode=None, once: bool = False, **request):
+        if node is not None and node.IsA("vtkMRMLSequenceNode"):
+            node = scene.proxy(node)
+        self.source = scene.source(node)
+        self.node, self.output, self.once, self.state, self.message = node, None, once, "running", ""
+        self._sliceNode, self._axis, self._request, self._worker = sliceNode, axis, request, worker
+        self._stream, self._tag, self._sliceTag, self._number, self._moments = None, None, None, 0, []
+        self._push()
+        if not once:
+            self._tag = node.AddObserver(slicer.vtkMRMLVolumeNode.ImageDataModifiedEvent, self._onModified)
+            if sliceNode is not None:
+                self._sliceTag = sliceNode.AddObserver("ModifiedEvent", self._onModified)
+
+    def _onModified(self, caller, event) -> None:
+        if self.state == "running" and self.node.GetImageData() is not None:
+            try:
+                self._push()
+            except InputError as error:
+                self.stop("failed", str(error))
+
+    def _push(self) -> None:
+        if self.node.GetScene() is None:
+            self.stop()
+            return
+        image = next(scene.voxels(scene.Source(self.node, [self.node])))
+        chosen = "auto" if self._axis == "average" else self._axis
+        (axis,) = volumes.slicing_axes(image.shape[:3], self.source.spacing, chosen)
+        self._slice = axis, self._sliceNumber(image.shape, axis)
+        frame = np.moveaxis(image, axis, 0)[self._slice[1]]
+        if self._stream is None:
+            self._stream = self._worker.live(frame.shape, frame.dtype, self._request)
+        self._stream.push(frame)
+
+    def _sliceNumber(self, shape, axis: int) -> int:
+        """Of a 3D volume, the slice at which the slice view stands; else the middle one."""
+        if shape[axis] == 1 or self._sliceNode is None:
+            return shape[axis] // 2
+        matrix = vtk.vtkMatrix4x4()
+        self.node.GetRASToIJKMatrix(matrix)
+        toRAS = self._sliceNode.GetSliceToRAS()
+        point = matrix.MultiplyPoint([toRAS.GetElement(i, 3) for i in range(3)] + [1])
+        return int(np.clip(round(point[2 - axis]), 0, shape[axis] - 1))
+
+    def step(self) -> bool:
+        """Takes what is done into the scene; whether there was something new."""
+        if self.state != "running":
+            return False
+        if self.node.GetScene() is None or (self.output is not None and self.output.GetScene() is None):
+            self.stop()
+            return False
+        if self._stream.state == "failed":
+            self.stop("failed", self._stream.message)
+            return False
+        frame = self._stream.take()
+        if frame is None:
+            return False
+        self._show(frame.image)
+        self._moments = [m for m in self._moments if m > time.monotonic() - 2] + [time.monotonic()]
+        if self.once:
+            self.stop()
+        return True
+
+    def _show(self, image: np.ndarray) -> None:
+        axis, number = self._slice
+        voxels = np.expand_dims(image, axis)  # (K, J, I[, C]) with one voxel along the axis
+        if self.output is None:
+            self.output = scene.liveOutput(self.node, voxels, axis, number)
+        else:
+            scene.updateLive(self.output, self.node, voxels, axis, number)
+
+    @property
+    def rate(self) -> float:
+        """Images per second, over the last two."""
+        if len(self._moments) < 2:
+            return 0.0
+        return (len(self._moments) - 1) / max(self._moments[-1] - self._moments[0], 1e-6)
+
+    @property
+    def dropped(self) -> int:
+        """Images that could not be kept up with."""
+        return self._stream.dropped if self._stream else 0
+
+    @property
+    def latency(self) -> float:
+        """Milliseconds from the image's arrival to its result, median."""
+        return 1000 * (self._stream.latency() or 0) if self._stream else 0.0
+
+    @property
+    def device(self) -> str:
+        """What the worker runs on."""
+        return self._stream.device if self._stream else ""
+
+    def stop(self, state: str = "stopped", message: str = "") -> None:
+        """Ends it; the output stays."""
+        for node, tag in ((self.node, self._tag), (self._sliceNode, self._sliceTag)):
+            if tag is not None:
+                node.RemoveObserver(tag)
+        self._tag = self._sliceTag = None
+        if self._stream is not None and self.state == "running":
+            self._stream.stop()
+        if self.state == "running":
+            self.state, self.message = state, message

@@ -1,0 +1,226 @@
+"""Despeckling in the background, on real MRML with a real worker process."""
+
+import time
+
+import numpy as np
+import pytest
+
+from Speckle2SelfLib.config import InputError
+
+slicer = pytest.importorskip("slicer")
+
+FRAMES = np.random.default_rng(0).rayleigh(40, (12, 48, 56)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def worker():
+    from Speckle2SelfSlicer.worker import Worker
+
+    worker = Worker()
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def sequence(slicer_app):
+    return make_sequence(FRAMES)
+
+
+def make_sequence(frames):
+    """A sequence with browser and proxy; its item 3 is shown."""
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Cine")
+    sequence.SetIndexName("time")
+    for number, frame in enumerate(frames):
+        volume = slicer.vtkMRMLScalarVolumeNode()
+        slicer.util.updateVolumeFromArray(volume, frame[None])
+        sequence.SetDataNodeAtValue(volume, f"{number / 10:.2f}")
+    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "Browser")
+    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
+    browser.SetSelectedItemNumber(3)
+    return sequence
+
+
+def finish(worker, run, seconds=60):
+    """Steps as the panel's timer does; returns the longest step in seconds."""
+    end, longest = time.monotonic() + seconds, 0.0
+    while not run.ended:
+        assert time.monotonic() < end
+        started = time.perf_counter()
+        worker.poll()
+        run.step()
+        longest = max(longest, time.perf_counter() - started)
+        time.sleep(0.005)
+    return longest
+
+
+def frames_of(sequence):
+    return np.array([slicer.util.arrayFromVolume(sequence.GetNthDataNode(i))[0] for i in range(len(FRAMES))])
+
+
+def logic():
+    return slicer.util.getModuleLogic("Speckle2Self")
+
+
+@pytest.mark.parametrize("options", [{}, {"strength": 0.6, "gamma": 1.5}])
+def test_a_recording_is_despeckled_as_the_console_does_it(worker, sequence, options):
+    from Speckle2SelfSlicer.processing import Run
+
+    expected = frames_of(logic().process(sequence, model="lee", region="none", **options))
+    run = Run(worker, sequence, model="lee", region="none", **options)
+    finish(worker, run)
+    assert run.state == "done", run.message
+    assert (run.done, run.total) == (12, 12)
+    assert run.result.node.GetNthIndexValue(2) == "0.20"
+    assert np.abs(frames_of(run.result.node).astype(int) - expected).max() <= (0 if not options else 2)
+    assert np.array_equal(frames_of(sequence), FRAMES)
+
+
+@pytest.mark.parametrize("axis", ["I", "average"])
+def test_a_volume_is_cut_and_put_together_as_the_console_does_it(worker, slicer_app, axis):
+    from Speckle2SelfSlicer.processing import Run
+
+    volume = slicer.util.addVolumeFromArray(FRAMES, name="Volume")
+    expected = slicer.util.arrayFromVolume(logic().process(volume, model="median", region="none", axis=axis))
+    run = Run(worker, volume, axis=axis, model="median", region="none")
+    finish(worker, run)
+    assert np.array_equal(slicer.util.arrayFromVolume(run.result.node), expected)
+
+
+def test_the_look_changes_the_output_without_the_network_and_what_is_shown_first(worker, sequence):
+    from Speckle2SelfSlicer.processing import Run
+
+    run = Run(worker, sequence, model="lee", region="none")
+    finish(worker, run)
+    node = run.result.node
+    shown = slicer.mrmlScene.GetFirstNodeByName("Cine despeckled")
+    before = frames_of(node)
+    steps = run.result.relook(0.0, 1.0)
+    next(steps)
+    proxy = next(n for n in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode") if "despeckled" in n.GetName())
+    assert shown is not None
+    assert np.array_equal(slicer.util.arrayFromVolume(proxy)[0], FRAMES[3]), "the shown frame comes first"
+    for _ in steps:
+        pass
+    assert np.array_equal(frames_of(node), FRAMES), "strength 0 is the input"
+    for _ in run.result.relook(1.0, 1.0):
+        pass
+    assert np.array_equal(frames_of(node), before)
+    run.result.release()
+
+
+def test_a_cancelled_run_leaves_nothing_or_if_asked_what_is_done(worker, sequence):
+    from Speckle2SelfSlicer.processing import Run
+
+    count = slicer.mrmlScene.GetNumberOfNodes()
+    for moment in ("reading", "despeckling"):
+        run = Run(worker, sequence, model="nlm", region="none")
+        while run.state != moment:
+            run.step(0)
+        run.cancel()
+        finish(worker, run)
+        assert run.state == "cancelled" and slicer.mrmlScene.GetNumberOfNodes() == count
+    large = make_sequence(np.kron(FRAMES, np.ones((5, 5), np.uint8)))  # four frames a block
+    run = Run(worker, large, model="median", region="none", keepPartial=True)
+    while run.done < 1:
+        worker.poll()
+        run.step()
+    run.cancel()
+    finish(worker, run)
+    assert run.state == "done" and 0 < run.done < 12
+    node = run.result.node
+    assert node.GetName() == "Cine despeckled (partial)" and node.GetNumberOfDataNodes() == run.done
+    assert "first" in run.message
+
+
+def test_nodes_that_go_meanwhile_end_the_run_with_a_sentence(worker, sequence):
+    from Speckle2SelfSlicer.processing import Run
+
+    run = Run(worker, sequence, model="lee", region="none")
+    run.step()
+    slicer.mrmlScene.Clear()
+    finish(worker, run)
+    assert run.state == "failed" and "removed" in run.message
+    with pytest.raises(InputError):
+        Run(worker, None)
+
+
+def test_a_killed_worker_fails_the_run_and_the_next_one_works(worker, sequence):
+    import os
+    import signal
+
+    from Speckle2SelfSlicer.processing import Run
+
+    run = Run(worker, sequence, model="nlm", region="none")
+    while run.state != "despeckling":
+        run.step()
+    os.kill(worker.pid, signal.SIGKILL)
+    finish(worker, run)
+    assert run.state == "failed" and "unexpectedly" in run.message
+    run = Run(worker, sequence, model="lee", region="none")
+    finish(worker, run)
+    assert run.state == "done"
+
+
+def live_until(worker, live, condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end and live.state != "failed", live.message
+        worker.poll()
+        live.step()
+        time.sleep(0.002)
+
+
+def test_live_follows_a_volume_that_changes_and_stops_when_it_goes(worker, sequence):
+    from Speckle2SelfSlicer.processing import Live
+
+    browser = slicer.mrmlScene.GetFirstNodeByName("Browser")
+    live = Live(worker, sequence, model="median", region="none")
+    live_until(worker, live, lambda: live.output is not None)
+    assert live.output.GetName().endswith("live")
+    from Speckle2SelfLib.filters import FILTERS
+
+    def expected(number):
+        from Speckle2SelfLib.despeckling import despeckle
+        from Speckle2SelfLib.frames import grey_mapping
+
+        return despeckle(FRAMES[number], FILTERS["median"], region=None, mapping=grey_mapping(FRAMES[3:4], None))
+
+    count = slicer.mrmlScene.GetNumberOfNodes()
+    for number in (7, 2):
+        browser.SetSelectedItemNumber(number)
+        wanted = expected(number)
+        live_until(worker, live, lambda w=wanted: np.array_equal(slicer.util.arrayFromVolume(live.output)[0], w))
+    assert slicer.mrmlScene.GetNumberOfNodes() == count and live.rate > 0 and live.latency > 0
+    assert np.array_equal(frames_of(sequence), FRAMES)
+    slicer.mrmlScene.RemoveNode(live.node)
+    live.step()
+    assert live.state == "stopped"
+
+
+def test_a_preview_is_one_slice_in_its_place(worker, slicer_app):
+    from Speckle2SelfSlicer.processing import Live
+
+    volume = slicer.util.addVolumeFromArray(FRAMES, name="Volume")
+    volume.SetSpacing(1, 1, 3)
+    slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(slicer.mrmlScene)
+    red = slicer.mrmlScene.GetFirstNodeByName("Red")
+    red.SetSliceOffset(5 * 3.0)
+    preview = Live(worker, volume, sliceNode=red, once=True, model="median", region="none")
+    live_until(worker, preview, lambda: preview.state == "stopped")
+    assert slicer.util.arrayFromVolume(preview.output).shape == (1, 48, 56)
+    assert preview.output.GetOrigin() == (0, 0, 15)
+
+
+def test_live_drops_what_it_cannot_keep_up_with(worker, slicer_app):
+    from Speckle2SelfSlicer.processing import Live
+
+    large = np.kron(FRAMES, np.ones((8, 8), np.uint8))
+    volume = slicer.util.addVolumeFromArray(large[:1], name="Stream")
+    live = Live(worker, volume, model="median", region="none")
+    live_until(worker, live, lambda: live.output is not None)
+    for number in range(60):
+        slicer.util.updateVolumeFromArray(volume, large[number % 12][None])
+        live.step()
+    live_until(worker, live, lambda: live.dropped > 0)
+    live.stop()
