@@ -315,7 +315,7 @@ def _run_set(name, cases, seconds, device, rows, pictures, notes) -> None:
                     if np.shares_memory(one.frames, case.frames):
                         pictures[name, at, method.name] = outputs[0]
         except ImportError as error:
-            notes.append(f"{method.name} is left out of '{name}': {error}; see its entry in `baselines.py`.")
+            notes.append(f"{method.name} is left out of '{name}': {error}; see `baselines.py`.")
             continue
         count, whole = (sum(len(case.frames) for case in some) for some in (used, cases))
         if count < whole:

@@ -19,6 +19,7 @@ CORE_MODULES = {
     "Transforms": "vtkSlicerTransformLogic",
     "Volumes": "vtkSlicerVolumesLogic",
     "Sequences": "vtkSlicerSequencesLogic",
+    "Segmentations": "vtkSlicerSegmentationsModuleLogic",
 }
 
 

@@ -66,8 +66,8 @@ def test_known_truth_teaches(drawn):
     torch.manual_seed(0)
     frames, truth = drawn.frames[:1], drawn.truth[None]
     for output in (
-        baselines.noise2true(frames, 2.0, truth=truth)(frames),
-        baselines.noise2noise(frames, 2.0, second=drawn.frames[1:])(frames),
+        baselines.noise2true(frames, 1.0, truth=truth)(frames),
+        baselines.noise2noise(frames, 1.0, second=drawn.frames[1:])(frames),
     ):
         assert np.mean((output - truth) ** 2) < np.mean((frames - truth) ** 2)
 

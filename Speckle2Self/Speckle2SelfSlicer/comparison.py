@@ -1,0 +1,277 @@
+"""Looking at a result beside its input: views, outline of the region, difference, figures of merit. All in MRML."""
+
+from __future__ import annotations
+
+import numpy as np
+import slicer
+import vtk
+
+from Speckle2SelfLib.config import InputError
+from Speckle2SelfLib.look import LUMINANCE
+
+from . import scene
+
+ROLE = "Speckle2Self.role"  # attribute of the nodes that are made here, so that they are found again
+DIFFERENT = "'{}' and '{}' differ in size; choose an output of this input."
+FIGURES = ("mean", "std", "SNR", "CNR", "gCNR", "homogeneity")
+
+
+def shown(node):
+    """The volume that shows a node: itself, or the proxy of a sequence."""
+    if node is not None and node.IsA("vtkMRMLSequenceNode"):
+        return scene.proxy(node)
+    return node
+
+
+def grey(volume) -> np.ndarray:
+    """A volume's grey values (K, J, I) float32; InputError where it has none."""
+    voxels = next(scene.voxels(scene.Source(volume, [volume])))
+    return voxels[..., :3].astype(np.float32) @ LUMINANCE if voxels.ndim == 4 else voxels.astype(np.float32)
+
+
+#
+# Regions
+#
+
+
+def inside(volume, regionNode, which: str = "all") -> np.ndarray:
+    """Bool (K, J, I): the voxels of a volume that lie in a box (markups ROI) or in segments.
+
+    which: of a segmentation, "all" visible segments, the "first" or the "last" one. InputError where none do.
+    """
+    shape = tuple(reversed(volume.GetImageData().GetDimensions()))
+    if regionNode is None:
+        raise InputError("Choose a segmentation or a box (ROI) first.")
+    if regionNode.IsA("vtkMRMLSegmentationNode"):
+        segments = regionNode.GetSegmentation()
+        names = [segments.GetNthSegmentID(number) for number in range(segments.GetNumberOfSegments())]
+        display = regionNode.GetDisplayNode()
+        if which == "all" and display is not None:
+            names = [name for name in names if display.GetSegmentVisibility(name)]
+        names = names if which == "all" else names[:1] if which == "first" else names[-1:]
+        mask = np.zeros(shape, bool)
+        for name in names:
+            found = slicer.util.arrayFromSegmentBinaryLabelmap(regionNode, name, volume)
+            if found is not None:
+                mask |= found != 0
+    else:
+        mask = _inBox(volume, regionNode, shape)
+    if not mask.any():
+        raise InputError(f"'{regionNode.GetName()}' covers no part of '{volume.GetName()}'.")
+    return mask
+
+
+def _inBox(volume, box, shape) -> np.ndarray:
+    toWorld, toBox = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
+    volume.GetIJKToRASMatrix(toWorld)
+    parent = vtk.vtkMatrix4x4()
+    slicer.vtkMRMLTransformNode.GetMatrixTransformBetweenNodes(volume.GetParentTransformNode(), None, parent)
+    vtk.vtkMatrix4x4.Multiply4x4(parent, toWorld, toWorld)
+    vtk.vtkMatrix4x4.Invert(box.GetObjectToWorldMatrix(), toBox)
+    vtk.vtkMatrix4x4.Multiply4x4(toBox, toWorld, toWorld)
+    matrix = slicer.util.arrayFromVTKMatrix(toWorld)
+    grid = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij")[::-1]  # I, J, K
+    mask = np.ones(shape, bool)
+    for row, size in zip(matrix[:3], box.GetSize(), strict=True):
+        along = sum(weight * axis for weight, axis in zip(row[:3], grid, strict=True)) + row[3]
+        mask &= np.abs(along) <= size / 2 + 1e-3
+    return mask
+
+
+def frameMask(volume, regionNode, axis: int) -> np.ndarray:
+    """`inside` for frames cut along an axis of (K, J, I): the pixels (H, W) that are inside in any of them."""
+    return inside(volume, regionNode).any(axis)
+
+
+def showRegion(volume, region, axis: int) -> None:
+    """Outlines `region` (H, W) bool on the volume in all slice views that show it; None takes the outline away."""
+    outline = _made("vtkMRMLLabelMapVolumeNode", "outline", "Despeckled region", create=region is not None)
+    if region is not None:
+        shape = tuple(reversed(volume.GetImageData().GetDimensions()))
+        labels = np.broadcast_to(np.expand_dims(region, axis), shape).astype(np.uint8)
+        slicer.util.updateVolumeFromArray(outline, labels)
+        matrix = vtk.vtkMatrix4x4()
+        volume.GetIJKToRASMatrix(matrix)
+        outline.SetIJKToRASMatrix(matrix)
+        outline.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
+        if outline.GetDisplayNode() is None:
+            outline.CreateDefaultDisplayNodes()
+    for view in _each("vtkMRMLSliceNode") if region is not None else ():
+        view.SetUseLabelOutline(True)
+    for composite in _each("vtkMRMLSliceCompositeNode"):
+        if region is not None:
+            composite.SetLabelVolumeID(outline.GetID())
+        elif outline is not None and composite.GetLabelVolumeID() == outline.GetID():
+            composite.SetLabelVolumeID(None)
+
+
+#
+# Views
+#
+
+
+def sideBySide(before, after) -> None:
+    """Input in the red, output in the yellow slice view, both as the red one is turned, and linked."""
+    before, after = shown(before), shown(after)
+    if slicer.app.layoutManager() is not None:
+        slicer.app.layoutManager().setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutSideBySideView)
+    views = {view.GetLayoutName(): view for view in _each("vtkMRMLSliceNode")}
+    composites = {composite.GetLayoutName(): composite for composite in _each("vtkMRMLSliceCompositeNode")}
+    for name, volume in (("Red", before), ("Yellow", after)):
+        composites[name].SetLinkedControl(False)
+        composites[name].SetForegroundVolumeID(None)
+        composites[name].SetBackgroundVolumeID(volume.GetID())
+    if "Yellow" in views:
+        views["Yellow"].SetOrientation(views["Red"].GetOrientation())
+        views["Yellow"].GetSliceToRAS().DeepCopy(views["Red"].GetSliceToRAS())
+        views["Yellow"].SetFieldOfView(*views["Red"].GetFieldOfView())
+        views["Yellow"].UpdateMatrices()
+    for name in ("Red", "Yellow"):
+        composites[name].SetLinkedControl(True)
+
+
+def fade(before, after, share: float) -> None:
+    """Input and output one over the other in all slice views; share: 0 the input, 1 the output."""
+    before, after = shown(before), shown(after)
+    for composite in _each("vtkMRMLSliceCompositeNode"):
+        composite.SetBackgroundVolumeID(before.GetID())
+        composite.SetForegroundVolumeID(after.GetID())
+        composite.SetForegroundOpacity(share)
+
+
+def difference(before, after):
+    """A volume: input less output of what is shown now, with a fixed window of a quarter of the range about zero."""
+    before, after = shown(before), shown(after)
+    one, two = grey(before), grey(after)
+    if one.shape != two.shape:
+        raise InputError(
+            f"'{before.GetName()}' and '{after.GetName()}' differ in size; choose an output of this input."
+        )
+    kind = next(scene.voxels(scene.Source(before, [before]))).dtype
+    span = float(np.iinfo(kind).max) if kind == np.uint8 else float(np.ptp(one[np.isfinite(one)])) or 1.0
+    node = _made("vtkMRMLScalarVolumeNode", "difference", "Difference")
+    slicer.util.updateVolumeFromArray(node, one - two)
+    matrix = vtk.vtkMatrix4x4()
+    before.GetIJKToRASMatrix(matrix)
+    node.SetIJKToRASMatrix(matrix)
+    node.SetAndObserveTransformNodeID(before.GetTransformNodeID())
+    if node.GetDisplayNode() is None:
+        node.CreateDefaultDisplayNodes()
+    node.GetDisplayNode().AutoWindowLevelOff()
+    node.GetDisplayNode().SetWindowLevel(span / 4, 0)
+    return node
+
+
+#
+# Figures
+#
+
+
+def evaluate(before, after, tissueNode, lumenNode=None, filterName: str = "none"):
+    """Figures of merit of what is shown now, before and after, and by a classical filter: a table and a plot node.
+
+    tissueNode: a box, or a segmentation whose first segment is taken; lumenNode: a box or a segmentation whose last
+    segment is taken, for contrast. Definitions: `Speckle2SelfLib.metrics`. Returns (table, chart). InputError.
+    """
+    from Speckle2SelfLib import metrics
+    from Speckle2SelfLib.filters import FILTERS
+
+    before, after = shown(before), shown(after)
+    one, two = grey(before), grey(after)
+    if one.shape != two.shape:
+        raise InputError(
+            f"'{before.GetName()}' and '{after.GetName()}' differ in size; choose an output of this input."
+        )
+    tissue = inside(before, tissueNode, "first")
+    lumen = inside(before, lumenNode, "last") if lumenNode is not None else None
+    low, high = float(one.min()), float(one.max())
+    if high <= low:
+        raise InputError(f"'{before.GetName()}' is constant; there is nothing to measure.")
+    axis = int(np.argmin(one.shape))
+    number = int(np.argmax(tissue.sum(tuple(i for i in range(3) if i != axis))))
+    cut = lambda x: np.take(x, number, axis)  # noqa: E731
+    image, result = ((cut(x) - low) / (high - low) * 255 for x in (one, two))
+    rows = {"input": image, "despeckled": result}
+    if filterName in FILTERS:
+        rows[filterName] = FILTERS[filterName](image[None].astype(np.float32) / 255)[0] * 255
+    figures = {}
+    for name, frame in rows.items():
+        mapped = metrics.matched(image, frame)
+        values = mapped[cut(tissue)]
+        found = {"mean": frame[cut(tissue)].mean(), "std": frame[cut(tissue)].std(), "SNR": metrics.snr(values)}
+        if lumen is not None and cut(lumen).any():
+            other = mapped[cut(lumen)]
+            found |= {"CNR": metrics.cnr(other, values), "gCNR": metrics.gcnr(other, values)}
+        found["homogeneity"] = metrics.homogeneity(image, frame)
+        figures[name] = {figure: float(value) for figure, value in found.items()}
+    return _table(figures), _chart(figures)
+
+
+def _table(figures: dict):
+    table = _made("vtkMRMLTableNode", "figures", "Figures")
+    with slicer.util.NodeModify(table):
+        table.RemoveAllColumns()
+        methods = vtk.vtkStringArray()
+        methods.SetName("method")
+        for name in figures:
+            methods.InsertNextValue(name)
+        table.AddColumn(methods)
+        for figure in FIGURES:
+            if not all(figure in found for found in figures.values()):
+                continue
+            column = vtk.vtkDoubleArray()
+            column.SetName(figure)
+            for found in figures.values():
+                column.InsertNextValue(found[figure])
+            table.AddColumn(column)
+    return table
+
+
+def _chart(figures: dict):
+    """Bars of SNR and, where measured, CNR of each method."""
+    table, chart = (
+        _made("vtkMRMLTableNode", "figures", ""),
+        _made("vtkMRMLPlotChartNode", "figures plot", "Figures plot"),
+    )
+    chart.RemoveAllPlotSeriesNodeIDs()
+    for figure, colour in (("SNR", (0.2, 0.5, 0.8)), ("CNR", (0.9, 0.6, 0.2))):
+        if not all(figure in found for found in figures.values()):
+            continue
+        series = _made("vtkMRMLPlotSeriesNode", f"figures {figure}", figure)
+        series.SetAndObserveTableNodeID(table.GetID())
+        series.SetPlotType(slicer.vtkMRMLPlotSeriesNode.PlotTypeBar)
+        series.SetYColumnName(figure)
+        series.SetLabelColumnName("method")
+        series.SetColor(*colour)
+        chart.AddAndObservePlotSeriesNodeID(series.GetID())
+    chart.SetTitle("Before and after")
+    chart.SetXAxisTitle("method")
+    return chart
+
+
+def writeTable(table, path) -> None:
+    """A table node as a CSV file, whole or not at all. InputError where it cannot be written."""
+    from Speckle2SelfLib.checkpoint import replace_file
+
+    table = table.GetTable()
+    columns = range(table.GetNumberOfColumns())
+    lines = [",".join(table.GetColumnName(column) for column in columns)]
+    for row in range(table.GetNumberOfRows()):
+        lines.append(",".join(table.GetValue(row, column).ToString() for column in columns))
+    replace_file(path, ("\n".join(lines) + "\n").encode())
+
+
+def _each(kind: str) -> list:
+    return [slicer.mrmlScene.GetNthNodeByClass(i, kind) for i in range(slicer.mrmlScene.GetNumberOfNodesByClass(kind))]
+
+
+def _made(kind: str, role: str, name: str, create: bool = True):
+    """The node of this role; made if there is none."""
+    for node in _each(kind):
+        if node.GetAttribute(ROLE) == role:
+            return node
+    if not create:
+        return None
+    node = slicer.mrmlScene.AddNewNodeByClass(kind, name)
+    node.SetAttribute(ROLE, role)
+    return node
