@@ -8,7 +8,9 @@ import numpy as np
 import slicer
 import vtk
 from slicer import (
+    vtkMRMLMarkupsROINode,
     vtkMRMLScalarVolumeNode,
+    vtkMRMLSegmentationNode,
     vtkMRMLSequenceNode,
     vtkMRMLStreamingVolumeNode,
     vtkMRMLVectorVolumeNode,
@@ -25,13 +27,14 @@ from slicer.ScriptedLoadableModule import (
 from slicer.util import VTKObservationMixin
 
 from Speckle2SelfLib.config import Cancelled, InputError
-from Speckle2SelfSlicer import dependencies, scene
+from Speckle2SelfSlicer import comparison, dependencies, scene
 
 # Slicer binds node selectors to typing.Union alone (not to A | B), and stores "no node" only where None is
 # one of them.
 UltrasoundNode = Union[  # noqa: UP007
     vtkMRMLScalarVolumeNode, vtkMRMLVectorVolumeNode, vtkMRMLStreamingVolumeNode, vtkMRMLSequenceNode, None
 ]
+RegionNode = Union[vtkMRMLSegmentationNode, vtkMRMLMarkupsROINode, None]  # noqa: UP007
 
 
 class Speckle2Self(ScriptedLoadableModule):
@@ -65,17 +68,32 @@ class Speckle2SelfParameterNode:
     inputNode - the volume, recording, or proxy of a recording to despeckle.
     outputNode - an earlier output to replace; None: a new one.
     model - a bundled model, a filter, or a model file.
-    region - "auto": only the imaged region; "none": the whole frame.
+    region - "auto": only the imaged region; "none": the whole frame; "given": what regionNode covers.
+    regionNode - a segmentation or a box.
+    showRegion - whether the region is outlined in the slice views.
+    axis - of 3D volumes: the slices to despeckle; "average": those of all three orientations.
+    device - what to compute on.
     strength - 0: the input, to 1: the despeckled image.
     gamma - exponent on the despeckled grey values; above 1 darkens.
+    keepPartial - whether a cancelled run leaves the frames that were done.
+    tissueNode, lumenNode - where figures of merit are measured.
+    filter - a classical filter to compare with.
     """
 
     inputNode: UltrasoundNode
     outputNode: UltrasoundNode
     model: str = "default"
-    region: Annotated[str, Choice(["auto", "none"])] = "auto"
+    region: Annotated[str, Choice(["auto", "none", "given"])] = "auto"
+    regionNode: RegionNode
+    showRegion: bool = False
+    axis: Annotated[str, Choice(["auto", "k", "j", "i", "average"])] = "auto"
+    device: Annotated[str, Choice(["auto", "cpu", "cuda", "mps"])] = "auto"
     strength: Annotated[float, WithinRange(0, 1)] = 1.0
     gamma: Annotated[float, WithinRange(0.2, 5)] = 1.0
+    keepPartial: bool = False
+    tissueNode: RegionNode
+    lumenNode: RegionNode
+    filter: Annotated[str, Choice(["none", "median", "lee", "srad", "nlm", "curvature"])] = "none"
 
 
 class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
@@ -160,11 +178,17 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def despeckle(self, parameters) -> None:
         try:
+            region = parameters.region
+            if region == "given":
+                volume = comparison.shown(parameters.inputNode)
+                region = comparison.frameMask(volume, parameters.regionNode, comparison.axisOf(volume, parameters.axis))
             self.logic.process(
                 parameters.inputNode,
                 parameters.outputNode,
                 model=parameters.model,
-                region=parameters.region,
+                region=region,
+                axis=parameters.axis,
+                device=parameters.device,
                 strength=parameters.strength,
                 gamma=parameters.gamma,
                 progress=self.onProgress,

@@ -78,7 +78,7 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
 
 
 def _without_specks(mask: np.ndarray, smallest: int = 6) -> np.ndarray:
-    """`mask` (H, W) without components of fewer pixels: of tissue that hardly moves, some pixels are still by chance."""
+    """`mask` (H, W) without smaller components: of tissue that hardly moves, some pixels are still by chance."""
     labels, _ = ndimage.label(mask, np.ones((3, 3)))
     return mask & (np.bincount(labels.ravel()) >= smallest)[labels]
 

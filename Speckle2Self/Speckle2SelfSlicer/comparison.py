@@ -6,6 +6,7 @@ import numpy as np
 import slicer
 import vtk
 
+from Speckle2SelfLib import volumes
 from Speckle2SelfLib.config import InputError
 from Speckle2SelfLib.look import LUMINANCE
 
@@ -21,6 +22,15 @@ def shown(node):
     if node is not None and node.IsA("vtkMRMLSequenceNode"):
         return scene.proxy(node)
     return node
+
+
+def axisOf(volume, axis: str = "auto") -> int:
+    """The axis of (K, J, I) along which a volume is cut into frames; see `volumes.slicing_axes`. InputError."""
+    source = scene.source(volume)
+    chosen = volumes.slicing_axes(next(scene.voxels(source)).shape[:3], source.spacing, axis)
+    if len(chosen) > 1:
+        raise InputError("Frames of three orientations differ in size; choose one axis, or another region.")
+    return chosen[0]
 
 
 def grey(volume) -> np.ndarray:
@@ -144,9 +154,7 @@ def difference(before, after):
     before, after = shown(before), shown(after)
     one, two = grey(before), grey(after)
     if one.shape != two.shape:
-        raise InputError(
-            f"'{before.GetName()}' and '{after.GetName()}' differ in size; choose an output of this input."
-        )
+        raise InputError(DIFFERENT.format(before.GetName(), after.GetName()))
     kind = next(scene.voxels(scene.Source(before, [before]))).dtype
     span = float(np.iinfo(kind).max) if kind == np.uint8 else float(np.ptp(one[np.isfinite(one)])) or 1.0
     node = _made("vtkMRMLScalarVolumeNode", "difference", "Difference")
@@ -179,9 +187,7 @@ def evaluate(before, after, tissueNode, lumenNode=None, filterName: str = "none"
     before, after = shown(before), shown(after)
     one, two = grey(before), grey(after)
     if one.shape != two.shape:
-        raise InputError(
-            f"'{before.GetName()}' and '{after.GetName()}' differ in size; choose an output of this input."
-        )
+        raise InputError(DIFFERENT.format(before.GetName(), after.GetName()))
     tissue = inside(before, tissueNode, "first")
     lumen = inside(before, lumenNode, "last") if lumenNode is not None else None
     low, high = float(one.min()), float(one.max())

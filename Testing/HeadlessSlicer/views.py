@@ -41,15 +41,22 @@ def sliceView(volume, size: tuple[int, int], zoom: float = 1.0, centre=(0.5, 0.5
     wide, tall = spacing[0] * extent[0], spacing[1] * extent[1]
     millimetres = max(wide / size[0], tall / size[1]) / zoom
     view.SetFieldOfView(size[0] * millimetres, size[1] * millimetres, min(spacing))
-    logic.UpdatePipeline()
-    port = logic.GetImageDataConnection()
-    port.GetProducer().Update()
-    image = port.GetProducer().GetOutputDataObject(port.GetIndex())
-    pixels = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(size[1], size[0], -1)[::-1].astype(float)
-    opacity = pixels[..., 3:] / 255
-    seen = (pixels[..., :3] * opacity).round().astype(np.uint8)
+    seen = pixels(logic)
     logic.SetMRMLScene(None)
     return seen
+
+
+def pixels(logic) -> np.ndarray | None:
+    """What a slice logic shows (height, width, 3) uint8; None where that is nothing."""
+    logic.UpdatePipeline()
+    port = logic.GetImageDataConnection()
+    if port is None:
+        return None
+    port.GetProducer().Update()
+    image = port.GetProducer().GetOutputDataObject(port.GetIndex())
+    width, height, _one = image.GetDimensions()
+    values = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(height, width, -1)[::-1].astype(float)
+    return (values[..., :3] * values[..., 3:] / 255).round().astype(np.uint8)
 
 
 def _copy(volume, scene):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-MODULES = ("Speckle2Self",)
+MODULES = ("Speckle2Self", "SpeckleTrain")
 
 
 def cmake(*arguments):

@@ -42,7 +42,7 @@ def test_the_reference_names_every_command_and_option_and_no_other(project):
             for option in action.option_strings:
                 if option not in ("-h", "--help"):
                     options.setdefault(option, set()).add(command)
-    rows = re.findall(r"^\| `(--\w+)` \| ([\w, ]+) \|", text, re.MULTILINE)
+    rows = re.findall(r"^\| `(--[\w-]+)` \| ([\w, ]+) \|", text, re.MULTILINE)
     assert {option: set(names.split(", ")) for option, names in rows} == options
 
 
