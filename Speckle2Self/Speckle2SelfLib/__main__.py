@@ -15,6 +15,8 @@ from pathlib import Path
 from . import __version__
 from .config import PRESETS, RECIPES, Cancelled, InputError, Job, from_dict
 
+_interrupted = threading.Event()  # by Ctrl-C: some libraries swallow KeyboardInterrupt while they are imported
+
 
 def despeckle(arguments) -> None:
     """Removes the speckle of files. Under torchrun the processes share the files of an archive."""
@@ -87,7 +89,7 @@ def _despeckle_file(path: Path, target: Path, model, device: str, arguments) -> 
     def run(stack, progress):
         return despeckle_frames(
             stack, model, region=imaged, strength=arguments.strength, gamma=arguments.gamma,
-            device=device, progress=progress,
+            device=device, progress=progress, cancelled=_interrupted.is_set,
         )  # fmt: skip
 
     with _Bar(path.name) as bar:
@@ -332,6 +334,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
     arguments = parser().parse_args(argv)
+    _interrupted.clear()
+    before = signal.signal(signal.SIGINT, _interrupt)
     try:
         arguments.run(arguments)
     except InputError as error:
@@ -343,7 +347,14 @@ def main(argv: list[str] | None = None) -> int:
     except (KeyboardInterrupt, Cancelled):
         print("speckle2self: stopped.", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     return 0
+
+
+def _interrupt(number, frame) -> None:
+    _interrupted.set()
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

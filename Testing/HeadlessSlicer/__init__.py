@@ -15,20 +15,28 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 MODULE_FOLDERS = tuple(path.parent for path in sorted(ROOT.glob("Speckle*/CMakeLists.txt")))
-# What the vtk and slicer-core wheels take from the system: the first two to import, the others for 3D views.
-SYSTEM_PACKAGES = "libstdc++6 libgcc-s1 libgl1 libegl1 libx11-6"
+# What the wheels of vtk, slicer-core and Qt take from the system: the first two to import MRML, the others for Qt.
+SYSTEM_PACKAGES = "libstdc++6 libgcc-s1 libgl1 libegl1 libx11-6 libxkbcommon0 libfontconfig1 libdbus-1-3 libglib2.0-0"
 
 
-def start(modulePaths: Iterable[Path] | None = None, arguments: Iterable[str] = (), testing: bool = False):
+def start(
+    modulePaths: Iterable[Path] | None = None,
+    arguments: Iterable[str] = (),
+    testing: bool = False,
+    window: bool = False,
+):
     """Starts the application once and returns it, `slicer.app`; a second call returns the running one.
 
     modulePaths: folders whose .py files are modules; None: those of this source tree.
     arguments: the command line that `slicer.app.arguments()` answers.
     testing: as Slicer's `--testing`: message boxes are skipped, errors are raised only.
+    window: with main window and panels, drawn offscreen by Qt (PySide6); without, `import qt` raises ImportError.
 
     Raises SystemExit (1) with one line where libraries of the system are missing.
     """
     slicer = importSlicer()
+    if window:
+        importQt()
     if hasattr(slicer, "app"):
         return slicer.app
     slicer.__path__.append(str(HERE / "slicer_python"))
@@ -36,23 +44,33 @@ def start(modulePaths: Iterable[Path] | None = None, arguments: Iterable[str] = 
 
     ours = [folder for folder in MODULE_FOLDERS if folder.is_dir()]
     folders = ours if modulePaths is None else [Path(path) for path in modulePaths]
-    slicer.app = Application(list(arguments), testing)
+    slicer.app = Application(list(arguments), testing, window)
     slicer.mrmlScene = slicer.app.mrmlScene()
-    importlib.import_module("slicer.util_headless").install()
+    if not window:
+        importlib.import_module("slicer.util_headless").install()
     slicer.app.moduleManager().load(folders)
+    if window:
+        slicer.app._openWindow()
     return slicer.app
 
 
 def importSlicer():
     """The package `slicer` of the wheel; where the system lacks a library, one line says what to install."""
+    return _imported("slicer", "Slicer's MRML library")
+
+
+def importQt():
+    """The package `PySide6`; where the system lacks a library, one line says what to install."""
+    for part in ("QtGui", "QtWidgets", "QtUiTools"):
+        _imported(f"PySide6.{part}", "Qt")
+    return sys.modules["PySide6"]
+
+
+def _imported(name: str, what: str):
     try:
-        import slicer
+        return importlib.import_module(name)
     except ImportError as error:
         if "cannot open shared object file" not in str(error):
             raise
-        print(
-            f"Slicer's MRML library cannot be loaded ({error}). Install: apt-get install {SYSTEM_PACKAGES}",
-            file=sys.stderr,
-        )
+        print(f"{what} cannot be loaded ({error}). Install: apt-get install {SYSTEM_PACKAGES}", file=sys.stderr)
         raise SystemExit(1) from None
-    return slicer

@@ -24,13 +24,13 @@ CORE_MODULES = {
 
 
 class Application:
-    """The running application, without main window (as with `--no-main-window`)."""
+    """The running application; without main window (as with `--no-main-window`) unless `window` is set, which takes Qt."""
 
     applicationName = "Slicer"
     majorVersion = 5
     minorVersion = 13
 
-    def __init__(self, arguments: list[str], testing: bool):
+    def __init__(self, arguments: list[str], testing: bool, window: bool):
         self._arguments = arguments
         self._testing = testing
         self._temporary = tempfile.TemporaryDirectory(prefix="Slicer-")
@@ -40,6 +40,34 @@ class Application:
         self._prepareScene()
         self._moduleManager = ModuleManager(self._addLogics())
         self._ioManager = CoreIOManager(self)
+        self._qt = self._layoutManager = self._mainWindow = None
+        if window:
+            self._startQt()
+
+    def _startQt(self) -> None:
+        os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+        from PySide6 import QtCore, QtWidgets
+
+        from . import pythonqt, widgets
+
+        self._qt = QtWidgets.QApplication.instance() or QtWidgets.QApplication([self.applicationName])
+        self._qt.setStyle("Fusion")
+        self._qt.setApplicationName(self.applicationName)
+        self._qt.setOrganizationName("SlicerStandIn")
+        QtCore.QSettings.setDefaultFormat(QtCore.QSettings.Format.IniFormat)
+        QtCore.QSettings.setPath(
+            QtCore.QSettings.Format.IniFormat, QtCore.QSettings.Scope.UserScope, self.temporaryPath
+        )
+        pythonqt.install(widgets)
+        self._wrap = pythonqt.wrap
+
+    def _openWindow(self) -> None:
+        from . import widgets
+
+        self._layoutManager = widgets.qSlicerLayoutManager()
+        self._mainWindow = widgets.qSlicerMainWindow(self._layoutManager)
+        self._mainWindow.resize(1200, 900)
+        self._mainWindow.show()
 
     # What qSlicerCoreApplication::setMRMLScene and qSlicerLayoutManager do with a new scene.
     def _prepareScene(self) -> None:
@@ -100,12 +128,25 @@ class Application:
         return self._ioManager
 
     def layoutManager(self):
-        """None: there is no main window."""
-        return
+        """The layout manager; None without main window."""
+        return self._wrap(self._layoutManager) if self._layoutManager is not None else None
 
     def topLevelWidgets(self) -> list:
-        """None are there without Qt."""
-        return []
+        return [self._wrap(widget) for widget in self._qt.topLevelWidgets()] if self._qt is not None else []
+
+    def setOverrideCursor(self, cursor) -> None:
+        self._qt.setOverrideCursor(cursor)
+
+    def restoreOverrideCursor(self) -> None:
+        self._qt.restoreOverrideCursor()
+
+    def settings(self):
+        """The user's settings (QSettings): empty at first, in the temporary folder."""
+        import qt
+
+        return qt.QSettings()
+
+    userSettings = settings
 
     def arguments(self) -> list[str]:
         return list(self._arguments)
@@ -118,6 +159,8 @@ class Application:
 
     def processEvents(self) -> None:
         """Lets queued events happen; without Qt there are none but those of MRML, which happen at once."""
+        if self._qt is not None:
+            self._qt.processEvents()
 
     def translate(self, context: str, text: str) -> str:
         """The text as it is: the application runs in English."""

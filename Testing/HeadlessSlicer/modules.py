@@ -62,12 +62,19 @@ class qSlicerScriptedLoadableModule:
     def widgetRepresentation(self):
         """The module's widget, made on first use and then kept; None for a module without widget class."""
         if self._widget is None and self.widgetRepresentationCreationEnabled:
-            self._widget = qSlicerScriptedLoadableModuleWidget(self.name, self._module)
+            kind = slicer.qSlicerScriptedLoadableModuleWidget
+            if kind is LogicOnly:
+                self._widget = LogicOnly(self.name, self._module)
+            else:
+                self._widget = kind()
+                self._widget.setPythonSource(self.path)
+                self._widget.setup()
+                self._widget.setMRMLScene(slicer.mrmlScene)
         return self._widget
 
 
-class qSlicerScriptedLoadableModuleWidget:
-    """Stands for a module's widget until Qt is modelled: of what the panel's `setup` makes, only `logic`."""
+class LogicOnly:
+    """Stands for a module's widget where the application runs without Qt: of what `setup` makes, only `logic`."""
 
     def __init__(self, name: str, module: ModuleType):
         self._python = SimpleNamespace(logic=getattr(module, f"{name}Logic")())
@@ -81,12 +88,13 @@ class ModuleManager:
 
     def __init__(self, logics: dict):
         slicer.qSlicerScriptedLoadableModule = qSlicerScriptedLoadableModule
-        slicer.qSlicerScriptedLoadableModuleWidget = qSlicerScriptedLoadableModuleWidget
+        if not hasattr(slicer, "qSlicerScriptedLoadableModuleWidget"):
+            slicer.qSlicerScriptedLoadableModuleWidget = LogicOnly
         for name in ("modules", "moduleNames"):
             package = ModuleType(f"slicer.{name}")
             sys.modules[package.__name__] = package
             setattr(slicer, name, package)
-        self._modules = {}
+        self._modules, self._slots = {}, []
         for name, logic in logics.items():
             self._add(CoreModule(name, logic))
 
@@ -128,6 +136,23 @@ class ModuleManager:
     def module(self, name: str):
         """The module of that name, or None."""
         return self._modules.get(name)
+
+    def connect(self, signal: str, function) -> bool:
+        """Calls a function before a module is unloaded."""
+        if signal != "moduleAboutToBeUnloaded(QString)":
+            raise ValueError(f"The module manager has no signal {signal} here.")
+        self._slots.append(function)
+        return True
+
+    def disconnect(self, signal: str, function) -> bool:
+        self._slots.remove(function)
+        return True
+
+    def unloadModules(self) -> None:
+        """What the application does before it ends: every module's panel is told."""
+        for name in reversed(self._modules):
+            for function in list(self._slots):
+                function(name)
 
     def modulesNames(self) -> list[str]:
         return list(self._modules)

@@ -43,12 +43,43 @@ class ScriptedLoadableModule:
 
 
 class ScriptedLoadableModuleWidget:
-    """The panel; it needs Qt, which is not modelled yet."""
+    """The panel; its widgets go into `layout`. Needs Qt: ImportError where the application runs without."""
 
     def __init__(self, parent=None):
-        import qt  # noqa: F401
+        import qt
 
-        raise NotImplementedError("Panels are not modelled yet.")
+        self.moduleName = type(self).__name__.removesuffix("Widget")
+        self.developerMode = False
+        if parent:
+            self.parent = parent
+        else:
+            self.parent = slicer.qMRMLWidget()
+            self.parent.setLayout(qt.QVBoxLayout())
+            self.parent.setMRMLScene(slicer.mrmlScene)
+        self.layout = self.parent.layout()
+        if not parent:
+            self.setup()
+            self.parent.show()
+        slicer.app.moduleManager().connect("moduleAboutToBeUnloaded(QString)", self._onModuleAboutToBeUnloaded)
+
+    def setup(self):
+        """Makes the panel's widgets."""
+
+    def cleanup(self):
+        """Called before the module is unloaded or reloaded."""
+
+    def resourcePath(self, filename):
+        """The full path of a file in the module's folder Resources."""
+        return os.path.join(os.path.dirname(slicer.util.modulePath(self.moduleName)), "Resources", filename)
+
+    def onReload(self):
+        """Reads the module's file again and makes the panel anew."""
+        slicer.util.reloadScriptedModule(self.moduleName)
+
+    def _onModuleAboutToBeUnloaded(self, moduleName):
+        if moduleName == self.moduleName:
+            self.cleanup()
+            slicer.app.moduleManager().disconnect("moduleAboutToBeUnloaded(QString)", self._onModuleAboutToBeUnloaded)
 
 
 class ScriptedLoadableModuleLogic:

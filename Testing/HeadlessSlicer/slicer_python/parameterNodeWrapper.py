@@ -1,8 +1,9 @@
 """`slicer.parameterNodeWrapper`: a vtkMRMLScriptedModuleNode seen as an object with typed members.
 
 Members are written as the text parameters and node references that Slicer writes, so that a scene saved here
-opens there. Modelled: bool, int, float, str, paths, enums, nodes, and unions of these with None. Lists, dicts,
-packs and the binding to widgets are not; a member of such a type raises TypeError when the class is made.
+opens there. Modelled: bool, int, float, str, paths, enums, nodes, and unions of these with None. Lists, dicts
+and packs are not; a member of such a type raises TypeError when the class is made. Members are bound to widgets by
+`connectGui`: check boxes, checkable buttons, spin boxes, sliders, combo boxes, line edits and node selectors.
 """
 
 from __future__ import annotations
@@ -319,6 +320,9 @@ def _wrap(classtype):
         "AddObserver": lambda self, *arguments: self.parameterNode.AddObserver(*arguments),
         "RemoveObserver": lambda self, tag: self.parameterNode.RemoveObserver(tag),
         "Modified": lambda self: self.parameterNode.Modified(),
+        "connectGui": _connectGui,
+        "connectParametersToGui": _connectParametersToGui,
+        "disconnectGui": _disconnectGui,
     }
     for name, value in reserved.items():
         if name in members or hasattr(classtype, name):
@@ -333,6 +337,7 @@ def _wrap(classtype):
 def _initialise(self, parameterNode, prefix=None):
     self.parameterNode = parameterNode
     self._prefix = prefix or ""
+    self._bound, self._updatingGui = {}, False
     for name, member in self.allParameters.items():
         if not member.storage.isIn(parameterNode, self._prefix + name):
             setattr(self, name, member.default.value)
@@ -354,3 +359,134 @@ def _getValue(self, name):
 
 def _setValue(self, name, value):
     _member(self.allParameters, name).__set__(self, value)
+
+
+#
+# Binding to widgets
+#
+
+
+class _Connector:
+    """A widget as the value of a member; `signal` tells of its changes, `name` is the property that holds the value."""
+
+    def __init__(self, widget, signal: str, name: str):
+        self.widget, self.signal, self.name = widget, getattr(widget, signal), name
+
+    def read(self):
+        return getattr(self.widget, self.name)
+
+    def write(self, value) -> None:
+        setattr(self.widget, self.name, value)
+
+
+class _ChoiceConnector(_Connector):
+    def __init__(self, widget, choices):
+        super().__init__(widget, "currentIndexChanged", "currentIndex")
+        self.choices = choices
+        widget.clear()
+        for choice in choices:
+            widget.addItem(str(choice))
+
+    def read(self):
+        return self.choices[self.widget.currentIndex]
+
+    def write(self, value) -> None:
+        if value not in self.choices:
+            raise ValueError(f"Unable to find value {value} in choices {self.choices}")
+        self.widget.currentIndex = self.choices.index(value)
+
+
+class _NodeConnector(_Connector):
+    def __init__(self, widget, kinds):
+        super().__init__(widget, "currentNodeChanged", "")
+        widget.nodeTypes = [kind.__name__ for kind in kinds]
+
+    def read(self):
+        return self.widget.currentNode()
+
+    def write(self, value) -> None:
+        self.widget.setCurrentNode(value)
+
+
+def _connector(widget, annotated):
+    """The binding of a widget to a type: the widget's exact class counts. RuntimeError where there is none."""
+    import ctk
+    import qt
+
+    kind, *annotations = typing.get_args(typing.Annotated[annotated, None])[:-1]
+    among = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    nodes = [one for one in among if isinstance(one, type) and issubclass(one, slicer.vtkMRMLNode)]
+    choices = next((a.choices for a in annotations if isinstance(a, Choice)), None)
+    bounds = next((a for a in annotations if isinstance(a, WithinRange)), None)
+    exact = type(widget)
+    if kind is bool and exact is qt.QCheckBox:
+        return _Connector(widget, "stateChanged", "checked")
+    if kind is bool and exact is qt.QPushButton:
+        widget.checkable = True
+        return _Connector(widget, "toggled", "checked")
+    numbers = {int: (qt.QSpinBox, qt.QSlider), float: (qt.QDoubleSpinBox, ctk.ctkSliderWidget)}
+    if exact in numbers.get(kind, ()):
+        if bounds is None and exact in (qt.QSlider, ctk.ctkSliderWidget):
+            raise RuntimeError(f"Cannot have a connection to {exact.__name__} where the type is unbounded.")
+        if bounds is not None:
+            widget.minimum, widget.maximum = bounds.minimum, bounds.maximum
+        return _Connector(widget, "valueChanged", "value")
+    if exact is qt.QComboBox and kind in (int, float, str, bool):
+        if choices is None:
+            raise RuntimeError("ComboBoxToStringableConnector requires the Choice annotation to be used.")
+        return _ChoiceConnector(widget, choices)
+    if kind is str and exact is qt.QLineEdit:
+        return _Connector(widget, "textChanged", "text")
+    if exact is slicer.qMRMLNodeComboBox and nodes and set(among) <= {*nodes, type(None)}:
+        return _NodeConnector(widget, nodes)
+    raise RuntimeError(f"Unable to create GUI connector from datatype '{annotated}' to widget type '{exact}'.")
+
+
+def _connectGui(self, gui) -> int:
+    """Binds the widgets that have a property SlicerParameterName, children of a widget or members of an object."""
+    import qt
+
+    widgets = gui.findChildren(qt.QWidget) if isinstance(gui, qt.QWidget) else list(gui.__dict__.values())
+    named = ((widget.property("SlicerParameterName"), widget) for widget in widgets)
+    return self.connectParametersToGui({name: widget for name, widget in named if name})
+
+
+def _connectParametersToGui(self, mapping) -> int:
+    """Binds members to widgets, {name: widget}; returns the tag for `disconnectGui`. The widgets take the members'
+    values, and from then on each follows the other."""
+    connectors = {name: _connector(widget, _member(self.allParameters, name).kind) for name, widget in mapping.items()}
+    slots = {}
+    for name, connector in connectors.items():
+        connector.write(self.getValue(name))
+
+        def changed(name=name, connector=connector):
+            with slicer.util.NodeModify(self):
+                if not self._updatingGui:
+                    self.setValue(name, connector.read())
+
+        slots[name] = lambda changed=changed: changed()
+        connector.signal.connect(slots[name])
+    tag = max(self._bound, default=0) + 1
+    self._bound[tag] = connectors, slots, self.AddObserver("ModifiedEvent", lambda caller, event: _updateGui(self))
+    return tag
+
+
+def _disconnectGui(self, tag) -> None:
+    if tag in self._bound:
+        connectors, slots, observer = self._bound.pop(tag)
+        for name, connector in connectors.items():
+            connector.signal.disconnect(slots[name])
+        self.RemoveObserver(observer)
+
+
+def _updateGui(self) -> None:
+    if self._updatingGui:
+        return
+    self._updatingGui = True
+    try:
+        with slicer.util.NodeModify(self):
+            for connectors, _slots, _observer in self._bound.values():
+                for name, connector in connectors.items():
+                    connector.write(self.getValue(name))
+    finally:
+        self._updatingGui = False

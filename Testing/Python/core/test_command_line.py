@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from Speckle2SelfLib import checkpoint
+from Speckle2SelfLib import checkpoint, files
 from Speckle2SelfLib.__main__ import main
 from Speckle2SelfLib.config import ModelConfig
 from Speckle2SelfLib.network import build
@@ -175,6 +175,19 @@ def test_simulated_frames_are_evaluated_against_their_truth(folder, capsys):
     figures = json.loads(capsys.readouterr().out)
     assert figures["after"]["homogeneity"] > figures["before"]["homogeneity"]
     assert figures["after"]["ssim"] > figures["before"]["ssim"]
+
+
+def test_an_interruption_that_a_library_swallows_still_stops_the_run(folder, monkeypatch):
+    def swallowing(path):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            return read(path)
+
+    read = files.read
+    monkeypatch.setattr(files, "read", swallowing)
+    assert main(["despeckle", "in.npy", "out.npy", "--model", "median"]) == 130
+    assert names(folder) == ["in.npy"]
 
 
 def test_an_interrupted_run_stops_and_leaves_nothing(folder):

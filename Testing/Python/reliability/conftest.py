@@ -9,4 +9,4 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 if find_spec("slicer") is not None:  # else the tests skip themselves
     import HeadlessSlicer
 
-    HeadlessSlicer.start(testing=True)
+    HeadlessSlicer.start(testing=True, window=True)

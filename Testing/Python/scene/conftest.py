@@ -12,7 +12,7 @@ sys.path.insert(0, str(TESTING))
 if find_spec("slicer") is not None:  # else the tests skip themselves
     import HeadlessSlicer
 
-    HeadlessSlicer.start(testing=True)
+    HeadlessSlicer.start(testing=True, window=True)
 
 
 @pytest.fixture

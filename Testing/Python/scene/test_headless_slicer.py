@@ -23,7 +23,6 @@ from slicer.parameterNodeWrapper import (  # noqa: E402
 from slicer.ScriptedLoadableModule import (  # noqa: E402
     ScriptedLoadableModuleLogic,
     ScriptedLoadableModuleTest,
-    ScriptedLoadableModuleWidget,
 )
 
 from HeadlessSlicer import loaders, views  # noqa: E402
@@ -76,7 +75,7 @@ def test_there_is_always_one_subject_hierarchy(tmp_path):
     assert len(nodes_of("vtkMRMLSubjectHierarchyNode")) == 1
 
 
-@pytest.mark.parametrize("name", ["pauseRender", "settings", "nonsense"])
+@pytest.mark.parametrize("name", ["pauseRender", "isInstalled", "nonsense"])
 def test_what_is_not_modelled_raises(name):
     with pytest.raises(AttributeError, match=name):
         getattr(slicer.app, name)
@@ -87,11 +86,6 @@ def test_an_unknown_module_raises():
         _ = slicer.modules.nonsense
     with pytest.raises(RuntimeError, match="Could not find module with name 'Nonsense'"):
         slicer.util.getModule("Nonsense")
-
-
-def test_qt_is_missing_as_it_is():
-    with pytest.raises(ImportError):
-        ScriptedLoadableModuleWidget()
 
 
 def test_our_module_is_there_with_all_its_names():
@@ -538,6 +532,18 @@ def test_a_script_runs_as_in_slicer(project, tmp_path):
         "still here",
     ]
     assert done.returncode == 3
+
+
+def test_without_window_there_is_no_qt(project, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "print(slicer.app.layoutManager(), slicer.app.topLevelWidgets(), slicer.util.mainWindow())\n"
+        "from slicer.ScriptedLoadableModule import ScriptedLoadableModuleWidget\n"
+        "ScriptedLoadableModuleWidget()"
+    )
+    done = launch(project, script)
+    assert done.stdout == "None [] None\n"
+    assert "ModuleNotFoundError: No module named 'qt'" in done.stderr
 
 
 def test_other_module_folders_take_the_place_of_ours(project, tmp_path):

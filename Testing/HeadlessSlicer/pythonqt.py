@@ -1,0 +1,273 @@
+"""`qt`, `ctk` and Slicer's widgets as Python sees them in Slicer: PySide6 below, PythonQt's rules above.
+
+A property is an attribute: it is read and set, never called. Slots and methods are called. A signal is connected by
+`widget.clicked.connect(f)` or `widget.connect("clicked(bool)", f)`, the signature as Qt declares it. What an object does
+not have can be neither read nor set. A slot that raises prints its traceback and the program goes on; `errors` keeps it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import traceback
+from types import ModuleType
+
+import shiboken6
+from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
+from PySide6.QtCore import QObject
+
+errors: list[BaseException] = []  # what slots raised
+_classes: dict[type, type] = {}  # of PySide6 -> of ours
+_slots: dict[tuple, object] = {}  # (object, signal, callable) -> what is connected
+
+
+def wrap(value):
+    """A value of Qt as PythonQt hands it out."""
+    if isinstance(value, QObject | QtWidgets.QLayoutItem):
+        return _class(type(value))._of(value)
+    if isinstance(value, list | tuple):
+        return type(value)(wrap(item) for item in value)
+    return value
+
+
+def unwrap(value):
+    """A value as Qt takes it."""
+    if isinstance(value, Object):
+        return value._qt
+    if isinstance(value, list | tuple):
+        return type(value)(unwrap(item) for item in value)
+    if inspect.ismethod(value) or inspect.isfunction(value):
+        return _slot(value)
+    return value
+
+
+def call(function, arguments, keywords):
+    """Calls a function of Qt."""
+    return wrap(function(*(unwrap(a) for a in arguments), **{name: unwrap(a) for name, a in keywords.items()}))
+
+
+def _slot(function):
+    """What Qt calls: as many arguments as the function takes, and an exception is printed, not passed on."""
+    code = getattr(function, "__code__", None)
+    count = (
+        None if code is None or code.co_flags & inspect.CO_VARARGS else code.co_argcount - inspect.ismethod(function)
+    )
+
+    def called(*arguments):
+        try:
+            function(*(wrap(argument) for argument in arguments[:count]))
+        except Exception as error:
+            errors.append(error)
+            traceback.print_exc()
+
+    return called
+
+
+class Signal:
+    """A signal of an object."""
+
+    def __init__(self, owner, name: str, signature: str | None = None):
+        signal = getattr(owner, name)
+        types = signature[signature.index("(") + 1 : -1] if signature else None
+        overloads = [m for m in _methods(owner) if m.split("(")[0] == name]
+        self._signal = signal[types] if types is not None and len(overloads) > 1 and types else signal
+        if types == "" and any(m != f"{name}()" for m in overloads):
+            self._signal, self._silent = signal, True
+        else:
+            self._silent = False
+        self._key = (shiboken6.getCppPointer(owner)[0], name)
+
+    def connect(self, function) -> bool:
+        """Calls a function at every emission; connected twice, it is called twice."""
+        if isinstance(function, Signal):
+            self._signal.connect(function._signal)
+            return True
+        target = _slot((lambda: function()) if self._silent else function)
+        _slots.setdefault((*self._key, function), []).append(target)
+        self._signal.connect(target)
+        return True
+
+    def disconnect(self, function) -> bool:
+        """Takes a connected function off."""
+        targets = _slots.get((*self._key, function))
+        if not targets:
+            raise RuntimeError(f"{function} is not connected to {self._key[1]}")
+        self._signal.disconnect(targets.pop())
+        return True
+
+    def emit(self, *arguments) -> None:
+        self._signal.emit(*(unwrap(argument) for argument in arguments))
+
+    __call__ = emit
+
+
+def _methods(owner, kind=QtCore.QMetaMethod.MethodType.Signal) -> list[str]:
+    meta = owner.metaObject()
+    methods = (meta.method(number) for number in range(meta.methodCount()))
+    return [bytes(m.methodSignature()).decode() for m in methods if m.methodType() == kind]
+
+
+class _Meta(type):
+    """Static methods, enumerations and constants of a class of Qt."""
+
+    def __getattr__(cls, name: str):
+        kind = cls.__dict__.get("_kind")
+        if name.startswith("_") or kind is None:
+            raise AttributeError(name)
+        found = inspect.getattr_static(kind, name, None)
+        value = getattr(kind, name, None)
+        if value is None:
+            raise AttributeError(f"type object '{cls.__name__}' has no attribute '{name}'")
+        if isinstance(found, staticmethod) or (callable(value) and not isinstance(value, type)):
+            return lambda *arguments, **keywords: call(value, arguments, keywords)
+        return value
+
+
+class Object(metaclass=_Meta):
+    """An object of Qt."""
+
+    __slots__ = ("__weakref__", "_qt")
+    _kind: type = None
+
+    def __init__(self, *arguments, **keywords):
+        made = self._kind(*(unwrap(argument) for argument in arguments))
+        object.__setattr__(self, "_qt", made)
+        for name, value in keywords.items():
+            setattr(self, name, value)
+
+    @classmethod
+    def _of(cls, value):
+        new = cls.__new__(cls)
+        object.__setattr__(new, "_qt", value)
+        return new
+
+    def __eq__(self, other):
+        return (isinstance(other, Object) and self._qt is other._qt) or (
+            isinstance(other, Object)
+            and shiboken6.isValid(self._qt)
+            and shiboken6.isValid(other._qt)
+            and shiboken6.getCppPointer(self._qt)[0] == shiboken6.getCppPointer(other._qt)[0]
+        )  # fmt: skip
+
+    def __hash__(self):
+        return hash(shiboken6.getCppPointer(self._qt)[0]) if shiboken6.isValid(self._qt) else 0
+
+    def __bool__(self):
+        return shiboken6.isValid(self._qt)
+
+    def __repr__(self):
+        return f"<{type(self).__name__} of {self._qt!r}>"
+
+    def _property(self, name: str):
+        if not isinstance(self._qt, QObject):
+            return None
+        meta = self._qt.metaObject()
+        number = meta.indexOfProperty("objectName" if name == "name" else name)
+        return meta.property(number) if number >= 0 else None
+
+    def __getattr__(self, name: str):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if not shiboken6.isValid(self._qt):
+            raise ValueError(f"Trying to access attribute {name} of a destroyed {type(self).__name__} object")
+        found = self._property(name)
+        if found is not None:
+            return wrap(self._qt.property(found.name()))
+        value = getattr(self._qt, name, None)
+        if isinstance(value, QtCore.SignalInstance):
+            return Signal(self._qt, name)
+        if name == "exec_" and hasattr(self._qt, "exec"):
+            value = self._qt.exec
+        if value is None or name.startswith("_") or not callable(value):
+            raise AttributeError(f"{type(self).__name__} has no attribute named '{name}'")
+        return lambda *arguments, **keywords: call(value, arguments, keywords)
+
+    def __setattr__(self, name: str, value) -> None:
+        found = self._property(name)
+        if found is None:
+            raise AttributeError(
+                f"Attribute '{name}' does not exist and creation of new attributes on {type(self).__name__} is not allowed"
+            )
+        if not found.isWritable():
+            raise AttributeError(f"Property '{name}' of {type(self).__name__} is not writable")
+        value = unwrap(value)
+        expected = found.metaType().name()
+        fits = {"bool": (bool, int), "int": (int,), "double": (int, float), "QString": (str,)}.get(expected)
+        if fits and not isinstance(value, fits):
+            raise TypeError(
+                f"Property '{name}' of type '{expected}' does not accept an object of type {type(value).__name__} ({value})"
+            )
+        self._qt.setProperty(found.name(), value)
+
+    def connect(self, signature: str, function) -> bool:
+        """Connects a function to a signal, named with its types as Qt declares them: "clicked(bool)"."""
+        return self._signal(signature).connect(function)
+
+    def disconnect(self, signature: str, function) -> bool:
+        """Takes a connected function off a signal."""
+        return self._signal(signature).disconnect(function)
+
+    def _signal(self, signature: str) -> Signal:
+        declared = getattr(self._qt, "declared", {})  # signals of Slicer's own widgets, with types that are not Qt's
+        name = signature.split("(")[0]
+        if signature not in (*_methods(self._qt), *declared):
+            known = [s for s in (*declared, *_methods(self._qt)) if s.split("(")[0] == name]
+            raise ValueError(f"{type(self).__name__} has no signal {signature}; it has {known or 'none of that name'}")
+        return Signal(self._qt, declared.get(signature, name), None if signature in declared else signature)
+
+    def delete(self) -> None:
+        shiboken6.delete(self._qt)
+
+    def className(self) -> str:
+        return type(self).__name__
+
+
+def _class(kind: type) -> type:
+    """Our class for a class of PySide6 or of `widgets`."""
+    if kind not in _classes:
+        bases = tuple(_class(base) for base in kind.__bases__ if base is not object and base.__module__ != "Shiboken")
+        _classes[kind] = _Meta(kind.__name__, bases or (Object,), {"_kind": kind, "__slots__": ()})
+    return _classes[kind]
+
+
+class _Module(ModuleType):
+    """`qt` or `ctk`."""
+
+    def __init__(self, name: str, sources):
+        super().__init__(name)
+        self.__dict__["_sources"] = sources
+
+    def __getattr__(self, name: str):
+        for source in self._sources:
+            value = getattr(source, name, None)
+            if value is not None and not name.startswith("_"):
+                break
+        else:
+            raise AttributeError(f"module '{self.__name__}' has no attribute '{name}'")
+        if isinstance(value, type) and issubclass(value, QObject | QtWidgets.QLayoutItem):
+            value = _class(value)
+        self.__dict__[name] = value
+        return value
+
+
+def install(widgets) -> None:
+    """Makes `import qt` and `import ctk` work, and puts Slicer's widgets into `slicer`."""
+    import slicer
+
+    replaced = ModuleType("replaced")
+    for name in widgets.REPLACED:
+        setattr(replaced, name, getattr(widgets, name))
+    qt = _Module("qt", [replaced, QtWidgets, QtGui, QtCore, QtUiTools])
+    sys.modules["qt"] = slicer.qt = qt
+    sys.modules["ctk"] = slicer.ctk = _Module("ctk", [_only(widgets, "ctk")])
+    for name in dir(widgets):
+        if name.startswith(("qMRML", "qSlicer")):
+            setattr(slicer, name, _class(getattr(widgets, name)))
+
+
+def _only(widgets, prefix: str) -> ModuleType:
+    found = ModuleType(prefix)
+    for name in dir(widgets):
+        if name.startswith(prefix):
+            setattr(found, name, getattr(widgets, name))
+    return found
