@@ -24,7 +24,7 @@ CORE_MODULES = {
 
 
 class Application:
-    """The running application; without main window (as with `--no-main-window`) unless `window` is set, which takes Qt."""
+    """The running application; without main window (as with `--no-main-window`), or with one, which takes Qt."""
 
     applicationName = "Slicer"
     majorVersion = 5

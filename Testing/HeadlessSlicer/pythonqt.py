@@ -1,8 +1,9 @@
 """`qt`, `ctk` and Slicer's widgets as Python sees them in Slicer: PySide6 below, PythonQt's rules above.
 
 A property is an attribute: it is read and set, never called. Slots and methods are called. A signal is connected by
-`widget.clicked.connect(f)` or `widget.connect("clicked(bool)", f)`, the signature as Qt declares it. What an object does
-not have can be neither read nor set. A slot that raises prints its traceback and the program goes on; `errors` keeps it.
+`widget.clicked.connect(f)` or `widget.connect("clicked(bool)", f)`, the signature as Qt declares it. What an object
+does not have can be neither read nor set. A slot that raises prints its traceback and the program goes on; `errors`
+keeps it.
 """
 
 from __future__ import annotations
@@ -183,19 +184,20 @@ class Object(metaclass=_Meta):
         return lambda *arguments, **keywords: call(value, arguments, keywords)
 
     def __setattr__(self, name: str, value) -> None:
-        found = self._property(name)
+        found, kind = self._property(name), type(self).__name__
         if found is None:
             raise AttributeError(
-                f"Attribute '{name}' does not exist and creation of new attributes on {type(self).__name__} is not allowed"
+                f"Attribute '{name}' does not exist and creation of new attributes on {kind} is not allowed"
             )
         if not found.isWritable():
-            raise AttributeError(f"Property '{name}' of {type(self).__name__} is not writable")
+            raise AttributeError(f"Property '{name}' of {kind} is not writable")
         value = unwrap(value)
         expected = found.metaType().name()
         fits = {"bool": (bool, int), "int": (int,), "double": (int, float), "QString": (str,)}.get(expected)
         if fits and not isinstance(value, fits):
+            given = type(value).__name__
             raise TypeError(
-                f"Property '{name}' of type '{expected}' does not accept an object of type {type(value).__name__} ({value})"
+                f"Property '{name}' of type '{expected}' does not accept an object of type {given} ({value})"
             )
         self._qt.setProperty(found.name(), value)
 

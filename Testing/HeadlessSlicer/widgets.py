@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import ClassVar
 from xml.etree import ElementTree
 
 import slicer
@@ -178,7 +179,7 @@ class ctkSliderWidget(QtWidgets.QWidget):
     """A slider and a spin box of one number."""
 
     valueChanged = Signal(float)
-    declared = {"valueChanged(double)": "valueChanged"}
+    declared: ClassVar = {"valueChanged(double)": "valueChanged"}
 
     def __init__(self, parent=None):
         super().__init__(parent)
@@ -221,7 +222,7 @@ class qMRMLWidget(QtWidgets.QWidget):
     """A widget that is told of the scene."""
 
     mrmlSceneChanged = Signal(object)
-    declared = {"mrmlSceneChanged(vtkMRMLScene*)": "mrmlSceneChanged"}
+    declared: ClassVar = {"mrmlSceneChanged(vtkMRMLScene*)": "mrmlSceneChanged"}
 
     def __init__(self, parent=None):
         super().__init__(parent)
@@ -242,11 +243,11 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
     currentNodeChanged = Signal(object)
     currentNodeChangedBool = Signal(bool)
     currentNodeIDChanged = Signal(str)
-    nodeAddedByUserAction = Signal(object)
-    declared = {
+    nodeAddedByUser = Signal(object)
+    declared: ClassVar = {
         "currentNodeChanged(vtkMRMLNode*)": "currentNodeChanged",
         "currentNodeChanged(bool)": "currentNodeChangedBool",
-        "nodeAddedByUserAction(vtkMRMLNode*)": "nodeAddedByUserAction",
+        "nodeAddedByUser(vtkMRMLNode*)": "nodeAddedByUser",
     }
     _events = ("NodeAddedEvent", "NodeRemovedEvent", "EndBatchProcessEvent", "EndImportEvent", "EndCloseEvent")
 
@@ -360,6 +361,17 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
 
     def setCurrentNodeID(self, identifier: str) -> None:
         self.setCurrentNode(self._scene.GetNodeByID(identifier) if self._scene and identifier else None)
+
+    def addNode(self, nodeClass: str = ""):
+        """Makes a node, as the user does by "Create new"; returns it."""
+        if not self._settings["addEnabled"]:
+            raise RuntimeError("Nodes cannot be made here.")
+        kind = nodeClass or self._settings["nodeTypes"][0]
+        node = self._scene.AddNewNodeByClass(kind, self._settings["baseName"])
+        if self._settings["selectNodeUponCreation"]:
+            self._select(node)
+        self.nodeAddedByUser.emit(node)
+        return node
 
     def setCurrentNodeIndex(self, index: int) -> None:
         self._select(self._nodes()[index])
@@ -580,7 +592,10 @@ class qSlicerLayoutManager(QtCore.QObject):
     """Arranges slice views; of the layouts, the side by side and the conventional one have views, others show red."""
 
     layoutChanged = Signal(int)
-    SHOWN = {"SlicerLayoutSideBySideView": ("Red", "Yellow"), "SlicerLayoutFourUpView": ("Red", "Yellow", "Green")}
+    SHOWN: ClassVar = {
+        "SlicerLayoutSideBySideView": ("Red", "Yellow"),
+        "SlicerLayoutFourUpView": ("Red", "Yellow", "Green"),
+    }
 
     def __init__(self):
         super().__init__()
