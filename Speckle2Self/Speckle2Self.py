@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import contextmanager
 from typing import Annotated, Union
 
 import numpy as np
@@ -26,7 +27,7 @@ from slicer.ScriptedLoadableModule import (
 )
 from slicer.util import VTKObservationMixin
 
-from Speckle2SelfLib.config import Cancelled, InputError
+from Speckle2SelfLib.config import FILTER_NAMES, Cancelled, InputError
 from Speckle2SelfSlicer import comparison, dependencies, scene
 
 # Slicer binds node selectors to typing.Union alone (not to A | B), and stores "no node" only where None is
@@ -87,17 +88,30 @@ class Speckle2SelfParameterNode:
     regionNode: RegionNode
     showRegion: bool = False
     axis: Annotated[str, Choice(["auto", "k", "j", "i", "average"])] = "auto"
-    device: Annotated[str, Choice(["auto", "cpu", "cuda", "mps"])] = "auto"
+    device: str = "auto"
     strength: Annotated[float, WithinRange(0, 1)] = 1.0
     gamma: Annotated[float, WithinRange(0.2, 5)] = 1.0
     keepPartial: bool = False
     tissueNode: RegionNode
     lumenNode: RegionNode
-    filter: Annotated[str, Choice(["none", "median", "lee", "srad", "nlm", "curvature"])] = "none"
+    filter: Annotated[str, Choice(["none", *FILTER_NAMES])] = "none"
+
+
+@contextmanager
+def shownErrors(message: str, waitCursor: bool = False):
+    """Tells the user what goes wrong: a sentence of ours as it is, anything else with `message` and details."""
+    with slicer.util.tryWithErrorDisplay(message, waitCursor=waitCursor):
+        try:
+            yield
+        except InputError as error:
+            slicer.util.errorDisplay(str(error))
 
 
 class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
-    """The panel: binds the widgets of Speckle2Self.ui to the parameter node, and Apply to the logic."""
+    """The panel: the widgets of Speckle2Self.ui, bound to the parameter node.
+
+    What takes time happens in the logic's worker process; a timer takes it on in pieces, so that nothing freezes.
+    """
 
     def __init__(self, parent=None) -> None:
         ScriptedLoadableModuleWidget.__init__(self, parent)
@@ -105,41 +119,101 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic = None
         self._parameterNode = None
         self._parameterNodeGuiTag = None
-        self._cancelRequested = False
+        self.run = None  # processing.Run that goes on
+        self.live = None  # processing.Live that goes on, or a preview
+        self.result = None  # processing.Result of the output, for the look
+        self._search = None  # processing.Run of which only the region is wanted
+        self._preview = None  # processing.Live of the preview that is shown
+        self._relook = None  # steps of bringing the output's look up to date
+        self._seen = {}  # parameters at the last look, to see what changed
 
     def setup(self) -> None:
+        import qt
+
         ScriptedLoadableModuleWidget.setup(self)
         widget = slicer.util.loadUI(self.resourcePath("UI/Speckle2Self.ui"))
         self.layout.addWidget(widget)
         self.ui = slicer.util.childWidgetVariables(widget)
         widget.setMRMLScene(slicer.mrmlScene)
         self.logic = Speckle2SelfLogic()
-        self.ui.modelSelector.addItems(self.logic.models())
+        self.timer = qt.QTimer()
+        self.timer.setInterval(10)
+        self.timer.timeout.connect(self.onTimer)
+        self.flickerTimer = qt.QTimer()
+        self.flickerTimer.setInterval(600)
+        self.flickerTimer.timeout.connect(self.onFlicker)
         self.ui.progressBar.visible = False
         self.ui.cancelButton.visible = False
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeAboutToBeRemovedEvent, self.onNodeAboutToBeRemoved)
+        for button, slot in (
+            (self.ui.applyButton, self.onApply),
+            (self.ui.cancelButton, self.onCancel),
+            (self.ui.previewButton, self.onPreview),
+            (self.ui.modelFileButton, self.onImportModel),
+            (self.ui.modelCardButton, self.onModelCard),
+            (self.ui.trainButton, self.onTrain),
+            (self.ui.sideBySideButton, self.onSideBySide),
+            (self.ui.differenceButton, self.onDifference),
+            (self.ui.evaluateButton, self.onEvaluate),
+            (self.ui.exportButton, self.onExport),
+        ):
+            button.connect("clicked()", slot)
+        self.ui.liveCheckBox.connect("toggled(bool)", self.onLiveToggled)
+        self.ui.flickerButton.connect("toggled(bool)", self.onFlickerToggled)
+        self.ui.fadeSlider.connect("valueChanged(double)", self.onFade)
         self.ui.modelSelector.connect("currentTextChanged(QString)", self.onModelSelected)
-        self.ui.applyButton.connect("clicked(bool)", self.onApplyButton)
-        self.ui.cancelButton.connect("clicked(bool)", self.onCancelButton)
+        self.ui.deviceSelector.connect("currentTextChanged(QString)", self.onDeviceSelected)
+        for selector in (self.ui.tissueSelector, self.ui.lumenSelector):
+            selector.connect("nodeAddedByUser(vtkMRMLNode*)", self.onBoxAdded)
         self.initializeParameterNode()
 
     def cleanup(self) -> None:
+        self.endAll()
         self.setParameterNode(None)
         self.removeObservers()
+        self.logic.close()
 
     def enter(self) -> None:
         self.initializeParameterNode()
 
     def exit(self) -> None:
+        self.ui.flickerButton.checked = False
         self.setParameterNode(None)
 
     def onSceneStartClose(self, caller, event) -> None:
+        self.endAll()
+        self.logic.close()
         self.setParameterNode(None)
 
     def onSceneEndClose(self, caller, event) -> None:
         if self.parent.isEntered:
             self.initializeParameterNode()
+
+    def endAll(self) -> None:
+        """Ends what goes on; the scene stays as it is."""
+        self.ui.liveCheckBox.checked = False
+        self.ui.flickerButton.checked = False
+        for going in (self.run, self._search):
+            if going is not None:
+                going.abandon()
+        if self.live is not None:
+            self.live.stop()
+        self.run = self.live = self._preview = self._search = self._relook = None
+        self.forgetResult()
+        self.timer.stop()
+        self.showRunning()
+
+    def forgetResult(self) -> None:
+        if self.result is not None:
+            self.result.release()
+        self.result = self._relook = None
+
+    #
+    # Parameters
+    #
 
     def initializeParameterNode(self) -> None:
         """Binds the panel to the scene's parameter node, which is made if there is none."""
@@ -149,64 +223,357 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Binds the panel to a parameter node, or to none."""
         if self._parameterNode:
             self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
-            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.updatePanel)
+            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameters)
         self._parameterNode = parameterNode
         if self._parameterNode:
+            self.fillSelectors()
             self._parameterNodeGuiTag = self._parameterNode.connectGui(self.ui)
-            self.addObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.updatePanel)
+            self._seen = self.parameters()
+            self.addObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameters)
             self.updatePanel()
 
-    def updatePanel(self, caller=None, event=None) -> None:
-        self.ui.modelSelector.currentText = self._parameterNode.model
-        self.ui.applyButton.enabled = self._parameterNode.inputNode is not None
+    def parameters(self) -> dict:
+        """What the parameter node holds, nodes as their ids."""
+        values = {name: self._parameterNode.getValue(name) for name in self._parameterNode.allParameters}
+        return {name: value.GetID() if hasattr(value, "GetID") else value for name, value in values.items()}
+
+    def fillSelectors(self) -> None:
+        """The models and devices at hand; those of the parameter node are among them, there or not."""
+        for selector, names, chosen in (
+            (self.ui.modelSelector, self.logic.models(), self._parameterNode.model),
+            (self.ui.deviceSelector, self.logic.devices(), self._parameterNode.device),
+        ):
+            selector.blockSignals(True)
+            selector.clear()
+            selector.addItems(names if chosen in names else [*names, chosen])
+            selector.currentText = chosen
+            selector.blockSignals(False)
+
+    def onParameters(self, caller=None, event=None) -> None:
+        """Follows what changed, by the panel or by a script."""
+        now = self.parameters()
+        changed = {name for name, value in now.items() if value != self._seen.get(name)}
+        self._seen = now
+        if not changed:
+            return
+        if "inputNode" in changed:
+            self.ui.liveCheckBox.checked = False
+            self._preview = None
+            self.forgetResult()
+            if "outputNode" not in changed and now["outputNode"]:
+                self._parameterNode.outputNode = None  # it belongs to the former input
+        if changed & {"strength", "gamma"}:
+            self.startRelook()
+        if changed & {"strength", "gamma", "model", "region", "regionNode", "axis", "device"} and (
+            self.live or self._preview
+        ):
+            self.startLive()
+        if changed & {"showRegion", "region", "regionNode", "axis", "inputNode"}:
+            self.showRegion()
+        self.updatePanel()
+
+    def updatePanel(self) -> None:
+        """What can be done, and what the model is."""
+        parameters = self._parameterNode
+        both = parameters.inputNode is not None and parameters.outputNode is not None
+        self.ui.applyButton.enabled = parameters.inputNode is not None and self.run is None
+        self.ui.applyButton.toolTip = (
+            _("Despeckles the input into the output.") if parameters.inputNode else _("Choose an input first.")
+        )
+        self.ui.regionNodeSelector.enabled = parameters.region == "given"
+        for widget in (self.ui.previewButton, self.ui.liveCheckBox, self.ui.trainButton):
+            widget.enabled = parameters.inputNode is not None
+        for widget in (self.ui.sideBySideButton, self.ui.flickerButton, self.ui.differenceButton, self.ui.fadeSlider):
+            widget.enabled = both
+        self.ui.evaluateButton.enabled = both and parameters.tissueNode is not None
+        self.ui.exportButton.enabled = comparison.figures() is not None
+        for selector, chosen in (
+            (self.ui.modelSelector, parameters.model), (self.ui.deviceSelector, parameters.device),
+        ):  # fmt: skip
+            if selector.findText(chosen) < 0:
+                selector.addItem(chosen)
+            selector.currentText = chosen
+        self.ui.modelDescriptionLabel.text = self.logic.description(parameters.model)
 
     def onModelSelected(self, name) -> None:
-        if self._parameterNode:
+        if self._parameterNode and name:
             self._parameterNode.model = name
 
-    def onCancelButton(self, checked=False) -> None:
-        self._cancelRequested = True
+    def onDeviceSelected(self, name) -> None:
+        if self._parameterNode and name:
+            self._parameterNode.device = name
 
-    def onApplyButton(self, checked=False) -> None:
-        self._cancelRequested = False
-        self.setRunning(True)
-        try:
-            with slicer.util.tryWithErrorDisplay(_("Despeckling failed.")):
-                self.despeckle(self._parameterNode)
-        finally:
-            self.setRunning(False)
+    def onImportModel(self) -> None:
+        import qt
 
-    def despeckle(self, parameters) -> None:
-        try:
-            region = parameters.region
-            if region == "given":
-                volume = comparison.shown(parameters.inputNode)
-                region = comparison.frameMask(volume, parameters.regionNode, comparison.axisOf(volume, parameters.axis))
-            self.logic.process(
-                parameters.inputNode,
-                parameters.outputNode,
-                model=parameters.model,
-                region=region,
-                axis=parameters.axis,
-                device=parameters.device,
-                strength=parameters.strength,
-                gamma=parameters.gamma,
-                progress=self.onProgress,
-                cancelled=lambda: self._cancelRequested,
+        title = _("Import a model")
+        path = qt.QFileDialog.getOpenFileName(self.parent, title, "", "Models (*.safetensors *.pth);;All files (*)")
+        if path:
+            with shownErrors(_("The model could not be imported.")):
+                dependencies.ensure()
+                from Speckle2SelfLib import library
+
+                self._parameterNode.model = library.add(path)
+                self.fillSelectors()
+
+    def onModelCard(self) -> None:
+        import qt
+
+        dialog = qt.QDialog(slicer.util.mainWindow())
+        dialog.windowTitle = _("Model card: {name}").format(name=self._parameterNode.model)
+        text = qt.QTextBrowser(dialog)
+        text.setMarkdown(self.logic.card(self._parameterNode.model))
+        qt.QVBoxLayout(dialog).addWidget(text)
+        dialog.resize(640, 640)
+        dialog.exec_()
+        dialog.deleteLater()
+
+    def onTrain(self) -> None:
+        node = self._parameterNode.inputNode
+        slicer.util.selectModule("SpeckleTrain")
+        slicer.util.getModuleWidget("SpeckleTrain").choose([node])
+
+    #
+    # Apply
+    #
+
+    def request(self) -> dict:
+        """The options of despeckling that the panel shows. Raises InputError for a region that is none."""
+        parameters = self._parameterNode
+        options = {name: parameters.getValue(name) for name in ("model", "axis", "device", "strength", "gamma")}
+        region = parameters.region
+        if region == "given":
+            region = self.logic.region(parameters.inputNode, parameters.regionNode, parameters.axis)
+        return {**options, "region": region}
+
+    def onApply(self) -> None:
+        with shownErrors(_("Despeckling failed.")):
+            parameters = self._parameterNode
+            self.ui.liveCheckBox.checked = False
+            self.setStatus(_("Reading..."))
+            self.run = self.logic.start(
+                parameters.inputNode, parameters.outputNode, keepPartial=parameters.keepPartial, **self.request()
             )
-        except Cancelled:
-            slicer.util.showStatusMessage(_("Despeckling was cancelled; the scene is unchanged."), 5000)
+            self.timer.start()
+        if self.run is None:
+            self.setStatus("")
+        self.showRunning()
 
-    def setRunning(self, running: bool) -> None:
+    def onCancel(self) -> None:
+        if self.run is not None:
+            self.setStatus(_("Stopping..."))
+            self.run.cancel()
+
+    def onTimer(self) -> None:
+        """Takes everything on that goes on, for a moment; never waits."""
+        self.logic.worker.poll()
+        if self.run is not None:
+            with shownErrors(_("Despeckling failed.")):
+                self.run.step()
+            self.showProgress()
+            if self.run.ended:
+                self.finishRun()
+        if self._search is not None:
+            self._search.step()
+            if self._search.region is not None or self._search.ended:
+                comparison.showRegion(self._search.source.volumes[0], self._search.region, self._search.axes[0])
+                self._search.abandon()
+                self._search = None
+        if self.live is not None:
+            self.stepLive()
+        if self._relook is not None and next(self._relook, "done") == "done":
+            self._relook = None
+        if not (self.run or self.live or self._search or self._relook):
+            self.timer.stop()
+
+    def showRunning(self) -> None:
+        """Apply, or Cancel and progress."""
+        running = self.run is not None
         self.ui.applyButton.visible = not running
-        self.ui.cancelButton.visible = running
-        self.ui.progressBar.visible = running
-        self.ui.progressBar.value = 0
+        self.ui.cancelButton.visible = self.ui.progressBar.visible = running
+        if self._parameterNode:
+            self.updatePanel()
 
-    def onProgress(self, done: int, total: int) -> None:
-        self.ui.progressBar.maximum = total
-        self.ui.progressBar.value = done
-        slicer.app.processEvents()
+    def showProgress(self) -> None:
+        run = self.run
+        self.ui.progressBar.maximum = run.total
+        self.ui.progressBar.value = run.done
+        if run.state == "despeckling":
+            words = [_("{done} of {total} frames").format(done=run.done, total=run.total)]
+            if run.done:
+                words.append(_("{rate:.1f} per second").format(rate=run.rate))
+            if run.seconds_left is not None:
+                words.append(_("{seconds:.0f} s left").format(seconds=run.seconds_left))
+            if run.device:
+                words.append(_("on {device}").format(device=run.device))
+            self.setStatus(", ".join(words))
+        elif run.state == "writing":
+            self.setStatus(_("Writing into the scene..."))
+
+    def finishRun(self) -> None:
+        """What a run that has ended leaves."""
+        run, self.run = self.run, None
+        if run.state == "done":
+            self.forgetResult()
+            self.result = run.result
+            name = run.result.node.GetName()
+            seconds = _("{total} frames in {seconds:.1f} s on {device}").format(
+                total=run.done, seconds=run.seconds, device=run.device
+            )
+            self.setStatus(f"{run.message} '{name}'" if run.message else f"'{name}': {seconds}.")
+            if self._parameterNode:
+                self._parameterNode.outputNode = run.result.node
+                self._seen = self.parameters()
+                if (run.look["strength"], run.look["gamma"]) != (self._seen["strength"], self._seen["gamma"]):
+                    self.startRelook()
+                self.ui.fadeSlider.value = 1.0
+                comparison.fade(self._parameterNode.inputNode, self._parameterNode.outputNode, 1.0)
+                self.showRegion()
+        elif run.state == "cancelled":
+            self.setStatus(_("Cancelled; the scene is unchanged."))
+        else:
+            self.setStatus(run.message, failed=True)
+        self.showRunning()
+
+    def setStatus(self, text: str, failed: bool = False) -> None:
+        self.ui.statusLabel.text = text
+        self.ui.statusLabel.setStyleSheet("color: #c0392b" if failed else "")
+
+    def startRelook(self) -> None:
+        """Strength and gamma on the result that is there; a restart takes the newest values."""
+        if self.result is not None and self.result.node is self._parameterNode.outputNode:
+            self._relook = self.result.relook(self._parameterNode.strength, self._parameterNode.gamma)
+            self.timer.start()
+
+    def showRegion(self) -> None:
+        """Outlines what is despeckled, or takes the outline away."""
+        if self._search is not None:
+            self._search.abandon()
+            self._search = None
+        parameters = self._parameterNode
+        volume = comparison.shown(parameters.inputNode)
+        if not parameters.showRegion or volume is None or parameters.region == "none":
+            comparison.showRegion(volume, None, 0)
+            return
+        with shownErrors(_("The region cannot be shown.")):
+            if parameters.region == "given":
+                region = self.logic.region(parameters.inputNode, parameters.regionNode, parameters.axis)
+                comparison.showRegion(volume, region, comparison.axisOf(volume, parameters.axis))
+            elif self.result is not None and self.result.region is not None:
+                comparison.showRegion(volume, self.result.region, self.result.axes[0])
+            else:
+                self._search = self.logic.start(
+                    parameters.inputNode, axis=parameters.axis, model="median", onlyRegion=True
+                )
+                self.timer.start()
+
+    #
+    # Preview and live
+    #
+
+    def onPreview(self) -> None:
+        self.startLive(once=True)
+
+    def onLiveToggled(self, on: bool) -> None:
+        if on:
+            self.startLive()
+            self.ui.liveCheckBox.checked = self.live is not None
+        elif self.live is not None:
+            self.live.stop()
+            self.live = None
+            self.ui.liveLabel.text = ""
+
+    def startLive(self, once: bool | None = None) -> None:
+        """Starts a preview or live images, into the same output; once: None: as before."""
+        former = self.live or self._preview
+        self.live = self._preview = None
+        if former is not None:
+            former.stop()
+            once = former.once if once is None else once
+        with shownErrors(_("Live despeckling failed.")):
+            self.live = self.logic.live(
+                self._parameterNode.inputNode, once=bool(once), output=former.output if former else None,
+                **self.request(),
+            )  # fmt: skip
+            self.timer.start()
+
+    def stepLive(self) -> None:
+        live = self.live
+        if live.step():
+            comparison.fade(live.node, live.output, self.ui.fadeSlider.value)
+            words = _("{latency:.0f} ms").format(latency=live.latency)
+            if not live.once:
+                words += _(", {rate:.0f} images per second, {dropped} dropped").format(
+                    rate=live.rate, dropped=live.dropped
+                )
+            self.ui.liveLabel.text = _("'{name}': {words}, on {device}").format(
+                name=live.output.GetName(), words=words, device=live.device
+            )
+        if live.state != "running":
+            self.live, self._preview = None, live if live.once and not live.message else None
+            if live.message:
+                self.ui.liveLabel.text = live.message
+            self.ui.liveCheckBox.checked = False
+
+    #
+    # Compare and evaluate
+    #
+
+    def onSideBySide(self) -> None:
+        with shownErrors(_("The views could not be set.")):
+            comparison.sideBySide(self._parameterNode.inputNode, self._parameterNode.outputNode)
+
+    def onFade(self, share: float) -> None:
+        if self._parameterNode and self._parameterNode.inputNode and self._parameterNode.outputNode:
+            comparison.fade(self._parameterNode.inputNode, self._parameterNode.outputNode, share)
+
+    def onFlickerToggled(self, on: bool) -> None:
+        if on:
+            self.flickerTimer.start()
+        else:
+            self.flickerTimer.stop()
+
+    def onFlicker(self) -> None:
+        self.ui.fadeSlider.value = 0.0 if self.ui.fadeSlider.value > 0.5 else 1.0
+
+    def onDifference(self) -> None:
+        with shownErrors(_("The difference could not be made.")):
+            node = comparison.difference(self._parameterNode.inputNode, self._parameterNode.outputNode)
+            slicer.util.setSliceViewerLayers(background=node, foreground=None)
+
+    def onBoxAdded(self, node) -> None:
+        """A new box lies in the middle of the image, to be moved from there."""
+        if node.IsA("vtkMRMLMarkupsROINode") and self._parameterNode.inputNode is not None:
+            comparison.placeBox(node, comparison.shown(self._parameterNode.inputNode))
+
+    def onEvaluate(self) -> None:
+        parameters = self._parameterNode
+        with shownErrors(_("The figures could not be measured."), waitCursor=True):
+            table, _chart = comparison.evaluate(
+                parameters.inputNode, parameters.outputNode, parameters.tissueNode, parameters.lumenNode,
+                parameters.filter,
+            )  # fmt: skip
+            self.ui.evaluateLabel.text = comparison.asHtml(table)
+        self.updatePanel()
+
+    def onExport(self) -> None:
+        import qt
+
+        path = qt.QFileDialog.getSaveFileName(self.parent, _("Export figures"), "figures.csv", "CSV (*.csv)")
+        if path:
+            with shownErrors(_("The figures could not be exported.")):
+                comparison.writeTable(comparison.figures(), path)
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def onNodeAboutToBeRemoved(self, caller, event, node) -> None:
+        """Where an output goes, the views show the input again."""
+        if self._parameterNode is None or slicer.mrmlScene.IsClosing():
+            return
+        output = self._parameterNode.outputNode
+        if output is not None and node in (output, comparison.shown(output)):
+            comparison.restoreViews(node, comparison.shown(self._parameterNode.inputNode))
+            self.ui.flickerButton.checked = False
+            self.forgetResult()
 
 
 class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
@@ -215,6 +582,8 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         logic = slicer.util.getModuleLogic("Speckle2Self")
         output = logic.process(slicer.util.getNode("Carotid"))
 
+    `process` blocks until the output is there; `start` and `live` work in the background, as the panel does.
+
     despeckle: what is called in place of `Speckle2SelfLib.despeckling.despeckle`, with the same arguments;
     for tests.
     """
@@ -222,6 +591,21 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
     def __init__(self, despeckle=None) -> None:
         ScriptedLoadableModuleLogic.__init__(self)
         self._despeckle = despeckle
+        self._worker = None
+
+    @property
+    def worker(self):
+        """The process that despeckles in the background; it starts when it is needed."""
+        if self._worker is None:
+            from Speckle2SelfSlicer.worker import Worker
+
+            self._worker = Worker()
+        return self._worker
+
+    def close(self) -> None:
+        """Ends what works in the background, with all its processes."""
+        if self._worker is not None:
+            self._worker.close()
 
     def getParameterNode(self):
         return Speckle2SelfParameterNode(super().getParameterNode())
@@ -231,11 +615,72 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         from Speckle2SelfLib import library
 
         networks = [*library.bundled_models(), *(n for n in library.own_models() if n not in library.bundled_models())]
-        if dependencies.missing():  # the filters need them; Apply installs them
-            return networks
-        from Speckle2SelfLib.filters import FILTERS
+        return [*networks, *FILTER_NAMES]
 
-        return [*networks, *FILTERS]
+    def devices(self) -> list[str]:
+        """Names for `device`; more than these once the process in the background has told what is there."""
+        names = self._worker.devices if self._worker is not None else []
+        return ["auto", *(names or ["cpu"])]
+
+    def description(self, model: str) -> str:
+        """One sentence about a model of `models()`."""
+        from Speckle2SelfLib import library
+
+        try:
+            return str(library.card(model).get("description", ""))
+        except InputError:
+            return _("Classical filter, to compare with.") if model in self.models() else ""
+
+    def card(self, model: str) -> str:
+        """What is known of a model, as Markdown: what it was trained on, figures, limits."""
+        from Speckle2SelfLib import library
+
+        if model in library.bundled_models():
+            return library.bundled_models()[model].with_suffix(".md").read_text()
+        try:
+            card = library.card(model)
+        except InputError:
+            return self.description(model) or _("There is no model '{model}'.").format(model=model)
+        rows = [f"| {name} | {value} |" for name, value in card.items() if name != "curve"]
+        return "\n".join([f"# {model}", "", "| | |", "|---|---|", *rows])
+
+    def region(self, node, regionNode=None, axis: str = "auto"):
+        """The pixels (H, W) bool that a segmentation or a box (ROI) covers, for `region` of the other functions.
+
+        regionNode: None: what was given last for this scanner and frames of this size. Raises InputError.
+        """
+        volume = comparison.shown(scene.find(node))
+        axis = comparison.axisOf(volume, axis)
+        if regionNode is None:
+            shape = [n for i, n in enumerate(reversed(volume.GetImageData().GetDimensions())) if i != axis]
+            return comparison.rememberedRegion(volume, shape)
+        region = comparison.frameMask(volume, regionNode, axis)
+        comparison.rememberRegion(volume, region)
+        return region
+
+    def start(self, inputNode, outputNode=None, keepPartial: bool = False, onlyRegion: bool = False, **options):
+        """Despeckles in the background; returns a `processing.Run` at once, whose `step` is to be called now and then.
+
+        options: model, strength, gamma, region, axis, device, as those of `process`. keepPartial: when cancelled, the
+        frames that are done stay as `<input> despeckled (partial)`. Raises InputError.
+        """
+        dependencies.ensure()
+        from Speckle2SelfSlicer.processing import Run
+
+        nodes = scene.find(inputNode), scene.find(outputNode)
+        return Run(self.worker, *nodes, keepPartial=keepPartial, onlyRegion=onlyRegion, **options)
+
+    def live(self, inputNode, output=None, once: bool = False, **options):
+        """Despeckles what a volume shows whenever it changes, into `<input> live`; returns a `processing.Live`, whose
+        `step` is to be called now and then.
+
+        once: only what it shows now. output: of an earlier call. options: as those of `start`. Raises InputError.
+        """
+        dependencies.ensure()
+        from Speckle2SelfSlicer.processing import Live
+
+        view = slicer.mrmlScene.GetNodeByID("vtkMRMLSliceNodeRed")
+        return Live(self.worker, scene.find(inputNode), sliceNode=view, once=once, output=output, **options)
 
     def process(
         self,

@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from . import __version__
-from .config import PRESETS, RECIPES, Cancelled, InputError, Job, from_dict
+from .config import PRESETS, RECIPES, Cancelled, InputError, Job, from_dict, replace_file
 
 _interrupted = threading.Event()  # by Ctrl-C: some libraries swallow KeyboardInterrupt while they are imported
 
@@ -225,7 +225,6 @@ def simulate(arguments) -> None:
 
     import numpy as np
 
-    from .checkpoint import replace_file
     from .simulation import SimulationConfig
     from .simulation import simulate as run
 

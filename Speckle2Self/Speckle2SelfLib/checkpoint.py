@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
-from .config import InputError, ModelConfig, from_dict, to_dict
+from .config import InputError, ModelConfig, from_dict, replace_file, to_dict
 from .network import SpeckleReductionNetwork, build
 
 FORMAT = "speckle2self-1"
@@ -42,27 +39,6 @@ def load_state(path) -> tuple[dict[str, torch.Tensor], dict]:
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["values"])  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is damaged: {error}.") from error
-
-
-def replace_file(path, content: bytes) -> None:
-    """Writes a file whole or not at all: into a temporary one beside it, then renamed.
-
-    Raises InputError where the folder does not exist or cannot be written.
-    """
-    path = Path(path)
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        if temporary is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
 
 
 def load(path) -> tuple[ModelConfig, torch.nn.Module, dict]:

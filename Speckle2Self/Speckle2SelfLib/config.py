@@ -1,14 +1,22 @@
-"""What a model is and how it is trained, as plain frozen dataclasses; standard library only."""
+"""What a model is and how it is trained, as plain frozen dataclasses, and how all share files and errors.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
+import os
+import tempfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from types import UnionType
 from typing import get_args, get_origin, get_type_hints
 
 ARCHITECTURES = ("fast", "published")
 NORMALISATIONS = ("cine", "frame")
 RECIPES = ("disjoint", "published")
+FILTER_NAMES = ("median", "lee", "srad", "nlm", "curvature")
 
 
 class InputError(ValueError):
@@ -163,3 +171,24 @@ def _fits(value, kind) -> bool:
     if kind is float:
         return isinstance(value, int | float) and abs(value) < 1e300
     return isinstance(value, kind)
+
+
+def replace_file(path, content: bytes) -> None:
+    """Writes a file whole or not at all: into a temporary one beside it, then renamed.
+
+    Raises InputError where the folder does not exist or cannot be written.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
+    finally:
+        if temporary is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)

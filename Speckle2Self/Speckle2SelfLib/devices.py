@@ -10,13 +10,19 @@ import torch
 from .config import InputError
 
 
-def choose_device(device: str = "auto") -> torch.device:
-    """The torch device for "auto", "cpu", "cuda", "cuda:1", "mps"; InputError where it is not there."""
+def available_devices() -> list[str]:
+    """Names of the devices at hand, the best one first."""
     available = ["cpu"]
     if torch.cuda.is_available():
         available = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *available]
     if torch.backends.mps.is_available():
         available = ["mps", *available]
+    return available
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """The torch device for "auto", "cpu", "cuda", "cuda:1", "mps"; InputError where it is not there."""
+    available = available_devices()
     if device == "auto":
         return torch.device(available[0])
     if device not in available:

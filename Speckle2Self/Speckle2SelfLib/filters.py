@@ -12,6 +12,8 @@ import SimpleITK as sitk
 from scipy.ndimage import median_filter, uniform_filter
 from skimage.restoration import denoise_nl_means
 
+from .config import FILTER_NAMES
+
 
 def _local(frames: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance in size x size pixels around each."""
@@ -82,4 +84,4 @@ def curvature(frames: np.ndarray) -> np.ndarray:
     return np.stack(done)
 
 
-FILTERS = {function.__name__: function for function in (median, lee, srad, nlm, curvature)}
+FILTERS = {name: globals()[name] for name in FILTER_NAMES}

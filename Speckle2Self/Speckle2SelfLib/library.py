@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 from pathlib import Path
 
-from .config import InputError
+from .config import InputError, replace_file
 
 BUNDLED = Path(__file__).resolve().parent.parent / "Resources" / "Models"
 SUFFIX = ".safetensors"
@@ -92,6 +93,35 @@ def export(name: str, path) -> None:
     if not path.parent.is_dir():
         raise InputError(f"There is no folder {path.parent} to write to.")
     shutil.copyfile(source, path)
+
+
+def card(name: str) -> dict:
+    """What is known of a model: description, recipe, figures; read without loading it. Raises InputError."""
+    path = models().get(name, Path(name))
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            metadata = json.loads(file.read(min(size, 10**7)))["__metadata__"]
+        return {**json.loads(metadata["card"]), "config": json.loads(metadata["config"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"There is no model '{name}'.") from error
+
+
+def remember_region(key: str, picture: bytes) -> None:
+    """Keeps a region, a PNG file's content, for recordings of the same kind (scanner, size of frames)."""
+    path = _region_path(key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, picture)
+
+
+def remembered_region(key: str) -> Path | None:
+    """The PNG file of the region that was kept last for this kind of recordings; None where there is none."""
+    path = _region_path(key)
+    return path if path.exists() else None
+
+
+def _region_path(key: str) -> Path:
+    return home() / "regions" / (re.sub(r"[^\w.+-]", "_", key)[:100] + ".png")
 
 
 def _existing(name: str) -> Path:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from imageio.v3 import imwrite
 
 from . import __version__, checkpoint, files, region
-from .config import Cancelled, InputError, Job, ModelConfig, TrainingConfig, from_dict, to_dict
+from .config import Cancelled, InputError, Job, ModelConfig, TrainingConfig, from_dict, replace_file, to_dict
 from .despeckling import Model, load_model
 from .devices import choose_device
 from .library import bundled_models
@@ -115,7 +115,7 @@ def _run(job: Job, device, report, stop, first: bool) -> Model | None:
             values |= {"curve": curve, "start": start, "started_from": started_from}
             checkpoint.save_state(state, tensors, values)
         if picture is not None and job.preview:
-            checkpoint.replace_file(job.preview, imwrite("<bytes>", picture, extension=".png"))
+            replace_file(job.preview, imwrite("<bytes>", picture, extension=".png"))
             figures = figures | {"preview": job.preview}
         return figures
 

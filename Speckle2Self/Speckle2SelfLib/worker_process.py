@@ -320,7 +320,9 @@ def main() -> None:
     say(event="ready", pid=os.getpid())
     threading.Thread(target=read, daemon=True).start()
     with suppress(ImportError):  # told when the first request needs it
-        from . import despeckling, filters  # noqa: F401
+        from . import despeckling, devices, filters  # noqa: F401
+
+        say(event="devices", devices=devices.available_devices())
     Server(lines, say).run()
 
 

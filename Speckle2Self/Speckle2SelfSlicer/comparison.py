@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import slicer
 import vtk
+from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
-from Speckle2SelfLib import volumes
-from Speckle2SelfLib.config import InputError
+from Speckle2SelfLib import library, volumes
+from Speckle2SelfLib.config import InputError, replace_file
 from Speckle2SelfLib.look import LUMINANCE
 
 from . import scene
@@ -93,6 +94,53 @@ def frameMask(volume, regionNode, axis: int) -> np.ndarray:
     return inside(volume, regionNode).any(axis)
 
 
+def placeBox(box, volume) -> None:
+    """Puts a box (markups ROI) into the middle of a volume, over a quarter of each side and the whole depth."""
+    bounds = [0.0] * 6
+    volume.GetRASBounds(bounds)
+    sides = np.array(bounds[1::2]) - bounds[::2]
+    box.SetCenterWorld(*(np.array(bounds[1::2]) + bounds[::2]) / 2)
+    frames = np.argmin(sides)
+    box.SetSizeWorld(*(side if i == frames else side / 4 for i, side in enumerate(sides)))
+    if box.GetDisplayNode() is None:
+        box.CreateDefaultDisplayNodes()
+
+
+def rememberRegion(volume, region: np.ndarray) -> None:
+    """Keeps a region (H, W) bool for other recordings of this scanner with frames of this size."""
+    image = vtk.vtkImageData()
+    image.SetDimensions(region.shape[1], region.shape[0], 1)
+    pixels = numpy_to_vtk(np.where(region[::-1], 255, 0).astype(np.uint8).ravel(), deep=True)
+    image.GetPointData().SetScalars(pixels)  # VTK's rows begin below
+    writer = vtk.vtkPNGWriter()
+    writer.SetInputData(image)
+    writer.WriteToMemoryOn()
+    writer.Write()
+    library.remember_region(_kind(volume, region.shape), vtk_to_numpy(writer.GetResult()).tobytes())
+
+
+def rememberedRegion(volume, shape) -> np.ndarray:
+    """The region (H, W) bool kept last for this scanner and this size of frames. InputError where there is none."""
+    path = library.remembered_region(_kind(volume, shape))
+    reader = vtk.vtkPNGReader()
+    if path is not None and reader.CanReadFile(str(path)):
+        reader.SetFileName(str(path))
+        reader.Update()
+        columns, rows, _one = reader.GetOutput().GetDimensions()
+        if (rows, columns) == tuple(shape):
+            return vtk_to_numpy(reader.GetOutput().GetPointData().GetScalars()).reshape(shape)[::-1] != 0
+    raise InputError("Choose a segmentation or a box (ROI) first; none was given for frames of this size before.")
+
+
+def _kind(volume, shape) -> str:
+    """What recordings share a region: the scanner, where DICOM tells it, and the size of their frames."""
+    identifiers = (volume.GetAttribute("DICOM.instanceUIDs") or "").split()
+    database = getattr(slicer, "dicomDatabase", None)
+    tags = ("0008,0070", "0008,1090")  # manufacturer, model
+    scanner = [database.instanceValue(identifiers[0], tag) for tag in tags] if identifiers and database else []
+    return "_".join([*scanner, f"{shape[1]}x{shape[0]}"])
+
+
 def showRegion(volume, region, axis: int) -> None:
     """Outlines `region` (H, W) bool on the volume in all slice views that show it; None takes the outline away."""
     outline = _made("vtkMRMLLabelMapVolumeNode", "outline", "Despeckled region", create=region is not None)
@@ -147,6 +195,17 @@ def fade(before, after, share: float) -> None:
         composite.SetBackgroundVolumeID(before.GetID())
         composite.SetForegroundVolumeID(after.GetID())
         composite.SetForegroundOpacity(share)
+
+
+def restoreViews(removed, replacement) -> None:
+    """Where slice views show `removed`, a volume or its sequence, they show `replacement`."""
+    gone = {node.GetID() for node in (removed, shown(removed)) if node is not None}
+    back = replacement.GetID() if replacement is not None else None
+    for composite in _each("vtkMRMLSliceCompositeNode"):
+        if composite.GetForegroundVolumeID() in gone:
+            composite.SetForegroundVolumeID(None)
+        if composite.GetBackgroundVolumeID() in gone:
+            composite.SetBackgroundVolumeID(back)
 
 
 def difference(before, after):
@@ -213,6 +272,23 @@ def evaluate(before, after, tissueNode, lumenNode=None, filterName: str = "none"
     return _table(figures), _chart(figures)
 
 
+def figures():
+    """The table node of the last `evaluate` in the scene; None where there is none."""
+    return _made("vtkMRMLTableNode", "figures", "", create=False)
+
+
+def asHtml(table) -> str:
+    """A table node as text for a label."""
+    table = table.GetTable()
+    columns = range(table.GetNumberOfColumns())
+    rows = ["".join(f"<th align='right'>{table.GetColumnName(column)}</th>" for column in columns)]
+    for row in range(table.GetNumberOfRows()):
+        values = [table.GetValue(row, column) for column in columns]
+        texts = [value.ToString() if value.IsString() else f"{value.ToDouble():.3g}" for value in values]
+        rows.append("".join(f"<td align='right'>{text}</td>" for text in texts))
+    return "<table cellspacing='4'>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+
+
 def _table(figures: dict):
     table = _made("vtkMRMLTableNode", "figures", "Figures")
     with slicer.util.NodeModify(table):
@@ -257,8 +333,6 @@ def _chart(figures: dict):
 
 def writeTable(table, path) -> None:
     """A table node as a CSV file, whole or not at all. InputError where it cannot be written."""
-    from Speckle2SelfLib.checkpoint import replace_file
-
     table = table.GetTable()
     columns = range(table.GetNumberOfColumns())
     lines = [",".join(table.GetColumnName(column) for column in columns)]

@@ -21,22 +21,27 @@ class Run:
     """One despeckling of a node. Call `step` from a timer until `ended`.
 
     state: "reading", "despeckling", "writing", "done", "cancelled", "failed" (message says why, for the user). done,
-    total: frames; rate: per second; seconds_left: None where unknown. result: a `Result`, once done.
-    Raises InputError where the nodes do not fit.
+    total: frames; rate: per second; seconds: since the start; seconds_left: None where unknown. region: (H, W) bool of
+    what is despeckled, None as long as it is unknown. result: a `Result`, once done.
+    onlyRegion: it ends as soon as `region` is known, and writes nothing. Raises InputError where the nodes do not fit.
     """
 
-    def __init__(self, worker, node, output=None, axis: str = "auto", keepPartial: bool = False, **request):
+    def __init__(
+        self, worker, node, output=None, axis: str = "auto", keepPartial: bool = False, onlyRegion: bool = False,
+        **request,
+    ):  # fmt: skip
         self.source = scene.source(node)
         scene.checkOutput(self.source, output)
         self.output, self.keepPartial, self.request = output, keepPartial, request
         self.look = {name: float(request.pop(name, 1.0)) for name in ("strength", "gamma")}
         self.state, self.message, self.result = "reading", "", None
         self.done, self.total, self.rate, self.seconds_left, self.device = 0, 0, 0.0, None, ""
+        self.region, self._onlyRegion, self._started = None, onlyRegion, time.monotonic()
         self._worker, self._jobs, self._asked = worker, [], False
         first = next(scene.voxels(self.source))
         self._shape, self._dtype = (len(self.source.volumes), *first.shape), first.dtype
-        self._axes = volumes.slicing_axes(first.shape[:3], self.source.spacing, axis)
-        self.total = len(self._axes) * self._shape[0] * self._shape[1 + self._axes[0]]
+        self.axes = volumes.slicing_axes(first.shape[:3], self.source.spacing, axis)
+        self.total = len(self.axes) * self._shape[0] * self._shape[1 + self.axes[0]]
         self._steps = self._work()
 
     @property
@@ -67,8 +72,19 @@ class Run:
         for job in self._jobs:
             self._worker.cancel(job)
 
+    def abandon(self) -> None:
+        """Ends it at once, whatever it is at; nothing more is written, and its memory is free."""
+        if not self.ended:
+            self.cancel()
+            self._end("cancelled")
+
+    @property
+    def seconds(self) -> float:
+        """Since the start, until the end."""
+        return (time.monotonic() if not self.ended else self._finished) - self._started
+
     def _end(self, state: str, message: str = "") -> None:
-        self.state, self.message = state, message
+        self.state, self.message, self._finished = state, message, time.monotonic()
         if state != "done":
             self._steps.close()
             for job in self._jobs:
@@ -76,15 +92,23 @@ class Run:
 
     def _work(self):
         """The whole run; yields between pieces, "wait" where only the worker can go on."""
-        for axis in self._axes:
+        for axis in self.axes:
             yield from self._fill(axis)
         self.state = "despeckling"
         for number, job in enumerate(self._jobs):
             self._worker.start(job, self.request)
             while not job.ended:
+                self.region = job.region if number == 0 and self.region is None else self.region
+                if self._onlyRegion and self.region is not None:
+                    self._worker.cancel(job)
+                    raise Cancelled
                 self.done = number * job.total + job.done
                 self.rate, self.seconds_left, self.device = job.rate, job.seconds_left, job.device
                 yield "wait"
+            self.device = job.device
+            self.region = job.region if number == 0 and self.region is None else self.region
+            if self._onlyRegion:
+                raise Cancelled
             if job.state == "failed":
                 raise InputError(job.message)
             if job.state == "cancelled" and not (self.keepPartial and self._whole(job)):
@@ -92,7 +116,7 @@ class Run:
         cut = self._jobs[0].state == "cancelled"
         self.done = self._whole(self._jobs[0]) if cut else self.total
         self.state = "writing"
-        self.result = Result(self.source, self._jobs, self._axes, self._shape)
+        self.result = Result(self.source, self._jobs, self.axes, self._shape)
         images = self.result.images(**self.look, count=self.done if cut else None)
         suffix = "despeckled (partial)" if cut else "despeckled"
         node = None
@@ -105,7 +129,7 @@ class Run:
 
     def _whole(self, job) -> int:
         """How many volumes of a stopped job are complete; partial results are kept of sequences of frames alone."""
-        frames = len(self._axes) == 1 and self._shape[1 + self._axes[0]] == 1 and self.source.sequence is not None
+        frames = len(self.axes) == 1 and self._shape[1 + self.axes[0]] == 1 and self.source.sequence is not None
         return job.done if frames else 0
 
     def _fill(self, axis: int):
@@ -129,8 +153,8 @@ class Result:
 
     def __init__(self, source, jobs, axes, shape):
         self.source, self.node = source, None
-        self._jobs, self._axes, self._shape = jobs, axes, shape
-        self._mapping, self._region = jobs[0].mapping, jobs[0].region
+        self._jobs, self._shape = jobs, shape
+        self._mapping, self.region, self.axes = jobs[0].mapping, jobs[0].region, axes
 
     def images(self, strength: float, gamma: float, count: int | None = None):
         """The output's volumes (K, J, I[, C]), one after the other."""
@@ -140,7 +164,7 @@ class Result:
     def image(self, number: int, strength: float, gamma: float) -> np.ndarray:
         """One volume of the output (K, J, I[, C])."""
         results = []
-        for job, axis in zip(self._jobs, self._axes, strict=True):
+        for job, axis in zip(self._jobs, self.axes, strict=True):
             count = self._shape[1 + axis]
             frames = slice(number * count, (number + 1) * count)
             after = job.output[frames]
@@ -184,15 +208,15 @@ class Live:
     """Despeckles what a volume shows, again whenever it changes: a live stream, a playing recording, a slice.
 
     Call `step` from a timer. The newest image comes first; what cannot be kept up with is dropped. output: a volume
-    `<input> live` in the same place. state: "running", "stopped", "failed" (message). latency, rate: measured.
-    once: only one image, a preview. Raises InputError.
+    `<input> live` in the same place, or a given one. state: "running", "stopped", "failed" (message). latency, rate:
+    measured. once: only one image, a preview. Raises InputError.
     """
 
-    def __init__(self, worker, node, axis: str = "auto", sliceNode=None, once: bool = False, **request):
+    def __init__(self, worker, node, axis: str = "auto", sliceNode=None, once: bool = False, output=None, **request):
         if node is not None and node.IsA("vtkMRMLSequenceNode"):
             node = scene.proxy(node)
         self.source = scene.source(node)
-        self.node, self.output, self.once, self.state, self.message = node, None, once, "running", ""
+        self.node, self.output, self.once, self.state, self.message = node, output, once, "running", ""
         self._sliceNode, self._axis, self._request, self._worker = sliceNode, axis, request, worker
         self._stream, self._tag, self._sliceTag, self._number, self._moments = None, None, None, 0, []
         self._push()

@@ -136,8 +136,7 @@ class Job:
 
     def release(self) -> None:
         """Frees the memory, as soon as the caller has no view of it either."""
-        if self._block is not None:
-            self._block.hide()
+        self._hide()
         self._block = self.input = self.output = self._region = None
 
     def _take(self, event: str, answer: dict) -> None:
@@ -147,7 +146,7 @@ class Job:
             low, high = answer["mapping"]
             self.mapping = _number(low), _number(high)
             self._found = True
-            self._block.hide()
+            self._hide()
         elif event == "progress":
             self.done = _integer(answer["done"], self.done, self.total)
             self.rate = self.done / max(_seconds(answer["seconds"]), 1e-6)
@@ -162,7 +161,11 @@ class Job:
 
     def _end(self, state: str, message: str = "") -> None:
         self.state, self.message, self.seconds_left = state, message, None
-        self._block.hide()
+        self._hide()
+
+    def _hide(self) -> None:
+        if self._block is not None:  # it may have been released while it was worked on
+            self._block.hide()
 
 
 class Frame(NamedTuple):
@@ -319,6 +322,7 @@ class Worker:
         self._streams: dict[int, Stream] = {}
         self._jobs: weakref.WeakSet[Job] = weakref.WeakSet()
         self._numbers = 0
+        self.devices: list[str] = []  # that the process can use, the best one first; as soon as it has told
 
     @property
     def ready(self) -> bool:
@@ -460,6 +464,9 @@ class Worker:
     def _take(self, answer: dict) -> None:
         event = answer["event"]
         if event == "ready":
+            return
+        if event == "devices":
+            self.devices = [_text(name) for name in answer["devices"]]
             return
         if "stream" in answer:
             number = _integer(answer["stream"], 1, self._numbers)

@@ -458,17 +458,20 @@ def _connectParametersToGui(self, mapping) -> int:
     slots = {}
     for name, connector in connectors.items():
         connector.write(self.getValue(name))
-
-        def changed(name=name, connector=connector):
-            with slicer.util.NodeModify(self):
-                if not self._updatingGui:
-                    self.setValue(name, connector.read())
-
-        slots[name] = lambda changed=changed: changed()
+        slots[name] = _follower(self, name, connector)
         connector.signal.connect(slots[name])
     tag = max(self._bound, default=0) + 1
     self._bound[tag] = connectors, slots, self.AddObserver("ModifiedEvent", lambda caller, event: _updateGui(self))
     return tag
+
+
+def _follower(self, name, connector):
+    def follow():
+        with slicer.util.NodeModify(self):
+            if not self._updatingGui:
+                self.setValue(name, connector.read())
+
+    return follow
 
 
 def _disconnectGui(self, tag) -> None:

@@ -1,0 +1,93 @@
+"""The panel's tests: real widgets of Qt, real MRML, real processes, in the stand-in of the application."""
+
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+if find_spec("slicer") is not None:  # else the tests skip themselves
+    import HeadlessSlicer
+
+    HeadlessSlicer.start(testing=True, window=True)
+
+FRAMES = np.random.default_rng(0).rayleigh(40, (12, 48, 56)).clip(0, 255).astype(np.uint8)
+
+
+class Desk:
+    """The application as a user has it before them."""
+
+    def __init__(self, slicer):
+        from HeadlessSlicer import pythonqt, widgets
+
+        self.slicer, self.errors, self.asked, self.answers = slicer, pythonqt.errors, widgets.asked, widgets.answers
+
+    def wait(self, condition, seconds: float = 60) -> float:
+        """Lets events happen until `condition`; the longest time in seconds that they were held up."""
+        end, last, longest = time.monotonic() + seconds, time.perf_counter(), 0.0
+        while not condition():
+            assert time.monotonic() < end, "this did not happen in time"
+            assert not self.errors, self.errors
+            self.slicer.app.processEvents()
+            time.sleep(0.001)
+            now = time.perf_counter()
+            longest, last = max(longest, now - last), now
+        return longest
+
+    def rest(self, seconds: float = 0.1) -> None:
+        """Lets events happen for a while."""
+        end = time.monotonic() + seconds
+        self.wait(lambda: time.monotonic() > end)
+
+    def volume(self, name: str = "Liver", frames=FRAMES[:1]):
+        return self.slicer.util.addVolumeFromArray(frames, name=name)
+
+    def cine(self, frames=FRAMES, name: str = "Cine"):
+        """A sequence with browser and proxy."""
+        slicer = self.slicer
+        sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", name)
+        sequence.SetIndexName("time")
+        for number, frame in enumerate(frames):
+            volume = slicer.vtkMRMLScalarVolumeNode()
+            slicer.util.updateVolumeFromArray(volume, frame[None])
+            sequence.SetDataNodeAtValue(volume, f"{number / 10:.2f}")
+        browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", f"{name} browser")
+        browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+        slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
+        return sequence
+
+    def frames(self, sequence) -> np.ndarray:
+        nodes = [sequence.GetNthDataNode(i) for i in range(sequence.GetNumberOfDataNodes())]
+        return np.array([self.slicer.util.arrayFromVolume(node)[0] for node in nodes])
+
+    def names(self, kind: str = "vtkMRMLNode") -> set:
+        return {node.GetName() for node in self.slicer.util.getNodesByClass(kind)}
+
+
+@pytest.fixture
+def desk(monkeypatch, tmp_path):
+    """The application with an empty scene, with message boxes that are kept, not shown; no slot may raise."""
+    slicer = pytest.importorskip("slicer")
+    monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(slicer.app, "_testing", False)
+    desk = Desk(slicer)
+    for kept in (desk.errors, desk.asked, desk.answers):
+        kept.clear()
+    slicer.mrmlScene.Clear()
+    yield desk
+    slicer.mrmlScene.Clear()
+    assert not desk.errors
+
+
+@pytest.fixture
+def panel(desk):
+    """The panel of Speckle2Self."""
+    desk.slicer.util.selectModule("Speckle2Self")
+    panel = desk.slicer.modules.Speckle2SelfWidget
+    panel.initializeParameterNode()
+    yield panel
+    desk.slicer.modules.Speckle2SelfWidget.endAll()

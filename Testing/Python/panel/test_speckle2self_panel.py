@@ -1,0 +1,467 @@
+"""The panel of Speckle2Self: its buttons are clicked, and what comes of it is looked at in the scene."""
+
+import os
+import signal
+import sys
+
+import numpy as np
+import pytest
+
+slicer = pytest.importorskip("slicer")
+pytest.importorskip("PySide6")
+
+FRAMES = np.random.default_rng(0).rayleigh(40, (12, 48, 56)).clip(0, 255).astype(np.uint8)
+
+
+def choose(panel, node, model="lee", region="none"):
+    """Chooses an input and a fast filter as the user does."""
+    panel.ui.inputSelector.setCurrentNode(node)
+    panel.ui.modelSelector.currentText = model
+    panel.ui.regionSelector.currentText = region
+
+
+def apply(desk, panel):
+    panel.ui.applyButton.click()
+    desk.wait(lambda: panel.run is None)
+
+
+@pytest.fixture
+def done(desk, panel):
+    """A cine that has been despeckled."""
+    choose(panel, desk.cine())
+    apply(desk, panel)
+    return panel._parameterNode.outputNode
+
+
+#
+# What it looks like
+#
+
+
+def test_every_control_explains_itself_and_nothing_is_cut_at_400_pixels(desk, panel):
+    import qt
+
+    whole = panel.parent
+    panel.ui.evaluateCollapsibleButton.collapsed = False
+    desk.rest()
+    assert whole.minimumSizeHint.width() <= 400
+    for name, widget in panel.ui.__dict__.items():
+        kind = type(widget)
+        if not issubclass(kind, qt.QWidget) or kind in (qt.QLabel, slicer.qMRMLWidget) or not widget.visible:
+            continue
+        if name.endswith("CollapsibleButton") or name.startswith("qt_"):
+            continue
+        assert widget.toolTip, f"{name} has no tooltip"
+        right = widget.mapTo(whole, qt.QPoint(widget.width, 0)).x()
+        assert right <= whole.width, f"{name} is cut"
+    panel.ui.evaluateCollapsibleButton.collapsed = True
+
+
+def test_without_input_nothing_can_be_done(desk, panel):
+    buttons = ("apply", "preview", "train", "sideBySide", "flicker", "difference", "evaluate", "export")
+    assert not any(getattr(panel.ui, f"{name}Button").enabled for name in buttons)
+    assert not panel.ui.liveCheckBox.enabled
+    panel.ui.inputSelector.setCurrentNode(desk.volume())
+    can = {name for name in buttons if getattr(panel.ui, f"{name}Button").enabled}
+    assert can == {"apply", "preview", "train"}
+
+
+CONTROLS = [
+    ("regionSelector", "currentText", "none", "region"),
+    ("showRegionCheckBox", "checked", True, "showRegion"),
+    ("axisSelector", "currentText", "average", "axis"),
+    ("modelSelector", "currentText", "srad", "model"),
+    ("deviceSelector", "currentText", "cpu", "device"),
+    ("strengthSlider", "value", 0.25, "strength"),
+    ("gammaSlider", "value", 2.0, "gamma"),
+    ("keepPartialCheckBox", "checked", True, "keepPartial"),
+    ("filterSelector", "currentText", "nlm", "filter"),
+]
+
+
+@pytest.mark.parametrize("widget, name, value, parameter", CONTROLS)
+def test_a_control_and_its_parameter_follow_each_other(desk, panel, widget, name, value, parameter):
+    control, parameters = getattr(panel.ui, widget), panel._parameterNode
+    former = getattr(parameters, parameter)
+    setattr(control, name, value)
+    assert getattr(parameters, parameter) == value
+    setattr(parameters, parameter, former)
+    assert getattr(control, name) == former
+
+
+@pytest.mark.parametrize("widget, kind, parameter", [
+    ("inputSelector", "vtkMRMLVectorVolumeNode", "inputNode"),
+    ("outputSelector", "vtkMRMLSequenceNode", "outputNode"),
+    ("regionNodeSelector", "vtkMRMLSegmentationNode", "regionNode"),
+    ("tissueSelector", "vtkMRMLMarkupsROINode", "tissueNode"),
+    ("lumenSelector", "vtkMRMLSegmentationNode", "lumenNode"),
+])  # fmt: skip
+def test_a_selector_and_its_parameter_follow_each_other(desk, panel, widget, kind, parameter):
+    node = slicer.mrmlScene.AddNewNodeByClass(kind, "Node")
+    getattr(panel.ui, widget).setCurrentNode(node)
+    assert getattr(panel._parameterNode, parameter) is node
+    setattr(panel._parameterNode, parameter, None)
+    assert getattr(panel.ui, widget).currentNode() is None
+    slicer.mrmlScene.RemoveNode(node)
+
+
+#
+# Apply
+#
+
+
+def test_apply_despeckles_beside_the_input(desk, panel, done):
+    assert done.GetName() == "Cine despeckled"
+    assert done.GetNthIndexValue(3) == "0.30"
+    assert desk.frames(done).std() < 0.8 * FRAMES.std()
+    assert "12 frames" in panel.ui.statusLabel.text and "cpu" in panel.ui.statusLabel.text
+    assert panel.ui.applyButton.visible and not panel.ui.cancelButton.visible
+    assert np.array_equal(desk.frames(panel._parameterNode.inputNode), FRAMES)
+
+
+def test_the_bundled_model_and_the_found_region_are_what_is_used_at_first(desk, panel):
+    assert (panel._parameterNode.model, panel._parameterNode.region) == ("default", "auto")
+    panel.ui.inputSelector.setCurrentNode(desk.volume())
+    assert "imulated" in panel.ui.modelDescriptionLabel.text
+    apply(desk, panel)
+    assert panel._parameterNode.outputNode.GetName() == "Liver despeckled"
+
+
+def test_apply_again_fills_the_same_output(desk, panel, done):
+    first, count = desk.frames(done), slicer.mrmlScene.GetNumberOfNodes()
+    panel.ui.modelSelector.currentText = "median"
+    apply(desk, panel)
+    assert panel._parameterNode.outputNode is done and slicer.mrmlScene.GetNumberOfNodes() == count
+    assert not np.array_equal(desk.frames(done), first)
+
+
+def test_another_input_never_fills_the_former_ones_output(desk, panel, done):
+    panel.ui.inputSelector.setCurrentNode(desk.volume())
+    assert panel._parameterNode.outputNode is None
+
+
+def test_progress_is_shown_and_cancel_leaves_the_scene_as_it_was(desk, panel):
+    choose(panel, desk.cine(np.kron(FRAMES, np.ones((1, 8, 8), np.uint8))), "nlm")
+    before = desk.names()
+    panel.ui.applyButton.click()
+    desk.wait(lambda: panel.run.done > 0)
+    assert panel.ui.progressBar.visible and panel.ui.progressBar.value > 0
+    assert "of 12 frames" in panel.ui.statusLabel.text and "per second" in panel.ui.statusLabel.text
+    panel.ui.cancelButton.click()
+    desk.wait(lambda: panel.run is None, 5)
+    assert "unchanged" in panel.ui.statusLabel.text
+    assert desk.names() == before
+
+
+def test_what_is_done_is_kept_if_asked_for(desk, panel):
+    choose(panel, desk.cine(np.kron(FRAMES, np.ones((1, 8, 8), np.uint8))), "nlm")
+    panel.ui.keepPartialCheckBox.checked = True
+    panel.ui.applyButton.click()
+    desk.wait(lambda: panel.run.done > 0)
+    panel.ui.cancelButton.click()
+    desk.wait(lambda: panel.run is None)
+    output = panel._parameterNode.outputNode
+    assert output.GetName() == "Cine despeckled (partial)" and 0 < output.GetNumberOfDataNodes() < 12
+
+
+def test_a_killed_process_is_one_message_and_the_next_apply_works(desk, panel):
+    choose(panel, desk.cine(np.kron(FRAMES, np.ones((1, 8, 8), np.uint8))), "nlm")
+    before = desk.names()
+    panel.ui.applyButton.click()
+    desk.wait(lambda: panel.run.done > 0)
+    os.kill(panel.logic.worker.pid, signal.SIGKILL)
+    desk.wait(lambda: panel.run is None, 5)
+    assert "ended unexpectedly" in panel.ui.statusLabel.text and desk.names() == before
+    panel.ui.modelSelector.currentText = "median"
+    apply(desk, panel)
+    assert panel._parameterNode.outputNode.GetName() == "Cine despeckled"
+
+
+def test_what_cannot_be_despeckled_is_one_clear_sentence(desk, panel):
+    panel.ui.inputSelector.setCurrentNode(slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Empty"))
+    panel.ui.applyButton.click()
+    desk.rest()
+    assert [kind for kind, _ in desk.asked] == ["message"]
+    assert "'Empty'" in desk.asked[0][1] and "Traceback" not in desk.asked[0][1]
+    assert panel.run is None and panel.ui.applyButton.enabled
+
+
+def test_missing_packages_are_told_before_anything_starts(desk, panel, monkeypatch):
+    from Speckle2SelfSlicer import dependencies
+
+    monkeypatch.setattr(dependencies, "find_spec", lambda name: None if name == "torch" else name)
+    choose(panel, desk.volume())
+    panel.ui.applyButton.click()
+    desk.rest()
+    assert len(desk.asked) == 1 and "PyTorch extension" in desk.asked[0][1]
+    assert panel.run is None
+
+
+def test_torch_that_was_just_installed_is_used_at_once(desk, panel, monkeypatch):
+    from Speckle2SelfSlicer import dependencies
+
+    there = set(dependencies.PACKAGES)
+
+    class PyTorchUtilsLogic:
+        def installTorch(self, askConfirmation):
+            there.add("torch")
+
+    extension = type(sys)("PyTorchUtils")
+    extension.PyTorchUtilsLogic = PyTorchUtilsLogic
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", extension)
+    monkeypatch.setattr(dependencies, "find_spec", lambda name: name if name in there else None)
+    choose(panel, desk.volume())
+    apply(desk, panel)
+    assert panel._parameterNode.outputNode.GetName() == "Liver despeckled" and not desk.asked
+
+
+#
+# Look
+#
+
+
+def test_strength_and_gamma_change_the_output_without_another_run(desk, panel, done):
+    panel.ui.strengthSlider.value = 0
+    desk.wait(lambda: panel._relook is None)
+    assert panel.run is None and np.array_equal(desk.frames(done), FRAMES)
+    panel.ui.strengthSlider.value = 1
+    panel.ui.gammaSlider.value = 2
+    desk.wait(lambda: panel._relook is None)
+    dark = desk.frames(done)
+    panel.ui.gammaSlider.value = 1
+    desk.wait(lambda: panel._relook is None)
+    assert dark.mean() < desk.frames(done).mean()
+
+
+#
+# Region
+#
+
+
+def box(center, size):
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
+    node.SetCenter(*center)
+    node.SetSize(*size)
+    return node
+
+
+def test_a_given_region_alone_is_changed_and_comes_back_for_the_next_recording(desk, panel):
+    choose(panel, desk.volume(), region="given")
+    assert panel.ui.regionNodeSelector.enabled
+    panel.ui.regionNodeSelector.setCurrentNode(box((20, 20, 0), (20, 20, 4)))
+    apply(desk, panel)
+    changed = slicer.util.arrayFromVolume(panel._parameterNode.outputNode)[0] != FRAMES[0]
+    rows, columns = np.nonzero(changed)
+    assert rows.min() >= 10 and rows.max() <= 30 and columns.min() >= 10 and columns.max() <= 30
+    panel.ui.inputSelector.setCurrentNode(desk.volume("Kidney", FRAMES[1:2]))
+    panel.ui.regionNodeSelector.setCurrentNode(None)
+    apply(desk, panel)
+    again = slicer.util.arrayFromVolume(panel._parameterNode.outputNode)[0] != FRAMES[1]
+    assert again.any() and not again[~np.pad(np.ones((21, 21), bool), ((10, 17), (10, 25)))].any()
+
+
+def test_a_region_that_was_never_given_is_asked_for(desk, panel):
+    choose(panel, desk.volume("Odd", FRAMES[:1, :40, :37]), region="given")
+    panel.ui.applyButton.click()
+    assert "Choose a segmentation or a box" in desk.asked[-1][1]
+
+
+def test_the_region_is_outlined_before_and_after_apply(desk, panel):
+    frames = np.zeros((12, 96, 96), np.uint8)
+    frames[:, 20:80, 20:80] = np.random.default_rng(1).rayleigh(40, (12, 60, 60)).clip(1, 255)
+    choose(panel, desk.cine(frames), region="auto")
+    panel.ui.showRegionCheckBox.checked = True
+    desk.wait(lambda: panel._search is None)
+    outline = slicer.util.getNode("Despeckled region")
+    first = slicer.util.arrayFromVolume(outline)[0].astype(bool)
+    assert first[30:70, 30:70].all() and not first[:15].any()
+    apply(desk, panel)
+    assert np.array_equal(slicer.util.arrayFromVolume(outline)[0].astype(bool), first)
+    assert "Cine despeckled" in desk.names()
+    panel.ui.showRegionCheckBox.checked = False
+    composite = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSliceCompositeNode")
+    assert composite.GetLabelVolumeID() is None
+
+
+#
+# Preview and live
+#
+
+
+def test_the_preview_is_the_shown_frame_alone_and_follows_the_look(desk, panel):
+    sequence = desk.cine()
+    choose(panel, sequence)
+    browser = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSequenceBrowserNode")
+    browser.SetSelectedItemNumber(5)
+    panel.ui.previewButton.click()
+    desk.wait(lambda: panel.live is None)
+    output = panel._preview.output
+    assert slicer.util.arrayFromVolume(output).shape == (1, 48, 56)
+    assert "despeckled" not in " ".join(desk.names("vtkMRMLSequenceNode"))
+    panel.ui.strengthSlider.value = 0
+    desk.wait(lambda: panel.live is None)
+    assert panel._preview.output is output
+    assert np.array_equal(slicer.util.arrayFromVolume(output)[0], FRAMES[5])
+
+
+def test_live_follows_the_recording_until_its_node_goes(desk, panel):
+    choose(panel, desk.cine())
+    panel.ui.strengthSlider.value = 0  # so that the frame can be told
+    browser = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSequenceBrowserNode")
+    panel.ui.liveCheckBox.click()
+    for number in (3, 7, 11):
+        browser.SetSelectedItemNumber(number)
+        desk.wait(lambda number=number: panel.live.output is not None
+                  and np.array_equal(slicer.util.arrayFromVolume(panel.live.output)[0], FRAMES[number]))  # fmt: skip
+    assert "images per second" in panel.ui.liveLabel.text and " ms" in panel.ui.liveLabel.text
+    slicer.mrmlScene.RemoveNode(panel.live.node)
+    desk.wait(lambda: panel.live is None)
+    assert not panel.ui.liveCheckBox.checked
+
+
+def test_live_can_be_switched_off_and_the_output_stays(desk, panel):
+    volume = desk.volume()
+    choose(panel, volume)
+    panel.ui.liveCheckBox.click()
+    desk.wait(lambda: panel.live.output is not None)
+    output = panel.live.output
+    panel.ui.liveCheckBox.click()
+    assert panel.live is None and output.GetScene() is slicer.mrmlScene
+    slicer.util.updateVolumeFromArray(volume, FRAMES[2:3])
+    desk.rest()
+
+
+#
+# Compare and evaluate
+#
+
+
+def composites():
+    nodes = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+    return {node.GetLayoutName(): node for node in nodes}
+
+
+def test_side_by_side_flicker_fade_and_difference(desk, panel, done):
+    from Speckle2SelfSlicer import comparison
+
+    before, after = (comparison.shown(n).GetID() for n in (panel._parameterNode.inputNode, done))
+    panel.ui.sideBySideButton.click()
+    assert composites()["Red"].GetBackgroundVolumeID() == before
+    assert composites()["Yellow"].GetBackgroundVolumeID() == after
+    assert slicer.app.layoutManager().layout == slicer.vtkMRMLLayoutNode.SlicerLayoutSideBySideView
+    panel.ui.fadeSlider.value = 0.5
+    assert composites()["Red"].GetForegroundVolumeID() == after
+    assert composites()["Red"].GetForegroundOpacity() == 0.5
+    panel.ui.flickerButton.click()
+    seen = set()
+    desk.wait(lambda: seen.add(composites()["Red"].GetForegroundOpacity()) or {0.0, 1.0} <= seen, 5)
+    panel.ui.flickerButton.click()
+    panel.ui.differenceButton.click()
+    difference = slicer.util.getNode("Difference")
+    assert composites()["Red"].GetBackgroundVolumeID() == difference.GetID()
+    expected = FRAMES[0].astype(int) - desk.frames(done)[0]
+    assert np.array_equal(slicer.util.arrayFromVolume(difference)[0], expected)
+
+
+def test_figures_come_into_a_table_and_into_a_file(desk, panel, done, tmp_path):
+    panel.ui.tissueSelector.addNode("vtkMRMLMarkupsROINode")
+    assert panel._parameterNode.tissueNode.GetSize()[0] == pytest.approx(56 / 4)
+    panel.ui.filterSelector.currentText = "median"
+    panel.ui.evaluateButton.click()
+    assert not desk.asked
+    for word in ("SNR", "homogeneity", "input", "despeckled", "median"):
+        assert word in panel.ui.evaluateLabel.text
+    desk.answers["save"] = str(tmp_path / "figures.csv")
+    panel.ui.exportButton.click()
+    assert (tmp_path / "figures.csv").read_text().startswith("method,mean,std,SNR")
+
+
+def test_when_the_output_goes_the_views_show_the_input_again(desk, panel, done):
+    from Speckle2SelfSlicer import comparison
+
+    panel.ui.sideBySideButton.click()
+    before = comparison.shown(panel._parameterNode.inputNode).GetID()
+    slicer.mrmlScene.RemoveNode(comparison.shown(done))
+    assert composites()["Yellow"].GetBackgroundVolumeID() == before
+    slicer.mrmlScene.RemoveNode(done)
+    desk.rest()
+    panel.ui.strengthSlider.value = 0.5
+    desk.rest()
+    assert panel._parameterNode.outputNode is None
+
+
+#
+# Models
+#
+
+
+def test_a_model_file_is_taken_among_the_models(desk, panel, project):
+    desk.answers["open"] = str(project / "Speckle2Self" / "Resources" / "Models" / "default.safetensors")
+    panel.ui.modelFileButton.click()
+    assert panel._parameterNode.model == "default 2" == panel.ui.modelSelector.currentText
+    desk.answers["open"] = str(project / "README.md")
+    panel.ui.modelFileButton.click()
+    assert "not a model file" in desk.asked[-1][1] and panel._parameterNode.model == "default 2"
+
+
+def test_the_card_of_every_model_can_be_read(desk, panel):
+    for model in panel.logic.models():
+        panel.ui.modelSelector.currentText = model
+        panel.ui.modelCardButton.click()
+        assert desk.asked[-1] == ("dialog", f"Model card: {model}")
+    assert "Trained on" in panel.logic.card("default")
+
+
+#
+# Scene and application
+#
+
+
+def test_a_saved_scene_restores_the_panel(desk, panel, done, tmp_path):
+    panel.ui.strengthSlider.value = 0.5
+    panel.ui.axisSelector.currentText = "k"
+    desk.wait(lambda: panel._relook is None)
+    assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    slicer.mrmlScene.Clear()
+    assert panel.ui.inputSelector.currentNode() is None and panel.ui.strengthSlider.value == 1
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    desk.rest()
+    assert panel.ui.inputSelector.currentNode().GetName() == "Cine"
+    assert panel.ui.outputSelector.currentNode().GetName() == "Cine despeckled"
+    assert panel.ui.strengthSlider.value == 0.5
+    assert (panel.ui.modelSelector.currentText, panel.ui.axisSelector.currentText) == ("lee", "k")
+
+
+def test_closing_the_scene_ends_a_run_and_its_process(desk, panel):
+    choose(panel, desk.cine(np.kron(FRAMES, np.ones((1, 8, 8), np.uint8))), "nlm")
+    panel.ui.applyButton.click()
+    desk.wait(lambda: panel.run.done > 0)
+    pid = panel.logic.worker.pid
+    slicer.mrmlScene.Clear()
+    assert panel.run is None and not os.path.exists(f"/proc/{pid}/stat")
+    desk.rest()
+    assert "Cine despeckled" not in desk.names() and panel._parameterNode is not None
+
+
+def test_a_run_goes_on_while_another_module_is_open(desk, panel):
+    choose(panel, desk.cine())
+    panel.ui.applyButton.click()
+    slicer.util.selectModule("SpeckleTrain")
+    desk.wait(lambda: panel.run is None)
+    slicer.util.selectModule("Speckle2Self")
+    assert panel.ui.outputSelector.currentNode().GetName() == "Cine despeckled"
+
+
+def test_reloading_the_module_ends_its_run_and_leaves_a_panel_that_works(desk, panel):
+    choose(panel, desk.cine(np.kron(FRAMES, np.ones((1, 8, 8), np.uint8))), "nlm")
+    panel.ui.applyButton.click()
+    desk.wait(lambda: panel.run.done > 0)
+    pid = panel.logic.worker.pid
+    panel.onReload()
+    assert not os.path.exists(f"/proc/{pid}/stat")
+    fresh = slicer.modules.Speckle2SelfWidget
+    assert fresh is not panel and "Cine despeckled" not in desk.names()
+    fresh.initializeParameterNode()
+    fresh.ui.modelSelector.currentText = "median"
+    apply(desk, fresh)
+    assert fresh._parameterNode.outputNode.GetName() == "Cine despeckled"
