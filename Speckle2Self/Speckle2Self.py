@@ -2,7 +2,6 @@
 
 import logging
 import time
-from contextlib import contextmanager
 from typing import Annotated, Union
 
 import numpy as np
@@ -29,6 +28,7 @@ from slicer.util import VTKObservationMixin
 
 from Speckle2SelfLib.config import FILTER_NAMES, Cancelled, InputError
 from Speckle2SelfSlicer import comparison, dependencies, scene
+from Speckle2SelfSlicer.dependencies import shownErrors
 
 # Slicer binds node selectors to typing.Union alone (not to A | B), and stores "no node" only where None is
 # one of them.
@@ -95,16 +95,6 @@ class Speckle2SelfParameterNode:
     tissueNode: RegionNode
     lumenNode: RegionNode
     filter: Annotated[str, Choice(["none", *FILTER_NAMES])] = "none"
-
-
-@contextmanager
-def shownErrors(message: str, waitCursor: bool = False):
-    """Tells the user what goes wrong: a sentence of ours as it is, anything else with `message` and details."""
-    with slicer.util.tryWithErrorDisplay(message, waitCursor=waitCursor):
-        try:
-            yield
-        except InputError as error:
-            slicer.util.errorDisplay(str(error))
 
 
 class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
@@ -421,13 +411,14 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 total=run.done, seconds=run.seconds, device=run.device
             )
             self.setStatus(f"{run.message} '{name}'" if run.message else f"'{name}': {seconds}.")
+            parameters = self._parameterNode or self.logic.getParameterNode()  # another module may be open
+            parameters.outputNode = run.result.node
+            comparison.fade(parameters.inputNode, parameters.outputNode, 1.0)
+            self.ui.fadeSlider.value = 1.0
             if self._parameterNode:
-                self._parameterNode.outputNode = run.result.node
                 self._seen = self.parameters()
                 if (run.look["strength"], run.look["gamma"]) != (self._seen["strength"], self._seen["gamma"]):
                     self.startRelook()
-                self.ui.fadeSlider.value = 1.0
-                comparison.fade(self._parameterNode.inputNode, self._parameterNode.outputNode, 1.0)
                 self.showRegion()
         elif run.state == "cancelled":
             self.setStatus(_("Cancelled; the scene is unchanged."))

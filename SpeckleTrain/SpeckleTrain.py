@@ -1,24 +1,28 @@
 """The module SpeckleTrain: trains a model on the recordings in the scene, without a clean image."""
 
-from __future__ import annotations
-
+import itertools
 import logging
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import slicer
 import vtk
 from slicer.i18n import tr as _
 from slicer.i18n import translate
+from slicer.parameterNodeWrapper import Choice, WithinRange, parameterNodeWrapper
 from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModule,
     ScriptedLoadableModuleLogic,
     ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
 )
+from slicer.util import VTKObservationMixin
 from vtk.util.numpy_support import vtk_to_numpy
 
 from Speckle2SelfLib.config import InputError, Job
-from Speckle2SelfSlicer import dependencies, scene
+from Speckle2SelfSlicer import comparison, dependencies, scene
+from Speckle2SelfSlicer.dependencies import shownErrors
 
 RUN, ROLE = "SpeckleTrain.run", "SpeckleTrain.role"  # attributes of the nodes that show a run
 ROLES = {  # role -> class and title
@@ -55,6 +59,438 @@ class SpeckleTrain(ScriptedLoadableModule):
             "This is an independent implementation. The method that it starts from was published by "
             "Xuesong Li, Nassir Navab and Zhongliang Jiang; their code is under the MIT licence."
         )
+
+
+@parameterNodeWrapper
+class SpeckleTrainParameterNode:
+    """The panel's settings, saved with the scene; the chosen recordings are node references `inputs`, `heldOut`.
+
+    region - "auto": the imaged part of each recording; "none": whole frames.
+    preset - how to train: "adapt" a model at hand, "standard" from nothing, "paper" as published.
+    init - the model that "adapt" starts from.
+    minutes - to train for; 0: the preset's number of steps.
+    device - what to compute on.
+    name - of the model; empty: made from the data's name.
+    """
+
+    region: Annotated[str, Choice(["auto", "none"])] = "auto"
+    preset: Annotated[str, Choice(["adapt", "standard", "paper"])] = "adapt"
+    init: str = "default"
+    minutes: Annotated[float, WithinRange(0, 10000)] = 0.0
+    device: str = "auto"
+    name: str = ""
+
+
+class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """The panel: the widgets of SpeckleTrain.ui, bound to the parameter node. Training happens in other processes; a
+    timer takes what they report. Runs go on when the panel is left or the scene is closed."""
+
+    def __init__(self, parent=None) -> None:
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self.logic = None
+        self._parameterNode = None
+        self._parameterNodeGuiTag = None
+        self.estimate = None  # trainer.Estimate that goes on
+        self._shown = None  # (run, number of its reports) that is shown in the scene
+        self._told = set()  # runs whose end has been told
+
+    def setup(self) -> None:
+        import qt
+
+        ScriptedLoadableModuleWidget.setup(self)
+        widget = slicer.util.loadUI(self.resourcePath("UI/SpeckleTrain.ui"))
+        self.layout.addWidget(widget)
+        self.ui = slicer.util.childWidgetVariables(widget)
+        widget.setMRMLScene(slicer.mrmlScene)
+        self.logic = SpeckleTrainLogic()
+        self.timer = qt.QTimer()
+        self.timer.setInterval(100)
+        self.timer.timeout.connect(self.onTimer)
+        for event in (slicer.mrmlScene.EndCloseEvent, slicer.mrmlScene.EndImportEvent):
+            self.addObserver(slicer.mrmlScene, event, self.onSceneEndClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
+        for name in (
+            "estimate", "train", "pause", "resume", "stop", "remove", "show", "compare", "rename", "delete", "import",
+            "export", "exportJob", "importResult",
+        ):  # fmt: skip
+            button = getattr(self.ui, f"{name}Button")
+            button.connect("clicked()", getattr(self, f"on{name[0].upper()}{name[1:]}"))
+        self.ui.inputsSelector.connect("checkedNodesChanged()", self.onNodesChecked)
+        self.ui.heldOutSelector.connect("checkedNodesChanged()", self.onNodesChecked)
+        self.ui.initSelector.connect("currentTextChanged(QString)", self.onInitSelected)
+        self.ui.deviceSelector.connect("currentTextChanged(QString)", self.onDeviceSelected)
+        self.ui.runSelector.connect("currentIndexChanged(int)", self.onRunSelected)
+        self.ui.modelSelector.connect("currentIndexChanged(int)", self.onModelSelected)
+        self.initializeParameterNode()
+
+    def cleanup(self) -> None:
+        self.timer.stop()
+        if self.estimate is not None:
+            self.estimate.close()
+        self.setParameterNode(None)
+        self.removeObservers()
+
+    def enter(self) -> None:
+        if not dependencies.missing():
+            self.logic.trainer.unfinished()
+        self.initializeParameterNode()
+        self.fillRuns()
+        self.timer.start()
+
+    def exit(self) -> None:
+        self.setParameterNode(None)
+
+    def onSceneStartClose(self, caller, event) -> None:
+        self._shown = None
+        self.setParameterNode(None)
+
+    def onSceneEndClose(self, caller, event) -> None:
+        if self.parent.isEntered:
+            self.initializeParameterNode()
+
+    #
+    # Parameters
+    #
+
+    def initializeParameterNode(self) -> None:
+        """Binds the panel to the scene's parameter node, which is made if there is none."""
+        self.setParameterNode(SpeckleTrainParameterNode(self.logic.getParameterNode()))
+
+    def setParameterNode(self, parameterNode) -> None:
+        """Binds the panel to a parameter node, or to none."""
+        if self._parameterNode:
+            self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
+            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.updatePanel)
+        self._parameterNode = None
+        if parameterNode:
+            for selector, role in ((self.ui.inputsSelector, "inputs"), (self.ui.heldOutSelector, "heldOut")):
+                self.check(selector, _references(parameterNode.parameterNode, role))
+            self._parameterNode = parameterNode
+            self.fillModels()
+            self._parameterNodeGuiTag = self._parameterNode.connectGui(self.ui)
+            self.addObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.updatePanel)
+            self.updatePanel()
+
+    def check(self, selector, nodes) -> None:
+        """Checks these nodes of a selector and no others."""
+        import qt
+
+        for node in (*selector.checkedNodes(), *nodes):
+            selector.setCheckState(node, qt.Qt.Checked if node in nodes else qt.Qt.Unchecked)
+
+    def choose(self, nodes) -> None:
+        """Chooses nodes to train on, alone; a proxy stands for its recording."""
+        nodes = [scene.sequenceBehind(node) or node for node in nodes if node is not None]
+        self.check(self.ui.inputsSelector, nodes)
+
+    def onNodesChecked(self) -> None:
+        if self._parameterNode:
+            node = self._parameterNode.parameterNode
+            for selector, role in ((self.ui.inputsSelector, "inputs"), (self.ui.heldOutSelector, "heldOut")):
+                node.RemoveNodeReferenceIDs(role)
+                for chosen in selector.checkedNodes():
+                    node.AddNodeReferenceID(role, chosen.GetID())
+            node.Modified()
+
+    def onInitSelected(self, name) -> None:
+        if self._parameterNode and name:
+            self._parameterNode.init = name
+
+    def onDeviceSelected(self, name) -> None:
+        if self._parameterNode and name:
+            self._parameterNode.device = name
+
+    def fillModels(self) -> None:
+        """The models and devices at hand."""
+        from Speckle2SelfLib import library
+
+        for selector, names, chosen in (
+            (self.ui.initSelector, list(library.models()), self._parameterNode.init),
+            (self.ui.modelSelector, list(library.own_models()), self.ui.modelSelector.currentText),
+            (self.ui.deviceSelector, slicer.util.getModuleLogic("Speckle2Self").devices(), self._parameterNode.device),
+        ):
+            selector.blockSignals(True)
+            selector.clear()
+            selector.addItems(names)
+            if chosen in names:
+                selector.currentText = chosen
+            selector.blockSignals(False)
+        self.onModelSelected()
+
+    def updatePanel(self, caller=None, event=None) -> None:
+        parameters = self._parameterNode
+        nodes = self.ui.inputsSelector.checkedNodes()
+        frames = sum(scene.count(node) for node in nodes)
+        self.ui.dataLabel.text = (
+            _("{count} recordings, {frames} frames").format(count=len(nodes), frames=frames)
+            if nodes else _("Check at least one volume or recording.")
+        )  # fmt: skip
+        for name in ("train", "estimate", "exportJob"):
+            getattr(self.ui, f"{name}Button").enabled = bool(nodes)
+        self.ui.initSelector.enabled = parameters.preset == "adapt"
+        for selector, chosen in ((self.ui.initSelector, parameters.init), (self.ui.deviceSelector, parameters.device)):
+            selector.currentText = chosen
+
+    def options(self) -> dict:
+        """The settings as `SpeckleTrainLogic.start` takes them."""
+        parameters = self._parameterNode
+        return {
+            "preset": parameters.preset,
+            "name": parameters.name.strip() or None,
+            "heldOut": list(self.ui.heldOutSelector.checkedNodes()),
+            "init": parameters.init if parameters.preset == "adapt" else None,
+            "minutes": parameters.minutes or None,
+            "region": parameters.region,
+            "device": parameters.device,
+        }
+
+    #
+    # Runs
+    #
+
+    def onTrain(self) -> None:
+        with shownErrors(_("Training could not be started.")):
+            job = self.logic.start(self.ui.inputsSelector.checkedNodes(), **self.options())
+            self.fillRuns(job)
+            self.timer.start()
+
+    def onEstimate(self) -> None:
+        with shownErrors(_("The estimate could not be made.")):
+            if self.estimate is not None:
+                self.estimate.close()
+            self.ui.estimateLabel.text = _("Measuring...")
+            self.estimate = self.logic.estimate(
+                self.ui.inputsSelector.checkedNodes(), self.showEstimate, **self.options()
+            )
+            self.timer.start()
+
+    def showEstimate(self, found) -> None:
+        """Shows what a run would take, or why that is unknown."""
+        self.estimate = None
+        if isinstance(found, InputError):
+            self.ui.estimateLabel.text = str(found)
+            return
+        grains = "; ".join(_("{0:.1f} down, {1:.1f} across").format(*grain) for grain in found["grain"])
+        self.ui.estimateLabel.text = _(
+            "{frames} frames to train on, {held_out} held out. Speckle grain: {grains} pixels. {steps} steps, about "
+            "{minutes:.0f} minutes on {device}, {memory} MB of memory."
+        ).format(**{**found, "grains": grains, "minutes": max(1, found["minutes"])})
+        if found["correlation"]:
+            self.ui.correlationLabel.setPixmap(_drawn(found["correlation"][0]))
+
+    @property
+    def job(self):
+        """The chosen run; None where there is none."""
+        jobs = self.logic.trainer.jobs
+        number = self.ui.runSelector.currentIndex
+        return jobs[number] if 0 <= number < len(jobs) else None
+
+    def fillRuns(self, chosen=None) -> None:
+        """The runs; `chosen` becomes the current one."""
+        jobs, chosen = self.logic.trainer.jobs, chosen or self.job
+        self.ui.runSelector.blockSignals(True)
+        self.ui.runSelector.clear()
+        self.ui.runSelector.addItems([job.name for job in jobs])
+        self.ui.runSelector.currentIndex = jobs.index(chosen) if chosen in jobs else len(jobs) - 1
+        self.ui.runSelector.blockSignals(False)
+        self.showRun()
+
+    def onRunSelected(self, number=0) -> None:
+        self.showRun()
+
+    def onTimer(self) -> None:
+        """Takes what the runs reported."""
+        self.logic.poll()
+        job = self.job
+        if self._shown is not None and self._shown[0] in self.logic.trainer.jobs:
+            shown, count = self._shown
+            if len(shown.reports) != count:
+                self._shown = shown, len(shown.reports)
+                self.logic.showProgress(shown)
+        ended = {each for each in self.logic.trainer.jobs if each.state == "done"} - self._told
+        if ended:
+            self._told |= ended
+            if self._parameterNode:
+                self.fillModels()
+        if job is not None:
+            self.showRun()
+        going = any(not each.ended for each in self.logic.trainer.jobs)
+        if not going and self.estimate is None:
+            self.timer.stop()
+
+    def showRun(self) -> None:
+        """State, progress and figures of the chosen run."""
+        job = self.job
+        state = job.state if job else ""
+        last = job.reports[-1] if job and job.reports else {}
+        self.ui.progressBar.visible = bool(last)
+        self.ui.progressBar.maximum = last.get("steps", 100)
+        self.ui.progressBar.value = last.get("step", 0)
+        self.ui.pauseButton.enabled = state in ("waiting", "running")
+        self.ui.resumeButton.enabled = bool(job and job.resumable)
+        self.ui.stopButton.enabled = state in ("waiting", "running") or bool(job and job.resumable)
+        self.ui.removeButton.enabled = job is not None
+        self.ui.showButton.enabled = bool(job and job.reports)
+        words = {
+            "": _("No run yet."), "waiting": _("Waits for its turn."), "running": _("Loading..."),
+            "stopped": _("Paused."), "done": _("Done: the model '{model}' is at hand.").format(model=job and job.model),
+            "failed": _("Failed."),
+        }[state]  # fmt: skip
+        if state == "running" and "rate" in last:
+            words = _("Step {step} of {steps}, {rate:.1f} per second, {minutes:.1f} min left").format(
+                **last, minutes=last.get("seconds_left", 0) / 60
+            )
+        if state == "done" and job.worse:
+            words = _("Done, but '{model}' is worse than the model that it started from: {worse}.").format(
+                model=job.model, worse=job.worse
+            )
+        elif job and job.message:
+            words = f"{words} {job.message}"
+        self.ui.runLabel.text = words
+        self.ui.runLabel.setStyleSheet("color: #c0392b" if state == "failed" or (job and job.worse) else "")
+
+    def onPause(self) -> None:
+        self.job.stop()
+        self.showRun()
+
+    def onResume(self) -> None:
+        self.logic.trainer.resume(self.job)
+        self.timer.start()
+        self.showRun()
+
+    def onStop(self) -> None:
+        with shownErrors(_("The run could not be ended.")):
+            self.job.finish()
+            self.timer.start()
+            self.showRun()
+
+    def onRemove(self) -> None:
+        job = self.job
+        if job.state != "done" and not slicer.util.confirmOkCancelDisplay(
+            _("Remove the run '{name}'? What it has learned is lost.").format(name=job.name)
+        ):
+            return
+        job.cancel()
+        self.logic.trainer.jobs.remove(job)
+        self.fillRuns()
+
+    def onShow(self) -> None:
+        with shownErrors(_("The run could not be shown.")):
+            nodes = self.logic.showProgress(self.job)
+            self._shown = self.job, len(self.job.reports)
+            slicer.modules.plots.logic().ShowChartInLayout(nodes["loss"])
+            for name, role in (("Red", "before"), ("Yellow", "after")):
+                composite = slicer.mrmlScene.GetNodeByID(f"vtkMRMLSliceCompositeNode{name}")
+                composite.SetBackgroundVolumeID(nodes[role].GetID())
+                composite.SetForegroundVolumeID(None)
+                slicer.app.layoutManager().sliceWidget(name).sliceLogic().FitSliceToBackground()
+
+    #
+    # Models
+    #
+
+    def onModelSelected(self, number=0) -> None:
+        chosen = bool(self.ui.modelSelector.currentText)
+        for name in ("compare", "rename", "delete", "export"):
+            getattr(self.ui, f"{name}Button").enabled = chosen
+
+    def onCompare(self) -> None:
+        with shownErrors(_("The models could not be compared.")):
+            table = self.logic.compare(self.ui.modelSelector.currentText)
+            slicer.util.infoDisplay(comparison.asHtml(table), windowTitle=table.GetName())
+
+    def onRename(self) -> None:
+        import qt
+
+        name = self.ui.modelSelector.currentText
+        to = qt.QInputDialog.getText(None, _("Rename"), _("Name of the model:"), qt.QLineEdit.Normal, name)
+        if to and to != name:
+            with shownErrors(_("The model could not be renamed.")):
+                from Speckle2SelfLib import library
+
+                library.rename(name, to)
+                self.fillModels()
+                self.ui.modelSelector.currentText = to
+
+    def onDelete(self) -> None:
+        name = self.ui.modelSelector.currentText
+        if slicer.util.confirmOkCancelDisplay(_("Delete the model '{name}' for good?").format(name=name)):
+            with shownErrors(_("The model could not be deleted.")):
+                from Speckle2SelfLib import library
+
+                library.delete(name)
+                self.fillModels()
+
+    def onImport(self) -> None:
+        import qt
+
+        path = qt.QFileDialog.getOpenFileName(
+            None, _("Import a model"), "", "Models (*.safetensors *.pth);;All files (*)"
+        )
+        self.importModel(path)
+
+    def onImportResult(self) -> None:
+        import qt
+
+        self.importModel(qt.QFileDialog.getExistingDirectory(None, _("Folder of the exported run")))
+
+    def importModel(self, path: str) -> None:
+        if path:
+            with shownErrors(_("The model could not be imported.")):
+                name = self.logic.importModel(path)
+                self.fillModels()
+                self.ui.modelSelector.currentText = name
+
+    def onExport(self) -> None:
+        import qt
+
+        name = self.ui.modelSelector.currentText
+        path = qt.QFileDialog.getSaveFileName(
+            None, _("Export the model"), f"{name}.safetensors", "Models (*.safetensors)"
+        )
+        if path:
+            with shownErrors(_("The model could not be exported.")):
+                from Speckle2SelfLib import library
+
+                library.export(name, path)
+
+    def onExportJob(self) -> None:
+        import qt
+
+        folder = qt.QFileDialog.getSaveFileName(None, _("New folder of the run"), "speckle-run", "")
+        if folder:
+            with shownErrors(_("The run could not be exported.")):
+                options = {name: value for name, value in self.options().items() if name != "device"}
+                self.logic.exportJob(self.ui.inputsSelector.checkedNodes(), folder, **options)
+                slicer.util.showStatusMessage(_("The run is in {folder}; start it there.").format(folder=folder), 5000)
+
+
+def _references(node, role: str) -> list:
+    """The nodes that a node refers to in a role."""
+    found = (node.GetNthNodeReference(role, number) for number in range(node.GetNumberOfNodeReferences(role)))
+    return [one for one in found if one is not None]
+
+
+def _drawn(curves):
+    """A picture of how alike pixels at a distance are, along the columns and along the rows."""
+    import qt
+
+    width, height = 320, 90
+    picture = qt.QPixmap(width, height)
+    picture.fill(qt.QColor("white"))
+    pen = qt.QPainter(picture)
+    pen.setPen(qt.QColor("#bbbbbb"))
+    pen.drawLine(0, height // 2, width, height // 2)
+    for curve, colour, words, place in zip(curves, ("#2471a3", "#ca6f1e"), ("down", "across"), (60, 120), strict=True):
+        pen.setPen(qt.QColor(colour))
+        points = [(4 + i * (width - 8) // max(1, len(curve) - 1), 4 + (1 - value) * (height - 8))
+                  for i, value in enumerate(curve)]  # fmt: skip
+        for (x0, y0), (x1, y1) in itertools.pairwise(points):
+            pen.drawLine(int(x0), int(y0), int(x1), int(y1))
+        pen.drawText(width - place, 14, words)
+    pen.end()
+    return picture
 
 
 class SpeckleTrainLogic(ScriptedLoadableModuleLogic):

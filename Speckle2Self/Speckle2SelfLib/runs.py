@@ -93,8 +93,7 @@ def _run(job: Job, device, report, stop, first: bool) -> Model | None:
 
     def card(figures):
         return {
-            "description": f"Trained with the recipe '{config.recipe}' on {len(cines)} recordings, "
-            f"{sum(len(cine.frames) for cine in cines)} frames" + (", and simulated ones" if config.simulated else ""),
+            "description": _description(config, cines),
             "start": started_from, "training": to_dict(config), "steps": training.step, "version": __version__,
             "curve": curve[:: max(1, len(curve) // CURVE)], "figures": figures, "figures_at_start": start,
             "figures_are_of": "frames trained on" if seen else "frames held out",
@@ -149,6 +148,13 @@ def _run(job: Job, device, report, stop, first: bool) -> Model | None:
             report({"message": f"This model is worse than the one it started from: {worse}."})
         report({"model": str(output), "minutes": round((time.monotonic() - began) / 60, 2), "worse": worse})
     return result
+
+
+def _description(config, cines) -> str:
+    count, frames = len(cines), sum(len(cine.frames) for cine in cines)
+    sources = [f"{frames} frames of {count} recording{'s' if count > 1 else ''}"] if count else []
+    sources += ["simulated frames"] if config.simulated else []
+    return f"Trained on {' and '.join(sources)} (recipe '{config.recipe}')."
 
 
 def worse_than_start(card: dict) -> str:

@@ -1,7 +1,8 @@
-"""The Python packages that Slicer does not bundle, installed on first use and with the user's consent."""
+"""The Python packages that Slicer does not bundle, installed on first use and with the user's consent; and errors."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import slicer
@@ -15,6 +16,16 @@ PACKAGES = {
     "skimage": "scikit-image>=0.22",
 }
 REQUESTER = "Speckle2Self"
+
+
+@contextmanager
+def shownErrors(message: str, waitCursor: bool = False):
+    """Tells the user what goes wrong: a sentence of ours as it is, anything else with `message` and details."""
+    with slicer.util.tryWithErrorDisplay(message, waitCursor=waitCursor):
+        try:
+            yield
+        except InputError as error:
+            slicer.util.errorDisplay(str(error))
 
 
 def missing() -> list[str]:

@@ -172,6 +172,18 @@ def find(node):
     return found
 
 
+def count(node) -> int:
+    """How many frames `frames` gives, without reading them; 0 where there are none."""
+    try:
+        recording = source(node)
+    except InputError:
+        return 0
+    image = recording.volumes[0].GetImageData()
+    shape = tuple(reversed(image.GetDimensions())) if image else (1, 1, 1)
+    (axis,) = volumes.slicing_axes(shape, recording.spacing, "auto")
+    return len(recording.volumes) * shape[axis]
+
+
 def frames(node) -> np.ndarray:
     """All frames (N, H, W[, C]) of what a node stands for; volumes are cut along their axis of acquisition."""
     recording = source(node)

@@ -68,7 +68,7 @@ class TrainingJob:
     def __init__(self, name: str, folder: Path, job: Job, python: str | None = None):
         self.name, self.folder, self.job = name, Path(folder), job
         self.state, self.message, self.model, self.worse = "waiting", "", None, ""
-        self.settings, self.reports = {}, []
+        self.settings, self.reports, self._finishing = {}, [], False
         self._python, self._child = python, None
         self.trainer: Trainer | None = None
 
@@ -127,7 +127,7 @@ class TrainingJob:
 
     def _end(self, code: int) -> None:
         trained = self.folder / self.job.output
-        if code == 0:
+        if code == 0 or (code == 130 and self._finishing and trained.exists()):
             try:
                 self.model = library.add(trained, library.free_name(self.name))
                 self.state = "done"
@@ -143,8 +143,9 @@ class TrainingJob:
             self.message = last[0].removeprefix("speckle2self: ") if told else GONE.format(
                 code=code, last="".join(f" It said: {line}" for line in last)
             )  # fmt: skip
-        self._child.close()
-        self._child = None
+        if self._child is not None:
+            self._child.close()
+            self._child = None
 
     def stop(self) -> None:
         """Asks the process to save the run and end; it can be resumed."""
@@ -152,6 +153,14 @@ class TrainingJob:
             self.state = "stopped"
         elif self._child is not None:
             self._child.send("stop")
+
+    def finish(self) -> None:
+        """Ends the run early: its best model so far is kept, where there is one, and it cannot be resumed then."""
+        self._finishing = True
+        if self._child is not None:
+            self.stop()
+        elif self.state != "done":
+            self._end(130)
 
     def cancel(self) -> None:
         """Ends the process and all that it started at once, and removes the run; models stay."""

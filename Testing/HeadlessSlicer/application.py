@@ -19,6 +19,7 @@ CORE_MODULES = {
     "Transforms": "vtkSlicerTransformLogic",
     "Volumes": "vtkSlicerVolumesLogic",
     "Sequences": "vtkSlicerSequencesLogic",
+    "Plots": "vtkSlicerPlotsLogic",
     "Segmentations": "vtkSlicerSegmentationsModuleLogic",
 }
 

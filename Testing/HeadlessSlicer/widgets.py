@@ -595,6 +595,8 @@ class qSlicerLayoutManager(QtCore.QObject):
     SHOWN: ClassVar = {
         "SlicerLayoutSideBySideView": ("Red", "Yellow"),
         "SlicerLayoutFourUpView": ("Red", "Yellow", "Green"),
+        "SlicerLayoutFourUpPlotView": ("Red", "Yellow", "Green"),
+        "SlicerLayoutConventionalPlotView": ("Red", "Yellow", "Green"),
     }
 
     def __init__(self):
@@ -607,6 +609,7 @@ class qSlicerLayoutManager(QtCore.QObject):
         for view in self._slices.values():
             row.addWidget(view)
         self._arrange()
+        self._node().AddObserver("ModifiedEvent", lambda caller, event: self._arrange())
 
     def _node(self):
         return slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")

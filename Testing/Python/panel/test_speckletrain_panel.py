@@ -1,0 +1,221 @@
+"""The panel of SpeckleTrain: its buttons are clicked, real processes train, and the scene shows how it goes."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from Speckle2SelfLib import checkpoint, library
+from Speckle2SelfLib.config import ModelConfig
+from Speckle2SelfLib.network import build
+
+slicer = pytest.importorskip("slicer")
+pytest.importorskip("PySide6")
+
+FRAMES = np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def train(desk, monkeypatch):
+    """The panel, with a home of its own in which there is a small model `start`, and a cine in the scene."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    from Speckle2SelfSlicer.trainer import Trainer
+    from SpeckleTrain import SpeckleTrainLogic
+
+    model = ModelConfig(width=4, grain=(0.75, 1.7))
+    library.own_path("start").parent.mkdir(parents=True)
+    checkpoint.save(library.own_path("start"), model, build(model), {"description": "Small."})
+    SpeckleTrainLogic._trainer = Trainer()
+    desk.cine(FRAMES)
+    slicer.util.selectModule("Speckle2Self")
+    slicer.util.selectModule("SpeckleTrain")
+    panel = slicer.modules.SpeckleTrainWidget
+    panel.ui.regionSelector.currentText = "none"
+    panel.ui.initSelector.currentText = "start"
+    yield panel
+    panel.logic.trainer.close()
+    slicer.util.selectModule("Speckle2Self")
+    SpeckleTrainLogic._trainer = None
+
+
+def choose(panel):
+    panel.ui.inputsSelector.check(slicer.util.getFirstNodeByClassByName("vtkMRMLSequenceNode", "Cine"))
+
+
+def start(desk, panel, reports: int = 2):
+    """A run that has reported something."""
+    choose(panel)
+    panel.ui.trainButton.click()
+    desk.wait(lambda: panel.job.ended or len(panel.job.reports) >= reports)
+    assert panel.job.state == "running", panel.job.message
+    return panel.job
+
+
+def test_every_control_explains_itself_and_nothing_is_cut_at_400_pixels(desk, train):
+    import qt
+
+    desk.rest()
+    assert train.parent.minimumSizeHint.width() <= 400
+    for name, widget in train.ui.__dict__.items():
+        kind = type(widget)
+        if not issubclass(kind, qt.QWidget) or kind in (qt.QLabel, slicer.qMRMLWidget) or not widget.visible:
+            continue
+        if name.endswith("CollapsibleButton") or name.startswith("qt_"):
+            continue
+        assert widget.toolTip, f"{name} has no tooltip"
+        assert widget.mapTo(train.parent, qt.QPoint(widget.width, 0)).x() <= train.parent.width, f"{name} is cut"
+
+
+def test_nothing_can_be_started_without_data_and_the_data_are_counted(desk, train):
+    for name in ("train", "estimate", "exportJob", "pause", "resume", "stop", "remove", "show"):
+        assert not getattr(train.ui, f"{name}Button").enabled
+    choose(train)
+    assert train.ui.dataLabel.text == "1 recordings, 16 frames"
+    assert train.ui.trainButton.enabled and train.ui.estimateButton.enabled
+
+
+def test_the_data_come_from_the_other_panel(desk, train):
+    slicer.util.selectModule("Speckle2Self")
+    panel = slicer.modules.Speckle2SelfWidget
+    panel.ui.inputSelector.setCurrentNode(slicer.util.getFirstNodeByClassByName("vtkMRMLSequenceNode", "Cine"))
+    panel.ui.trainButton.click()
+    assert [node.GetName() for node in train.ui.inputsSelector.checkedNodes()] == ["Cine"]
+    assert train.ui.trainButton.enabled
+
+
+def test_choices_are_kept_in_the_scene(desk, train, tmp_path):
+    choose(train)
+    train.ui.minutesSpinBox.value = 3
+    train.ui.nameLineEdit.text = "Mine"
+    train.ui.presetSelector.currentText = "standard"
+    assert not train.ui.initSelector.enabled
+    assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    slicer.mrmlScene.Clear()
+    assert (train.ui.minutesSpinBox.value, train.ui.nameLineEdit.text) == (0, "")
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    assert (train.ui.minutesSpinBox.value, train.ui.nameLineEdit.text) == (3, "Mine")
+    assert [node.GetName() for node in train.ui.inputsSelector.checkedNodes()] == ["Cine"]
+
+
+def test_what_a_run_would_take_is_told(desk, train):
+    choose(train)
+    train.ui.estimateButton.click()
+    desk.wait(lambda: train.estimate is None)
+    for words in ("frames to train on", "grain", "steps", "minutes on cpu", "MB"):
+        assert words in train.ui.estimateLabel.text
+    assert not train.ui.correlationLabel.pixmap.isNull()
+
+
+def test_curve_and_preview_fill_the_scene_and_the_model_is_at_hand(desk, train):
+    job = start(desk, train)
+    train.ui.showButton.click()
+    table = slicer.util.getNode(f"{job.name} curve")
+    rows = table.GetNumberOfRows()
+    desk.wait(lambda: table.GetNumberOfRows() > rows + 1)
+    assert slicer.util.getNode(f"{job.name} loss").GetNumberOfPlotSeriesNodes() >= 2
+    assert "per second" in train.ui.runLabel.text and train.ui.progressBar.value > 0
+    before, after = (slicer.util.getNode(f"{job.name} held-out frame{end}") for end in ("", " despeckled"))
+    composites = {c.GetLayoutName(): c for c in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")}
+    assert composites["Red"].GetBackgroundVolumeID() == before.GetID()
+    assert composites["Yellow"].GetBackgroundVolumeID() == after.GetID()
+    train.ui.stopButton.click()
+    desk.wait(lambda: job.ended)
+    assert job.state == "done" and job.model in library.own_models()
+    desk.wait(lambda: job.model in train.ui.runLabel.text)
+    train.ui.modelSelector.currentText = job.model
+    train.ui.compareButton.click()
+    assert "trained" in desk.asked[-1][1]
+    slicer.util.selectModule("Speckle2Self")
+    panel = slicer.modules.Speckle2SelfWidget
+    assert panel.ui.modelSelector.findText(job.model) >= 0
+    panel.ui.inputSelector.setCurrentNode(slicer.util.getFirstNodeByClassByName("vtkMRMLSequenceNode", "Cine"))
+    panel.ui.regionSelector.currentText = "none"
+    panel.ui.modelSelector.currentText = job.model
+    panel.ui.applyButton.click()
+    desk.wait(lambda: panel.run is None)
+    assert panel._parameterNode.outputNode.GetName() == "Cine despeckled"
+
+
+def test_a_paused_run_goes_on_where_it_was_even_after_the_application(desk, train):
+    from Speckle2SelfSlicer.trainer import Trainer
+    from SpeckleTrain import SpeckleTrainLogic
+
+    job = start(desk, train)
+    train.ui.pauseButton.click()
+    desk.wait(lambda: job.ended)
+    assert job.state == "stopped" and train.ui.runLabel.text.startswith("Paused")
+    step = job.reports[-1]["step"]
+    SpeckleTrainLogic._trainer = Trainer()  # the application was started anew
+    slicer.util.selectModule("Speckle2Self")
+    slicer.util.selectModule("SpeckleTrain")
+    assert train.job is not job and train.job.name == job.name and train.ui.resumeButton.enabled
+    train.ui.resumeButton.click()
+    desk.wait(lambda: train.job.reports[-1]["step"] > step)
+    steps = [report["step"] for report in train.job.reports]
+    assert steps == sorted(set(steps))
+
+
+def test_closing_the_scene_and_leaving_the_panel_do_not_stop_a_run(desk, train):
+    job = start(desk, train)
+    train.ui.showButton.click()
+    slicer.mrmlScene.Clear()
+    slicer.util.selectModule("Speckle2Self")
+    reports = len(job.reports)
+    desk.wait(lambda: len(job.reports) > reports)
+    assert job.state == "running" and f"{job.name} curve" not in desk.names()
+    slicer.util.selectModule("SpeckleTrain")
+    assert train.job is job and train.ui.pauseButton.enabled
+
+
+def test_a_killed_process_is_one_message_and_the_run_can_be_resumed_or_removed(desk, train):
+    job = start(desk, train)
+    os.kill(job._child.process.pid, signal.SIGKILL)
+    desk.wait(lambda: job.ended)
+    desk.wait(lambda: "unexpectedly" in train.ui.runLabel.text)
+    assert job.state == "failed"
+    train.ui.removeButton.click()
+    assert "is lost" in desk.asked[-1][1]
+    assert job not in train.logic.trainer.jobs and not job.folder.exists()
+
+
+def test_two_runs_queue(desk, train):
+    first = start(desk, train)
+    train.ui.nameLineEdit.text = "Second"
+    train.ui.trainButton.click()
+    second = train.job
+    assert second.name == "Second" and second.state == "waiting"
+    assert train.ui.runLabel.text.startswith("Waits")
+    first.cancel()
+    desk.wait(lambda: second.state == "running")
+
+
+def test_models_are_renamed_exported_imported_and_deleted(desk, train, tmp_path):
+    train.ui.modelSelector.currentText = "start"
+    desk.answers["text"] = "mine"
+    train.ui.renameButton.click()
+    assert train.ui.modelSelector.currentText == "mine" and list(library.own_models()) == ["mine"]
+    desk.answers["save"] = str(tmp_path / "out.safetensors")
+    train.ui.exportButton.click()
+    assert (tmp_path / "out.safetensors").exists()
+    desk.answers["question"] = 0
+    train.ui.deleteButton.click()
+    assert list(library.own_models()) == ["mine"], "cancelled"
+    desk.answers.pop("question")
+    train.ui.deleteButton.click()
+    assert not library.own_models() and not train.ui.deleteButton.enabled
+    desk.answers["open"] = str(tmp_path / "out.safetensors")
+    train.ui.importButton.click()
+    assert train.ui.modelSelector.currentText == "out"
+
+
+def test_a_run_is_exported_as_a_folder(desk, train, tmp_path):
+    choose(train)
+    desk.answers["save"] = str(tmp_path / "run")
+    train.ui.exportJobButton.click()
+    assert {"job.json", "run.sh", "run.slurm"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    train.ui.exportJobButton.click()
+    assert "is not empty" in desk.asked[-1][1]
+    desk.answers["folder"] = str(tmp_path / "run")
+    train.ui.importResultButton.click()
+    assert "no result" in desk.asked[-1][1]
