@@ -1,11 +1,11 @@
-# make demo [INPUT=path], make test, make lint. The first call sets up .venv; later ones skip that.
+# make demo [INPUT=path], make test, make lint, make screenshots. The first call sets up .venv; later ones skip that.
 PYTHON ?= python3
 # Some package indexes resolve a bare "torch" to gigabytes of CUDA libraries; any build from 2.2 on will do.
 TORCH ?= torch==2.13.0
 INPUT ?=
 READY := .venv/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint screenshots clean
 
 demo: $(READY)
 	Testing/headless-slicer Testing/demo.py $(if $(INPUT),"$(INPUT)")
@@ -16,6 +16,9 @@ test: $(READY)
 lint: $(READY)
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
+
+screenshots: $(READY)
+	Testing/headless-slicer --main-window Testing/screenshots.py
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

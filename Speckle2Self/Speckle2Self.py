@@ -134,6 +134,7 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.flickerTimer.timeout.connect(self.onFlicker)
         self.ui.progressBar.visible = False
         self.ui.cancelButton.visible = False
+        self.ui.liveLabel.visible = False
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndClose)
@@ -472,7 +473,7 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         elif self.live is not None:
             self.live.stop()
             self.live = None
-            self.ui.liveLabel.text = ""
+            self.ui.liveLabel.visible = False
 
     def startLive(self, once: bool | None = None) -> None:
         """Starts a preview or live images, into the same output; once: None: as before."""
@@ -497,12 +498,14 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 words += _(", {rate:.0f} images per second, {dropped} dropped").format(
                     rate=live.rate, dropped=live.dropped
                 )
+            self.ui.liveLabel.visible = True
             self.ui.liveLabel.text = _("'{name}': {words}, on {device}").format(
                 name=live.output.GetName(), words=words, device=live.device
             )
         if live.state != "running":
             self.live, self._preview = None, live if live.once and not live.message else None
             if live.message:
+                self.ui.liveLabel.visible = True
                 self.ui.liveLabel.text = live.message
             self.ui.liveCheckBox.checked = False
 

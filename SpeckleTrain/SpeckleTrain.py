@@ -223,9 +223,10 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         nodes = self.ui.inputsSelector.checkedNodes()
         frames = sum(scene.count(node) for node in nodes)
         self.ui.dataLabel.text = (
-            _("{count} recordings, {frames} frames").format(count=len(nodes), frames=frames)
-            if nodes else _("Check at least one volume or recording.")
-        )  # fmt: skip
+            _("Chosen: {count}, with {frames} frames.").format(count=len(nodes), frames=frames)
+            if nodes
+            else _("Check at least one volume or recording.")
+        )
         for name in ("train", "estimate", "exportJob"):
             getattr(self.ui, f"{name}Button").enabled = bool(nodes)
         self.ui.initSelector.enabled = parameters.preset == "adapt"
@@ -271,11 +272,11 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if isinstance(found, InputError):
             self.ui.estimateLabel.text = str(found)
             return
-        grains = "; ".join(_("{0:.1f} down, {1:.1f} across").format(*grain) for grain in found["grain"])
+        grains = ", ".join("{:.1f} x {:.1f}".format(*grain) for grain in found["grain"])
         self.ui.estimateLabel.text = _(
-            "{frames} frames to train on, {held_out} held out. Speckle grain: {grains} pixels. {steps} steps, about "
-            "{minutes:.0f} minutes on {device}, {memory} MB of memory."
-        ).format(**{**found, "grains": grains, "minutes": max(1, found["minutes"])})
+            "{frames} frames to train on, {held_out} held out. Speckle grain, down x across: {grains} pixels. {steps} "
+            "steps take about {minutes:.1f} min on {device} and {memory} MB of memory."
+        ).format(**{**found, "grains": grains})
         if found["correlation"]:
             self.ui.correlationLabel.setPixmap(_drawn(found["correlation"][0]))
 

@@ -37,7 +37,7 @@ def models() -> dict[str, Path]:
 
 def free_name(wanted: str) -> str:
     """`wanted` made fit for a model's name, with a number where there is one of that name."""
-    name = re.sub(r"[^\w .+-]", "_", wanted).strip(" .")[:80] or "model"
+    name = " ".join(re.sub(r"[^\w .+-]+", " ", wanted).split())[:80].strip(" .") or "model"
     taken, number, free = models(), 1, name
     while free in taken:
         number += 1

@@ -284,7 +284,7 @@ def asHtml(table) -> str:
     rows = ["".join(f"<th align='right'>{table.GetColumnName(column)}</th>" for column in columns)]
     for row in range(table.GetNumberOfRows()):
         values = [table.GetValue(row, column) for column in columns]
-        texts = [value.ToString() if value.IsString() else f"{value.ToDouble():.3g}" for value in values]
+        texts = [value.ToString() if value.IsString() else f"{value.ToDouble():#.3g}" for value in values]
         rows.append("".join(f"<td align='right'>{text}</td>" for text in texts))
     return "<table cellspacing='4'>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
 

@@ -1,7 +1,8 @@
 """Runs a script as Slicer does with `--no-main-window --python-script SCRIPT ARGS...`.
 
-    headless-slicer [--additional-module-paths DIR ...] [--testing] SCRIPT [ARGS...]
+    headless-slicer [--additional-module-paths DIR ...] [--testing] [--main-window] SCRIPT [ARGS...]
 
+With `--main-window` (which Slicer has not: there it is the rule) panels and views are there, drawn offscreen by Qt.
 Unlike the application, which then waits for its last window to close, this ends with the script. The exit status
 is what `slicer.util.exit` or `sys.exit` was called with, 1 after an uncaught exception, else 0.
 """
@@ -16,11 +17,13 @@ from . import importSlicer, start
 
 
 def main(arguments: list[str]) -> int:
-    folders, testing, rest = [], False, list(arguments)
+    folders, testing, window, rest = [], False, False, list(arguments)
     while rest and rest[0].startswith("--"):
         option = rest.pop(0)
         if option == "--testing":
             testing = True
+        elif option == "--main-window":
+            window = True
         elif option == "--additional-module-paths":
             while len(rest) > 1 and Path(rest[0]).is_dir():
                 folders.append(Path(rest.pop(0)).resolve())
@@ -29,7 +32,8 @@ def main(arguments: list[str]) -> int:
             return 2
     if not rest:
         print(
-            "usage: headless-slicer [--additional-module-paths DIR ...] [--testing] SCRIPT [ARGS...]", file=sys.stderr
+            "usage: headless-slicer [--additional-module-paths DIR ...] [--testing] [--main-window] SCRIPT [ARGS...]",
+            file=sys.stderr,
         )
         return 2
     script = Path(rest[0])
@@ -37,7 +41,7 @@ def main(arguments: list[str]) -> int:
         print(f"Specified python script doesn't exist: {script}", file=sys.stderr)
         return 1
     slicer = importSlicer()
-    app = start(folders or None, ["Slicer", *arguments], testing)
+    app = start(folders or None, ["Slicer", *arguments], testing, window)
     return run(script, rest, slicer, app)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 from xml.etree import ElementTree
 
+import numpy as np
 import slicer
 import vtk
 from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
@@ -588,26 +589,78 @@ class qMRMLSliceWidget(QtWidgets.QWidget):
         pen.fillRect(0, 0, self.width(), 4, QtGui.QColor(red, green, blue))
 
 
+class qMRMLPlotWidget(QtWidgets.QWidget):
+    """A plot view: the lines of the chart that is selected in the layout, drawn by ourselves."""
+
+    def __init__(self, parent=None):
+        super().__init__(parent)
+        self.setMinimumSize(60, 60)
+
+    def mrmlPlotViewNode(self):
+        return slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLPlotViewNode")
+
+    def _series(self) -> list:
+        """(name, colour, points (N, 2)) of each line."""
+        view = self.mrmlPlotViewNode()
+        chart = view.GetPlotChartNode() if view is not None else None
+        found = []
+        for number in range(chart.GetNumberOfPlotSeriesNodes() if chart is not None else 0):
+            series = chart.GetNthPlotSeriesNode(number)
+            table = series.GetTableNode()
+            names = series.GetXColumnName(), series.GetYColumnName()
+            columns = [table and table.GetTable().GetColumnByName(name) for name in names]
+            if all(columns):
+                points = np.stack([[c.GetTuple1(i) for i in range(c.GetNumberOfTuples())] for c in columns], 1)
+                found.append((series.GetName(), series.GetColor(), points[np.isfinite(points).all(1)]))
+        return [line for line in found if len(line[2])]
+
+    def paintEvent(self, event) -> None:
+        pen = QtGui.QPainter(self)
+        pen.fillRect(self.rect(), Qt.GlobalColor.white)
+        lines = self._series()
+        if not lines:
+            pen.end()
+            return
+        points = np.concatenate([line[2] for line in lines])
+        low, span = points.min(0), np.maximum(np.ptp(points, 0), 1e-9)
+        left, top, wide, tall = 60, 26, self.width() - 220, self.height() - 60
+        pen.drawRect(left, top, wide, tall)
+        pen.drawText(left, 18, self.mrmlPlotViewNode().GetPlotChartNode().GetTitle())
+        for share in (0, 0.5, 1):
+            x, y = low + share * span
+            pen.drawText(int(left + share * wide) - 12, top + tall + 16, f"{x:.3g}")
+            pen.drawText(4, int(top + (1 - share) * tall) + 4, f"{y:.3g}")
+        for number, (name, colour, values) in enumerate(lines):
+            pen.setPen(QtGui.QPen(QtGui.QColor.fromRgbF(*colour), 2))
+            places = [left, top + tall] + (values - low) / span * [wide, -tall]
+            pen.drawPolyline(QtGui.QPolygonF([QtCore.QPointF(*place) for place in places]))
+            pen.drawText(left + wide + 10, top + 16 * (number + 1), name)
+
+
 class qSlicerLayoutManager(QtCore.QObject):
-    """Arranges slice views; of the layouts, the side by side and the conventional one have views, others show red."""
+    """Arranges slice views in a row, a plot view below; layouts that are not in SHOWN have the red view alone."""
 
     layoutChanged = Signal(int)
     SHOWN: ClassVar = {
         "SlicerLayoutSideBySideView": ("Red", "Yellow"),
         "SlicerLayoutFourUpView": ("Red", "Yellow", "Green"),
-        "SlicerLayoutFourUpPlotView": ("Red", "Yellow", "Green"),
-        "SlicerLayoutConventionalPlotView": ("Red", "Yellow", "Green"),
+        "SlicerLayoutFourUpPlotView": ("Red", "Yellow", "Plot"),
+        "SlicerLayoutConventionalPlotView": ("Red", "Yellow", "Plot"),
     }
 
     def __init__(self):
         super().__init__()
         self._views = QtWidgets.QWidget()
-        row = QtWidgets.QHBoxLayout(self._views)
-        row.setContentsMargins(0, 0, 0, 0)
-        row.setSpacing(2)
+        rows, row = QtWidgets.QVBoxLayout(self._views), QtWidgets.QHBoxLayout()
+        for line in (rows, row):
+            line.setContentsMargins(0, 0, 0, 0)
+            line.setSpacing(2)
+        rows.addLayout(row)
         self._slices = {name: qMRMLSliceWidget(name) for name in ("Red", "Yellow", "Green")}
         for view in self._slices.values():
             row.addWidget(view)
+        self._plot = qMRMLPlotWidget()
+        rows.addWidget(self._plot)
         self._arrange()
         self._node().AddObserver("ModifiedEvent", lambda caller, event: self._arrange())
 
@@ -616,8 +669,9 @@ class qSlicerLayoutManager(QtCore.QObject):
 
     def _arrange(self) -> None:
         shown = {getattr(slicer.vtkMRMLLayoutNode, name): views for name, views in self.SHOWN.items()}
-        for name, view in self._slices.items():
+        for view in self._slices.values():
             view.sliceLogic()
+        for name, view in {**self._slices, "Plot": self._plot}.items():
             view.setVisible(name in shown.get(self._current(), ("Red",)))
 
     def _current(self) -> int:
@@ -636,6 +690,13 @@ class qSlicerLayoutManager(QtCore.QObject):
 
     def sliceWidget(self, name: str):
         return self._slices.get(name)
+
+    def resetSliceViews(self) -> None:
+        for view in self._slices.values():
+            view.fitSliceToBackground()
+
+    def plotWidget(self, number: int):
+        return self._plot
 
     def mrmlSliceLogics(self):
         logics = vtk.vtkCollection()

@@ -71,7 +71,7 @@ def test_nothing_can_be_started_without_data_and_the_data_are_counted(desk, trai
     for name in ("train", "estimate", "exportJob", "pause", "resume", "stop", "remove", "show"):
         assert not getattr(train.ui, f"{name}Button").enabled
     choose(train)
-    assert train.ui.dataLabel.text == "1 recordings, 16 frames"
+    assert train.ui.dataLabel.text == "Chosen: 1, with 16 frames."
     assert train.ui.trainButton.enabled and train.ui.estimateButton.enabled
 
 
@@ -102,7 +102,7 @@ def test_what_a_run_would_take_is_told(desk, train):
     choose(train)
     train.ui.estimateButton.click()
     desk.wait(lambda: train.estimate is None)
-    for words in ("frames to train on", "grain", "steps", "minutes on cpu", "MB"):
+    for words in ("frames to train on", "grain", "steps", "min on cpu", "MB"):
         assert words in train.ui.estimateLabel.text
     assert not train.ui.correlationLabel.pixmap.isNull()
 
