@@ -1,17 +1,21 @@
-# make demo [INPUT=path], make test, make lint, make screenshots. The first call sets up .venv; later ones skip that.
+# make demo [INPUT=path], make test, make bench, make lint, make screenshots. The first call sets up .venv; later ones skip that.
 PYTHON ?= python3
 # Some package indexes resolve a bare "torch" to gigabytes of CUDA libraries; any build from 2.2 on will do.
 TORCH ?= torch==2.13.0
 INPUT ?=
 READY := .venv/.ready
 
-.PHONY: demo test lint screenshots clean
+.PHONY: demo test bench lint screenshots clean
 
 demo: $(READY)
 	Testing/headless-slicer Testing/demo.py $(if $(INPUT),"$(INPUT)")
 
 test: $(READY)
 	.venv/bin/python -m pytest
+
+bench: $(READY)
+	.venv/bin/speckle2self benchmark speed build/bench --history Documentation/speed_history.csv
+	.venv/bin/speckle2self benchmark quality build/bench --quick
 
 lint: $(READY)
 	.venv/bin/ruff check

@@ -141,7 +141,7 @@ def train(arguments) -> None:
     if arguments.job:
         try:
             job = json.loads(Path(arguments.job).read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{arguments.job} is not a job file (JSON).") from error
         given = (job if isinstance(job, dict) else {"": job}) | given
     if "output" not in given:
@@ -197,7 +197,7 @@ def evaluate(arguments) -> None:
         try:
             rois = json.loads(Path(arguments.rois).read_text())
             rois["frames"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{arguments.rois} is not a file of regions (JSON).") from error
     figures = {
         "before": metrics.evaluate(before, before, rois),
@@ -242,14 +242,21 @@ def simulate(arguments) -> None:
 
 
 def benchmark(arguments) -> None:
-    """Compares methods, trained on the same frames for the same time: quality.csv, quality.md and quality.png."""
-    from .benchmark import run
+    """Measures quality (all methods on the same frames for the same time) or speed: a CSV file, tables, a picture."""
+    ours = {"quality": ("real", "minutes"), "speed": ("history", "record")}
+    for what, names in ours.items():
+        for name in names:
+            if what != arguments.what and getattr(arguments, name):
+                raise InputError(f"--{name} belongs to: speckle2self benchmark {what}.")
+    given = {name: getattr(arguments, name) for name in (*ours[arguments.what], "quick", "device")}
+    if arguments.what == "speed":
+        from .speed import run
+    else:
+        from .benchmark import run
 
-    if arguments.minutes is not None and not 0 < arguments.minutes <= 10**4:
-        raise InputError(f"{arguments.minutes} minutes cannot be trained for.")
-    run(
-        arguments.output, quick=arguments.quick, real=arguments.real, minutes=arguments.minutes, device=arguments.device
-    )
+        if arguments.minutes is not None and not 0 < arguments.minutes <= 10**4:
+            raise InputError(f"{arguments.minutes} minutes cannot be trained for.")
+    run(arguments.output, **given)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -318,14 +325,17 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--seed", type=int, default=0, help="of all random choices (default: %(default)s)")
 
     one = command(benchmark)
+    one.add_argument("what", choices=("quality", "speed"), help="of the despeckled frames, or of despeckling")
     one.add_argument("output", help="the folder to write")
+    one.add_argument("--quick", action="store_true", help="in less than five (speed: two) minutes")
     one.add_argument(
-        "--quick", action="store_true", help="in less than five minutes, with fewer frames and less training"
+        "--real", nargs="+", default=[], metavar="FILE", help="quality: real frames too, recordings or .npz"
     )
-    one.add_argument("--real", nargs="+", default=[], metavar="FILE", help="real frames too: recordings or .npz files")
     one.add_argument(
-        "--minutes", type=float, help="of training for each method and set (default: 5; quick: 0.2 in all)"
+        "--minutes", type=float, help="quality: of training, each method and set (default: 5; quick: 0.2 in all)"
     )
+    one.add_argument("--history", metavar="CSV", help="speed: earlier ratios to compare with")
+    one.add_argument("--record", action="store_true", help="speed: add the ratios to the history")
     one.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
     return top
 

@@ -14,7 +14,7 @@ RANKS = [
     {"training", "worker_process"},
     {"runs"},
     {"baselines"},
-    {"benchmark"},
+    {"benchmark", "speed"},
     {"__main__"},
 ]
 

@@ -1,0 +1,554 @@
+"""How fast it is: beside the published script in the same run, and beside what this machine can do.
+
+All that share a size and a number of threads take turns, and each one's best turn counts, so that the ratios hold on a
+machine that others use too. The multiply-adds and the least traffic to memory are counted from the layers; the rates
+that they are compared with, of a matrix product and of a copy, are measured here.
+"""
+
+from __future__ import annotations
+
+import csv
+import ctypes
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+
+from . import __version__, files, region
+from .config import InputError, ModelConfig
+from .despeckling import Model, despeckle, load_model, through_network
+from .devices import choose_device, choose_precision
+from .filters import FILTERS
+from .frames import grey_mapping, luminance
+from .network import SpeckleReductionNetwork
+from .perturbation import estimate_grain, published_views
+from .simulation import SimulationConfig, simulate
+
+SIZES = ((256, 256), (512, 512), (616, 820), (1024, 1024))  # (H, W) pixels
+CLASSICAL = ("srad", "nlm", "median")
+SCRIPT, ENGINE, DEFAULT = "published, by its script", "published, our engine", "default model"
+CINE_PIXELS = 2**21  # of a batch
+SLOWER = 0.85  # a ratio below this share of the last release's is told
+COLUMNS = {  # name: heading, format
+    "method": ("method", "s"),
+    "size": ("size", "s"),
+    "frames": ("frames", "d"),
+    "precision": ("precision", "s"),
+    "threads": ("threads", "d"),
+    "ratio": ("times the script", ".2f"),
+    "milliseconds": ("ms / frame", ".1f"),
+    "fps": ("frames / s", ".1f"),
+    "gmacs": ("10^9 multiply-adds / frame", ".2f"),
+    "gflops": ("GFLOP/s", ".0f"),
+    "of_matrix": ("of matrix rate", ".0%"),
+    "of_copy": ("of copy rate", ".0%"),
+    "megabytes": ("peak MB", ".0f"),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a network does for each pixel of its input (weights: for each batch), counted from its convolutions."""
+
+    multiply_adds: float  # per pixel
+    elements: float  # numbers read and written per pixel if every convolution's input and output moves once
+    weights: int
+
+
+def count(network: torch.nn.Module, inputs, pixels: int) -> Work:
+    """The work of `network(inputs)`, whose inputs have `pixels` pixels in all; all else than convolutions is free."""
+    total = [0, 0, 0]
+
+    def add(layer, given, made):
+        taken = given[0]
+        if isinstance(layer, torch.nn.ConvTranspose2d):
+            total[0] += taken.numel() * layer.weight[0].numel()
+        else:
+            total[0] += made.numel() * layer.weight[0].numel()
+        total[1] += taken.numel() + made.numel()
+        total[2] += layer.weight.numel()
+
+    kinds = (torch.nn.Conv2d, torch.nn.ConvTranspose2d)
+    hooks = [layer.register_forward_hook(add) for layer in network.modules() if isinstance(layer, kinds)]
+    try:
+        with torch.inference_mode():
+            network(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Work(total[0] / pixels, total[1] / pixels, total[2])
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def seconds(work: Callable, device: torch.device) -> float:
+    """Of one call, all of its work on the device included."""
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+    _synchronise(device)
+    started = time.perf_counter()
+    work()
+    _synchronise(device)
+    return time.perf_counter() - started
+
+
+def best(work: Callable, device: torch.device, budget: float = 0.5, least: int = 2) -> float:
+    """The shortest of `least` calls or more, for `budget` seconds."""
+    found, began = [], time.perf_counter()
+    while len(found) < least or time.perf_counter() - began < budget:
+        found.append(seconds(work, device))
+    return min(found)
+
+
+def peak_megabytes(work: Callable, device: torch.device) -> float | None:
+    """Memory that one call adds at its peak; None where the system does not tell."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed is given back, or it would be used unseen
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+        work()
+        return (_status("VmHWM") - before) / 1024
+    except (OSError, AttributeError, TypeError, StopIteration):
+        return None
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+def machine_rates(device: torch.device, budget: float = 0.5) -> dict:
+    """Multiply-adds a second of torch.mm in 32 and 16 bits, and bytes a second of a copy (read and written)."""
+    rates = {}
+    for precision in (torch.float32, torch.bfloat16):
+        side = 256 if device.type == "cpu" else 4096
+        while True:  # larger ones until the rate has settled; some machines do 16 bits a hundred times slower
+            left, right = (torch.randn(side, side, device=device).to(precision) for _ in range(2))
+            spent = best(lambda left=left, right=right: torch.mm(left, right), device, budget / 4)
+            rates[precision] = max(rates.get(precision, 0), side**3 / spent)
+            if spent * 8 > budget or side >= 16384:
+                break
+            side *= 2
+    source = torch.ones(2**26 if device.type == "cpu" else 2**28, device=device)
+    target = torch.empty_like(source)
+    rates["copy"] = 2 * source.numel() * 4 / best(lambda: target.copy_(source), device, budget)
+    return rates
+
+
+def published_script(network: SpeckleReductionNetwork, device: torch.device) -> Callable:
+    """As the authors' script runs their method: one frame at a time, its three views through all three branches in 32
+    bits, and the full-scale prediction cut to [0, 1]. (N, H, W) -> (N, H, W) float32. Sides are padded to multiples of
+    16, for which the script resizes."""
+    network = network.to(device).eval()
+
+    def run(frames):
+        outputs = []
+        for frame in frames:
+            views = published_views(torch.from_numpy(frame).float()[None, None])
+            height, width = frame.shape
+            pads = (0, -width % network.multiple, 0, -height % network.multiple)
+            with torch.no_grad():
+                predictions = network(tuple(F.pad(view.to(device), pads, mode="replicate") for view in views))
+            outputs.append(predictions[0][0, 0, :height, :width].clamp(0, 1).cpu().numpy())
+        return np.stack(outputs)
+
+    return run
+
+
+@dataclass
+class Entry:
+    """One line of the table: `run(frames)` takes (N, H, W) uint8."""
+
+    method: str
+    frames: np.ndarray
+    precision: torch.dtype
+    run: Callable
+    work: Work | None = None
+    once: bool = False  # too slow for a second turn
+
+
+def recording(size: tuple[int, int], count: int) -> np.ndarray:
+    """A cine (count, H, W) uint8 of simulated tissue that drifts."""
+    made = simulate(SimulationConfig(size, 1, (1.1, 1.5), "organ", "linear"), np.random.default_rng(6))
+    frame = np.round(made.frames[0] * 255).astype(np.uint8)
+    return np.stack([np.roll(frame, number % 64, axis=1) for number in range(count)])
+
+
+def published_pair(seed: int = 0) -> tuple[SpeckleReductionNetwork, Model]:
+    """The published network with random weights, and its full-scale half as a model for our engine."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        whole = SpeckleReductionNetwork()
+    half = SpeckleReductionNetwork(scales=1)
+    half.load_state_dict({name: w for name, w in whole.state_dict().items() if name in half.state_dict()})
+    return whole, Model(ModelConfig("published", scales=1, normalisation="frame"), half.eval())
+
+
+def entries(size, threads: int, quick: bool, device, precisions, networks) -> list[Entry]:
+    """All that take part at one size (H, W), the script first. `networks`: as `published_pair` gives it."""
+    whole, half = networks
+    default = load_model("default")
+    cine = recording(size, max(2, min(4 if quick else 16, CINE_PIXELS // (size[0] * size[1]))))
+    everywhere = np.ones(size, bool)
+    given = {"region": everywhere, "mapping": grey_mapping(cine, everywhere), "device": str(device)}
+    small = torch.rand(1, 1, 64, 64)
+    three, one, ours = (
+        count(network.cpu(), views, 64 * 64)
+        for network, views in ((whole, (small,) * 3), (half.network, small), (default.network, small))
+    )
+    found = [Entry(SCRIPT, cine[:1], torch.float32, published_script(whole, device), three, size[0] * size[1] > 2**18)]
+
+    def engine(model, precision):
+        grain = None if model.config.grain is None else (1.1, 1.5)
+        return lambda frames: despeckle(frames, model, precision=precision, grain=grain, **given)
+
+    for precision in precisions:
+        for frames in (cine[:1], cine):
+            found.append(Entry(ENGINE, frames, precision, engine(half, precision), one))
+            found.append(Entry(DEFAULT, frames, precision, engine(default, precision), ours))
+    found.append(Entry(f"{DEFAULT}, network alone", cine, precisions[0], _alone(default, device, precisions[0]), ours))
+    if threads == torch.get_num_threads() and device.type == "cpu":
+        for name in CLASSICAL[-1:] if quick else CLASSICAL:
+            slow = name != "median"
+            found.append(Entry(name, cine[:1], torch.float32, _filtered(FILTERS[name], given), None, slow))
+    return found
+
+
+def _filtered(function, given) -> Callable:
+    return lambda frames: despeckle(frames, function, **given)
+
+
+def _alone(model: Model, device, precision) -> Callable:
+    """The network and nothing else, on frames that are on the device already."""
+    network = model.network.to(device).eval()
+    kept = {}
+
+    def run(frames):
+        if id(frames) not in kept:
+            kept[id(frames)] = (torch.from_numpy(frames)[:, None].float() / 255).to(device)
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, precision == torch.bfloat16):
+            for part in kept[id(frames)].split(1 if device.type == "cpu" else 4):
+                through_network(network, part)
+
+    return run
+
+
+def measure(found: list[Entry], size, threads: int, device, rates, budget: float) -> list[dict]:
+    """The rows of one size and number of threads; the first entry's time is what the others are compared with."""
+    times: list[list[float]] = [[] for _ in found]
+    memory = []
+    for entry, spent in zip(found, times, strict=True):  # the first turn, which is timed only where it is the last
+
+        def first(entry=entry, spent=spent):
+            took = seconds(lambda: entry.run(entry.frames), device)
+            if entry.once:
+                spent.append(took)
+
+        memory.append(peak_megabytes(first, device))
+    began, turns = time.perf_counter(), 0
+    while turns < 2 or time.perf_counter() - began < budget:
+        turns += 1
+        for entry, spent in zip(found, times, strict=True):
+            if not entry.once:
+                spent.append(seconds(lambda e=entry: e.run(e.frames), device))
+    rows, script = [], min(times[0]) / len(found[0].frames)
+    for entry, spent, peak in zip(found, times, memory, strict=True):
+        each = min(spent) / len(entry.frames)
+        row = {
+            "method": entry.method,
+            "size": f"{size[1]} x {size[0]}",
+            "frames": len(entry.frames),
+            "precision": str(entry.precision).removeprefix("torch."),
+            "threads": threads,
+            "ratio": script / each,
+            "milliseconds": 1000 * each,
+            "fps": 1 / each,
+            "megabytes": peak,
+        }
+        pixels, numbers = size[0] * size[1], 2.0 * size[0] * size[1]
+        if entry.work:
+            done = entry.work.multiply_adds * pixels
+            numbers = entry.work.elements * pixels + entry.work.weights / len(entry.frames)
+            row |= {"gmacs": done / 1e9, "gflops": 2 * done / each / 1e9}
+            row["of_matrix"] = done / each / rates[entry.precision]
+        width = 2 if entry.precision == torch.bfloat16 else 4
+        row["of_copy"] = numbers * width / each / rates["copy"]
+        rows.append(row)
+    return rows
+
+
+def differences(networks, device, precisions, size: int = 128) -> dict[str, float]:
+    """Largest difference of our engine's output from the script's, in shares of the grey range, by precision."""
+    whole, half = networks
+    frames = recording((size, size), 2).astype(np.float32)
+    script = published_script(whole, device)(frames)
+    found = {}
+    for precision in precisions:
+        output = despeckle(frames, half, region=None, precision=precision, device=str(device))
+        low, high = (f(frames, axis=(1, 2), keepdims=True) for f in (np.min, np.max))
+        name = str(precision).removeprefix("torch.")
+        found[name] = float(np.abs((output - low) / (high - low) - script).max())
+    return found
+
+
+def by_length(device, lengths, size: int = 256) -> dict[int, float]:
+    """Milliseconds a frame of cines of these lengths, whole calls."""
+    model, cine = load_model("default"), recording((size, size), max(lengths))
+    found = {}
+    for length in (lengths[0], *lengths):  # the first one twice: what is done once only is not timed
+        found[length] = 1000 / length * best(lambda n=length: despeckle(cine[:n], model, device=str(device)), device, 0)
+    return found
+
+
+def stages(device, frames: int, size=(480, 640)) -> dict[str, float]:
+    """Milliseconds a frame of each stage from disk to disk, of an uncompressed cine."""
+    model, cine = load_model("default"), recording(size, frames)
+    found, clock = {}, time.perf_counter
+
+    def stage(name, work):
+        started = clock()
+        result = work()
+        found[name] = 1000 * (clock() - started) / frames
+        return result
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "cine.nrrd"), Path(folder, "despeckled.nrrd")
+        np.save(Path(folder, "cine.npy"), cine)
+        given = files.read(Path(folder, "cine.npy"))
+        files.write(source, cine, given)
+        despeckle(cine[:1], model, region=None, device=str(device))  # what is done once only
+        read = stage("read", lambda: files.read(source))
+        inside = stage("region", lambda: region.detect(read.frames))
+        mapping, grain = stage(
+            "grey values, grain",
+            lambda: (
+                grey_mapping(read.frames, inside),
+                estimate_grain(luminance(read.frames[:: max(1, frames // 8)]), inside),
+            ),
+        )
+        spent = []
+        run = model.network.forward
+
+        def timed(x):
+            started = clock()
+            y = run(x)
+            _synchronise(device)
+            spent.append(clock() - started)
+            return y
+
+        model.network.forward = timed
+        result = stage(
+            "despeckling",
+            lambda: despeckle(read.frames, model, region=inside, mapping=mapping, grain=grain, device=str(device)),
+        )
+        del model.network.forward
+        found["of it, network"] = 1000 * sum(spent) / frames
+        stage("write", lambda: files.write(target, result, read))
+    return found
+
+
+def kind(device: torch.device, threads: int) -> str:
+    """What ratios of the history may be compared with: the same kind of device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return "mps"
+    return f"{torch.backends.cpu.get_cpu_capability()}, {threads} threads"
+
+
+def compare(path, rows: list[dict], name: str) -> list[str]:
+    """Sentences on the default model's ratios beside the last ones of this kind of device in a history file."""
+    last = {}
+    with Path(path).open(newline="") as stream:
+        for line in csv.DictReader(stream):
+            if line["kind"] == name:
+                last[line["size"], line["frames"]] = line
+    told = []
+    for key, ratio in _ratios(rows).items():
+        if key in last:
+            before, version = float(last[key]["ratio"]), last[key]["version"]
+            verdict = "SLOWER than" if ratio < SLOWER * before else "as fast as or faster than"
+            told.append(f"default model, {key[0]}, {key[1]}: {verdict} {version}: {before:.1f} -> {ratio:.1f} times")
+    return told or [f"The history has no ratios of this kind of device ({name})."]
+
+
+def add_ratios(path, rows: list[dict], name: str) -> None:
+    """Appends the default model's ratios to a history file."""
+    path = Path(path)
+    fresh = not path.exists()
+    with path.open("a", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        if fresh:
+            writer.writerow(["version", "kind", "size", "frames", "ratio"])
+        for (size, frames), ratio in _ratios(rows).items():
+            writer.writerow([__version__, name, size, frames, f"{ratio:.2f}"])
+
+
+def _ratios(rows) -> dict[tuple[str, str], float]:
+    """(size, "live" or "cine") -> the default model's best ratio with all threads."""
+    most, found = max(row["threads"] for row in rows), {}
+    for row in rows:
+        if row["method"] == DEFAULT and row["threads"] == most:
+            key = row["size"], "live" if row["frames"] == 1 else "cine"
+            found[key] = max(found.get(key, 0), row["ratio"])
+    return found
+
+
+def table(rows: list[dict]) -> str:
+    """In Markdown."""
+    text = "| " + " | ".join(heading for heading, _ in COLUMNS.values()) + " |\n"
+    text += "| " + " | ".join("---" if form == "s" else "---:" for _, form in COLUMNS.values()) + " |\n"
+    for row in rows:
+        cells = ["" if row.get(name) is None else f"{row[name]:{form}}" for name, (_, form) in COLUMNS.items()]
+        text += "| " + " | ".join(cells) + " |\n"
+    return text
+
+
+def picture(rows: list[dict], rates, width: int = 900, height: int = 560) -> Image.Image:
+    """Time a frame against pixels a frame, both logarithmic: the best of each method with all threads; dashed, what
+    the default model's multiply-adds would take at the measured matrix rate."""
+    most, curves = max(row["threads"] for row in rows), {}
+    for row in rows:
+        if row["threads"] == most and not row["method"].endswith("alone"):
+            across, down = (int(n) for n in row["size"].split(" x "))
+            curve = curves.setdefault(row["method"], {})
+            curve[across * down] = min(curve.get(across * down, np.inf), row["milliseconds"])
+    fastest = max(rate for name, rate in rates.items() if name != "copy")
+    ours = next(row for row in rows if row["method"] == DEFAULT)
+    across, down = (int(n) for n in ours["size"].split(" x "))
+    each = 1000 * ours["gmacs"] * 1e9 / (across * down) / fastest
+    curves["default model's limit"] = {n: each * n for n in curves[DEFAULT]}
+    every = [t for curve in curves.values() for t in curve.values()]
+    pixels = sorted({n for curve in curves.values() for n in curve})
+    left, right, top, bottom = 70, width - 215, 15, height - 45
+    low, high = np.floor(np.log10(min(every))), np.ceil(np.log10(max(every)))
+    first, last = np.log(pixels[0] / 1.2), np.log(pixels[-1] * 1.2)
+
+    def place(n, t):
+        x = left + (np.log(n) - first) / (last - first) * (right - left)
+        return float(x), float(bottom - (np.log10(t) - low) / (high - low) * (bottom - top))
+
+    image = Image.new("RGB", (width, height), "white")
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(13)
+    for decade in range(int(low), int(high) + 1):
+        y = place(pixels[0], 10.0**decade)[1]
+        pen.line((left, y, right, y), "#dddddd")
+        pen.text((left - 8, y), f"{10.0**decade:g} ms", "black", font, anchor="rm")
+    for row in {row["size"]: row for row in rows}.values():
+        across, down = (int(n) for n in row["size"].split(" x "))
+        x = place(across * down, 1)[0]
+        pen.line((x, bottom, x, bottom + 5), "black")
+        pen.text((x, bottom + 8), row["size"], "black", font, anchor="ma")
+    pen.line((left, top, left, bottom, right, bottom), "black")
+    colours = ("#888888", "#d62728", "#1f77b4", "#9467bd", "#8c564b", "#2ca02c", "#1f77b4")
+    labels = []
+    for (name, curve), colour in zip(curves.items(), colours, strict=False):
+        points = [place(n, t) for n, t in sorted(curve.items())]
+        limit = name.endswith("limit")
+        for (x0, y0), (x1, y1) in pairwise(points):
+            for step in range(0, 24, 2) if limit else (None,):
+                a, b = (0, 1) if step is None else (step / 24, (step + 1) / 24)
+                ends = (x0 + a * (x1 - x0), y0 + a * (y1 - y0), x0 + b * (x1 - x0), y0 + b * (y1 - y0))
+                pen.line(ends, colour, 1 if limit else 2)
+        for x, y in () if limit else points:
+            pen.ellipse((x - 3, y - 3, x + 3, y + 3), colour)
+        labels.append((points[-1][1], name, colour))
+    y = -np.inf
+    for at, name, colour in sorted(labels):
+        y = max(at, y + 16)
+        pen.text((right + 10, y), name, colour, font, anchor="lm")
+    return image
+
+
+def page(rows, rates, about: dict) -> str:
+    """All that was found, in Markdown: ratios first."""
+    gflops = {name: 2 * rate / 1e9 for name, rate in rates.items() if name != "copy"}
+    text = "Measured on: " + about["kind"] + f", torch {torch.__version__}. "
+    text += "; ".join(f"{str(n).removeprefix('torch.')} matrix product {r:.3g} GFLOP/s" for n, r in gflops.items())
+    text += f"; copy {rates['copy'] / 1e9:.3g} GB/s. BM3D and OBNLM are not bundled.\n\n" + table(rows) + "\n"
+    for name, value in about["differences"].items():
+        text += f"- The published network's output, our engine against the script, {name}: {value:.1e} at most.\n"
+    if about["skipped"]:
+        text += f"- {about['skipped']}\n"
+    lengths = ", ".join(f"{ms:.1f} ms with {n}" for n, ms in about["lengths"].items())
+    text += f"- Cost a frame by the number of frames (256 x 256): {lengths}.\n"
+    parts = ", ".join(f"{name} {ms:.2f}" for name, ms in about["stages"].items())
+    text += f"- From disk to disk, 640 x 480, ms a frame: {parts}.\n"
+    return text + "".join(f"- {line}\n" for line in about["history"])
+
+
+def run(output, *, quick=False, device="auto", history=None, record=False, sizes=None) -> list[dict]:
+    """The whole benchmark into a folder: speed.csv, speed.md, speed.png.
+
+    Args: quick, fewer sizes and turns, less than two minutes; history, a file of the default model's ratios to compare
+    with, and, where `record` is set, to add to; sizes, (H, W) each. Returns the table's rows. Raises InputError.
+    """
+    device, folder = choose_device(device), Path(output)
+    if record and not history:
+        raise InputError("Name the history file to record in: --history FILE.")
+    if history and not record and not Path(history).is_file():
+        raise InputError(f"There is no history file {history}; --record makes one.")
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = sizes or (SIZES[:2] if quick else SIZES)
+    most, budget = torch.get_num_threads(), 1.0 if quick else 6.0
+    rates, networks = machine_rates(device, 0.2 if quick else 1.0), published_pair()
+    precisions, skipped = [choose_precision(device)], ""
+    other = torch.bfloat16 if precisions[0] == torch.float32 else torch.float32
+    if rates[other] > rates[precisions[0]] / 4:
+        precisions.append(other)
+    else:
+        share = rates[precisions[0]] / rates[other]
+        skipped = f"{str(other).removeprefix('torch.')} is left out: its matrix product is {share:.0f} times slower."
+    rows = []
+    try:
+        for threads in [most] if quick or most == 1 or device.type != "cpu" else [most, 1]:
+            torch.set_num_threads(threads)
+            for size in sizes if threads == most else sizes[1:2]:
+                found = entries(size, most if threads == most else 0, quick, device, precisions, networks)
+                rows += measure(found, size, threads, device, rates, budget)
+                print(f"{size[1]} x {size[0]}, {threads} threads", flush=True)
+    finally:
+        torch.set_num_threads(most)
+    name = kind(device, most)
+    about = {
+        "kind": name,
+        "skipped": skipped,
+        "differences": differences(networks, device, precisions),
+        "lengths": by_length(device, (1, 10) if quick else (1, 10, 100)),
+        "stages": stages(device, 8 if quick else 50),
+        "history": compare(history, rows, name) if history and Path(history).is_file() else [],
+    }
+    if record:
+        add_ratios(history, rows, name)
+    with (folder / "speed.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(COLUMNS), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    text = page(rows, rates, about)
+    (folder / "speed.md").write_text(text)
+    picture(rows, rates).save(folder / "speed.png", optimize=True)
+    print(text)
+    return rows

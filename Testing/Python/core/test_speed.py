@@ -1,0 +1,105 @@
+"""The speed benchmark: what it counts is right, its table is whole. No time is asked of a machine that others use."""
+
+import csv
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from Speckle2SelfLib import speed
+from Speckle2SelfLib.__main__ import main
+from Speckle2SelfLib.config import InputError
+
+CPU = torch.device("cpu")
+SIZES = ((32, 48), (64, 64))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("speed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, "stages", partial(speed.stages, size=(48, 64)))
+        patch.setattr(speed, "by_length", partial(speed.by_length, size=48))
+        return folder, speed.run(folder, quick=True, sizes=SIZES, device="cpu")
+
+
+def test_multiply_adds_are_counted_from_the_layers():
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3, padding=1),  # 16 x 16 pixels, 4 x 9 multiply-adds each
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2),  # 8 x 8, 8 x 2 x 9
+        torch.nn.ConvTranspose2d(8, 2, 3, stride=2, padding=1, output_padding=1),  # from 8 x 8, 8 x 2 x 9
+    )
+    work = speed.count(network, torch.zeros(1, 1, 16, 16), 256)
+    assert work.multiply_adds * 256 == 256 * 36 + 64 * 144 + 64 * 144
+    assert work.elements * 256 == (256 + 1024) + (1024 + 512) + (512 + 512)
+    assert work.weights == 36 + 144 + 144
+    assert speed.count(network, torch.zeros(2, 1, 32, 32), 2048) == work
+
+
+def test_the_published_script_does_three_times_the_work_of_its_full_scale_half():
+    whole, half = speed.published_pair()
+    x = torch.zeros(1, 1, 32, 32)
+    three, one = speed.count(whole, (x, x, x), 1024), speed.count(half.network, x, 1024)
+    assert three.multiply_adds == 3 * one.multiply_adds
+
+
+def test_all_methods_are_in_the_table_and_the_ratios_fit_the_times(found):
+    folder, rows = found
+    for size in ("48 x 32", "64 x 64"):
+        some = [row for row in rows if row["size"] == size]
+        assert {row["method"] for row in some} >= {speed.SCRIPT, speed.ENGINE, speed.DEFAULT, "median"}
+        assert {row["frames"] for row in some if row["method"] == speed.DEFAULT} == {1, 4}
+        script = next(row for row in some if row["method"] == speed.SCRIPT)
+        assert script["ratio"] == 1
+        for row in some:
+            assert row["ratio"] == pytest.approx(script["milliseconds"] / row["milliseconds"])
+            assert row["fps"] == pytest.approx(1000 / row["milliseconds"])
+            if "gmacs" in row:
+                assert row["gflops"] == pytest.approx(2 * row["gmacs"] * row["fps"])
+    written = list(csv.DictReader((folder / "speed.csv").open()))
+    assert [row["method"] for row in written] == [row["method"] for row in rows]
+
+
+def test_the_page_says_what_was_measured_and_the_plot_is_drawn(found):
+    folder, rows = found
+    page = (folder / "speed.md").read_text()
+    assert page.count("\n| ") == len(rows) + 2
+    for words in ("matrix product", "copy", "BM3D", "our engine against the script", "From disk to disk", "of frames"):
+        assert words in page
+    assert np.asarray(Image.open(folder / "speed.png")).std() > 5
+
+
+def test_our_engine_gives_what_the_script_gives():
+    assert speed.differences(speed.published_pair(), CPU, [torch.float32], size=48)["float32"] < 1e-4
+
+
+def test_a_slower_default_shows(tmp_path):
+    def rows(ratio):
+        both = {"method": speed.DEFAULT, "size": "512 x 512", "threads": 2}
+        return [{**both, "frames": 1, "ratio": ratio}, {**both, "frames": 8, "ratio": 2 * ratio}]
+
+    history = tmp_path / "history.csv"
+    speed.add_ratios(history, rows(8.0), "a kind")
+    speed.add_ratios(history, rows(10.0), "a kind")
+    assert history.read_text().count("version") == 1
+    live, cine = speed.compare(history, rows(5.0), "a kind")
+    assert "SLOWER" in live and "live" in live and "10.0 -> 5.0" in live and "20.0 -> 10.0" in cine
+    assert not [line for line in speed.compare(history, rows(9.9), "a kind") if "SLOWER" in line]
+    assert "no ratios" in speed.compare(history, rows(5.0), "another")[0]
+
+
+def test_the_history_of_the_project_can_be_read(project):
+    lines = list(csv.DictReader((project / "Documentation" / "speed_history.csv").open()))
+    assert lines and all(float(line["ratio"]) > 0 and " x " in line["size"] for line in lines)
+
+
+def test_what_cannot_be_measured_is_refused(tmp_path, capsys):
+    with pytest.raises(InputError, match="history file"):
+        speed.run(tmp_path / "out", history=tmp_path / "none.csv")
+    assert main(["benchmark", "speed", str(tmp_path / "out"), "--minutes", "1"]) == 2
+    assert "benchmark quality" in capsys.readouterr().err
+    assert main(["benchmark", "quality", str(tmp_path / "out"), "--record"]) == 2
+    assert not (tmp_path / "out").exists()
