@@ -37,7 +37,7 @@ def load_state(path) -> tuple[dict[str, torch.Tensor], dict]:
             if metadata.get("format") != STATE_FORMAT:
                 raise InputError(f"{path} is not an unfinished training run of this version.")
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["values"])  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}.") from error
 
 
@@ -75,7 +75,7 @@ def _read_ours(path: Path):
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
         config = from_dict(ModelConfig, json.loads(metadata["config"]))
         return config, weights, json.loads(metadata["card"])
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}.") from error
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import gzip
 import io
+import math
 import os
 import shutil
 import tempfile
@@ -186,6 +187,11 @@ def _pixels(stream, count: int, dtype: np.dtype, packed: str, size: int, path) -
     return np.frombuffer(data, dtype, count)
 
 
+def _lengths(values) -> tuple[float, ...]:
+    """Spacings as lengths in mm; 1 for what is none."""
+    return tuple(abs(float(v)) if v and math.isfinite(v) else 1.0 for v in values)
+
+
 def _dimensions(sizes: list[int], path) -> int:
     """The number of values; InputError where a size is no size."""
     if not sizes or min(sizes) < 1:
@@ -238,7 +244,7 @@ def _read_meta(path: Path) -> Recording:
                 values = _pixels(detached, count, dtype, packed, data.stat().st_size, path)
     shape = [*([1] if len(sizes) == 2 else []), *sizes[::-1], *(channels if channels[0] > 1 else [])]
     spacing = _numbers(entries.get("ElementSpacing", "1 1 1"), float, path, "ElementSpacing")
-    spacing = tuple((*spacing, 1.0)[:3][::-1]) if len(spacing) >= 2 else (1.0, 1.0, 1.0)
+    spacing = (*_lengths(spacing), 1.0)[:3][::-1] if len(spacing) >= 2 else (1.0, 1.0, 1.0)
     return Recording(
         values.astype(dtype.newbyteorder("="), copy=False).reshape(shape),
         path,
@@ -302,43 +308,66 @@ def _nrrd_spacing(fields, image_axes: int) -> tuple[float, float, float]:
         lengths = [float(np.linalg.norm([float(x) for x in v.strip("()").split(",")])) for v in vectors]
     except ValueError:
         lengths = []
-    lengths = [length for length in lengths if length > 0][:image_axes]
+    lengths = [length for length in lengths if 0 < length < math.inf][:image_axes]
     return tuple((*lengths, 1.0, 1.0, 1.0)[:3][::-1]) if len(lengths) >= 2 else (1.0, 1.0, 1.0)
 
 
 def _read_numpy(path: Path) -> Recording:
-    key = None
+    key, size = None, path.stat().st_size
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            array = loaded
-        else:
-            with loaded:
-                key = next((name for name in ("frames", "input") if name in loaded.files), None)
-                if key is None and len(loaded.files) == 1:
-                    key = loaded.files[0]
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                names = [name.removesuffix(".npy") for name in archive.namelist()]
+                key = next((name for name in ("frames", "input") if name in names), None)
+                if key is None and len(names) == 1:
+                    key = names[0]
                 if key is None:
-                    raise InputError(f"{path} holds {', '.join(loaded.files) or 'nothing'}; name one of them 'frames'.")
-                array = loaded[key]
-    except (ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        if isinstance(error, InputError):
-            raise
+                    raise InputError(f"{path} holds {', '.join(names) or 'nothing'}; name one of them 'frames'.")
+                entry = archive.getinfo(f"{key}.npy")
+                with archive.open(entry) as file:
+                    array = _array(file, min(entry.file_size, size * DEFLATE_LIMIT), path)
+        else:
+            with path.open("rb") as file:
+                array = _array(file, size, path)
+    except (InputError, OSError, MemoryError):
+        raise
+    except Exception as error:  # numpy and zipfile raise many kinds on damaged files
         raise InputError(f"{path} is not an array of numbers, or it is damaged.") from error
     colour = array.ndim == 3 and array.shape[-1] in (3, 4) and array.dtype == np.uint8
     single = array.ndim == 2 or colour
     return Recording(array[None] if single else array, path, single=single, source={"family": "numpy", "key": key})
 
 
+def _array(file, size: int, path) -> np.ndarray:
+    """The array of a NPY stream that holds `size` bytes; nothing is allocated for more."""
+    version = np.lib.format.read_magic(file)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+    shape, by_columns, dtype = read_header(file)
+    count = math.prod(shape)
+    if min(shape, default=1) < 0 or dtype.hasobject or count * dtype.itemsize > size:
+        raise InputError(f"{path} is damaged: it promises {count} values of type {dtype} in {size} bytes.")
+    values = np.frombuffer(bytearray(file.read(count * dtype.itemsize)), dtype, count)
+    return values.reshape(shape[::-1]).transpose() if by_columns else values.reshape(shape)
+
+
 def _read_itk(path: Path) -> Recording:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
     try:
-        image = sitk.ReadImage(str(path))
+        reader.ReadImageInformation()
+        claimed = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
+        parts = (path, path.with_suffix(".img"), path.with_suffix(".img.gz"))
+        size = sum(part.stat().st_size for part in {*parts} if part.is_file())
+        if claimed > 8 * size * DEFLATE_LIMIT:  # 8 values of one bit in a byte
+            raise InputError(f"{path} is damaged: it promises {claimed} values in {size} bytes.")
+        image = reader.Execute()
     except RuntimeError as error:
         raise InputError(f"{path} is not an image that can be read.") from error
     array = sitk.GetArrayFromImage(image)
     single = image.GetDimension() == 2
     geometry = {"spacing": image.GetSpacing(), "origin": image.GetOrigin(), "direction": image.GetDirection()}
     metadata = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
-    spacing = tuple((*image.GetSpacing(), 1.0)[:3][::-1])
+    spacing = (*_lengths(image.GetSpacing()), 1.0)[:3][::-1]
     source = {"family": "itk", "geometry": geometry, "metadata": metadata}
     return Recording(array[None] if single else array, path, single=single, spacing=spacing, source=source)
 
@@ -381,26 +410,35 @@ def _read_dicom(path: Path) -> Recording:
 def _dicom_region(dataset, shape) -> np.ndarray | None:
     """The two-dimensional regions of SequenceOfUltrasoundRegions; None without any, or where one leaves the image."""
     region = np.zeros(shape, bool)
-    for item in dataset.get("SequenceOfUltrasoundRegions", []):
-        if item.get("RegionSpatialFormat") != 1:
-            continue
-        top, bottom = item.get("RegionLocationMinY0", -1), item.get("RegionLocationMaxY1", -1)
-        left, right = item.get("RegionLocationMinX0", -1), item.get("RegionLocationMaxX1", -1)
-        if not (0 <= top <= bottom < shape[0] and 0 <= left <= right < shape[1]):
-            return None  # an image that was scaled after its regions had been written down
-        region[top : bottom + 1, left : right + 1] = True
+    try:
+        for item in dataset.get("SequenceOfUltrasoundRegions") or []:
+            if item.get("RegionSpatialFormat") != 1:
+                continue
+            top, bottom = item.get("RegionLocationMinY0", -1), item.get("RegionLocationMaxY1", -1)
+            left, right = item.get("RegionLocationMinX0", -1), item.get("RegionLocationMaxX1", -1)
+            if not (0 <= top <= bottom < shape[0] and 0 <= left <= right < shape[1]):
+                return None  # an image that was scaled after its regions had been written down
+            region[top : bottom + 1, left : right + 1] = True
+    except Exception:  # pydicom reads a value when it is asked for, and raises many kinds on damaged ones
+        return None
     return region if region.any() else None
 
 
 def _dicom_times(dataset, count: int) -> np.ndarray | None:
-    """Seconds from the first frame."""
-    vector = dataset.get("FrameTimeVector")
-    if vector is not None and not isinstance(vector, (str, float, int)) and len(vector) == count:
-        return np.cumsum([float(step) for step in vector]) / 1000
-    if dataset.get("FrameTime"):
-        return np.arange(count) * float(dataset.FrameTime) / 1000
-    rate = dataset.get("CineRate") or dataset.get("RecommendedDisplayFrameRate")
-    return np.arange(count) / float(rate) if rate else None
+    """Seconds from the first frame; None where the file does not say, or says what cannot be."""
+    try:
+        vector = dataset.get("FrameTimeVector")
+        if vector is not None and not isinstance(vector, (str, float, int)) and len(vector) == count:
+            times = np.cumsum([float(step) for step in vector]) / 1000
+        elif dataset.get("FrameTime"):
+            times = np.arange(count) * (float(dataset.FrameTime) / 1000)
+        else:
+            rate = dataset.get("CineRate") or dataset.get("RecommendedDisplayFrameRate")
+            times = np.arange(count) / float(rate) if rate else np.full(count, np.nan)
+    except Exception:  # as above
+        return None
+    forward = np.isfinite(times).all() and (np.diff(times) >= 0).all() and (count == 1 or times[-1] > times[0])
+    return times if forward else None
 
 
 # --- Writing
@@ -519,15 +557,34 @@ def _write_itk(path: Path, frames, recording) -> None:
         image.SetOrigin(geometry["origin"])
         image.SetDirection(geometry["direction"])
     for key, value in recording.source.get("metadata", {}).items():
-        image.SetMetaData(key, value)
+        image.SetMetaData(_as_text(key), _as_text(value))
     writer = sitk.ImageFileWriter()
     writer.SetFileName(str(path))
     writer.SetUseCompression(True)
     writer.Execute(image)
 
 
+def _as_text(read: str) -> str:
+    """Text that ITK read; bytes that are no UTF-8 are taken for Latin-1, since ITK refuses to take them back."""
+    try:
+        read.encode()
+        return read
+    except UnicodeEncodeError:
+        return read.encode("utf-8", "surrogateescape").decode("latin-1")
+
+
 def _write_dicom(path: Path, frames, recording) -> None:
     """A derived series: the same data set with new identifiers and the frames uncompressed."""
+    try:
+        path.write_bytes(_derived(frames, recording))
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # pydicom keeps damaged values as they are until they are written
+        name = recording.path.name
+        raise InputError(f"{name} has damaged fields and cannot become DICOM again; choose .npy or .mha.") from error
+
+
+def _derived(frames, recording) -> bytes:
     dataset = copy.deepcopy(recording.source["dataset"])
     photometric = dataset.PhotometricInterpretation
     if photometric == "MONOCHROME1":
@@ -554,4 +611,4 @@ def _write_dicom(path: Path, frames, recording) -> None:
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     buffer = io.BytesIO()
     dataset.save_as(buffer, implicit_vr=False, little_endian=True, enforce_file_format=True)
-    path.write_bytes(buffer.getvalue())
+    return buffer.getvalue()

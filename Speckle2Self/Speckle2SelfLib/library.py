@@ -103,7 +103,7 @@ def card(name: str) -> dict:
             size = int.from_bytes(file.read(8), "little")
             metadata = json.loads(file.read(min(size, 10**7)))["__metadata__"]
         return {**json.loads(metadata["card"]), "config": json.loads(metadata["config"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"There is no model '{name}'.") from error
 
 

@@ -20,6 +20,7 @@ import numpy as np
 SLOTS = 3  # frames of a stream in shared memory, on either side
 HEADER = 2 * SLOTS + 1  # int64: the newest pushed number, then the number in each slot: inputs, outputs
 KEPT = 4  # models that stay loaded
+TORN = 5.0  # seconds within which a frame that is being written must be whole
 
 
 def layout(*arrays: tuple[tuple[int, ...], str]) -> tuple[list[int], int]:
@@ -85,13 +86,15 @@ class Stream:
 
     def newest(self) -> tuple[int, np.ndarray]:
         """A copy of the newest frame and its number; one that the parent overwrites meanwhile is left for its heir."""
-        while True:
+        end = time.monotonic() + TORN
+        while time.monotonic() < end:
             number = int(self.header[0])
             slot = number % SLOTS
             frame = self.inputs[slot].copy()
             if int(self.header[1 + slot]) == number:
                 return number, frame
             time.sleep(2e-4)
+        raise RuntimeError("no whole frame came")
 
     def step(self) -> tuple[int, float]:
         """Despeckles the newest frame; returns its number and the seconds that it took."""
