@@ -110,10 +110,9 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._parameterNode = None
         self._parameterNodeGuiTag = None
         self.run = None  # processing.Run that goes on
-        self.live = None  # processing.Live that goes on, or a preview
+        self.live = None  # processing.Live that goes on, or the preview that is shown
         self.result = None  # processing.Result of the output, for the look
         self._search = None  # processing.Run of which only the region is wanted
-        self._preview = None  # processing.Live of the preview that is shown
         self._relook = None  # steps of bringing the output's look up to date
         self._seen = {}  # parameters at the last look, to see what changed
 
@@ -185,14 +184,12 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def endAll(self) -> None:
         """Ends what goes on; the scene stays as it is."""
-        self.ui.liveCheckBox.checked = False
+        self.endLive()
         self.ui.flickerButton.checked = False
         for going in (self.run, self._search):
             if going is not None:
                 going.abandon()
-        if self.live is not None:
-            self.live.stop()
-        self.run = self.live = self._preview = self._search = self._relook = None
+        self.run = self._search = self._relook = None
         self.forgetResult()
         self.timer.stop()
         self.showRunning()
@@ -248,17 +245,17 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if not changed:
             return
         if "inputNode" in changed:
-            self.ui.liveCheckBox.checked = False
-            self._preview = None
+            self.endLive()
             self.forgetResult()
             if "outputNode" not in changed and now["outputNode"]:
                 self._parameterNode.outputNode = None  # it belongs to the former input
         if changed & {"strength", "gamma"}:
             self.startRelook()
-        if changed & {"strength", "gamma", "model", "region", "regionNode", "axis", "device"} and (
-            self.live or self._preview
-        ):
-            self.startLive()
+            if self.live is not None:
+                self.live.look(now["strength"], now["gamma"])
+                self.timer.start()
+        if changed & {"model", "region", "regionNode", "axis", "device"} and self.live is not None:
+            self.startLive(self.live.once)
         if changed & {"showRegion", "region", "regionNode", "axis", "inputNode"}:
             self.showRegion()
         self.updatePanel()
@@ -340,7 +337,7 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onApply(self) -> None:
         with shownErrors(_("Despeckling failed.")):
             parameters = self._parameterNode
-            self.ui.liveCheckBox.checked = False
+            self.endLive()
             self.setStatus(_("Reading..."))
             self.run = self.logic.start(
                 parameters.inputNode, parameters.outputNode, keepPartial=parameters.keepPartial, **self.request()
@@ -374,7 +371,8 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.stepLive()
         if self._relook is not None and next(self._relook, "done") == "done":
             self._relook = None
-        if not (self.run or self.live or self._search or self._relook):
+        showing = self.live is not None and (self.live.waiting or not self.live.once)
+        if not (self.run or showing or self._search or self._relook):
             self.timer.stop()
 
     def showRunning(self) -> None:
@@ -464,29 +462,39 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     #
 
     def onPreview(self) -> None:
-        self.startLive(once=True)
+        if self.live is not None and self.live.once and self._parameterNode.region != "given":
+            with shownErrors(_("The preview failed.")):  # region, grey values and grain are known already
+                self.live.refresh()
+                self.timer.start()
+        else:
+            self.startLive(once=True)
 
     def onLiveToggled(self, on: bool) -> None:
         if on:
-            self.startLive()
+            self.startLive(once=False)
             self.ui.liveCheckBox.checked = self.live is not None
-        elif self.live is not None:
-            self.live.stop()
-            self.live = None
-            self.ui.liveLabel.visible = False
+        else:
+            self.endLive()
 
-    def startLive(self, once: bool | None = None) -> None:
-        """Starts a preview or live images, into the same output; once: None: as before."""
-        former = self.live or self._preview
-        self.live = self._preview = None
+    def endLive(self) -> None:
+        """Ends live images, or the preview; their output stays."""
+        live, self.live = self.live, None
+        if live is not None:
+            live.stop()
+        self.ui.liveCheckBox.checked = False
+        self.ui.liveLabel.visible = False
+
+    def startLive(self, once: bool) -> None:
+        """Starts a preview or live images, in place of those that there are and into their output."""
+        former, self.live = self.live, None
         if former is not None:
             former.stop()
-            once = former.once if once is None else once
         with shownErrors(_("Live despeckling failed.")):
-            self.live = self.logic.live(
-                self._parameterNode.inputNode, once=bool(once), output=former.output if former else None,
-                **self.request(),
-            )  # fmt: skip
+            request = self.request()
+            if request["region"] == "auto" and self.result is not None and self.result.region is not None:
+                request["region"] = self.result.region  # found in the whole recording, not in one frame
+            output = former.output if former is not None else None
+            self.live = self.logic.live(self._parameterNode.inputNode, once=once, output=output, **request)
             self.timer.start()
 
     def stepLive(self) -> None:
@@ -503,11 +511,10 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 name=live.output.GetName(), words=words, device=live.device
             )
         if live.state != "running":
-            self.live, self._preview = None, live if live.once and not live.message else None
+            self.endLive()
             if live.message:
                 self.ui.liveLabel.visible = True
                 self.ui.liveLabel.text = live.message
-            self.ui.liveCheckBox.checked = False
 
     #
     # Compare and evaluate

@@ -175,6 +175,8 @@ class Server:
                     self.guarded(request, lambda request=request: self.open(request))
                 elif command == "stop":
                     self.streams.pop(request["stream"], None)
+                elif command == "look" and request["stream"] in self.streams:
+                    self.streams[request["stream"]].options |= {name: request[name] for name in ("strength", "gamma")}
                 elif command == "reset" and request["stream"] in self.streams:
                     self.streams[request["stream"]].fixed = None
 

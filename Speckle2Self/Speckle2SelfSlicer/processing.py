@@ -209,7 +209,7 @@ class Live:
 
     Call `step` from a timer. The newest image comes first; what cannot be kept up with is dropped. output: a volume
     `<input> live` in the same place, or a given one. state: "running", "stopped", "failed" (message). latency, rate:
-    measured. once: only one image, a preview. Raises InputError.
+    measured. once: a preview, only what is shown now; `refresh` takes what is shown then. Raises InputError.
     """
 
     def __init__(self, worker, node, axis: str = "auto", sliceNode=None, once: bool = False, output=None, **request):
@@ -218,8 +218,9 @@ class Live:
         self.source = scene.source(node)
         self.node, self.output, self.once, self.state, self.message = node, output, once, "running", ""
         self._sliceNode, self._axis, self._request, self._worker = sliceNode, axis, request, worker
-        self._stream, self._tag, self._sliceTag, self._number, self._moments = None, None, None, 0, []
-        self._push()
+        self._stream, self._tag, self._sliceTag, self._moments = None, None, None, []
+        self._pushed = self._taken = 0
+        self.refresh()
         if not once:
             self._tag = node.AddObserver(slicer.vtkMRMLVolumeNode.ImageDataModifiedEvent, self._onModified)
             if sliceNode is not None:
@@ -228,11 +229,18 @@ class Live:
     def _onModified(self, caller, event) -> None:
         if self.state == "running" and self.node.GetImageData() is not None:
             try:
-                self._push()
+                self.refresh()
             except InputError as error:
                 self.stop("failed", str(error))
 
-    def _push(self) -> None:
+    def look(self, strength: float, gamma: float) -> None:
+        """Strength and gamma from now on, and of what is shown now. Raises InputError."""
+        if self.state == "running":
+            self._stream.look(strength, gamma)
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Despeckles what the volume shows now. Raises InputError."""
         if self.node.GetScene() is None:
             self.stop()
             return
@@ -243,7 +251,12 @@ class Live:
         frame = np.moveaxis(image, axis, 0)[self._slice[1]]
         if self._stream is None:
             self._stream = self._worker.live(frame.shape, frame.dtype, self._request)
-        self._stream.push(frame)
+        self._pushed = self._stream.push(frame)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a result is still to come."""
+        return self.state == "running" and self._taken < self._pushed
 
     def _sliceNumber(self, shape, axis: int) -> int:
         """Of a 3D volume, the slice at which the slice view stands; else the middle one."""
@@ -268,10 +281,9 @@ class Live:
         frame = self._stream.take()
         if frame is None:
             return False
+        self._taken = frame.number
         self._show(frame.image)
         self._moments = [m for m in self._moments if m > time.monotonic() - 2] + [time.monotonic()]
-        if self.once:
-            self.stop()
         return True
 
     def _show(self, image: np.ndarray) -> None:

@@ -265,6 +265,13 @@ class Stream:
         """(H, W) bool: what is despeckled; None until that is known."""
         return self._region.copy() if self._finished and self._region is not None else None
 
+    def look(self, strength: float, gamma: float) -> None:
+        """Strength and gamma of the frames that follow."""
+        changed = {"strength": float(strength), "gamma": float(gamma)}
+        self._request |= changed
+        self._opening |= changed
+        self._worker._send({"command": "look", "stream": self.number, **changed})
+
     def reset(self) -> None:
         """The next frame determines region, grey mapping and grain anew."""
         self._worker._send({"command": "reset", "stream": self.number})

@@ -289,19 +289,27 @@ def test_the_region_is_outlined_before_and_after_apply(desk, panel):
 
 
 def test_the_preview_is_the_shown_frame_alone_and_follows_the_look(desk, panel):
-    sequence = desk.cine()
-    choose(panel, sequence)
+    choose(panel, desk.cine())
     browser = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSequenceBrowserNode")
     browser.SetSelectedItemNumber(5)
     panel.ui.previewButton.click()
-    desk.wait(lambda: panel.live is None)
-    output = panel._preview.output
+    desk.wait(lambda: not panel.live.waiting)
+    output, stream = panel.live.output, panel.live._stream
     assert slicer.util.arrayFromVolume(output).shape == (1, 48, 56)
     assert "despeckled" not in " ".join(desk.names("vtkMRMLSequenceNode"))
     panel.ui.strengthSlider.value = 0
-    desk.wait(lambda: panel.live is None)
-    assert panel._preview.output is output
+    desk.wait(lambda: not panel.live.waiting)
     assert np.array_equal(slicer.util.arrayFromVolume(output)[0], FRAMES[5])
+    browser.SetSelectedItemNumber(8)
+    desk.rest()
+    assert np.array_equal(slicer.util.arrayFromVolume(output)[0], FRAMES[5]), "a preview does not follow"
+    panel.ui.previewButton.click()
+    desk.wait(lambda: not panel.live.waiting)
+    assert np.array_equal(slicer.util.arrayFromVolume(output)[0], FRAMES[8])
+    assert panel.live._stream is stream and panel.live.output is output
+    panel.ui.modelSelector.currentText = "median"
+    panel.ui.liveCheckBox.click()
+    assert not panel.live.once and panel.live.output is output
 
 
 def test_live_follows_the_recording_until_its_node_goes(desk, panel):

@@ -207,7 +207,7 @@ def test_a_preview_is_one_slice_in_its_place(worker, slicer_app):
     red = slicer.mrmlScene.GetFirstNodeByName("Red")
     red.SetSliceOffset(5 * 3.0)
     preview = Live(worker, volume, sliceNode=red, once=True, model="median", region="none")
-    live_until(worker, preview, lambda: preview.state == "stopped")
+    live_until(worker, preview, lambda: not preview.waiting)
     assert slicer.util.arrayFromVolume(preview.output).shape == (1, 48, 56)
     assert preview.output.GetOrigin() == (0, 0, 15)
 
