@@ -36,7 +36,10 @@ def load_state(path) -> tuple[dict[str, torch.Tensor], dict]:
             metadata = file.metadata() or {}
             if metadata.get("format") != STATE_FORMAT:
                 raise InputError(f"{path} is not an unfinished training run of this version.")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["values"])  # noqa: SIM118
+            values = json.loads(metadata["values"])
+            if not isinstance(values, dict):
+                raise InputError(f"{path} is damaged: its values have no names.")
+            return {name: file.get_tensor(name) for name in file.keys()}, values  # noqa: SIM118, not a dict
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}.") from error
 
@@ -73,8 +76,10 @@ def _read_ours(path: Path):
                 found = metadata.get("format", "no format at all")
                 raise InputError(f"{path} is not a model of this version: expected {FORMAT}, found {found}.")
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-        config = from_dict(ModelConfig, json.loads(metadata["config"]))
-        return config, weights, json.loads(metadata["card"])
+        config, card = from_dict(ModelConfig, json.loads(metadata["config"])), json.loads(metadata["card"])
+        if not isinstance(card, dict):
+            raise InputError(f"{path} is damaged: its card has no entries.")
+        return config, weights, card
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}.") from error
 

@@ -76,6 +76,7 @@ class TrainingConfig:
             ("crop", 32, 4096),
             ("simulated", 0, 10**6),
             ("interval", 1, 10**6),
+            ("seed", 0, 2**63 - 1),
         ):
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{name} = {getattr(self, name)} is outside {low} to {high}.")

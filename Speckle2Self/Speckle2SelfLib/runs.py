@@ -64,6 +64,8 @@ def _run(job: Job, device, report, stop, first: bool) -> Model | None:
         raise InputError(f"{output} has an unfinished run: add --resume to go on with it, or remove {state}.")
     config, model, network, started_from = _start(job)
     if saved:
+        if missing := {"config", "model", "shapes", "curve", "start", "started_from"} - set(saved[1]):
+            raise InputError(f"{state} is damaged: it lacks {', '.join(sorted(missing))}.")
         config, model = from_dict(TrainingConfig, saved[1]["config"]), from_dict(ModelConfig, saved[1]["model"])
     cines, held_out, seen = _data(job, model, config)
     if job.estimate:

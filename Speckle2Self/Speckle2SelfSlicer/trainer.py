@@ -12,13 +12,14 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
 from Speckle2SelfLib import library
-from Speckle2SelfLib.config import InputError, Job, from_dict
+from Speckle2SelfLib.config import InputError, Job, from_dict, replace_file
 
 from .processes import Child
 
@@ -94,7 +95,7 @@ class TrainingJob:
     def start(self) -> None:
         """Starts the process; goes on from the checkpoint if there is one."""
         job = replace(self.job, resume=(self.folder / f"{self.job.output}.state").exists())
-        (self.folder / "job.json").write_text(json.dumps(asdict(job), indent=1))
+        replace_file(self.folder / "job.json", json.dumps(asdict(job), indent=1).encode())
         arguments = ["-m", "Speckle2SelfLib", "train", "--job", "job.json", "--listen"]
         self._child = Child(arguments, python=self._python, folder=self.folder)
         self.state, self.message = "running", ""
@@ -113,7 +114,7 @@ class TrainingJob:
         return fresh
 
     def _take(self, line: dict) -> None:
-        with (self.folder / "log.jsonl").open("a") as log:
+        with suppress(OSError), (self.folder / "log.jsonl").open("a") as log:  # the process tells of a full disk
             log.write(json.dumps(line) + "\n")
         if "config" in line:
             self.settings = line
@@ -226,12 +227,13 @@ class Trainer:
             try:
                 job = from_dict(Job, json.loads(path.read_text()))
                 name = (path.parent / "name.txt").read_text().strip()
-                reports = [json.loads(line) for line in (path.parent / "log.jsonl").read_text().splitlines()]
-            except (OSError, ValueError):
+                reports = read_reports(path.parent / "log.jsonl")
+            except (OSError, ValueError, RecursionError):
                 continue
-            left = TrainingJob(name, path.parent, replace(job, output="model.safetensors"), self._python)
+            job = replace(job, output="model.safetensors", preview="preview.png")  # wherever the file says
+            left = TrainingJob(name, path.parent, job, self._python)
             left.trainer = self
-            left.state, left.reports = "stopped", [line for line in reports if "step" in line]
+            left.state, left.reports = "stopped", reports
             self.jobs.append(left)
         return [job for job in self.jobs if job.resumable]
 
@@ -253,11 +255,9 @@ class Trainer:
             if waiting is not None:
                 try:
                     waiting.start()
-                except OSError as error:
-                    waiting.state, waiting.message = (
-                        "failed",
-                        f"Training could not be started: {error.strerror or error}.",
-                    )
+                except (OSError, InputError) as error:
+                    reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+                    waiting.state, waiting.message = "failed", f"Training could not be started: {reason}."
 
     def wait(self, job: TrainingJob, seconds: float | None = None) -> bool:
         """Polls until `job` has ended; False if it has not after `seconds`."""
@@ -335,6 +335,17 @@ def write_job(folder: Path, recordings, job: Job, held_out=()) -> Job:
     job = replace(job, inputs=inputs, held_out=held_out, output="model.safetensors", preview="preview.png")
     (folder / "job.json").write_text(json.dumps(asdict(job), indent=1))
     return job
+
+
+def read_reports(path: Path) -> list[dict]:
+    """The reports of steps in a run's log; lines that an end in the middle of writing left are passed over."""
+    reports = []
+    for line in path.read_bytes().splitlines():
+        with suppress(ValueError, RecursionError):
+            report = json.loads(line)
+            if isinstance(report, dict) and isinstance(report.get("step"), int):
+                reports.append(report)
+    return reports
 
 
 def slug(name: str) -> str:

@@ -32,6 +32,7 @@ from Speckle2SelfLib.__main__ import main
 from Speckle2SelfLib.config import InputError, Job, ModelConfig, TrainingConfig, from_dict
 from Speckle2SelfLib.network import SpeckleReductionNetwork, build
 from Speckle2SelfSlicer import worker as worker_module
+from Speckle2SelfSlicer.trainer import Trainer
 from Speckle2SelfSlicer.worker import NONSENSE, Worker
 
 resource = pytest.importorskip("resource")  # not on Windows
@@ -454,6 +455,48 @@ def test_nonsense_in_a_config_is_refused_or_a_config(kind):
         if values != {}:
             with pytest.raises(InputError):
                 from_dict(kind, values)
+
+
+def test_what_would_fail_later_is_refused_at_once():
+    for values in ({"seed": -1}, {"seed": 2**70}):
+        with pytest.raises(InputError, match="seed"):
+            from_dict(TrainingConfig, values)
+        with pytest.raises(InputError, match="seed"):
+            from_dict(Job, {"output": "m", **values})
+
+
+@pytest.mark.parametrize("values", [[], {}, 3, {"config": {}, "model": {}}, {"config": 3, "model": None}])
+def test_a_training_state_of_nonsense_is_refused(values, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("in.npy", FRAMES.repeat(4, 1).repeat(4, 2))
+    checkpoint.save("start.model", ModelConfig(width=4), build(ModelConfig(width=4)), {})
+    checkpoint.save_state("m.model.state", {"a": torch.zeros(1)}, values)
+    arguments = ["train", "in.npy", "--output", "m.model", "--init", "start.model", "--preset", "adapt", "--resume"]
+    assert main([*arguments, "--device", "cpu"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1 and not Path("m.model").exists()
+
+
+def test_a_card_that_is_none_is_refused(tmp_path):
+    metadata = {"format": checkpoint.FORMAT, "config": '{"width": 4}', "card": "[1]"}
+    path = write(tmp_path, "a.model", safetensors_bytes(build(ModelConfig(width=4)).state_dict(), metadata))
+    for load in (checkpoint.load, lambda path: library.card(str(path))):
+        with pytest.raises(InputError):
+            load(path)
+
+
+@pytest.mark.parametrize("name", ["job.json", "log.jsonl", "name.txt"])
+def test_damaged_folders_of_runs_are_passed_over(name, tmp_path):
+    for number, nonsense in enumerate([b"", b"3\n", b"[" * 100_000, b"\xff\xfe", b"null\n{}\n", b"[1]\n"]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write(folder, "job.json", b'{"output": "../../model", "preview": "../../preview.png"}')
+        write(folder, "log.jsonl", b'{"step": 3}\n')
+        write(folder, "name.txt", b"run")
+        write(folder, "model.safetensors.state", b"")
+        write(folder, name, nonsense)
+    for run in Trainer(tmp_path).unfinished():
+        assert (run.job.output, run.job.preview) == ("model.safetensors", "preview.png"), "nothing leaves the folder"
+        assert all(isinstance(report["step"], int) for report in run.reports)
 
 
 JOBS = [b"", b"[" * 100_000, b'{"steps": ' + b"9" * 5000 + b"}", b"\xff\xfe", b"[]", b"3", b'{"output": 3}', b"{"]
