@@ -231,7 +231,7 @@ def _network_engine(model: Model, device: torch.device, precision: torch.dtype |
     """A function (N, H, W) float32, grain -> the same shape, through the network."""
     network = model.network.to(device).eval()
     if device.type == "cpu":
-        network = network.to(memory_format=torch.channels_last)
+        network = network.to(memory_format=network.layout)
     precision = precision or choose_precision(device)
 
     def run(frames: np.ndarray, grain) -> np.ndarray:

@@ -24,8 +24,11 @@ class NormalisedConvolution(nn.Module):
         self.linear = linear
 
     def forward(self, x):
-        x = F.instance_norm(self.conv(x))
-        return x if self.linear else F.relu(x)
+        x = self.conv(x)
+        # One group per channel is the same up to rounding, and several times faster on the CPU.
+        fast = x.device.type == "cpu" and not self.training
+        x = F.group_norm(x, x.shape[1]) if fast else F.instance_norm(x)
+        return x if self.linear else F.relu(x, inplace=True)
 
 
 class ResidualBlock(nn.Module):
@@ -90,6 +93,7 @@ class SpeckleReductionNetwork(nn.Module):
 
     multiple = 16
     margin = 0
+    layout = torch.contiguous_format  # on the CPU, its normalisation is faster and more exact so
 
     def __init__(self, scales: int = 3):
         super().__init__()
@@ -138,6 +142,8 @@ class FastNetwork(nn.Module):
     Input (B, 1 + extra, H, W) with H and W multiples of `multiple`; output (B, 1, H, W). `margin`: no input pixel
     further away than this changes an output pixel.
     """
+
+    layout = torch.channels_last
 
     def __init__(self, width: int = 32, cell: int = 2, extra: int = 0):
         super().__init__()
