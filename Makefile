@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 INPUT ?=
 READY := .venv/.ready
 
-.PHONY: demo test bench lint screenshots clean
+.PHONY: demo test bench bench-panel lint screenshots clean
 
 demo: $(READY)
 	Testing/headless-slicer Testing/demo.py $(if $(INPUT),"$(INPUT)")
@@ -16,6 +16,11 @@ test: $(READY)
 bench: $(READY)
 	.venv/bin/speckle2self benchmark speed build/bench --history Documentation/speed_history.csv
 	.venv/bin/speckle2self benchmark quality build/bench --quick
+
+bench-panel: $(READY)
+	.venv/bin/python -m pip install --quiet --editable ".[bench]"
+	Testing/headless-slicer --main-window Testing/panel_benchmark.py
+	Testing/headless-slicer --main-window Testing/panel_benchmark.py --fast --no-cine
 
 lint: $(READY)
 	.venv/bin/ruff check

@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from . import __version__
-from .config import PRESETS, RECIPES, Cancelled, InputError, Job, from_dict, replace_file
+from .config import PRESETS, RECIPES, Cancelled, InputError, Job, from_dict, out_of_memory, replace_file
 
 _interrupted = threading.Event()  # by Ctrl-C: some libraries swallow KeyboardInterrupt while they are imported
 
@@ -295,6 +295,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--minutes", type=float, help="to train for, instead of a number of steps")
     one.add_argument("--batch", type=int, help="crops a step, over all processes (default: the preset's)")
     one.add_argument("--interval", type=int, help="steps from one checkpoint to the next (default: the preset's)")
+    one.add_argument("--width", type=int, help="of a new network; 16 is four times as fast as 32 (default: 32)")
     one.add_argument("--simulated", type=int, help="anatomies to simulate and mix in (default: the preset's)")
     one.add_argument("--region", help="auto, or none for whole frames (default: auto)")
     one.add_argument("--seed", type=int, help="of all random choices (default: 0)")
@@ -350,7 +351,12 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"speckle2self: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
+    except (OSError, MemoryError, RuntimeError) as error:
+        if out_of_memory(error):
+            print("speckle2self: there is not enough memory; close other programs, or give less.", file=sys.stderr)
+            return 2
+        if not isinstance(error, OSError):
+            raise
         print(f"speckle2self: {error.filename or 'file'}: {error.strerror or error}.", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, Cancelled):

@@ -5,6 +5,7 @@ Standard library only.
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from contextlib import suppress
@@ -105,6 +106,7 @@ class Job:
     simulated: int | None = None
     batch: int | None = None
     interval: int | None = None
+    width: int | None = None  # channels of a new fast network's first level; half of it is four times as fast
     minutes: float | None = None  # to train for, instead of a number of steps; measured in a short warm-up
     seed: int = 0
     init: str | None = None  # a model to start from; the preset "adapt" starts from "default"
@@ -172,6 +174,12 @@ def _fits(value, kind) -> bool:
     if kind is float:
         return isinstance(value, int | float) and abs(value) < 1e300
     return isinstance(value, kind)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that there is not enough memory, of this computer or of a graphics card."""
+    said = any(text in str(error) for text in ("out of memory", "can't allocate", "Unable to allocate"))
+    return said or isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
 
 
 def replace_file(path, content: bytes) -> None:

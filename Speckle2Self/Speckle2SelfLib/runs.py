@@ -176,7 +176,10 @@ def _start(job: Job):
     published = config.recipe == "published"
     name = job.init or ("default" if job.preset == "adapt" else None)
     if name is None:
-        model = ModelConfig("published", normalisation="frame") if published else ModelConfig("fast", grain=FAST_GRAIN)
+        if published:
+            return config, ModelConfig("published", normalisation="frame"), None, "random weights"
+        model = ModelConfig("fast", grain=FAST_GRAIN)
+        model = model if job.width is None else replace(model, width=job.width)
         return config, model, None, "random weights"
     start = load_model(name)
     if (start.config.architecture == "published") != published or start.config.scales != 3:

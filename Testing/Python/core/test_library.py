@@ -61,6 +61,6 @@ def test_what_is_not_there_or_taken_is_said(file, tmp_path):
 
 def test_any_name_becomes_one_that_can_be_used(file):
     assert library.free_name("  Carotid: 3/4 ") == "Carotid 3 4"
-    assert library.free_name("///") == "___"
+    assert library.free_name("///") == "model"
     assert library.free_name("") == "model"
     assert library.free_name("default") == "default 2"
