@@ -214,10 +214,14 @@ def _nearest(inside: bytes, shape: tuple[int, int]) -> np.ndarray:
 def _write(result, part, before, after, change, bounds) -> None:
     """Puts `after` into `result` where `change` is True, in the type and value range of `part`."""
     if part.ndim == 4:  # each channel moves by what the luminance moves: hue stays
-        colour = result[..., :3]
-        after = part[..., :3] + (after - before)[..., None]
-        change = np.broadcast_to(change[..., None], colour.shape)
-        result = colour
+        moved = after - before
+        for channel in range(3):
+            _put(result[..., channel], part[..., channel] + moved, change, bounds)
+    else:
+        _put(result, after, change, bounds)
+
+
+def _put(result, after, change, bounds) -> None:
     if result.dtype.kind != "f":
         after = np.rint(after)
     np.copyto(result, np.clip(after, *bounds).astype(result.dtype), where=change)

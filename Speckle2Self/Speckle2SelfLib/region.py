@@ -14,10 +14,11 @@ HUE_NOISE = 0.04  # of the type's range
 
 def grey(frames: np.ndarray) -> np.ndarray:
     """Bool (N, H, W): pixels of colour frames (N, H, W, 3 or 4) that have no hue, within what JPEG blurs."""
-    colour = frames[..., :3].astype(np.float32)
-    brightest = colour.max(-1)
+    red, green, blue = (frames[..., channel] for channel in range(3))  # many times faster than along the last axis
+    brightest = np.maximum(np.maximum(red, green), blue).astype(np.float32)
+    darkest = np.minimum(np.minimum(red, green), blue).astype(np.float32)
     scale = 255.0 if frames.dtype == np.uint8 else float(brightest.max(initial=0))
-    return brightest - colour.min(-1) <= HUE_TOLERANCE * brightest + HUE_NOISE * scale
+    return brightest - darkest <= HUE_TOLERANCE * brightest + HUE_NOISE * scale
 
 
 def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from .despeckling import Model, despeckle, load_model, through_network
 from .devices import choose_device, choose_precision
 from .filters import FILTERS
 from .frames import grey_mapping, luminance
+from .library import bundled_models
 from .network import SpeckleReductionNetwork
 from .perturbation import estimate_grain, published_views
 from .simulation import SimulationConfig, simulate
@@ -210,26 +211,28 @@ def published_pair(seed: int = 0) -> tuple[SpeckleReductionNetwork, Model]:
 def entries(size, threads: int, quick: bool, device, precisions, networks) -> list[Entry]:
     """All that take part at one size (H, W), the script first. `networks`: as `published_pair` gives it."""
     whole, half = networks
-    default = load_model("default")
+    models = {f"{name} model": load_model(path) for name, path in bundled_models().items()}
     cine = recording(size, max(2, min(4 if quick else 16, CINE_PIXELS // (size[0] * size[1]))))
     everywhere = np.ones(size, bool)
     given = {"region": everywhere, "mapping": grey_mapping(cine, everywhere), "device": str(device)}
     small = torch.rand(1, 1, 64, 64)
-    three, one, ours = (
-        count(network.cpu(), views, 64 * 64)
-        for network, views in ((whole, (small,) * 3), (half.network, small), (default.network, small))
-    )
-    found = [Entry(SCRIPT, cine[:1], torch.float32, published_script(whole, device), three, size[0] * size[1] > 2**18)]
+
+    def work(network, inputs=small):
+        return count(network.cpu().eval(), inputs, 64 * 64)
 
     def engine(model, precision):
         grain = None if model.config.grain is None else (1.1, 1.5)
         return lambda frames: despeckle(frames, model, precision=precision, grain=grain, **given)
 
+    works = {ENGINE: work(half.network)} | {name: work(model.network) for name, model in models.items()}
+    three, default = work(whole, (small,) * 3), models[DEFAULT]
+    found = [Entry(SCRIPT, cine[:1], torch.float32, published_script(whole, device), three, size[0] * size[1] > 2**18)]
     for precision in precisions:
         for frames in (cine[:1], cine):
-            found.append(Entry(ENGINE, frames, precision, engine(half, precision), one))
-            found.append(Entry(DEFAULT, frames, precision, engine(default, precision), ours))
-    found.append(Entry(f"{DEFAULT}, network alone", cine, precisions[0], _alone(default, device, precisions[0]), ours))
+            for name, model in {ENGINE: half, **models}.items():
+                found.append(Entry(name, frames, precision, engine(model, precision), works[name]))
+    alone = _alone(default, device, precisions[0])
+    found.append(Entry(f"{DEFAULT}, network alone", cine, precisions[0], alone, works[DEFAULT]))
     if threads == torch.get_num_threads() and device.type == "cpu":
         for name in CLASSICAL[-1:] if quick else CLASSICAL:
             slow = name != "median"
@@ -463,11 +466,12 @@ def picture(rows: list[dict], rates, width: int = 900, height: int = 560) -> Ima
         pen.line((x, bottom, x, bottom + 5), "black")
         pen.text((x, bottom + 8), row["size"], "black", font, anchor="ma")
     pen.line((left, top, left, bottom, right, bottom), "black")
-    colours = ("#888888", "#d62728", "#1f77b4", "#9467bd", "#8c564b", "#2ca02c", "#1f77b4")
+    colours = ("#888888", "#d62728", "#1f77b4", "#17becf", "#9467bd", "#8c564b", "#2ca02c", "#e377c2", "#bcbd22")
     labels = []
-    for (name, curve), colour in zip(curves.items(), colours, strict=False):
+    for (name, curve), colour in zip(curves.items(), cycle(colours), strict=False):
         points = [place(n, t) for n, t in sorted(curve.items())]
         limit = name.endswith("limit")
+        colour = colours[list(curves).index(DEFAULT)] if limit else colour
         for (x0, y0), (x1, y1) in pairwise(points):
             for step in range(0, 24, 2) if limit else (None,):
                 a, b = (0, 1) if step is None else (step / 24, (step + 1) / 24)
