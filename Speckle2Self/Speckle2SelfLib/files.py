@@ -11,11 +11,13 @@ import copy
 import gzip
 import io
 import math
+import mmap
 import os
 import shutil
 import tempfile
 import zipfile
 import zlib
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,6 +60,7 @@ IMAGE_SUFFIXES = (
     ".gipl",
     ".vtk",
 )
+LARGE = 2**28  # bytes; larger recordings stay on the disk while they are worked on
 DEFLATE_LIMIT = 1040  # no deflated stream can be longer than this many times its file
 
 
@@ -137,7 +140,9 @@ def read(path) -> Recording:
     }
     try:
         recording = readers[kind](path)
-    except (OSError, UnicodeDecodeError, MemoryError) as error:
+    except MemoryError as error:
+        raise InputError(f"{path} cannot be read: there is not enough memory.") from error
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     frames = recording.frames
     if frames.dtype.kind not in "uif":
@@ -180,6 +185,8 @@ def _pixels(stream, count: int, dtype: np.dtype, packed: str, size: int, path) -
                     data += decoder.decompress(decoder.unconsumed_tail, wanted - len(data))
         except zlib.error as error:
             raise InputError(f"{path} is damaged: its pixels cannot be decompressed.") from error
+    elif LARGE <= wanted <= size:
+        return np.memmap(stream, dtype, "r", stream.tell(), (count,))
     else:
         data = bytearray(stream.read(wanted))
     if len(data) < wanted:
@@ -441,7 +448,35 @@ def _dicom_times(dataset, count: int) -> np.ndarray | None:
     return times if forward else None
 
 
+def release(array: np.ndarray) -> None:
+    """Lets go of the memory that an array on the disk has taken up; nothing for others."""
+    while isinstance(array, np.ndarray):
+        if isinstance(array.base, mmap.mmap) and hasattr(array.base, "madvise"):  # not on Windows
+            array.base.madvise(mmap.MADV_DONTNEED)
+        array = array.base
+
+
+@contextmanager
+def like(frames: np.ndarray, folder):
+    """An array of the shape and type of `frames` to write into: on the disk, in `folder`, if it is large."""
+    if frames.nbytes < LARGE:
+        yield None
+        return
+    with tempfile.TemporaryFile(prefix=".speckle2self-", dir=folder) as file:
+        file.truncate(frames.nbytes)
+        yield np.memmap(file, frames.dtype, "r+", shape=frames.shape)
+
+
 # --- Writing
+
+
+def _raw(path: Path, header: bytes, array: np.ndarray) -> None:
+    """Writes a header and an array, part by part."""
+    with path.open("wb") as file:
+        file.write(header)
+        for part in array if array.ndim > 2 else [array]:
+            file.write(np.ascontiguousarray(part).data)
+            release(array)
 
 
 def check_output(path, recording: Recording):
@@ -496,9 +531,8 @@ def write(path, frames: np.ndarray, recording: Recording) -> None:
         for part in sorted(folder.iterdir(), key=lambda p: p.name == path.name):  # the header last
             os.replace(part, path.parent / part.name)
     except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"{path} cannot be written: {getattr(error, 'strerror', None) or 'format refused'}."
-        ) from error
+        reason = getattr(error, "strerror", None) or "the disk is full, or the format does not hold such frames"
+        raise InputError(f"{path} cannot be written: {reason}.") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -506,11 +540,11 @@ def write(path, frames: np.ndarray, recording: Recording) -> None:
 def _write_meta(path: Path, frames, recording) -> None:
     local = path.suffix.lower() == ".mha"
     packed = any(line.replace(" ", "") == "CompressedData=True" for line in recording.source["lines"])
-    data = np.ascontiguousarray(frames.astype(frames.dtype.newbyteorder("<"), copy=False))
-    data = zlib.compress(data, 3) if packed else data.tobytes()
+    array = frames.astype(frames.dtype.newbyteorder("<"), copy=False)
+    data = zlib.compress(np.ascontiguousarray(array), 3) if packed else b""
     name = "LOCAL" if local else path.stem + (".zraw" if packed else ".raw")
     changed = {
-        "CompressedDataSize": str(len(data)),
+        "CompressedDataSize": str(len(data)) if packed else str(array.nbytes),
         "BinaryDataByteOrderMSB": "False",
         "ElementByteOrderMSB": "False",
         "ElementDataFile": name,
@@ -520,15 +554,19 @@ def _write_meta(path: Path, frames, recording) -> None:
         key = line.partition("=")[0].strip()
         lines.append(f"{key} = {changed[key]}" if key in changed else line)
     header = "".join(line + "\n" for line in lines).encode("utf-8", "surrogateescape")
-    path.write_bytes(header + data if local else header)
     if not local:
-        (path.parent / name).write_bytes(data)
+        path.write_bytes(header)
+        path, header = path.parent / name, b""
+    if packed:
+        path.write_bytes(header + data)
+    else:
+        _raw(path, header, array)
 
 
 def _write_nrrd(path: Path, frames, recording) -> None:
     axes, shape = recording.source["axes"], recording.source["shape"]
     array = frames.reshape([shape[axis] for axis in axes]).transpose(np.argsort(axes))
-    array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
     lines, packed = [], False
     for line in recording.source["lines"][:-1]:
         key = line.partition(":")[0].strip().lower()
@@ -538,7 +576,10 @@ def _write_nrrd(path: Path, frames, recording) -> None:
             packed = "raw" not in line
         lines.append("endian: little" if key == "endian" else line)
     header = "".join(line + "\n" for line in [*lines, ""]).encode("utf-8", "surrogateescape")
-    path.write_bytes(header + (gzip.compress(array, 3, mtime=0) if packed else array.tobytes()))
+    if packed:
+        path.write_bytes(header + gzip.compress(np.ascontiguousarray(array), 3, mtime=0))
+    else:
+        _raw(path, header, array)
 
 
 def _write_numpy(path: Path, frames, recording) -> None:
@@ -562,6 +603,16 @@ def _write_itk(path: Path, frames, recording) -> None:
     writer.SetFileName(str(path))
     writer.SetUseCompression(True)
     writer.Execute(image)
+    image = sitk.ReadImage(str(path))  # ITK tells neither of every full disk nor of all that a format does not hold
+    again = sitk.GetArrayViewFromImage(image)
+    if again.size % frames.size or not all(map(_equal, again.reshape(*frames.shape, -1), frames)):
+        raise RuntimeError("not what was written")
+
+
+def _equal(read: np.ndarray, written: np.ndarray) -> bool:
+    """Whether a frame is as it was written; grey values may come back as equal colours, on a last axis of `read`."""
+    written = np.broadcast_to(written[..., None], read.shape)
+    return np.array_equal(read, written, equal_nan=written.dtype.kind == "f")
 
 
 def _as_text(read: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 from .config import InputError, replace_file
@@ -66,7 +66,8 @@ def add(path, name: str | None = None) -> str:
     target = own_path(name)
     if target.exists():
         raise InputError(f"There is a model '{name}' already; choose another name.")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with _told(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save(target, config, network, card)
     return name
 
@@ -76,12 +77,15 @@ def rename(name: str, to: str) -> None:
     source, target = _existing(name), own_path(to)
     if target.exists():
         raise InputError(f"There is a model '{to}' already; choose another name.")
-    source.rename(target)
+    with _told(source):
+        source.rename(target)
 
 
 def delete(name: str) -> None:
     """Removes one of the user's models for good."""
-    _existing(name).unlink()
+    path = _existing(name)
+    with _told(path):
+        path.unlink()
 
 
 def export(name: str, path) -> None:
@@ -92,7 +96,7 @@ def export(name: str, path) -> None:
     path = Path(path)
     if not path.parent.is_dir():
         raise InputError(f"There is no folder {path.parent} to write to.")
-    shutil.copyfile(source, path)
+    replace_file(path, source.read_bytes())
 
 
 def card(name: str) -> dict:
@@ -110,7 +114,8 @@ def card(name: str) -> dict:
 def remember_region(key: str, picture: bytes) -> None:
     """Keeps a region, a PNG file's content, for recordings of the same kind (scanner, size of frames)."""
     path = _region_path(key)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with _told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, picture)
 
 
@@ -122,6 +127,15 @@ def remembered_region(key: str) -> Path | None:
 
 def _region_path(key: str) -> Path:
     return home() / "regions" / (re.sub(r"[^\w.+-]", "_", key)[:100] + ".png")
+
+
+@contextmanager
+def _told(path: Path):
+    """An error of the file system as an InputError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
 def _existing(name: str) -> Path:

@@ -273,7 +273,7 @@ class Server:
 
     def guarded(self, request: dict, work) -> None:
         """Does `work`; what goes wrong becomes an answer, and ends the request."""
-        from .config import Cancelled, InputError
+        from .config import Cancelled, InputError, out_of_memory
 
         kind = "job" if "job" in request else "stream"
         answer = {}
@@ -285,7 +285,7 @@ class Server:
         except InputError as error:
             answer = {"event": "failed", "message": str(error)}
         except Exception as error:
-            if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate" in str(error):
+            if out_of_memory(error):
                 where = "the graphics card" if "CUDA" in str(error) or "MPS" in str(error) else "this computer"
                 text = f"There is not enough memory on {where}; close other programs, or choose another device."
             else:

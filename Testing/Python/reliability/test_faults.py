@@ -1,0 +1,443 @@
+"""Kills, full disks, little memory, nodes that go: the input stays, nothing half done is left, the next run works.
+
+SPECKLE2SELF_FUZZ sets how many random moments are tried, as in test_hostile_input.py; each is named by its seed.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from Speckle2SelfLib import checkpoint, files, library
+from Speckle2SelfLib.config import InputError, Job, ModelConfig
+from Speckle2SelfLib.network import build
+from Speckle2SelfSlicer.trainer import Trainer, export
+from Speckle2SelfSlicer.worker import Worker
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals and limits")
+MOMENTS = max(5, int(os.environ.get("SPECKLE2SELF_FUZZ", "1500")) // 300)
+FRAMES = np.random.default_rng(0).rayleigh(40, (12, 48, 56)).clip(0, 255).astype(np.uint8)
+MANY = np.concatenate([FRAMES] * 60)
+
+
+def until(condition, poll=lambda: None, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        poll()
+        time.sleep(0.005)
+
+
+def finish(worker, job):
+    until(lambda: job.ended, worker.poll)
+    return job
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def python(code, *arguments, folder, **options):
+    """A process that runs `code` with the core on its path."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+# --- Killed
+
+
+def test_the_worker_is_killed_at_any_moment():
+    worker = Worker()
+    for number in range(MOMENTS):
+        job = worker.despeckle(MANY, model="nlm")
+        pid, end = worker.pid, time.monotonic() + float(np.random.default_rng(number).uniform(0, 2.5))
+        while time.monotonic() < end:
+            worker.poll()
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+        finish(worker, job)
+        assert job.state == "failed" and "signal 9" in job.message and "nothing was changed" in job.message, number
+        assert np.array_equal(job.input, MANY) and not alive(pid)
+        job.release()
+    assert finish(worker, worker.despeckle(FRAMES, model="median")).state == "done"
+    worker.close()
+
+
+@pytest.fixture
+def trainer(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    trainer = Trainer()
+    yield trainer
+    trainer.close()
+
+
+@pytest.fixture
+def job(tmp_path):
+    model = ModelConfig(width=4, grain=(0.75, 1.7))
+    torch.manual_seed(0)
+    checkpoint.save(tmp_path / "start.model", model, build(model), {})
+    start = str(tmp_path / "start.model")
+    return Job("", preset="adapt", init=start, steps=10**6, interval=2, batch=2, device="cpu", report=1)
+
+
+def test_the_trainer_is_killed_at_any_moment(trainer, job):
+    frames = np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)
+    run, reached = trainer.add("run", [frames], job), 0
+    for number in range(MOMENTS):
+        pid = run._child.process.pid
+        end = time.monotonic() + float(np.random.default_rng([number, 1]).uniform(0, 5))
+        while time.monotonic() < end and not run.ended:
+            trainer.poll()
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+        assert trainer.wait(run, 30) and run.state == "failed" and "ended unexpectedly" in run.message, number
+        assert not alive(pid)
+        assert np.array_equal(np.load(run.folder / "recording-1.npy"), frames)
+        for name, load in (("model.safetensors", checkpoint.load), ("model.safetensors.state", checkpoint.load_state)):
+            if (run.folder / name).exists():
+                load(run.folder / name)  # whole
+        if run.resumable:
+            step = checkpoint.load_state(run.folder / "model.safetensors.state")[1]["step"]
+            assert step >= reached, "nothing that was saved is lost"
+            reached = step
+        trainer.resume(run)
+        assert run.state == "running"
+    until(lambda: run.reports and run.reports[-1]["step"] > reached, trainer.poll)
+    run.cancel()
+    assert not list(trainer.folder.iterdir())
+
+
+SUFFIXES = [".npy", ".npz", ".mha", ".nrrd", ".tif", ".nii.gz", ".dcm"]
+WRITER = """
+import sys, numpy as np
+from Speckle2SelfLib import files
+recording = files.read(sys.argv[1])
+print("ready", flush=True)
+while True:
+    for frames in (recording.frames, 255 - recording.frames):
+        files.write(sys.argv[2], frames, recording)
+"""
+
+
+def recording(path, frames=FRAMES):
+    """A file of the format that the suffix says."""
+    if path.suffix in (".npy", ".npz"):
+        np.save(path, frames) if path.suffix == ".npy" else np.savez(path, frames=frames)
+    elif path.suffix == ".dcm":
+        from test_hostile_input import dicom
+
+        path.write_bytes(dicom(frames=frames))
+    else:
+        import SimpleITK as sitk
+
+        sitk.WriteImage(sitk.GetImageFromArray(frames), str(path))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".mha", ".tif"])
+def test_a_file_is_written_whole_or_not_at_all_whenever_it_is_killed(suffix, tmp_path, project):
+    source, target = recording(tmp_path / f"in{suffix}"), tmp_path / f"out{suffix}"
+    content = source.read_bytes()
+    for number in range(max(2, MOMENTS // 3)):
+        process = python(WRITER, source, target, folder=tmp_path)
+        process.stdout.readline()
+        time.sleep(float(np.random.default_rng([number, 2]).uniform(0, 0.2)))
+        process.kill()
+        process.communicate()
+        assert source.read_bytes() == content
+        if target.exists():
+            frames = files.read(target).frames
+            assert np.array_equal(frames, FRAMES) or np.array_equal(frames, 255 - FRAMES), number
+        assert {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")} <= {source.name, target.name}
+    files.write(target, FRAMES, files.read(source))
+
+
+# --- No room
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from Speckle2SelfLib import checkpoint, files, library
+from Speckle2SelfLib.config import InputError
+from Speckle2SelfSlicer.trainer import export
+import numpy as np
+recordings = [files.read(path) for path in sys.argv[1:]]
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+def refused(what):
+    try:
+        what()
+    except InputError as error:
+        print(error)
+    else:
+        print("NOT REFUSED", what)
+for recording in recordings:
+    refused(lambda: files.write("out" + "".join(recording.path.suffixes), recording.frames, recording))
+refused(lambda: library.export("default", "out.safetensors"))
+refused(lambda: library.add(library.models()["default"], "mine"))
+refused(lambda: library.remember_region("a", b"a" * 5000))
+from Speckle2SelfLib.config import Job
+refused(lambda: export(Path("run"), [recordings[0].frames], Job("", preset="standard")))
+"""
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, project):
+    """Files may have 4000 bytes at most."""
+    (tmp_path / "in").mkdir()
+    noise = np.random.default_rng(1).integers(0, 255, FRAMES.shape).astype(np.uint8)  # it cannot be packed
+    sources = [recording(tmp_path / "in" / f"in{suffix}", noise) for suffix in SUFFIXES]
+    contents = [path.read_bytes() for path in sources]
+    environment = {**os.environ, "SPECKLE2SELF_HOME": str(tmp_path / "home")}
+    environment["PYTHONPATH"] = str(project / "Speckle2Self")
+    process = python(FULL, *sources, folder=tmp_path, env=environment)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert said.count("cannot be written") == len(said.splitlines()) == len(SUFFIXES) + 4, said
+    assert [path.read_bytes() for path in sources] == contents
+    left = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"in"}
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    """A file in the folder's place, which stops the administrator, too."""
+    closed = tmp_path / "closed"
+    closed.write_bytes(b"")
+    monkeypatch.setenv("SPECKLE2SELF_HOME", str(closed))
+    np.save(tmp_path / "in.npy", FRAMES)
+    for work in (
+        lambda: files.write(closed / "out.npy", FRAMES, files.read(tmp_path / "in.npy")),
+        lambda: checkpoint.save(closed / "a.model", ModelConfig(width=4), build(ModelConfig(width=4)), {}),
+        lambda: library.add(library.models()["default"], "mine"),
+        lambda: library.remember_region("a", b"png"),
+        lambda: library.export("default", closed / "out.safetensors"),
+        lambda: export(closed / "run", [FRAMES], Job("")),
+        lambda: Trainer().add("run", [FRAMES], Job("")),
+    ):
+        with pytest.raises(InputError) as error:
+            work()
+        assert "closed" in str(error.value) and "\n" not in str(error.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["closed", "in.npy"]
+    assert library.own_models() == {} and Trainer().unfinished() == []
+
+
+LITTLE_MEMORY = """
+import resource, sys
+from Speckle2SelfLib import despeckling, files, filters
+from Speckle2SelfLib.__main__ import main
+with open("/proc/self/statm") as status:
+    used = int(status.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]) * 2**20,) * 2)
+sys.exit(main(["despeckle", "in.npy", "out.npy", "--model", sys.argv[2], "--region", "none", "--device", "cpu"]))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
+@pytest.mark.parametrize(("room", "model"), [(60, "median"), (160, "default")])
+def test_little_memory_is_told_and_leaves_nothing(room, model, tmp_path, project):
+    """`room` MB beside what the libraries take; the frames alone have 50 MB."""
+    np.save(tmp_path / "in.npy", np.random.default_rng(0).integers(0, 255, (3, 4096, 4096)).astype(np.uint8))
+    process = python(LITTLE_MEMORY, room, model, folder=tmp_path)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2, errors
+    assert len(errors.splitlines()) == 1 and errors.startswith("speckle2self: ") and "memory" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["in.npy"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
+def test_a_worker_of_little_memory_says_so_and_takes_the_next_job(tmp_path):
+    first = Worker()
+    finish(first, first.despeckle(FRAMES, model="median"))
+    status = Path(f"/proc/{first.pid}/status").read_text()
+    peak = int(status.split("VmPeak:")[1].split()[0])  # kB
+    first.close()
+    limited = tmp_path / "python"
+    limited.write_text(f'#!/bin/sh\nulimit -v {peak + 300_000}\nexec {sys.executable} "$@"\n')
+    limited.chmod(0o755)
+    worker = Worker(python=str(limited))
+    job = worker.allocate((1, 20_000, 20_000), np.uint8)
+    finish(worker, worker.start(job, {"model": "median"}))
+    assert job.state == "failed" and "not enough memory on this computer" in job.message, job.message
+    job.release()
+    assert finish(worker, worker.despeckle(FRAMES, model="median")).state == "done"
+    worker.close()
+
+
+def test_a_device_that_disappears_fails_the_job_alone():
+    from types import SimpleNamespace
+
+    from Speckle2SelfLib.worker_process import Server
+
+    said = []
+    server = Server(SimpleNamespace(), lambda **answer: said.append(answer))
+
+    def lost():
+        raise RuntimeError("CUDA error: device-side failure\nmore lines")
+
+    server.guarded({"job": 1}, lost)
+    assert said[0]["event"] == "failed" and "\n" not in said[0]["message"] and "CUDA error" in said[0]["message"]
+
+
+# --- The scene changes while a run goes on
+
+
+@pytest.fixture(scope="module")
+def worker():
+    worker = Worker()
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def sequence():
+    slicer = pytest.importorskip("slicer")
+    slicer.mrmlScene.Clear()
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Cine")
+    for number, frame in enumerate(FRAMES):
+        volume = slicer.vtkMRMLScalarVolumeNode()
+        slicer.util.updateVolumeFromArray(volume, frame[None])
+        sequence.SetDataNodeAtValue(volume, f"{number}")
+    yield sequence
+    slicer.mrmlScene.Clear()
+
+
+def frames_of(sequence):
+    import slicer
+
+    count = sequence.GetNumberOfDataNodes()
+    return np.array([slicer.util.arrayFromVolume(sequence.GetNthDataNode(i))[0].copy() for i in range(count)])
+
+
+def steps_to(run, worker, moment):
+    while run.state != moment and not run.ended:
+        worker.poll()
+        run.step(0)
+
+
+def ends(run, worker):
+    until(lambda: run.ended, lambda: (worker.poll(), run.step()))
+
+
+def remove_input(scene, sequence):
+    scene.RemoveNode(sequence)
+
+
+def close_scene(scene, sequence):
+    scene.Clear()
+
+
+MOMENTS_OF_A_RUN = ["reading", "despeckling", "writing"]
+
+
+@pytest.mark.parametrize("moment", MOMENTS_OF_A_RUN)
+@pytest.mark.parametrize("fault", [remove_input, close_scene])
+def test_an_input_that_goes_ends_the_run_and_leaves_nothing(fault, moment, worker, sequence):
+    import slicer
+
+    from Speckle2SelfSlicer.processing import Run
+
+    run = Run(worker, sequence, model="median", region="none")
+    steps_to(run, worker, moment)
+    fault(slicer.mrmlScene, sequence)
+    count = slicer.mrmlScene.GetNumberOfNodes()
+    ends(run, worker)
+    assert run.state == "failed" and "removed" in run.message and run.message.endswith(".")
+    assert slicer.mrmlScene.GetNumberOfNodes() == count
+    assert np.array_equal(frames_of(sequence), FRAMES), "whoever still holds it has it as it was"
+
+
+@pytest.mark.parametrize("moment", MOMENTS_OF_A_RUN)
+def test_an_output_that_goes_ends_the_run(moment, worker, sequence):
+    import slicer
+
+    from Speckle2SelfSlicer.processing import Run
+
+    output = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Output")
+    run = Run(worker, sequence, output, model="median", region="none")
+    steps_to(run, worker, moment)
+    slicer.mrmlScene.RemoveNode(output)
+    count = slicer.mrmlScene.GetNumberOfNodes()
+    ends(run, worker)
+    assert run.state == "failed" and "output" in run.message and slicer.mrmlScene.GetNumberOfNodes() == count
+    assert np.array_equal(frames_of(sequence), FRAMES)
+
+
+@pytest.mark.parametrize("moment", MOMENTS_OF_A_RUN)
+def test_a_sequence_that_is_edited_keeps_its_edit(moment, worker, sequence):
+    """Items removed, added and changed: the result is of what was there, or the run ends with a sentence."""
+    import slicer
+
+    from Speckle2SelfSlicer.processing import Run
+
+    run = Run(worker, sequence, model="median", region="none")
+    steps_to(run, worker, moment)
+    run.step(0)
+    sequence.RemoveDataNodeAtValue("3")
+    added = slicer.vtkMRMLScalarVolumeNode()
+    slicer.util.updateVolumeFromArray(added, FRAMES[:1, :8])
+    sequence.SetDataNodeAtValue(added, "99")
+    slicer.util.arrayFromVolume(sequence.GetDataNodeAtValue("11"))[...] = 7
+    ends(run, worker)
+    assert run.state == "done", run.message
+    assert run.result.node.GetNumberOfDataNodes() == 12
+    assert sequence.GetNumberOfDataNodes() == 12 and sequence.GetDataNodeAtValue("3") is None
+    assert (slicer.util.arrayFromVolume(sequence.GetDataNodeAtValue("11")) == 7).all()
+
+
+def test_a_frame_that_changes_its_size_before_it_is_read_ends_the_run(worker, sequence):
+    import slicer
+
+    from Speckle2SelfSlicer.processing import Run
+
+    run = Run(worker, sequence, model="median", region="none")
+    run.step(0)
+    count = slicer.mrmlScene.GetNumberOfNodes()
+    slicer.util.updateVolumeFromArray(sequence.GetNthDataNode(9), FRAMES[:1, :20])
+    ends(run, worker)
+    assert run.state == "failed" and "differ in size" in run.message
+    assert slicer.mrmlScene.GetNumberOfNodes() == count
+
+
+def test_two_runs_on_one_input_at_once(worker, sequence):
+    from Speckle2SelfSlicer.processing import Run
+
+    other = Worker()
+    runs = [Run(chosen, sequence, model="median", region="none") for chosen in (worker, worker, other)]
+
+    def poll():
+        for chosen in (worker, other):
+            chosen.poll()
+        for run in runs:
+            run.step(0.001)
+
+    until(lambda: all(run.ended for run in runs), poll)
+    other.close()
+    assert [run.state for run in runs] == ["done"] * 3, [run.message for run in runs]
+    results = [frames_of(run.result.node) for run in runs]
+    assert all(np.array_equal(result, results[0]) for result in results) and (results[0] != FRAMES).any()
+    assert len({run.result.node.GetName() for run in runs}) == 3
+    assert np.array_equal(frames_of(sequence), FRAMES)
+
+
+def test_a_clock_that_is_set_back_changes_nothing(worker, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    job = finish(worker, worker.despeckle(FRAMES, model="median"))
+    assert job.state == "done" and 0 < job.rate < np.inf
+
+
+def test_after_all_this_nothing_runs_on(trainer, job):
+    """A run that is closed leaves no process, whatever state it is in."""
+    run = trainer.add("run", [np.repeat(FRAMES, 2, 1)[:, :64, :48]], replace(job, steps=10**6))
+    pid = run._child.process.pid
+    trainer.close()
+    until(lambda: not alive(pid), seconds=5)
