@@ -89,12 +89,13 @@ def _despeckle_file(path: Path, target: Path, model, device: str, arguments) -> 
     def run(stack, progress):
         return despeckle_frames(
             stack, model, region=imaged, strength=arguments.strength, gamma=arguments.gamma,
-            device=device, progress=progress, cancelled=_interrupted.is_set,
+            device=device, output=output if axes == [0] else None, progress=progress, cancelled=_interrupted.is_set,
         )  # fmt: skip
 
-    with _Bar(path.name) as bar:
-        result = volumes.process(frames[None], axes, run, bar.update)[0]
-    files.write(target, result, recording)
+    with files.like(frames, target.parent) as output:
+        with _Bar(path.name) as bar:
+            result = volumes.process(frames[None], axes, run, bar.update)[0]
+        files.write(target, result, recording)
 
 
 def _targets(found: list[Path], inputs, output: Path) -> list[Path]:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from . import checkpoint
 from .config import Cancelled, InputError, ModelConfig
 from .devices import choose_device, choose_precision
+from .files import release
 from .frames import BRIGHTEST, fill_outside, grey_mapping, luminance, resample, size_at_grain
 from .library import models
 from .perturbation import estimate_grain
@@ -94,9 +95,10 @@ def despeckle(
         model = load_model(model)
     place = torch.device("cpu") if callable(model) else choose_device(device)
     engine = _filter_engine(model) if callable(model) else _network_engine(model, place, precision)
-    output = _copied(frames, output)
+    output = _made(frames, output)
     low, high = grey_mapping(stack, region) if mapping is None else mapping
     if not region.any() or high <= low or strength == 0:
+        np.copyto(output, frames)
         if progress:
             progress(len(stack), len(stack))
         return output
@@ -111,7 +113,8 @@ def despeckle(
     for start in range(0, len(cut), block):
         if cancelled and cancelled():
             raise Cancelled
-        part = cut[start : start + block]
+        whole, part = slice(start, start + block), cut[start : start + block]
+        np.copyto(output.reshape(stack.shape)[whole], stack[whole])
         before = luminance(part)
         finite = np.isfinite(before)
         seen = _without_gaps(before, region, finite)
@@ -133,19 +136,20 @@ def despeckle(
         change = region & finite & (highs > lows)
         if cut.ndim == 4:
             change &= grey(part)
-        _write(result[start : start + block], part, before, after, change, bounds)
+        _write(result[whole], part, before, after, change, bounds)
+        release(stack)
+        release(output)
         if progress:
             progress(min(start + block, len(cut)), len(cut))
     return output
 
 
-def _copied(frames: np.ndarray, output: np.ndarray | None) -> np.ndarray:
-    """The frames in a new array, or in `output`; contiguous."""
+def _made(frames: np.ndarray, output: np.ndarray | None) -> np.ndarray:
+    """A contiguous array like `frames`, or `output` if it is one."""
     if output is None:
-        return np.array(frames, order="C")
+        return np.empty_like(frames, order="C", subok=False)
     if output.shape != frames.shape or output.dtype != frames.dtype or not output.flags.c_contiguous:
         raise InputError(f"The output is no contiguous array of {frames.dtype} of shape {frames.shape}.")
-    np.copyto(output, frames)
     return output
 
 
@@ -181,11 +185,13 @@ def _checked(frames, region) -> tuple[np.ndarray, np.ndarray, tuple[float, float
 def _value_range(frames: np.ndarray) -> tuple[float, float]:
     """The smallest and largest finite grey or colour value, frame by frame to spare memory."""
     frames = frames[..., :3] if frames.ndim == 4 else frames
-    if frames.dtype.kind != "f":
-        return frames.min(), frames.max()
-    lows, highs = zip(
-        *((f.min(), f.max()) for f in (frame[np.isfinite(frame)] for frame in frames) if f.size), strict=True
-    )
+    lows, highs = [], []
+    for frame in frames:
+        values = frame[np.isfinite(frame)] if frames.dtype.kind == "f" else frame
+        if values.size:
+            lows.append(values.min())
+            highs.append(values.max())
+        release(frames)
     return min(lows), max(highs)
 
 

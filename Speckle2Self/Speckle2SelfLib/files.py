@@ -353,7 +353,10 @@ def _array(file, size: int, path) -> np.ndarray:
     count = math.prod(shape)
     if min(shape, default=1) < 0 or dtype.hasobject or count * dtype.itemsize > size:
         raise InputError(f"{path} is damaged: it promises {count} values of type {dtype} in {size} bytes.")
-    values = np.frombuffer(bytearray(file.read(count * dtype.itemsize)), dtype, count)
+    if count * dtype.itemsize >= LARGE and isinstance(file, io.BufferedReader):
+        values = np.memmap(file, dtype, "r", file.tell(), (count,))
+    else:
+        values = np.frombuffer(bytearray(file.read(count * dtype.itemsize)), dtype, count)
     return values.reshape(shape[::-1]).transpose() if by_columns else values.reshape(shape)
 
 

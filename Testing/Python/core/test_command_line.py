@@ -199,3 +199,22 @@ def test_an_interrupted_run_stops_and_leaves_nothing(folder):
     _, error = process.communicate(timeout=30)
     assert process.returncode == 130 and error.strip().endswith("speckle2self: stopped.")
     assert names(folder) == ["in.npy", "long.npy"]
+
+
+@pytest.mark.parametrize("suffix", ["igs.mha", "nrrd", "npy"])
+def test_a_large_recording_stays_on_the_disk_and_gives_the_same(folder, monkeypatch, suffix):
+    if suffix == "npy":
+        np.save("long.npy", FRAMES)
+    elif suffix == "nrrd":
+        header = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 48 40 3\nkinds: domain domain list\nencoding: raw\n\n"
+        (folder / "long.nrrd").write_bytes(header.encode() + FRAMES.tobytes())
+    else:
+        header = "NDims = 3\nDimSize = 48 40 3\nElementType = MET_UCHAR\nSeq_Frame0000_A = b\nElementDataFile = LOCAL\n"
+        (folder / "long.igs.mha").write_bytes(header.encode() + FRAMES.tobytes())
+    for name in ("memory", "disk"):
+        monkeypatch.setattr(files, "LARGE", 1 if name == "disk" else 10**9)
+        assert isinstance(files.read(f"long.{suffix}").frames.base, np.memmap) == (name == "disk")
+        assert main(["despeckle", f"long.{suffix}", f"{name}.{suffix}", "--model", "median"]) == 0
+    written = (folder / f"disk.{suffix}").read_bytes()
+    assert written == (folder / f"memory.{suffix}").read_bytes() and len(written) > FRAMES.nbytes
+    assert len(list(folder.iterdir())) == 4
