@@ -178,8 +178,10 @@ def _fits(value, kind) -> bool:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether an error says that there is not enough memory, of this computer or of a graphics card."""
-    said = any(text in str(error) for text in ("out of memory", "can't allocate", "Unable to allocate"))
-    return said or isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return True
+    said = ("out of memory", "can't allocate", "Unable to allocate", "not enough memory")
+    return getattr(error, "errno", None) == errno.ENOMEM or any(words in str(error) for words in said)
 
 
 def replace_file(path, content: bytes) -> None:

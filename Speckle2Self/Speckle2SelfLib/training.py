@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import metrics
-from .config import InputError, ModelConfig, TrainingConfig
+from .config import InputError, ModelConfig, TrainingConfig, out_of_memory
 from .despeckling import through_network
 from .devices import choose_precision
 from .frames import (
@@ -296,13 +296,6 @@ class Training:
     def _lattice_views(self, batch: Batch, rng):
         truth = None if batch.truth is None else augment(batch.truth, batch.augmentation)
         return lattice_views(augment(batch.frames, batch.augmentation), rng, batch.grain, truth)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory was too short, on the device or in the computer."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return any(words in str(error) for words in ("out of memory", "can't allocate memory", "not enough memory"))
 
 
 def to_8_bit(x: torch.Tensor) -> np.ndarray:

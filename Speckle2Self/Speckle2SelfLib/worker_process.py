@@ -13,6 +13,7 @@ import queue
 import sys
 import threading
 import time
+import traceback
 from contextlib import suppress
 
 import numpy as np
@@ -289,8 +290,6 @@ class Server:
                 where = "the graphics card" if "CUDA" in str(error) or "MPS" in str(error) else "this computer"
                 text = f"There is not enough memory on {where}; close other programs, or choose another device."
             else:
-                import traceback
-
                 traceback.print_exc()
                 text = f"Despeckling failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             answer = {"event": "failed", "message": text[:500]}
@@ -328,7 +327,12 @@ def main() -> None:
         from . import despeckling, devices, filters  # noqa: F401
 
         say(event="devices", devices=devices.available_devices())
-    Server(lines, say).run()
+    try:
+        Server(lines, say).run()
+    except BaseException:  # a request that cannot be understood; the thread that reads must not keep the process
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -634,7 +633,9 @@ def test_a_worker_that_hears_nonsense_ends(line):
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdin.write(line)
     process.stdin.flush()
-    started = time.monotonic()
-    process.wait(30)
-    assert time.monotonic() - started < 30
-    process.communicate()
+    try:
+        process.wait(120)  # its libraries take most of that on a busy machine
+        assert process.returncode in (0, 1)
+    finally:
+        process.kill()
+        process.communicate()
