@@ -136,7 +136,7 @@ def live(panel, volume, frames, rate, seconds=15):
         np.save(file, frames)
         file.flush()
         command = [sys.executable, "-c", SERVER, file.name, str(rate), str(PORT + int(rate))]
-        server = subprocess.Popen(command)
+        server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         try:
             time.sleep(2)
             client = pyigtl.OpenIGTLinkClient("127.0.0.1", PORT + int(rate))
