@@ -60,7 +60,7 @@ def test_the_worker_is_killed_at_any_moment():
     worker = Worker()
     for number in range(MOMENTS):
         job = worker.despeckle(MANY, model="nlm")
-        pid, end = worker.pid, time.monotonic() + float(np.random.default_rng(number).uniform(0, 2.5))
+        pid, end = worker.pid, time.monotonic() + float(np.random.default_rng(number).uniform(0, 2))
         while time.monotonic() < end:
             worker.poll()
             time.sleep(0.01)
@@ -96,7 +96,7 @@ def test_the_trainer_is_killed_at_any_moment(trainer, job):
     run, reached = trainer.add("run", [frames], job), 0
     for number in range(MOMENTS):
         pid = run._child.process.pid
-        end = time.monotonic() + float(np.random.default_rng([number, 1]).uniform(0, 5))
+        end = time.monotonic() + float(np.random.default_rng([number, 1]).uniform(0, 4))
         while time.monotonic() < end and not run.ended:
             trainer.poll()
             time.sleep(0.01)
