@@ -35,7 +35,7 @@ from .simulation import SimulationConfig, simulate
 SIZES = ((256, 256), (512, 512), (616, 820), (1024, 1024))  # (H, W) pixels
 CLASSICAL = ("srad", "nlm", "median")
 SCRIPT, ENGINE, DEFAULT = "published, by its script", "published, our engine", "default model"
-CINE_PIXELS = 2**21  # of a batch
+CINE_PIXELS = 2**20  # of a batch
 SLOWER = 0.85  # a ratio below this share of the last release's is told
 COLUMNS = {  # name: heading, format
     "method": ("method", "s"),
@@ -226,7 +226,7 @@ def entries(size, threads: int, quick: bool, device, precisions, networks) -> li
 
     works = {ENGINE: work(half.network)} | {name: work(model.network) for name, model in models.items()}
     three, default = work(whole, (small,) * 3), models[DEFAULT]
-    found = [Entry(SCRIPT, cine[:1], torch.float32, published_script(whole, device), three, size[0] * size[1] > 2**18)]
+    found = [Entry(SCRIPT, cine[:1], torch.float32, published_script(whole, device), three)]
     for precision in precisions:
         for frames in (cine[:1], cine):
             for name, model in {ENGINE: half, **models}.items():
@@ -271,8 +271,8 @@ def measure(found: list[Entry], size, threads: int, device, rates, budget: float
                 spent.append(took)
 
         memory.append(peak_megabytes(first, device))
-    began, turns = time.perf_counter(), 0
-    while turns < 2 or time.perf_counter() - began < budget:
+    began, turns, least = time.perf_counter(), 0, 2 if budget < 2 else 3
+    while turns < least or time.perf_counter() - began < budget:
         turns += 1
         for entry, spent in zip(found, times, strict=True):
             if not entry.once:
@@ -317,13 +317,17 @@ def differences(networks, device, precisions, size: int = 128) -> dict[str, floa
     return found
 
 
-def by_length(device, lengths, size: int = 256) -> dict[int, float]:
-    """Milliseconds a frame of cines of these lengths, whole calls."""
+def by_length(device, lengths, size: int = 256, turns: int = 3) -> dict[int, float]:
+    """Milliseconds a frame of cines of these lengths, in turns; region, mapping and grain are given."""
     model, cine = load_model("default"), recording((size, size), max(lengths))
-    found = {}
-    for length in (lengths[0], *lengths):  # the first one twice: what is done once only is not timed
-        found[length] = 1000 / length * best(lambda n=length: despeckle(cine[:n], model, device=str(device)), device, 0)
-    return found
+    given = {"region": np.ones((size, size), bool), "mapping": (0, 255), "grain": (1.1, 1.5), "device": str(device)}
+    found: dict[int, list[float]] = {length: [] for length in lengths}
+    for _ in range(turns):
+        for length, spent in found.items():
+            for _ in range(max(1, max(lengths) // length)):  # short ones as long as long ones, and no lucky moments
+                took = seconds(lambda n=length: despeckle(cine[:n], model, **given), device)
+                spent.append(1000 * took / length)
+    return {length: float(np.median(spent)) for length, spent in found.items()}
 
 
 def stages(device, frames: int, size=(480, 640)) -> dict[str, float]:
@@ -518,7 +522,8 @@ def run(output, *, quick=False, device="auto", history=None, record=False, sizes
     folder.mkdir(parents=True, exist_ok=True)
     sizes = sizes or (SIZES[:2] if quick else SIZES)
     most, budget = torch.get_num_threads(), 1.0 if quick else 6.0
-    rates, networks = machine_rates(device, 0.2 if quick else 1.0), published_pair()
+    span = 0.2 if quick else 1.0
+    rates, networks = machine_rates(device, span), published_pair()
     precisions, skipped = [choose_precision(device)], ""
     other = torch.bfloat16 if precisions[0] == torch.float32 else torch.float32
     if rates[other] > rates[precisions[0]] / 4:
@@ -530,9 +535,10 @@ def run(output, *, quick=False, device="auto", history=None, record=False, sizes
     try:
         for threads in [most] if quick or most == 1 or device.type != "cpu" else [most, 1]:
             torch.set_num_threads(threads)
+            limits = rates if threads == most else machine_rates(device, span)
             for size in sizes if threads == most else sizes[1:2]:
                 found = entries(size, most if threads == most else 0, quick, device, precisions, networks)
-                rows += measure(found, size, threads, device, rates, budget)
+                rows += measure(found, size, threads, device, limits, budget)
                 print(f"{size[1]} x {size[0]}, {threads} threads", flush=True)
     finally:
         torch.set_num_threads(most)
