@@ -397,7 +397,7 @@ def compare(path, rows: list[dict], name: str) -> list[str]:
     for key, ratio in _ratios(rows).items():
         if key in last:
             before, version = float(last[key]["ratio"]), last[key]["version"]
-            verdict = "SLOWER than" if ratio < SLOWER * before else "as fast as or faster than"
+            verdict = "SLOWER than" if ratio < SLOWER * before else "not slower (within 15 %) than"
             told.append(f"default model, {key[0]}, {key[1]}: {verdict} {version}: {before:.1f} -> {ratio:.1f} times")
     return told or [f"The history has no ratios of this kind of device ({name})."]
 
