@@ -369,8 +369,10 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 self._search = None
         if self.live is not None:
             self.stepLive()
-        if self._relook is not None and next(self._relook, "done") == "done":
-            self._relook = None
+        if self._relook is not None:
+            with shownErrors(_("The output could not be brought up to date.")):
+                if next(self._relook, "done") == "done":
+                    self._relook = None
         showing = self.live is not None and (self.live.waiting or not self.live.once)
         if not (self.run or showing or self._search or self._relook):
             self.timer.stop()
@@ -506,6 +508,8 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 words += _(", {rate:.0f} images per second, {dropped} dropped").format(
                     rate=live.rate, dropped=live.dropped
                 )
+                if live.dropped and self._parameterNode and self._parameterNode.model == "default":
+                    words += _(" (the model 'fast' keeps up better)")
             self.ui.liveLabel.visible = True
             self.ui.liveLabel.text = _("'{name}': {words}, on {device}").format(
                 name=live.output.GetName(), words=words, device=live.device

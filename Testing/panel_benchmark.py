@@ -66,8 +66,11 @@ def wait(condition, seconds=900):
 
 def children(pid=None):
     """Processes that this one started, with all below them."""
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid or os.getpid())], capture_output=True, text=True)
-    below = [int(text) for text in found.stdout.split()]
+    found = subprocess.run(
+        ["ps", "-o", "pid=,comm=", "--ppid", str(pid or os.getpid())], capture_output=True, text=True
+    )
+    rows = [row.split() for row in found.stdout.splitlines()]
+    below = [int(number) for number, name, *_ in rows if name != "ps"]
     return below + [deep for child in below for deep in children(child)]
 
 
@@ -88,7 +91,8 @@ def long_cine(panel, count=500):
     panel.ui.inputSelector.setCurrentNode(sequence(frames))
     size = frames.nbytes / 2**20
     del frames
-    wait(lambda: panel.logic.worker.devices)
+    panel.logic.worker.warm_up()
+    wait(lambda: panel.logic.worker.poll() or panel.logic.worker.devices, 60)
     before = megabytes()
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     panel.ui.applyButton.click()

@@ -127,7 +127,7 @@ class FastBlock(nn.Module):
         nn.init.zeros_(self.second.bias)
 
     def forward(self, x):
-        return x + self.second(F.relu(self.first(F.relu(x))))
+        return self.second(self.first(F.relu(x)).relu_()).add_(x)
 
 
 class FastNetwork(nn.Module):

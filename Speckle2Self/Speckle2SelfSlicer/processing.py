@@ -148,13 +148,15 @@ class Run:
 class Result:
     """What the network made of a recording, kept so that strength and gamma change the output without running it again.
 
-    node: the output.
+    node: the output. The input is read from its nodes again where it is blended in.
     """
 
     def __init__(self, source, jobs, axes, shape):
         self.source, self.node = source, None
         self._jobs, self._shape = jobs, shape
-        self._mapping, self.region, self.axes = jobs[0].mapping, jobs[0].region, axes
+        self.region, self.axes = jobs[0].region, axes
+        for job in jobs:
+            job.release_input()
 
     def images(self, strength: float, gamma: float, count: int | None = None):
         """The output's volumes (K, J, I[, C]), one after the other."""
@@ -163,13 +165,15 @@ class Result:
 
     def image(self, number: int, strength: float, gamma: float) -> np.ndarray:
         """One volume of the output (K, J, I[, C])."""
-        results = []
+        results, source = [], None
+        if strength != 1 or gamma != 1:  # the jobs' own copy of the input is gone
+            volume = self.source.volumes[number]
+            source = next(scene.voxels(scene.Source(volume, [volume])))
         for job, axis in zip(self._jobs, self.axes, strict=True):
             count = self._shape[1 + axis]
-            frames = slice(number * count, (number + 1) * count)
-            after = job.output[frames]
-            if strength != 1 or gamma != 1:
-                after = look(job.input[frames], after, job.region, job.mapping, strength, gamma)
+            after = job.output[number * count : (number + 1) * count]
+            if source is not None:
+                after = look(np.moveaxis(source, axis, 0), after, job.region, job.mapping, strength, gamma)
             results.append(np.moveaxis(after, 0, axis))
         return results[0] if len(results) == 1 else volumes.average([result[None] for result in results])[0]
 

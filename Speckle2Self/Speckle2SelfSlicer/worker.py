@@ -134,6 +134,13 @@ class Job:
         """(H, W) bool: what is despeckled; None until that is known."""
         return self._region.copy() if self._found and self._region is not None else None
 
+    def release_input(self) -> None:
+        """Gives the input's memory back where the system can do so; it reads as zeros then."""
+        if hasattr(mmap, "MADV_REMOVE"):
+            whole = self.input.nbytes // mmap.PAGESIZE * mmap.PAGESIZE
+            with suppress(OSError):
+                self._block.map.madvise(mmap.MADV_REMOVE, 0, whole)
+
     def release(self) -> None:
         """Frees the memory, as soon as the caller has no view of it either."""
         self._hide()

@@ -1,0 +1,28 @@
+"""The extension's recording in Slicer's Sample Data module. It is downloaded when the user asks for it there."""
+
+from pathlib import Path
+
+import slicer
+
+FILE = "Speckle2SelfCine1.seq.nrrd"  # made by Testing/make_sample_data.py, kept in Testing/Data
+SHA256 = "4778ad4d5f189a9fef31c321dd76a09480be546faff46f31c0c0f0762c032d96"
+URI = f"https://github.com/Speckle2Self/Speckle2Self/releases/download/sample-data/{FILE}"
+THUMBNAIL = Path(__file__).resolve().parent.parent / "Resources" / "Icons" / "Speckle2SelfCine1.png"
+
+
+def register() -> None:
+    """Offers the recording in the category Ultrasound; does nothing where the application has no Sample Data module."""
+    if not hasattr(slicer.modules, "sampledata"):
+        return
+    from SampleData import SampleDataLogic
+
+    SampleDataLogic.registerCustomSampleDataSource(
+        category="Ultrasound",
+        sampleName="Speckle2SelfCine",
+        thumbnailFileName=str(THUMBNAIL),
+        uris=URI,
+        fileNames=FILE,
+        checksums=f"SHA256:{SHA256}",
+        nodeNames="Speckle2SelfCine",
+        loadFileTypes="SequenceFile",
+    )
