@@ -27,7 +27,7 @@ from slicer.ScriptedLoadableModule import (
 from slicer.util import VTKObservationMixin
 
 from Speckle2SelfLib.config import FILTER_NAMES, Cancelled, InputError
-from Speckle2SelfSlicer import comparison, dependencies, scene
+from Speckle2SelfSlicer import comparison, dependencies, sample_data, scene
 from Speckle2SelfSlicer.dependencies import shownErrors
 
 # Slicer binds node selectors to typing.Union alone (not to A | B), and stores "no node" only where None is
@@ -60,6 +60,7 @@ class Speckle2Self(ScriptedLoadableModule):
             "This is an independent implementation. The method that it starts from was published by "
             "Xuesong Li, Nassir Navab and Zhongliang Jiang; their code is under the MIT licence."
         )
+        slicer.app.connect("startupCompleted()", sample_data.register)
 
 
 @parameterNodeWrapper

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 
 import slicer
 
 from Speckle2SelfLib.config import InputError
 
-# Imported name -> what to install. PyTorch is not among them: the PyTorch extension chooses its build.
-PACKAGES = {
-    "safetensors": "safetensors>=0.4",
-    "scipy": "scipy>=1.11",
-    "skimage": "scikit-image>=0.22",
-}
+# What to install, and what of it is imported under another name. PyTorch is not among them: the PyTorch extension
+# chooses its build.
+REQUIREMENTS = Path(__file__).resolve().parent / "requirements.txt"
+IMPORTED_AS = {"scikit-image": "skimage"}
 REQUESTER = "Speckle2Self"
 
 
@@ -28,9 +27,16 @@ def shownErrors(message: str, waitCursor: bool = False):
             slicer.util.errorDisplay(str(error))
 
 
+def packages() -> dict[str, str]:
+    """Imported name -> what to install."""
+    lines = (line.strip() for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines())
+    wanted = {line.split(">=")[0]: line for line in lines if line and not line.startswith("#")}
+    return {IMPORTED_AS.get(name, name): line for name, line in wanted.items()}
+
+
 def missing() -> list[str]:
     """Imported names of the packages that are not installed."""
-    return [name for name in ("torch", *PACKAGES) if find_spec(name) is None]
+    return [name for name in ("torch", *packages()) if find_spec(name) is None]
 
 
 def ensure() -> None:
@@ -38,11 +44,9 @@ def ensure() -> None:
 
     Raises InputError where something is still missing afterwards.
     """
-    if "torch" in missing():
+    if find_spec("torch") is None:
         _installTorch()
-    requirements = [PACKAGES[name] for name in missing() if name in PACKAGES]
-    if requirements:
-        _install(requirements)
+    _install()
     if missing():
         raise InputError(f"Python packages are missing: {', '.join(missing())}; install them and try again.")
 
@@ -56,16 +60,18 @@ def _installTorch() -> None:
     PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=True)
 
 
-def _install(requirements: list[str]) -> None:
+def _install() -> None:
     try:
-        from slicer.packaging import pip_ensure  # Slicer 5.11 and later; it asks by itself
+        from slicer.packaging import load_requirements, pip_ensure  # Slicer 5.11 and later
     except ImportError:
-        question = f"{REQUESTER} needs to install {', '.join(requirements)}. Install now?"
-        if slicer.util.confirmOkCancelDisplay(question, REQUESTER):
-            slicer.util.pip_install(requirements)
+        wanted = [requirement for name, requirement in packages().items() if find_spec(name) is None]
+        question = f"{REQUESTER} needs to install {', '.join(wanted)}. Install now?"
+        if wanted and slicer.util.confirmOkCancelDisplay(question, REQUESTER):
+            slicer.util.pip_install(wanted)
         return
     try:
-        pip_ensure(requirements, requester=REQUESTER)
+        pip_ensure(load_requirements(REQUIREMENTS), requester=REQUESTER)  # it asks by itself, and sees versions too
     except RuntimeError as error:
-        message = f"{REQUESTER} cannot run without {', '.join(requirements)}: {error}."
-        raise InputError(message) from error
+        if missing():  # else there is an older version, which the user wants to keep
+            message = f"{REQUESTER} cannot run without {', '.join(missing())}: {error}."
+            raise InputError(message) from error

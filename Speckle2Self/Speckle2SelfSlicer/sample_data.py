@@ -24,5 +24,4 @@ def register() -> None:
         fileNames=FILE,
         checksums=f"SHA256:{SHA256}",
         nodeNames="Speckle2SelfCine",
-        loadFileTypes="SequenceFile",
     )

@@ -51,6 +51,7 @@ def start(
     slicer.app.moduleManager().load(folders)
     if window:
         slicer.app._openWindow()
+    slicer.app._completeStartup()
     return slicer.app
 
 

@@ -42,6 +42,7 @@ class Application:
         self._moduleManager = ModuleManager(self._addLogics())
         self._ioManager = CoreIOManager(self)
         self._qt = self._layoutManager = self._mainWindow = None
+        self._onStarted = []
         if window:
             self._startQt()
 
@@ -69,6 +70,17 @@ class Application:
         self._mainWindow = widgets.qSlicerMainWindow(self._layoutManager)
         self._mainWindow.resize(1200, 900)
         self._mainWindow.show()
+
+    def connect(self, signal: str, function) -> bool:
+        """Calls a function without arguments once the application has started: all modules loaded, window shown."""
+        if signal != "startupCompleted()":
+            raise ValueError(f"The application has no signal {signal} here.")
+        self._onStarted.append(function)
+        return True
+
+    def _completeStartup(self) -> None:
+        for function in self._onStarted:
+            function()
 
     # What qSlicerCoreApplication::setMRMLScene and qSlicerLayoutManager do with a new scene.
     def _prepareScene(self) -> None:

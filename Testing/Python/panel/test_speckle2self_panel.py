@@ -200,7 +200,7 @@ def test_missing_packages_are_told_before_anything_starts(desk, panel, monkeypat
 def test_torch_that_was_just_installed_is_used_at_once(desk, panel, monkeypatch):
     from Speckle2SelfSlicer import dependencies
 
-    there = set(dependencies.PACKAGES)
+    there = set(dependencies.packages())
 
     class PyTorchUtilsLogic:
         def installTorch(self, askConfirmation):

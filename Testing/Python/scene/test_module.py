@@ -112,7 +112,6 @@ def test_nothing_is_installed_where_all_is_there(monkeypatch):
         raise AssertionError("something was installed")
 
     monkeypatch.setattr(slicer.util, "pip_install", fail)
-    monkeypatch.setattr(dependencies, "_install", fail)
     monkeypatch.setattr(dependencies, "_installTorch", fail)
     dependencies.ensure()
 
@@ -141,7 +140,7 @@ def test_a_declined_installation_is_one_clear_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "slicer.packaging", None)  # as in Slicer before 5.11
     monkeypatch.setattr(dependencies, "find_spec", lambda name: name if name == "torch" else None)
     monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", lambda *_, **__: False)
-    with pytest.raises(InputError, match="missing: safetensors, scipy, skimage; install"):
+    with pytest.raises(InputError, match="missing: safetensors, skimage, scipy; install"):
         dependencies.ensure()
 
 
@@ -173,18 +172,38 @@ def test_torch_comes_through_the_pytorch_extension(monkeypatch):
     assert asked == [True]
 
 
+def newer_slicer(monkeypatch, answer):
+    """`slicer.packaging` of Slicer 5.11 and later, where the user answers: 'yes', or declines."""
+    asked = []
+
+    def load_requirements(path):
+        return [line for line in path.read_text().splitlines() if not line.startswith("#")]
+
+    def pip_ensure(requirements, requester):
+        asked.append((requirements, requester))
+        if answer != "yes":
+            raise RuntimeError("User declined package installation")
+
+    packaging = type(sys)("slicer.packaging")
+    packaging.load_requirements, packaging.pip_ensure = load_requirements, pip_ensure
+    monkeypatch.setitem(sys.modules, "slicer.packaging", packaging)
+    return asked
+
+
 def test_newer_slicer_asks_and_installs_by_itself(monkeypatch):
     from Speckle2SelfLib.config import InputError
     from Speckle2SelfSlicer import dependencies
 
-    def decline(requirements, requester):
-        assert requirements == ["scipy>=1.11"]
-        assert requester == "Speckle2Self"
-        raise RuntimeError("User declined package installation")
-
-    packaging = type(sys)("slicer.packaging")
-    packaging.pip_ensure = decline
-    monkeypatch.setitem(sys.modules, "slicer.packaging", packaging)
+    asked = newer_slicer(monkeypatch, "no")
     monkeypatch.setattr(dependencies, "find_spec", lambda name: None if name == "scipy" else name)
-    with pytest.raises(InputError, match=r"cannot run without scipy.*: User declined"):
+    with pytest.raises(InputError, match=r"cannot run without scipy: User declined"):
         dependencies.ensure()
+    assert asked == [(["safetensors>=0.4", "scikit-image>=0.22", "scipy>=1.11"], "Speckle2Self")]
+
+
+def test_newer_slicer_lets_the_user_keep_an_older_version(monkeypatch):
+    from Speckle2SelfSlicer import dependencies
+
+    asked = newer_slicer(monkeypatch, "no")
+    dependencies.ensure()
+    assert len(asked) == 1

@@ -1,0 +1,28 @@
+"""Runs the self-tests of both modules and ends the application; its exit status tells whether all passed.
+
+Slicer --no-splash --testing --additional-module-paths Speckle2Self SpeckleTrain --python-script run_self_tests.py
+Testing/headless-slicer --main-window --testing Testing/run_self_tests.py
+"""
+
+import importlib
+import traceback
+
+import slicer
+
+MODULES = ("Speckle2Self", "SpeckleTrain")
+
+
+def passes(name: str) -> bool:
+    """Opens the module's panel and runs its self-test; what goes wrong is printed."""
+    try:
+        slicer.util.selectModule(name)
+        getattr(importlib.import_module(name), f"{name}Test")().runTest()
+    except Exception:
+        traceback.print_exc()
+        return False
+    return True
+
+
+failed = [name for name in MODULES if not passes(name)]
+print(f"Self-tests that failed: {', '.join(failed)}" if failed else f"Self-tests passed: {', '.join(MODULES)}")
+slicer.util.exit(1 if failed else 0)
