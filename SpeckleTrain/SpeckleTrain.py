@@ -65,6 +65,7 @@ class SpeckleTrain(ScriptedLoadableModule):
 class SpeckleTrainParameterNode:
     """The panel's settings, saved with the scene; the chosen recordings are node references `inputs`, `heldOut`.
 
+    folder - of recordings as files, to train on besides; empty: none.
     region - "auto": the imaged part of each recording; "none": whole frames.
     preset - how to train: "adapt" a model at hand, "standard" from nothing, "paper" as published.
     init - the model that "adapt" starts from.
@@ -73,6 +74,7 @@ class SpeckleTrainParameterNode:
     name - of the model; empty: made from the data's name.
     """
 
+    folder: str = ""
     region: Annotated[str, Choice(["auto", "none"])] = "auto"
     preset: Annotated[str, Choice(["adapt", "standard", "paper"])] = "adapt"
     init: str = "default"
@@ -112,7 +114,7 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         for name in (
             "estimate", "train", "pause", "resume", "stop", "remove", "show", "compare", "rename", "delete", "import",
-            "export", "exportJob", "importResult",
+            "export", "exportJob", "importResult", "folder",
         ):  # fmt: skip
             button = getattr(self.ui, f"{name}Button")
             button.connect("clicked()", getattr(self, f"on{name[0].upper()}{name[1:]}"))
@@ -219,19 +221,30 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.onModelSelected()
 
     def updatePanel(self, caller=None, event=None) -> None:
-        parameters = self._parameterNode
-        nodes = self.ui.inputsSelector.checkedNodes()
-        frames = sum(scene.count(node) for node in nodes)
+        parameters, nodes = self._parameterNode, self.data()
+        frames = sum(scene.count(node) for node in self.ui.inputsSelector.checkedNodes())
         self.ui.dataLabel.text = (
-            _("Chosen: {count}, with {frames} frames.").format(count=len(nodes), frames=frames)
+            _("Chosen: {count}, with {frames} frames in the scene.").format(count=len(nodes), frames=frames)
             if nodes
-            else _("Check at least one volume or recording.")
+            else _("Check at least one volume or recording, or give a folder.")
         )
         for name in ("train", "estimate", "exportJob"):
             getattr(self.ui, f"{name}Button").enabled = bool(nodes)
         self.ui.initSelector.enabled = parameters.preset == "adapt"
         for selector, chosen in ((self.ui.initSelector, parameters.init), (self.ui.deviceSelector, parameters.device)):
             selector.currentText = chosen
+
+    def data(self) -> list:
+        """What to train on: the checked nodes, and the folder."""
+        folder = self._parameterNode.folder.strip()
+        return [*self.ui.inputsSelector.checkedNodes(), *([Path(folder)] if folder else [])]
+
+    def onFolder(self) -> None:
+        import qt
+
+        folder = qt.QFileDialog.getExistingDirectory(None, _("Folder of recordings"), self._parameterNode.folder)
+        if folder:
+            self._parameterNode.folder = folder
 
     def options(self) -> dict:
         """The settings as `SpeckleTrainLogic.start` takes them."""
@@ -252,7 +265,7 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onTrain(self) -> None:
         with shownErrors(_("Training could not be started.")):
-            job = self.logic.start(self.ui.inputsSelector.checkedNodes(), **self.options())
+            job = self.logic.start(self.data(), **self.options())
             self.fillRuns(job)
             self.timer.start()
 
@@ -261,9 +274,7 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             if self.estimate is not None:
                 self.estimate.close()
             self.ui.estimateLabel.text = _("Measuring...")
-            self.estimate = self.logic.estimate(
-                self.ui.inputsSelector.checkedNodes(), self.showEstimate, **self.options()
-            )
+            self.estimate = self.logic.estimate(self.data(), self.showEstimate, **self.options())
             self.timer.start()
 
     def showEstimate(self, found) -> None:
@@ -463,7 +474,7 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if folder:
             with shownErrors(_("The run could not be exported.")):
                 options = {name: value for name, value in self.options().items() if name != "device"}
-                self.logic.exportJob(self.ui.inputsSelector.checkedNodes(), folder, **options)
+                self.logic.exportJob(self.data(), folder, **options)
                 slicer.util.showStatusMessage(_("The run is in {folder}; start it there.").format(folder=folder), 5000)
 
 
@@ -538,7 +549,8 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
     ):
         """Trains a model on volumes and recordings; returns the job at once.
 
-        nodes: volumes, sequences, proxies of recordings, or their ids or names. heldOut: the same, for validation
+        nodes: volumes, sequences, proxies of recordings, or their ids or names; a pathlib.Path is a file or a folder of
+            files on disk, read by the training process. heldOut: the same, for validation
             alone; without, some frames or recordings are held out.
         preset: "adapt" (from a model at hand to these recordings: minutes), "standard", "paper" (the published method).
         name: of the model; else it is made from the first node's.
@@ -558,16 +570,23 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         return self.trainer.add(name, recordings, job, held, onReport)
 
     def _job(self, nodes, preset, name, heldOut, recipe, init, steps, minutes, region, device, seed):
+        files = [node for node in nodes if isinstance(node, Path)]
+        nodes = [node for node in nodes if not isinstance(node, Path)]
         nodes, heldOut = ([scene.find(node) for node in some] for some in (nodes, heldOut))
-        if not nodes:
+        if not nodes and not files:
             raise InputError("There is nothing to train on: choose at least one volume or recording.")
+        for path in files:
+            if not path.exists():
+                raise InputError(f"There is no file or folder {path}.")
         both = {node.GetName() for node in nodes} & {node.GetName() for node in heldOut}
         if both:
             raise InputError(f"'{both.pop()}' cannot be trained on and held out at once.")
-        job = Job("", preset=preset, recipe=recipe, init=init, steps=steps, minutes=minutes, region=region,
-                  device=device, seed=seed, report=2 if preset == "adapt" else 10)  # fmt: skip
+        job = Job("", inputs=[path.resolve() for path in files], preset=preset, recipe=recipe, init=init, steps=steps,
+                  minutes=minutes, region=region, device=device, seed=seed,
+                  report=2 if preset == "adapt" else 10)  # fmt: skip
         recordings, held = ([scene.frames(node) for node in some] for some in (nodes, heldOut))
-        return job, recordings, held, name or self.freeName(f"{nodes[0].GetName()} {preset}")
+        first = nodes[0].GetName() if nodes else files[0].stem
+        return job, recordings, held, name or self.freeName(f"{first} {preset}")
 
     def freeName(self, wanted: str) -> str:
         """`wanted`, with a number where a model or an unfinished run has that name."""

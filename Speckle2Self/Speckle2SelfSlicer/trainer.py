@@ -317,7 +317,8 @@ def export(folder: Path, recordings, job: Job, held_out=()) -> Path:
         if start:
             shutil.copyfile(start, folder / "start.safetensors")
             job = replace(job, init="start.safetensors")
-        write_job(folder, recordings, replace(job, device="auto"), held_out)
+        recordings = [*recordings, *_read_files(job.inputs)]
+        write_job(folder, recordings, replace(job, inputs=(), device="auto"), held_out)
         for name, text in SCRIPTS.items():
             (folder / name).write_text(text, newline="\n")
             (folder / name).chmod(0o755)
@@ -329,8 +330,8 @@ def export(folder: Path, recordings, job: Job, held_out=()) -> Path:
 
 
 def write_job(folder: Path, recordings, job: Job, held_out=()) -> Job:
-    """The frames of a run and its `job.json`, with paths as seen from the folder."""
-    inputs = write_recordings(folder, "recording", recordings)
+    """The frames of a run and its `job.json`, with paths as seen from the folder; the job's own files stay in place."""
+    inputs = (*write_recordings(folder, "recording", recordings), *job.inputs)
     held_out = write_recordings(folder, "held-out", held_out)
     job = replace(job, inputs=inputs, held_out=held_out, output="model.safetensors", preview="preview.png")
     (folder / "job.json").write_text(json.dumps(asdict(job), indent=1))
@@ -346,6 +347,13 @@ def read_reports(path: Path) -> list[dict]:
             if isinstance(report, dict) and isinstance(report.get("step"), int):
                 reports.append(report)
     return reports
+
+
+def _read_files(paths) -> list[np.ndarray]:
+    """The frames of files and folders on disk."""
+    from Speckle2SelfLib import files
+
+    return [np.asarray(files.read(path).frames) for path in files.find(list(paths))] if paths else []
 
 
 def slug(name: str) -> str:

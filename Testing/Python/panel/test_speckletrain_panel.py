@@ -71,7 +71,7 @@ def test_nothing_can_be_started_without_data_and_the_data_are_counted(desk, trai
     for name in ("train", "estimate", "exportJob", "pause", "resume", "stop", "remove", "show"):
         assert not getattr(train.ui, f"{name}Button").enabled
     choose(train)
-    assert train.ui.dataLabel.text == "Chosen: 1, with 16 frames."
+    assert train.ui.dataLabel.text == "Chosen: 1, with 16 frames in the scene."
     assert train.ui.trainButton.enabled and train.ui.estimateButton.enabled
 
 
@@ -96,6 +96,25 @@ def test_choices_are_kept_in_the_scene(desk, train, tmp_path):
     slicer.util.loadScene(str(tmp_path / "scene.mrb"))
     assert (train.ui.minutesSpinBox.value, train.ui.nameLineEdit.text) == (3, "Mine")
     assert [node.GetName() for node in train.ui.inputsSelector.checkedNodes()] == ["Cine"]
+
+
+def test_a_folder_of_files_is_trained_on_and_exported(desk, train, tmp_path):
+    files = tmp_path / "Doe^Jane"
+    files.mkdir()
+    np.save(files / "one.npy", FRAMES)
+    desk.answers["folder"] = str(files)
+    train.ui.folderButton.click()
+    assert train.ui.folderLineEdit.text == str(files) and train.ui.trainButton.enabled
+    desk.answers["save"] = str(tmp_path / "run")
+    train.ui.exportJobButton.click()
+    assert np.array_equal(np.load(tmp_path / "run" / "recording-1.npy"), FRAMES)
+    assert "Jane" not in (tmp_path / "run" / "job.json").read_text()
+    train.ui.trainButton.click()
+    desk.wait(lambda: train.job.ended or train.job.reports)
+    assert train.job.state == "running", train.job.message
+    train.ui.folderLineEdit.text = str(tmp_path / "nowhere")
+    train.ui.trainButton.click()
+    assert "There is no file or folder" in desk.asked[-1][1]
 
 
 def test_what_a_run_would_take_is_told(desk, train):
