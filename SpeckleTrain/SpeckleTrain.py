@@ -54,6 +54,7 @@ class SpeckleTrain(ScriptedLoadableModule):
             "and not for diagnosis.</p>"
             "<p>The idea is that of Li, Navab, Jiang, <i>Speckle2Self: Self-Supervised Ultrasound Speckle "
             "Reduction Without Clean Data</i>, Medical Image Analysis 2025, 103755. Please cite it.</p>"
+            '<p>See the <a href="https://github.com/Speckle2Self/Speckle2Self#readme">documentation</a>.</p>'
         )
         self.parent.acknowledgementText = _(
             "This is an independent implementation. The method that it starts from was published by "
@@ -96,6 +97,7 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.estimate = None  # trainer.Estimate that goes on
         self._shown = None  # (run, number of its reports) that is shown in the scene
         self._told = set()  # runs whose end has been told
+        self._compared = {}  # previews of the models that are compared
 
     def setup(self) -> None:
         import qt
@@ -144,7 +146,7 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.setParameterNode(None)
 
     def onSceneStartClose(self, caller, event) -> None:
-        self._shown = None
+        self._shown, self._compared = None, {}
         self.setParameterNode(None)
 
     def onSceneEndClose(self, caller, event) -> None:
@@ -327,8 +329,11 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 self.fillModels()
         if job is not None:
             self.showRun()
+        if self._compared:
+            with shownErrors(_("The models could not be compared.")):
+                self.stepCompared()
         going = any(not each.ended for each in self.logic.trainer.jobs)
-        if not going and self.estimate is None:
+        if not going and self.estimate is None and not self._compared:
             self.timer.stop()
 
     def showRun(self) -> None:
@@ -409,8 +414,29 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onCompare(self) -> None:
         with shownErrors(_("The models could not be compared.")):
-            table = self.logic.compare(self.ui.modelSelector.currentText)
+            name = self.ui.modelSelector.currentText
+            table = self.logic.compare(name)
+            nodes = self.ui.heldOutSelector.checkedNodes() or self.ui.inputsSelector.checkedNodes()
+            if nodes:
+                self._compared = self.logic.previews(nodes[0], name)
+                self.timer.start()
             slicer.util.infoDisplay(comparison.asHtml(table), windowTitle=table.GetName())
+
+    def stepCompared(self) -> None:
+        """Shows the previews of both models side by side once they are there."""
+        slicer.util.getModuleLogic("Speckle2Self").worker.poll()
+        for preview in self._compared.values():
+            preview.step()
+        if not any(preview.waiting for preview in self._compared.values()):
+            outputs = []
+            for name, preview in self._compared.items():
+                preview.stop()
+                if preview.output is not None:
+                    preview.output.SetName(f"{preview.node.GetName()} by {name}")
+                    outputs.append(preview.output)
+            self._compared = {}
+            if len(outputs) == 2:
+                comparison.sideBySide(*outputs)
 
     def onRename(self) -> None:
         import qt
@@ -438,7 +464,7 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         import qt
 
         path = qt.QFileDialog.getOpenFileName(
-            None, _("Import a model"), "", "Models (*.safetensors *.pth);;All files (*)"
+            None, _("Import a model"), "", _("Models (*.safetensors *.pth);;All files (*)")
         )
         self.importModel(path)
 
@@ -459,7 +485,7 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
         name = self.ui.modelSelector.currentText
         path = qt.QFileDialog.getSaveFileName(
-            None, _("Export the model"), f"{name}.safetensors", "Models (*.safetensors)"
+            None, _("Export the model"), f"{name}.safetensors", _("Models (*.safetensors)")
         )
         if path:
             with shownErrors(_("The model could not be exported.")):
@@ -494,7 +520,9 @@ def _drawn(curves):
     pen = qt.QPainter(picture)
     pen.setPen(qt.QColor("#bbbbbb"))
     pen.drawLine(0, height // 2, width, height // 2)
-    for curve, colour, words, place in zip(curves, ("#2471a3", "#ca6f1e"), ("down", "across"), (60, 120), strict=True):
+    for curve, colour, words, place in zip(
+        curves, ("#2471a3", "#ca6f1e"), (_("down"), _("across")), (60, 120), strict=True
+    ):
         pen.setPen(qt.QColor(colour))
         points = [(4 + i * (width - 8) // max(1, len(curve) - 1), 4 + (1 - value) * (height - 8))
                   for i, value in enumerate(curve)]  # fmt: skip
@@ -638,6 +666,16 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
                 raise InputError(f"There is no result in {path.parent} yet.")
         dependencies.ensure()
         return library.add(path, name)
+
+    def previews(self, node, model: str) -> dict:
+        """What a node shows now, despeckled by the model that `model` started from and by `model`: by name,
+        `processing.Live` previews, whose `step` is to be called until they wait no more; the first is missing where
+        that model is not at hand."""
+        from Speckle2SelfLib import library
+
+        other = slicer.util.getModuleLogic("Speckle2Self")
+        start = library.card(model).get("start")
+        return {name: other.live(node, once=True, model=name) for name in (start, model) if name in library.models()}
 
     #
     # In the scene

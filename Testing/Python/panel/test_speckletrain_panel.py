@@ -228,6 +228,20 @@ def test_models_are_renamed_exported_imported_and_deleted(desk, train, tmp_path)
     assert train.ui.modelSelector.currentText == "out"
 
 
+def test_a_model_is_compared_with_its_start_in_the_views(desk, train):
+    choose(train)
+    model = ModelConfig(width=4, grain=(0.75, 1.7))
+    checkpoint.save(library.own_path("mine"), model, build(model), {"start": "start", "figures": {"structure": 1.0}})
+    train.fillModels()
+    train.ui.modelSelector.currentText = "mine"
+    train.ui.compareButton.click()
+    assert "structure" in desk.asked[-1][1]
+    desk.wait(lambda: not train._compared)
+    composites = {c.GetLayoutName(): c for c in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")}
+    shown = [slicer.mrmlScene.GetNodeByID(composites[name].GetBackgroundVolumeID()) for name in ("Red", "Yellow")]
+    assert [node.GetName() for node in shown] == ["Cine by start", "Cine by mine"]
+
+
 def test_a_run_is_exported_as_a_folder(desk, train, tmp_path):
     choose(train)
     desk.answers["save"] = str(tmp_path / "run")
