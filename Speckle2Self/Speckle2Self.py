@@ -55,6 +55,7 @@ class Speckle2Self(ScriptedLoadableModule):
             "diagnosis.</p>"
             "<p>The idea is that of Li, Navab, Jiang, <i>Speckle2Self: Self-Supervised Ultrasound Speckle "
             "Reduction Without Clean Data</i>, Medical Image Analysis 2025, 103755. Please cite it.</p>"
+            '<p>See the <a href="https://github.com/Speckle2Self/Speckle2Self#readme">documentation</a>.</p>'
         )
         self.parent.acknowledgementText = _(
             "This is an independent implementation. The method that it starts from was published by "
@@ -296,7 +297,7 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         import qt
 
         title = _("Import a model")
-        path = qt.QFileDialog.getOpenFileName(self.parent, title, "", "Models (*.safetensors *.pth);;All files (*)")
+        path = qt.QFileDialog.getOpenFileName(self.parent, title, "", _("Models (*.safetensors *.pth);;All files (*)"))
         if path:
             with shownErrors(_("The model could not be imported.")):
                 dependencies.ensure()

@@ -11,7 +11,8 @@ from Speckle2SelfLib.simulation import SimulationConfig, simulate
 
 
 def documents(project):
-    return [*project.glob("*.md"), *(project / "Testing").rglob("*.md"), *project.glob("Speckle*/**/*.md")]
+    folders = ("*.md", "Documentation/*.md", "Testing/**/*.md", "Speckle*/**/*.md")
+    return [path for folder in folders for path in project.glob(folder)]
 
 
 def recipes(project):
