@@ -61,7 +61,7 @@ def test_runs_wait_for_their_turn_and_end_as_models(trainer, job):
     assert (one.state, two.state) == ("running", "waiting")
     assert trainer.wait(one, 90) and trainer.wait(two, 90)
     assert (one.state, two.state) == ("done", "done"), (one.message, two.message)
-    assert (one.model, two.model) == ("Carotid_ left", "Carotid_ left 2")
+    assert (one.model, two.model) == ("Carotid left", "Carotid left 2")
     assert set(library.own_models()) == {one.model, two.model}
     assert [line["step"] for line in heard if "step" in line] == [0, 1, 2, 3] == [r["step"] for r in one.reports]
     assert one.settings["recordings"][0]["frames"] == 13

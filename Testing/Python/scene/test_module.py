@@ -54,7 +54,7 @@ def test_every_parameter_bound_in_the_panel_exists(project):
 
     tree = ElementTree.parse(project / "Speckle2Self" / "Resources" / "UI" / "Speckle2Self.ui")
     bound = {p[0].text for p in tree.iter("property") if p.get("name") == "SlicerParameterName"}
-    assert bound | {"model"} == set(Speckle2SelfParameterNode.__annotations__)
+    assert bound | {"model", "device"} == set(Speckle2SelfParameterNode.__annotations__)
 
 
 def test_every_node_selector_gets_the_scene(project):
