@@ -22,7 +22,7 @@ from Speckle2SelfSlicer.trainer import Trainer, export
 from Speckle2SelfSlicer.worker import Worker
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals and limits")
-MOMENTS = max(5, int(os.environ.get("SPECKLE2SELF_FUZZ", "1500")) // 300)
+MOMENTS = max(3, int(os.environ.get("SPECKLE2SELF_FUZZ", "1500")) // 500)
 FRAMES = np.random.default_rng(0).rayleigh(40, (12, 48, 56)).clip(0, 255).astype(np.uint8)
 MANY = np.concatenate([FRAMES] * 60)
 
