@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -54,6 +54,7 @@ export HEAD="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" HOSTS
 srun ./run-hosts.sh
 """,
 }
+PART, STALE = ".part", 3600  # of a folder that is not complete; seconds after which nobody is at work on it
 GONE = "The training process ended unexpectedly (exit code {code}). Resume goes on from the last checkpoint.{last}"
 
 
@@ -132,7 +133,7 @@ class TrainingJob:
             try:
                 self.model = library.add(trained, library.free_name(self.name))
                 self.state = "done"
-                shutil.rmtree(self.folder, ignore_errors=True)
+                _remove(self.folder)
             except (InputError, OSError) as error:
                 self.state, self.message = "failed", f"The trained model could not be kept: {error}"
         elif code == 130:
@@ -170,7 +171,7 @@ class TrainingJob:
             self._child = None
         if self.state != "done":
             self.state, self.message = "stopped", "Cancelled."
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _remove(self.folder)
 
     def close(self) -> None:
         """Ends the process at once; the run can be resumed from its last checkpoint."""
@@ -198,13 +199,10 @@ class Trainer:
         folder = self.folder / slug(name)
         if (folder / "job.json").exists():
             raise InputError(f"There is an unfinished run '{name}'; resume or remove it, or choose another name.")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            job = write_job(folder, recordings, job, held_out)
-            (folder / "name.txt").write_text(name)
-        except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from error
+        _remove(folder)
+        with _whole(folder) as part:
+            job = write_job(part, recordings, job, held_out)
+            (part / "name.txt").write_text(name)
         new = TrainingJob(name, folder, job, self._python)
         new.trainer = self
         self.jobs.append(new)
@@ -219,15 +217,21 @@ class Trainer:
         return self._estimates[-1]
 
     def unfinished(self) -> list[TrainingJob]:
-        """Runs that an earlier session left behind; each is then among `jobs`, stopped."""
+        """Runs that an earlier session left behind; each is then among `jobs`, stopped. What an application that was
+        killed left half written or half removed goes."""
         known = {job.folder for job in self.jobs}
+        for part in self.folder.glob(f"*{PART}"):
+            with suppress(OSError):
+                if time.time() > part.stat().st_mtime + STALE:
+                    shutil.rmtree(part)
         for path in sorted(self.folder.glob("*/job.json")):
-            if path.parent in known:
+            if path.parent in known or path.parent.name.endswith(PART):
                 continue
             try:
                 job = from_dict(Job, json.loads(path.read_text()))
                 name = (path.parent / "name.txt").read_text().strip()
-                reports = read_reports(path.parent / "log.jsonl")
+                log = path.parent / "log.jsonl"
+                reports = read_reports(log) if log.exists() else []  # the application may have ended before the first
             except (OSError, ValueError, RecursionError):
                 continue
             job = replace(job, output="model.safetensors", preview="preview.png")  # wherever the file says
@@ -310,23 +314,47 @@ def export(folder: Path, recordings, job: Job, held_out=()) -> Path:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty; choose a new folder.")
-    made = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with _whole(folder) as part:
         start = library.own_models().get(job.init) if job.init else None
         if start:
-            shutil.copyfile(start, folder / "start.safetensors")
+            shutil.copyfile(start, part / "start.safetensors")
             job = replace(job, init="start.safetensors")
         recordings = [*recordings, *_read_files(job.inputs)]
-        write_job(folder, recordings, replace(job, inputs=(), device="auto"), held_out)
+        write_job(part, recordings, replace(job, inputs=(), device="auto"), held_out)
         for name, text in SCRIPTS.items():
-            (folder / name).write_text(text, newline="\n")
-            (folder / name).chmod(0o755)
-    except OSError as error:
-        if made:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from error
+            (part / name).write_text(text, newline="\n")
+            (part / name).chmod(0o755)
     return folder
+
+
+@contextmanager
+def _whole(folder: Path):
+    """A folder that gets its name when it is complete: a hidden one beside it until then; an empty one gives way.
+
+    Raises InputError where it cannot be written; nothing is left then.
+    """
+    part = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=PART, dir=folder.parent))
+        part.chmod(0o755)
+        yield part
+        if folder.exists():
+            folder.rmdir()
+        part.rename(folder)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from error
+    finally:
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a run's folder; killed meanwhile, no half of it has the run's name."""
+    gone = folder.with_name(f".{folder.name}.{time.monotonic_ns()}{PART}")
+    with suppress(OSError):
+        folder = folder.rename(gone)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_job(folder: Path, recordings, job: Job, held_out=()) -> Job:

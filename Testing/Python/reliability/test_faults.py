@@ -1,13 +1,18 @@
 """Kills, full disks, little memory, nodes that go: the input stays, nothing half done is left, the next run works.
 
-SPECKLE2SELF_FUZZ sets how many random moments are tried, as in test_hostile_input.py; each is named by its seed.
+SPECKLE2SELF_FUZZ sets how many random moments are tried, one in 400, as in test_hostile_input.py; each is named by its
+seed.
 """
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +21,13 @@ import pytest
 import torch
 
 from Speckle2SelfLib import checkpoint, files, library
-from Speckle2SelfLib.config import InputError, Job, ModelConfig
+from Speckle2SelfLib.config import InputError, Job, ModelConfig, from_dict
 from Speckle2SelfLib.network import build
 from Speckle2SelfSlicer.trainer import Trainer, export
 from Speckle2SelfSlicer.worker import Worker
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals and limits")
-MOMENTS = max(3, int(os.environ.get("SPECKLE2SELF_FUZZ", "1500")) // 500)
+MOMENTS = max(2, int(os.environ.get("SPECKLE2SELF_FUZZ", "0")) // 400)
 FRAMES = np.random.default_rng(0).rayleigh(40, (12, 48, 56)).clip(0, 255).astype(np.uint8)
 MANY = np.concatenate([FRAMES] * 60)
 
@@ -116,6 +121,126 @@ def test_the_trainer_is_killed_at_any_moment(trainer, job):
     until(lambda: run.reports and run.reports[-1]["step"] > reached, trainer.poll)
     run.cancel()
     assert not list(trainer.folder.iterdir())
+
+
+APPLICATION = """
+import sys
+from pathlib import Path
+import numpy as np
+import slicer
+from Speckle2SelfLib import library
+from Speckle2SelfSlicer import comparison
+source, start, folder, what = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
+despeckle, train = (slicer.util.getModuleLogic(name) for name in ("Speckle2Self", "SpeckleTrain"))
+frame = np.zeros((128, 128), bool)
+frame[4:40, 4:50] = True
+def now(moment):
+    print(moment, flush=True)
+while True:
+    now("loading")
+    slicer.mrmlScene.Clear()
+    cine = slicer.util.loadSequence(str(source))
+    now("starting to train")
+    train.trainer.unfinished()
+    for job in list(train.trainer.jobs):
+        if job.resumable:
+            train.trainer.resume(job)
+        elif job.ended or what == "write":  # it had no checkpoint yet
+            job.cancel()
+            train.trainer.jobs.remove(job)
+    if not train.trainer.jobs:
+        train.start([cine], init=start, steps=10**6, device="cpu", region="none", name="Mine")
+    (job,) = train.trainer.jobs
+    if what != "write":
+        now("despeckling and training")
+        run = despeckle.start(cine, model="median", region=frame)
+        while not run.ended:
+            despeckle.worker.poll()
+            train.poll()
+            run.step()
+        assert run.state == "done", run.message
+    now("keeping region, figures and model")
+    comparison.rememberRegion(comparison.shown(cine), frame)
+    figures = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", "figures")
+    slicer.util.updateTableFromArray(figures, np.arange(3000.0).reshape(1000, 3), ["a", "b", "c"])
+    comparison.writeTable(figures, folder / "figures.csv")
+    library.export(library.add(start, library.free_name("copy")), folder / "copy.safetensors")
+    now("exporting a run")
+    number = sum(1 for _ in folder.glob("export-*"))
+    train.exportJob([cine], folder / f"export-{number}", preset="adapt", init=start)
+    assert job.state == "running", job.message
+    if what == "once":
+        break
+now("ending")
+job.cancel()
+despeckle.close()
+"""
+
+
+def whole(folder, home, recording):
+    """Everything of a final name that the application writes can be read to its end."""
+    for path in [*folder.glob("*.safetensors"), *home.glob("models/*.safetensors"), *home.glob("runs/*/*.safetensors")]:
+        checkpoint.load(path)
+    for path in home.glob("runs/*/*.state"):
+        checkpoint.load_state(path)
+    for path in (path for path in [*folder.glob("export-*"), *home.glob("runs/*")] if not path.name.endswith(".part")):
+        assert from_dict(Job, json.loads((path / "job.json").read_text())).preset == "adapt"
+        assert np.array_equal(np.load(path / "recording-1.npy"), recording)
+    for path in folder.glob("export-*"):
+        assert {"run.sh", "run.slurm", "run-hosts.sh"} <= {entry.name for entry in path.iterdir()}
+    for path in folder.glob("figures.csv"):
+        assert np.loadtxt(path, delimiter=",", skiprows=1).shape == (1000, 3)
+    for path in home.glob("regions/*.png"):
+        assert files.read(path).frames.sum() == 255 * 36 * 46
+    kinds = {"in.seq.nrrd", "start.model", "figures.csv", "copy.safetensors", "home"}
+    assert {path.name for path in folder.iterdir() if not path.name.startswith((".", "export-"))} <= kinds
+
+
+def running(folder):
+    """Processes that the environment of a test gave this folder to: the application, and all that it started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if f"SPECKLE2SELF_HOME={folder}".encode() in path.read_bytes() and alive(path.parent.name):
+                found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_application_is_killed_at_any_moment(job, tmp_path, project):
+    """While it loads, trains, despeckles, writes into the scene, exports and keeps models and regions."""
+    pytest.importorskip("slicer")
+    source, script, home = tmp_path / "in.seq.nrrd", tmp_path / ".application.py", tmp_path / "home"
+    shutil.copyfile(project / "Testing" / "Data" / "Speckle2SelfCine1.seq.nrrd", source)
+    content = source.read_bytes()
+    script.write_text(APPLICATION)
+    environment = {**os.environ, "SPECKLE2SELF_HOME": str(home), "OMP_NUM_THREADS": "1",
+                   "HEADLESS_SLICER_PYTHON": sys.executable}  # fmt: skip
+
+    def application(what):
+        command = [project / "Testing" / "headless-slicer", script, source, job.init, tmp_path, what]
+        return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    moments = []
+    for number in range(MOMENTS):
+        process = application(("despeckle", "write")[number % 2])
+        assert process.stdout.readline() == "loading\n", process.communicate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(float(np.random.default_rng([number, 7]).uniform(0, (4, 2)[number % 2])))
+        assert process.poll() is None, process.communicate()
+        process.kill()
+        moments.append(["loading", *process.communicate()[0].splitlines()][-1])
+        until(lambda: not running(home), seconds=30)
+        assert source.read_bytes() == content, number
+        whole(tmp_path, home, files.read(source).frames)
+    print(f"The application was killed while {Counter(moments)}")
+    process = application("once")
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and "ending" in said, errors
+    assert not running(home) and source.read_bytes() == content
+    assert list(tmp_path.glob("export-*")) and (tmp_path / "figures.csv").exists()
+    assert list(home.glob("models/*.safetensors")) and list(home.glob("regions/*.png"))
+    assert not [path for path in home.glob("runs/*") if not path.name.endswith(".part")], "the run was removed"
 
 
 SUFFIXES = [".npy", ".npz", ".mha", ".nrrd", ".tif", ".nii.gz", ".dcm"]

@@ -15,7 +15,7 @@ import torch
 from Speckle2SelfLib import checkpoint, library
 from Speckle2SelfLib.config import InputError, Job, ModelConfig
 from Speckle2SelfLib.network import build
-from Speckle2SelfSlicer.trainer import Trainer
+from Speckle2SelfSlicer.trainer import Trainer, write_job
 
 
 @pytest.fixture
@@ -106,6 +106,34 @@ def test_a_killed_run_says_so_and_goes_on_from_its_checkpoint(trainer, job):
     assert time.monotonic() - started < 1 and not alive(pid)
 
 
+def test_a_run_that_was_killed_before_it_reported_can_be_removed(tmp_path, job):
+    write_job(made(tmp_path / "early"), [FRAMES], job)
+    (tmp_path / "early" / "name.txt").write_text("early")
+    trainer = Trainer(tmp_path)
+    assert trainer.unfinished() == [] and [left.name for left in trainer.jobs] == ["early"]
+    with pytest.raises(InputError, match="unfinished run 'early'"):
+        trainer.add("early", [FRAMES], job)
+    trainer.jobs[0].cancel()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["start.model"]
+
+
+def test_what_a_killed_application_left_half_written_is_no_run_and_goes(tmp_path, job):
+    old, new = made(tmp_path / ".old.x.part"), made(tmp_path / ".new.x.part")
+    for folder in (old, new):
+        write_job(folder, [FRAMES], job)
+        (folder / "name.txt").write_text("half")
+    os.utime(old, (0, 0))
+    trainer = Trainer(tmp_path)
+    trainer.unfinished()
+    assert trainer.jobs == [] and not old.exists()
+    assert new.exists(), "another application may be at work on it"
+
+
+def made(folder):
+    folder.mkdir()
+    return folder
+
+
 def test_bad_input_is_told_in_the_words_of_the_core(trainer, job):
     run = trainer.add("flat", [np.zeros((4, 64, 64), np.uint8)], job)
     assert trainer.wait(run, 60) and run.state == "failed"
@@ -128,7 +156,7 @@ def test_a_run_ends_with_the_application_that_started_it(tmp_path, job):
     code = """
 import sys, time, numpy as np
 from Speckle2SelfLib.config import Job
-from Speckle2SelfSlicer.trainer import Trainer
+from Speckle2SelfSlicer.trainer import Trainer, write_job
 trainer = Trainer()
 run = trainer.add("orphan", [np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)],
                   Job("", preset="adapt", init=sys.argv[1], steps=10**6, batch=2, device="cpu", report=1))
