@@ -1,11 +1,12 @@
-# make demo [INPUT=path], make test, make bench, make lint, make screenshots. The first call sets up .venv; later ones skip that.
+# make demo [INPUT=path], make test, make bench, make lint, make audit, make screenshots. The first call sets up .venv;
+# later ones skip that.
 PYTHON ?= python3
 # Some package indexes resolve a bare "torch" to gigabytes of CUDA libraries; any build from 2.2 on will do.
 TORCH ?= torch==2.13.0
 INPUT ?=
 READY := .venv/.ready
 
-.PHONY: demo test bench bench-panel lint screenshots clean
+.PHONY: demo test bench bench-panel lint audit screenshots clean
 
 demo: $(READY)
 	Testing/headless-slicer Testing/demo.py $(if $(INPUT),"$(INPUT)")
@@ -25,6 +26,13 @@ bench-panel: $(READY)
 lint: $(READY)
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
+
+# Known vulnerabilities of what .venv holds, as PyPI tells them; fails where it tells nothing of a package.
+audit: $(READY)
+	.venv/bin/python -m venv build/audit
+	build/audit/bin/python -m pip install --quiet pip-audit
+	.venv/bin/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > build/audit/installed.txt
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement build/audit/installed.txt
 
 screenshots: $(READY)
 	Testing/headless-slicer --main-window Testing/screenshots.py

@@ -117,6 +117,7 @@ def test_the_index_entry_is_complete_and_agrees_with_the_metadata(project):
     assert entry["tier"] in range(1, 6) and type(entry["tier"]) is int
     assert entry["category"] == told["CATEGORY"] == "Ultrasound"
     assert entry["scm_url"] == f"{told['HOMEPAGE']}.git"
+    assert told["HOMEPAGE"].split("/")[-1] == "SlicerSpeckle2Self", "as the index names repositories"
     assert entry["build_dependencies"] == told["DEPENDS"].split() == ["PyTorch"]
 
 
@@ -125,6 +126,10 @@ def test_the_metadata_of_the_extension_are_complete(project):
     names = {"HOMEPAGE", "CATEGORY", "CONTRIBUTORS", "DESCRIPTION", "ICONURL", "SCREENSHOTURLS", "DEPENDS"}
     assert set(told) == names and all(told.values())
     assert told["DESCRIPTION"].endswith(".") and len(told["DESCRIPTION"]) < 200
+    text = (project / "CMakeLists.txt").read_text()
+    assert re.search(r"project\(Speckle2Self\)", text), "the name of the index entry"
+    for name in ("ICONURL", "SCREENSHOTURLS"):
+        assert re.search(rf'set\s*\(EXTENSION_{name}\s*"([^"]+)"\)', text), "on one line, as the index reads it"
 
 
 def test_pictures_that_the_metadata_name_are_in_the_repository(project):

@@ -1,6 +1,5 @@
 """The extension as Slicer installs it: configured by real cmake, flat, complete, and at work from there."""
 
-import json
 import re
 import shutil
 import subprocess
@@ -87,15 +86,3 @@ assert slicer.util.arrayFromVolume(output).std() < 0.5 * frames.std()
     command = [launcher, "--additional-module-paths", installed, script, installed]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-
-
-def test_the_index_entry_is_complete(project):
-    entry = json.loads((project / "Speckle2Self.json").read_text())
-    assert {"$schema", "category", "scm_url", "build_dependencies", "tier"} <= set(entry)
-    assert entry["category"] == "Ultrasound" and entry["build_dependencies"] == ["PyTorch"]
-
-
-def test_the_icon_is_as_the_index_wants_it(project):
-    header = (project / "Resources" / "Speckle2Self.png").read_bytes()[:24]
-    assert header[:8] == b"\x89PNG\r\n\x1a\n"
-    assert (int.from_bytes(header[16:20]), int.from_bytes(header[20:24])) == (128, 128)
