@@ -302,6 +302,15 @@ def test_times_closer_than_the_tolerance_stay_apart(scene):
     assert output.GetNumericIndexValueTolerance() == 0.1
 
 
+def test_equal_time_stamps_in_a_file_are_merged_by_slicer_alone(slicer_app, project, tmp_path):
+    """Frames of one time are one item of Slicer's sequence, on loading; each that is there has a result at its time."""
+    content = (project / "Testing" / "Data" / "Speckle2SelfCine1.seq.nrrd").read_bytes()
+    (tmp_path / "equal.seq.nrrd").write_bytes(content.replace(b"=0.00 0.05 0.10 0.15", b"=0.00 0.00 0.00 0.15"))
+    sequence = slicer.util.loadSequence(str(tmp_path / "equal.seq.nrrd"))
+    assert index_values(sequence)[:2] == ["0.00", "0.15"] and sequence.GetNumberOfDataNodes() == 18
+    assert index_values(despeckle(sequence)) == index_values(sequence)
+
+
 def test_a_text_index_stays_one(scene):
     sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode", "Views")
     sequence.SetIndexType(slicer.vtkMRMLSequenceNode.TextIndex)
