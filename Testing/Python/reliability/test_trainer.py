@@ -90,22 +90,6 @@ def test_a_stopped_run_is_resumed_also_by_another_application(trainer, job):
     assert not list(trainer.folder.iterdir()) and not other.unfinished()
 
 
-def test_a_killed_run_says_so_and_goes_on_from_its_checkpoint(trainer, job):
-    from dataclasses import replace
-
-    run = trainer.add("killed", [FRAMES], replace(job, steps=100_000, interval=3))
-    until(trainer, lambda: len(run.reports) > 5)
-    run._child.process.kill()
-    assert trainer.wait(run, 30) and run.state == "failed"
-    assert "ended unexpectedly" in run.message and run.resumable
-    trainer.resume(run)
-    until(trainer, lambda: run.settings.get("from_step", 0) >= 3)
-    started = time.monotonic()
-    pid = run._child.process.pid
-    run.cancel()
-    assert time.monotonic() - started < 1 and not alive(pid)
-
-
 def test_a_run_that_was_killed_before_it_reported_can_be_removed(tmp_path, job):
     write_job(made(tmp_path / "early"), [FRAMES], job)
     (tmp_path / "early" / "name.txt").write_text("early")

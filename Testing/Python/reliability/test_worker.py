@@ -162,18 +162,6 @@ def test_cancel_ends_a_process_that_does_not_hear(worker):
     assert late.state == "cancelled" and worker.pid is None
 
 
-def test_a_killed_process_fails_its_job_and_the_next_job_gets_a_fresh_one(worker):
-    job = worker.despeckle(MANY, model="nlm")
-    until(worker, lambda: job.region is not None)
-    os.kill(worker.pid, signal.SIGKILL)
-    finish(worker, job)
-    assert job.state == "failed"
-    assert job.message == (
-        "The despeckling process ended unexpectedly (signal 9); nothing was changed. Apply again to start a fresh one."
-    )
-    assert finish(worker, worker.despeckle(FRAMES, model="median")).state == "done"
-
-
 @pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), 9)"])
 def test_the_process_ends_with_the_application(project, end):
     code = f"""

@@ -51,7 +51,7 @@ def test_a_recording_in_the_scene_becomes_a_model_that_despeckles(logic, volume)
 
 
 def test_curves_and_previews_are_nodes_that_are_kept_up_to_date(logic, volume):
-    job = logic.start([volume], init="start", steps=60, region="none", name="Mine")
+    job = logic.start([volume], init="start", steps=16, region="none", name="Mine")
     while len(job.reports) < 3:
         logic.poll()
     nodes = logic.showProgress(job)
@@ -106,7 +106,7 @@ def test_what_cannot_be_trained_on_is_refused(logic, volume):
 
 
 def test_the_scene_may_be_closed_while_a_run_goes_on(logic, volume):
-    job = logic.start([volume], init="start", steps=30, region="none")
+    job = logic.start([volume], init="start", steps=4, region="none")
     slicer.mrmlScene.Clear()
     assert job.wait(90) and job.state == "done", job.message
 
