@@ -54,7 +54,7 @@ class SpeckleTrain(ScriptedLoadableModule):
             "and not for diagnosis.</p>"
             "<p>The idea is that of Li, Navab, Jiang, <i>Speckle2Self: Self-Supervised Ultrasound Speckle "
             "Reduction Without Clean Data</i>, Medical Image Analysis 2025, 103755. Please cite it.</p>"
-            '<p>See the <a href="https://github.com/Speckle2Self/Speckle2Self#readme">documentation</a>.</p>'
+            '<p>See the <a href="https://github.com/Speckle2Self/SlicerSpeckle2Self#readme">documentation</a>.</p>'
         )
         self.parent.acknowledgementText = _(
             "This is an independent implementation. The method that it starts from was published by "

@@ -33,7 +33,7 @@ class ModelConfig:
     """What a checkpoint needs besides its weights to be used the same way everywhere."""
 
     architecture: str = "fast"  # "fast": ours, no normalisation layers; "published": Li, Navab, Jiang 2025
-    width: int = 32  # channels of the fast network's first level
+    width: int = 32  # of the fast network: half, double and fourfold are the channels of its levels
     scales: int = 3  # "published" only: encoders in the checkpoint, 3, or 1 for the full-scale half alone
     normalisation: str = "cine"  # one grey mapping for the whole cine, or min-max of every frame (as published)
     grain: tuple[float, float] | None = None  # smallest and largest speckle grain, pixels; others are resampled to it
@@ -64,6 +64,7 @@ class TrainingConfig:
     learning_rate: float = 1e-3  # of Adam; falls to 1 % along a cosine, except in the published recipe
     simulated: int = 0  # anatomies simulated with known truth and mixed in
     share: float = 0.5  # of the steps that take simulated frames, when there are recorded ones too
+    lead: float = 0.0  # of the steps, in which the lattice's network learns alone, for one that is good already
     averaging: float = 0.995  # of the weights over the steps (exponential); 0: the last weights are kept
     seed: int = 0
     interval: int = 100  # steps from one validation and checkpoint to the next
@@ -81,14 +82,15 @@ class TrainingConfig:
         ):
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{name} = {getattr(self, name)} is outside {low} to {high}.")
-        if not 0 < self.learning_rate <= 1 or not 0 <= self.averaging < 1 or not 0 <= self.share <= 1:
-            raise InputError("learning_rate, averaging and share lie between 0 and 1.")
+        shares = (self.share, self.lead, self.learning_rate)
+        if not all(0 <= share <= 1 for share in shares) or not 0 <= self.averaging < 1 or not self.learning_rate:
+            raise InputError("learning_rate, averaging, share and lead lie between 0 and 1.")
 
 
 PRESETS = {
-    "adapt": TrainingConfig(steps=400, learning_rate=3e-4, averaging=0.98, interval=50),
+    "adapt": TrainingConfig(steps=600, learning_rate=3e-4, averaging=0.98, interval=50, simulated=200, lead=0.3),
     "standard": TrainingConfig(steps=3000),
-    "default": TrainingConfig(steps=2000, simulated=4000),
+    "default": TrainingConfig(steps=5000, batch=16, learning_rate=1.5e-3, simulated=10_000),
     "paper": TrainingConfig(recipe="published", steps=100_000, batch=16, crop=512, averaging=0.0),
 }
 
@@ -106,7 +108,7 @@ class Job:
     simulated: int | None = None
     batch: int | None = None
     interval: int | None = None
-    width: int | None = None  # channels of a new fast network's first level; half of it is four times as fast
+    width: int | None = None  # of a new fast network; 16 is two to three times as fast as 32
     minutes: float | None = None  # to train for, instead of a number of steps; measured in a short warm-up
     seed: int = 0
     init: str | None = None  # a model to start from; the preset "adapt" starts from "default"
@@ -139,6 +141,8 @@ class Job:
         """The preset with what this job changes of it."""
         names = ("recipe", "steps", "simulated", "batch", "interval")
         changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.recipe == "published":
+            changes = {"simulated": 0} | changes  # the published method knows no truth
         return replace(PRESETS[self.preset], seed=self.seed, **changes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -26,7 +27,7 @@ TILE = 768  # pixels; larger images go through a network without normalisation l
 SMALLEST = 8  # pixels, of either side of a frame
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one is another than its copy, whose weights may differ
 class Model:
     """A network with what belongs to it."""
 
@@ -94,7 +95,7 @@ def despeckle(
     if not callable(model) and not isinstance(model, Model):
         model = load_model(model)
     place = torch.device("cpu") if callable(model) else choose_device(device)
-    engine = _filter_engine(model) if callable(model) else _network_engine(model, place, precision)
+    engine = _FilterEngine(model) if callable(model) else _NetworkEngine(model, place, precision)
     output = _made(frames, output)
     low, high = grey_mapping(stack, region) if mapping is None else mapping
     if not region.any() or high <= low or strength == 0:
@@ -115,28 +116,10 @@ def despeckle(
             raise Cancelled
         whole, part = slice(start, start + block), cut[start : start + block]
         np.copyto(output.reshape(stack.shape)[whole], stack[whole])
-        before = luminance(part)
-        finite = np.isfinite(before)
-        seen = _without_gaps(before, region, finite)
-        if each:
-            lows, highs = (f(seen, axis=(1, 2), keepdims=True) for f in (np.min, np.max))
-        else:
-            lows, highs = np.float32(low), np.float32(high)
-        spans = np.where(highs > lows, highs - lows, 1)
-        scaled = (seen - lows) / spans
-        excess = np.maximum(scaled - (1 if callable(model) else BRIGHTEST), 0)
-        after = np.maximum(engine(np.maximum(scaled - excess, 0), grain), 0) + excess
-        if each:
-            after = np.minimum(after, 1)
-        if gamma != 1:
-            after = after**gamma
-        after = lows + spans * after
-        if strength < 1:
-            after = strength * after + (1 - strength) * np.where(finite, before, 0)
-        change = region & finite & (highs > lows)
+        after, change = _despeckled(part, region, engine, grain, place, None if each else (low, high), gamma, strength)
         if cut.ndim == 4:
-            change &= grey(part)
-        _write(result[whole], part, before, after, change, bounds)
+            change = change & grey(part)
+        _write(result[whole], part, after, change, bounds)
         release(stack)
         release(output)
         if progress:
@@ -217,10 +200,40 @@ def _nearest(inside: bytes, shape: tuple[int, int]) -> np.ndarray:
     return fill_outside(indices, np.frombuffer(inside, bool).reshape(shape)).ravel()
 
 
-def _write(result, part, before, after, change, bounds) -> None:
-    """Puts `after` into `result` where `change` is True, in the type and value range of `part`."""
+@torch.inference_mode()
+def _despeckled(part, region, engine, grain, place, mapping, gamma, strength) -> tuple[np.ndarray, np.ndarray]:
+    """Grey values of a block (N, H, W[, C]) after despeckling, float32, and where they hold, bool (N or none, H, W).
+
+    mapping: the grey values that become 0 and 1; None: each frame's own smallest and largest.
+    """
+    before = luminance(part)
+    finite = np.isfinite(before) if part.dtype.kind == "f" else np.True_
+    seen = torch.from_numpy(_without_gaps(before, region, finite)).to(place)  # (N, H, W)
+    if mapping is None:
+        lows = seen.amin((1, 2), keepdim=True)
+        spans = seen.amax((1, 2), keepdim=True) - lows
+    else:
+        lows, spans = (
+            torch.tensor(v, dtype=torch.float32, device=place) for v in (mapping[0], mapping[1] - mapping[0])
+        )
+    after = (seen - lows).div_(torch.where(spans > 0, spans, 1)).clamp_(min=0)
+    brightest = float(after.max())
+    excess = (after - engine.brightest).clamp_(min=0) if brightest > engine.brightest else 0
+    after = engine(after.clamp_(max=engine.brightest), grain).clamp_(min=0).add_(excess)
+    if mapping is None:
+        after.clamp_(max=1)
+    if gamma != 1:
+        after.pow_(gamma)
+    after.mul_(spans).add_(lows)
+    if strength < 1:
+        after.lerp_(seen, 1 - strength)
+    return after.cpu().numpy(), region & finite & (spans > 0).cpu().numpy()
+
+
+def _write(result, part, after, change, bounds) -> None:
+    """Puts `after`, which is overwritten, into `result` where `change` is True, in the type and range of `part`."""
     if part.ndim == 4:  # each channel moves by what the luminance moves: hue stays
-        moved = after - before
+        moved = after - luminance(part)
         for channel in range(3):
             _put(result[..., channel], part[..., channel] + moved, change, bounds)
     else:
@@ -228,34 +241,44 @@ def _write(result, part, before, after, change, bounds) -> None:
 
 
 def _put(result, after, change, bounds) -> None:
-    if result.dtype.kind != "f":
-        after = np.rint(after)
-    np.copyto(result, np.clip(after, *bounds).astype(result.dtype), where=change)
+    if result.dtype == np.uint8:  # nearly all that arrives; torch takes all cores
+        values = torch.from_numpy(after).round_().clamp_(*(float(bound) for bound in bounds)).to(torch.uint8).numpy()
+    else:
+        values = np.clip(after if result.dtype.kind == "f" else np.rint(after), *bounds).astype(result.dtype)
+    np.copyto(result, values, where=True if change.all() else change)
 
 
-def _filter_engine(function):
-    return lambda frames, grain: function(frames)
+@lru_cache(maxsize=4)
+def placed(model: Model, device: torch.device, precision: torch.dtype) -> torch.nn.Module:
+    """A copy of the model's network for inference on a device, its weights in the precision."""
+    return copy.deepcopy(model.network).to(device).eval().to_precision(precision)
 
 
-def _network_engine(model: Model, device: torch.device, precision: torch.dtype | None):
-    """A function (N, H, W) float32, grain -> the same shape, through the network."""
-    network = model.network.to(device).eval()
-    if device.type == "cpu":
-        network = network.to(memory_format=network.layout)
-    precision = precision or choose_precision(device)
+class _FilterEngine:
+    """A filter, called as a network is: (N, H, W) float32, grain -> the same shape."""
 
-    def run(frames: np.ndarray, grain) -> np.ndarray:
+    brightest = 1.0  # on its scale it sees nothing brighter
+
+    def __init__(self, function: Callable):
+        self.function = function
+
+    def __call__(self, frames: torch.Tensor, grain) -> torch.Tensor:
+        return torch.from_numpy(np.array(self.function(frames.numpy()), np.float32))
+
+
+class _NetworkEngine:
+    """A model on a device: (N, H, W) float32 there, grain -> the same shape."""
+
+    brightest = BRIGHTEST
+
+    def __init__(self, model: Model, device: torch.device, precision: torch.dtype | None):
+        self.network, self.bounds = placed(model, device, precision or choose_precision(device)), model.config.grain
+
+    def __call__(self, frames: torch.Tensor, grain) -> torch.Tensor:
         size = frames.shape[1:]
-        inner = size if model.config.grain is None else size_at_grain(size, grain, model.config.grain)
-        with (
-            torch.inference_mode(),
-            torch.autocast(device.type, precision, enabled=precision != torch.float32),
-        ):
-            x = torch.from_numpy(frames)[:, None].to(device)  # (N, 1, H, W)
-            x = through_network(network, resample(x, inner)).float()
-            return resample(x, size)[:, 0].cpu().numpy()
-
-    return run
+        inner = size if self.bounds is None else size_at_grain(size, grain, self.bounds)
+        x = through_network(self.network, resample(frames[:, None], inner))  # (N, 1, H, W)
+        return resample(x, size)[:, 0]
 
 
 def through_network(network, x: torch.Tensor, tile: int = TILE) -> torch.Tensor:
@@ -264,7 +287,7 @@ def through_network(network, x: torch.Tensor, tile: int = TILE) -> torch.Tensor:
     A tile takes its surroundings of `network.margin` pixels along, so that tiles and whole frames give the same.
     """
     height, width = x.shape[-2:]
-    edge = network.multiple * 2 if network.margin else 0  # keeps the zero padding away from the image
+    edge = network.multiple if network.margin else 0  # keeps the zero padding away from the image
     pads = []
     for size in (width, height):
         whole = max(size + 2 * edge, 2 * network.multiple)

@@ -61,15 +61,15 @@ def published_views(frames: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 class LatticeViews(NamedTuple):
-    """One frame and one of its lattices; see `lattice_views`."""
+    """One frame and one of its lattices; see `lattice_views`. A simulated frame has its truth instead of a lattice."""
 
     frame: torch.Tensor  # (B, 1, H, W)
-    lattice: torch.Tensor  # (B, 5, h, w): every sy-th row and sx-th column, then sy, sx and where the sites lie
-    sites: tuple[slice, slice]  # the rows and columns of `frame` that `lattice` is to predict, h x w of them
-    truth: torch.Tensor | None = None  # (B, 1, H, W), for simulated frames only
+    lattice: torch.Tensor | None = None  # (B, 5, h, w): every sy-th row and sx-th column, then sy, sx, where sites lie
+    sites: tuple[slice, slice] = ()  # the rows and columns of `frame` that `lattice` is to predict, h x w of them
+    truth: torch.Tensor | None = None  # (B, 1, H, W)
 
 
-def lattice_views(frame, rng, grain=(1.0, 1.0), truth=None) -> LatticeViews:
+def lattice_views(frame, rng, grain=(1.0, 1.0)) -> LatticeViews:
     """Two disjoint lattices of each frame whose speckle is independent (METHOD.md section 3).
 
     The first is every sy-th row and sx-th column from a random phase. The second, the sites to predict, lies between
@@ -77,8 +77,7 @@ def lattice_views(frame, rng, grain=(1.0, 1.0), truth=None) -> LatticeViews:
     the distance are drawn anew for each call: with one step alone, the full-resolution network learns a comb of that
     period, which shows as a ripple.
 
-    Args: frame (B, 1, H, W); rng, a numpy Generator; grain (axial, lateral) as `estimate_grain` measures it, pixels;
-    truth, passed on.
+    Args: frame (B, 1, H, W); rng, a numpy Generator; grain (axial, lateral) as `estimate_grain` measures it, pixels.
     """
     taken, sites, lie = [], [], []
     for size, length in zip(frame.shape[-2:], grain, strict=True):
@@ -93,7 +92,7 @@ def lattice_views(frame, rng, grain=(1.0, 1.0), truth=None) -> LatticeViews:
     lattice = frame[..., taken[0], taken[1]]  # (B, 1, h, w)
     lie = torch.tensor(lie, dtype=frame.dtype, device=frame.device)[None, :, None, None]
     lattice = torch.cat([lattice, lie.expand(len(frame), 4, *lattice.shape[-2:])], 1)  # (B, 5, h, w)
-    return LatticeViews(frame, lattice, tuple(sites), truth)
+    return LatticeViews(frame, lattice, tuple(sites))
 
 
 def speckle_correlation(frames, region=None) -> tuple[np.ndarray, np.ndarray] | None:

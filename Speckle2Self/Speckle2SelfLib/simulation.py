@@ -29,6 +29,7 @@ class SimulationConfig:
     grain: tuple[float, float] | None = None  # pixels (axial, lateral) where the intensity's correlation is 1/2
     layout: str | None = None  # one of LAYOUTS
     geometry: str = "linear"  # "sector": a fan, whose lateral grain grows with depth
+    roughness: float | None = None  # shape of the scatterers' strengths; inf: equally strong, fully developed speckle
 
     def __post_init__(self):
         if len(self.size) != 2 or not all(32 <= n <= 4096 for n in self.size):
@@ -37,6 +38,8 @@ class SimulationConfig:
             raise InputError(f"{self.frames} frames cannot be simulated; ask for 1 to 100000.")
         if self.grain is not None and (len(self.grain) != 2 or not all(0.3 <= g <= 32 for g in self.grain)):
             raise InputError(f"A grain of {self.grain} is not two lengths between 0.3 and 32 pixels.")
+        if self.roughness is not None and not self.roughness > 0:
+            raise InputError(f"A roughness of {self.roughness} is not above zero.")
         if self.layout not in (None, *LAYOUTS):
             raise InputError(f"Unknown layout '{self.layout}'; known are {', '.join(LAYOUTS)}.")
         if self.geometry not in GEOMETRIES:
@@ -130,8 +133,48 @@ class _Anatomy:
     def points(self, count: int):
         """Coherent point targets (needle tip, calcification) whose echo stands 8 to 35 dB above the tissue's."""
         rows, columns = (self.rng.integers(0, n, count) for n in self.size)
-        level = self.decibels[rows, columns] + self.rng.uniform(8, 35, count)
-        self.echoes[rows, columns] = np.maximum(self.echoes[rows, columns], 10 ** (level / 20))
+        self._echo_at(rows, columns, self.rng.uniform(8, 35, count))
+
+    def _echo_at(self, rows, columns, contrast):
+        level = self.decibels[rows, columns] + contrast
+        np.maximum.at(self.echoes, (rows, columns), 10 ** (level / 20))
+
+    def strokes(self, count: int, spacing: float = 0.0):
+        """Straight pieces of echo (wires, needles, fibres), thin, with hard ends, 7 to 24 dB above the tissue's.
+
+        spacing, pixels: they lie side by side at this distance, as in a grating; 0: anywhere, in about one direction.
+        """
+        angle = self.rng.normal(0, 0.3) if self.rng.random() < 0.6 else self.rng.uniform(0, np.pi)
+        length = np.exp(self.rng.uniform(np.log(0.12), np.log(0.8))) * self.unit
+        level, sigma = self.rng.uniform(7, 24), self.rng.uniform(0.3, 1.2)
+        coherent = self.rng.random() < 0.6
+        centre = np.array([self.rng.uniform(0.1, 0.9) * n for n in self.size])
+        for number in range(count):
+            turn = angle
+            if spacing:
+                step = (number - (count - 1) / 2) * spacing
+                middle = centre + step * np.array([np.cos(turn), -np.sin(turn)])
+                half, contrast = length / 2, level
+            else:
+                turn += self.rng.normal(0, 0.12)
+                middle = [self.rng.uniform(0, n) for n in self.size]
+                half, contrast = length / 2 * self.rng.uniform(0.3, 1.5), level * self.rng.uniform(0.8, 1.2)
+            y, x = self.y - middle[0], self.x - middle[1]
+            along, across = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+            ends = 1 / (1 + np.exp(np.clip(4 * (np.abs(along) - half), -40, 40)))
+            profile = np.exp(-((across / sigma) ** 2) / 2) * ends
+            if coherent:
+                self.specular = np.maximum(self.specular, contrast + self.decibels - 40 * (1 - profile))
+            else:
+                self.decibels += contrast * profile
+
+    def row(self, count: int, spacing: float):
+        """Equal point targets in a row, as of a resolution phantom."""
+        turn, middle = self.rng.uniform(0, np.pi), [self.rng.uniform(0.1, 0.9) * n for n in self.size]
+        at = (np.arange(count) - count // 2) * spacing
+        rows, columns = (np.round(m + at * f(turn)).astype(int) for m, f in zip(middle, (np.sin, np.cos), strict=True))
+        inside = (rows >= 0) & (rows < self.size[0]) & (columns >= 0) & (columns < self.size[1])
+        self._echo_at(rows[inside], columns[inside], self.rng.uniform(8, 28))
 
 
 def _draw_anatomy(layout: str, size: tuple[int, int], rng: np.random.Generator) -> _Anatomy:
@@ -176,8 +219,16 @@ def _draw_anatomy(layout: str, size: tuple[int, int], rng: np.random.Generator) 
         for _ in range(rng.integers(0, 3)):
             if rng.random() < 0.4:
                 anatomy.shadow()
-    if rng.random() < 0.4:
-        anatomy.points(int(rng.integers(1, 12)))
+    if layout != "flat" and rng.random() < 0.5:  # fine structure that a smoother would take for speckle
+        kind = rng.random()
+        if kind < 0.35:
+            anatomy.strokes(int(rng.integers(1, 9)), rng.uniform(3, 24))
+        elif kind < 0.8:
+            anatomy.strokes(int(rng.integers(1, 40)))
+        else:
+            anatomy.row(int(rng.integers(2, 12)), rng.uniform(4, 24))
+    if rng.random() < 0.5:
+        anatomy.points(int(rng.integers(1, 16)))
     if rng.random() < 0.5:  # attenuation that the gain does not make up for
         fall = rng.uniform(0, 30) * anatomy.y / size[0]
         anatomy.decibels -= fall
@@ -225,20 +276,41 @@ def _draw_grey_map(level: float, rng: np.random.Generator):
     return lambda e: np.clip(((e / top) ** power - cut) / (1 - cut), 0, 1)
 
 
-# Points of a unit complex normal variable that stand for its distribution: 12 equal shares of the magnitude, 4 phases.
-_SHARES = np.sqrt(-np.log(1 - (np.arange(12) + 0.5) / 12))[:, None] * np.exp(0.5j * np.pi * (np.arange(4) + 0.5))
-_RAYLEIGH = np.sqrt(-np.log(1 - (np.arange(24) + 0.5) / 24))
+def _magnitudes(roughness: float, sigma, rng: np.random.Generator, count: int = 24) -> np.ndarray:
+    """`count` magnitudes of speckle of unit power that stand for equal shares of its distribution.
+
+    Many equally strong scatterers in each pulse give Rayleigh's; others' magnitudes are those of an echo.
+    """
+    shares = (np.arange(count) + 0.5) / count
+    if np.isinf(roughness):
+        return np.sqrt(-np.log(1 - shares))
+    echo = np.hypot(*_echo(_scatterers((96, 96), roughness, rng), sigma, 0, power=False))
+    return np.quantile(echo, shares) / np.sqrt(np.mean(echo**2))
 
 
-def _expected_grey(power: np.ndarray, specular: np.ndarray, grey) -> np.ndarray:
+def _expected_grey(power: np.ndarray, specular: np.ndarray, grey, magnitudes: np.ndarray) -> np.ndarray:
     """The mean of grey(envelope) over speckle of the given mean power beside a coherent amplitude, (H, W)."""
     amplitude = np.sqrt(power)
-    expected = np.mean([grey(amplitude * r) for r in _RAYLEIGH], axis=0)
+    expected = np.mean([grey(amplitude * r) for r in magnitudes], axis=0)
     coherent = specular > 0.1 * amplitude
     if coherent.any():
         a, s = amplitude[coherent], specular[coherent]
-        expected[coherent] = np.mean([grey(np.abs(a * z + s)) for z in _SHARES.ravel()], axis=0)
+        turns = np.exp(0.5j * np.pi * (np.arange(4) + 0.5))
+        few = (magnitudes[::2] + magnitudes[1::2]) / 2
+        expected[coherent] = np.mean([grey(np.abs(a * r * turn + s)) for r in few for turn in turns], axis=0)
     return expected
+
+
+def _scatterers(size, roughness: float, rng: np.random.Generator) -> np.ndarray:
+    """Complex scatterers of unit mean power as (2, H, W): equally strong ones, or of gamma-distributed strength.
+
+    Few strong scatterers in a pulse give speckle with more bright grains than Rayleigh's (K distribution; Shankar
+    1993), as tissue does whose speckle is not fully developed.
+    """
+    field = rng.standard_normal((2, *size), dtype=np.float32) / np.float32(np.sqrt(2))
+    if np.isfinite(roughness):
+        field *= np.sqrt(rng.standard_gamma(roughness, size, dtype=np.float32) / np.float32(roughness))
+    return field
 
 
 def simulate(config: SimulationConfig, rng: np.random.Generator) -> Simulated:
@@ -254,6 +326,9 @@ def simulate(config: SimulationConfig, rng: np.random.Generator) -> Simulated:
     layout = config.layout or str(rng.choice(LAYOUTS, p=[0.13, 0.22, 0.22, 0.18, 0.25]))
     anatomy = _draw_anatomy(layout, config.size, rng)
     spread = rng.uniform(0, 0.8)
+    roughness = config.roughness
+    if roughness is None:
+        roughness = float(np.exp(rng.uniform(np.log(0.06), 0))) if rng.random() < 0.4 else np.inf
 
     amplitude = 10 ** (anatomy.decibels / 20)
     scale = np.sqrt(np.mean(amplitude**2))
@@ -263,7 +338,8 @@ def simulate(config: SimulationConfig, rng: np.random.Generator) -> Simulated:
     floor = 10 ** (rng.uniform(-60, -25) / 20)  # electronic noise
     power = np.maximum(_echo(amplitude[None] ** 2, sigma, spread, power=True)[0], 0)
     grey = _draw_grey_map(float(np.sqrt(np.quantile(power, 0.995))), rng)
-    truth = _expected_grey(power + floor**2, specular, grey).astype(np.float32)
+    magnitudes = _magnitudes(roughness, sigma, rng)
+    truth = _expected_grey(power + floor**2, specular, grey, magnitudes).astype(np.float32)
 
     # Scatterers beyond the image's edges take part too: mirrored ones would add up coherently there.
     edge = tuple(min(int(np.ceil(5 * s)), n - 1) for s, n in zip(sigma, config.size, strict=True))
@@ -271,9 +347,10 @@ def simulate(config: SimulationConfig, rng: np.random.Generator) -> Simulated:
     inner = (..., slice(edge[0], -edge[0]), slice(edge[1], -edge[1]))
     frames = np.empty((config.frames, *config.size), np.float32)
     for frame in frames:
-        scatterers = rng.standard_normal((4, *wide.shape), dtype=np.float32) / np.float32(np.sqrt(2))
-        echo = _echo(scatterers[:2] * wide, sigma, spread, power=False)[inner]
-        noise = floor * _echo(scatterers[2:], tuple(s * 0.7 for s in sigma), 0, power=False)[inner]
+        echo = _echo(_scatterers(wide.shape, roughness, rng) * wide, sigma, spread, power=False)[inner]
+        noise = (
+            floor * _echo(_scatterers(wide.shape, np.inf, rng), tuple(s * 0.7 for s in sigma), 0, power=False)[inner]
+        )
         frame[:] = grey(np.hypot(echo[0] + noise[0] + specular, echo[1] + noise[1]))
     region = np.ones(config.size, bool)
     labels = anatomy.labels

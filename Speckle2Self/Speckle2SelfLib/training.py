@@ -29,7 +29,7 @@ from .frames import (
 )
 from .loss import disjoint_loss, published_loss
 from .network import LatticePair, build
-from .perturbation import estimate_grain, lattice_views, min_max, published_views
+from .perturbation import LatticeViews, estimate_grain, lattice_views, min_max, published_views
 from .simulation import SimulationConfig, simulate
 
 FAST_GRAIN = (0.75, 1.7)  # pixels, as `estimate_grain` measures it: what the simulated frames span
@@ -136,7 +136,8 @@ class Training:
         self.recorded, self.held_out = cines, list(held_out)
         self.simulated = None
         if config.simulated:
-            self.simulated = simulate_cines(config.simulated, config.crop, self.rng)
+            count = min(config.simulated, config.steps * config.batch)
+            self.simulated = simulate_cines(count, config.crop, self.rng)
             self.held_out.append(simulate_cines(HELD_OUT_ANATOMIES, config.crop, np.random.default_rng([config.seed])))
         if not cines and not config.simulated:
             raise InputError("There is nothing to train on: give recordings, or simulate some.")
@@ -153,7 +154,11 @@ class Training:
         else:
             self.pair, self.views, self.loss = LatticePair(network).to(self.device), self._lattice_views, disjoint_loss
         self.pair = self.pair.to(memory_format=torch.channels_last).train()
-        self.model = DistributedDataParallel(self.pair) if self.processes > 1 else self.pair
+        self.model = self.pair
+        if self.processes > 1:  # simulated frames leave the lattice's network out
+            self.model = DistributedDataParallel(
+                self.pair, find_unused_parameters=bool(config.simulated or config.lead)
+            )
         self.network, self._average = network, lambda: None
         if config.averaging:
             averaging = get_ema_multi_avg_fn(config.averaging)
@@ -168,7 +173,7 @@ class Training:
         Where memory is short the batch is halved, and the report's message says so. Raises InputError where the loss
         is no number, or where memory is too short for a single frame.
         """
-        started, first, message = time.monotonic(), self.step, ""
+        started, first, message, latest = time.monotonic(), self.step, "", {}
         while self.step < self.config.steps:
             try:
                 terms = self._train_step()
@@ -183,7 +188,8 @@ class Training:
                 continue
             self.step += 1
             rate = (self.step - first) / max(time.monotonic() - started, 1e-9)
-            yield Report(self.step, self.config.steps, terms, rate, message)
+            latest = latest | terms  # simulated and recorded frames have terms of their own
+            yield Report(self.step, self.config.steps, latest, rate, message)
             message = ""
         self.network.eval()
 
@@ -198,7 +204,8 @@ class Training:
             views = self.views(batch, self.rng)
             predictions = self.model(views)
             terms = self.loss(predictions, views)
-        total = sum(terms.values())
+        leads = self.step < config.lead * config.steps
+        total = sum(term for name, term in terms.items() if not (leads and name == "consistency"))
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()
         values = torch.stack([term.detach().float() for term in terms.values()])
@@ -226,7 +233,8 @@ class Training:
                 frame = cine.frames[number : number + 1].to(self.device)
                 truth = None if cine.truth is None else cine.truth[number : number + 1].to(self.device)
                 height, width = (min(n // 16 * 16, 512) for n in frame.shape[-2:])
-                views = self.views(Batch(frame[..., :height, :width], None, cine.grain), rng)
+                part = None if truth is None else truth[..., :height, :width]
+                views = self.views(Batch(frame[..., :height, :width], part, cine.grain), rng)
                 for name, term in self.loss(self.pair(views), views).items():
                     terms.setdefault(f"held-out {name}", []).append(term.item())
                 before = min_max(frame.float()) if self.config.recipe == "published" else frame
@@ -294,8 +302,10 @@ class Training:
         return tuple(augment(view, batch.augmentation) for view in published_views(batch.frames))
 
     def _lattice_views(self, batch: Batch, rng):
-        truth = None if batch.truth is None else augment(batch.truth, batch.augmentation)
-        return lattice_views(augment(batch.frames, batch.augmentation), rng, batch.grain, truth)
+        frames = augment(batch.frames, batch.augmentation)
+        if batch.truth is not None:
+            return LatticeViews(frames, truth=augment(batch.truth, batch.augmentation))
+        return lattice_views(frames, rng, batch.grain)
 
 
 def to_8_bit(x: torch.Tensor) -> np.ndarray:

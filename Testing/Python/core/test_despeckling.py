@@ -34,7 +34,7 @@ def network():
     torch.manual_seed(0)
     network = FastNetwork(8).eval()
     for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
+        torch.nn.init.normal_(parameter, std=0.2)
     return network
 
 

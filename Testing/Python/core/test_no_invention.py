@@ -54,7 +54,9 @@ def phantom(put=lambda anatomy: None, grain=GRAIN, frames=5, seed=0):
         return anatomy
 
     with patch.object(simulation, "_draw_anatomy", draw), patch.object(simulation, "_draw_grey_map", lambda *_: grey):
-        simulated = simulate(SimulationConfig((SIZE, SIZE), frames, grain, "flat"), np.random.default_rng(seed))
+        simulated = simulate(
+            SimulationConfig((SIZE, SIZE), frames, grain, "flat", roughness=np.inf), np.random.default_rng(seed)
+        )
     return simulated, despeckle(simulated.frames, "default", region=None, device="cpu", precision=torch.float32)
 
 

@@ -39,12 +39,19 @@ def test_consistency_teaches_the_full_network_alone():
     assert pair.high.head.weight.grad.abs().sum() > 0
 
 
-def test_a_known_truth_takes_the_place_of_consistency():
+def test_a_known_truth_takes_the_place_of_the_lattice():
     frame = torch.zeros(1, 1, 16, 16)
-    views = LatticeViews(frame, frame[..., ::4, ::4], (slice(2, 15, 4), slice(2, 15, 4)), truth=frame + 2)
-    terms = disjoint_loss(LatticePredictions(views.lattice, frame + 1), views)
-    assert set(terms) == {"lattice", "truth"}
+    terms = disjoint_loss(LatticePredictions(None, frame + 1), LatticeViews(frame, truth=frame + 2))
+    assert set(terms) == {"truth"}
     assert terms["truth"] == pytest.approx(1 - 0.0025)
+
+
+def test_a_point_that_is_lost_costs_more_than_one_that_is_left_over():
+    nothing, point = torch.zeros(2, 1, 1, 32, 32)
+    point[..., 16, 16] = 1
+    lost = disjoint_loss(LatticePredictions(None, nothing), LatticeViews(point, truth=point))["truth"]
+    left = disjoint_loss(LatticePredictions(None, point), LatticeViews(point, truth=nothing))["truth"]
+    assert lost == pytest.approx(2.5 * left)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

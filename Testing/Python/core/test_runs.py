@@ -38,6 +38,7 @@ def folder(tmp_path, monkeypatch):
 
 def job(**changes):
     given = {"inputs": ["Doe^Jane.npy"], "output": "m.model", "init": "start.model", "preset": "adapt", "batch": 2}
+    given["simulated"] = 0
     return Job(**({**given, "steps": 12, "device": "cpu", "region": "none", "report": 1} | changes))
 
 
@@ -227,7 +228,7 @@ from Speckle2SelfLib.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
     command = [sys.executable, "-c", code, "train", "Doe^Jane.npy", "--output", "m.model", "--init", "start.model",
-               "--preset", "adapt", "--batch", "2", "--steps", "100000", "--region", "none", "--resume",
+               "--preset", "adapt", "--simulated", "0", "--batch", "2", "--steps", "100000", "--region", "none", "--resume",
                "--report", "1"]  # fmt: skip
     chance, reached = random.Random(0), 0
     for _ in range(4):

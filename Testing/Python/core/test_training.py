@@ -7,16 +7,17 @@ import torch
 from Speckle2SelfLib.config import InputError, ModelConfig, TrainingConfig
 from Speckle2SelfLib.despeckling import Model, despeckle
 from Speckle2SelfLib.frames import augment, draw_augmentation
+from Speckle2SelfLib.network import build
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
 from Speckle2SelfLib.training import Cine, Training, prepare_cine
 
-FAST = ModelConfig(width=8, grain=(0.75, 1.7))
+FAST = ModelConfig(width=16, grain=(0.75, 1.7))
 CONFIG = TrainingConfig(steps=6, batch=2, crop=32)
 
 
 @pytest.fixture(scope="module")
 def cine():
-    simulated = simulate(SimulationConfig((96, 96), 8, (1.3, 1.3), "organ"), np.random.default_rng(0))
+    simulated = simulate(SimulationConfig((96, 96), 8, (1.3, 1.3), "organ", roughness=np.inf), np.random.default_rng(0))
     return simulated.frames, simulated.truth
 
 
@@ -47,8 +48,17 @@ def test_the_same_seed_gives_the_same_weights(cine, recipe):
 def test_simulated_frames_bring_their_truth(cine):
     config = TrainingConfig(steps=2, batch=2, crop=32, simulated=3, share=1.0)
     reports, _ = finish(Training([], config, FAST))
-    assert set(reports[-1].terms) == {"lattice", "truth"}
+    assert set(reports[-1].terms) == {"truth"}
     assert reports[-1].step == reports[-1].steps == 2
+
+
+def test_a_network_that_is_good_already_waits_for_that_of_the_lattice(cine):
+    network = build(FAST)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    config = TrainingConfig(steps=2, batch=2, crop=32, lead=1.0, averaging=0.0)
+    reports, after = finish(Training([prepare_cine(cine[0], None, FAST)], config, FAST, network))
+    assert set(reports[0].terms) == {"lattice", "consistency"}
+    assert all(torch.equal(before[name], tensor) for name, tensor in after.state_dict().items())
 
 
 def test_training_starts_from_a_given_network_and_leaves_it_trained(cine):
@@ -73,7 +83,9 @@ def test_nothing_to_train_on_is_refused():
 
 
 def test_frames_are_cut_to_their_region_and_brought_to_the_models_grain():
-    frames = simulate(SimulationConfig((96, 128), 2, (1.5, 6.0), "flat"), np.random.default_rng(0)).frames
+    frames = simulate(
+        SimulationConfig((96, 128), 2, (1.5, 6.0), "flat", roughness=np.inf), np.random.default_rng(0)
+    ).frames
     region = np.zeros((96, 128), bool)
     region[10:90, 20:120] = True
     cine = prepare_cine(frames, region, FAST)

@@ -143,7 +143,7 @@ from Speckle2SelfLib.config import Job
 from Speckle2SelfSlicer.trainer import Trainer, write_job
 trainer = Trainer()
 run = trainer.add("orphan", [np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)],
-                  Job("", preset="adapt", init=sys.argv[1], steps=10**6, batch=2, device="cpu", report=1))
+                  Job("", preset="adapt", init=sys.argv[1], steps=10**6, simulated=0, batch=2, device="cpu", report=1))
 while len(run.reports) < 3:
     trainer.poll()
     time.sleep(0.02)
