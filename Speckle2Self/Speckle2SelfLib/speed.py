@@ -79,7 +79,7 @@ def count(network: torch.nn.Module, inputs, pixels: int) -> Work:
     kinds = (torch.nn.Conv2d, torch.nn.ConvTranspose2d)
     hooks = [layer.register_forward_hook(add) for layer in network.modules() if isinstance(layer, kinds)]
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # in inference, convolutions are fused and hooks are not called
             network(inputs)
     finally:
         for hook in hooks:

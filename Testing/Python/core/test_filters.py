@@ -9,7 +9,7 @@ from Speckle2SelfLib.simulation import SimulationConfig, simulate
 
 @pytest.fixture(scope="module")
 def speckle():
-    return simulate(SimulationConfig((64, 64), 2, (1.2, 2.0), "flat"), np.random.default_rng(0))
+    return simulate(SimulationConfig((64, 64), 2, (1.2, 2.0), "flat", roughness=np.inf), np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("name", FILTERS)

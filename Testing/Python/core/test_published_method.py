@@ -39,6 +39,7 @@ def check_against(numbers, network):
             assert np.abs(prediction.numpy() - numbers[f"pred_{scale}"]).max() <= 1e-4
         inference = network(views[0]).clamp(0, 1)[:, 0].numpy()
     assert np.abs(inference - numbers["inference"]).max() <= 1e-4
+    network.train()
     optimiser = torch.optim.Adam(network.parameters(), 1e-3, betas=(0.5, 0.999))
     for step, expected in enumerate(numbers["losses"]):
         terms = published_loss(network(views), views)
