@@ -8,9 +8,7 @@ import numpy as np
 import slicer
 import vtk
 from slicer import (
-    vtkMRMLMarkupsROINode,
     vtkMRMLScalarVolumeNode,
-    vtkMRMLSegmentationNode,
     vtkMRMLSequenceNode,
     vtkMRMLStreamingVolumeNode,
     vtkMRMLVectorVolumeNode,
@@ -28,14 +26,12 @@ from slicer.util import VTKObservationMixin
 
 from Speckle2SelfLib.config import FILTER_NAMES, Cancelled, InputError
 from Speckle2SelfSlicer import comparison, dependencies, sample_data, scene
+from Speckle2SelfSlicer.comparison import RegionNode
 from Speckle2SelfSlicer.dependencies import shownErrors
 
-# Slicer binds node selectors to typing.Union alone (not to A | B), and stores "no node" only where None is
-# one of them.
-UltrasoundNode = Union[  # noqa: UP007
+UltrasoundNode = Union[  # noqa: UP007, see comparison.RegionNode
     vtkMRMLScalarVolumeNode, vtkMRMLVectorVolumeNode, vtkMRMLStreamingVolumeNode, vtkMRMLSequenceNode, None
 ]
-RegionNode = Union[vtkMRMLSegmentationNode, vtkMRMLMarkupsROINode, None]  # noqa: UP007
 
 
 class Speckle2Self(ScriptedLoadableModule):

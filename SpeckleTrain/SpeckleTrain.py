@@ -20,8 +20,9 @@ from slicer.ScriptedLoadableModule import (
 from slicer.util import VTKObservationMixin
 from vtk.util.numpy_support import vtk_to_numpy
 
-from Speckle2SelfLib.config import InputError, Job
+from Speckle2SelfLib.config import RECIPES, InputError, Job
 from Speckle2SelfSlicer import comparison, dependencies, scene
+from Speckle2SelfSlicer.comparison import RegionNode
 from Speckle2SelfSlicer.dependencies import shownErrors
 
 RUN, ROLE = "SpeckleTrain.run", "SpeckleTrain.role"  # attributes of the nodes that show a run
@@ -67,19 +68,24 @@ class SpeckleTrainParameterNode:
     """The panel's settings, saved with the scene; the chosen recordings are node references `inputs`, `heldOut`.
 
     folder - of recordings as files, to train on besides; empty: none.
-    region - "auto": the imaged part of each recording; "none": whole frames.
+    region - "auto": the imaged part of each recording; "none": whole frames; "given": what regionNode covers.
+    regionNode - a segmentation or a box.
     preset - how to train: "adapt" a model at hand, "standard" from nothing, "paper" as published.
+    recipe - the preset's, or another.
     init - the model that "adapt" starts from.
-    minutes - to train for; 0: the preset's number of steps.
+    minutes, steps - to train for; 0: the preset's number of steps.
     device - what to compute on.
     name - of the model; empty: made from the data's name.
     """
 
     folder: str = ""
-    region: Annotated[str, Choice(["auto", "none"])] = "auto"
+    region: Annotated[str, Choice(["auto", "none", "given"])] = "auto"
+    regionNode: RegionNode
     preset: Annotated[str, Choice(["adapt", "standard", "paper"])] = "adapt"
+    recipe: Annotated[str, Choice(["preset", *RECIPES])] = "preset"
     init: str = "default"
     minutes: Annotated[float, WithinRange(0, 10000)] = 0.0
+    steps: Annotated[int, WithinRange(0, 10000000)] = 0
     device: str = "auto"
     name: str = ""
 
@@ -232,6 +238,7 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         )
         for name in ("train", "estimate", "exportJob"):
             getattr(self.ui, f"{name}Button").enabled = bool(nodes)
+        self.ui.regionNodeSelector.enabled = parameters.region == "given"
         self.ui.initSelector.enabled = parameters.preset == "adapt"
         for selector, chosen in ((self.ui.initSelector, parameters.init), (self.ui.deviceSelector, parameters.device)):
             selector.currentText = chosen
@@ -251,13 +258,16 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def options(self) -> dict:
         """The settings as `SpeckleTrainLogic.start` takes them."""
         parameters = self._parameterNode
+        region = parameters.region
         return {
             "preset": parameters.preset,
+            "recipe": None if parameters.recipe == "preset" else parameters.recipe,
             "name": parameters.name.strip() or None,
             "heldOut": list(self.ui.heldOutSelector.checkedNodes()),
             "init": parameters.init if parameters.preset == "adapt" else None,
             "minutes": parameters.minutes or None,
-            "region": parameters.region,
+            "steps": parameters.steps or None,
+            "region": (parameters.regionNode or region) if region == "given" else region,
             "device": parameters.device,
         }
 
@@ -570,7 +580,7 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         init: str | None = None,
         steps: int | None = None,
         minutes: float | None = None,
-        region: str = "auto",
+        region="auto",
         device: str = "auto",
         seed: int = 0,
         onReport=None,
@@ -583,7 +593,9 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         preset: "adapt" (from a model at hand to these recordings: minutes), "standard", "paper" (the published method).
         name: of the model; else it is made from the first node's.
         recipe, steps, minutes, seed: other than the preset's. init: the model to start from (adapt: "default").
-        region: "auto": the imaged part of each recording; "none": whole frames.
+        region: "auto": the imaged part of each recording; "none": whole frames; a segmentation or a box (ROI): what it
+            covers of each recording, and of files if that is the same in all; "given": what was given last for this
+            scanner and frames of this size.
         device: "auto", "cpu", "cuda", "mps".
         onReport: called from `poll` with (job, report), see `Speckle2SelfLib.runs.run`.
 
@@ -591,11 +603,11 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         Raises InputError with one sentence where there is nothing to train on. The nodes are only read.
         """
         dependencies.ensure()
-        job, recordings, held, name = self._job(
+        job, recordings, held, name, regions = self._job(
             nodes, preset, name, heldOut, recipe, init, steps, minutes, region, device, seed
         )
         logging.info(f"Training '{name}' on {len(recordings)} recordings.")
-        return self.trainer.add(name, recordings, job, held, onReport)
+        return self.trainer.add(name, recordings, job, held, onReport, regions)
 
     def _job(self, nodes, preset, name, heldOut, recipe, init, steps, minutes, region, device, seed):
         files = [node for node in nodes if isinstance(node, Path)]
@@ -609,12 +621,30 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         both = {node.GetName() for node in nodes} & {node.GetName() for node in heldOut}
         if both:
             raise InputError(f"'{both.pop()}' cannot be trained on and held out at once.")
+        regions = self._regions([*nodes, *heldOut], region, files)
         job = Job("", inputs=[path.resolve() for path in files], preset=preset, recipe=recipe, init=init, steps=steps,
-                  minutes=minutes, region=region, device=device, seed=seed,
+                  minutes=minutes, region="auto" if regions else region, device=device, seed=seed,
                   report=2 if preset == "adapt" else 10)  # fmt: skip
         recordings, held = ([scene.frames(node) for node in some] for some in (nodes, heldOut))
         first = nodes[0].GetName() if nodes else files[0].stem
-        return job, recordings, held, name or self.freeName(f"{first} {preset}")
+        return job, recordings, held, name or self.freeName(f"{first} {preset}"), regions
+
+    def _regions(self, nodes, region, files) -> list:
+        """The pixels (H, W) bool of each node that a region covers; none for "auto" and "none"."""
+        from Speckle2SelfSlicer.trainer import alike
+
+        if region in ("auto", "none"):
+            return []
+        if not nodes:
+            raise InputError("A region needs a recording in the scene to lie on; of files alone take 'auto' or 'none'.")
+        find = slicer.util.getModuleLogic("Speckle2Self").region
+        given = None if region == "given" else scene.find(region)
+        regions = [find(node, given) for node in nodes]
+        if files and not alike(regions):
+            raise InputError(
+                "The region is not the same in all recordings of the scene: train on the files by themselves."
+            )
+        return regions
 
     def freeName(self, wanted: str) -> str:
         """`wanted`, with a number where a model or an unfinished run has that name."""
@@ -636,9 +666,9 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         """What a run would take, measured in a process of its own; `onDone` is called from `poll` with a dict (see
         `Speckle2SelfLib.runs.run`) or an InputError. Returns the job; options as those of `start`."""
         settings = {**DEFAULTS, "preset": "adapt", **options}
-        job, recordings, held, _name = self._job(nodes, **settings)
+        job, recordings, held, _name, regions = self._job(nodes, **settings)
         dependencies.ensure()
-        return self.trainer.estimate(recordings, job, held, onDone)
+        return self.trainer.estimate(recordings, job, held, onDone, regions)
 
     def exportJob(self, nodes, folder, **options) -> Path:
         """Writes a training run as a folder that runs wherever the core is installed: on one GPU, many, or a cluster.
@@ -649,8 +679,8 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         from Speckle2SelfSlicer.trainer import export
 
         settings = {**DEFAULTS, "preset": "standard", **options}
-        job, recordings, held, _name = self._job(nodes, **settings)
-        return export(Path(folder), recordings, job, held)
+        job, recordings, held, _name, regions = self._job(nodes, **settings)
+        return export(Path(folder), recordings, job, held, regions)
 
     def importModel(self, path, name: str | None = None) -> str:
         """Takes a model file among the user's models: ours, the result of an exported run, or the authors' .pth.

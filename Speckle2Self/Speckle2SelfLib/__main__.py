@@ -298,7 +298,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--interval", type=int, help="steps from one checkpoint to the next (default: the preset's)")
     one.add_argument("--width", type=int, help="of a new network; 16 is four times as fast as 32 (default: 32)")
     one.add_argument("--simulated", type=int, help="anatomies to simulate and mix in (default: the preset's)")
-    one.add_argument("--region", help="auto, or none for whole frames (default: auto)")
+    one.add_argument("--region", help="auto, none, or a mask file or folder of them (default: auto)")
     one.add_argument("--seed", type=int, help="of all random choices (default: 0)")
     one.add_argument("--resume", action="store_true", default=None, help="go on with an interrupted run of this MODEL")
     one.add_argument("--report", type=int, help="steps from one JSON line to the next (default: 10)")

@@ -113,7 +113,7 @@ class Job:
     seed: int = 0
     init: str | None = None  # a model to start from; the preset "adapt" starts from "default"
     device: str = "auto"
-    region: str = "auto"  # "none": whole frames
+    region: str = "auto"  # "none": whole frames; a mask file; a folder of masks named as the recordings
     report: int = 10  # steps from one report to the next
     preview: str | None = None  # a PNG file for a held-out frame before and after
     resume: bool = False  # go on with an interrupted run of this output
@@ -130,8 +130,8 @@ class Job:
             raise InputError(f"{self.minutes} minutes cannot be trained for.")
         if self.minutes is not None and self.steps is not None:
             raise InputError("Give a number of steps or of minutes, not both.")
-        if self.region not in ("auto", "none"):
-            raise InputError(f"The region is 'auto' or 'none', not '{self.region}'.")
+        if not self.region:
+            raise InputError("The region is 'auto', 'none' or a mask file.")
         if self.report < 1:
             raise InputError("There is at least one step from one report to the next.")
         _ = self.training  # its own checks

@@ -24,6 +24,7 @@ from . import __version__, checkpoint, files, region
 from .config import Cancelled, InputError, Job, ModelConfig, TrainingConfig, from_dict, replace_file, to_dict
 from .despeckling import Model, load_model
 from .devices import choose_device
+from .frames import fill_outside
 from .library import bundled_models
 from .perturbation import speckle_correlation
 from .training import FAST_GRAIN, Cine, Training, prepare_cine
@@ -183,7 +184,10 @@ def _start(job: Job):
         return config, model, None, "random weights"
     start = load_model(name)
     if (start.config.architecture == "published") != published or start.config.scales != 3:
-        raise InputError(f"A {start.config.architecture} model cannot be trained by the recipe '{config.recipe}'.")
+        raise InputError(
+            f"A {start.config.architecture} model cannot be trained by the recipe '{config.recipe}': "
+            "start from another model, or from none (preset 'standard')."
+        )
     return config, start.config, start.network, name if name in bundled_models() else "another model"
 
 
@@ -212,9 +216,24 @@ def _split(cine: Cine) -> tuple[Cine, Cine | None]:
 
 def _read(path, job: Job, model: ModelConfig) -> Cine:
     recording = files.read(path)
-    whole = model.architecture == "published" or job.region == "none"
-    imaged = None if whole else region.detect(recording.frames, recording.region)
-    return prepare_cine(recording.frames, imaged, model)
+    frames, imaged = recording.frames, None
+    if job.region not in ("auto", "none"):
+        imaged = _mask(job.region, path, frames.shape[1:3])
+        frames = fill_outside(frames, imaged)  # the published network would else see what is around it
+    elif job.region == "auto" and model.architecture != "published":
+        imaged = region.detect(frames, recording.region)
+    return prepare_cine(frames, imaged, model)
+
+
+def _mask(given: str, path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """The mask (H, W) bool for a recording: the file `given`, or the one with the recording's name in that folder."""
+    masks = Path(given)
+    if masks.is_dir():
+        masks = next((mask for mask in sorted(masks.iterdir()) if mask.stem == path.stem), masks / path.name)
+    mask = files.read_mask(masks, shape)
+    if not mask.any():
+        raise InputError(f"The mask {masks} is empty: mark what is to be trained on by values other than zero.")
+    return mask
 
 
 def _measure_rate(cines, config, model, network, device) -> float:

@@ -86,7 +86,7 @@ def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConf
         region = np.ones(frames.shape[1:3], bool)
     low, high = grey_mapping(frames, region)
     if high <= low or min(frames.shape[1:3]) < 32:
-        raise InputError("Nothing can be learnt from frames that are constant or smaller than 32 pixels.")
+        raise InputError("Nothing can be learnt from frames or regions that are constant or smaller than 32 pixels.")
     if model.grain is None:
         eight_bit = frames.dtype == np.uint8 and frames.ndim == 3
         return Cine(torch.from_numpy(frames.copy() if eight_bit else luminance(frames))[:, None])

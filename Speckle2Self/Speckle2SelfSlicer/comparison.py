@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Union
+
 import numpy as np
 import slicer
 import vtk
@@ -16,6 +18,9 @@ from . import scene
 ROLE = "Speckle2Self.role"  # attribute of the nodes that are made here, so that they are found again
 DIFFERENT = "'{}' and '{}' differ in size; choose an output of this input."
 FIGURES = ("mean", "std", "SNR", "CNR", "gCNR", "homogeneity")
+# For parameter nodes: Slicer binds node selectors to typing.Union alone (not to A | B), and stores "no node" only where
+# None is one of them.
+RegionNode = Union[slicer.vtkMRMLSegmentationNode, slicer.vtkMRMLMarkupsROINode, None]  # noqa: UP007
 
 
 def shown(node):
@@ -51,7 +56,7 @@ def inside(volume, regionNode, which: str = "all") -> np.ndarray:
     which: of a segmentation, "all" visible segments, the "first" or the "last" one. InputError where none do.
     """
     shape = tuple(reversed(volume.GetImageData().GetDimensions()))
-    if regionNode is None:
+    if not isinstance(regionNode, (slicer.vtkMRMLSegmentationNode, slicer.vtkMRMLMarkupsROINode)):
         raise InputError("Choose a segmentation or a box (ROI) first.")
     if regionNode.IsA("vtkMRMLSegmentationNode"):
         segments = regionNode.GetSegmentation()

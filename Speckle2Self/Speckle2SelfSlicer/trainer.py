@@ -191,17 +191,20 @@ class Trainer:
         self._listeners: dict[TrainingJob, Callable] = {}
         self._estimates: list[Estimate] = []
 
-    def add(self, name: str, recordings: list[np.ndarray], job: Job, held_out=(), listener=None) -> TrainingJob:
+    def add(
+        self, name: str, recordings: list[np.ndarray], job: Job, held_out=(), listener=None, regions=()
+    ) -> TrainingJob:
         """A run on recordings (N, H, W[, C]), which are kept as files without names until the run has ended.
 
-        job: its inputs, output and preview are set here. listener: called from `poll` with (job, report).
+        job: its inputs, output and preview are set here. listener: called from `poll` with (job, report). regions: the
+        pixels (H, W) bool to train on, of each recording and then of each one held out; none: as the job says.
         """
         folder = self.folder / slug(name)
         if (folder / "job.json").exists():
             raise InputError(f"There is an unfinished run '{name}'; resume or remove it, or choose another name.")
         _remove(folder)
         with _whole(folder) as part:
-            job = write_job(part, recordings, job, held_out)
+            job = write_job(part, recordings, job, held_out, regions)
             (part / "name.txt").write_text(name)
         new = TrainingJob(name, folder, job, self._python)
         new.trainer = self
@@ -211,9 +214,10 @@ class Trainer:
         self.poll()
         return new
 
-    def estimate(self, recordings, job: Job, held_out, listener) -> Estimate:
+    def estimate(self, recordings, job: Job, held_out, listener, regions=()) -> Estimate:
         """Measures what a run would take; `listener` is called from `poll` with a dict or an InputError."""
-        self._estimates.append(Estimate(recordings, replace(job, estimate=True), held_out, listener, self._python))
+        job = replace(job, estimate=True)
+        self._estimates.append(Estimate(recordings, job, held_out, listener, regions, self._python))
         return self._estimates[-1]
 
     def unfinished(self) -> list[TrainingJob]:
@@ -282,10 +286,10 @@ class Trainer:
 class Estimate:
     """A short measured run in a process of its own, of which nothing is kept."""
 
-    def __init__(self, recordings, job: Job, held_out, listener, python=None):
+    def __init__(self, recordings, job: Job, held_out, listener, regions=(), python=None):
         self._folder = tempfile.TemporaryDirectory(prefix="speckle2self-")
         self._listener = listener
-        write_job(Path(self._folder.name), recordings, job, held_out)
+        write_job(Path(self._folder.name), recordings, job, held_out, regions)
         self._child = Child(
             ["-m", "Speckle2SelfLib", "train", "--job", "job.json", "--listen"], python, self._folder.name
         )
@@ -306,7 +310,7 @@ class Estimate:
         self._folder.cleanup()
 
 
-def export(folder: Path, recordings, job: Job, held_out=()) -> Path:
+def export(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Path:
     """A run as a folder with its frames and with scripts that start it anywhere; see `SCRIPTS`.
 
     The folder is made; one that exists must be empty. A model of the user's to start from is copied along. Raises
@@ -320,7 +324,7 @@ def export(folder: Path, recordings, job: Job, held_out=()) -> Path:
             shutil.copyfile(start, part / "start.safetensors")
             job = replace(job, init="start.safetensors")
         recordings = [*recordings, *_read_files(job.inputs)]
-        write_job(part, recordings, replace(job, inputs=(), device="auto"), held_out)
+        write_job(part, recordings, replace(job, inputs=(), device="auto"), held_out, regions)
         for name, text in SCRIPTS.items():
             (part / name).write_text(text, newline="\n")
             (part / name).chmod(0o755)
@@ -357,11 +361,15 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_job(folder: Path, recordings, job: Job, held_out=()) -> Job:
-    """The frames of a run and its `job.json`, with paths as seen from the folder; the job's own files stay in place."""
-    inputs = (*write_recordings(folder, "recording", recordings), *job.inputs)
+def write_job(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Job:
+    """The frames of a run, their regions and its `job.json`, with paths as seen from the folder; the job's own files
+    stay in place."""
+    names = write_recordings(folder, "recording", recordings)
     held_out = write_recordings(folder, "held-out", held_out)
-    job = replace(job, inputs=inputs, held_out=held_out, output="model.safetensors", preview="preview.png")
+    job = replace(job, inputs=(*names, *job.inputs), held_out=held_out)
+    job = replace(job, output="model.safetensors", preview="preview.png")
+    if regions:
+        job = replace(job, region=write_regions(folder, regions, (*names, *held_out)))
     (folder / "job.json").write_text(json.dumps(asdict(job), indent=1))
     return job
 
@@ -387,6 +395,22 @@ def _read_files(paths) -> list[np.ndarray]:
 def slug(name: str) -> str:
     """A folder's name for a run."""
     return re.sub(r"[^\w-]+", "-", name).strip("-")[:60] or "run"
+
+
+def alike(regions) -> bool:
+    """Whether all masks (H, W) bool are the same."""
+    return all(np.array_equal(mask, regions[0]) for mask in regions)
+
+
+def write_regions(folder: Path, regions, names) -> str:
+    """Masks (H, W) bool as one file where they are alike, else as a folder of files named as the recordings."""
+    if alike(regions):
+        np.save(folder / "region.npy", regions[0].astype(np.uint8))
+        return "region.npy"
+    (folder / "regions").mkdir()
+    for mask, name in zip(regions, names, strict=True):
+        np.save(folder / "regions" / name, mask.astype(np.uint8))
+    return "regions"
 
 
 def write_recordings(folder: Path, prefix: str, recordings) -> tuple[str, ...]:

@@ -118,6 +118,29 @@ def test_recordings_are_held_out_as_a_whole_where_there_are_several(folder):
     assert not lines[0]["seen"] and lines[0]["held_out"] == 6
 
 
+def test_nothing_outside_a_given_region_is_learnt_from(folder, capsys):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[8:56, 4:50] = 1
+    mask[8:20, 4:20] = 0
+    Path("masks").mkdir()
+    for name in ("mask", "masks/Doe^Jane", "masks/other"):
+        np.save(f"{name}.npy", mask)
+    np.save("other.npy", np.where(mask, np.load("Doe^Jane.npy"), 255))
+    for model in (ModelConfig(grain=(0.75, 1.7)), ModelConfig("published", normalisation="frame")):
+        for given in ("mask.npy", "masks"):
+            one, other = (runs._read(Path(n), job(region=given), model).frames for n in ("Doe^Jane.npy", "other.npy"))
+            assert torch.equal(one, other)
+    assert one.shape == (24, 1, 48, 46)
+    np.save("small.npy", mask[1:])
+    np.save("empty.npy", mask * 0)
+    np.save("masks/Doe^Jane.npy", mask * 0)
+    for given, expected in (("small.npy", "does not fit frames of 64 x 64 pixels"), ("empty.npy", "is empty"),
+                            ("masks", "is empty"), ("nowhere.npy", "no file"), ("", "a mask file")):  # fmt: skip
+        assert main(["train", "Doe^Jane.npy", "--output", "m.model", "--region", given]) == 2
+        assert expected in capsys.readouterr().err
+    assert not Path("m.model").exists()
+
+
 def test_where_memory_is_short_the_batch_is_halved_and_it_says_so(folder, monkeypatch):
     step = Training._train_step
 

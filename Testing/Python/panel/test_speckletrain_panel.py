@@ -1,5 +1,6 @@
 """The panel of SpeckleTrain: its buttons are clicked, real processes train, and the scene shows how it goes."""
 
+import json
 import os
 import signal
 
@@ -89,12 +90,19 @@ def test_choices_are_kept_in_the_scene(desk, train, tmp_path):
     train.ui.minutesSpinBox.value = 3
     train.ui.nameLineEdit.text = "Mine"
     train.ui.presetSelector.currentText = "standard"
-    assert not train.ui.initSelector.enabled
+    train.ui.recipeSelector.currentText = "published"
+    train.ui.stepsSpinBox.value = 70
+    train.ui.regionSelector.currentText = "given"
+    train.ui.regionNodeSelector.setCurrentNode(slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box"))
+    assert train.ui.regionNodeSelector.enabled and not train.ui.initSelector.enabled
     assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
     slicer.mrmlScene.Clear()
     assert (train.ui.minutesSpinBox.value, train.ui.nameLineEdit.text) == (0, "")
+    assert train.ui.recipeSelector.currentText == "preset" and not train.ui.regionNodeSelector.enabled
     slicer.util.loadScene(str(tmp_path / "scene.mrb"))
     assert (train.ui.minutesSpinBox.value, train.ui.nameLineEdit.text) == (3, "Mine")
+    assert (train.ui.recipeSelector.currentText, train.ui.stepsSpinBox.value) == ("published", 70)
+    assert train.ui.regionNodeSelector.currentNode().GetName() == "Box"
     assert [node.GetName() for node in train.ui.inputsSelector.checkedNodes()] == ["Cine"]
 
 
@@ -242,11 +250,25 @@ def test_a_model_is_compared_with_its_start_in_the_views(desk, train):
     assert [node.GetName() for node in shown] == ["Cine by start", "Cine by mine"]
 
 
-def test_a_run_is_exported_as_a_folder(desk, train, tmp_path):
+def test_a_run_is_exported_as_a_folder_with_recipe_steps_and_region(desk, train, tmp_path):
     choose(train)
     desk.answers["save"] = str(tmp_path / "run")
+    train.ui.regionSelector.currentText = "given"
+    train.ui.exportJobButton.click()
+    assert "none was given" in desk.asked[-1][1] and not (tmp_path / "run").exists()
+    box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
+    box.SetCenter(-24, 0, 0)
+    box.SetSize(48, 200, 10)
+    train.ui.regionNodeSelector.setCurrentNode(box)
+    train.ui.recipeSelector.currentText = "published"
+    train.ui.presetSelector.currentText = "standard"
+    train.ui.stepsSpinBox.value = 70
     train.ui.exportJobButton.click()
     assert {"job.json", "run.sh", "run.slurm"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    job = json.loads((tmp_path / "run" / "job.json").read_text())
+    assert (job["recipe"], job["steps"], job["region"]) == ("published", 70, "region.npy")
+    mask = np.load(tmp_path / "run" / "region.npy")
+    assert mask.shape == (64, 64) and 0 < mask.sum() < mask.size
     train.ui.exportJobButton.click()
     assert "is not empty" in desk.asked[-1][1]
     desk.answers["folder"] = str(tmp_path / "run")

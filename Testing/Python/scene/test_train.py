@@ -38,6 +38,15 @@ def volume(slicer_app):
     return slicer.util.addVolumeFromArray(FRAMES, name="Doe^Jane")
 
 
+@pytest.fixture
+def box(volume):
+    """A box on the first 48 of the volume's 64 columns."""
+    box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
+    box.SetCenter(23.5, 32, 8)
+    box.SetSize(48, 100, 100)
+    return box
+
+
 def test_a_recording_in_the_scene_becomes_a_model_that_despeckles(logic, volume):
     before = slicer.mrmlScene.GetNumberOfNodes()
     job = logic.start([volume], preset="adapt", init="start", steps=4, region="none")
@@ -90,8 +99,11 @@ def test_the_preview_is_the_picture_of_a_frame_upright(logic, volume, tmp_path):
     assert matrix.GetElement(1, 1) < 0 and matrix.GetElement(0, 0) < 0, "first row anterior, first column to the right"
 
 
-def test_what_cannot_be_trained_on_is_refused(logic, volume):
+def test_what_cannot_be_trained_on_is_refused(logic, volume, box, tmp_path):
     empty = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Empty")
+    other = slicer.util.addVolumeFromArray(FRAMES[:, 4:], name="Other")
+    far = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Far")
+    far.SetCenter(1000, 0, 0)
     for nodes, options, expected in (
         ([], {}, "nothing to train on"),
         (["nobody"], {}, "no node"),
@@ -99,6 +111,11 @@ def test_what_cannot_be_trained_on_is_refused(logic, volume):
         ([volume], {"preset": "fast"}, "Unknown preset"),
         ([volume], {"steps": 3, "minutes": 1.0}, "not both"),
         ([volume], {"heldOut": [volume]}, "held out at once"),
+        ([volume], {"region": "given"}, "none was given"),
+        ([volume], {"region": volume}, "Choose a segmentation"),
+        ([tmp_path], {"region": box}, "needs a recording"),
+        ([volume, other, tmp_path], {"region": box}, "not the same"),
+        ([volume], {"region": far}, "'Far' covers no part"),
     ):
         with pytest.raises(InputError, match=expected):
             logic.start(nodes, **options)
@@ -123,10 +140,23 @@ def test_what_training_would_take_is_told(logic, volume):
     assert logic.trainer.jobs == []
 
 
-def test_an_exported_run_trains_elsewhere_and_its_result_comes_back(logic, volume, tmp_path):
-    folder = logic.exportJob([volume], tmp_path / "job", preset="adapt", init="start", steps=3, region="none")
+def test_a_region_covers_its_own_pixels_of_each_recording_and_is_remembered(logic, volume, box, tmp_path):
+    shifted = slicer.util.addVolumeFromArray(FRAMES, name="Shifted")
+    shifted.SetOrigin(-16, 0, 0)
+    logic.exportJob([volume], tmp_path / "both", heldOut=[shifted], region=box)
+    masks = [np.load(tmp_path / "both" / "regions" / f"{name}-1.npy") for name in ("recording", "held-out")]
+    assert masks[0][:, :48].all() and not masks[0][:, 48:].any()
+    assert masks[1][:, 16:].all() and not masks[1][:, :16].any()
+    logic.exportJob([volume], tmp_path / "one", region=box)
+    logic.exportJob([volume], tmp_path / "again", region="given")
+    assert all(np.array_equal(np.load(tmp_path / name / "region.npy"), masks[0]) for name in ("one", "again"))
+
+
+def test_an_exported_run_trains_elsewhere_and_its_result_comes_back(logic, volume, box, tmp_path):
+    folder = logic.exportJob([volume], tmp_path / "job", preset="adapt", init="start", steps=3, region=box)
     content = {path.name for path in folder.iterdir()}
-    assert content == {"job.json", "recording-1.npy", "start.safetensors", "run.sh", "run-hosts.sh", "run.slurm"}
+    scripts = {"run.sh", "run-hosts.sh", "run.slurm"}
+    assert content == {"job.json", "recording-1.npy", "region.npy", "start.safetensors", *scripts}
     text = (folder / "job.json").read_text()
     assert "Doe" not in text and str(tmp_path) not in text
     with pytest.raises(InputError, match="not empty"):
