@@ -34,7 +34,7 @@ def network():
     torch.manual_seed(0)
     network = FastNetwork(8).eval()
     for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+        torch.nn.init.normal_(parameter, std=0.1)
     return network
 
 
@@ -148,8 +148,8 @@ def test_tiles_give_the_same_as_the_whole_frame(network):
     x = torch.rand(1, 1, 300, 331, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         whole, tiles = through_network(network, x, tile=4096), through_network(network, x, tile=64)
-    assert whole.std() > 0.01
-    assert (whole - tiles).abs().max() <= 1e-3
+    assert whole.std() > 0.002
+    assert (whole - tiles).abs().max() <= 1e-4
 
 
 def test_no_pixel_beyond_the_margin_matters(network):

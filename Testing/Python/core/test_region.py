@@ -12,7 +12,9 @@ from Speckle2SelfLib.simulation import SimulationConfig, simulate
 @pytest.fixture(scope="module")
 def sector():
     """A simulated sector cine with a white letter-like cross outside and one inside, and a grey bar."""
-    simulated = simulate(SimulationConfig((240, 320), 6, (1.5, 2.5), "organ", "sector", np.inf), np.random.default_rng(4))
+    simulated = simulate(
+        SimulationConfig((240, 320), 6, (1.5, 2.5), "organ", "sector", np.inf), np.random.default_rng(4)
+    )
     frames = np.round(simulated.frames * 200).astype(np.uint8)
     for y, x in ((10, 10), (120, 160)):
         frames[:, y : y + 9, x + 4] = 255
@@ -43,7 +45,9 @@ def test_a_frame_full_of_tissue_is_taken_whole():
 
 def test_margins_stay_out_and_a_dark_cyst_stays_in():
     frames = np.zeros((5, 200, 260), np.uint8)
-    tissue = simulate(SimulationConfig((200, 160), 5, (1.5, 3), "flat", roughness=np.inf), np.random.default_rng(2)).frames
+    tissue = simulate(
+        SimulationConfig((200, 160), 5, (1.5, 3), "flat", roughness=np.inf), np.random.default_rng(2)
+    ).frames
     tissue[:, 80:120, 60:100] = 0
     frames[:, :, 50:210] = np.round(40 + tissue * 200)
     frames[:, 80:120, 110:150] = 0

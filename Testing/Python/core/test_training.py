@@ -17,7 +17,7 @@ CONFIG = TrainingConfig(steps=6, batch=2, crop=32)
 
 @pytest.fixture(scope="module")
 def cine():
-    simulated = simulate(SimulationConfig((96, 96), 8, (1.3, 1.3), "organ", roughness=np.inf), np.random.default_rng(0))
+    simulated = simulate(SimulationConfig((96, 96), 8, (1.3, 1.3), "flat", roughness=np.inf), np.random.default_rng(0))
     return simulated.frames, simulated.truth
 
 
