@@ -251,8 +251,8 @@ from Speckle2SelfLib.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
     command = [sys.executable, "-c", code, "train", "Doe^Jane.npy", "--output", "m.model", "--init", "start.model",
-               "--preset", "adapt", "--simulated", "0", "--batch", "2", "--steps", "100000", "--region", "none", "--resume",
-               "--report", "1"]  # fmt: skip
+               "--preset", "adapt", "--simulated", "0", "--batch", "2", "--steps", "100000", "--region", "none",
+               "--resume", "--report", "1"]  # fmt: skip
     chance, reached = random.Random(0), 0
     for _ in range(4):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
