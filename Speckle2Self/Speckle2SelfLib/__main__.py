@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
@@ -59,8 +60,25 @@ def despeckle(arguments) -> None:
         if made and not written and processes == 1:
             with suppress(OSError):
                 remove_empty_folders(output)
+    if processes > 1:
+        failed = _gathered(failed, rank, processes)
     if failed:
-        raise InputError(f"{len(failed)} of {len(pairs)} files could not be despeckled:\n" + "\n".join(failed))
+        raise InputError(f"{len(failed)} of {len(found)} files could not be despeckled:\n" + "\n".join(failed))
+
+
+def _gathered(failed: list[str], rank: int, processes: int) -> list[str]:
+    """What failed in any process, for the first one to tell, once all are done; nothing for the others: torchrun would
+    end the others with one that ends in failure."""
+    from datetime import timedelta
+
+    from torch.distributed import PrefixStore, rendezvous
+
+    month = timedelta(days=30)  # the others may have large files to do
+    store, *_ = next(rendezvous("env://", timeout=month))
+    store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    store.set_timeout(month)
+    store.set(str(rank), json.dumps(failed))
+    return [] if rank else [line for other in range(processes) for line in json.loads(store.get(str(other)))]
 
 
 def remove_empty_folders(folder: Path) -> None:
@@ -161,19 +179,27 @@ def train(arguments) -> None:
 @contextmanager
 def _stop_request(listen: bool):
     """A function that tells whether to stop: after Ctrl-C or SIGTERM (a second one ends at once), or, where `listen`
-    is set, after anything on the standard input, whose end counts too: whoever started us is gone."""
-    asked = threading.Event()
+    is set, after anything on the standard input, whose end counts too: whoever started us is gone.
+
+    The signals are caught from its first call on. Before, there is nothing to save, and a process that waits for others
+    that are gone has to end at once: torchrun starts none anew until it has.
+    """
+    asked, handlers = threading.Event(), {}
 
     def on_signal(number, frame):
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
 
-    handlers = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    def stop() -> bool:
+        if not handlers:
+            handlers.update({number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)})
+        return asked.is_set()
+
     if listen:
         threading.Thread(target=lambda: (sys.stdin.readline(), asked.set()), daemon=True).start()
     try:
-        yield asked.is_set
+        yield stop
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -346,6 +372,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
     arguments = parser().parse_args(argv)
     _interrupted.clear()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _end_with_launcher()
     before = signal.signal(signal.SIGINT, _interrupt)
     try:
         arguments.run(arguments)
@@ -366,6 +394,18 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         signal.signal(signal.SIGINT, before)
     return 0
+
+
+def _end_with_launcher() -> None:
+    """Ends this process when torchrun, which starts each in a session of its own, has gone in whatever way."""
+    launcher = os.getppid()
+
+    def watch():
+        while os.getppid() == launcher:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _interrupt(number, frame) -> None:

@@ -23,21 +23,26 @@ from Speckle2SelfLib.config import InputError, Job, from_dict, replace_file
 
 from .processes import Child
 
+# TORCH_DISABLE_SHARE_RDZV_TCP_STORE: each start gets a store of its own, in which the processes find each other. Else
+# torchrun keeps one, and those that it starts anew after one was killed look there for the dead ones, and wait.
 SCRIPTS = {
     "run.sh": """#!/bin/sh
 # Trains on this machine; needs the core: pip install speckle2self, or the sources' folder.
 # DEVICES=4 ./run.sh takes four processes, each with a GPU of its own where there are GPUs.
-# Stopped in whatever way, it goes on from its last checkpoint when called again. The result is model.safetensors.
+# A process that is killed, and the others, are started again up to three times, from the last checkpoint; stopped in
+# whatever way, it goes on from there when called again. The result is model.safetensors.
 set -e
 cd "$(dirname "$0")"
-exec "${PYTHON:-python3}" -m torch.distributed.run --standalone --max-restarts 3 --nproc-per-node "${DEVICES:-1}" \\
-  -m Speckle2SelfLib train --job job.json --resume
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+exec "${PYTHON:-python3}" -m torch.distributed.run --standalone --local-addr localhost --max-restarts 3 \\
+  --nproc-per-node "${DEVICES:-1}" -m Speckle2SelfLib train --job job.json --resume
 """,
     "run-hosts.sh": """#!/bin/sh
 # Trains on several machines that share this folder: call it on each, with the same HEAD (one of them) and HOSTS.
 # HEAD=node1 HOSTS=2 DEVICES=4 ./run-hosts.sh
 set -e
 cd "$(dirname "$0")"
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 exec "${PYTHON:-python3}" -m torch.distributed.run --nnodes "${HOSTS:?}" --nproc-per-node "${DEVICES:-1}" \\
   --max-restarts 3 --rdzv-id speckle2self --rdzv-backend c10d --rdzv-endpoint "${HEAD:?}:${PORT:-29500}" \\
   -m Speckle2SelfLib train --job job.json --resume

@@ -296,31 +296,3 @@ def test_two_processes_train_as_one_does(folder):
     done = torchrun(2, *arguments, "--output", "2.model", "--resume")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[0])["from_step"] == 1
-
-
-def processes_of(launcher: int) -> list[int]:
-    """The processes that torchrun started."""
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(launcher)], capture_output=True, text=True).stdout
-    return [int(pid) for pid in found.split()]
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes as Linux lists them")
-def test_a_killed_rank_ends_the_job_and_no_more_than_an_interval_is_lost(folder):
-    arguments = ["Doe^Jane.npy", "--output", "m.model", "--init", "start.model", "--batch", "2", "--interval", "5",
-                 "--report", "5", "--region", "none", "--device", "cpu", "--resume"]  # fmt: skip
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
-               "Speckle2SelfLib", "train", *arguments, "--steps", "100000"]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    reached = 0
-    while reached < 10:
-        assert process.poll() is None, process.stderr.read()
-        reached = json.loads(process.stdout.readline()).get("step", 0)
-    ranks = processes_of(process.pid)
-    os.kill(ranks[-1], signal.SIGKILL)
-    process.communicate(timeout=90)
-    assert process.returncode != 0 and not any(os.path.exists(f"/proc/{rank}/stat") for rank in ranks)
-    assert checkpoint.load_state("m.model.state")[1]["step"] >= reached
-    lines = []
-    with pytest.raises(Cancelled):
-        runs.run(job(resume=True), lines.append, lambda: True)
-    assert lines[0]["from_step"] >= reached

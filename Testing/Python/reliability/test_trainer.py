@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from Speckle2SelfLib import checkpoint, library
 from Speckle2SelfLib.config import InputError, Job, ModelConfig
 from Speckle2SelfLib.network import build
-from Speckle2SelfSlicer.trainer import Trainer, write_job
+from Speckle2SelfSlicer.trainer import Trainer, export, write_job
 
 
 @pytest.fixture
@@ -69,8 +70,6 @@ def test_runs_wait_for_their_turn_and_end_as_models(trainer, job):
 
 
 def test_a_stopped_run_is_resumed_also_by_another_application(trainer, job):
-    from dataclasses import replace
-
     run = trainer.add("long", [FRAMES], replace(job, steps=100_000))
     until(trainer, lambda: len(run.reports) > 4)
     assert run.preview.read_bytes().startswith(b"\x89PNG")
@@ -177,3 +176,22 @@ def test_a_full_disk_ends_the_run_with_a_clear_message(trainer, job, tmp_path):
     assert not list(run.folder.glob("*.part")) and not (run.folder / "model.safetensors").exists()
     assert json.loads((run.folder / "job.json").read_text())["steps"] == 3
     run.cancel()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes as Linux lists them")
+def test_a_killed_rank_of_an_exported_run_restarts_it_from_its_last_checkpoint(tmp_path, job):
+    """It is the one that writes. Ten steps lie between two checkpoints, and no more than these are lost."""
+    folder = export(tmp_path / "job", [FRAMES], replace(job, steps=120, interval=10))
+    environment = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "DEVICES": "2", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([folder / "run.sh"], env=environment, stdout=subprocess.PIPE, text=True) as run:
+        lines, killed = [], None
+        for line in map(json.loads, run.stdout):
+            lines.append(line)
+            if killed is None and line.get("step", 0) > 20:
+                found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(run.pid)], capture_output=True, text=True)
+                killed = line["step"]
+                os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
+    assert run.returncode == 0
+    starts = [line["from_step"] for line in lines if "from_step" in line]
+    assert len(starts) == 2 and starts[1] >= killed - 10
+    assert lines[-2]["step"] == 120 and lines[-1]["model"] == "model.safetensors"
