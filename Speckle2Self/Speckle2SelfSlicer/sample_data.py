@@ -5,7 +5,7 @@ from pathlib import Path
 import slicer
 
 FILE = "Speckle2SelfCine1.seq.nrrd"  # made by Testing/make_sample_data.py, kept in Testing/Data
-SHA256 = "4778ad4d5f189a9fef31c321dd76a09480be546faff46f31c0c0f0762c032d96"
+SHA256 = "727891913da9d04d4c13f0bce390b0ccadf10f42d718caf04737d846b6e0db81"
 URI = f"https://github.com/Speckle2Self/SlicerSpeckle2Self/releases/download/sample-data/{FILE}"
 THUMBNAIL = Path(__file__).resolve().parent.parent / "Resources" / "Icons" / "Speckle2SelfCine1.png"
 
