@@ -183,17 +183,19 @@ class Server:
 
     def engine(self, request: dict) -> tuple:
         """The filter or `Model` of a request, the options of `despeckle` that belong to it, and both in words."""
-        from .devices import choose_device, choose_precision
+        from .despeckling import precision_of
+        from .devices import choose_device
         from .filters import FILTERS
 
         options = {"strength": request["strength"], "gamma": request["gamma"]}
         if request["model"] in FILTERS:
             return FILTERS[request["model"]], options, {"device": "cpu", "precision": "float32"}
         device = choose_device(request["device"])
-        precision = choose_precision(device)
+        model = self.model(request["model"])
+        precision = precision_of(model, device)
         options |= {"device": str(device), "precision": precision}
         words = {"device": str(device), "precision": str(precision).removeprefix("torch.")}
-        return self.model(request["model"]), options, words
+        return model, options, words
 
     def model(self, name: str):
         """A model, loaded anew only if its file has changed."""

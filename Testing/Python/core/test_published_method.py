@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from Speckle2SelfLib import checkpoint
+from Speckle2SelfLib import checkpoint, despeckling
+from Speckle2SelfLib.config import ModelConfig
 from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.loss import published_loss
 from Speckle2SelfLib.network import SpeckleReductionNetwork
@@ -67,6 +68,12 @@ def test_despeckling_with_the_authors_file_gives_the_reference_inference(shared_
     low, high = frames.min((1, 2), keepdims=True), frames.max((1, 2), keepdims=True)
     result = (despeckle(frames, model, region=None, precision=torch.float32) - low) / (high - low)
     assert np.abs(result - numbers["inference"]).max() <= 1e-4
+
+
+def test_it_runs_in_32_bits_whatever_the_device_does_faster(monkeypatch):
+    monkeypatch.setattr(despeckling, "choose_precision", lambda device: torch.bfloat16)
+    model = despeckling.Model(ModelConfig("published", normalisation="frame"), None)
+    assert despeckling.precision_of(model, torch.device("cpu")) == torch.float32
 
 
 def test_the_network_has_the_published_size():
