@@ -116,10 +116,13 @@ def despeckle(
             raise Cancelled
         whole, part = slice(start, start + block), cut[start : start + block]
         np.copyto(output.reshape(stack.shape)[whole], stack[whole])
-        after, change = _despeckled(part, region, engine, grain, place, None if each else (low, high), gamma, strength)
+        before = luminance(part)
+        finite = np.isfinite(before) if part.dtype.kind == "f" else np.True_
+        greys = None if each else (low, high)
+        after, change = _despeckled(before, finite, region, engine, grain, place, greys, gamma, strength)
         if cut.ndim == 4:
             change = change & grey(part)
-        _write(result[whole], part, after, change, bounds)
+        _write(result[whole], part, before, after, change, bounds)
         release(stack)
         release(output)
         if progress:
@@ -201,13 +204,11 @@ def _nearest(inside: bytes, shape: tuple[int, int]) -> np.ndarray:
 
 
 @torch.inference_mode()
-def _despeckled(part, region, engine, grain, place, mapping, gamma, strength) -> tuple[np.ndarray, np.ndarray]:
-    """Grey values of a block (N, H, W[, C]) after despeckling, float32, and where they hold, bool (N or none, H, W).
+def _despeckled(before, finite, region, engine, grain, place, mapping, gamma, strength):
+    """Grey values (N, H, W) float32 of a block after despeckling, and where they hold, bool (N or none, H, W).
 
     mapping: the grey values that become 0 and 1; None: each frame's own smallest and largest.
     """
-    before = luminance(part)
-    finite = np.isfinite(before) if part.dtype.kind == "f" else np.True_
     seen = torch.from_numpy(_without_gaps(before, region, finite)).to(place)  # (N, H, W)
     if mapping is None:
         lows = seen.amin((1, 2), keepdim=True)
@@ -230,10 +231,10 @@ def _despeckled(part, region, engine, grain, place, mapping, gamma, strength) ->
     return after.cpu().numpy(), region & finite & (spans > 0).cpu().numpy()
 
 
-def _write(result, part, after, change, bounds) -> None:
+def _write(result, part, before, after, change, bounds) -> None:
     """Puts `after`, which is overwritten, into `result` where `change` is True, in the type and range of `part`."""
     if part.ndim == 4:  # each channel moves by what the luminance moves: hue stays
-        moved = after - luminance(part)
+        moved = after - before
         for channel in range(3):
             _put(result[..., channel], part[..., channel] + moved, change, bounds)
     else:

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from . import __version__, files, region
 from .config import InputError, ModelConfig
-from .despeckling import Model, despeckle, load_model, placed, through_network
+from .despeckling import Model, despeckle, load_model, placed, precision_of, through_network
 from .devices import choose_device, choose_precision
 from .filters import FILTERS
 from .frames import grey_mapping, luminance
@@ -356,7 +356,7 @@ def stages(device, frames: int, size=(480, 640)) -> dict[str, float]:
             ),
         )
         spent = []
-        network = placed(model, device, choose_precision(device))
+        network = placed(model, device, precision_of(model, device))
         run = network.forward
 
         def timed(x):
