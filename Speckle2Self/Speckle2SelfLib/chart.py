@@ -11,7 +11,7 @@ from . import metrics
 from .simulation import SIGMA_PER_GRAIN
 
 DECIBELS = (0.0, -30.0, 8.0, -12.0, 5.0)  # of the background, cyst, disc, box and triangle, by label
-BOX = (0.46, 0.80, 0.08, 0.46)  # top, bottom, left, right, shares of the size
+BOX = (0.44, 0.74, 0.08, 0.46)  # top, bottom, left, right, shares of the size
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,23 @@ class Chart:
         calm[round(0.82 * size) :], calm[:, round(0.82 * size) :] = False, False  # points and layers are there
         tissues = [calm & (self.labels == n) for n in range(len(DECIBELS))]
         slope, shift = np.polyfit(*([image[t].mean() for t in tissues] for image in (output, self.truth)), 1)
-        top, bottom, left, right = (round(size * share) for share in BOX)
-        reach, lines = size // 16, size // 4
-        middle = (top + bottom) / 2, (left + right) / 2
-        ends = [((row - reach, middle[1]), (row + reach, middle[1])) for row in (top, bottom)]
-        ends += [((middle[0], column - reach), (middle[0], column + reach)) for column in (left, right)]
+        ends, lines = [end for end, _ in self.edges()], size // 4
         width, best = (np.nanmean([metrics.edge_width(x, *end, lines) for end in ends]) for x in (output, self.truth))
         found = {"edge": float(width / best), "gcnr": metrics.gcnr(output[tissues[1]], output[tissues[0]])}
         for name, places in (("points", self.points), ("layers", self.lines)):
             found[name] = float(np.mean([self._kept(output * slope + shift, place) for place in places]))
         return found
+
+    def edges(self) -> list:
+        """Of the box's four edges: a line from `size // 16` pixels before it to as many behind, ((row, column), (row,
+        column)), and the grain along it."""
+        size = len(self.truth)
+        top, bottom, left, right = (round(size * share) for share in BOX)
+        reach, middle = size // 16, ((top + bottom) / 2, (left + right) / 2)
+        ends = [(((row - reach, middle[1]), (row + reach, middle[1])), self.grain[0]) for row in (top, bottom)]
+        for column in (left, right):
+            ends.append((((middle[0], column - reach), (middle[0], column + reach)), self.grain[1]))
+        return ends
 
     def _kept(self, image: np.ndarray, place) -> float:
         """The share of the truth's contrast at a place, each pixel weighted by what it contributes to it."""
