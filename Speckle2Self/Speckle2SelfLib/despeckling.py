@@ -217,10 +217,11 @@ def _despeckled(before, finite, region, engine, grain, place, mapping, gamma, st
         lows, spans = (
             torch.tensor(v, dtype=torch.float32, device=place) for v in (mapping[0], mapping[1] - mapping[0])
         )
-    after = (seen - lows).div_(torch.where(spans > 0, spans, 1)).clamp_(min=0)
-    brightest = float(after.max())
-    excess = (after - engine.brightest).clamp_(min=0) if brightest > engine.brightest else 0
-    after = engine(after.clamp_(max=engine.brightest), grain).clamp_(min=0).add_(excess)
+    after = (seen - lows).div_(torch.where(spans > 0, spans, 1))
+    excess = (after - engine.brightest).clamp_(min=0) if float(after.max()) > engine.brightest else None
+    after = engine(after.clamp_(0, engine.brightest), grain).clamp_(min=0)
+    if excess is not None:
+        after.add_(excess)
     if mapping is None:
         after.clamp_(max=1)
     if gamma != 1:
@@ -289,18 +290,15 @@ class _NetworkEngine:
 
 
 def through_network(network, x: torch.Tensor, tile: int = TILE) -> torch.Tensor:
-    """(N, 1, H, W) of any size through a network, by reflection padding and, where it may, in tiles.
+    """(N, 1, H, W) of any size through a network, which is padded to its multiple, and in tiles, where it may.
 
     A tile takes its surroundings of `network.margin` pixels along, so that tiles and whole frames give the same.
     """
     height, width = x.shape[-2:]
-    edge = network.multiple if network.margin else 0  # keeps the zero padding away from the image
-    pads = []
-    for size in (width, height):
-        whole = max(size + 2 * edge, 2 * network.multiple)
-        pads += [edge, whole + -whole % network.multiple - size - edge]
-    reflect = max(pads[:2]) < width and max(pads[2:]) < height
-    x = F.pad(x, pads, mode="reflect" if reflect else "replicate")
+    right, below = (max(size + -size % network.multiple, 2 * network.multiple) - size for size in (width, height))
+    if right or below:
+        reflect = right < width and below < height
+        x = F.pad(x, (0, right, 0, below), mode="reflect" if reflect else "replicate")
     if network.margin == 0 or max(x.shape[-2:]) <= tile + 2 * network.margin:
         y = network(x)
     else:
@@ -314,4 +312,4 @@ def through_network(network, x: torch.Tensor, tile: int = TILE) -> torch.Tensor:
                     core.append(slice(start - first, min(start + tile, size) - first))
                 done = network(x[..., outer[0], outer[1]])
                 y[..., top : top + tile, left : left + tile] = done[..., core[0], core[1]]
-    return y[..., edge : edge + height, edge : edge + width]
+    return y[..., :height, :width]

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 ABSOLUTE = 0.005  # grey values from 0 to 1; errors above it count by their size, those below by their square
-DETAIL = 1.5  # further weight of errors where the truth differs by 0.15 or more from its surroundings, none at 0.05
+DETAIL = 5.0  # further weight of errors where the truth differs by 0.15 or more from its surroundings, none at 0.05
+SLOPES = 8.0  # weight of errors in the differences of neighbouring pixels
 
 
 def published_loss(predictions, views) -> dict[str, torch.Tensor]:
@@ -29,14 +30,25 @@ def disjoint_loss(predictions, views) -> dict[str, torch.Tensor]:
     consistency: the full-resolution network against that prediction, whose gradient is stopped. Where a simulated
     frame brings its known truth, the network is held to it instead (`truth`), by absolute errors: what is doubtful is
     then left out rather than painted faintly. Points, thin layers and edges, which fill few pixels, count more.
+    slopes: the same of the differences of neighbouring pixels: what remains of speckle's ripple, and strokes along
+    rows of bright grains, have small errors but steep sides.
     """
     high = predictions.frame.float()
     if views.truth is not None:
         around = F.avg_pool2d(F.pad(views.truth, (4, 4, 4, 4), mode="replicate"), 9, 1)
         weight = 1 + DETAIL * (((views.truth - around).abs() - 0.05) / 0.1).clamp(0, 1)
-        return {"truth": (weight * F.smooth_l1_loss(high, views.truth, reduction="none", beta=ABSOLUTE)).mean()}
+        errors, slopes = high - views.truth, 0
+        for axis in (-1, -2):
+            steep = _absolute(errors.diff(dim=axis), ABSOLUTE / 2.5)
+            slopes = slopes + (weight.narrow(axis, 0, steep.shape[axis]) * steep).mean()
+        return {"truth": (weight * _absolute(errors, ABSOLUTE)).mean(), "slopes": SLOPES * slopes}
     low, (rows, columns) = predictions.lattice.float(), views.sites
     return {
         "lattice": F.mse_loss(low, views.frame[..., rows, columns]),
         "consistency": F.mse_loss(high[..., rows, columns], low.detach()),
     }
+
+
+def _absolute(errors: torch.Tensor, small: float) -> torch.Tensor:
+    """Their size, but for those below `small`, which count by their square."""
+    return F.smooth_l1_loss(errors, torch.zeros_like(errors), reduction="none", beta=small)

@@ -90,7 +90,7 @@ class _Anatomy:
 
     def boundary(self, wander: float = 0.1, slope: float = 0.4):
         """A tissue interface: another level below it."""
-        below = 1 / (1 + np.exp(-np.clip((self.y - self.curve(wander, slope)) / self.rng.uniform(0.2, 3), -40, 40)))
+        below = 1 / (1 + np.exp(-np.clip((self.y - self.curve(wander, slope)) / self.rng.uniform(0.2, 1.5), -40, 40)))
         self.put(below, self.rng.normal(0, 8))
 
     def blob(self, contrast: float, shape: str, radius: tuple[float, float], soft: float = 0.3, wall: float = 0.0):
@@ -185,7 +185,7 @@ def _draw_anatomy(layout: str, size: tuple[int, int], rng: np.random.Generator) 
         return tuple(np.exp(rng.uniform(np.log(smallest * unit), np.log(largest * unit), 2)))
 
     def soft():
-        return float(np.exp(rng.uniform(np.log(0.2), np.log(5))))
+        return float(np.exp(rng.uniform(np.log(0.2), np.log(3))))
 
     if layout == "phantom":
         for _ in range(rng.integers(2, 7)):
@@ -328,7 +328,7 @@ def simulate(config: SimulationConfig, rng: np.random.Generator) -> Simulated:
     spread = rng.uniform(0, 0.8)
     roughness = config.roughness
     if roughness is None:
-        roughness = float(np.exp(rng.uniform(np.log(0.06), 0))) if rng.random() < 0.4 else np.inf
+        roughness = float(np.exp(rng.uniform(np.log(0.08), 0))) if rng.random() < 0.33 else np.inf
 
     amplitude = 10 ** (anatomy.decibels / 20)
     scale = np.sqrt(np.mean(amplitude**2))

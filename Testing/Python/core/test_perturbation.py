@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from Speckle2SelfLib.loss import disjoint_loss
+from Speckle2SelfLib.loss import DETAIL, disjoint_loss
 from Speckle2SelfLib.network import FastNetwork, LatticePair, LatticePredictions
 from Speckle2SelfLib.perturbation import LatticeViews, estimate_grain, lattice_views
 from Speckle2SelfLib.simulation import LAYOUTS, SimulationConfig, simulate
@@ -42,8 +42,18 @@ def test_consistency_teaches_the_full_network_alone():
 def test_a_known_truth_takes_the_place_of_the_lattice():
     frame = torch.zeros(1, 1, 16, 16)
     terms = disjoint_loss(LatticePredictions(None, frame + 1), LatticeViews(frame, truth=frame + 2))
-    assert set(terms) == {"truth"}
-    assert terms["truth"] == pytest.approx(1 - 0.0025)
+    assert set(terms) == {"truth", "slopes"}
+    assert terms["truth"] == pytest.approx(1 - 0.0025) and terms["slopes"] == 0
+
+
+def test_a_ripple_costs_more_than_a_wrong_level_of_its_size():
+    truth, rows = torch.zeros(1, 1, 32, 32), torch.arange(32)[:, None].expand(32, 32)
+    ripple, level = (0.05 * x for x in (1 - 2 * (rows % 2), torch.ones(32, 32)))
+    costs = [
+        sum(disjoint_loss(LatticePredictions(None, truth + x), LatticeViews(truth, truth=truth)).values())
+        for x in (ripple, level)
+    ]
+    assert costs[0] > 3 * costs[1]
 
 
 def test_a_point_that_is_lost_costs_more_than_one_that_is_left_over():
@@ -51,7 +61,7 @@ def test_a_point_that_is_lost_costs_more_than_one_that_is_left_over():
     point[..., 16, 16] = 1
     lost = disjoint_loss(LatticePredictions(None, nothing), LatticeViews(point, truth=point))["truth"]
     left = disjoint_loss(LatticePredictions(None, point), LatticeViews(point, truth=nothing))["truth"]
-    assert lost == pytest.approx(2.5 * left)
+    assert lost == pytest.approx((1 + DETAIL) * left)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -48,7 +48,7 @@ def test_the_same_seed_gives_the_same_weights(cine, recipe):
 def test_simulated_frames_bring_their_truth(cine):
     config = TrainingConfig(steps=2, batch=2, crop=32, simulated=3, share=1.0)
     reports, _ = finish(Training([], config, FAST))
-    assert set(reports[-1].terms) == {"truth"}
+    assert set(reports[-1].terms) == {"truth", "slopes"}
     assert reports[-1].step == reports[-1].steps == 2
 
 
