@@ -73,7 +73,7 @@ def test_a_few_steps_of_each_method_give_frames(name, drawn):
 
 def test_known_truth_teaches(drawn, monkeypatch):
     torch.manual_seed(0)
-    clock = types.SimpleNamespace(monotonic=itertools.count().__next__)  # of a second a step, however busy the machine is
+    clock = types.SimpleNamespace(monotonic=itertools.count().__next__)  # a second a step, however busy the machine is
     monkeypatch.setattr(baselines, "time", clock)
     frames, truth = drawn.frames[:1], drawn.truth[None]
     for output in (
