@@ -6,6 +6,7 @@ import time
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 
 from .config import InputError
 
@@ -35,8 +36,9 @@ def choose_precision(device: torch.device) -> torch.dtype:
     """bfloat16 where a convolution measured on this device is clearly faster with it, else float32."""
     if device.type == "mps":
         return torch.float32
-    layer = torch.nn.Conv2d(64, 64, 3, padding=1).to(device, memory_format=torch.channels_last)
-    x = torch.zeros(2, 64, 48, 48, device=device).to(memory_format=torch.channels_last)
+    # Not a layer of torch.nn, which would draw its weights, and so move what is drawn after it.
+    shapes = (2, 64, 48, 48), (64, 64, 3, 3)
+    x, weight = (torch.zeros(s, device=device).to(memory_format=torch.channels_last) for s in shapes)
     seconds = {}
     with torch.inference_mode():
         for precision in (torch.float32, torch.bfloat16):
@@ -44,7 +46,7 @@ def choose_precision(device: torch.device) -> torch.dtype:
             while len(runs) < 8 and min(runs[1:], default=0) < 3 * min(seconds.values(), default=1):
                 started = time.perf_counter()
                 with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
-                    layer(x).sum().item()
+                    F.conv2d(x, weight, padding=1).sum().item()
                 runs.append(time.perf_counter() - started)
             seconds[precision] = min(runs)
     return torch.bfloat16 if seconds[torch.bfloat16] < 0.8 * seconds[torch.float32] else torch.float32

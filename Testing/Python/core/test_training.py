@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from Speckle2SelfLib import devices
 from Speckle2SelfLib.config import InputError, ModelConfig, TrainingConfig
 from Speckle2SelfLib.despeckling import Model, despeckle
 from Speckle2SelfLib.frames import augment, draw_augmentation
@@ -43,6 +44,14 @@ def test_the_same_seed_gives_the_same_weights(cine, recipe):
     networks = [finish(Training([prepare_cine(cine[0], None, model)], config, model))[1] for _ in range(2)]
     for one, two in zip(*(network.state_dict().values() for network in networks), strict=True):
         assert torch.equal(one, two)
+
+
+def test_the_probe_for_the_precision_draws_nothing():
+    """Else the first run of a process would begin with other weights than the second of the same seed."""
+    before = torch.get_rng_state()
+    devices.choose_precision.cache_clear()
+    devices.choose_precision(torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_simulated_frames_bring_their_truth(cine):
