@@ -14,7 +14,7 @@ from Speckle2SelfLib import checkpoint, despeckling
 from Speckle2SelfLib.config import ModelConfig
 from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.loss import published_loss
-from Speckle2SelfLib.network import SpeckleReductionNetwork
+from Speckle2SelfLib.network import NormalisedConvolution, SpeckleReductionNetwork
 from Speckle2SelfLib.perturbation import published_views
 
 FIXTURE = Path(__file__).parent / "data" / "published_parity.npz"
@@ -74,6 +74,23 @@ def test_it_runs_in_32_bits_whatever_the_device_does_faster(monkeypatch):
     monkeypatch.setattr(despeckling, "choose_precision", lambda device: torch.bfloat16)
     model = despeckling.Model(ModelConfig("published", normalisation="frame"), None)
     assert despeckling.precision_of(model, torch.device("cpu")) == torch.float32
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_training_in_16_bits_normalises_each_frame_by_itself_too(linear):
+    torch.manual_seed(0)
+    layer, frames = NormalisedConvolution(torch.nn.Conv2d(4, 8, 3, padding=1), linear), torch.randn(3, 4, 20, 24)
+    frames[1] *= 7
+    found = []
+    for sixteen in (False, True):
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=sixteen):
+            output = layer(frames)
+        (output.float() * torch.arange(24)).mean().backward()
+        found.append((output.detach().float(), layer.conv.weight.grad.clone()))
+    (exact, slope), (near, slope_near) = found
+    assert (near - exact).square().mean().sqrt() < 0.01
+    assert (slope_near - slope).norm() < 0.1 * slope.norm()
 
 
 def test_the_network_has_the_published_size():
