@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 os.environ["SPECKLE2SELF_HOME"] = tempfile.mkdtemp(prefix="speckle2self-")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pyigtl

@@ -173,6 +173,40 @@ def _double(x: torch.Tensor) -> torch.Tensor:
     return x.permute(0, 3, 1, 2)
 
 
+_PAIRS = {2: torch.int32, 4: torch.int64}  # two neighbours of a row, by the bytes of one, so that they move as one
+
+
+def _to_cells(x: torch.Tensor) -> torch.Tensor:
+    """(B, 1, H, W) -> (B, 4, H / 2, W / 2), interleaved: `pixel_unshuffle` for cells of 2 x 2, four times as fast."""
+    if not _fused(x):
+        return F.pixel_unshuffle(x, 2)
+    count, _, height, width = x.shape
+    rows = x.contiguous().view(_PAIRS[x.element_size()]).view(count, height // 2, 2, width // 2)
+    cells = rows.new_empty(count, height // 2, width // 2, 2).copy_(rows.permute(0, 1, 3, 2))
+    return cells.view(x.dtype).permute(0, 3, 1, 2)
+
+
+def _from_cells(x: torch.Tensor) -> torch.Tensor:
+    """(B, 4, H, W) -> (B, 1, 2 H, 2 W): the way back, `pixel_shuffle`."""
+    if not _fused(x):
+        return F.pixel_shuffle(x, 2)
+    count, _, height, width = x.shape
+    cells = x.permute(0, 2, 3, 1).contiguous().view(_PAIRS[x.element_size()])  # (B, H, W, 2)
+    rows = cells.new_empty(count, height, 2, width).copy_(cells.permute(0, 1, 3, 2))
+    return rows.view(x.dtype).view(count, 1, 2 * height, 2 * width)
+
+
+def _smooth(x: torch.Tensor) -> torch.Tensor:
+    """Weights of 1/4, 1/2, 1/4 along rows and columns; the last pixels are repeated beyond the edges."""
+    for axis in (2, 3):
+        last = x.shape[axis] - 1
+        sums = x.narrow(axis, 0, last) + x.narrow(axis, 1, last)
+        first = torch.add(sums.narrow(axis, 0, 1), x.narrow(axis, 0, 1), alpha=2)
+        final = torch.add(sums.narrow(axis, last - 1, 1), x.narrow(axis, last, 1), alpha=2)
+        x = torch.cat([first, sums.narrow(axis, 0, last - 1) + sums.narrow(axis, 1, last - 1), final], axis)
+    return x / 16
+
+
 class FastBlock(nn.Module):
     """Two 3x3 convolutions added to their input; no normalisation, so a pixel depends on its neighbourhood alone."""
 
@@ -226,20 +260,16 @@ class FastNetwork(nn.Module):
 
     def forward(self, x):
         grey = 0.25  # about the mean grey value: zero padding then resembles tissue more than a black frame
-        x = F.pixel_unshuffle((x - grey).to(self.stem.weight.dtype), self.cell)  # (B, cell^2, H / cell, W / cell)
+        x = (x - grey).to(self.stem.weight.dtype)
+        x = _to_cells(x) if self.cell == 2 else x  # (B, cell^2 (1 + extra), H / cell, W / cell)
         fine = _convolve(self.stem, x.contiguous(memory_format=self.layout), relu=True)
         middle = self.encoder(_convolve(self.down_1, fine, relu=True))  # at half of that
         coarse = self.bottom(_convolve(self.down_2, middle, relu=True))  # at a quarter
         middle = self.decoder(_double(_convolve(self.up_2, coarse)).add_(middle))
         fine = _convolve(self.last, _double(_convolve(self.up_1, middle)).add_(fine), relu=True)
         with torch.autocast(x.device.type, enabled=False):
-            x = F.pixel_shuffle(self.head(fine.float()), self.cell)  # (B, 1, H, W)
-        if self.cell == 2:
-            x = F.pad(x, (1, 1, 1, 1), mode="replicate")
-            for axis in (2, 2, 3, 3):  # weights of 1/4, 1/2, 1/4 along either axis
-                count = x.shape[axis] - 1
-                x = x.narrow(axis, 0, count) + x.narrow(axis, 1, count)
-            x = x / 16
+            x = self.head(fine.float())
+        x = _smooth(_from_cells(x)) if self.cell == 2 else x  # (B, 1, H, W)
         return x + grey
 
 
