@@ -62,7 +62,7 @@ class TrainingConfig:
     batch: int = 12  # frames (crops) a step
     crop: int = 128  # pixels at the model's grain
     learning_rate: float = 1e-3  # of Adam; falls to 1 % along a cosine, except in the published recipe
-    simulated: int = 0  # anatomies simulated with known truth and mixed in
+    simulated: int = 0  # anatomies simulated with known truth, of the recordings' grain, and mixed in
     share: float = 0.5  # of the steps that take simulated frames, when there are recorded ones too
     lead: float = 0.0  # of the steps, in which the lattice's network learns alone, for one that is good already
     averaging: float = 0.995  # of the weights over the steps (exponential); 0: the last weights are kept
@@ -88,7 +88,7 @@ class TrainingConfig:
 
 
 PRESETS = {
-    "adapt": TrainingConfig(steps=600, learning_rate=3e-4, averaging=0.98, interval=50, simulated=200, lead=0.3),
+    "adapt": TrainingConfig(steps=600, learning_rate=3e-4, averaging=0.98, interval=50, simulated=400, lead=0.3),
     "standard": TrainingConfig(steps=3000),
     "default": TrainingConfig(steps=16_000, batch=8, learning_rate=1.5e-3, simulated=12_000),
     "paper": TrainingConfig(recipe="published", steps=100_000, batch=16, crop=512, averaging=0.0),

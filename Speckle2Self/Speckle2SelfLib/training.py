@@ -34,6 +34,8 @@ from .simulation import SimulationConfig, simulate
 
 FAST_GRAIN = (0.75, 1.7)  # pixels, as `estimate_grain` measures it: what the simulated frames span
 SIMULATED_GRAIN = (0.85, 2.6)  # the same span, and a margin, as the simulator counts it
+COUNTED = (0.85, 1.2, 1.7, 2.2, 2.6, 3.2)  # pixels, grains of the simulator
+MEASURED = (0.80, 1.15, 1.5, 1.8, 1.97, 2.27)  # what `estimate_grain` finds in their frames
 HELD_OUT_ANATOMIES = 16
 NONE = Augmentation(None)
 
@@ -101,11 +103,18 @@ def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConf
     return Cine(torch.cat(prepared), (grain[0] * scales[0], grain[1] * scales[1]))
 
 
-def simulate_cines(count: int, crop: int, rng: np.random.Generator) -> Cine:
-    """`count` anatomies of crop x crop pixels with their truth, half of them in 8 bits, mapped as recordings are."""
+def simulate_cines(count: int, crop: int, rng: np.random.Generator, grains=()) -> Cine:
+    """`count` anatomies of crop x crop pixels with their truth, half of them in 8 bits, mapped as recordings are.
+
+    grains: those of recordings, as measured; each anatomy has one of them, give or take 15 %. Without, they span all.
+    """
     frames, truths = np.empty((2, count, 1, crop, crop), np.float32)
     for i in range(count):
-        grain = tuple(np.exp(rng.uniform(*np.log(SIMULATED_GRAIN), 2)))
+        if grains:
+            measured = grains[int(rng.integers(len(grains)))]
+            grain = tuple(np.interp(measured, MEASURED, COUNTED) * np.exp(rng.uniform(-0.15, 0.15, 2)))
+        else:
+            grain = tuple(np.exp(rng.uniform(*np.log(SIMULATED_GRAIN), 2)))
         simulated = simulate(SimulationConfig((crop, crop), grain=grain), rng)
         frame = simulated.frames[0]
         if rng.random() < 0.5:
@@ -137,8 +146,9 @@ class Training:
         self.simulated = None
         if config.simulated:
             count = min(config.simulated, config.steps * config.batch)
-            self.simulated = simulate_cines(count, config.crop, self.rng)
-            self.held_out.append(simulate_cines(HELD_OUT_ANATOMIES, config.crop, np.random.default_rng([config.seed])))
+            grains, apart = [cine.grain for cine in cines], np.random.default_rng([config.seed])
+            self.simulated = simulate_cines(count, config.crop, self.rng, grains)
+            self.held_out.append(simulate_cines(HELD_OUT_ANATOMIES, config.crop, apart, grains))
         if not cines and not config.simulated:
             raise InputError("There is nothing to train on: give recordings, or simulate some.")
         self.step, self.batch, self.best = 0, config.batch, float("inf")

@@ -9,8 +9,9 @@ from Speckle2SelfLib.config import InputError, ModelConfig, TrainingConfig
 from Speckle2SelfLib.despeckling import Model, despeckle
 from Speckle2SelfLib.frames import augment, draw_augmentation
 from Speckle2SelfLib.network import build
+from Speckle2SelfLib.perturbation import estimate_grain
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
-from Speckle2SelfLib.training import Cine, Training, prepare_cine
+from Speckle2SelfLib.training import Cine, Training, prepare_cine, simulate_cines
 
 FAST = ModelConfig(width=16, grain=(0.75, 1.7))
 CONFIG = TrainingConfig(steps=6, batch=2, crop=32)
@@ -59,6 +60,13 @@ def test_simulated_frames_bring_their_truth(cine):
     reports, _ = finish(Training([], config, FAST))
     assert set(reports[-1].terms) == {"truth", "slopes"}
     assert reports[-1].step == reports[-1].steps == 2
+
+
+@pytest.mark.parametrize("grain", [(0.9, 1.6), (1.5, 1.1)])
+def test_simulated_frames_have_the_recordings_grain(grain):
+    cine = simulate_cines(8, 96, np.random.default_rng(0), [grain])
+    found = np.median([estimate_grain(frames.numpy()) for frames in cine.frames], axis=0)
+    assert found == pytest.approx(grain, rel=0.25)
 
 
 def test_a_network_that_is_good_already_waits_for_that_of_the_lattice(cine):
