@@ -7,6 +7,7 @@ from, a preview, and what the process said. The process runs the command line's 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -397,6 +398,19 @@ def _read_files(paths) -> list[np.ndarray]:
     return [np.asarray(files.read(path).frames) for path in files.find(list(paths))] if paths else []
 
 
+def count_files(folder, seconds: float = 0.3) -> tuple[int, bool]:
+    """How many files below a folder can be trained on, and whether these are all: it counts for `seconds` at most."""
+    from Speckle2SelfLib import files
+
+    number, end = 0, time.monotonic() + seconds
+    for inside, _folders, names in os.walk(folder):
+        for name in names:
+            number += not name.startswith(".") and files.is_readable(Path(inside, name))
+            if time.monotonic() > end:
+                return number, False
+    return number, True
+
+
 def slug(name: str) -> str:
     """A folder's name for a run."""
     return re.sub(r"[^\w-]+", "-", name).strip("-")[:60] or "run"
@@ -419,14 +433,13 @@ def write_regions(folder: Path, regions, names) -> str:
 
 
 def write_recordings(folder: Path, prefix: str, recordings) -> tuple[str, ...]:
-    """Files `<prefix>-<number>.npy` of grey frames; nothing of where they come from."""
-    from Speckle2SelfLib.frames import luminance
-
+    """Files `<prefix>-<number>.npy` of frames, in colour where they have any, as colours are no part of the region;
+    nothing of where they come from."""
     names = []
     for number, frames in enumerate(recordings, 1):
         if frames.ndim == 4:
-            grey = luminance(frames)
-            frames = np.rint(grey).astype(np.uint8) if frames.dtype == np.uint8 else grey
+            grey = all((frame[..., 1:3] == frame[..., :1]).all() for frame in frames)
+            frames = frames[..., 0] if grey else frames[..., :3]
         names.append(f"{prefix}-{number}.npy")
         np.save(folder / names[-1], frames)
     return tuple(names)

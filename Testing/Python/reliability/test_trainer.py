@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from Speckle2SelfLib import checkpoint, library
+from Speckle2SelfLib import checkpoint, files, library
 from Speckle2SelfLib.config import InputError, Job, ModelConfig
 from Speckle2SelfLib.network import build
-from Speckle2SelfSlicer.trainer import Trainer, export, write_job
+from Speckle2SelfSlicer.trainer import Trainer, export, write_job, write_recordings
 
 
 @pytest.fixture
@@ -98,6 +98,16 @@ def test_a_run_that_was_killed_before_it_reported_can_be_removed(tmp_path, job):
         trainer.add("early", [FRAMES], job)
     trainer.jobs[0].cancel()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["start.model"]
+
+
+def test_the_region_to_train_on_is_found_in_the_colours_as_recorded(tmp_path):
+    grey = FRAMES[..., None].repeat(3, -1)
+    colour = grey.copy()
+    colour[:, 20:40, 20:40, 0] = 255
+    write_recordings(tmp_path, "recording", [grey, np.concatenate([colour, colour[..., :1]], -1)])
+    assert np.array_equal(np.load(tmp_path / "recording-1.npy"), FRAMES)
+    assert np.array_equal(np.load(tmp_path / "recording-2.npy"), colour)
+    assert np.array_equal(files.read(tmp_path / "recording-2.npy").frames, colour)
 
 
 def test_what_a_killed_application_left_half_written_is_no_run_and_goes(tmp_path, job):
