@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import zipfile
 
 import numpy as np
 import pytest
@@ -320,6 +321,85 @@ def test_curve_and_preview_fill_the_scene_and_the_model_is_at_hand(desk, train):
     panel.ui.applyButton.click()
     desk.wait(lambda: panel.run is None)
     assert panel._parameterNode.outputNode.GetName() == "Cine despeckled"
+
+
+def test_a_colour_cine_of_dicom_is_trained_on_paused_resumed_and_despeckled(desk, train):
+    """Six seconds of training on the cine that comes with pydicom."""
+    from pydicom.data import get_testdata_file
+
+    from HeadlessSlicer import loaders
+
+    path = get_testdata_file("examples_ybr_color.dcm", download=False)
+    if path is None:
+        pytest.skip("this pydicom comes without its colour cine")
+    slicer.mrmlScene.Clear()
+    loaders.load(path)
+    cine = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSequenceNode")
+    train.ui.inputsSelector.check(cine)
+    train.ui.initSelector.currentText = "start"
+    train.ui.minutesSpinBox.value = 0.1
+    train.ui.nameLineEdit.text = "Six seconds"
+    assert "(30 frames, 240 x 320)" in train.ui.dataLabel.text and train._parameterNode.region == "auto"
+    train.ui.trainButton.click()
+    job = train.job
+    desk.wait(lambda: job.ended or len(job.reports) >= 3)
+    assert job.state == "running", job.message
+    train.ui.showButton.click()
+    before, after = (slicer.util.array(f"{job.name} held-out frame{end}") for end in ("", " despeckled"))
+    assert before.shape == after.shape and min(before.shape[1:]) > 50 and before.std() > 5
+    train.ui.pauseButton.click()
+    desk.wait(lambda: job.ended)
+    assert job.state == "stopped" and train.ui.runLabel.text.startswith("Paused")
+    paused = job.reports[-1]["step"]
+    train.ui.resumeButton.click()
+    desk.wait(lambda: job.ended or job.reports[-1]["step"] > paused)
+    desk.wait(lambda: job.ended)
+    assert job.state == "done", job.message
+    desk.rest(0.3)
+    steps = slicer.util.arrayFromTableColumn(slicer.util.getNode(f"{job.name} curve"), "step")
+    assert paused in steps[:-1] and list(steps) == sorted(set(steps)) and steps[-1] == job.reports[-1]["steps"]
+    slicer.util.selectModule("Speckle2Self")
+    panel = slicer.modules.Speckle2SelfWidget
+    panel.ui.inputSelector.setCurrentNode(cine)
+    panel.ui.modelSelector.currentText = "Six seconds"
+    assert "30 frames" in panel.ui.modelDescriptionLabel.text or "recording" in panel.ui.modelDescriptionLabel.text
+    panel.ui.applyButton.click()
+    desk.wait(lambda: panel.run is None)
+    output = panel._parameterNode.outputNode
+    assert output.GetNumberOfDataNodes() == 30
+    one, two = (slicer.util.arrayFromVolume(node.GetNthDataNode(9))[0].astype(float) for node in (cine, output))
+    assert two.shape == (240, 320, 3) and np.abs(two - one).mean() > 0.5
+    assert np.abs(np.diff(two, axis=1)).mean() < np.abs(np.diff(one, axis=1)).mean()
+
+
+def test_a_scene_that_is_saved_during_a_run_shows_how_it_went_on_when_it_is_loaded(desk, train, tmp_path):
+    job = start(desk, train)
+    train.ui.showButton.click()
+    assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    reports = len(job.reports)
+    desk.wait(lambda: len(job.reports) > reports)
+    assert job.state == "running", "saving does not disturb it"
+    with zipfile.ZipFile(tmp_path / "scene.mrb") as bundle:
+        names = bundle.namelist()
+        text = bundle.read(next(name for name in names if name.endswith(".mrml"))).decode()
+    assert not [name for name in names if name.endswith((".part", ".state", ".safetensors", ".json", ".jsonl"))]
+    for secret in (str(library.home()), str(job.folder), f'"{job._child.process.pid}"', "Child object"):
+        assert secret not in text
+    slicer.mrmlScene.Clear()
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    table = slicer.util.getNode(f"{job.name} curve")
+    desk.wait(lambda: table.GetNumberOfRows() > reports)
+    assert train.job is job and job.state == "running" and train.ui.pauseButton.enabled
+    assert len(slicer.util.getNodesByClass("vtkMRMLTableNode")) == 1, "no second curve"
+    slicer.mrmlScene.Clear()
+    train.ui.stopButton.click()
+    desk.wait(lambda: job.ended)
+    assert job.state == "done", job.message
+    slicer.util.selectModule("Speckle2Self")
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    slicer.util.selectModule("SpeckleTrain")
+    desk.wait(lambda: slicer.util.getNode(f"{job.name} curve").GetNumberOfRows() == len(job.reports))
+    assert train.ui.runLabel.text.startswith("Done")
 
 
 def test_a_paused_run_goes_on_where_it_was_even_after_the_application(desk, train):
