@@ -285,7 +285,7 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             lines.append(_("Folder ({files})").format(files=self._folder[1]))
         if not self.data():
             lines.append(_("Check at least one volume or recording, or give a folder."))
-        elif total:
+        elif len(lines) > 1 and total:
             lines.append(_("In all {total} frames of the scene to train on.").format(total=total))
         if self.outline.searching:
             lines.append(_("The region is being looked for..."))
@@ -452,7 +452,7 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.progressBar.value = last.get("step", 0)
         self.ui.pauseButton.enabled = state in ("waiting", "running")
         self.ui.resumeButton.enabled = bool(job and job.resumable)
-        self.ui.stopButton.enabled = state in ("waiting", "running") or bool(job and job.resumable)
+        self.ui.stopButton.enabled = bool(job and job.stoppable)
         self.ui.removeButton.enabled = job is not None
         self.ui.showButton.enabled = bool(job and job.reports)
         words = {
@@ -471,7 +471,7 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         elif job and job.message:
             words = f"{words} {job.message}"
         self.ui.runLabel.text = words
-        self.ui.runLabel.setStyleSheet("color: #c0392b" if state == "failed" or (job and job.worse) else "")
+        self.ui.runLabel.setStyleSheet("color: #c0392b" if state == "failed" or (state == "done" and job.worse) else "")
 
     def onPause(self) -> None:
         self.job.stop()

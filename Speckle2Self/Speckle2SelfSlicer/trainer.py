@@ -67,8 +67,8 @@ GONE = "The training process ended unexpectedly (exit code {code}). Resume goes 
 class TrainingJob:
     """One run. `poll` it on the main thread, or `wait` for it.
 
-    state: "waiting", "running", "stopped" (it can be resumed), "done", "failed" (message says why; it can be resumed
-    where there is a checkpoint). settings: the run's first report. reports: those with a step. message: the last one
+    state: "waiting", "running", "stopped" (it can be resumed), "done", "failed" (message says why; it can be resumed,
+    too). settings: the run's first report. reports: those with a step. message: the last one
     for the user. model: the name of the trained model among the user's models, once done. worse: in which figures the
     result is worse than the model it started from.
     """
@@ -91,8 +91,13 @@ class TrainingJob:
 
     @property
     def resumable(self) -> bool:
-        """Whether there is a checkpoint to go on from, and no process that goes on already."""
-        return self.state in ("stopped", "failed") and (self.folder / f"{self.job.output}.state").exists()
+        """Whether it can go on, from its last checkpoint or, without any, from the beginning."""
+        return self.state in ("stopped", "failed") and (self.folder / "job.json").exists()
+
+    @property
+    def stoppable(self) -> bool:
+        """Whether `finish` keeps a model."""
+        return self.state == "running" or (self.resumable and (self.folder / self.job.output).exists())
 
     @property
     def ended(self) -> bool:
@@ -130,14 +135,13 @@ class TrainingJob:
             self.reports.append(line)
         elif "message" in line:
             self.message = str(line["message"])
-        elif "model" in line:
-            self.worse = str(line.get("worse", ""))
 
     def _end(self, code: int) -> None:
         trained = self.folder / self.job.output
         if code == 0 or (code == 130 and self._finishing and trained.exists()):
             try:
                 self.model = library.add(trained, library.free_name(self.name))
+                self.worse = library.worse_than_start(library.card(self.model))
                 self.state = "done"
                 _remove(self.folder)
             except (InputError, OSError) as error:

@@ -309,6 +309,9 @@ def test_curve_and_preview_fill_the_scene_and_the_model_is_at_hand(desk, train):
     desk.wait(lambda: job.ended)
     assert job.state == "done" and job.model in library.own_models()
     desk.wait(lambda: job.model in train.ui.runLabel.text)
+    job.worse = "structure 0.9900 -> 0.9000"
+    train.showRun()
+    assert "is worse than the model that it started from: structure 0.9900" in train.ui.runLabel.text
     train.ui.modelSelector.currentText = job.model
     train.ui.compareButton.click()
     assert "trained" in desk.asked[-1][1]
@@ -450,7 +453,11 @@ def test_two_runs_queue(desk, train):
     train.ui.trainButton.click()
     second = train.job
     assert second.name == "Second" and second.state == "waiting"
-    assert train.ui.runLabel.text.startswith("Waits")
+    assert train.ui.runLabel.text.startswith("Waits") and not train.ui.stopButton.enabled
+    train.ui.pauseButton.click()
+    assert train.ui.runLabel.text == "Paused." and train.ui.resumeButton.enabled
+    train.ui.resumeButton.click()
+    assert second.state == "waiting"
     first.cancel()
     desk.wait(lambda: second.state == "running")
 

@@ -89,11 +89,34 @@ def test_a_stopped_run_is_resumed_also_by_another_application(trainer, job):
     assert not list(trainer.folder.iterdir()) and not other.unfinished()
 
 
+def test_a_stopped_run_whose_model_is_worse_than_its_start_says_so(trainer, job):
+    run = trainer.add("worse", [FRAMES], replace(job, steps=100_000))
+    until(trainer, lambda: len(run.reports) > 2)
+    run.stop()
+    assert trainer.wait(run, 30) and run.state == "stopped" and run.stoppable
+    path = run.folder / "model.safetensors"
+    model, network, card = checkpoint.load(path)
+    card |= {"figures_at_start": {"structure": 0.99}, "figures": {"structure": 0.9}}
+    checkpoint.save(path, model, network, card)
+    run.finish()
+    assert (run.state, run.worse) == ("done", "structure 0.9900 -> 0.9000")
+
+
+def test_a_run_that_waits_can_be_stopped_and_put_back(trainer, job):
+    first = trainer.add("first", [FRAMES], replace(job, steps=100_000))
+    second = trainer.add("second", [FRAMES], job)
+    assert not second.stoppable
+    second.stop()
+    assert second.state == "stopped" and second.resumable and not second.stoppable
+    trainer.resume(second)
+    assert (first.state, second.state) == ("running", "waiting")
+
+
 def test_a_run_that_was_killed_before_it_reported_can_be_removed(tmp_path, job):
     write_job(made(tmp_path / "early"), [FRAMES], job)
     (tmp_path / "early" / "name.txt").write_text("early")
     trainer = Trainer(tmp_path)
-    assert trainer.unfinished() == [] and [left.name for left in trainer.jobs] == ["early"]
+    assert [left.name for left in trainer.unfinished()] == [left.name for left in trainer.jobs] == ["early"]
     with pytest.raises(InputError, match="unfinished run 'early'"):
         trainer.add("early", [FRAMES], job)
     trainer.jobs[0].cancel()
@@ -224,7 +247,7 @@ trainer.close()
 
 
 def test_a_small_disk_that_fills_ends_the_run_which_goes_on_once_there_is_room(tmp_path, job, project):
-    """A disk in memory of 24 MB, in a namespace of its own; the state of a run takes 10, and twice that for a moment."""
+    """A disk in memory of 24 MB, in a namespace of its own; the state of a run takes 10, at times twice that."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["unshare", "--map-root-user", "--mount", "sh", "-c",
