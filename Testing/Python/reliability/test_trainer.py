@@ -90,7 +90,7 @@ def test_a_stopped_run_is_resumed_also_by_another_application(trainer, job):
 
 
 def test_a_stopped_run_whose_model_is_worse_than_its_start_says_so(trainer, job):
-    run = trainer.add("worse", [FRAMES], replace(job, steps=100_000))
+    run = trainer.add("worse", [FRAMES], replace(job, steps=100_000, simulated=0))
     until(trainer, lambda: len(run.reports) > 2)
     run.stop()
     assert trainer.wait(run, 30) and run.state == "stopped" and run.stoppable
