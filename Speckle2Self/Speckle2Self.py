@@ -110,7 +110,6 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.run = None  # processing.Run that goes on
         self.live = None  # processing.Live that goes on, or the preview that is shown
         self.result = None  # processing.Result of the output, for the look
-        self._search = None  # processing.Run of which only the region is wanted
         self._relook = None  # steps of bringing the output's look up to date
         self._seen = {}  # parameters at the last look, to see what changed
 
@@ -123,6 +122,7 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui = slicer.util.childWidgetVariables(widget)
         widget.setMRMLScene(slicer.mrmlScene)
         self.logic = Speckle2SelfLogic()
+        self.outline = comparison.Outline(self.logic)
         self.timer = qt.QTimer()
         self.timer.setInterval(10)
         self.timer.timeout.connect(self.onTimer)
@@ -166,9 +166,11 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def enter(self) -> None:
         self.initializeParameterNode()
+        self.showRegion()
 
     def exit(self) -> None:
         self.ui.flickerButton.checked = False
+        self.outline.hide()
         self.setParameterNode(None)
 
     def onSceneStartClose(self, caller, event) -> None:
@@ -178,16 +180,16 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onSceneEndClose(self, caller, event) -> None:
         if self.parent.isEntered:
-            self.initializeParameterNode()
+            self.enter()
 
     def endAll(self) -> None:
         """Ends what goes on; the scene stays as it is."""
         self.endLive()
         self.ui.flickerButton.checked = False
-        for going in (self.run, self._search):
-            if going is not None:
-                going.abandon()
-        self.run = self._search = self._relook = None
+        if self.run is not None:
+            self.run.abandon()
+        self.run = self._relook = None
+        self.outline.hide()
         self.forgetResult()
         self.timer.stop()
         self.showRunning()
@@ -359,12 +361,9 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.showProgress()
             if self.run.ended:
                 self.finishRun()
-        if self._search is not None:
-            self._search.step()
-            if self._search.region is not None or self._search.ended:
-                comparison.showRegion(self._search.source.volumes[0], self._search.region, self._search.axes[0])
-                self._search.abandon()
-                self._search = None
+        if self.outline.searching:
+            with shownErrors(_("The region cannot be shown.")):
+                self.outline.step()
         if self.live is not None:
             self.stepLive()
         if self._relook is not None:
@@ -372,7 +371,7 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 if next(self._relook, "done") == "done":
                     self._relook = None
         showing = self.live is not None and (self.live.waiting or not self.live.once)
-        if not (self.run or showing or self._search or self._relook):
+        if not (self.run or showing or self.outline.searching or self._relook):
             self.timer.stop()
 
     def showRunning(self) -> None:
@@ -437,24 +436,16 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def showRegion(self) -> None:
         """Outlines what is despeckled, or takes the outline away."""
-        if self._search is not None:
-            self._search.abandon()
-            self._search = None
-        parameters = self._parameterNode
-        volume = comparison.shown(parameters.inputNode)
-        if not parameters.showRegion or volume is None or parameters.region == "none":
-            comparison.showRegion(volume, None, 0)
+        parameters, result = self._parameterNode, self.result
+        node, region = parameters.inputNode, parameters.region
+        if not parameters.showRegion or node is None:
+            self.outline.hide()
             return
         with shownErrors(_("The region cannot be shown.")):
-            if parameters.region == "given":
-                region = self.logic.region(parameters.inputNode, parameters.regionNode, parameters.axis)
-                comparison.showRegion(volume, region, comparison.axisOf(volume, parameters.axis))
-            elif self.result is not None and self.result.region is not None:
-                comparison.showRegion(volume, self.result.region, self.result.axes[0])
+            if region == "auto" and result is not None and result.region is not None:
+                comparison.showRegion(comparison.placed(node), result.region, result.axes[0])
             else:
-                self._search = self.logic.start(
-                    parameters.inputNode, axis=parameters.axis, model="median", onlyRegion=True
-                )
+                self.outline.show(node, region, parameters.regionNode, parameters.axis)
                 self.timer.start()
 
     #
@@ -652,7 +643,7 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
 
         regionNode: None: what was given last for this scanner and frames of this size. Raises InputError.
         """
-        volume = comparison.shown(scene.find(node))
+        volume = comparison.placed(scene.find(node))
         axis = comparison.axisOf(volume, axis)
         if regionNode is None:
             shape = [n for i, n in enumerate(reversed(volume.GetImageData().GetDimensions())) if i != axis]

@@ -20,7 +20,7 @@ from slicer.ScriptedLoadableModule import (
 from slicer.util import VTKObservationMixin
 from vtk.util.numpy_support import vtk_to_numpy
 
-from Speckle2SelfLib.config import RECIPES, InputError, Job
+from Speckle2SelfLib.config import PRESETS, RECIPES, InputError, Job
 from Speckle2SelfSlicer import comparison, dependencies, scene
 from Speckle2SelfSlicer.comparison import RegionNode
 from Speckle2SelfSlicer.dependencies import shownErrors
@@ -34,6 +34,7 @@ ROLES = {  # role -> class and title
     "after": ("vtkMRMLScalarVolumeNode", "held-out frame despeckled"),
 }
 FIGURES = ["homogeneity", "structure", "holes", "rms"]
+LISTED = 8  # recordings that the panel names; of more it gives the number
 DEFAULTS = {
     "name": None, "heldOut": (), "recipe": None, "init": None, "steps": None, "minutes": None, "region": "auto",
     "device": "auto", "seed": 0,
@@ -70,6 +71,7 @@ class SpeckleTrainParameterNode:
     folder - of recordings as files, to train on besides; empty: none.
     region - "auto": the imaged part of each recording; "none": whole frames; "given": what regionNode covers.
     regionNode - a segmentation or a box.
+    showRegion - whether the region is outlined in the slice views.
     preset - how to train: "adapt" a model at hand, "standard" from nothing, "paper" as published.
     recipe - the preset's, or another.
     init - the model that "adapt" starts from.
@@ -81,6 +83,7 @@ class SpeckleTrainParameterNode:
     folder: str = ""
     region: Annotated[str, Choice(["auto", "none", "given"])] = "auto"
     regionNode: RegionNode
+    showRegion: bool = False
     preset: Annotated[str, Choice(["adapt", "standard", "paper"])] = "adapt"
     recipe: Annotated[str, Choice(["preset", *RECIPES])] = "preset"
     init: str = "default"
@@ -104,6 +107,9 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._shown = None  # (run, number of its reports) that is shown in the scene
         self._told = set()  # runs whose end has been told
         self._compared = {}  # previews of the models that are compared
+        self._outlined = self._wanted = None  # what the outline is of, and what it was to be of at the last look
+        self._outlineError = ""
+        self._folder = ("", "")  # the folder whose files were counted last, and what was found
 
     def setup(self) -> None:
         import qt
@@ -114,6 +120,8 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui = slicer.util.childWidgetVariables(widget)
         widget.setMRMLScene(slicer.mrmlScene)
         self.logic = SpeckleTrainLogic()
+        self.outline = comparison.Outline(slicer.util.getModuleLogic("Speckle2Self"), orWhole=True)
+        self.ui.estimateLabel.visible = self.ui.correlationLabel.visible = False
         self.timer = qt.QTimer()
         self.timer.setInterval(100)
         self.timer.timeout.connect(self.onTimer)
@@ -144,8 +152,10 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def enter(self) -> None:
         if not dependencies.missing():
             self.logic.trainer.unfinished()
+        self._folder = ("", "")
         self.initializeParameterNode()
         self.fillRuns()
+        self.reconnect()
         self.timer.start()
 
     def exit(self) -> None:
@@ -158,6 +168,15 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onSceneEndClose(self, caller, event) -> None:
         if self.parent.isEntered:
             self.initializeParameterNode()
+            self.reconnect()
+
+    def reconnect(self) -> None:
+        """Goes on showing the run whose curve is in the scene, such as one that was loaded."""
+        tables = {node.GetAttribute(RUN) for node in slicer.util.getNodesByClass("vtkMRMLTableNode")}
+        job = next((job for job in self.logic.trainer.jobs if job.name in tables and job.reports), None)
+        if job is not None and self._shown is None:
+            self._shown = job, 0
+            self.timer.start()
 
     #
     # Parameters
@@ -173,7 +192,10 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
             self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.updatePanel)
         self._parameterNode = None
-        if parameterNode:
+        if parameterNode is None:
+            self.outline.hide()
+            self._outlined = None
+        else:
             for selector, role in ((self.ui.inputsSelector, "inputs"), (self.ui.heldOutSelector, "heldOut")):
                 self.check(selector, _references(parameterNode.parameterNode, role))
             self._parameterNode = parameterNode
@@ -230,15 +252,12 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def updatePanel(self, caller=None, event=None) -> None:
         parameters, nodes = self._parameterNode, self.data()
-        frames = sum(scene.count(node) for node in self.ui.inputsSelector.checkedNodes())
-        self.ui.dataLabel.text = (
-            _("Chosen: {count}, with {frames} frames in the scene.").format(count=len(nodes), frames=frames)
-            if nodes
-            else _("Check at least one volume or recording, or give a folder.")
-        )
+        self.showRegion()
+        self.ui.dataLabel.text = self.description()
         for name in ("train", "estimate", "exportJob"):
             getattr(self.ui, f"{name}Button").enabled = bool(nodes)
         self.ui.regionNodeSelector.enabled = parameters.region == "given"
+        self.ui.stepsSpinBox.enabled = not parameters.minutes
         self.ui.initSelector.enabled = parameters.preset == "adapt"
         for selector, chosen in ((self.ui.initSelector, parameters.init), (self.ui.deviceSelector, parameters.device)):
             selector.currentText = chosen
@@ -247,6 +266,79 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """What to train on: the checked nodes, and the folder."""
         folder = self._parameterNode.folder.strip()
         return [*self.ui.inputsSelector.checkedNodes(), *([Path(folder)] if folder else [])]
+
+    def description(self) -> str:
+        """The data, each with its frames, and what keeps the region from being outlined."""
+        lines, total = [], 0
+        for selector, words in ((self.ui.inputsSelector, ""), (self.ui.heldOutSelector, _(", held out"))):
+            for node in selector.checkedNodes():
+                frames, rows, columns = scene.size(node)
+                total += frames if selector is self.ui.inputsSelector else 0
+                size = _("{frames} frames, {rows} x {columns}").format(frames=frames, rows=rows, columns=columns)
+                lines.append(f"{node.GetName()} ({size}){words}")
+        if len(lines) > LISTED:
+            lines[LISTED - 1 :] = [_("and {number} more").format(number=len(lines) - LISTED + 1)]
+        folder = self._parameterNode.folder.strip()
+        if folder != self._folder[0]:
+            self._folder = folder, self.logic.files(folder)
+        if folder:
+            lines.append(_("Folder ({files})").format(files=self._folder[1]))
+        if not self.data():
+            lines.append(_("Check at least one volume or recording, or give a folder."))
+        elif len(lines) > 1 and total:
+            lines.append(_("In all {total} frames of the scene to train on.").format(total=total))
+        if self.outline.searching:
+            lines.append(_("The region is being looked for..."))
+        return "\n".join([*lines, *([self._outlineError] if self._outlineError else [])])
+
+    def toOutline(self):
+        """What is to be outlined: the node, the region and its node, and when that was changed last; or None."""
+        parameters = self._parameterNode
+        nodes = self.ui.inputsSelector.checkedNodes()
+        if not parameters.showRegion or not nodes:
+            return None
+        seen = [node for node in nodes if comparison.inViews(node)]
+        region, given = parameters.region, parameters.regionNode if parameters.region == "given" else None
+        recipe = PRESETS[parameters.preset].recipe if parameters.recipe == "preset" else parameters.recipe
+        if region == "auto" and recipe == "published":
+            region = "none"  # as `Speckle2SelfLib.runs` takes it
+        segments = given.GetSegmentation() if given is not None and given.IsA("vtkMRMLSegmentationNode") else given
+        changed = max(one.GetMTime() for one in (given, segments)) if given is not None else 0
+        return (seen or nodes)[0], region, given, changed
+
+    def showRegion(self) -> None:
+        """Outlines what would be trained on, of the chosen recording that the slice views show, else of the first."""
+        wanted = self.toOutline()
+        if wanted == self._outlined:
+            return
+        self._outlined, self._outlineError = wanted, ""
+        if wanted is None:
+            self.outline.hide()
+            return
+        try:
+            self.outline.show(*wanted[:3])
+            volume = comparison.placed(wanted[0])
+            if volume.GetScene() is slicer.mrmlScene and not comparison.inViews(volume):  # else no browser shows it
+                slicer.util.setSliceViewerLayers(background=volume, foreground=None, fit=True)
+        except InputError as error:
+            self._outlineError = str(error)
+        self.timer.start()
+
+    def followRegion(self) -> None:
+        """Brings the outline up to date: with what was found, with another recording in the views, with a box that was
+        moved, once it rests."""
+        wanted = self.toOutline()
+        if self.outline.searching:
+            try:
+                self.outline.step()
+            except InputError as error:
+                self._outlineError = str(error)
+            if not self.outline.searching:
+                self.ui.dataLabel.text = self.description()
+        elif wanted != self._outlined and wanted == self._wanted:
+            self.showRegion()
+            self.ui.dataLabel.text = self.description()
+        self._wanted = wanted
 
     def onFolder(self) -> None:
         import qt
@@ -266,7 +358,7 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             "heldOut": list(self.ui.heldOutSelector.checkedNodes()),
             "init": parameters.init if parameters.preset == "adapt" else None,
             "minutes": parameters.minutes or None,
-            "steps": parameters.steps or None,
+            "steps": (parameters.steps or None) if not parameters.minutes else None,
             "region": (parameters.regionNode or region) if region == "given" else region,
             "device": parameters.device,
         }
@@ -286,6 +378,7 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             if self.estimate is not None:
                 self.estimate.close()
             self.ui.estimateLabel.text = _("Measuring...")
+            self.ui.estimateLabel.visible = True
             self.estimate = self.logic.estimate(self.data(), self.showEstimate, **self.options())
             self.timer.start()
 
@@ -302,6 +395,7 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ).format(**{**found, "grains": grains})
         if found["correlation"]:
             self.ui.correlationLabel.setPixmap(_drawn(found["correlation"][0]))
+            self.ui.correlationLabel.visible = True
 
     @property
     def job(self):
@@ -339,11 +433,13 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 self.fillModels()
         if job is not None:
             self.showRun()
+        if self._outlined is not None:
+            self.followRegion()
         if self._compared:
             with shownErrors(_("The models could not be compared.")):
                 self.stepCompared()
         going = any(not each.ended for each in self.logic.trainer.jobs)
-        if not going and self.estimate is None and not self._compared:
+        if not going and self.estimate is None and not self._compared and self._outlined is None:
             self.timer.stop()
 
     def showRun(self) -> None:
@@ -356,7 +452,7 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.progressBar.value = last.get("step", 0)
         self.ui.pauseButton.enabled = state in ("waiting", "running")
         self.ui.resumeButton.enabled = bool(job and job.resumable)
-        self.ui.stopButton.enabled = state in ("waiting", "running") or bool(job and job.resumable)
+        self.ui.stopButton.enabled = bool(job and job.stoppable)
         self.ui.removeButton.enabled = job is not None
         self.ui.showButton.enabled = bool(job and job.reports)
         words = {
@@ -375,7 +471,7 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         elif job and job.message:
             words = f"{words} {job.message}"
         self.ui.runLabel.text = words
-        self.ui.runLabel.setStyleSheet("color: #c0392b" if state == "failed" or (job and job.worse) else "")
+        self.ui.runLabel.setStyleSheet("color: #c0392b" if state == "failed" or (state == "done" and job.worse) else "")
 
     def onPause(self) -> None:
         self.job.stop()
@@ -404,6 +500,7 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onShow(self) -> None:
         with shownErrors(_("The run could not be shown.")):
+            self._parameterNode.showRegion = False  # it would lie on the preview
             nodes = self.logic.showProgress(self.job)
             self._shown = self.job, len(self.job.reports)
             slicer.modules.plots.logic().ShowChartInLayout(nodes["loss"])
@@ -657,6 +754,16 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
             number += 1
             name = library.free_name(f"{wanted} {number}")
         return name
+
+    def files(self, folder: str) -> str:
+        """In words, how many files of a folder can be trained on; what is in them is not read."""
+        from Speckle2SelfSlicer.trainer import count_files
+
+        if not folder or not Path(folder).is_dir():
+            return _("not found")
+        number, complete = count_files(folder)
+        words = _("{number} files") if complete else _("more than {number} files")
+        return words.format(number=number)
 
     def poll(self) -> None:
         """Takes what the runs reported; the panel does it by a timer."""

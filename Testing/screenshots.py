@@ -62,7 +62,7 @@ def despeckling() -> None:
     panel.ui.inputSelector.setCurrentNode(slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSequenceNode"))
     panel.ui.showRegionCheckBox.checked = True
     fit()
-    wait(lambda: panel._search is None)
+    wait(lambda: not panel.outline.searching)
     panel.ui.applyButton.click()
     wait(lambda: panel.run.done > 8)
     save("running")

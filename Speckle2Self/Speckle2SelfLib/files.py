@@ -101,7 +101,7 @@ def find(inputs) -> list[Path]:
     for entry in map(Path, inputs):
         if entry.is_dir():
             inside = (p for p in sorted(entry.rglob("*")) if p.is_file() and not p.name.startswith("."))
-            inside = [p for p in inside if _is_readable(p)]
+            inside = [p for p in inside if is_readable(p)]
             if not inside:
                 raise InputError(f"The folder {entry} holds no image file.")
             found += inside
@@ -112,7 +112,8 @@ def find(inputs) -> list[Path]:
     return found
 
 
-def _is_readable(path: Path) -> bool:
+def is_readable(path: Path) -> bool:
+    """Whether a file is taken for a recording, by its name, or by its first bytes where it has no suffix."""
     if family(path) != "itk":
         return True
     return path.name.lower().endswith(IMAGE_SUFFIXES) or (not path.suffix and pydicom.misc.is_dicom(path))

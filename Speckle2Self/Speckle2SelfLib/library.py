@@ -54,6 +54,17 @@ def own_path(name: str) -> Path:
     return home() / "models" / f"{name}{SUFFIX}"
 
 
+def worse_than_start(card: dict) -> str:
+    """In which figures a trained model is clearly worse than the one that it started from; empty: in none."""
+    start, end = card.get("figures_at_start") or {}, card.get("figures") or {}
+    limits = {"homogeneity": -0.005, "structure": -0.005, "holes": 0.001, "rms": 0.002}
+    worse = []
+    for name, limit in limits.items():
+        if name in start and name in end and (end[name] - start[name]) / limit > 1:
+            worse.append(f"{name} {start[name]:.4f} -> {end[name]:.4f}")
+    return ", ".join(worse)
+
+
 def add(path, name: str | None = None) -> str:
     """Copies a model file, ours or the authors' .pth, among the user's models; returns its name there.
 

@@ -25,7 +25,7 @@ from .config import Cancelled, InputError, Job, ModelConfig, TrainingConfig, fro
 from .despeckling import Model, load_model
 from .devices import choose_device
 from .frames import fill_outside
-from .library import bundled_models
+from .library import bundled_models, worse_than_start
 from .perturbation import speckle_correlation
 from .training import FAST_GRAIN, Cine, Training, prepare_cine
 
@@ -158,17 +158,6 @@ def _description(config, cines) -> str:
     sources = [f"{frames} frames of {count} recording{'s' if count > 1 else ''}"] if count else []
     sources += ["simulated frames"] if config.simulated else []
     return f"Trained on {' and '.join(sources)} (recipe '{config.recipe}')."
-
-
-def worse_than_start(card: dict) -> str:
-    """In which figures a trained model is clearly worse than the one that it started from; empty: in none."""
-    start, end = card.get("figures_at_start") or {}, card.get("figures") or {}
-    limits = {"homogeneity": -0.005, "structure": -0.005, "holes": 0.001, "rms": 0.002}
-    worse = []
-    for name, limit in limits.items():
-        if name in start and name in end and (end[name] - start[name]) * np.sign(limit) > abs(limit):
-            worse.append(f"{name} {start[name]:.4f} -> {end[name]:.4f}")
-    return ", ".join(worse)
 
 
 def _start(job: Job):

@@ -30,6 +30,24 @@ def shown(node):
     return node
 
 
+def placed(node):
+    """The volume that tells where the frames of a node lie: as `shown`, or the first of a sequence that no browser
+    shows. Raises InputError for a node without any."""
+    try:
+        return shown(node)
+    except InputError:
+        return scene.source(node).volumes[0]
+
+
+def inViews(node) -> bool:
+    """Whether a slice view shows a node."""
+    try:
+        volume = shown(node)
+    except InputError:
+        return False
+    return any(composite.GetBackgroundVolumeID() == volume.GetID() for composite in _each("vtkMRMLSliceCompositeNode"))
+
+
 def axisOf(volume, axis: str = "auto") -> int:
     """The axis of (K, J, I) along which a volume is cut into frames; see `volumes.slicing_axes`. InputError."""
     source = scene.source(volume)
@@ -147,25 +165,85 @@ def _kind(volume, shape) -> str:
 
 
 def showRegion(volume, region, axis: int) -> None:
-    """Outlines `region` (H, W) bool on the volume in all slice views that show it; None takes the outline away."""
-    outline = _made("vtkMRMLLabelMapVolumeNode", "outline", "Despeckled region", create=region is not None)
-    if region is not None:
-        shape = tuple(reversed(volume.GetImageData().GetDimensions()))
-        labels = np.broadcast_to(np.expand_dims(region, axis), shape).astype(np.uint8)
-        slicer.util.updateVolumeFromArray(outline, labels)
-        matrix = vtk.vtkMatrix4x4()
-        volume.GetIJKToRASMatrix(matrix)
-        outline.SetIJKToRASMatrix(matrix)
-        outline.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
-        if outline.GetDisplayNode() is None:
-            outline.CreateDefaultDisplayNodes()
-    for view in _each("vtkMRMLSliceNode") if region is not None else ():
+    """Outlines `region` (H, W) bool on the volume in all slice views; None takes the outline away. It is not saved."""
+    outline = _made("vtkMRMLLabelMapVolumeNode", "outline", "Outline of the region", create=region is not None)
+    if region is None:
+        if outline is not None:
+            slicer.mrmlScene.RemoveNode(outline.GetDisplayNode())
+            slicer.mrmlScene.RemoveNode(outline)
+        return
+    shape = tuple(reversed(volume.GetImageData().GetDimensions()))
+    labels = np.broadcast_to(np.expand_dims(region, axis), shape).astype(np.uint8)
+    slicer.util.updateVolumeFromArray(outline, labels)
+    matrix = vtk.vtkMatrix4x4()
+    volume.GetIJKToRASMatrix(matrix)
+    outline.SetIJKToRASMatrix(matrix)
+    outline.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
+    outline.SetSaveWithScene(False)
+    if outline.GetDisplayNode() is None:
+        outline.CreateDefaultDisplayNodes()
+        outline.GetDisplayNode().SetSaveWithScene(False)
+    for view in _each("vtkMRMLSliceNode"):
         view.SetUseLabelOutline(True)
     for composite in _each("vtkMRMLSliceCompositeNode"):
-        if region is not None:
-            composite.SetLabelVolumeID(outline.GetID())
-        elif outline is not None and composite.GetLabelVolumeID() == outline.GetID():
-            composite.SetLabelVolumeID(None)
+        composite.SetLabelVolumeID(outline.GetID())
+
+
+class Outline:
+    """The region of a node, outlined in the slice views. What is not given is searched for in the background: call
+    `step` from a timer while it is `searching`.
+
+    logic: that of Speckle2Self. orWhole: where nothing looks like ultrasound, it is whole frames, and not nothing.
+    """
+
+    def __init__(self, logic, orWhole: bool = False):
+        self._logic, self._orWhole, self._search = logic, orWhole, None
+
+    @property
+    def searching(self) -> bool:
+        """Whether the region is still to be found."""
+        return self._search is not None
+
+    def show(self, node, region: str, regionNode=None, axis: str = "auto") -> None:
+        """Outlines "auto": what looks like ultrasound, "none": whole frames, "given": what regionNode covers, or where
+        that is None, what was given last. Raises InputError, and shows nothing then."""
+        self._end()
+        try:
+            if region == "auto":
+                self.hide()
+                self._search = self._logic.start(node, axis=axis, model="median", onlyRegion=True)
+            else:
+                volume = placed(node)
+                pixels = self._logic.region(node, regionNode, axis) if region == "given" else np.ones((1, 1), bool)
+                showRegion(volume, pixels, axisOf(volume, axis))
+        except InputError:
+            self.hide()
+            raise
+
+    def step(self) -> None:
+        """Shows what has been found; returns at once. Raises InputError where that failed."""
+        search = self._search
+        self._logic.worker.poll()
+        search.step()
+        if search.region is None and not search.ended:
+            return
+        self._end()
+        if search.state == "failed":
+            raise InputError(search.message)
+        found = search.region
+        if self._orWhole and found is not None and not found.any():
+            found = ~found
+        showRegion(search.source.volumes[0], found, search.axes[0])
+
+    def hide(self) -> None:
+        """Takes the outline away, or ends the search for it."""
+        self._end()
+        showRegion(None, None, 0)
+
+    def _end(self) -> None:
+        if self._search is not None:
+            self._search.abandon()
+            self._search = None
 
 
 #

@@ -172,16 +172,18 @@ def find(node):
     return found
 
 
-def count(node) -> int:
-    """How many frames `frames` gives, without reading them; 0 where there are none."""
+def size(node) -> tuple[int, int, int]:
+    """How many frames `frames` gives, and their rows and columns, without reading them; zeros where there are none."""
     try:
         recording = source(node)
     except InputError:
-        return 0
+        return 0, 0, 0
     image = recording.volumes[0].GetImageData()
-    shape = tuple(reversed(image.GetDimensions())) if image else (1, 1, 1)
+    if image is None or not image.GetNumberOfPoints():
+        return 0, 0, 0
+    shape = list(reversed(image.GetDimensions()))
     (axis,) = volumes.slicing_axes(shape, recording.spacing, "auto")
-    return len(recording.volumes) * shape[axis]
+    return len(recording.volumes) * shape.pop(axis), *shape
 
 
 def frames(node) -> np.ndarray:

@@ -7,6 +7,7 @@ from, a preview, and what the process said. The process runs the command line's 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -66,8 +67,8 @@ GONE = "The training process ended unexpectedly (exit code {code}). Resume goes 
 class TrainingJob:
     """One run. `poll` it on the main thread, or `wait` for it.
 
-    state: "waiting", "running", "stopped" (it can be resumed), "done", "failed" (message says why; it can be resumed
-    where there is a checkpoint). settings: the run's first report. reports: those with a step. message: the last one
+    state: "waiting", "running", "stopped" (it can be resumed), "done", "failed" (message says why; it can be resumed,
+    too). settings: the run's first report. reports: those with a step. message: the last one
     for the user. model: the name of the trained model among the user's models, once done. worse: in which figures the
     result is worse than the model it started from.
     """
@@ -90,8 +91,13 @@ class TrainingJob:
 
     @property
     def resumable(self) -> bool:
-        """Whether there is a checkpoint to go on from, and no process that goes on already."""
-        return self.state in ("stopped", "failed") and (self.folder / f"{self.job.output}.state").exists()
+        """Whether it can go on, from its last checkpoint or, without any, from the beginning."""
+        return self.state in ("stopped", "failed") and (self.folder / "job.json").exists()
+
+    @property
+    def stoppable(self) -> bool:
+        """Whether `finish` keeps a model."""
+        return self.state == "running" or (self.resumable and (self.folder / self.job.output).exists())
 
     @property
     def ended(self) -> bool:
@@ -129,14 +135,13 @@ class TrainingJob:
             self.reports.append(line)
         elif "message" in line:
             self.message = str(line["message"])
-        elif "model" in line:
-            self.worse = str(line.get("worse", ""))
 
     def _end(self, code: int) -> None:
         trained = self.folder / self.job.output
         if code == 0 or (code == 130 and self._finishing and trained.exists()):
             try:
                 self.model = library.add(trained, library.free_name(self.name))
+                self.worse = library.worse_than_start(library.card(self.model))
                 self.state = "done"
                 _remove(self.folder)
             except (InputError, OSError) as error:
@@ -397,6 +402,19 @@ def _read_files(paths) -> list[np.ndarray]:
     return [np.asarray(files.read(path).frames) for path in files.find(list(paths))] if paths else []
 
 
+def count_files(folder, seconds: float = 0.3) -> tuple[int, bool]:
+    """How many files below a folder can be trained on, and whether these are all: it counts for `seconds` at most."""
+    from Speckle2SelfLib import files
+
+    number, end = 0, time.monotonic() + seconds
+    for inside, _folders, names in os.walk(folder):
+        for name in names:
+            number += not name.startswith(".") and files.is_readable(Path(inside, name))
+            if time.monotonic() > end:
+                return number, False
+    return number, True
+
+
 def slug(name: str) -> str:
     """A folder's name for a run."""
     return re.sub(r"[^\w-]+", "-", name).strip("-")[:60] or "run"
@@ -419,14 +437,13 @@ def write_regions(folder: Path, regions, names) -> str:
 
 
 def write_recordings(folder: Path, prefix: str, recordings) -> tuple[str, ...]:
-    """Files `<prefix>-<number>.npy` of grey frames; nothing of where they come from."""
-    from Speckle2SelfLib.frames import luminance
-
+    """Files `<prefix>-<number>.npy` of frames, in colour where they have any, as colours are no part of the region;
+    nothing of where they come from."""
     names = []
     for number, frames in enumerate(recordings, 1):
         if frames.ndim == 4:
-            grey = luminance(frames)
-            frames = np.rint(grey).astype(np.uint8) if frames.dtype == np.uint8 else grey
+            grey = all((frame[..., 1:3] == frame[..., :1]).all() for frame in frames)
+            frames = frames[..., 0] if grey else frames[..., :3]
         names.append(f"{prefix}-{number}.npy")
         np.save(folder / names[-1], frames)
     return tuple(names)

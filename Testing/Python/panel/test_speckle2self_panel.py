@@ -271,8 +271,8 @@ def test_the_region_is_outlined_before_and_after_apply(desk, panel):
     frames[:, 20:80, 20:80] = np.random.default_rng(1).rayleigh(40, (12, 60, 60)).clip(1, 255)
     choose(panel, desk.cine(frames), region="auto")
     panel.ui.showRegionCheckBox.checked = True
-    desk.wait(lambda: panel._search is None)
-    outline = slicer.util.getNode("Despeckled region")
+    desk.wait(lambda: not panel.outline.searching)
+    outline = slicer.util.getNode("Outline of the region")
     first = slicer.util.arrayFromVolume(outline)[0].astype(bool)
     assert first[30:70, 30:70].all() and not first[:15].any()
     apply(desk, panel)
@@ -280,7 +280,13 @@ def test_the_region_is_outlined_before_and_after_apply(desk, panel):
     assert "Cine despeckled" in desk.names()
     panel.ui.showRegionCheckBox.checked = False
     composite = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSliceCompositeNode")
-    assert composite.GetLabelVolumeID() is None
+    assert composite.GetLabelVolumeID() is None and "Outline of the region" not in desk.names()
+    panel.ui.showRegionCheckBox.checked = True
+    assert composite.GetLabelVolumeID()
+    slicer.util.selectModule("SpeckleTrain")
+    assert composite.GetLabelVolumeID() is None, "it would be taken for what is trained on"
+    slicer.util.selectModule("Speckle2Self")
+    assert np.array_equal(slicer.util.array("Outline of the region")[0].astype(bool), first)
 
 
 #

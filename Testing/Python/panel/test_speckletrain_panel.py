@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import zipfile
 
 import numpy as np
 import pytest
@@ -72,8 +73,166 @@ def test_nothing_can_be_started_without_data_and_the_data_are_counted(desk, trai
     for name in ("train", "estimate", "exportJob", "pause", "resume", "stop", "remove", "show"):
         assert not getattr(train.ui, f"{name}Button").enabled
     choose(train)
-    assert train.ui.dataLabel.text == "Chosen: 1, with 16 frames in the scene."
+    assert "Cine (16 frames, 64 x 64)" in train.ui.dataLabel.text
     assert train.ui.trainButton.enabled and train.ui.estimateButton.enabled
+
+
+def test_each_recording_is_listed_with_its_frames(desk, train, tmp_path):
+    assert train.ui.dataLabel.text == "Check at least one volume or recording, or give a folder."
+    choose(train)
+    volume = desk.volume("Kidney", FRAMES[:3, :40])
+    train.ui.inputsSelector.check(volume)
+    train.ui.heldOutSelector.check(desk.cine(FRAMES[:5], "Other"))
+    for name in ("one.npy", "two.png", "notes.txt", ".hidden.npy"):
+        (tmp_path / name).write_bytes(b"")
+    train.ui.folderLineEdit.text = str(tmp_path)
+    lines = ["Cine (16 frames, 64 x 64)", "Kidney (3 frames, 40 x 64)", "Other (5 frames, 64 x 64), held out"]
+    total = "In all 19 frames of the scene to train on."
+    assert train.ui.dataLabel.text.splitlines() == [*lines, "Folder (2 files)", total]
+    train.ui.folderLineEdit.text = str(tmp_path / "nowhere")
+    assert "Folder (not found)" in train.ui.dataLabel.text
+    for number in range(12):
+        train.ui.inputsSelector.check(desk.volume(f"Volume {number}"))
+    assert len(train.ui.dataLabel.text.splitlines()) == 10 and "and 8 more" in train.ui.dataLabel.text
+
+
+def test_the_files_of_a_large_folder_are_counted_for_a_moment_only(tmp_path):
+    from Speckle2SelfSlicer.trainer import count_files
+
+    for number in range(4):
+        (tmp_path / f"{number}.npy").write_bytes(b"")
+    assert count_files(tmp_path) == (4, True) and count_files(tmp_path, 0) == (1, False)
+
+
+def sector(count=16):
+    """Frames of an image within a dark margin, which a recording's region leaves out."""
+    frames = np.zeros((count, 96, 96), np.uint8)
+    frames[:, 20:80, 20:80] = np.random.default_rng(1).rayleigh(40, (count, 60, 60)).clip(1, 255)
+    return frames
+
+
+def outlined():
+    """The pixels inside the outline; None where there is none."""
+    composite = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSliceCompositeNode")
+    node = slicer.mrmlScene.GetNodeByID(composite.GetLabelVolumeID() or "")
+    assert (node is None) == (slicer.mrmlScene.GetFirstNodeByName("Outline of the region") is None)
+    return None if node is None else slicer.util.arrayFromVolume(node)[0].astype(bool)
+
+
+def box(center, size, name="Box"):
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", name)
+    node.SetCenter(*center)
+    node.SetSize(*size)
+    return node
+
+
+def test_what_would_be_trained_on_is_outlined(desk, train, tmp_path):
+    sequence = desk.cine(sector(), "Sector")
+    train.ui.inputsSelector.check(sequence)
+    train.ui.showRegionCheckBox.checked = True
+    assert outlined().all(), "no region: whole frames"
+    train.ui.regionSelector.currentText = "auto"
+    assert outlined() is None and "being looked for" in train.ui.dataLabel.text
+    desk.wait(lambda: outlined() is not None)
+    assert "being looked for" not in train.ui.dataLabel.text
+    desk.answers["save"] = str(tmp_path / "run")
+    train.ui.exportJobButton.click()
+    from Speckle2SelfLib import region
+
+    assert np.array_equal(outlined(), region.detect(np.load(tmp_path / "run" / "recording-1.npy")))
+    assert 0.3 < outlined().mean() < 0.5
+    train.ui.recipeSelector.currentText = "published"
+    assert outlined().all(), "the published method takes whole frames"
+    train.ui.recipeSelector.currentText = "preset"
+    train.ui.regionSelector.currentText = "given"
+    assert outlined() is None and "none was given" in train.ui.dataLabel.text
+    assert "message" not in [kind for kind, _ in desk.asked]
+    given = box((24, 24, 0), (32, 24, 4))
+    train.ui.regionNodeSelector.setCurrentNode(given)
+    desk.wait(lambda: outlined() is not None)
+    desk.answers["save"] = str(tmp_path / "given")
+    train.ui.exportJobButton.click()
+    assert np.array_equal(outlined(), np.load(tmp_path / "given" / "region.npy") != 0)
+    given.SetCenter(48, 48, 0)
+    desk.wait(lambda: outlined()[40:50, 40:50].all())
+    composite = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSliceCompositeNode")
+    assert slicer.mrmlScene.GetNodeByID(composite.GetBackgroundVolumeID()).GetName() == "Sector"
+
+
+def test_where_nothing_looks_like_ultrasound_whole_frames_are_trained_on_and_outlined(desk, train):
+    squares = np.kron(np.eye(2, dtype=np.uint8), np.full((1, 40, 40), 90, np.uint8))
+    train.ui.inputsSelector.check(desk.volume("Flat", squares))
+    train.ui.regionSelector.currentText = "auto"
+    train.ui.showRegionCheckBox.checked = True
+    desk.wait(lambda: outlined() is not None)
+    assert outlined().all()
+
+
+def test_the_outline_is_of_the_chosen_recording_that_is_seen(desk, train):
+    choose(train)
+    train.ui.inputsSelector.check(desk.cine(sector(), "Sector"))
+    train.ui.showRegionCheckBox.checked = True
+    assert outlined().shape == (64, 64)
+    proxy = slicer.util.getFirstNodeByClassByName("vtkMRMLScalarVolumeNode", "Sector")
+    slicer.util.setSliceViewerLayers(background=proxy)
+    desk.wait(lambda: outlined().shape == (96, 96))
+
+
+@pytest.mark.parametrize("way", ["option off", "another module", "scene closed", "recording removed", "curves shown"])
+def test_the_outline_goes(desk, train, way):
+    choose(train)
+    if way == "curves shown":
+        start(desk, train)
+    train.ui.showRegionCheckBox.checked = True
+    train.ui.regionSelector.currentText = "auto"
+    desk.wait(lambda: outlined() is not None)
+    if way == "option off":
+        train.ui.showRegionCheckBox.checked = False
+    elif way == "another module":
+        slicer.util.selectModule("Speckle2Self")
+    elif way == "scene closed":
+        slicer.mrmlScene.Clear()
+    elif way == "recording removed":
+        slicer.mrmlScene.RemoveNode(slicer.util.getFirstNodeByClassByName("vtkMRMLSequenceNode", "Cine"))
+    else:
+        train.ui.showButton.click()
+    assert outlined() is None
+    desk.rest(0.3)
+    assert outlined() is None and not train.outline.searching
+    if way == "another module":
+        slicer.util.selectModule("SpeckleTrain")
+        desk.wait(lambda: outlined() is not None)
+
+
+@pytest.mark.parametrize("kind", ["box", "segments"])
+def test_a_recording_that_no_browser_shows_takes_a_given_region(desk, train, tmp_path, kind):
+    sequence = desk.cine(sector(), "Bare")
+    item = sequence.GetNthDataNode(0)
+    if kind == "box":
+        given = box((24, 24, 0), (32, 24, 4))
+    else:
+        given = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Segments")
+        given.SetReferenceImageGeometryParameterFromVolumeNode(item)
+        segment = given.GetSegmentation().AddEmptySegment("tissue")
+        pixels = np.zeros((1, 96, 96), np.uint8)
+        pixels[0, 12:37, 8:41] = 1
+        slicer.util.updateSegmentBinaryLabelmapFromArray(pixels, given, segment, item)
+    for node in slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode"):
+        if node.GetMasterSequenceNode() is sequence:
+            slicer.mrmlScene.RemoveNode(node.GetProxyNode(sequence))
+            slicer.mrmlScene.RemoveNode(node)
+    train.ui.inputsSelector.check(sequence)
+    train.ui.regionSelector.currentText = "given"
+    train.ui.regionNodeSelector.setCurrentNode(given)
+    train.ui.showRegionCheckBox.checked = True
+    desk.wait(lambda: outlined() is not None)
+    desk.answers["save"] = str(tmp_path / "run")
+    train.ui.exportJobButton.click()
+    assert [kind for kind, _ in desk.asked] == ["save"]
+    mask = np.load(tmp_path / "run" / "region.npy") != 0
+    expected = np.zeros((96, 96), bool)
+    expected[12:37, 8:41] = True
+    assert np.array_equal(mask, expected) and np.array_equal(outlined(), expected)
 
 
 def test_the_data_come_from_the_other_panel(desk, train):
@@ -150,6 +309,9 @@ def test_curve_and_preview_fill_the_scene_and_the_model_is_at_hand(desk, train):
     desk.wait(lambda: job.ended)
     assert job.state == "done" and job.model in library.own_models()
     desk.wait(lambda: job.model in train.ui.runLabel.text)
+    job.worse = "structure 0.9900 -> 0.9000"
+    train.showRun()
+    assert "is worse than the model that it started from: structure 0.9900" in train.ui.runLabel.text
     train.ui.modelSelector.currentText = job.model
     train.ui.compareButton.click()
     assert "trained" in desk.asked[-1][1]
@@ -162,6 +324,85 @@ def test_curve_and_preview_fill_the_scene_and_the_model_is_at_hand(desk, train):
     panel.ui.applyButton.click()
     desk.wait(lambda: panel.run is None)
     assert panel._parameterNode.outputNode.GetName() == "Cine despeckled"
+
+
+def test_a_colour_cine_of_dicom_is_trained_on_paused_resumed_and_despeckled(desk, train):
+    """Six seconds of training on the cine that comes with pydicom."""
+    from pydicom.data import get_testdata_file
+
+    from HeadlessSlicer import loaders
+
+    path = get_testdata_file("examples_ybr_color.dcm", download=False)
+    if path is None:
+        pytest.skip("this pydicom comes without its colour cine")
+    slicer.mrmlScene.Clear()
+    loaders.load(path)
+    cine = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSequenceNode")
+    train.ui.inputsSelector.check(cine)
+    train.ui.initSelector.currentText = "start"
+    train.ui.minutesSpinBox.value = 0.1
+    train.ui.nameLineEdit.text = "Six seconds"
+    assert "(30 frames, 240 x 320)" in train.ui.dataLabel.text and train._parameterNode.region == "auto"
+    train.ui.trainButton.click()
+    job = train.job
+    desk.wait(lambda: job.ended or len(job.reports) >= 3)
+    assert job.state == "running", job.message
+    train.ui.showButton.click()
+    before, after = (slicer.util.array(f"{job.name} held-out frame{end}") for end in ("", " despeckled"))
+    assert before.shape == after.shape and min(before.shape[1:]) > 50 and before.std() > 5
+    train.ui.pauseButton.click()
+    desk.wait(lambda: job.ended)
+    assert job.state == "stopped" and train.ui.runLabel.text.startswith("Paused")
+    paused = job.reports[-1]["step"]
+    train.ui.resumeButton.click()
+    desk.wait(lambda: job.ended or job.reports[-1]["step"] > paused)
+    desk.wait(lambda: job.ended)
+    assert job.state == "done", job.message
+    desk.rest(0.3)
+    steps = slicer.util.arrayFromTableColumn(slicer.util.getNode(f"{job.name} curve"), "step")
+    assert paused in steps[:-1] and list(steps) == sorted(set(steps)) and steps[-1] == job.reports[-1]["steps"]
+    slicer.util.selectModule("Speckle2Self")
+    panel = slicer.modules.Speckle2SelfWidget
+    panel.ui.inputSelector.setCurrentNode(cine)
+    panel.ui.modelSelector.currentText = "Six seconds"
+    assert "30 frames" in panel.ui.modelDescriptionLabel.text or "recording" in panel.ui.modelDescriptionLabel.text
+    panel.ui.applyButton.click()
+    desk.wait(lambda: panel.run is None)
+    output = panel._parameterNode.outputNode
+    assert output.GetNumberOfDataNodes() == 30
+    one, two = (slicer.util.arrayFromVolume(node.GetNthDataNode(9))[0].astype(float) for node in (cine, output))
+    assert two.shape == (240, 320, 3) and np.abs(two - one).mean() > 0.5
+    assert np.abs(np.diff(two, axis=1)).mean() < np.abs(np.diff(one, axis=1)).mean()
+
+
+def test_a_scene_that_is_saved_during_a_run_shows_how_it_went_on_when_it_is_loaded(desk, train, tmp_path):
+    job = start(desk, train)
+    train.ui.showButton.click()
+    assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    reports = len(job.reports)
+    desk.wait(lambda: len(job.reports) > reports)
+    assert job.state == "running", "saving does not disturb it"
+    with zipfile.ZipFile(tmp_path / "scene.mrb") as bundle:
+        names = bundle.namelist()
+        text = bundle.read(next(name for name in names if name.endswith(".mrml"))).decode()
+    assert not [name for name in names if name.endswith((".part", ".state", ".safetensors", ".json", ".jsonl"))]
+    for secret in (str(library.home()), str(job.folder), f'"{job._child.process.pid}"', "Child object"):
+        assert secret not in text
+    slicer.mrmlScene.Clear()
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    table = slicer.util.getNode(f"{job.name} curve")
+    desk.wait(lambda: table.GetNumberOfRows() > reports)
+    assert train.job is job and job.state == "running" and train.ui.pauseButton.enabled
+    assert len(slicer.util.getNodesByClass("vtkMRMLTableNode")) == 1, "no second curve"
+    slicer.mrmlScene.Clear()
+    train.ui.stopButton.click()
+    desk.wait(lambda: job.ended)
+    assert job.state == "done", job.message
+    slicer.util.selectModule("Speckle2Self")
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    slicer.util.selectModule("SpeckleTrain")
+    desk.wait(lambda: slicer.util.getNode(f"{job.name} curve").GetNumberOfRows() == len(job.reports))
+    assert train.ui.runLabel.text.startswith("Done")
 
 
 def test_a_paused_run_goes_on_where_it_was_even_after_the_application(desk, train):
@@ -212,7 +453,11 @@ def test_two_runs_queue(desk, train):
     train.ui.trainButton.click()
     second = train.job
     assert second.name == "Second" and second.state == "waiting"
-    assert train.ui.runLabel.text.startswith("Waits")
+    assert train.ui.runLabel.text.startswith("Waits") and not train.ui.stopButton.enabled
+    train.ui.pauseButton.click()
+    assert train.ui.runLabel.text == "Paused." and train.ui.resumeButton.enabled
+    train.ui.resumeButton.click()
+    assert second.state == "waiting"
     first.cancel()
     desk.wait(lambda: second.state == "running")
 

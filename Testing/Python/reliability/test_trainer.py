@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from Speckle2SelfLib import checkpoint, library
+from Speckle2SelfLib import checkpoint, files, library
 from Speckle2SelfLib.config import InputError, Job, ModelConfig
 from Speckle2SelfLib.network import build
-from Speckle2SelfSlicer.trainer import Trainer, export, write_job
+from Speckle2SelfSlicer.trainer import Trainer, export, write_job, write_recordings
 
 
 @pytest.fixture
@@ -89,15 +89,48 @@ def test_a_stopped_run_is_resumed_also_by_another_application(trainer, job):
     assert not list(trainer.folder.iterdir()) and not other.unfinished()
 
 
+def test_a_stopped_run_whose_model_is_worse_than_its_start_says_so(trainer, job):
+    run = trainer.add("worse", [FRAMES], replace(job, steps=100_000, simulated=0))
+    until(trainer, lambda: len(run.reports) > 2)
+    run.stop()
+    assert trainer.wait(run, 30) and run.state == "stopped" and run.stoppable
+    path = run.folder / "model.safetensors"
+    model, network, card = checkpoint.load(path)
+    card |= {"figures_at_start": {"structure": 0.99}, "figures": {"structure": 0.9}}
+    checkpoint.save(path, model, network, card)
+    run.finish()
+    assert (run.state, run.worse) == ("done", "structure 0.9900 -> 0.9000")
+
+
+def test_a_run_that_waits_can_be_stopped_and_put_back(trainer, job):
+    first = trainer.add("first", [FRAMES], replace(job, steps=100_000))
+    second = trainer.add("second", [FRAMES], job)
+    assert not second.stoppable
+    second.stop()
+    assert second.state == "stopped" and second.resumable and not second.stoppable
+    trainer.resume(second)
+    assert (first.state, second.state) == ("running", "waiting")
+
+
 def test_a_run_that_was_killed_before_it_reported_can_be_removed(tmp_path, job):
     write_job(made(tmp_path / "early"), [FRAMES], job)
     (tmp_path / "early" / "name.txt").write_text("early")
     trainer = Trainer(tmp_path)
-    assert trainer.unfinished() == [] and [left.name for left in trainer.jobs] == ["early"]
+    assert [left.name for left in trainer.unfinished()] == [left.name for left in trainer.jobs] == ["early"]
     with pytest.raises(InputError, match="unfinished run 'early'"):
         trainer.add("early", [FRAMES], job)
     trainer.jobs[0].cancel()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["start.model"]
+
+
+def test_the_region_to_train_on_is_found_in_the_colours_as_recorded(tmp_path):
+    grey = FRAMES[..., None].repeat(3, -1)
+    colour = grey.copy()
+    colour[:, 20:40, 20:40, 0] = 255
+    write_recordings(tmp_path, "recording", [grey, np.concatenate([colour, colour[..., :1]], -1)])
+    assert np.array_equal(np.load(tmp_path / "recording-1.npy"), FRAMES)
+    assert np.array_equal(np.load(tmp_path / "recording-2.npy"), colour)
+    assert np.array_equal(files.read(tmp_path / "recording-2.npy").frames, colour)
 
 
 def test_what_a_killed_application_left_half_written_is_no_run_and_goes(tmp_path, job):
@@ -176,6 +209,115 @@ def test_a_full_disk_ends_the_run_with_a_clear_message(trainer, job, tmp_path):
     assert not list(run.folder.glob("*.part")) and not (run.folder / "model.safetensors").exists()
     assert json.loads((run.folder / "job.json").read_text())["steps"] == 3
     run.cancel()
+
+
+SMALL_DISK = """
+import os, sys, time, numpy as np
+from pathlib import Path
+from Speckle2SelfLib import checkpoint
+from Speckle2SelfLib.config import Job
+from Speckle2SelfSlicer.trainer import Trainer
+disk, trainer = Path.cwd(), Trainer(Path.cwd() / "runs")
+frames = np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)
+run = trainer.add("small", [frames], Job("", preset="adapt", init=sys.argv[1], steps=10**6, simulated=0, interval=2,
+                                         batch=2, device="cpu", report=1))
+state = run.folder / "model.safetensors.state"
+while not run.ended and not state.exists():
+    trainer.poll()
+    time.sleep(0.01)
+with open(disk / "ballast", "wb", buffering=0) as ballast:
+    try:
+        while ballast.write(b"0" * 1024):
+            pass
+    except OSError:
+        pass
+assert trainer.wait(run, 60)
+print(run.state, run.message, sep=": ")
+saved = checkpoint.load_state(state)[1]["step"]
+checkpoint.load(run.folder / "model.safetensors")
+print([path.name for path in run.folder.iterdir() if path.name.endswith(".part")])
+(disk / "ballast").unlink()
+trainer.resume(run)
+while not run.ended and not (run.reports and run.reports[-1]["step"] > saved and run.settings["from_step"] == saved):
+    trainer.poll()
+    time.sleep(0.01)
+print(run.state)
+trainer.close()
+"""
+
+
+def test_a_small_disk_that_fills_ends_the_run_which_goes_on_once_there_is_room(tmp_path, job, project):
+    """A disk in memory of 24 MB, in a namespace of its own; the state of a run takes 10, at times twice that."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["unshare", "--map-root-user", "--mount", "sh", "-c",
+             'mount -t tmpfs -o size=24m none "$1" && cd "$1" && shift && exec "$@"', "sh", disk]  # fmt: skip
+    try:
+        if (tried := subprocess.run([*mount, "true"], capture_output=True, text=True)).returncode:
+            pytest.skip(f"no disk can be mounted here: {tried.stderr.strip()}")
+    except FileNotFoundError:
+        pytest.skip("no disk can be mounted here: there is no unshare")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(project / "Speckle2Self")}
+    command = [*mount, sys.executable, "-c", SMALL_DISK, job.init]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    message, parts, resumed = done.stdout.splitlines()
+    assert message.startswith("failed: ") and message.endswith("cannot be written: No space left on device."), message
+    assert (parts, resumed) == ("[]", "running")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+def test_sigterm_saves_and_leaves_cleanly(tmp_path, job):
+    folder = write_folder(tmp_path, job)
+    command = [sys.executable, "-m", "Speckle2SelfLib", "train", "--job", "job.json"]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        step = reached(process)
+        process.terminate()
+        said, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and errors.splitlines() == ["speckle2self: stopped."]
+    told = json.loads(said.splitlines()[-1])["message"]
+    saved = checkpoint.load_state(folder / "model.safetensors.state")[1]["step"]
+    assert saved >= step and told == f"Stopped at step {saved}; --resume goes on from there."
+    checkpoint.load(folder / "model.safetensors")
+    assert not list(folder.glob(".*.part"))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes as Linux lists them")
+@pytest.mark.parametrize("whom", ["a rank", "the launcher"])
+def test_sigterm_under_torchrun_loses_no_step(tmp_path, job, whom):
+    """To one of two processes, not the one that writes: both save and are started again from there. To what started
+    them, as a cluster does at the end of its time: both save and end."""
+    folder = export(tmp_path / "job", [FRAMES], replace(job, steps=10**6, interval=10**6, simulated=0))
+    environment = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "DEVICES": "2", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([folder / "run.sh"], env=environment, stdout=subprocess.PIPE,
+                          stderr=subprocess.DEVNULL, text=True) as run:  # fmt: skip
+        step = reached(run)
+        ranks = subprocess.run(["ps", "-o", "pid=", "--ppid", str(run.pid)], capture_output=True, text=True)
+        ranks = [int(pid) for pid in ranks.stdout.split()]
+        os.kill(max(ranks) if whom == "a rank" else run.pid, signal.SIGTERM)
+        told = next(line["message"] for line in map(json.loads, run.stdout) if "message" in line)
+        saved = int(told.split("Stopped at step ")[1].split(";")[0])
+        assert saved >= step
+        if whom == "a rank":
+            again = next(line for line in map(json.loads, run.stdout) if "from_step" in line)
+            assert again["from_step"] == saved
+            reached(run)
+            run.terminate()
+        run.communicate(timeout=60)
+    assert run.returncode != 0 and not any(alive(pid) for pid in ranks)
+    assert checkpoint.load_state(folder / "model.safetensors.state")[1]["step"] >= saved
+
+
+def write_folder(tmp_path, job):
+    """A folder with the frames and the job file of a long run."""
+    folder = made(tmp_path / "run")
+    write_job(folder, [FRAMES], replace(job, steps=10**6, interval=10**6, simulated=0))
+    return folder
+
+
+def reached(process) -> int:
+    """A step that a training process has told of, once it has gone some."""
+    return next(line["step"] for line in map(json.loads, process.stdout) if "rate" in line and line["step"] > 2)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes as Linux lists them")
