@@ -322,7 +322,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--minutes", type=float, help="to train for, instead of a number of steps")
     one.add_argument("--batch", type=int, help="crops a step, over all processes (default: the preset's)")
     one.add_argument("--interval", type=int, help="steps from one checkpoint to the next (default: the preset's)")
-    one.add_argument("--width", type=int, help="of a new network; 16 is four times as fast as 32 (default: 32)")
+    one.add_argument("--width", type=int, help="of a new network; 16 is twice as fast as 32 (default: 32)")
     one.add_argument("--simulated", type=int, help="anatomies to simulate and mix in (default: the preset's)")
     one.add_argument("--region", help="auto, none, or a mask file or folder of them (default: auto)")
     one.add_argument("--seed", type=int, help="of all random choices (default: 0)")
