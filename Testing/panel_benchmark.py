@@ -57,7 +57,7 @@ def wait(condition, seconds=900):
     while not condition():
         assert time.monotonic() < end, "this did not happen in time"
         slicer.app.processEvents()
-        time.sleep(0.0005)
+        time.sleep(0.002)
         now = time.perf_counter()
         longest, last = max(longest, now - last), now
     return longest
@@ -183,7 +183,7 @@ def live(panel, volume, frames, rate, seconds=15):
                     shown.append(time.monotonic())
                 if time.monotonic() > warm:
                     gap = max(gap, time.perf_counter() - started)
-                time.sleep(0.0005)
+                time.sleep(0.002)
             stream = panel.live._stream
             came, went = (sum(moment > warm for moment in moments) / seconds for moments in (received, shown))
             print(f"live, {rate:.0f} images per second sent, {came:.1f} received: {went:.1f} per second out, latency "
