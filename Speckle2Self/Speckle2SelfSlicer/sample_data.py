@@ -5,7 +5,7 @@ from pathlib import Path
 import slicer
 
 FILE = "Speckle2SelfCine1.seq.nrrd"  # made by Testing/make_sample_data.py, kept in Testing/Data
-SHA256 = "727891913da9d04d4c13f0bce390b0ccadf10f42d718caf04737d846b6e0db81"
+SHA256 = "c5755c7abcc2cbbed12d1ab0c1f4f4ed6c91b8c2390a0954f38d16e92a66791a"
 URI = f"https://github.com/Speckle2Self/SlicerSpeckle2Self/releases/download/sample-data/{FILE}"
 THUMBNAIL = Path(__file__).resolve().parent.parent / "Resources" / "Icons" / "Speckle2SelfCine1.png"
 
