@@ -79,7 +79,7 @@ def test_curves_and_previews_are_nodes_that_are_kept_up_to_date(logic, volume):
     assert logic.showProgress(job) == again and slicer.mrmlScene.GetNumberOfNodes() == count
     assert nodes["table"].GetNumberOfRows() == len(job.reports) > rows
     compared = logic.compare("Mine")
-    assert compared.GetColumnName(2) == "trained" and compared.GetNumberOfRows() == 7
+    assert compared.GetColumnName(2) == "trained" and compared.GetNumberOfRows() == 8
 
 
 def test_the_preview_is_the_picture_of_a_frame_upright(logic, volume, tmp_path):
