@@ -590,8 +590,12 @@ def _write_numpy(path: Path, frames, recording) -> None:
     array = frames[0] if recording.single else frames
     if path.suffix.lower() == ".npz":
         np.savez_compressed(path, **{recording.source.get("key") or "frames": array})
-    else:
-        np.save(path, array)
+        return
+    header = io.BytesIO()  # not np.save, which would take a long cine from the disk into memory
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
+    )
+    _raw(path, header.getvalue(), array)
 
 
 def _write_itk(path: Path, frames, recording) -> None:

@@ -1,5 +1,8 @@
 """Files in and out: what they held must still be there, and what is no image is refused."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pydicom
 import pydicom.examples
@@ -290,3 +293,23 @@ def test_a_failing_write_keeps_the_earlier_file(tmp_path, monkeypatch):
         files.write(tmp_path / "out.npy", FRAMES, recording)
     assert (tmp_path / "out.npy").read_bytes() == b"earlier"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.npy", "out.npy"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
+def test_a_cine_on_the_disk_becomes_an_array_file_without_being_taken_into_memory(tmp_path):
+    np.save(tmp_path / "small.npy", np.zeros((2, 512, 512), np.uint8))
+    recording = files.read(tmp_path / "small.npy")
+    frames = np.memmap(tmp_path / "cine", np.uint8, "w+", shape=(256, 512, 512))  # 64 MB
+    frames[-1] = 7
+    files.release(frames)
+
+    def peak():
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    before = peak()
+    files.write(tmp_path / "long.npy", frames, recording)
+    assert peak() < before + 16
+    written = np.load(tmp_path / "long.npy", mmap_mode="r")
+    assert written.shape == frames.shape and written.dtype == np.uint8 and written[-1].min() == 7
