@@ -284,11 +284,11 @@ def test_a_failing_write_keeps_the_earlier_file(tmp_path, monkeypatch):
     (tmp_path / "out.npy").write_bytes(b"earlier")
     recording = files.read(tmp_path / "in.npy")
 
-    def full(path, array):
+    def full(path, header, array):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr(files, "_raw", full)
     with pytest.raises(InputError, match="No space left"):
         files.write(tmp_path / "out.npy", FRAMES, recording)
     assert (tmp_path / "out.npy").read_bytes() == b"earlier"
@@ -297,8 +297,8 @@ def test_a_failing_write_keeps_the_earlier_file(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
 def test_a_cine_on_the_disk_becomes_an_array_file_without_being_taken_into_memory(tmp_path):
-    np.save(tmp_path / "small.npy", np.zeros((2, 512, 512), np.uint8))
-    recording = files.read(tmp_path / "small.npy")
+    np.save(tmp_path / "in.npy", np.zeros((256, 512, 512), np.uint8))
+    recording = files.read(tmp_path / "in.npy")
     frames = np.memmap(tmp_path / "cine", np.uint8, "w+", shape=(256, 512, 512))  # 64 MB
     frames[-1] = 7
     files.release(frames)
