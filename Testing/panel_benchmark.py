@@ -89,16 +89,11 @@ def network_alone(model, size, times=30):
     """Milliseconds a frame of the network by itself, in this process."""
     import torch
 
-    from Speckle2SelfLib.despeckling import load_model, placed, precision_of, through_network
+    from Speckle2SelfLib import despeckling, speed
 
-    device, model = torch.device("cpu"), load_model(model)
-    network, frame, spent = placed(model, device, precision_of(model, device)), torch.rand(1, 1, *size), []
-    with torch.inference_mode():
-        for _ in range(times):
-            started = time.perf_counter()
-            through_network(network, frame)
-            spent.append(time.perf_counter() - started)
-    return 1000 * float(np.median(spent))
+    device, model, frame = torch.device("cpu"), despeckling.load_model(model), simulated(size, 1)
+    run = speed.network_alone(model, device, despeckling.precision_of(model, device))
+    return 1000 * float(np.median([speed.seconds(lambda: run(frame), device) for _ in range(times)]))
 
 
 def long_cine(panel, count=500):

@@ -231,7 +231,7 @@ def entries(size, threads: int, quick: bool, device, precisions, networks) -> li
         for frames in (cine[:1], cine):
             for name, model in {ENGINE: half, **models}.items():
                 found.append(Entry(name, frames, precision, engine(model, precision), works[name]))
-    alone = _alone(default, device, precisions[0])
+    alone = network_alone(default, device, precisions[0])
     found.append(Entry(f"{DEFAULT}, network alone", cine, precisions[0], alone, works[DEFAULT]))
     if threads == torch.get_num_threads() and device.type == "cpu":
         for name in CLASSICAL[-1:] if quick else CLASSICAL:
@@ -244,8 +244,8 @@ def _filtered(function, given) -> Callable:
     return lambda frames: despeckle(frames, function, **given)
 
 
-def _alone(model: Model, device, precision) -> Callable:
-    """The network and nothing else, on frames that are on the device already."""
+def network_alone(model: Model, device, precision) -> Callable:
+    """The network and nothing else, on frames (N, H, W) uint8 that are on the device from the second call on."""
     network, kept = placed(model, device, precision), {}
 
     def run(frames):
