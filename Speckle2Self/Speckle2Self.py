@@ -497,8 +497,6 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 words += _(", {rate:.0f} images per second, {dropped} dropped").format(
                     rate=live.rate, dropped=live.dropped
                 )
-                if live.dropped and self._parameterNode and self._parameterNode.model == "default":
-                    words += _(" (the model 'fast' keeps up better)")
             self.ui.liveLabel.visible = True
             self.ui.liveLabel.text = _("'{name}': {words}, on {device}").format(
                 name=live.output.GetName(), words=words, device=live.device

@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from . import __version__
-from .config import PRESETS, RECIPES, Cancelled, InputError, Job, from_dict, out_of_memory, replace_file
+from .config import PRESETS, RECIPES, Cancelled, InputError, Job, from_dict, keep_memory, out_of_memory, replace_file
 
 _interrupted = threading.Event()  # by Ctrl-C: some libraries swallow KeyboardInterrupt while they are imported
 
@@ -322,7 +322,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--minutes", type=float, help="to train for, instead of a number of steps")
     one.add_argument("--batch", type=int, help="crops a step, over all processes (default: the preset's)")
     one.add_argument("--interval", type=int, help="steps from one checkpoint to the next (default: the preset's)")
-    one.add_argument("--width", type=int, help="of a new network; 16 is twice as fast as 32 (default: 32)")
+    one.add_argument("--width", type=int, help="of a new network; 64 takes three times as long (default: 32)")
     one.add_argument("--simulated", type=int, help="anatomies to simulate and mix in (default: the preset's)")
     one.add_argument("--region", help="auto, none, or a mask file or folder of them (default: auto)")
     one.add_argument("--seed", type=int, help="of all random choices (default: 0)")
@@ -372,6 +372,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
     arguments = parser().parse_args(argv)
     _interrupted.clear()
+    keep_memory()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _end_with_launcher()
     before = signal.signal(signal.SIGINT, _interrupt)

@@ -117,8 +117,8 @@ def despeckle(
             raise Cancelled
         whole, part = slice(start, start + block), cut[start : start + block]
         np.copyto(output.reshape(stack.shape)[whole], stack[whole])
-        before = luminance(part)
-        finite = np.isfinite(before) if part.dtype.kind == "f" else np.True_
+        before = _greys(part, place)
+        finite = np.isfinite(before.cpu().numpy()) if part.dtype.kind == "f" else np.True_
         greys = None if each else (low, high)
         after, change = _despeckled(before, finite, region, engine, grain, place, greys, gamma, strength)
         if cut.ndim == 4:
@@ -182,35 +182,43 @@ def _value_range(frames: np.ndarray) -> tuple[float, float]:
     return min(lows), max(highs)
 
 
-def _without_gaps(values: np.ndarray, region: np.ndarray, finite: np.ndarray) -> np.ndarray:
+def _greys(part: np.ndarray, place: torch.device) -> torch.Tensor:
+    """Grey values (N, H, W) float32 on the device, in the range of `part`."""
+    if part.ndim == 3 and part.dtype == np.uint8:  # a quarter of the bytes to a GPU, and converted on all cores
+        return torch.from_numpy(part if part.flags.writeable else part.copy()).to(place).float()
+    return torch.from_numpy(luminance(part)).to(place)
+
+
+def _without_gaps(values: torch.Tensor, region: np.ndarray, finite: np.ndarray) -> torch.Tensor:
     """(N, H, W) with all that is outside the region or not finite replaced by the nearest pixel that is neither."""
     if finite.all():
         if region.all():
             return values
-        nearest = _nearest(region.tobytes(), region.shape)
-        return values.reshape(len(values), -1).take(nearest, axis=1).reshape(values.shape)
-    return np.concatenate(
-        [
-            fill_outside(v[None], region & f) if (region & f).any() else np.zeros_like(v[None])
-            for v, f in zip(values, finite, strict=True)
-        ]
-    )
+        nearest = _nearest(region.tobytes(), region.shape, values.device)
+        return values.flatten(1).index_select(1, nearest).view(values.shape)
+    filled = [
+        fill_outside(v[None], region & f) if (region & f).any() else np.zeros_like(v[None])
+        for v, f in zip(values.cpu().numpy(), finite, strict=True)
+    ]
+    return torch.from_numpy(np.concatenate(filled)).to(values.device)
 
 
 @lru_cache(maxsize=4)  # looked for once, not in each block of a cine and each frame of a live image
-def _nearest(inside: bytes, shape: tuple[int, int]) -> np.ndarray:
+def _nearest(inside: bytes, shape: tuple[int, int], place: torch.device) -> torch.Tensor:
     """For each pixel of a mask of `shape`, as bytes, the flat index of the nearest pixel inside."""
     indices = np.arange(shape[0] * shape[1], dtype=np.int32).reshape(1, *shape)
-    return fill_outside(indices, np.frombuffer(inside, bool).reshape(shape)).ravel()
+    filled = fill_outside(indices, np.frombuffer(inside, bool).reshape(shape))
+    return torch.from_numpy(np.ascontiguousarray(filled.ravel())).to(place)
 
 
 @torch.inference_mode()
 def _despeckled(before, finite, region, engine, grain, place, mapping, gamma, strength):
-    """Grey values (N, H, W) float32 of a block after despeckling, and where they hold, bool (N or none, H, W).
+    """A block's grey values (N, H, W) float32 after despeckling, on the device, and where they hold, bool (N or none,
+    H, W).
 
     mapping: the grey values that become 0 and 1; None: each frame's own smallest and largest.
     """
-    seen = torch.from_numpy(_without_gaps(before, region, finite)).to(place)  # (N, H, W)
+    seen = _without_gaps(before, region, finite)
     if mapping is None:
         lows = seen.amin((1, 2), keepdim=True)
         spans = seen.amax((1, 2), keepdim=True) - lows
@@ -230,24 +238,26 @@ def _despeckled(before, finite, region, engine, grain, place, mapping, gamma, st
     after.mul_(spans).add_(lows)
     if strength < 1:
         after.lerp_(seen, 1 - strength)
-    return after.cpu().numpy(), region & finite & (spans > 0).cpu().numpy()
+    return after, region & finite & (spans > 0).cpu().numpy()
 
 
+@torch.inference_mode()
 def _write(result, part, before, after, change, bounds) -> None:
     """Puts `after`, which is overwritten, into `result` where `change` is True, in the type and range of `part`."""
     if part.ndim == 4:  # each channel moves by what the luminance moves: hue stays
-        moved = after - before
+        moved = (after - before).cpu().numpy()
         for channel in range(3):
-            _put(result[..., channel], part[..., channel] + moved, change, bounds)
+            _put(result[..., channel], torch.from_numpy(part[..., channel] + moved), change, bounds)
     else:
         _put(result, after, change, bounds)
 
 
-def _put(result, after, change, bounds) -> None:
+def _put(result: np.ndarray, after: torch.Tensor, change, bounds) -> None:
     if result.dtype == np.uint8:  # nearly all that arrives; torch takes all cores
-        values = torch.from_numpy(after).round_().clamp_(*(float(bound) for bound in bounds)).to(torch.uint8).numpy()
+        values = after.round_().clamp_(*(float(bound) for bound in bounds)).to(torch.uint8).cpu().numpy()
     else:
-        values = np.clip(after if result.dtype.kind == "f" else np.rint(after), *bounds).astype(result.dtype)
+        values = after.cpu().numpy()
+        values = np.clip(values if result.dtype.kind == "f" else np.rint(values), *bounds).astype(result.dtype)
     np.copyto(result, values, where=True if change.all() else change)
 
 

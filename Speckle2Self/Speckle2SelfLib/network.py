@@ -196,15 +196,22 @@ def _from_cells(x: torch.Tensor) -> torch.Tensor:
     return rows.view(x.dtype).view(count, 1, 2 * height, 2 * width)
 
 
-def _smooth(x: torch.Tensor) -> torch.Tensor:
-    """Weights of 1/4, 1/2, 1/4 along rows and columns; the last pixels are repeated beyond the edges."""
+def _summed(x: torch.Tensor) -> torch.Tensor:
+    """Sixteen times `x` (B, 1, H, W) filtered with 1/4, 1/2, 1/4 along rows and columns; the last pixels are repeated
+    beyond the edges."""
     for axis in (2, 3):
         last = x.shape[axis] - 1
         sums = x.narrow(axis, 0, last) + x.narrow(axis, 1, last)
         first = torch.add(sums.narrow(axis, 0, 1), x.narrow(axis, 0, 1), alpha=2)
         final = torch.add(sums.narrow(axis, last - 1, 1), x.narrow(axis, last, 1), alpha=2)
-        x = torch.cat([first, sums.narrow(axis, 0, last - 1) + sums.narrow(axis, 1, last - 1), final], axis)
-    return x / 16
+        if _fused(x):
+            x = torch.empty_like(x)
+            x.narrow(axis, 0, 1).copy_(first)
+            torch.add(sums.narrow(axis, 0, last - 1), sums.narrow(axis, 1, last - 1), out=x.narrow(axis, 1, last - 1))
+            x.narrow(axis, last, 1).copy_(final)
+        else:
+            x = torch.cat([first, sums.narrow(axis, 0, last - 1) + sums.narrow(axis, 1, last - 1), final], axis)
+    return x
 
 
 class FastBlock(nn.Module):
@@ -225,12 +232,12 @@ class FastBlock(nn.Module):
 class FastNetwork(nn.Module):
     """A small U-Net at half resolution without normalisation layers and with a linear output.
 
-    Little is done at half resolution, where each operation costs most, and most at an eighth. The 2 x 2
-    depth-to-space head is followed by a fixed binomial filter that is zero at the cells' period: the staircases which
-    such a head leaves along edges cannot pass it. Bilinear up-sampling keeps the coarser levels free of grids of
-    their own.
+    Three convolutions at half resolution, where each costs most, hold the detail; the blocks at a quarter and an
+    eighth see what is around. The 2 x 2 depth-to-space head is followed by a fixed binomial filter that is zero at the
+    cells' period: the staircases which such a head leaves along edges cannot pass it. Bilinear up-sampling keeps the
+    coarser levels free of grids of their own.
 
-    Args: width, whose half, double and fourfold are the channels of the three levels; cell, 2 for frames, 1 for
+    Args: width, whose half, itself and double are the channels of the three levels; cell, 2 for frames, 1 for
     lattices, which are coarse already; extra, further input channels.
     Input (B, 1 + extra, H, W) with H and W multiples of `multiple`; output (B, 1, H, W) float32. `margin`: no input
     pixel further away than this changes an output pixel.
@@ -241,15 +248,16 @@ class FastNetwork(nn.Module):
     def __init__(self, width: int = 32, cell: int = 2, extra: int = 0):
         super().__init__()
         self.cell, self.multiple, self.margin = cell, 4 * cell, 40 * cell
-        fine, middle, coarse = width // 2, 2 * width, 4 * width
+        fine, middle, coarse = width // 2, width, 2 * width
         self.stem = nn.Conv2d((1 + extra) * cell**2, fine, 3, padding=1)
         self.down_1, self.encoder = nn.Conv2d(fine, middle, 2, stride=2), FastBlock(middle)
         self.down_2 = nn.Conv2d(middle, coarse, 2, stride=2)
         self.bottom = nn.Sequential(FastBlock(coarse), FastBlock(coarse))
         self.up_2, self.decoder = nn.Conv2d(coarse, middle, 1), FastBlock(middle)
-        self.up_1, self.last = nn.Conv2d(middle, fine, 1), nn.Conv2d(fine, fine, 3, padding=1)
+        self.up_1 = nn.Conv2d(middle, fine, 1)
+        self.last = nn.ModuleList(nn.Conv2d(fine, fine, 3, padding=1) for _ in range(2))
         self.head = nn.Conv2d(fine, cell**2, 1)
-        for layer in (self.stem, self.down_1, self.down_2, self.last):  # those before a ReLU
+        for layer in (self.stem, self.down_1, self.down_2, *self.last):  # those before a ReLU
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
     def to_precision(self, precision: torch.dtype):
@@ -266,11 +274,13 @@ class FastNetwork(nn.Module):
         middle = self.encoder(_convolve(self.down_1, fine, relu=True))  # at half of that
         coarse = self.bottom(_convolve(self.down_2, middle, relu=True))  # at a quarter
         middle = self.decoder(_double(_convolve(self.up_2, coarse)).add_(middle))
-        fine = _convolve(self.last, _double(_convolve(self.up_1, middle)).add_(fine), relu=True)
+        fine = _double(_convolve(self.up_1, middle)).add_(fine)
+        for layer in self.last:
+            fine = _convolve(layer, fine, relu=True)
+        share = 1 / 16 if self.cell == 2 else 1.0  # in the head, where scaling costs nothing
         with torch.autocast(x.device.type, enabled=False):
-            x = self.head(fine.float())
-        x = _smooth(_from_cells(x)) if self.cell == 2 else x  # (B, 1, H, W)
-        return x + grey
+            x = F.conv2d(fine.float(), self.head.weight * share, (self.head.bias + grey) * share)
+        return _summed(_from_cells(x)) if self.cell == 2 else x  # (B, 1, H, W)
 
 
 class LatticePredictions(NamedTuple):

@@ -18,6 +18,8 @@ from contextlib import suppress
 
 import numpy as np
 
+from .config import keep_memory
+
 SLOTS = 3  # frames of a stream in shared memory, on either side
 HEADER = 2 * SLOTS + 1  # int64: the newest pushed number, then the number in each slot: inputs, outputs
 KEPT = 4  # models that stay loaded
@@ -309,6 +311,7 @@ class Server:
 
 def main() -> None:
     """Serves until standard input closes: the parent has closed it, or has ended in whichever way."""
+    keep_memory()
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # a library's own print is no answer
     lines: queue.SimpleQueue = queue.SimpleQueue()
