@@ -111,6 +111,7 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.live = None  # processing.Live that goes on, or the preview that is shown
         self.result = None  # processing.Result of the output, for the look
         self._relook = None  # steps of bringing the output's look up to date
+        self._outlined = self._rested = 0  # when what is outlined was changed, and at the look before
         self._seen = {}  # parameters at the last look, to see what changed
 
     def setup(self) -> None:
@@ -126,6 +127,9 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.timer = qt.QTimer()
         self.timer.setInterval(10)
         self.timer.timeout.connect(self.onTimer)
+        self.followTimer = qt.QTimer()  # as no event tells of every change of a segmentation or a box
+        self.followTimer.setInterval(300)
+        self.followTimer.timeout.connect(self.followRegion)
         self.flickerTimer = qt.QTimer()
         self.flickerTimer.setInterval(600)
         self.flickerTimer.timeout.connect(self.onFlicker)
@@ -170,7 +174,7 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def exit(self) -> None:
         self.ui.flickerButton.checked = False
-        self.outline.hide()
+        self.hideOutline()
         self.setParameterNode(None)
 
     def onSceneStartClose(self, caller, event) -> None:
@@ -189,7 +193,7 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self.run is not None:
             self.run.abandon()
         self.run = self._relook = None
-        self.outline.hide()
+        self.hideOutline()
         self.forgetResult()
         self.timer.stop()
         self.showRunning()
@@ -438,8 +442,9 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Outlines what is despeckled, or takes the outline away."""
         parameters, result = self._parameterNode, self.result
         node, region = parameters.inputNode, parameters.region
+        self.followTimer.stop()
         if not parameters.showRegion or node is None:
-            self.outline.hide()
+            self.hideOutline()
             return
         with shownErrors(_("The region cannot be shown.")):
             if region == "auto" and result is not None and result.region is not None:
@@ -447,6 +452,21 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             else:
                 self.outline.show(node, region, parameters.regionNode, parameters.axis)
                 self.timer.start()
+                if region == "given" and parameters.regionNode is not None:
+                    self._outlined = self._rested = comparison.changed(parameters.regionNode)
+                    self.followTimer.start()
+
+    def hideOutline(self) -> None:
+        self.followTimer.stop()
+        self.outline.hide()
+
+    def followRegion(self) -> None:
+        """Outlines a box or a segmentation anew once it rests after a change."""
+        node = self._parameterNode.regionNode if self._parameterNode else None
+        changed = comparison.changed(node) if node is not None else self._outlined
+        if changed != self._outlined and changed == self._rested:
+            self.showRegion()
+        self._rested = changed
 
     #
     # Preview and live

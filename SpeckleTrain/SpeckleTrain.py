@@ -302,9 +302,7 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         recipe = PRESETS[parameters.preset].recipe if parameters.recipe == "preset" else parameters.recipe
         if region == "auto" and recipe == "published":
             region = "none"  # as `Speckle2SelfLib.runs` takes it
-        segments = given.GetSegmentation() if given is not None and given.IsA("vtkMRMLSegmentationNode") else given
-        changed = max(one.GetMTime() for one in (given, segments)) if given is not None else 0
-        return (seen or nodes)[0], region, given, changed
+        return (seen or nodes)[0], region, given, comparison.changed(given) if given is not None else 0
 
     def showRegion(self) -> None:
         """Outlines what would be trained on, of the chosen recording that the slice views show, else of the first."""

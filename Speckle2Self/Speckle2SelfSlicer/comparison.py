@@ -189,6 +189,14 @@ def showRegion(volume, region, axis: int) -> None:
         composite.SetLabelVolumeID(outline.GetID())
 
 
+def changed(regionNode) -> int:
+    """When a segmentation or a box was changed last, in VTK's count."""
+    parts = [regionNode]
+    if regionNode.IsA("vtkMRMLSegmentationNode"):
+        parts.append(regionNode.GetSegmentation())
+    return max(part.GetMTime() for part in parts)
+
+
 class Outline:
     """The region of a node, outlined in the slice views. What is not given is searched for in the background: call
     `step` from a timer while it is `searching`.

@@ -289,6 +289,23 @@ def test_the_region_is_outlined_before_and_after_apply(desk, panel):
     assert np.array_equal(slicer.util.array("Outline of the region")[0].astype(bool), first)
 
 
+def test_the_outline_follows_a_box_that_is_moved(desk, panel):
+    def outlined():
+        return slicer.util.array("Outline of the region")[0]
+
+    choose(panel, desk.volume(), region="given")
+    given = box((36, 36, 0), (16, 16, 4))
+    panel.ui.regionNodeSelector.setCurrentNode(given)
+    panel.ui.showRegionCheckBox.checked = True
+    assert outlined()[36, 36] and not outlined()[12, 12]
+    given.SetCenter(12, 12, 0)
+    desk.wait(lambda: outlined()[12, 12] and not outlined()[36, 36])
+    panel.ui.showRegionCheckBox.checked = False
+    given.SetCenter(36, 36, 0)
+    desk.rest(0.7)
+    assert "Outline of the region" not in desk.names()
+
+
 #
 # Preview and live
 #
