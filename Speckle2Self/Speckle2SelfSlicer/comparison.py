@@ -165,10 +165,19 @@ def _kind(volume, shape) -> str:
 
 
 def showRegion(volume, region, axis: int) -> None:
-    """Outlines `region` (H, W) bool on the volume in all slice views; None takes the outline away. It is not saved."""
+    """Outlines `region` (H, W) bool on the volume in all slice views; None takes the outline away, and brings back what
+    the views showed of label maps. It is not saved."""
     outline = _made("vtkMRMLLabelMapVolumeNode", "outline", "Outline of the region", create=region is not None)
+    views, composites = _each("vtkMRMLSliceNode"), _each("vtkMRMLSliceCompositeNode")
     if region is None:
         if outline is not None:
+            for view in views:
+                if outline.GetAttribute(view.GetID()) == "filled":
+                    view.SetUseLabelOutline(False)
+            for composite in composites:
+                if composite.GetLabelVolumeID() == outline.GetID():
+                    before = slicer.mrmlScene.GetNodeByID(outline.GetAttribute(composite.GetID()) or "")
+                    composite.SetLabelVolumeID(before.GetID() if before is not None else None)
             slicer.mrmlScene.RemoveNode(outline.GetDisplayNode())
             slicer.mrmlScene.RemoveNode(outline)
         return
@@ -183,9 +192,13 @@ def showRegion(volume, region, axis: int) -> None:
     if outline.GetDisplayNode() is None:
         outline.CreateDefaultDisplayNodes()
         outline.GetDisplayNode().SetSaveWithScene(False)
-    for view in _each("vtkMRMLSliceNode"):
+        for view in views:
+            outline.SetAttribute(view.GetID(), "outlined" if view.GetUseLabelOutline() else "filled")
+        for composite in composites:
+            outline.SetAttribute(composite.GetID(), composite.GetLabelVolumeID() or "")
+    for view in views:
         view.SetUseLabelOutline(True)
-    for composite in _each("vtkMRMLSliceCompositeNode"):
+    for composite in composites:
         composite.SetLabelVolumeID(outline.GetID())
 
 

@@ -97,6 +97,24 @@ def test_views_show_input_and_output(pair):
     assert composites[0].GetLabelVolumeID() is None
 
 
+def test_the_views_own_label_map_comes_back(pair):
+    from Speckle2SelfSlicer import comparison
+
+    for kind in ("vtkMRMLSliceNode", "vtkMRMLSliceCompositeNode"):
+        if not comparison._each(kind):
+            slicer.mrmlScene.AddNewNodeByClass(kind)
+    view, composite = (comparison._each(kind)[0] for kind in ("vtkMRMLSliceNode", "vtkMRMLSliceCompositeNode"))
+    mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "Mine")
+    view.SetUseLabelOutline(False)
+    composite.SetLabelVolumeID(mine.GetID())
+    for _ in range(2):  # as it is outlined anew
+        comparison.showRegion(pair[0], np.ones((64, 80), bool), 0)
+    assert view.GetUseLabelOutline() and composite.GetLabelVolumeID() != mine.GetID()
+    comparison.showRegion(None, None, 0)
+    assert not view.GetUseLabelOutline() and composite.GetLabelVolumeID() == mine.GetID()
+    slicer.mrmlScene.RemoveNode(mine)
+
+
 def test_a_segmentation_gives_a_mask(pair):
     from Speckle2SelfSlicer import comparison
 
