@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 PUBLISHED_SCALES = (1.0, 0.5, 0.25)
+LONG = 2.0  # pixels; longer grains are measured in halved frames
 
 
 def min_max(x: torch.Tensor) -> torch.Tensor:
@@ -101,8 +102,7 @@ def speckle_correlation(frames, region=None) -> tuple[np.ndarray, np.ndarray] | 
     Measured in small patches inside the region, of at most eight frames. A quadratic trend is taken off each patch;
     patches that are mostly clipped are left out; of the others, those with the least peaked values (edges and layers
     make peaks, speckle does not) vote, and the lower third of their correlations counts, since structure only adds.
-    Small patches shorten long grains (5 pixels measure as 3), but large ones take anatomy for speckle, and a grain
-    that is too long costs detail where one that is too short leaves a little speckle.
+    Small patches shorten long grains (5 pixels measure as 3), but large ones take anatomy for speckle.
 
     Args: frames (N, H, W) of any range; region (H, W) bool, or None for everything.
     """
@@ -145,12 +145,39 @@ def speckle_correlation(frames, region=None) -> tuple[np.ndarray, np.ndarray] | 
 def estimate_grain(frames, region=None) -> tuple[float, float]:
     """The speckle's grain (axial, lateral) in pixels: where `speckle_correlation` has fallen to one half.
 
+    Its patches shorten long grains. So along an axis where the grain is longer than `LONG`, pairs of pixels are averaged,
+    and it is measured anew.
+
+    Args: frames (N, H, W) of any range; region (H, W) bool, or None for everything.
     Returns lengths between 0.5 and 16; (1, 1) where nothing can be measured (constant or tiny frames).
     """
-    lengths = []
-    for falling in speckle_correlation(frames, region) or ():
-        below = np.flatnonzero(falling < 0.5)
-        last = below[0] if len(below) else len(falling) - 1
-        length = last - (0.5 - falling[last]) / max(falling[last - 1] - falling[last], 1e-6) if len(below) else last
-        lengths.append(float(np.clip(length, 0.5, 16)))
-    return (lengths[0], lengths[1]) if lengths else (1.0, 1.0)
+    frames = np.asarray(frames)
+    frames = frames[np.unique(np.linspace(0, len(frames) - 1, 8).astype(int))].astype(np.float32)
+    region = np.ones(frames.shape[1:], bool) if region is None else np.asarray(region, bool)
+    found, scale, last, axes = np.ones(2), np.ones(2), np.full(2, np.inf), [0, 1]
+    while axes and (correlation := speckle_correlation(frames, region)) is not None:
+        lengths = [_half(falling) for falling in correlation]
+        axes = [axis for axis in axes if lengths[axis] < last[axis]]  # it grows only where anatomy is taken for speckle
+        for axis in axes:
+            last[axis] = lengths[axis]
+            found[axis] = np.clip(lengths[axis] * scale[axis], 0.5, 16)
+        axes = [axis for axis in axes if lengths[axis] > LONG and scale[axis] < 4]
+        for axis in axes:
+            frames, region = _in_pairs(frames, axis + 1).mean(axis + 2), _in_pairs(region, axis).all(axis + 1)
+            scale[axis] *= 2
+    return float(found[0]), float(found[1])
+
+
+def _half(falling: np.ndarray) -> float:
+    """Where a correlation, given at lags of 0, 1, ..., has fallen to one half; the last lag if nowhere."""
+    below = np.flatnonzero(falling < 0.5)
+    if len(below) == 0:
+        return len(falling) - 1.0
+    last = below[0]
+    return last - (0.5 - falling[last]) / max(falling[last - 1] - falling[last], 1e-6)
+
+
+def _in_pairs(x: np.ndarray, axis: int) -> np.ndarray:
+    """An axis of n as two, of n // 2 and of 2."""
+    x = x.take(range(x.shape[axis] // 2 * 2), axis)
+    return x.reshape(*x.shape[:axis], -1, 2, *x.shape[axis + 1 :])

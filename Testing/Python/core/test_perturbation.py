@@ -65,12 +65,12 @@ def test_a_point_that_is_lost_costs_more_than_one_that_is_left_over():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("grain", [(0.9, 2.0), (2.0, 5.0), (3.2, 4.5)])
+@pytest.mark.parametrize("grain", [(0.9, 2.0), (2.0, 5.0), (3.2, 4.5), (6.0, 12.0)])
 def test_the_grain_is_measured_whatever_the_anatomy(layout, grain):
-    """Log compression and the small patches shorten the grain, long ones to 0.6 of the intensities' own."""
-    frames = simulate(SimulationConfig((192, 192), 2, grain, layout), np.random.default_rng(3)).frames
+    """Log compression shortens it to about 0.8 of the intensities' own."""
+    frames = simulate(SimulationConfig((288, 288), 2, grain, layout), np.random.default_rng(3)).frames
     found = np.array(estimate_grain(frames)) / grain
-    assert (found > 0.45).all() and (found < 1).all()
+    assert (found > 0.45).all() and (found < 1.1).all()
 
 
 def test_margins_do_not_change_the_grain():
