@@ -1,7 +1,11 @@
 """The speed benchmark: what it counts is right, its table is whole. No time is asked of a machine that others use."""
 
 import csv
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,3 +107,22 @@ def test_what_cannot_be_measured_is_refused(tmp_path, capsys):
     assert "benchmark quality" in capsys.readouterr().err
     assert main(["benchmark", "quality", str(tmp_path / "out"), "--record"]) == 2
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nothing is done elsewhere")
+@pytest.mark.parametrize(("first", "kept"), [("", False), ("keep_memory()", True)])
+def test_freed_memory_is_kept(first, kept):
+    program = f"""
+import resource, numpy
+from Speckle2SelfLib.config import keep_memory
+{first}
+faults = []
+for _ in range(10):
+    arrays = [numpy.ones(megabytes << 17) for megabytes in (4, 8, 12, 20)]
+    del arrays
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[-1] - faults[0])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(speed.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert (int(done.stdout) < 100) == kept
