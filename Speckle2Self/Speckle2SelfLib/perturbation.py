@@ -145,8 +145,8 @@ def speckle_correlation(frames, region=None) -> tuple[np.ndarray, np.ndarray] | 
 def estimate_grain(frames, region=None) -> tuple[float, float]:
     """The speckle's grain (axial, lateral) in pixels: where `speckle_correlation` has fallen to one half.
 
-    Its patches shorten long grains. So along an axis where the grain is longer than `LONG`, pairs of pixels are averaged,
-    and it is measured anew.
+    Its patches shorten long grains. So along an axis where the grain is longer than `LONG`, pairs of pixels are
+    averaged, and it is measured anew.
 
     Args: frames (N, H, W) of any range; region (H, W) bool, or None for everything.
     Returns lengths between 0.5 and 16; (1, 1) where nothing can be measured (constant or tiny frames).
