@@ -23,15 +23,15 @@ GRAIN = (1.2, 2.0)  # pixels (axial, lateral)
 # Speckle grain -> what is left of speckle that no truth explains: standard deviation, share of the input's; largest
 # mean over 9 x 9 pixels; largest step from pixel to pixel.
 FLAT = {
-    (0.6, 0.8): (0.07, 0.04, 0.09),  # steep where the brightest of all grains, 10 dB above the mean, is left
-    (0.8, 1.2): (0.07, 0.04, 0.09),
-    (1.2, 2.0): (0.10, 0.04, 0.09),
-    (1.8, 3.5): (0.13, 0.07, 0.08),  # above the model's grain: speckle is taken for structure, not made up
-    (2.5, 5.0): (0.18, 0.10, 0.08),
+    (0.6, 0.8): (0.07, 0.04, 0.06),
+    (0.8, 1.2): (0.07, 0.04, 0.08),
+    (1.2, 2.0): (0.10, 0.04, 0.06),
+    (1.8, 3.5): (0.13, 0.07, 0.06),  # above the model's grain: speckle is taken for structure, not made up
+    (2.5, 5.0): (0.18, 0.09, 0.06),
 }
 # Contrast of a disc of 32 pixels, dB -> the least and the largest share of it in the output.
-DISCS = {-30: (0.93, 1.05), -20: (0.95, 1.07), -12: (0.93, 1.06), 12: (0.95, 1.10)}
-FAINT = {-6: (0.6, 1.0), -3: (0.35, 1.0), 3: (0.3, 1.0), 6: (0.6, 1.0)}
+DISCS = {-30: (0.93, 1.05), -20: (0.95, 1.07), -12: (0.93, 1.06), 12: (0.90, 1.10)}
+FAINT = {-6: (0.55, 1.0), -3: (0.35, 1.0), 3: (0.3, 1.0), 6: (0.55, 1.0)}
 
 
 def grey(envelope):
@@ -144,16 +144,15 @@ def points(level):
 @pytest.mark.parametrize("level", [20, 25, 30])
 def test_isolated_bright_points_stay(level):
     share, _, peaks = points(level)
-    assert share.min() > 0.9 and share.max() < 1.1
+    assert share.min() > 0.85 and share.max() < 1.1
     assert min(peaks) >= len(PLACES)
 
 
 @pytest.mark.parametrize("level", [10, 15, 20, 25, 30])
-def test_no_point_is_added_but_the_two_brightest_grains_of_a_frame_may_be_left_as_such(level):
+def test_no_grain_of_speckle_is_left_as_a_point(level):
     share, grown, peaks = points(level)
     assert share.max() < 1.2
-    assert max(peaks) <= len(PLACES) + 2, "two grains of some 5000"
-    assert grown <= 0, "and they are no brighter than in the input"
+    assert max(peaks) <= len(PLACES) and grown <= 0
 
 
 def layer(height, width):
