@@ -12,7 +12,8 @@ demo: $(READY)
 	Testing/headless-slicer Testing/demo.py $(if $(INPUT),"$(INPUT)")
 
 test: $(READY)
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto Testing/Python/core Testing/Python/scene
+	.venv/bin/python -m pytest Testing/Python/panel Testing/Python/reliability
 
 bench: $(READY)
 	.venv/bin/speckle2self benchmark speed build/bench --history Documentation/speed_history.csv
@@ -21,7 +22,6 @@ bench: $(READY)
 bench-panel: $(READY)
 	.venv/bin/python -m pip install --quiet --editable ".[bench]"
 	Testing/headless-slicer --main-window Testing/panel_benchmark.py
-	Testing/headless-slicer --main-window Testing/panel_benchmark.py --fast --no-cine
 
 lint: $(READY)
 	.venv/bin/ruff check

@@ -194,8 +194,10 @@ def _without_gaps(values: torch.Tensor, region: np.ndarray, finite: np.ndarray) 
     if finite.all():
         if region.all():
             return values
-        nearest = _nearest(region.tobytes(), region.shape, values.device)
-        return values.flatten(1).index_select(1, nearest).view(values.shape)
+        outside, nearest = _nearest(region.tobytes(), region.shape, values.device)
+        flat = values.flatten(1).clone()
+        flat[:, outside] = flat[:, nearest]
+        return flat.view(values.shape)
     filled = [
         fill_outside(v[None], region & f) if (region & f).any() else np.zeros_like(v[None])
         for v, f in zip(values.cpu().numpy(), finite, strict=True)
@@ -204,11 +206,11 @@ def _without_gaps(values: torch.Tensor, region: np.ndarray, finite: np.ndarray) 
 
 
 @lru_cache(maxsize=4)  # looked for once, not in each block of a cine and each frame of a live image
-def _nearest(inside: bytes, shape: tuple[int, int], place: torch.device) -> torch.Tensor:
-    """For each pixel of a mask of `shape`, as bytes, the flat index of the nearest pixel inside."""
-    indices = np.arange(shape[0] * shape[1], dtype=np.int32).reshape(1, *shape)
-    filled = fill_outside(indices, np.frombuffer(inside, bool).reshape(shape))
-    return torch.from_numpy(np.ascontiguousarray(filled.ravel())).to(place)
+def _nearest(inside: bytes, shape: tuple[int, int], place: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The flat indices of the pixels outside a mask of `shape`, as bytes, and of the nearest pixels inside."""
+    mask = np.frombuffer(inside, bool).reshape(shape)
+    filled = fill_outside(np.arange(mask.size).reshape(1, *shape), mask)[0]
+    return torch.from_numpy(np.flatnonzero(~mask)).to(place), torch.from_numpy(filled[~mask]).to(place)
 
 
 @torch.inference_mode()

@@ -131,7 +131,7 @@ _CONVOLVE_ONTO = getattr(torch.ops.mkldnn, "_convolution_pointwise_", None) if _
 
 def _fused(x: torch.Tensor) -> bool:
     """Whether inference on this tensor can take the operations above."""
-    return _CONVOLVE_ONTO is not None and x.device.type == "cpu" and torch.is_inference_mode_enabled()
+    return _CONVOLVE_ONTO is not None and x.is_cpu and torch.is_inference_mode_enabled()
 
 
 def _convolve(layer: nn.Conv2d, x: torch.Tensor, relu: bool = False) -> torch.Tensor:

@@ -13,7 +13,7 @@ from Speckle2SelfLib.perturbation import estimate_grain
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
 from Speckle2SelfLib.training import Cine, Training, prepare_cine, simulate_cines
 
-FAST = ModelConfig(width=16, grain=(0.75, 1.7))
+FAST = ModelConfig(width=32, grain=(0.75, 1.7))
 CONFIG = TrainingConfig(steps=6, batch=2, crop=32)
 
 
@@ -107,7 +107,7 @@ def test_frames_are_cut_to_their_region_and_brought_to_the_models_grain():
     region[10:90, 20:120] = True
     cine = prepare_cine(frames, region, FAST)
     assert cine.frames.shape[:3] == (2, 1, 80), "the axial grain is within the model's bounds"
-    assert 40 <= cine.frames.shape[3] <= 75 and cine.grain[1] == pytest.approx(1.7, rel=0.02)
+    assert 30 <= cine.frames.shape[3] <= 50 and cine.grain[1] == pytest.approx(1.7, rel=0.02)
 
 
 @pytest.mark.parametrize("recipe", ["disjoint", "published"])

@@ -196,11 +196,11 @@ time.sleep(600)
 
 
 def test_a_full_disk_ends_the_run_with_a_clear_message(trainer, job, tmp_path):
-    """The process may write files of 60 kB at most, less than a checkpoint takes."""
+    """The process may write files of 8 kB at most, less than a checkpoint takes."""
     if os.name == "nt":
         pytest.skip("needs POSIX limits")
     limited = tmp_path / "python"
-    limited.write_text(f"#!/bin/sh\ntrap '' XFSZ\nulimit -f 100\nexec {sys.executable} \"$@\"\n")
+    limited.write_text(f"#!/bin/sh\ntrap '' XFSZ\nulimit -f 16\nexec {sys.executable} \"$@\"\n")
     limited.chmod(0o755)
     full = Trainer(python=str(limited))
     run = full.add("full", [FRAMES], job)
