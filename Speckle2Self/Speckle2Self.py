@@ -444,7 +444,7 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         node, region = parameters.inputNode, parameters.region
         self.followTimer.stop()
         if not parameters.showRegion or node is None:
-            self.hideOutline()
+            self.outline.hide()
             return
         with shownErrors(_("The region cannot be shown.")):
             if region == "auto" and result is not None and result.region is not None:

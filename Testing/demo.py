@@ -54,6 +54,8 @@ def main(arguments: list[str]) -> int:
 
 def demonstrate(path: Path, model: str, output: Path) -> None:
     """Loads, despeckles, measures, writes and reads back. Raises ValueError for input that cannot be used."""
+    from Speckle2SelfLib.perturbation import evenly
+
     node = loaders.load(path)
     check_writable(output)
     logic = slicer.util.getModuleLogic("Speckle2Self")
@@ -61,7 +63,7 @@ def demonstrate(path: Path, model: str, output: Path) -> None:
     despeckled = logic.process(node, model=model, progress=tell)
     seconds = time.perf_counter() - started
     count = len(frames(node))
-    chosen = np.unique(np.linspace(0, count - 1, MEASURED).astype(int))
+    chosen = evenly(count, MEASURED)
     before, after = (np.stack([frames(one)[i] for i in chosen]) for one in (node, despeckled))
     rows = measure(before, after)
     output.mkdir(parents=True, exist_ok=True)

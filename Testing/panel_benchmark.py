@@ -1,7 +1,6 @@
 """How the panel keeps up: a long cine, a preview, a cancellation, and a real OpenIGTLink stream. `make bench-panel`.
 
-Runs in the stand-in of the application: Testing/headless-slicer --main-window Testing/panel_benchmark.py, with
---no-cine without the long cine.
+Runs in the stand-in of the application: Testing/headless-slicer --main-window Testing/panel_benchmark.py.
 The stream comes from a pyigtl server in a process of its own, over loopback, and is put into a volume node as Slicer's
 OpenIGTLink connector does: in place, on the main thread, whenever an image has come.
 """
@@ -194,8 +193,7 @@ def live(panel, volume, frames, rate, seconds=15):
 slicer.util.selectModule("Speckle2Self")
 widget = slicer.modules.Speckle2SelfWidget
 print(f"model {widget.ui.modelSelector.currentText}")
-if "--no-cine" not in sys.argv:
-    long_cine(widget)
+long_cine(widget)
 node, images = preview(widget)
 live(widget, node, images, 30)
 live(widget, node, images, 90)

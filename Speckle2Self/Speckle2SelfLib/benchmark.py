@@ -24,7 +24,7 @@ from .filters import FILTERS
 from .frames import augment, draw_augmentation, fill_outside, grey_mapping, luminance
 from .loss import published_loss
 from .network import SpeckleReductionNetwork
-from .perturbation import PUBLISHED_SCALES, min_max
+from .perturbation import PUBLISHED_SCALES, evenly, min_max
 from .report import page, picture, table, write_csv
 from .simulation import SimulationConfig, simulate
 from .training import FAST_GRAIN, Training, prepare_cine
@@ -107,7 +107,7 @@ def real_case(path, size: int, most: int) -> Case:
         return Case(path.stem, frames.astype(np.float32) * np.float32(scale), inside, rois=rois, stored=stored)
     recording = files.read(path)
     inside = region.detect(recording.frames, recording.region)
-    frames = recording.frames[np.unique(np.linspace(0, len(recording.frames) - 1, most).astype(int))]
+    frames = recording.frames[evenly(len(recording.frames), most)]
     middle = [int(np.median(places)) for places in np.nonzero(inside)]
     low, high = grey_mapping(frames, inside)
     window = []

@@ -1,4 +1,4 @@
-"""What a model is and how it is trained, as plain frozen dataclasses, and how all share files and errors.
+"""What a model is and how it is trained, as plain frozen dataclasses, and how all share files, errors and memory.
 
 Standard library only.
 """

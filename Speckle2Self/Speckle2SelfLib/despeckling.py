@@ -118,7 +118,7 @@ def despeckle(
         whole, part = slice(start, start + block), cut[start : start + block]
         np.copyto(output.reshape(stack.shape)[whole], stack[whole])
         before = _greys(part, place)
-        finite = np.isfinite(before.cpu().numpy()) if part.dtype.kind == "f" else np.True_
+        finite = before.isfinite().cpu().numpy() if part.dtype.kind == "f" else np.True_
         greys = None if each else (low, high)
         after, change = _despeckled(before, finite, region, engine, grain, place, greys, gamma, strength)
         if cut.ndim == 4:

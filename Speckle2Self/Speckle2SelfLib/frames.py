@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
 
 from .look import LUMINANCE
+from .perturbation import evenly
 
 BRIGHTEST = 1.5  # on the networks' scale; they see nothing brighter, and what is above is added again afterwards
 
@@ -30,7 +31,7 @@ def grey_mapping(frames: np.ndarray, region: np.ndarray | None) -> tuple[float, 
 
     Args: frames (N, H, W[, C]); region (H, W) bool or None. Returns low <= high; equal for constant frames.
     """
-    chosen = frames[np.unique(np.linspace(0, len(frames) - 1, 16).astype(int))]
+    chosen = frames[evenly(len(frames), 16)]
     values = luminance(chosen)
     values = values[:, region] if region is not None else values
     values = values[np.isfinite(values)]

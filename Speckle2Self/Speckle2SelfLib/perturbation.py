@@ -96,6 +96,11 @@ def lattice_views(frame, rng, grain=(1.0, 1.0)) -> LatticeViews:
     return LatticeViews(frame, lattice, tuple(sites))
 
 
+def evenly(count: int, most: int) -> np.ndarray:
+    """Numbers of at most `most` of `count` frames, evenly spread, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, most).astype(int))
+
+
 def speckle_correlation(frames, region=None) -> tuple[np.ndarray, np.ndarray] | None:
     """The speckle's autocorrelation (axial, lateral) at lags of 0, 1, ... pixels; None where it cannot be measured.
 
@@ -111,7 +116,7 @@ def speckle_correlation(frames, region=None) -> tuple[np.ndarray, np.ndarray] | 
     size = min(24, height, width)
     if size < 16:
         return None
-    chosen = frames[np.unique(np.linspace(0, len(frames) - 1, 8).astype(int))]
+    chosen = frames[evenly(len(frames), 8)]
     grid = np.linspace(-1, 1, size)
     y, x = np.meshgrid(grid, grid, indexing="ij")
     trend, _ = np.linalg.qr(np.stack([y**0, y, x, y * x, y * y, x * x], -1).reshape(size * size, 6))
@@ -152,7 +157,7 @@ def estimate_grain(frames, region=None) -> tuple[float, float]:
     Returns lengths between 0.5 and 16; (1, 1) where nothing can be measured (constant or tiny frames).
     """
     frames = np.asarray(frames)
-    frames = frames[np.unique(np.linspace(0, len(frames) - 1, 8).astype(int))].astype(np.float32)
+    frames = frames[evenly(len(frames), 8)].astype(np.float32)
     region = np.ones(frames.shape[1:], bool) if region is None else np.asarray(region, bool)
     found, scale, last, axes = np.ones(2), np.ones(2), np.full(2, np.inf), [0, 1]
     while axes and (correlation := speckle_correlation(frames, region)) is not None:

@@ -7,6 +7,7 @@ from scipy import ndimage
 from skimage.morphology import convex_hull_image
 
 from .frames import luminance
+from .perturbation import evenly
 
 HUE_TOLERANCE = 0.12  # of the brightest channel, plus HUE_NOISE; JPEG leaves grey tissue a little coloured
 HUE_NOISE = 0.04  # of the type's range
@@ -32,7 +33,7 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     Args: within, (H, W) bool: look only there, as where the file itself says where the image is.
     """
     shape = frames.shape[1:3]
-    chosen = frames[np.unique(np.linspace(0, len(frames) - 1, 24).astype(int))]
+    chosen = frames[evenly(len(frames), 24)]
     grey_values = luminance(chosen)
     finite = np.isfinite(grey_values)
     nothing = np.zeros(shape, bool)

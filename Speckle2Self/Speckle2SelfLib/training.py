@@ -29,7 +29,7 @@ from .frames import (
 )
 from .loss import disjoint_loss, published_loss
 from .network import LatticePair, build
-from .perturbation import LatticeViews, estimate_grain, lattice_views, min_max, published_views
+from .perturbation import LatticeViews, estimate_grain, evenly, lattice_views, min_max, published_views
 from .simulation import SimulationConfig, simulate
 
 FAST_GRAIN = (0.75, 1.7)  # pixels, as `estimate_grain` measures it: what the simulated frames span
@@ -239,7 +239,7 @@ class Training:
         rng, terms, figures, picture = np.random.default_rng(0), {}, {}, None
         network = self.network.eval()
         for cine in self.held_out:
-            for number in np.unique(np.linspace(0, len(cine.frames) - 1, 4 if cine.truth is None else 16).astype(int)):
+            for number in evenly(len(cine.frames), 4 if cine.truth is None else 16):
                 frame = cine.frames[number : number + 1].to(self.device)
                 truth = None if cine.truth is None else cine.truth[number : number + 1].to(self.device)
                 height, width = (min(n // 16 * 16, 512) for n in frame.shape[-2:])
