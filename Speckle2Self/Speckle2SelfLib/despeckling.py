@@ -16,9 +16,9 @@ from . import checkpoint
 from .config import Cancelled, InputError, ModelConfig
 from .devices import choose_device, choose_precision
 from .files import release
-from .frames import BRIGHTEST, fill_outside, grey_mapping, luminance, resample, size_at_grain
+from .frames import BRIGHTEST, fill_outside, grey_mapping, luminance
+from .layout import Layout, measure_grain
 from .library import models
-from .perturbation import estimate_grain
 from .region import detect, grey
 
 BLOCK_PIXELS = 2**20  # pixels through the network at once: bounds the memory, whatever the cine's length
@@ -96,7 +96,6 @@ def despeckle(
     if not callable(model) and not isinstance(model, Model):
         model = load_model(model)
     place = torch.device("cpu") if callable(model) else choose_device(device)
-    engine = _FilterEngine(model) if callable(model) else _NetworkEngine(model, place, precision)
     output = _made(frames, output)
     low, high = grey_mapping(stack, region) if mapping is None else mapping
     if not region.any() or high <= low or strength == 0:
@@ -108,8 +107,11 @@ def despeckle(
     rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
     box = (slice(None), slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
     cut, region, result = stack[box], region[box[1:]], output.reshape(stack.shape)[box]
-    if grain is None and isinstance(model, Model) and model.config.grain is not None:
-        grain = estimate_grain(luminance(cut[:: max(1, len(cut) // 8)]), region)
+    layout = None
+    if isinstance(model, Model) and model.config.grain is not None:
+        grain = grain or measure_grain(luminance(cut[:: max(1, len(cut) // 8)]), region)
+        layout = Layout(region, grain, model.config.grain, place)
+    engine = _FilterEngine(model) if callable(model) else _NetworkEngine(model, place, precision, layout)
     each = isinstance(model, Model) and model.config.normalisation == "frame"
     block = max(1, (BLOCK_PIXELS_CPU if place.type == "cpu" else BLOCK_PIXELS) // region.size)
     for start in range(0, len(cut), block):
@@ -120,7 +122,7 @@ def despeckle(
         before = _greys(part, place)
         finite = before.isfinite().cpu().numpy() if part.dtype.kind == "f" else np.True_
         greys = None if each else (low, high)
-        after, change = _despeckled(before, finite, region, engine, grain, place, greys, gamma, strength)
+        after, change = _despeckled(before, finite, region, engine, place, greys, gamma, strength)
         if cut.ndim == 4:
             change = change & grey(part)
         _write(result[whole], part, before, after, change, bounds)
@@ -214,7 +216,7 @@ def _nearest(inside: bytes, shape: tuple[int, int], place: torch.device) -> tupl
 
 
 @torch.inference_mode()
-def _despeckled(before, finite, region, engine, grain, place, mapping, gamma, strength):
+def _despeckled(before, finite, region, engine, place, mapping, gamma, strength):
     """A block's grey values (N, H, W) float32 after despeckling, on the device, and where they hold, bool (N or none,
     H, W).
 
@@ -230,7 +232,7 @@ def _despeckled(before, finite, region, engine, grain, place, mapping, gamma, st
         )
     after = (seen - lows).div_(torch.where(spans > 0, spans, 1))
     excess = (after - engine.brightest).clamp_(min=0) if float(after.max()) > engine.brightest else None
-    after = engine(after.clamp_(0, engine.brightest), grain).clamp_(min=0)
+    after = engine(after.clamp_(0, engine.brightest)).clamp_(min=0)
     if excess is not None:
         after.add_(excess)
     if mapping is None:
@@ -276,30 +278,30 @@ def placed(model: Model, device: torch.device, precision: torch.dtype) -> torch.
 
 
 class _FilterEngine:
-    """A filter, called as a network is: (N, H, W) float32, grain -> the same shape."""
+    """A filter, called as a network is: (N, H, W) float32 -> the same shape."""
 
     brightest = 1.0  # on its scale it sees nothing brighter
 
     def __init__(self, function: Callable):
         self.function = function
 
-    def __call__(self, frames: torch.Tensor, grain) -> torch.Tensor:
+    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(np.array(self.function(frames.numpy()), np.float32))
 
 
 class _NetworkEngine:
-    """A model on a device: (N, H, W) float32 there, grain -> the same shape."""
+    """A model on a device: (N, H, W) float32 there -> the same shape."""
 
     brightest = BRIGHTEST
 
-    def __init__(self, model: Model, device: torch.device, precision: torch.dtype | None):
-        self.network, self.bounds = placed(model, device, precision or precision_of(model, device)), model.config.grain
+    def __init__(self, model: Model, device: torch.device, precision: torch.dtype | None, layout: Layout | None):
+        self.network, self.layout = placed(model, device, precision or precision_of(model, device)), layout
 
-    def __call__(self, frames: torch.Tensor, grain) -> torch.Tensor:
-        size = frames.shape[1:]
-        inner = size if self.bounds is None else size_at_grain(size, grain, self.bounds)
-        x = through_network(self.network, resample(frames[:, None], inner))  # (N, 1, H, W)
-        return resample(x, size)[:, 0]
+    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
+        frames = frames[:, None]  # (N, 1, H, W)
+        if self.layout is None:
+            return through_network(self.network, frames)[:, 0]
+        return self.layout.give(through_network(self.network, self.layout.take(frames)))[:, 0]
 
 
 def through_network(network, x: torch.Tensor, tile: int = TILE) -> torch.Tensor:

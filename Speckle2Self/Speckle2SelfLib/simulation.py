@@ -16,7 +16,8 @@ from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from .config import InputError
 
 LAYOUTS = ("phantom", "vessel", "layers", "organ", "flat")
-GEOMETRIES = ("linear", "sector")
+GEOMETRIES = ("linear", "sector", "piece")
+PIECE_OF = (1.5, 1.75)  # so many times as large is what a piece of a fan is cut out of
 SIGMA_PER_GRAIN = 1 / np.sqrt(2 * np.log(2))  # a Gaussian pulse of this sigma has a grain of 1 pixel
 
 
@@ -28,7 +29,7 @@ class SimulationConfig:
     frames: int = 1  # of one static anatomy, each with speckle of its own
     grain: tuple[float, float] | None = None  # pixels (axial, lateral) where the intensity's correlation is 1/2
     layout: str | None = None  # one of LAYOUTS
-    geometry: str = "linear"  # "sector": a fan, whose lateral grain grows with depth
+    geometry: str = "linear"  # "sector": a fan, whose lateral grain grows with depth; "piece": of a large fan, turned
     roughness: float | None = None  # shape of the scatterers' strengths; inf: equally strong, fully developed speckle
 
     def __post_init__(self):
@@ -54,7 +55,7 @@ class Simulated:
     truth: np.ndarray  # (H, W) float32 in [0, 1]: the expected value of every pixel over all speckle
     labels: np.ndarray  # (H, W) uint8: 0 background, 1 up: the objects in the order they were put in
     region: np.ndarray  # (H, W) bool: imaged
-    grain: tuple[float, float]  # pixels (axial, lateral); for a sector at mid depth
+    grain: tuple[float, float]  # pixels (axial, lateral); of a fan, along and across its beams before they part
 
 
 class _Anatomy:
@@ -320,11 +321,15 @@ def simulate(config: SimulationConfig, rng: np.random.Generator) -> Simulated:
     resolution of the pulse: the mean of ever more frames tends to it, and nothing sharper than it can be known.
     Outside a sector, frames and truth are zero. Deterministic for a given config and state of `rng`.
     """
-    polar = config.geometry == "sector"
+    size = (
+        config.size
+        if config.geometry != "piece"
+        else tuple(round(n * m) for n, m in zip(config.size, PIECE_OF, strict=True))
+    )
     grain = config.grain or (rng.uniform(0.8, 2.5), rng.uniform(1.0, 5.0))
     sigma = tuple(max(g * SIGMA_PER_GRAIN, 0.35) for g in grain)
     layout = config.layout or str(rng.choice(LAYOUTS, p=[0.13, 0.22, 0.22, 0.18, 0.25]))
-    anatomy = _draw_anatomy(layout, config.size, rng)
+    anatomy = _draw_anatomy(layout, size, rng)
     spread = rng.uniform(0, 0.8)
     roughness = config.roughness
     if roughness is None:
@@ -342,43 +347,49 @@ def simulate(config: SimulationConfig, rng: np.random.Generator) -> Simulated:
     truth = _expected_grey(power + floor**2, specular, grey, magnitudes).astype(np.float32)
 
     # Scatterers beyond the image's edges take part too: mirrored ones would add up coherently there.
-    edge = tuple(min(int(np.ceil(5 * s)), n - 1) for s, n in zip(sigma, config.size, strict=True))
+    edge = tuple(min(int(np.ceil(5 * s)), n - 1) for s, n in zip(sigma, size, strict=True))
     wide = np.pad(amplitude, [(e, e) for e in edge], mode="reflect")
     inner = (..., slice(edge[0], -edge[0]), slice(edge[1], -edge[1]))
-    frames = np.empty((config.frames, *config.size), np.float32)
+    frames = np.empty((config.frames, *size), np.float32)
     for frame in frames:
         echo = _echo(_scatterers(wide.shape, roughness, rng) * wide, sigma, spread, power=False)[inner]
         noise = (
             floor * _echo(_scatterers(wide.shape, np.inf, rng), tuple(s * 0.7 for s in sigma), 0, power=False)[inner]
         )
         frame[:] = grey(np.hypot(echo[0] + noise[0] + specular, echo[1] + noise[1]))
-    region = np.ones(config.size, bool)
-    labels = anatomy.labels
-    if polar:
-        frames, truth, labels, region = _scan_convert(frames, truth, labels, rng)
+    labels, region = anatomy.labels, np.ones(config.size, bool)
+    if config.geometry != "linear":
+        rows, columns, region = (_fan if config.geometry == "sector" else _piece)(config.size, rng)
+        grid = torch.from_numpy(np.stack([columns, rows], -1).astype(np.float32))[None]  # (1, H, W, 2)
+        frames, truth = (_scan_convert(images, grid, "bilinear") * region for images in (frames, truth[None]))
+        labels = (_scan_convert(labels[None], grid, "nearest")[0] * region).astype(np.uint8)
+        truth = truth[0]
     return Simulated(frames, truth, labels, region, (float(grain[0]), float(grain[1])))
 
 
-def _scan_convert(frames, truth, labels, rng):
-    """Lines of a fan (depth, angle) -> an image of the same size, zero outside the fan."""
-    height, width = truth.shape
-    half, apex = (
-        rng.uniform(0.45, 0.75),
-        rng.uniform(0.05, 0.5),
-    )  # half opening in radians; probe radius / image depth
-    reach = (1 + apex) - apex * np.cos(half)
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    y = y / (height - 1) * reach + apex * np.cos(half)
-    x = (x / (width - 1) * 2 - 1) * (1 + apex) * np.sin(half)
-    depth = np.hypot(x, y) - apex
-    angle = np.arctan2(x, y) / half
-    region = (depth >= 0) & (depth <= 1) & (np.abs(angle) <= 1)
-    grid = torch.from_numpy(np.stack([angle, depth * 2 - 1], -1).astype(np.float32))[None]  # (1, H, W, 2)
+def _scan_convert(images, grid, mode) -> np.ndarray:
+    """Images (N, h, w) whose rows are depths and columns angles, taken at the points of the grid: (N, H, W)."""
+    images = torch.from_numpy(np.ascontiguousarray(images, np.float32))[:, None]
+    grid = grid.expand(len(images), -1, -1, -1)
+    return F.grid_sample(images, grid, mode=mode, padding_mode="reflection", align_corners=True)[:, 0].numpy()
 
-    def convert(images, mode):
-        images = torch.from_numpy(np.ascontiguousarray(images, np.float32))[:, None]
-        images = F.grid_sample(images, grid.expand(len(images), -1, -1, -1), mode=mode, align_corners=True)
-        return images[:, 0].numpy() * region
 
-    labels = convert(labels[None], "nearest")[0].astype(np.uint8)
-    return convert(frames, "bilinear"), convert(truth[None], "bilinear")[0], labels, region
+def _piece(size, rng):
+    """Where a piece of a large fan, on any side of it, takes its pixels from, -1 to 1 along rows and columns."""
+    y, x = (offset - n / 2 for offset, n in zip(np.mgrid[: size[0], : size[1]], size, strict=True))
+    radius, turn = np.exp(rng.uniform(*np.log((1.2, 5)))) * max(size), rng.uniform(-1, 1)  # pixels, radians
+    y, x = y + radius * np.cos(turn), x + radius * np.sin(turn)
+    depth, across = np.hypot(y, x) - radius, (np.arctan2(x, y) - turn) * radius
+    half = [n * share / 2 for n, share in zip(size, PIECE_OF, strict=True)]
+    return depth / half[0], across / half[1], np.ones(size, bool)
+
+
+def _fan(size, rng):
+    """Where a fan takes its pixels from, -1 to 1 along rows and columns, and which are in it; as large as fits."""
+    half, apex = rng.uniform(0.45, 0.75), rng.uniform(0.05, 0.5)  # half opening in radians; probe radius / image depth
+    top, width = apex * np.cos(half), 2 * (1 + apex) * np.sin(half)  # in depths of the image
+    pixel = max((1 + apex - top) / (size[0] - 1), width / (size[1] - 1))
+    y, x = (offset - (n - 1) / 2 for offset, n in zip(np.mgrid[: size[0], : size[1]], size, strict=True))
+    y, x = y * pixel + (1 + apex + top) / 2, x * pixel
+    depth, angle = np.hypot(x, y) - apex, np.arctan2(x, y) / half
+    return depth * 2 - 1, angle, (depth >= 0) & (depth <= 1) & (np.abs(angle) <= 1)

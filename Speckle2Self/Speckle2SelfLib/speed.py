@@ -27,9 +27,10 @@ from .despeckling import Model, despeckle, load_model, placed, precision_of, thr
 from .devices import choose_device, choose_precision
 from .filters import FILTERS
 from .frames import grey_mapping, luminance
+from .layout import measure_grain
 from .library import bundled_models
 from .network import SpeckleReductionNetwork
-from .perturbation import estimate_grain, published_views
+from .perturbation import published_views
 from .simulation import SimulationConfig, simulate
 
 SIZES = ((256, 256), (512, 512), (616, 820), (1024, 1024))  # (H, W) pixels
@@ -350,7 +351,7 @@ def stages(device, frames: int, size=(480, 640)) -> dict[str, float]:
             "grey values, grain",
             lambda: (
                 grey_mapping(read.frames, inside),
-                estimate_grain(luminance(read.frames[:: max(1, frames // 8)]), inside),
+                measure_grain(luminance(read.frames[:: max(1, frames // 8)]), inside),
             ),
         )
         spent = []

@@ -24,18 +24,18 @@ from .frames import (
     fill_outside,
     grey_mapping,
     luminance,
-    resample,
-    size_at_grain,
 )
+from .layout import Layout, measure_grain
 from .loss import disjoint_loss, published_loss
 from .network import LatticePair, build
-from .perturbation import LatticeViews, estimate_grain, evenly, lattice_views, min_max, published_views
+from .perturbation import LatticeViews, evenly, lattice_views, min_max, published_views
 from .simulation import SimulationConfig, simulate
 
 FAST_GRAIN = (0.75, 1.7)  # pixels, as `estimate_grain` measures it: what the simulated frames span
 SIMULATED_GRAIN = (0.85, 2.6)  # the same span, and a margin, as the simulator counts it
 COUNTED = (0.85, 1.2, 1.7, 2.2, 2.6, 3.2)  # pixels, grains of the simulator
 MEASURED = (0.80, 1.15, 1.5, 1.8, 1.97, 2.75)  # what `estimate_grain` finds in their frames
+PIECES = 0.4  # of the simulated frames that span all grains: pieces of fans, where the grain is turned
 HELD_OUT_ANATOMIES = 16
 NONE = Augmentation(None)
 
@@ -47,6 +47,7 @@ class Cine:
     frames: torch.Tensor  # (N, 1, H, W) at the model's grain, float32 about [0, 1], or uint8 as recorded
     grain: tuple[float, float] = (1.0, 1.0)  # (axial, lateral) pixels, as `estimate_grain` measures it
     truth: torch.Tensor | None = None  # (N, 1, H, W) for simulated frames
+    layout: Layout | None = None  # that brought it to the model's grain
 
 
 @dataclass(frozen=True)
@@ -92,15 +93,13 @@ def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConf
     if model.grain is None:
         eight_bit = frames.dtype == np.uint8 and frames.ndim == 3
         return Cine(torch.from_numpy(frames.copy() if eight_bit else luminance(frames))[:, None])
-    grain = estimate_grain(luminance(frames[:: max(1, len(frames) // 8)]), region)
-    size = size_at_grain(frames.shape[1:3], grain, model.grain)
+    layout = Layout(region, measure_grain(luminance(frames[:: max(1, len(frames) // 8)]), region), model.grain)
     prepared = []
     for frame in frames:
         frame = np.nan_to_num(luminance(frame[None]), nan=low, posinf=high, neginf=low)
         frame = torch.from_numpy((fill_outside(frame, region) - low) / (high - low))
-        prepared.append(resample(frame[:, None], size))
-    scales = [new / old for new, old in zip(size, frames.shape[1:3], strict=True)]
-    return Cine(torch.cat(prepared), (grain[0] * scales[0], grain[1] * scales[1]))
+        prepared.append(layout.take(frame[:, None]))
+    return Cine(torch.cat(prepared), layout.grain, layout=layout)
 
 
 def simulate_cines(count: int, crop: int, rng: np.random.Generator, grains=()) -> Cine:
@@ -115,7 +114,8 @@ def simulate_cines(count: int, crop: int, rng: np.random.Generator, grains=()) -
             grain = tuple(np.interp(measured, MEASURED, COUNTED) * np.exp(rng.uniform(-0.15, 0.15, 2)))
         else:
             grain = tuple(np.exp(rng.uniform(*np.log(SIMULATED_GRAIN), 2)))
-        simulated = simulate(SimulationConfig((crop, crop), grain=grain), rng)
+        geometry = "linear" if grains or rng.random() >= PIECES else "piece"
+        simulated = simulate(SimulationConfig((crop, crop), grain=grain, geometry=geometry), rng)
         frame = simulated.frames[0]
         if rng.random() < 0.5:
             frame = np.round(frame * 255) / 255
@@ -233,8 +233,8 @@ class Training:
         """Figures on the held-out cines, and one of their frames beside its result.
 
         The loss terms, over views that are the same each time (`held-out <term>`); homogeneity, holes and structure
-        of METHOD.md section 4, of recorded frames; rms, the error against the truth, of simulated ones.
-        Returns no figures where nothing is held out. The picture is (H, 2 W) uint8.
+        of METHOD.md section 4, of recorded frames at the model's grain; rms, the error against the truth, of simulated
+        ones. Returns no figures where nothing is held out. The picture is (H, 2 W) uint8.
         """
         rng, terms, figures, picture = np.random.default_rng(0), {}, {}, None
         network = self.network.eval()
@@ -252,10 +252,11 @@ class Training:
                 if truth is not None:
                     figures.setdefault("rms", []).append((after - truth).square().mean().sqrt().item())
                     continue
+                if picture is None:
+                    picture = np.hstack([to_8_bit(_as_recorded(x, cine.layout)) for x in (before, after)])
                 before, after = (to_8_bit(x) for x in (before, after))
                 for name, value in metrics.evaluate(before[None], after[None]).items():
                     figures.setdefault(name, []).append(value)
-                picture = np.hstack([before, after]) if picture is None else picture
         return {name: float(np.mean(values)) for name, values in (terms | figures).items()}, picture
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict]:
@@ -316,6 +317,11 @@ class Training:
         if batch.truth is not None:
             return LatticeViews(frames, truth=augment(batch.truth, batch.augmentation))
         return lattice_views(frames, rng, batch.grain)
+
+
+def _as_recorded(x: torch.Tensor, layout: Layout | None) -> torch.Tensor:
+    """(1, 1, h, w) at the model's grain -> (1, 1, H, W) in the recording's region, black around it."""
+    return x if layout is None else layout.give(x.cpu()) * torch.from_numpy(layout.region)
 
 
 def to_8_bit(x: torch.Tensor) -> np.ndarray:

@@ -126,7 +126,7 @@ class Stream:
     def _find(self, frames: np.ndarray) -> tuple[np.ndarray, dict]:
         from .despeckling import Model
         from .frames import grey_mapping, luminance
-        from .perturbation import estimate_grain
+        from .layout import measure_grain
         from .region import detect
 
         region = self.request["region"]
@@ -141,7 +141,7 @@ class Stream:
         if isinstance(self.engine, Model) and self.engine.config.grain is not None:
             rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
             box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-            options["grain"] = estimate_grain(luminance(frames[:, box[0], box[1]]), region[box])
+            options["grain"] = measure_grain(luminance(frames[:, box[0], box[1]]), region[box])
         return region, options
 
 

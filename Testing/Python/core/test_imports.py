@@ -8,7 +8,7 @@ RANKS = [
     {"config", "look"},
     {"devices", "perturbation", "network", "loss", "volumes"},
     {"frames"},
-    {"checkpoint", "region", "simulation", "metrics", "filters", "files"},
+    {"checkpoint", "layout", "region", "simulation", "metrics", "filters", "files"},
     {"library", "chart", "report"},
     {"despeckling"},
     {"training", "worker_process"},

@@ -1,0 +1,163 @@
+"""How a recording is laid out for a network: resampled to the model's grain, and a sector along its beams.
+
+In a sector image the speckle's grain turns with the beam and widens with depth; along the beams it does neither.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .frames import resample, size_at_grain
+from .perturbation import estimate_grain
+
+
+class Fan(NamedTuple):
+    """Where the beams of a sector lie in an image; an angle of 0 points down, larger ones to the right."""
+
+    apex: tuple[float, float]  # pixels, (row, column) where the beams meet; it may lie outside the image
+    depths: tuple[float, float]  # pixels, from the apex, between which the region lies
+    angles: tuple[float, float]  # radians, between which it lies
+
+
+def find_fan(region: np.ndarray) -> Fan | None:
+    """The fan that a region (H, W) bool has the shape of; None where it has another.
+
+    Its sides are straight and part downwards at 12 to 75 degrees on either side, and its end is an arc about the point
+    where they meet.
+    """
+    return _find_fan(np.ascontiguousarray(region, bool).tobytes(), region.shape)
+
+
+@lru_cache(maxsize=16)  # found once, not in each frame of a live image
+def _find_fan(region: bytes, shape: tuple[int, int]) -> Fan | None:
+    region = np.frombuffer(region, bool).reshape(shape)
+    rows = np.flatnonzero(region.any(1))
+    if len(rows) < 32:
+        return None
+    left = region[rows].argmax(1).astype(float)
+    right = shape[1] - 1 - region[rows, ::-1].argmax(1).astype(float)
+    width = right - left
+    widest = int(np.argmax(width >= 0.99 * width.max()))
+    straight = slice(int(0.2 * widest), int(0.95 * widest))
+    if widest < 0.25 * len(rows) or len(rows[straight]) < 16:
+        return None
+    sides = [_line(rows[straight].astype(float), edge[straight]) for edge in (left, right)]
+    turns = [np.arctan(sign * slope) for sign, (slope, _, _) in zip((-1, 1), sides, strict=True)]
+    off = max(rest for _, _, rest in sides)
+    if min(turns) < np.deg2rad(12) or max(turns) > np.deg2rad(75) or off > max(1.5, 0.01 * width.max()):
+        return None
+    y = (sides[0][1] - sides[1][1]) / (sides[1][0] - sides[0][0])
+    x = sides[0][0] * y + sides[0][1]
+    columns = np.arange(*np.round(np.quantile((left[widest], right[widest]), (0.2, 0.8))).astype(int))
+    ends = shape[0] - 1 - region[::-1, columns].argmax(0)
+    radii = np.hypot(ends - y, columns - x)
+    bend = float(ends.std())  # of an arc; the end of another shape, or of an image that is cut off, is flat
+    if y > rows[0] + 0.05 * len(rows) or radii.std() > min(max(1.0, 0.02 * radii.mean()), 0.4 * bend):
+        return None
+    ys, xs = np.nonzero(region)
+    depth, angle = np.hypot(ys - y, xs - x), np.arctan2(xs - x, np.maximum(ys - y, 1e-6))
+    return Fan((float(y), float(x)), (float(depth.min()), float(depth.max())), (float(angle.min()), float(angle.max())))
+
+
+def _line(at: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
+    """Slope, height at 0 and usual distance of the line through most of the values."""
+    taken = np.ones(len(at), bool)
+    for _ in range(4):
+        slope, height = np.polyfit(at[taken], values[taken], 1)
+        rest = np.abs(values - slope * at - height)
+        taken = rest <= max(1.0, 2 * float(np.median(rest)))
+    return float(slope), float(height), float(np.median(rest))
+
+
+def measure_grain(frames: np.ndarray, region: np.ndarray) -> tuple[float, float]:
+    """The speckle's grain (axial, lateral) in pixels, as `estimate_grain` has it; in a fan along and across its beams,
+    at half of its largest depth, measured from there on downwards.
+
+    Args: frames (N, H, W) of any range; region (H, W) bool.
+    """
+    fan = find_fan(region)
+    if fan is None:
+        return estimate_grain(frames, region)
+    half = fan.depths[1] / 2
+    beams = _Beams(fan, region.shape, half)
+    there = [torch.from_numpy(np.ascontiguousarray(x, np.float32))[:, None] for x in (frames, region[None])]
+    frames, region = (_sampled(x, beams.there, "bilinear")[:, 0].numpy() for x in there)
+    below = slice(max(0, int(half - fan.depths[0])), None)
+    return estimate_grain(frames[:, below], region[0, below] > 0.99)
+
+
+class Layout:
+    """A recording's frames as the network sees them.
+
+    Fans come as their beams: rows are depths, columns are angles, so that the grain lies along the axes. The columns
+    are a pixel apart as far down as the lateral grain stays within the model's, and spread with the beams from there.
+
+    Args: region (H, W) bool; grain, as `measure_grain` gives it; bounds, the model's grain, pixels; device.
+    Attributes: region; size, (h, w) for the network; grain, pixels there.
+    """
+
+    def __init__(self, region: np.ndarray, grain: tuple[float, float], bounds: tuple[float, float], device="cpu"):
+        self.region, self.shape, self._beams = region, region.shape, None
+        size, fan = self.shape, find_fan(region)
+        if fan is not None:
+            half, far = fan.depths[1] / 2, fan.depths[1]
+            even = min(bounds[1] * half / grain[1], far)
+            grain = grain[0], grain[1] * even / half
+            self._beams = _beams(fan, self.shape, even, torch.device(device))
+            size = self._beams.size
+        self.size = size_at_grain(size, grain, bounds)
+        self.grain = tuple(g * new / old for g, new, old in zip(grain, self.size, size, strict=True))
+
+    def take(self, frames: torch.Tensor) -> torch.Tensor:
+        """(N, 1, H, W) -> (N, 1, h, w)."""
+        return resample(frames if self._beams is None else _sampled(frames, self._beams.there), self.size)
+
+    def give(self, frames: torch.Tensor) -> torch.Tensor:
+        """(N, 1, h, w) -> (N, 1, H, W); outside a fan, its outermost pixels are repeated."""
+        if self._beams is None:
+            return resample(frames, self.shape)
+        return _sampled(resample(frames, self._beams.size), self._beams.back)
+
+
+class _Beams:
+    """The sampling grids from the image of a fan, of (H, W) pixels, to its beams, and back.
+
+    even: pixels from the apex; so far down the columns are a pixel apart.
+    """
+
+    def __init__(self, fan: Fan, shape: tuple[int, int], even: float, device="cpu"):
+        (near, far), (leftmost, rightmost) = fan.depths, fan.angles
+        self.size = int(np.ceil(far - near)) + 1, max(8, int(np.ceil((rightmost - leftmost) * even)) + 1)
+        rows, columns = (torch.arange(n, dtype=torch.float64) for n in self.size)
+        depth = (near + rows)[:, None]
+        angle = (leftmost * even + columns) / depth.clamp(1e-3, even)  # (h, w)
+        wide = rightmost - leftmost  # above, where the image is narrower than `w` columns, it is mirrored at its sides
+        angle = leftmost + wide - ((angle - leftmost) % (2 * wide) - wide).abs()
+        self.there = _grid(fan.apex[0] + depth * angle.cos(), fan.apex[1] + depth * angle.sin(), shape).to(device)
+        y, x = (torch.arange(n, dtype=torch.float64) - at for n, at in zip(shape, fan.apex, strict=True))
+        y, x = torch.meshgrid(y, x, indexing="ij")  # (H, W)
+        depth = torch.hypot(y, x)
+        across = torch.atan2(x, y.clamp(min=1e-6)) * depth.clamp(max=even)
+        self.back = _grid(depth - near, across - leftmost * even, self.size).to(device)
+
+
+@lru_cache(maxsize=4)
+def _beams(fan: Fan, shape: tuple[int, int], even: float, device: torch.device) -> _Beams:
+    return _Beams(fan, shape, even, device)
+
+
+def _grid(y, x, size) -> torch.Tensor:
+    """Positions in pixels as `grid_sample` counts them, (1, h, w, 2) float32."""
+    at = [(2 * v + 1) / n - 1 for v, n in ((x, size[1]), (y, size[0]))]
+    return torch.stack(torch.broadcast_tensors(*at), -1).float()[None]
+
+
+def _sampled(frames: torch.Tensor, grid: torch.Tensor, mode: str = "bicubic") -> torch.Tensor:
+    """(N, 1, H, W) at the grid's places, (N, 1, h, w). Frames go as channels: weights are worked out once for all."""
+    frames = frames.transpose(0, 1)
+    return F.grid_sample(frames, grid, mode=mode, padding_mode="border", align_corners=False).transpose(0, 1)
