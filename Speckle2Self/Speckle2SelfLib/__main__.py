@@ -349,7 +349,7 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--grain", type=float, nargs=2, metavar=("Y", "X"), help="of the speckle, pixels (default: drawn)")
     one.add_argument("--layout", help="phantom, vessel, layers, organ or flat (default: drawn)")
-    one.add_argument("--geometry", default="linear", help="linear or sector (default: %(default)s)")
+    one.add_argument("--geometry", default="linear", help="linear, sector or piece (default: %(default)s)")
     one.add_argument("--seed", type=int, default=0, help="of all random choices (default: %(default)s)")
 
     one = command(benchmark)

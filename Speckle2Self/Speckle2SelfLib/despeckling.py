@@ -76,7 +76,8 @@ def despeckle(
         gamma: exponent on the despeckled grey values, 0.2 to 5; above 1 darkens.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         precision: torch.float32 or torch.bfloat16; None: see `precision_of`.
-        grain: the speckle's grain (axial, lateral) in pixels; None: estimated once for the recording.
+        grain: the speckle's grain (axial, lateral) in pixels; in a fan, see `measure_grain`; None: measured once for
+            the recording.
         mapping: the grey values that the model takes for 0 and 1; None: found once for the recording.
         output: an array of the frames' shape and type to write into, complete as far as `progress` told; None: a new
             one.
