@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from .frames import resample, size_at_grain
 from .perturbation import estimate_grain
 
+WIDEST = 1.25  # of a model's largest grain: how wide it gets along a fan's columns; at 1, leaflets of valves end short
+
 
 class Fan(NamedTuple):
     """Where the beams of a sector lie in an image; an angle of 0 points down, larger ones to the right."""
@@ -76,19 +78,17 @@ def _line(at: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
 
 def measure_grain(frames: np.ndarray, region: np.ndarray) -> tuple[float, float]:
     """The speckle's grain (axial, lateral) in pixels, as `estimate_grain` has it; in a fan along and across its beams,
-    at half of its largest depth, measured from there on downwards.
+    the latter at half of its largest depth.
 
     Args: frames (N, H, W) of any range; region (H, W) bool.
     """
     fan = find_fan(region)
     if fan is None:
         return estimate_grain(frames, region)
-    half = fan.depths[1] / 2
-    beams = _Beams(fan, region.shape, half)
+    beams = _Beams(fan, region.shape, fan.depths[1] / 2)
     there = [torch.from_numpy(np.ascontiguousarray(x, np.float32))[:, None] for x in (frames, region[None])]
-    frames, region = (_sampled(x, beams.there, "bilinear")[:, 0].numpy() for x in there)
-    below = slice(max(0, int(half - fan.depths[0])), None)
-    return estimate_grain(frames[:, below], region[0, below] > 0.99)
+    frames, region = (_sampled(x, beams.there)[:, 0].numpy() for x in there)
+    return estimate_grain(frames, region[0] > 0.99)
 
 
 class Layout:
@@ -104,13 +104,15 @@ class Layout:
     def __init__(self, region: np.ndarray, grain: tuple[float, float], bounds: tuple[float, float], device="cpu"):
         self.region, self.shape, self._beams = region, region.shape, None
         size, fan = self.shape, find_fan(region)
+        within = grain
         if fan is not None:
             half, far = fan.depths[1] / 2, fan.depths[1]
-            even = min(bounds[1] * half / grain[1], far)
+            even = min(WIDEST * bounds[1] * half / grain[1], far)
             grain = grain[0], grain[1] * even / half
+            within = grain[0], min(grain[1], bounds[1])
             self._beams = _beams(fan, self.shape, even, torch.device(device))
             size = self._beams.size
-        self.size = size_at_grain(size, grain, bounds)
+        self.size = size_at_grain(size, within, bounds)
         self.grain = tuple(g * new / old for g, new, old in zip(grain, self.size, size, strict=True))
 
     def take(self, frames: torch.Tensor) -> torch.Tensor:
@@ -157,7 +159,7 @@ def _grid(y, x, size) -> torch.Tensor:
     return torch.stack(torch.broadcast_tensors(*at), -1).float()[None]
 
 
-def _sampled(frames: torch.Tensor, grid: torch.Tensor, mode: str = "bicubic") -> torch.Tensor:
+def _sampled(frames: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
     """(N, 1, H, W) at the grid's places, (N, 1, h, w). Frames go as channels: weights are worked out once for all."""
     frames = frames.transpose(0, 1)
-    return F.grid_sample(frames, grid, mode=mode, padding_mode="border", align_corners=False).transpose(0, 1)
+    return F.grid_sample(frames, grid, mode="bicubic", padding_mode="border", align_corners=False).transpose(0, 1)
