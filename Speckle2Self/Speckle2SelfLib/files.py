@@ -397,7 +397,9 @@ def _read_dicom(path: Path) -> Recording:
         photometric = dataset.PhotometricInterpretation
         array = pixel_array(dataset)
         if photometric == "PALETTE COLOR":
-            array = apply_color_lut(array, dataset).astype(np.uint8)
+            array = apply_color_lut(array, dataset)
+            wide = array.max(initial=0) > 255  # entries of 16 bits; some write those of 8 as such
+            array = (array >> 8 if wide else array).astype(np.uint8)
     except InputError:
         raise
     except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import ndimage
+from skimage.measure import label as label_equal
 from skimage.morphology import convex_hull_image
 
 from .frames import luminance
@@ -25,10 +26,11 @@ def grey(frames: np.ndarray) -> np.ndarray:
 def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     """The imaged region (H, W) bool of a recording (N, H, W[, C]).
 
-    Light parts are told apart into image and graphics: graphics are small and sharp, or do not change while the rest
-    of the recording does, or have a hue. The region is the convex hull of the image parts (the whole rectangle where
-    they fill nine tenths of one), less the graphics in it and two pixels around them; dark cysts and shadows belong to
-    it. All False where nothing looks like ultrasound, such as constant frames or a screen of windows.
+    Light parts are told apart into image and graphics: graphics are small and sharp, or ruled lines where nothing
+    moves, or do not change while the rest of the recording does, or have a hue. The region is the convex hull of the
+    image parts (the whole rectangle where they fill nine tenths of one), less the graphics in it and two pixels around
+    them; dark cysts and shadows belong to it. All False where nothing looks like ultrasound, such as constant frames or
+    a screen of windows.
 
     Args: within, (H, W) bool: look only there, as where the file itself says where the image is.
     """
@@ -50,7 +52,8 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
         return nothing
     lit = brightest > black + max(0.02 * span, 1.5 if frames.dtype.kind != "f" else 0)
     flat = (ndimage.maximum_filter(steady, 3) == ndimage.minimum_filter(steady, 3)) & (steady > black + 0.1 * span)
-    if not lit.any() or flat.sum() > 0.4 * lit.sum():
+    coloured = ~grey(chosen).all(0) if frames.ndim == 4 else nothing
+    if not lit.any() or (flat & ~coloured).sum() > 0.4 * (lit & ~coloured).sum():
         return nothing
 
     change = grey_values.std(0) / span
@@ -64,7 +67,7 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
         light = lit & (level > 0.15)
         usual = np.median(change[light] / level[light]) if light.any() else 0
         graphics |= _without_specks(frozen | (light & (change < min(0.05, usual / 4) * level)))
-    graphics = lit & (ndimage.binary_dilation(graphics) | (~grey(chosen).all(0) if frames.ndim == 4 else nothing))
+    graphics = lit & (ndimage.binary_dilation(graphics) | coloured)
     image = _image_parts(lit & ~graphics, graphics, change if moves else None)
     if not image.any():
         return nothing
@@ -75,6 +78,9 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
         region[box] = True
     if moves:  # tissue can be still by chance; graphics are frozen, or stand out from a dark ground
         graphics &= frozen | (level > 2 * ndimage.uniform_filter(level, 13))
+    else:
+        still = np.where(coloured, 0, steady - black)
+        graphics |= _drawn(still, span) | _ruled(still, span)
     region &= ~ndimage.binary_dilation(graphics, iterations=2)
     return region if within is None else region & within
 
@@ -108,6 +114,49 @@ def _strokes(values: np.ndarray, span: float) -> np.ndarray:
         if not ring.any() or np.median(values[wide][ring]) < 0.08 * span:
             strokes[wide] |= part
     return strokes
+
+
+def _drawn(values: np.ndarray, span: float) -> np.ndarray:
+    """Letters, marks and frames (H, W) on tissue: thin parts, of one grey value or bright, that end within a pixel.
+
+    Speckle and layers do not: they fade over the pulse's length.
+    """
+    drawn = np.zeros(values.shape, bool)
+    tallest, widest = (max(12, 0.07 * n) for n in values.shape)
+    equal = np.where(values > 0.4 * span, np.round(40 * values / span), 0).astype(int)
+    for parts, frames in ((equal, True), ((values > 0.7 * span).astype(int), False)):
+        labels = label_equal(parts, background=0, connectivity=2)
+        areas = np.bincount(labels.ravel())
+        for label, box in enumerate(ndimage.find_objects(labels), 1):
+            height, width = (side.stop - side.start for side in box)
+            small = min(height, width) >= 4 and height <= tallest and width <= widest
+            letter = small and 6 <= areas[label] <= 0.8 * height * width
+            if not letter and not (frames and max(height, width) >= 20 and areas[label] <= 4 * (height + width)):
+                continue
+            wide = tuple(slice(max(0, b.start - 1), b.stop + 1) for b in box)
+            part = labels[wide] == label
+            light = np.median(values[wide][part])
+            ring = values[wide][ndimage.binary_dilation(part, np.ones((3, 3))) & ~part]
+            if np.median(ring) < 0.55 * light and np.quantile(ring, 0.8) < 0.8 * light:
+                drawn[wide] |= part
+    return drawn
+
+
+def _ruled(values: np.ndarray, span: float) -> np.ndarray:
+    """Lines (H, W) of even brightness along rows or columns, up to three pixels wide and 24 (columns) or 40 (rows) and
+    more long, as around a Doppler window; blurred by scaling or compression, too."""
+    ruled = np.zeros(values.shape, bool)
+    for axis, length, uneven in ((0, 24, 0.06), (1, 40, 0.04)):
+        width, pad, line = values.shape[1 - axis], [(0, 0), (0, 0)], [1, 1]
+        pad[1 - axis], line[axis] = (2, 2), length
+        padded = np.pad(values, pad, mode="edge")
+        beside = np.maximum(*(padded.take(range(at, at + width), 1 - axis) for at in (0, 4)))
+        ridge = (values - beside > 0.12 * span) & (values > 0.35 * span)
+        mean, square = (ndimage.uniform_filter1d(x, length, axis) for x in (values, values**2))
+        even = ndimage.binary_erosion(ridge, np.ones(line)) & (square - mean**2 < (uneven * span) ** 2)
+        line[axis] = 3
+        ruled |= ndimage.binary_propagation(even, np.ones(line), ridge)
+    return ruled
 
 
 def _image_parts(lit: np.ndarray, graphics: np.ndarray, change: np.ndarray | None) -> np.ndarray:

@@ -158,6 +158,14 @@ def test_a_dicom_cine_becomes_a_derived_series_with_its_times(tmp_path):
     assert list(after.ImageType)[:2] == ["DERIVED", "SECONDARY"]
 
 
+def test_a_palette_of_16_bits_gives_its_colours(tmp_path):
+    recording = files.read(pydicom.examples.get_path("palette_color"))
+    assert recording.frames.dtype == np.uint8 and recording.frames.shape == (1, 350, 800, 3)
+    assert recording.frames.max() == 255 and (recording.frames[0, 20, 200:300] == (37, 62, 94)).all(1).any()
+    files.write(tmp_path / "out.dcm", recording.frames, recording)
+    assert np.array_equal(pydicom.dcmread(tmp_path / "out.dcm").pixel_array, recording.frames[0])
+
+
 def monochrome(tmp_path, name="in.dcm", **tags):
     dataset = pydicom.dcmread(pydicom.examples.get_path("ybr_color"))
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pydicom.examples
+import pydicom.pixels
 import pytest
 import SimpleITK as sitk
 
-from Speckle2SelfLib.region import detect, grey
+from Speckle2SelfLib.region import _drawn, _ruled, detect, grey
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
 
 
@@ -136,3 +137,37 @@ def test_tissue_that_hardly_moves_is_not_taken_for_graphics():
     tissue[95:117, 95:108] = False
     assert region[tissue].mean() > 0.95
     assert not region[100:112, 100:103].any()
+
+
+@pytest.mark.parametrize("name, text, lines", [
+    ("jpeg2k", [(135, 150, 8, 42), (215, 232, 8, 42), (135, 150, 598, 632), (215, 232, 598, 632)],
+     [(148, 294, 87, 88), (148, 294, 547, 548), (149, 150, 87, 547), (293, 294, 87, 547)]),
+    ("rgb_color", [(66, 75, 4, 20), (108, 116, 4, 20), (66, 75, 300, 316)],
+     [(76, 146, 43, 44), (76, 146, 158, 159), (76, 146, 273, 274), (147, 148, 180, 270)]),
+])  # fmt: skip
+def test_text_and_a_doppler_window_on_a_still_image_stay_as_they_are(name, text, lines):
+    frames = getattr(pydicom.examples, name).pixel_array[None]
+    region = detect(frames)
+    bright = frames[0].min(-1) > 140
+    for top, bottom, left, right in text:
+        assert bright[top:bottom, left:right].any() and not (region & bright)[top:bottom, left:right].any()
+    for top, bottom, left, right in lines:
+        assert not region[top:bottom, left:right].any()
+    assert region.mean() > 0.3, "the tissue inside and outside the window is there"
+
+
+def test_a_coloured_bar_across_the_screen_hides_nothing():
+    frames = pydicom.pixels.apply_color_lut(pydicom.examples.palette_color.pixel_array, pydicom.examples.palette_color)
+    region = detect((frames[None] >> 8).astype(np.uint8))
+    assert region[100:140, 360:560].mean() > 0.95
+    assert not region[:62].any() and not region[:, :320].any() and not region[200:].any()
+
+
+def test_hardly_any_tissue_is_taken_for_graphics_in_a_single_frame():
+    taken = []
+    for seed in range(12):
+        made = simulate(SimulationConfig((200, 200), 1, (1.0, 1.6)), np.random.default_rng(seed))
+        values = np.round(made.frames[0] * 255)
+        span = max(np.percentile(values, 99.9), 1)
+        taken.append((_drawn(values, span) | _ruled(values, span)).mean())
+    assert np.mean(taken) < 0.003, taken
