@@ -148,9 +148,10 @@ def _ruled(values: np.ndarray, span: float) -> np.ndarray:
     ruled = np.zeros(values.shape, bool)
     for axis, length, uneven in ((0, 24, 0.06), (1, 40, 0.04)):
         width, pad, line = values.shape[1 - axis], [(0, 0), (0, 0)], [1, 1]
-        pad[1 - axis], line[axis] = (2, 2), length
+        pad[1 - axis], line[axis] = (3, 3), length
         padded = np.pad(values, pad, mode="edge")
-        beside = np.maximum(*(padded.take(range(at, at + width), 1 - axis) for at in (0, 4)))
+        beside = [padded.take(range(at, at + width), 1 - axis) for at in (0, 1, 5, 6)]  # 3 and 2 pixels away
+        beside = np.maximum(np.minimum(*beside[:2]), np.minimum(*beside[2:]))
         ridge = (values - beside > 0.12 * span) & (values > 0.35 * span)
         mean, square = (ndimage.uniform_filter1d(x, length, axis) for x in (values, values**2))
         even = ndimage.binary_erosion(ridge, np.ones(line)) & (square - mean**2 < (uneven * span) ** 2)

@@ -1,10 +1,13 @@
 """Only ultrasound is despeckled: what the region takes in and what it leaves out."""
 
+import io
+
 import numpy as np
 import pydicom.examples
 import pydicom.pixels
 import pytest
 import SimpleITK as sitk
+from PIL import Image
 
 from Speckle2SelfLib.region import _drawn, _ruled, detect, grey
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
@@ -154,6 +157,14 @@ def test_text_and_a_doppler_window_on_a_still_image_stay_as_they_are(name, text,
     for top, bottom, left, right in lines:
         assert not region[top:bottom, left:right].any()
     assert region.mean() > 0.3, "the tissue inside and outside the window is there"
+
+
+def test_a_doppler_window_survives_compression():
+    file = io.BytesIO()
+    Image.fromarray(pydicom.examples.jpeg2k.pixel_array).save(file, "JPEG", quality=80)
+    region = detect(np.asarray(Image.open(file))[None])
+    for column in (87, 547):
+        assert not region[152:290, column].any()
 
 
 def test_a_coloured_bar_across_the_screen_hides_nothing():
