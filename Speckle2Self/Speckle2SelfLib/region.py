@@ -144,7 +144,7 @@ def _drawn(values: np.ndarray, span: float) -> np.ndarray:
 
 def _ruled(values: np.ndarray, span: float) -> np.ndarray:
     """Lines (H, W) of even brightness along rows or columns, up to three pixels wide and 24 (columns) or 40 (rows) and
-    more long, as around a Doppler window; blurred by scaling or compression, too."""
+    more long, as around a Doppler window; blurred by scaling or compression, too. And bars of the grey scale."""
     ruled = np.zeros(values.shape, bool)
     for axis, length, uneven in ((0, 24, 0.06), (1, 40, 0.04)):
         width, pad, line = values.shape[1 - axis], [(0, 0), (0, 0)], [1, 1]
@@ -157,6 +157,9 @@ def _ruled(values: np.ndarray, span: float) -> np.ndarray:
         even = ndimage.binary_erosion(ridge, np.ones(line)) & (square - mean**2 < (uneven * span) ** 2)
         line[axis] = 3
         ruled |= ndimage.binary_propagation(even, np.ones(line), ridge)
+        line[axis], line[1 - axis] = 24, 6  # a bar: over so many pixels all that are side by side are equal
+        equal = np.abs(np.diff(values, axis=1 - axis, append=np.inf)) <= 0.004 * span
+        ruled |= ndimage.binary_opening(equal & (values > 0.1 * span), np.ones(line))
     return ruled
 
 
