@@ -91,26 +91,34 @@ def _without_specks(mask: np.ndarray, smallest: int = 6) -> np.ndarray:
     return mask & (np.bincount(labels.ravel()) >= smallest)[labels]
 
 
+def _chosen(labels: np.ndarray, these: np.ndarray) -> np.ndarray:
+    """Labels (H, W) of these parts alone, numbered anew. Speckle makes thousands, and most can be told without their
+    shape."""
+    these = these & (np.arange(len(these)) > 0)
+    return np.where(these, np.cumsum(these), 0)[labels]
+
+
 def _strokes(values: np.ndarray, span: float) -> np.ndarray:
     """Small, bright, sharp parts (H, W) on a dark ground: letters, ticks and marks, even where they flicker."""
     strokes = np.zeros(values.shape, bool)
     jump = np.maximum(np.abs(np.diff(values, axis=0, prepend=0)), np.abs(np.diff(values, axis=1, prepend=0)))
     labels, count = ndimage.label(values > 0.3 * span, np.ones((3, 3)))
     tallest, widest = (0.07 * n for n in values.shape)
-    # Speckle makes thousands of parts: what can be told without their shape comes first.
-    peaks = ndimage.maximum(values, labels, np.arange(1, count + 1)) if count else []
     dark = values < 0.08 * span
-    for label, (box, peak) in enumerate(zip(ndimage.find_objects(labels), peaks, strict=True), 1):
-        if box[0].stop - box[0].start > tallest or box[1].stop - box[1].start > widest or peak <= 0.45 * span:
+    every = np.arange(count + 1)
+    peaks = ndimage.maximum(values, labels, every)
+    near_dark = ndimage.maximum(ndimage.binary_dilation(dark, np.ones((7, 7))), labels, every)
+    ground = labels == 0
+    labels = _chosen(labels, (peaks > 0.45 * span) & near_dark.astype(bool))
+    for label, box in enumerate(ndimage.find_objects(labels), 1):
+        if box[0].stop - box[0].start > tallest or box[1].stop - box[1].start > widest:
             continue
         wide = tuple(slice(max(0, b.start - 3), b.stop + 3) for b in box)
-        if not dark[wide].any():
-            continue
         part = labels[wide] == label
         bright = np.percentile(values[wide][part], 95)
         if bright <= 0.45 * span or np.percentile(jump[wide][part], 85) <= 0.4 * bright:
             continue
-        ring = ndimage.binary_dilation(part, iterations=3) & (labels[wide] == 0)
+        ring = ndimage.binary_dilation(part, iterations=3) & ground[wide]
         if not ring.any() or np.median(values[wide][ring]) < 0.08 * span:
             strokes[wide] |= part
     return strokes
@@ -123,18 +131,20 @@ def _drawn(values: np.ndarray, span: float) -> np.ndarray:
     """
     drawn = np.zeros(values.shape, bool)
     tallest, widest = (max(12, 0.07 * n) for n in values.shape)
+    falls = (values - ndimage.minimum_filter(values, 3)).ravel()
     equal = np.where(values > 0.4 * span, np.round(40 * values / span), 0).astype(int)
     for parts, frames in ((equal, True), ((values > 0.7 * span).astype(int), False)):
         labels = label_equal(parts, background=0, connectivity=2)
-        areas = np.bincount(labels.ravel())
+        areas, sums, drops = (np.bincount(labels.ravel(), x) for x in (None, values.ravel(), falls))
+        labels = _chosen(labels, (areas >= 6) & (drops > 0.3 * sums))
         for label, box in enumerate(ndimage.find_objects(labels), 1):
             height, width = (side.stop - side.start for side in box)
             small = min(height, width) >= 4 and height <= tallest and width <= widest
-            letter = small and 6 <= areas[label] <= 0.8 * height * width
-            if not letter and not (frames and max(height, width) >= 20 and areas[label] <= 4 * (height + width)):
-                continue
             wide = tuple(slice(max(0, b.start - 1), b.stop + 1) for b in box)
             part = labels[wide] == label
+            letter = small and part.sum() <= 0.8 * height * width
+            if not letter and not (frames and max(height, width) >= 20 and part.sum() <= 4 * (height + width)):
+                continue
             light = np.median(values[wide][part])
             ring = values[wide][ndimage.binary_dilation(part, np.ones((3, 3))) & ~part]
             if np.median(ring) < 0.55 * light and np.quantile(ring, 0.8) < 0.8 * light:
