@@ -71,7 +71,7 @@ def test_curves_and_previews_are_nodes_that_are_kept_up_to_date(logic, volume):
     names = [nodes["table"].GetColumnName(i) for i in range(nodes["table"].GetNumberOfColumns())]
     assert names[0] == "step" and {"lattice", "consistency", "held-out lattice", "homogeneity"} <= set(names)
     before, after = (slicer.util.arrayFromVolume(nodes[role]) for role in ("before", "after"))
-    assert before.shape == after.shape == (1, 96, 96) and before.std() > 10, "at the model's grain"
+    assert before.shape == after.shape == (1, 64, 64) and before.std() > 10, "as recorded"
     assert job.wait(90) and job.state == "done", job.message
     again = logic.showProgress(job)
     assert {role: again[role] for role in nodes} == nodes
