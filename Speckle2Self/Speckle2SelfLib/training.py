@@ -35,7 +35,7 @@ FAST_GRAIN = (0.75, 1.7)  # pixels, as `estimate_grain` measures it: what the si
 SIMULATED_GRAIN = (0.85, 2.6)  # the same span, and a margin, as the simulator counts it
 COUNTED = (0.85, 1.2, 1.7, 2.2, 2.6, 3.2)  # pixels, grains of the simulator
 MEASURED = (0.80, 1.15, 1.5, 1.8, 1.97, 2.75)  # what `estimate_grain` finds in their frames
-PIECES = 0.4  # of the simulated frames that span all grains: pieces of fans, where the grain is turned
+PIECES = 0.3  # of the simulated frames that span all grains: pieces of fans, where the grain is turned
 HELD_OUT_ANATOMIES = 16
 NONE = Augmentation(None)
 
