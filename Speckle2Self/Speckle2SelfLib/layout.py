@@ -110,7 +110,8 @@ class Layout:
             even = min(WIDEST * bounds[1] * half / grain[1], far)
             grain = grain[0], grain[1] * even / half
             within = grain[0], min(grain[1], bounds[1])
-            self._beams = _beams(fan, self.shape, even, torch.device(device))
+            place = torch.device(device)
+            self._beams = _beams(fan, self.shape, even, torch.device("cpu") if place.type == "mps" else place)
             size = self._beams.size
         self.size = size_at_grain(size, within, bounds)
         self.grain = tuple(g * new / old for g, new, old in zip(grain, self.size, size, strict=True))
@@ -160,6 +161,10 @@ def _grid(y, x, size) -> torch.Tensor:
 
 
 def _sampled(frames: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    """(N, 1, H, W) at the grid's places, (N, 1, h, w). Frames go as channels: weights are worked out once for all."""
-    frames = frames.transpose(0, 1)
-    return F.grid_sample(frames, grid, mode="bicubic", padding_mode="border", align_corners=False).transpose(0, 1)
+    """(N, 1, H, W) at the grid's places, (N, 1, h, w). Frames go as channels: weights are worked out once for all.
+
+    On the grid's device, which is the processor where torch's MPS knows no cubic sampling.
+    """
+    place, frames = frames.device, frames.to(grid.device).transpose(0, 1)
+    frames = F.grid_sample(frames, grid, mode="bicubic", padding_mode="border", align_corners=False)
+    return frames.transpose(0, 1).to(place)
