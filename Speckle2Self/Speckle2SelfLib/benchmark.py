@@ -133,7 +133,7 @@ def _trained_by(name: str, device, given=None) -> Callable:
     return train
 
 
-def _ours(device, recipe: str, start: Model | None = None, simulated: int = 400) -> Callable:
+def _ours(device, recipe: str, start: Model | None = None, simulated: int = PRESETS["adapt"].simulated) -> Callable:
     """`Training` on the set's frames, a cine for each case, for a time; from a model where one is given. Anatomies
     with known truth are simulated beforehand, except as published."""
 

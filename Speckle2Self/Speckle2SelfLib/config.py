@@ -145,6 +145,8 @@ class Job:
         changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.recipe == "published":
             changes = {"simulated": 0} | changes  # the published method knows no truth
+        if not self.inputs and self.preset != "default":
+            changes = {"simulated": 0} | changes  # without recordings there is no grain to simulate
         return replace(PRESETS[self.preset], seed=self.seed, **changes)
 
 

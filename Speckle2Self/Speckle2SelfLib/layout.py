@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from .frames import resample, size_at_grain
-from .perturbation import estimate_grain
+from .perturbation import estimate_grain, evenly
 
 WIDEST = 1.25  # of a model's largest grain: how wide it gets along a fan's columns; at 1, leaflets of valves end short
 
@@ -85,7 +85,7 @@ def measure_grain(frames: np.ndarray, region: np.ndarray) -> tuple[float, float]
     fan = find_fan(region)
     if fan is None:
         return estimate_grain(frames, region)
-    beams = _Beams(fan, region.shape, fan.depths[1] / 2)
+    beams, frames = _Beams(fan, region.shape, fan.depths[1] / 2), frames[evenly(len(frames), 8)]
     there = [torch.from_numpy(np.ascontiguousarray(x, np.float32))[:, None] for x in (frames, region[None])]
     frames, region = (_sampled(x, beams.there)[:, 0].numpy() for x in there)
     return estimate_grain(frames, region[0] > 0.99)
@@ -149,9 +149,7 @@ class _Beams:
         self.back = _grid(depth - near, across - leftmost * even, self.size).to(device)
 
 
-@lru_cache(maxsize=4)
-def _beams(fan: Fan, shape: tuple[int, int], even: float, device: torch.device) -> _Beams:
-    return _Beams(fan, shape, even, device)
+_beams = lru_cache(maxsize=4)(_Beams)  # made once, not for each frame of a live image
 
 
 def _grid(y, x, size) -> torch.Tensor:

@@ -142,8 +142,9 @@ def _drawn(values: np.ndarray, span: float) -> np.ndarray:
             small = min(height, width) >= 4 and height <= tallest and width <= widest
             wide = tuple(slice(max(0, b.start - 1), b.stop + 1) for b in box)
             part = labels[wide] == label
-            letter = small and part.sum() <= 0.8 * height * width
-            if not letter and not (frames and max(height, width) >= 20 and part.sum() <= 4 * (height + width)):
+            area = part.sum()
+            letter = small and area <= 0.8 * height * width
+            if not letter and not (frames and max(height, width) >= 20 and area <= 4 * (height + width)):
                 continue
             light = np.median(values[wide][part])
             ring = values[wide][ndimage.binary_dilation(part, np.ones((3, 3))) & ~part]

@@ -69,8 +69,6 @@ def _run(job: Job, device, report, stop, first: bool) -> Model | None:
             raise InputError(f"{state} is damaged: it lacks {', '.join(sorted(missing))}.")
         config, model = from_dict(TrainingConfig, saved[1]["config"]), from_dict(ModelConfig, saved[1]["model"])
     cines, held_out, seen = _data(job, model, config)
-    if not cines and job.preset != "default" and not job.simulated:
-        raise InputError("There is nothing to train on: give recordings, or simulate some.")
     if job.estimate:
         report({"estimate": _estimate(job, cines, held_out, config, model, network, device)})
         return None

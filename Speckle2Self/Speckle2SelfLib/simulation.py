@@ -321,11 +321,8 @@ def simulate(config: SimulationConfig, rng: np.random.Generator) -> Simulated:
     resolution of the pulse: the mean of ever more frames tends to it, and nothing sharper than it can be known.
     Outside a sector, frames and truth are zero. Deterministic for a given config and state of `rng`.
     """
-    size = (
-        config.size
-        if config.geometry != "piece"
-        else tuple(round(n * m) for n, m in zip(config.size, PIECE_OF, strict=True))
-    )
+    larger = PIECE_OF if config.geometry == "piece" else (1, 1)
+    size = tuple(round(n * times) for n, times in zip(config.size, larger, strict=True))
     grain = config.grain or (rng.uniform(0.8, 2.5), rng.uniform(1.0, 5.0))
     sigma = tuple(max(g * SIGMA_PER_GRAIN, 0.35) for g in grain)
     layout = config.layout or str(rng.choice(LAYOUTS, p=[0.13, 0.22, 0.22, 0.18, 0.25]))

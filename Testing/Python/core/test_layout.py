@@ -73,8 +73,8 @@ def test_an_image_comes_back_from_the_beams_as_it_was():
 
 def test_beams_are_rows_and_columns():
     region, depth, angle = fan()
+    layout = Layout(region, (1.0, 4.0), FAST_GRAIN)
     for of, axis in ((depth, 1), (angle, 0)):  # depth is the same along a row, an angle along a column
-        layout = Layout(region, (1.0, 4.0), FAST_GRAIN)
         lines = layout.take(torch.from_numpy(of.astype(np.float32))[None, None])[0, 0].numpy()[60:, 8:-8]
         assert lines.std(axis).max() < 0.02 * of[region].std() + 0.5 * (of is depth)
 

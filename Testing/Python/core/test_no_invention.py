@@ -29,6 +29,7 @@ FLAT = {
     (1.8, 3.5): (0.13, 0.07, 0.06),  # above the model's grain: speckle is taken for structure, not made up
     (2.5, 5.0): (0.18, 0.09, 0.06),
 }
+SPECKLED = ((0.9, 1.3), (1.2, 2.0), (1.8, 2.6))  # grains in which spots are counted
 # Contrast of a disc of 32 pixels, dB -> the least and the largest share of it in the output.
 DISCS = {-30: (0.93, 1.05), -20: (0.95, 1.07), -12: (0.93, 1.06), 12: (0.90, 1.10)}
 FAINT = {-6: (0.55, 1.0), -3: (0.35, 1.0), 3: (0.3, 1.0), 6: (0.55, 1.0)}
@@ -123,6 +124,15 @@ def test_cysts_and_lesions_keep_their_contrast(contrast):
 PLACES = [(24, 30), (30, 90), (64, 64), (90, 36), (100, 100)]
 
 
+def peaks(simulated, output):
+    """Where spots of 6 dB and more above the tissue have their peaks, by how much each pixel grew, and how many spots
+    each frame has."""
+    found = np.array([(frame == maximum_filter(frame, 9)) & (frame > np.median(frame) + 0.1) for frame in output])
+    growth = output - maximum_filter(simulated.frames, (0, 3, 3))
+    # The brightest points touch the range's end: several pixels of one are then its highest.
+    return found, growth, [label(maximum_filter(frame, 7))[1] for frame in found]
+
+
 def points(level):
     def put(anatomy):
         for row, column in PLACES:
@@ -134,36 +144,31 @@ def points(level):
     near = np.zeros((SIZE, SIZE), bool)
     for row, column in PLACES:
         near |= np.hypot(Y - row, X - column) < 8
-    spots = [(frame == maximum_filter(frame, 9)) & (frame > np.median(frame) + 0.1) for frame in output]
-    growth = output - maximum_filter(simulated.frames, (0, 3, 3))
-    grown = growth[np.array(spots) & ~near].max(initial=-1)
-    # The brightest points touch the range's end: several pixels of one are then its highest.
-    return height / true[:, None], grown, [label(maximum_filter(spot, 7))[1] for spot in spots]
+    found, growth, counts = peaks(simulated, output)
+    return height / true[:, None], growth[found & ~near].max(initial=-1), counts
 
 
 @pytest.mark.parametrize("level", [20, 25, 30])
 def test_isolated_bright_points_stay(level):
-    share, _, peaks = points(level)
+    share, _, counts = points(level)
     assert share.min() > 0.85 and share.max() < 1.1
-    assert min(peaks) >= len(PLACES)
+    assert min(counts) >= len(PLACES)
 
 
 @pytest.mark.parametrize("level", [10, 15, 20, 25, 30])
 def test_no_point_is_made_up_or_made_brighter(level):
-    share, grown, peaks = points(level)
+    share, grown, counts = points(level)
     assert share.max() < 1.3
-    assert np.mean(peaks) <= len(PLACES) + 0.25 and grown <= 0
+    assert np.mean(counts) <= len(PLACES) + 0.25 and grown <= 0
 
 
 def spots(grain, frames=30):
     """How many grains of flat tissue stay as spots of 6 dB and more, a frame; and by how much the brightest grew."""
-    simulated, output = phantom(grain=grain, frames=frames, seed=7)
-    spots = [(frame == maximum_filter(frame, 9)) & (frame > np.median(frame) + 0.1) for frame in output]
-    growth = (output - maximum_filter(simulated.frames, (0, 3, 3)))[np.array(spots)].max(initial=-1)
-    return np.mean([label(maximum_filter(spot, 7))[1] for spot in spots]), growth
+    found, growth, counts = peaks(*phantom(grain=grain, frames=frames, seed=7))
+    return np.mean(counts), growth[found].max(initial=-1)
 
 
-@pytest.mark.parametrize("grain", [(0.9, 1.3), (1.2, 2.0), (1.8, 2.6)])
+@pytest.mark.parametrize("grain", SPECKLED)
 def test_few_grains_of_speckle_stay_as_spots_and_none_grows_by_more_than_a_decibel(grain):
     count, growth = spots(grain)
     assert count < 0.3 and growth < 0.017
@@ -227,9 +232,9 @@ def print_table():
             f"visible {visible.min():.1f} (before {before.min():.1f}), around {far:.3f}"
         )
     for level in (10, 15, 20, 25, 30):
-        share, grown, peaks = points(level)
-        print(f"points +{level} dB: height {share.min():.2f} to {share.max():.2f}, peaks {peaks}, grown {grown:.3f}")
-    for grain in ((0.9, 1.3), (1.2, 2.0), (1.8, 2.6)):
+        share, grown, counts = points(level)
+        print(f"points +{level} dB: height {share.min():.2f} to {share.max():.2f}, peaks {counts}, grown {grown:.3f}")
+    for grain in SPECKLED:
         print("flat, grain", grain, "spots a frame {:.2f}, grown {:.3f}".format(*spots(grain)))
     for height, width in ((6, 1.0), (12, 1.0), (12, 2.0), (20, 1.0)):
         share, echo, moved = layer(height, width)

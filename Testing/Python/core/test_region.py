@@ -4,11 +4,11 @@ import io
 
 import numpy as np
 import pydicom.examples
-import pydicom.pixels
 import pytest
 import SimpleITK as sitk
 from PIL import Image
 
+from Speckle2SelfLib import files
 from Speckle2SelfLib.region import _drawn, _ruled, detect, grey
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
 
@@ -168,8 +168,7 @@ def test_a_doppler_window_survives_compression():
 
 
 def test_a_coloured_bar_across_the_screen_hides_nothing():
-    frames = pydicom.pixels.apply_color_lut(pydicom.examples.palette_color.pixel_array, pydicom.examples.palette_color)
-    region = detect((frames[None] >> 8).astype(np.uint8))
+    region = detect(files.read(pydicom.examples.get_path("palette_color")).frames)
     assert region[100:140, 360:560].mean() > 0.95
     assert not region[:62].any() and not region[:, :320].any() and not region[200:].any()
 

@@ -11,7 +11,7 @@ from Speckle2SelfLib.frames import augment, draw_augmentation
 from Speckle2SelfLib.network import build
 from Speckle2SelfLib.perturbation import estimate_grain
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
-from Speckle2SelfLib.training import FAST_GRAIN, Cine, Training, prepare_cine, simulate_cines
+from Speckle2SelfLib.training import Cine, Training, prepare_cine, simulate_cines
 
 FAST = ModelConfig(width=32, grain=(0.75, 1.7))
 CONFIG = TrainingConfig(steps=6, batch=2, crop=32)
@@ -121,10 +121,10 @@ def test_what_is_drawn_once_is_applied_alike(recipe):
 
 def test_a_sector_is_learnt_along_its_beams_and_shown_as_recorded():
     made = simulate(SimulationConfig((150, 180), 2, (1.2, 2.4), "organ", "sector"), np.random.default_rng(1))
-    cine = prepare_cine(made.frames, made.region, ModelConfig(grain=FAST_GRAIN))
+    cine = prepare_cine(made.frames, made.region, FAST)
     rows, columns = made.region.any(1), made.region.any(0)
     assert cine.frames.shape[-2:] == cine.layout.size != (rows.sum(), columns.sum())
-    training = Training([cine], TrainingConfig(steps=1, batch=2), ModelConfig(grain=FAST_GRAIN), held_out=[cine])
+    training = Training([cine], TrainingConfig(steps=1, batch=2), FAST, held_out=[cine])
     _, picture = training.validate()
     inside = made.region[np.ix_(rows, columns)]
     assert picture.shape == (rows.sum(), 2 * columns.sum())
