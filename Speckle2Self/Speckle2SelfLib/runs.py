@@ -7,9 +7,11 @@ A run keeps two files: the model, the best so far, under its own name, and besid
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
@@ -278,10 +280,17 @@ def _processes(name: str):
     local = int(os.environ["LOCAL_RANK"])
     cuda = name in ("auto", "cuda") and torch.cuda.is_available()
     device = torch.device(f"cuda:{local}") if cuda else choose_device("cpu" if name == "auto" else name)
+    # The group's threads end with the last that refers to it; while they run, the end of the process may abort it.
+    from torch.distributed import nn  # noqa: F401 - whose default values are the group that is there when it is imported
+
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
         yield device, dist.get_rank() == 0
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
     finally:
+        gc.collect()
         dist.destroy_process_group()
 
 

@@ -270,10 +270,26 @@ sys.exit(main(sys.argv[1:]))
     assert reached > 0
 
 
+# the command, and a look at what still runs when it is done: a thread of the group that is not over before the
+# interpreter is may abort the process as it ends, now and then
+COMMAND = """
+import sys
+from pathlib import Path
+from Speckle2SelfLib.__main__ import main
+
+code = main(sys.argv[1:])
+threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").glob("*")]
+if left := [name for name in threads if "gloo" in name]:
+    sys.exit(f"still running: {left}")
+sys.exit(code)
+"""
+
+
 def torchrun(count, *arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m",
-               "Speckle2SelfLib", "train", *arguments]  # fmt: skip
+    Path("command.py").write_text(COMMAND)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count),
+               "command.py", "train", *arguments]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
