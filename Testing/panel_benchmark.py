@@ -84,15 +84,15 @@ def sequence(frames):
     return node
 
 
-def network_alone(model, size, times=30):
-    """Milliseconds a frame of the network by itself, in this process."""
+def network_alone(model, size, times=5, count=16):
+    """Milliseconds a frame of a cine of the network by itself, in this process."""
     import torch
 
     from Speckle2SelfLib import despeckling, speed
 
-    device, model, frame = torch.device("cpu"), despeckling.load_model(model), simulated(size, 1)
+    device, model, frames = torch.device("cpu"), despeckling.load_model(model), simulated(size, count)
     run = speed.network_alone(model, device, despeckling.precision_of(model, device))
-    return 1000 * float(np.median([speed.seconds(lambda: run(frame), device) for _ in range(times)]))
+    return 1000 / count * float(np.median([speed.seconds(lambda: run(frames), device) for _ in range(times)]))
 
 
 def long_cine(panel, count=500):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -23,8 +25,9 @@ from .region import detect, grey
 
 BLOCK_PIXELS = 2**20  # pixels through the network at once: bounds the memory, whatever the cine's length
 BLOCK_PIXELS_CPU = 2**18  # no slower there, and a cancel is heard four times sooner
+AT_ONCE_PIXELS = 2**22  # pixels of all blocks that are worked on at a time
 EDGE = 4  # pixels around a frame, which keep the network's zero padding away from it
-TILE = 768  # pixels; larger images go through a network without normalisation layers in tiles
+TILE = 1152  # pixels; larger images go through a network without normalisation layers in tiles
 SMALLEST = 8  # pixels, of either side of a frame
 
 
@@ -115,9 +118,9 @@ def despeckle(
     engine = _FilterEngine(model) if callable(model) else _NetworkEngine(model, place, precision, layout)
     each = isinstance(model, Model) and model.config.normalisation == "frame"
     block = max(1, (BLOCK_PIXELS_CPU if place.type == "cpu" else BLOCK_PIXELS) // region.size)
-    for start in range(0, len(cut), block):
-        if cancelled and cancelled():
-            raise Cancelled
+
+    def work(start: int) -> int:
+        """Despeckles the block of frames from `start` on; returns where the next one starts."""
         whole, part = slice(start, start + block), cut[start : start + block]
         np.copyto(output.reshape(stack.shape)[whole], stack[whole])
         before = _greys(part, place)
@@ -127,11 +130,37 @@ def despeckle(
         if cut.ndim == 4:
             change = change & grey(part)
         _write(result[whole], part, before, after, change, bounds)
-        release(stack)
-        release(output)
-        if progress:
-            progress(min(start + block, len(cut)), len(cut))
-    return output
+        return min(start + block, len(cut))
+
+    at_once = 1 if callable(model) or place.type != "cpu" else max(1, AT_ONCE_PIXELS // (block * region.size))
+    with each_in_order(work, range(0, len(cut), block), at_once) as blocks:
+        while True:
+            if cancelled and cancelled():
+                raise Cancelled
+            done = next(blocks)
+            release(stack)
+            release(output)
+            if progress:
+                progress(done, len(cut))
+            if done == len(cut):
+                return output
+
+
+@contextmanager
+def each_in_order(work: Callable, starts: range, at_once: int):
+    """An iterator over the results of `work(start)`. On the processor several run at a time, at most `at_once`, each on
+    cores of its own: with its memory near them, and without waiting for one another after each operation."""
+    threads = torch.get_num_threads()
+    workers = min(threads, len(starts), at_once)
+    if workers < 2 or "OpenMP" not in torch.__config__.parallel_info():  # else threads share one number of threads
+        yield map(work, starts)
+        return
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
+    try:
+        yield pool.map(work, starts)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # which threads that come later start with
 
 
 def _made(frames: np.ndarray, output: np.ndarray | None) -> np.ndarray:

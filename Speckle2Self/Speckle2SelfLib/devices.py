@@ -10,6 +10,8 @@ import torch.nn.functional as F
 
 from .config import InputError
 
+TURNS = 12  # of the probe for the precision
+
 
 def available_devices() -> list[str]:
     """Names of the devices at hand, the best one first."""
@@ -39,14 +41,20 @@ def choose_precision(device: torch.device) -> torch.dtype:
     # Not a layer of torch.nn, which would draw its weights, and so move what is drawn after it.
     shapes = (2, 64, 48, 48), (64, 64, 3, 3)
     x, weight = (torch.zeros(s, device=device).to(memory_format=torch.channels_last) for s in shapes)
-    seconds = {}
-    with torch.inference_mode():
-        for precision in (torch.float32, torch.bfloat16):
-            runs = []
-            while len(runs) < 8 and min(runs[1:], default=0) < 3 * min(seconds.values(), default=1):
-                started = time.perf_counter()
-                with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
-                    F.conv2d(x, weight, padding=1).sum().item()
-                runs.append(time.perf_counter() - started)
-            seconds[precision] = min(runs)
-    return torch.bfloat16 if seconds[torch.bfloat16] < 0.8 * seconds[torch.float32] else torch.float32
+    seconds = {torch.float32: [], torch.bfloat16: []}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several wait for one another, and for other programs, longer than they compute
+    try:
+        with torch.inference_mode():
+            while len(seconds[torch.bfloat16]) < TURNS:
+                for precision, runs in seconds.items():
+                    started = time.perf_counter()
+                    with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+                        F.conv2d(x, weight, padding=1).sum().item()
+                    runs.append(time.perf_counter() - started)
+                slow, fast = (min(runs[1:], default=0) for runs in (seconds[torch.bfloat16], seconds[torch.float32]))
+                if slow > 3 * fast:  # each of its runs may take a tenth of a second
+                    break
+    finally:
+        torch.set_num_threads(threads)
+    return torch.bfloat16 if min(seconds[torch.bfloat16]) < 0.8 * min(seconds[torch.float32]) else torch.float32

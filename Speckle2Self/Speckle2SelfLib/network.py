@@ -124,6 +124,9 @@ class SpeckleReductionNetwork(nn.Module):
 
 # --- The fast network.
 
+GREY = 0.25  # about the mean grey value: zero padding then resembles tissue more than a black frame
+MIDDLE = 0.5  # of the grey scale
+
 # Convolutions of oneDNN that cut at zero, or add to a tensor, before they write: half the traffic to memory.
 _CONVOLVE = getattr(torch.ops.mkldnn, "_convolution_pointwise", None) if torch.backends.mkldnn.is_available() else None
 _CONVOLVE_ONTO = getattr(torch.ops.mkldnn, "_convolution_pointwise_", None) if _CONVOLVE else None
@@ -138,7 +141,7 @@ def _convolve(layer: nn.Conv2d, x: torch.Tensor, relu: bool = False) -> torch.Te
     """`layer(x)`, then cut at zero if `relu`."""
     if _fused(x):
         how = layer.padding, layer.stride, layer.dilation, layer.groups, "relu" if relu else "none", [], ""
-        return _CONVOLVE(x, layer.weight, layer.bias, *how)
+        return _CONVOLVE(x, getattr(layer, "packed", layer.weight), layer.bias, *how)
     x = layer(x)
     return F.relu(x) if relu else x
 
@@ -147,8 +150,17 @@ def _add_convolved(onto: torch.Tensor, layer: nn.Conv2d, x: torch.Tensor) -> tor
     """`onto + layer(x)`; in inference, `onto` is overwritten."""
     if _fused(x):
         how = layer.padding, layer.stride, layer.dilation, layer.groups, "add", 1.0, None, [], None
-        return _CONVOLVE_ONTO.binary(onto, x, layer.weight, layer.bias, *how)
+        return _CONVOLVE_ONTO.binary(onto, x, getattr(layer, "packed", layer.weight), layer.bias, *how)
     return onto + layer(x)
+
+
+def _pack(layer: nn.Conv2d) -> None:
+    """Keeps the weights, on the processor, in the order that oneDNN puts them in, or it would in each call."""
+    pack = getattr(torch.ops.mkldnn, "_reorder_convolution_weight", None) if _CONVOLVE_ONTO else None
+    if pack is not None and layer.weight.device.type == "cpu":
+        size = [1, layer.in_channels, 128, 128]
+        how = list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups, size
+        layer.packed = pack(layer.weight.detach(), *how)
 
 
 def _double(x: torch.Tensor) -> torch.Tensor:
@@ -156,10 +168,10 @@ def _double(x: torch.Tensor) -> torch.Tensor:
     if not _fused(x):
         return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
     x = x.permute(0, 2, 3, 1)  # (B, H, W, C); twice as fast as torch's in 16 bits
-    for axis in (1, 2):
+    for axis in (2, 1):
         size, count = list(x.shape), x.shape[axis]
         size.insert(axis + 1, 2)
-        y = x.new_empty(size)  # (B, H, 2, W, C), then (B, 2 H, W, 2, C)
+        y = x.new_empty(size)  # (B, H, W, 2, C), then (B, H, 2, 2 W, C)
         for phase, (end, here, there) in enumerate(((0, 1, 0), (count - 1, 0, 1))):
             to = y.select(axis + 1, phase)
             torch.lerp(
@@ -248,6 +260,7 @@ class FastNetwork(nn.Module):
     def __init__(self, width: int = 32, cell: int = 2, extra: int = 0):
         super().__init__()
         self.cell, self.multiple, self.margin = cell, 4 * cell, 40 * cell
+        self.offset = None  # of the output, once the network is for inference alone
         fine, middle, coarse = width // 2, width, 2 * width
         self.stem = nn.Conv2d((1 + extra) * cell**2, fine, 3, padding=1)
         self.down_1, self.encoder = nn.Conv2d(fine, middle, 2, stride=2), FastBlock(middle)
@@ -261,14 +274,19 @@ class FastNetwork(nn.Module):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
     def to_precision(self, precision: torch.dtype):
-        """For inference: the convolutions in this precision; but the head in 32 bits, as 16 would leave steps of a
-        grey level."""
-        self.to(dtype=precision, memory_format=self.layout).head.float()
+        """For inference. The head's output is counted from the middle of the grey scale: in 16 bits it is then rounded
+        by a quarter of a grey level (of 256) at most, of which the filter behind it leaves half."""
+        bias = self.head.bias.detach().float().clone()
+        self.to(dtype=precision, memory_format=self.layout)
+        self.head.bias.data.copy_(bias + GREY - MIDDLE)
+        self.offset = MIDDLE + (bias + GREY - MIDDLE - self.head.bias.detach().float()).mean().item()
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                _pack(layer)
         return self
 
     def forward(self, x):
-        grey = 0.25  # about the mean grey value: zero padding then resembles tissue more than a black frame
-        x = (x - grey).to(self.stem.weight.dtype)
+        x = (x - GREY).to(self.stem.weight.dtype)
         x = _to_cells(x) if self.cell == 2 else x  # (B, cell^2 (1 + extra), H / cell, W / cell)
         fine = _convolve(self.stem, x.contiguous(memory_format=self.layout), relu=True)
         middle = self.encoder(_convolve(self.down_1, fine, relu=True))  # at half of that
@@ -277,10 +295,11 @@ class FastNetwork(nn.Module):
         fine = _double(_convolve(self.up_1, middle)).add_(fine)
         for layer in self.last:
             fine = _convolve(layer, fine, relu=True)
-        share = 1 / 16 if self.cell == 2 else 1.0  # in the head, where scaling costs nothing
+        if self.offset is not None:
+            return _summed(_from_cells(_convolve(self.head, fine)).float()).mul_(1 / 16).add_(self.offset)
         with torch.autocast(x.device.type, enabled=False):
-            x = F.conv2d(fine.float(), self.head.weight * share, (self.head.bias + grey) * share)
-        return _summed(_from_cells(x)) if self.cell == 2 else x  # (B, 1, H, W)
+            x = F.conv2d(fine.float(), self.head.weight, self.head.bias + GREY)
+        return _summed(_from_cells(x)) / 16 if self.cell == 2 else x  # (B, 1, H, W)
 
 
 class LatticePredictions(NamedTuple):

@@ -1,9 +1,12 @@
 """Frames in, frames out: what changes, what must not, and what is refused."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
 
+from Speckle2SelfLib import despeckling
 from Speckle2SelfLib.config import Cancelled, InputError, ModelConfig
 from Speckle2SelfLib.despeckling import Model, despeckle, through_network
 from Speckle2SelfLib.network import FastNetwork, SpeckleReductionNetwork
@@ -207,6 +210,51 @@ def test_progress_counts_all_frames_and_cancel_stops_between_blocks(rng):
             cancelled=lambda: bool(steps),
         )
     assert steps == [4]
+
+
+@pytest.fixture
+def three_at_once(monkeypatch):
+    """Blocks of one frame of 40 x 48 pixels, on three threads."""
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(despeckling, "BLOCK_PIXELS_CPU", 40 * 48)
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_blocks_that_are_worked_on_at_once_give_what_each_gives_alone(rng, network, three_at_once):
+    model, frames, steps = Model(ModelConfig(), network), rng.integers(20, 220, (7, 40, 48)).astype(np.uint8), []
+    mapping = (0, 255)
+    together = despeckle(frames, model, region=None, mapping=mapping, progress=lambda *step: steps.append(step))
+    assert steps == [(n, 7) for n in range(1, 8)] and torch.get_num_threads() == 3
+    torch.set_num_threads(1)
+    for frame, output in zip(frames, together, strict=True):
+        assert np.array_equal(despeckle(frame, model, region=None, mapping=mapping), output)
+
+
+def test_a_cancel_or_an_error_stops_the_blocks_that_have_not_begun(rng, three_at_once):
+    frames, begun = rng.integers(20, 220, (60, 40, 48)).astype(np.uint8), []
+
+    class Watched(torch.nn.Module):
+        margin, multiple = 0, 8
+
+        def to_precision(self, precision):
+            return self
+
+        def forward(self, x):
+            begun.append(x)
+            time.sleep(0.01)
+            if len(begun) > 10:
+                raise MemoryError("for the test")
+            return x
+
+    model = Model(ModelConfig(), Watched())
+    with pytest.raises(Cancelled):
+        despeckle(frames, model, region=None, cancelled=lambda: len(begun) > 2)
+    assert len(begun) < 10
+    with pytest.raises(MemoryError):
+        despeckle(frames, model, region=None)
+    assert len(begun) < 30 and torch.get_num_threads() == 3
 
 
 @pytest.mark.parametrize(
