@@ -36,7 +36,7 @@ SIMULATED_GRAIN = (0.85, 2.6)  # the same span, and a margin, as the simulator c
 COUNTED = (0.85, 1.2, 1.7, 2.2, 2.6, 3.2)  # pixels, grains of the simulator
 MEASURED = (0.80, 1.15, 1.5, 1.8, 1.97, 2.75)  # what `estimate_grain` finds in their frames
 PIECES = 0.3  # of the simulated frames that span all grains: pieces of fans, where the grain is turned
-HELD_OUT_ANATOMIES = 64
+HELD_OUT_ANATOMIES = (16, 64)  # at least and at most, a hundredth of those trained on in between
 NONE = Augmentation(None)
 
 
@@ -148,7 +148,8 @@ class Training:
             count = min(config.simulated, config.steps * config.batch)
             grains, apart = [cine.grain for cine in cines], np.random.default_rng([config.seed])
             self.simulated = simulate_cines(count, config.crop, self.rng, grains)
-            self.held_out.append(simulate_cines(HELD_OUT_ANATOMIES, config.crop, apart, grains))
+            held_out = int(np.clip(config.simulated // 100, *HELD_OUT_ANATOMIES))
+            self.held_out.append(simulate_cines(held_out, config.crop, apart, grains))
         if not cines and not config.simulated:
             raise InputError("There is nothing to train on: give recordings, or simulate some.")
         self.step, self.batch, self.best = 0, config.batch, float("inf")
@@ -239,7 +240,7 @@ class Training:
         rng, terms, figures, picture = np.random.default_rng(0), {}, {}, None
         network = self.network.eval()
         for cine in self.held_out:
-            for number in evenly(len(cine.frames), 4 if cine.truth is None else HELD_OUT_ANATOMIES):
+            for number in evenly(len(cine.frames), 4 if cine.truth is None else HELD_OUT_ANATOMIES[1]):
                 frame = cine.frames[number : number + 1].to(self.device)
                 truth = None if cine.truth is None else cine.truth[number : number + 1].to(self.device)
                 height, width = (min(n // 16 * 16, 512) for n in frame.shape[-2:])
