@@ -183,7 +183,7 @@ def methods(device) -> list[Method]:
         found.append(Method(title, _trained_by(name, device), True))
     found += [
         Method("Speckle2Self as published", _ours(device, "published"), True),
-        Method("ours, these frames alone", _ours(device, "disjoint", simulated=0), True),
+        Method("ours, frames alone", _ours(device, "disjoint", simulated=0), True),
         Method("ours, from nothing", _ours(device, "disjoint"), True),
         Method(
             "ours, default model",
@@ -299,6 +299,7 @@ def _run_set(name, cases, seconds, device, rows, pictures, notes) -> None:
         title = {"speckle2self_paper": "Speckle2Self"}.get(key, key)
         entries.append(Method(f"{title}, stored", partial(lambda key, *_: lambda c: c.stored[key], key)))
     for at, case in enumerate(shown):
+        pictures[name, at, "region"] = case.region
         pictures[name, at, "input"] = case.frames[0]
         if case.truth is not None:
             pictures[name, at, "truth"] = case.truth

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from scipy.ndimage import gaussian_filter, gaussian_gradient_magnitude
+from scipy.ndimage import gaussian_filter, gaussian_gradient_magnitude, minimum_filter
+
+from .frames import fill_outside
 
 MEASURES = {  # name: heading, decimals, and whether more is better (None: neither)
     "psnr": ("PSNR dB", 2, True),
@@ -90,17 +92,20 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 def picture(pictures: dict, tile: int = 128, across: int = 8) -> Image.Image:
     """Each method's output of the frames shown: the whole frame, and below it, at eight times its size, the place where
-    the truth (without one: the blurred input) is steepest.
+    the truth (without one: the blurred input) is steepest in the imaged region.
 
-    Args: pictures, (set, number, method): (H, W) about [0, 1], "input" first. The same grey map serves all methods.
+    Args: pictures, (set, number, method): (H, W) about [0, 1], "input" among them; and "region", bool. The same grey
+    map serves all methods.
     """
     font, head = ImageFont.load_default(12), 17
     strips = []
     for key in dict.fromkeys(key[:2] for key in pictures):
         images = {method: image for (*place, method), image in pictures.items() if tuple(place) == key}
-        steep = gaussian_gradient_magnitude(gaussian_filter(images.get("truth", images["input"]), 1), 3)
         side, top = tile // 8, max(float(np.percentile(images["input"], 99.5)), 0.1)
-        steep[:side], steep[-side:], steep[:, :side], steep[:, -side:] = 0, 0, 0, 0
+        region = images.pop("region")
+        guide = fill_outside(images.get("truth", images["input"])[None], region)[0]
+        steep = gaussian_gradient_magnitude(gaussian_filter(guide, 1), 3)
+        steep *= minimum_filter(region, side + 2, mode="constant")
         row, column = (int(n) - side // 2 for n in np.unravel_index(np.argmax(steep), steep.shape))
         wide, tall = tile + 4, head + 2 * tile + 8
         strip = Image.new("L", (wide * across, tall * -(-len(images) // across) + 8), 255)

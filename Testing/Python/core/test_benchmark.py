@@ -13,6 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from Speckle2SelfLib import baselines, benchmark, metrics
 from Speckle2SelfLib.chart import draw
+from Speckle2SelfLib.report import picture
 
 SIZE = 96
 
@@ -105,7 +106,7 @@ def test_all_files_are_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "LAYOUTS", ("vessel",))
     monkeypatch.setattr(benchmark, "loop_rates", lambda *arguments: (1.0, 3.5))
     everything = benchmark.methods
-    few = ["input", "srad", "BM3D", "ours, these frames alone", "Speckle2Self as published"]
+    few = ["input", "srad", "BM3D", "ours, frames alone", "Speckle2Self as published"]
     few += ["Noise2True", "deep image prior"]
     monkeypatch.setattr(benchmark, "methods", lambda device: [m for m in everything(device) if m.name in few])
     monkeypatch.setattr(benchmark, "SLOW", {"deep image prior": 1})
@@ -128,3 +129,13 @@ def test_all_files_are_written(tmp_path, monkeypatch, capsys):
 def test_both_loops_of_the_published_recipe_run():
     rates = benchmark.loop_rates(32, 2, 0.01, "cpu")
     assert len(rates) == 2 and min(rates) > 0
+
+
+def test_the_picture_shows_the_steepest_place_within_the_image_not_its_border():
+    """A bright fan with a faint step in it: the border of the fan is far steeper."""
+    y, x = np.mgrid[:120, :120]
+    inside = np.abs(x - 60) < 0.45 * y
+    truth = (0.8 + 0.1 * (y > 80)) * inside
+    image = picture({("set", 0, "region"): inside, ("set", 0, "input"): truth, ("set", 0, "truth"): truth}, tile=64)
+    detail = np.asarray(image)[17 + 64 + 2 : 17 + 64 + 2 + 64, :64]
+    assert len(np.unique(detail)) == 2 and detail.min() > 100
