@@ -24,6 +24,9 @@ SLOTS = 3  # frames of a stream in shared memory, on either side
 HEADER = 2 * SLOTS + 1  # int64: the newest pushed number, then the number in each slot: inputs, outputs
 KEPT = 4  # models that stay loaded
 TORN = 5.0  # seconds within which a frame that is being written must be whole
+EVERY = 4  # pixels, along rows and columns, of a stream's frame that are looked at for what is new in it
+GROWN = 0.15  # of the region's pixels: so many more are lit outside it than when it was found, and it is found anew
+OVER = 0.02  # of the region's pixels: so many are brighter than what the model takes for 1, and that is found anew
 
 
 def layout(*arrays: tuple[tuple[int, ...], str]) -> tuple[list[int], int]:
@@ -72,7 +75,8 @@ def attach(name: str, inode: int, size: int) -> mmap.mmap:
 
 
 class Stream:
-    """A live image: what was found in its first usable frame serves all that follow, so that nothing flickers."""
+    """A live image: what was found in its first usable frame serves all that follow, so that nothing flickers; until
+    one shows far more, or is far brighter, as the first one with the probe on the skin is."""
 
     def __init__(self, server: Server, request: dict):
         self.number, self.request = request["stream"], request
@@ -117,11 +121,29 @@ class Stream:
         colours = colours[np.isfinite(colours)] if frame.dtype.kind == "f" else colours
         if colours.size == 0 or colours.min() == colours.max():
             return frame  # black, as before the probe touches: nothing to find, nothing to do
-        region, options = self.fixed or self._find(frame[None])
-        if not region.any():
-            return frame
-        self.fixed = region, options
+        if self.fixed is None or self._outgrown(frame):
+            region, options = self._find(frame[None])
+            if not region.any():
+                return frame
+            self.fixed = region, options
+            self.lit = self._lit(frame)[0]
+        region, options = self.fixed
         return despeckle(frame[None], self.engine, region=region, **options, **self.options)[0]
+
+    def _lit(self, frame: np.ndarray) -> tuple[float, float]:
+        """The pixels that are lit outside the region, and those in it that are brighter than what the model takes for 1;
+        as shares of the region's."""
+        from .frames import luminance
+
+        region, options = self.fixed
+        low, high = options["mapping"]
+        values, inside = luminance(frame[None, ::EVERY, ::EVERY])[0], region[::EVERY, ::EVERY]
+        lit, over = values[~inside] > low + (high - low) / 10, values[inside] > high
+        return lit.sum() / max(1, inside.sum()), over.sum() / max(1, inside.sum())
+
+    def _outgrown(self, frame: np.ndarray) -> bool:
+        lit, over = self._lit(frame)
+        return lit > self.lit + GROWN or over > OVER
 
     def _find(self, frames: np.ndarray) -> tuple[np.ndarray, dict]:
         from .despeckling import Model

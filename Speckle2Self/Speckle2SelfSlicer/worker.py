@@ -187,8 +187,8 @@ class Stream:
     """A live image: the newest frame is despeckled, older ones that wait are dropped.
 
     state: "running", "stopped", "failed" (message says why). pushed, done, dropped: counts of frames. What the first
-    frame that shows something tells of region, grey mapping and grain serves all that follow, until `reset` or a new
-    size.
+    frame that shows something tells of region, grey mapping and grain serves all that follow, until one shows far more
+    or is far brighter, `reset` or a new size.
     """
 
     def __init__(self, worker: Worker, shape, dtype, request: dict, region: np.ndarray | None):

@@ -344,6 +344,24 @@ def test_a_stream_does_not_flicker(shared):
     stream.stop()
 
 
+@pytest.mark.parametrize("first", ["the near field alone", "an eighth as bright"])
+def test_a_stream_that_begins_before_the_probe_touches_looks_again(shared, first):
+    """Else the region or the grey mapping of that first frame would serve all that follow."""
+    wide = FRAMES[0].repeat(2, 0).repeat(2, 1)
+    start = wide // 8
+    if first == "the near field alone":
+        start = wide.copy()
+        start[40:] = 0
+    stream, results = shared.live(wide.shape, np.uint8), []
+    for frame in (start, wide):
+        stream.push(frame)
+        until(shared, lambda: results.append(stream.take()) or results[-1])
+    alone = despeckle(wide)
+    assert stream.region[60:].mean() > 0.9
+    assert np.abs(results[-1].image.astype(int) - alone).mean() < 1 < np.abs(wide.astype(int) - alone).mean()
+    stream.stop()
+
+
 def test_a_stream_goes_on_beside_a_job_and_after_its_process_was_ended(worker):
     stream = worker.live((48, 64), np.uint8, {"model": "median"})
     stream.push(FRAMES[0])
