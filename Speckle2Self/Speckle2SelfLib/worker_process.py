@@ -131,8 +131,8 @@ class Stream:
         return despeckle(frame[None], self.engine, region=region, **options, **self.options)[0]
 
     def _lit(self, frame: np.ndarray) -> tuple[float, float]:
-        """The pixels that are lit outside the region, and those in it that are brighter than what the model takes for 1;
-        as shares of the region's."""
+        """The pixels that are lit outside the region, and those in it that are brighter than what the model takes for
+        1; as shares of the region's."""
         from .frames import luminance
 
         region, options = self.fixed
