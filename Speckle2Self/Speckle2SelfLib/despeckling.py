@@ -152,7 +152,8 @@ def each_in_order(work: Callable, starts: range, at_once: int):
     cores of its own: with its memory near them, and without waiting for one another after each operation."""
     threads = torch.get_num_threads()
     workers = min(threads, len(starts), at_once)
-    if workers < 2 or "OpenMP" not in torch.__config__.parallel_info():  # else threads share one number of threads
+    own = "backend: OpenMP" in torch.__config__.parallel_info()  # number of threads for each thread that computes
+    if workers < 2 or not own:
         yield map(work, starts)
         return
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
