@@ -25,7 +25,7 @@ HEADER = 2 * SLOTS + 1  # int64: the newest pushed number, then the number in ea
 KEPT = 4  # models that stay loaded
 TORN = 5.0  # seconds within which a frame that is being written must be whole
 EVERY = 4  # pixels, along rows and columns, of a stream's frame that are looked at for what is new in it
-GROWN = 0.15  # of the region's pixels: so many more are lit outside it than when it was found, and it is found anew
+GROWN = 0.3  # of the region's pixels: so many more are lit than when region and grain were found, and both are anew
 OVER = 0.02  # of the region's pixels: so many are brighter than what the model takes for 1, and that is found anew
 
 
@@ -131,14 +131,15 @@ class Stream:
         return despeckle(frame[None], self.engine, region=region, **options, **self.options)[0]
 
     def _lit(self, frame: np.ndarray) -> tuple[float, float]:
-        """The pixels that are lit outside the region, and those in it that are brighter than what the model takes for
-        1; as shares of the region's."""
+        """The pixels that are lit outside the region (if it is not found but given: anywhere), and those in it that are
+        brighter than what the model takes for 1; as shares of the region's."""
         from .frames import luminance
 
         region, options = self.fixed
         low, high = options["mapping"]
         values, inside = luminance(frame[None, ::EVERY, ::EVERY])[0], region[::EVERY, ::EVERY]
-        lit, over = values[~inside] > low + (high - low) / 10, values[inside] > high
+        found = inside & (self.request["region"] == "auto")
+        lit, over = values[~found] > low + (high - low) / 10, values[inside] > high
         return lit.sum() / max(1, inside.sum()), over.sum() / max(1, inside.sum())
 
     def _outgrown(self, frame: np.ndarray) -> bool:

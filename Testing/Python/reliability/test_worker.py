@@ -344,19 +344,22 @@ def test_a_stream_does_not_flicker(shared):
     stream.stop()
 
 
+@pytest.mark.parametrize("region", ["auto", None])
 @pytest.mark.parametrize("first", ["the near field alone", "an eighth as bright"])
-def test_a_stream_that_begins_before_the_probe_touches_looks_again(shared, first):
-    """Else the region or the grey mapping of that first frame would serve all that follow."""
+def test_a_stream_that_begins_before_the_probe_touches_looks_again(shared, first, region):
+    """Else the region, the grain or the grey mapping of that first frame would serve all that follow."""
     wide = FRAMES[0].repeat(2, 0).repeat(2, 1)
     start = wide // 8
     if first == "the near field alone":
         start = wide.copy()
         start[40:] = 0
-    stream, results = shared.live(wide.shape, np.uint8), []
+        if region is None:
+            start[:40] = np.linspace(255, 5, 40)[:, None]  # echoes within the probe
+    stream, results = shared.live(wide.shape, np.uint8, {"region": region}), []
     for frame in (start, wide):
         stream.push(frame)
         until(shared, lambda: results.append(stream.take()) or results[-1])
-    alone = despeckle(wide)
+    alone = despeckle(wide, region=region)
     assert stream.region[60:].mean() > 0.9
     assert np.abs(results[-1].image.astype(int) - alone).mean() < 1 < np.abs(wide.astype(int) - alone).mean()
     stream.stop()
