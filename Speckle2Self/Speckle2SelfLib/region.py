@@ -107,7 +107,7 @@ def _strokes(values: np.ndarray, span: float) -> np.ndarray:
     dark = values < 0.08 * span
     every = np.arange(count + 1)
     peaks = ndimage.maximum(values, labels, every)
-    near_dark = ndimage.maximum(ndimage.binary_dilation(dark, np.ones((7, 7))), labels, every)
+    near_dark = ndimage.maximum(ndimage.maximum_filter(dark, 7, mode="constant"), labels, every)
     ground = labels == 0
     labels = _chosen(labels, (peaks > 0.45 * span) & near_dark.astype(bool))
     for label, box in enumerate(ndimage.find_objects(labels), 1):
@@ -165,13 +165,19 @@ def _ruled(values: np.ndarray, span: float) -> np.ndarray:
         beside = np.maximum(np.minimum(*beside[:2]), np.minimum(*beside[2:]))
         ridge = (values - beside > 0.12 * span) & (values > 0.35 * span)
         mean, square = (ndimage.uniform_filter1d(x, length, axis) for x in (values, values**2))
-        even = ndimage.binary_erosion(ridge, np.ones(line)) & (square - mean**2 < (uneven * span) ** 2)
+        even = _eroded(ridge, line) & (square - mean**2 < (uneven * span) ** 2)
         line[axis] = 3
         ruled |= ndimage.binary_propagation(even, np.ones(line), ridge)
         line[axis], line[1 - axis] = 24, 6  # a bar: over so many pixels all that are side by side are equal
         equal = np.abs(np.diff(values, axis=1 - axis, append=np.inf)) <= 0.004 * span
-        ruled |= ndimage.binary_opening(equal & (values > 0.1 * span), np.ones(line))
+        bars = _eroded(equal & (values > 0.1 * span), line)
+        ruled |= ndimage.maximum_filter(bars, line, mode="constant", origin=[n % 2 - 1 for n in line])
     return ruled
+
+
+def _eroded(mask: np.ndarray, size) -> np.ndarray:
+    """`binary_erosion` of (H, W) by a rectangle, whatever its size in the same time."""
+    return ndimage.minimum_filter(mask, size, mode="constant")
 
 
 def _image_parts(lit: np.ndarray, graphics: np.ndarray, change: np.ndarray | None) -> np.ndarray:
