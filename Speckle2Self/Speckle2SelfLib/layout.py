@@ -5,7 +5,7 @@ In a sector image the speckle's grain turns with the beam and widens with depth;
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -142,11 +142,17 @@ class _Beams:
         wide = rightmost - leftmost  # above, where the image is narrower than `w` columns, it is mirrored at its sides
         angle = leftmost + wide - ((angle - leftmost) % (2 * wide) - wide).abs()
         self.there = _grid(fan.apex[0] + depth * angle.cos(), fan.apex[1] + depth * angle.sin(), shape).to(device)
+        self._back = fan, shape, even
+
+    @cached_property
+    def back(self) -> torch.Tensor:
+        """The grid from the beams to the image; not needed to measure a grain."""
+        fan, shape, even = self._back
         y, x = (torch.arange(n, dtype=torch.float64) - at for n, at in zip(shape, fan.apex, strict=True))
         y, x = torch.meshgrid(y, x, indexing="ij")  # (H, W)
         depth = torch.hypot(y, x)
         across = torch.atan2(x, y.clamp(min=1e-6)) * depth.clamp(max=even)
-        self.back = _grid(depth - near, across - leftmost * even, self.size).to(device)
+        return _grid(depth - fan.depths[0], across - fan.angles[0] * even, self.size).to(self.there.device)
 
 
 _beams = lru_cache(maxsize=4)(_Beams)  # made once, not for each frame of a live image
