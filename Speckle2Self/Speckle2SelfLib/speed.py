@@ -38,6 +38,7 @@ SIZES = ((256, 256), (512, 512), (616, 820), (1024, 1024))  # (H, W) pixels
 CLASSICAL = ("srad", "nlm", "median")
 SCRIPT, ENGINE, DEFAULT = "published, by its script", "published, our engine", "default model"
 CINE_PIXELS = 2**22  # of all frames of a cine
+LENGTH_SIZES = (256, 512)  # pixels, for the cost by the number of frames
 SLOWER = 0.85  # a ratio below this share of the last release's is told
 COLUMNS = {  # name: heading, format
     "method": ("method", "s"),
@@ -324,7 +325,7 @@ def differences(networks, device, precisions, size: int = 128) -> dict[str, floa
     return found
 
 
-def by_length(device, lengths, size: int = 256, turns: int = 3) -> dict[int, float]:
+def by_length(device, lengths, size: int, turns: int = 3) -> dict[int, float]:
     """Milliseconds a frame of cines of these lengths, in turns; region, mapping and grain are given."""
     model, cine = load_model("default"), recording((size, size), max(lengths))
     given = {"region": np.ones((size, size), bool), "mapping": (0, 255), "grain": (1.1, 1.5), "device": str(device)}
@@ -509,8 +510,9 @@ def page(rows, rates, about: dict) -> str:
         text += f"- The published network's output, our engine against the script, {name}: {value:.1e} at most.\n"
     if about["skipped"]:
         text += f"- {about['skipped']}\n"
-    lengths = ", ".join(f"{ms:.1f} ms with {n}" for n, ms in about["lengths"].items())
-    text += f"- Cost a frame by the number of frames (256 x 256): {lengths}.\n"
+    for size, found in about["lengths"].items():
+        lengths = ", ".join(f"{ms:.1f} ms with {n}" for n, ms in found.items())
+        text += f"- Cost a frame by the number of frames ({size} x {size}): {lengths}.\n"
     parts = ", ".join(f"{name} {ms:.2f}" for name, ms in about["stages"].items())
     text += f"- From disk to disk, a cine of 640 x 480, uncompressed, ms a frame: {parts}.\n"
     return text + "".join(f"- {line}\n" for line in about["history"])
@@ -555,7 +557,7 @@ def run(output, *, quick=False, device="auto", history=None, record=False, sizes
         "kind": name,
         "skipped": skipped,
         "differences": differences(networks, device, precisions),
-        "lengths": by_length(device, (1, 10) if quick else (1, 10, 100)),
+        "lengths": {size: by_length(device, (1, 10) if quick else (1, 10, 100), size) for size in LENGTH_SIZES},
         "stages": stages(device, 8 if quick else 500),
         "history": compare(history, rows, name) if history and Path(history).is_file() else [],
     }
