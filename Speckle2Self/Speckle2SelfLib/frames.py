@@ -61,7 +61,7 @@ def size_at_grain(size, grain, bounds) -> tuple[int, int]:
 
 
 def resample(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """(B, C, H, W) to the new (H, W): antialiased and bilinear going down, cubic going up."""
+    """(B, C, H, W) to the new (H, W): antialiased and bilinear going down, cubic (Catmull and Rom's) going up."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     for axis in (0, 1):
@@ -70,7 +70,8 @@ def resample(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
             continue
         down = size[axis] < now[axis]
         now[axis] = size[axis]
-        x = F.interpolate(x, size=now, mode="bilinear" if down else "bicubic", antialias=down, align_corners=False)
+        # Antialiased going up, too: that is the separable code, ten times as fast as torch's other cubic one.
+        x = F.interpolate(x, size=now, mode="bilinear" if down else "bicubic", antialias=True, align_corners=False)
     return x
 
 
