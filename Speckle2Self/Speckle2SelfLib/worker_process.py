@@ -24,7 +24,7 @@ SLOTS = 3  # frames of a stream in shared memory, on either side
 HEADER = 2 * SLOTS + 1  # int64: the newest pushed number, then the number in each slot: inputs, outputs
 KEPT = 4  # models that stay loaded
 TORN = 5.0  # seconds within which a frame that is being written must be whole
-EVERY = 4  # pixels, along rows and columns, of a stream's frame that are looked at for what is new in it
+EVERY = 8  # pixels, along rows and columns, of a stream's frame that are looked at for what is new in it
 GROWN = 0.3  # of the region's pixels: so many more are lit than when region and grain were found, and both are anew
 OVER = 0.02  # of the region's pixels: so many are brighter than what the model takes for 1, and that is found anew
 
