@@ -27,12 +27,12 @@ FLAT = {
     (0.8, 1.2): (0.07, 0.04, 0.08),
     (1.2, 2.0): (0.10, 0.04, 0.08),
     (1.8, 3.5): (0.13, 0.07, 0.06),  # above the model's grain: speckle is taken for structure, not made up
-    (2.5, 5.0): (0.18, 0.09, 0.06),
+    (2.5, 5.0): (0.15, 0.09, 0.06),
 }
 SPECKLED = ((0.9, 1.3), (1.2, 2.0), (1.8, 2.6))  # grains in which spots are counted
 # Contrast of a disc of 32 pixels, dB -> the least and the largest share of it in the output.
 DISCS = {-30: (0.93, 1.05), -20: (0.95, 1.07), -12: (0.93, 1.06), 12: (0.90, 1.10)}
-FAINT = {-6: (0.55, 1.0), -3: (0.35, 1.0), 3: (0.3, 1.0), 6: (0.55, 1.0)}
+FAINT = {-6: (0.7, 1.0), -3: (0.35, 1.0), 3: (0.35, 1.0), 6: (0.7, 1.0)}
 
 
 def grey(envelope):
