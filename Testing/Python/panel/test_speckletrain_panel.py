@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from Speckle2SelfLib import checkpoint, library
-from Speckle2SelfLib.config import ModelConfig
+from Speckle2SelfLib.config import Job, ModelConfig
 from Speckle2SelfLib.network import build
 
 slicer = pytest.importorskip("slicer")
@@ -22,8 +22,15 @@ FRAMES = np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype
 def train(desk, monkeypatch):
     """The panel, with a home of its own in which there is a small model `start`, and a cine in the scene."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    import SpeckleTrain
     from Speckle2SelfSlicer.trainer import Trainer
     from SpeckleTrain import SpeckleTrainLogic
+
+    def quick(*arguments, **options):  # the 400 anatomies of the preset take ten seconds
+        few = {} if options["recipe"] == "published" or options["preset"] == "paper" else {"simulated": 20}
+        return Job(*arguments, **few, **options)
+
+    monkeypatch.setattr(SpeckleTrain, "Job", quick)
 
     model = ModelConfig(width=4, grain=(0.75, 1.7))
     library.own_path("start").parent.mkdir(parents=True)
