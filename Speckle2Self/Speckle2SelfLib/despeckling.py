@@ -133,8 +133,9 @@ def despeckle(
         return min(start + block, len(cut))
 
     at_once = 1 if callable(model) or place.type != "cpu" else max(1, AT_ONCE_PIXELS // (block * region.size))
-    with each_in_order(work, range(0, len(cut), block), at_once) as blocks:
-        while True:
+    starts = range(0, len(cut), block)
+    with each_in_order(work, starts, at_once) as blocks:
+        for _ in starts:
             if cancelled and cancelled():
                 raise Cancelled
             done = next(blocks)
@@ -142,8 +143,7 @@ def despeckle(
             release(output)
             if progress:
                 progress(done, len(cut))
-            if done == len(cut):
-                return output
+    return output
 
 
 @contextmanager
@@ -152,8 +152,8 @@ def each_in_order(work: Callable, starts: range, at_once: int):
     cores of its own: with its memory near them, and without waiting for one another after each operation."""
     threads = torch.get_num_threads()
     workers = min(threads, len(starts), at_once)
-    own = "backend: OpenMP" in torch.__config__.parallel_info()  # number of threads for each thread that computes
-    if workers < 2 or not own:
+    # OpenMP alone has a number of threads for each thread; it is asked for last, as a live image has one block.
+    if workers < 2 or "backend: OpenMP" not in torch.__config__.parallel_info():
         yield map(work, starts)
         return
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))

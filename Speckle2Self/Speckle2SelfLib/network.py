@@ -126,6 +126,7 @@ class SpeckleReductionNetwork(nn.Module):
 
 GREY = 0.25  # about the mean grey value: zero padding then resembles tissue more than a black frame
 MIDDLE = 0.5  # of the grey scale
+SHARE = 1 / 16  # of its output that a head gives, whose sixteenfold is what `_summed` makes of it
 
 # Convolutions of oneDNN that cut at zero, or add to a tensor, before they write: half the traffic to memory.
 _CONVOLVE = getattr(torch.ops.mkldnn, "_convolution_pointwise", None) if torch.backends.mkldnn.is_available() else None
@@ -276,10 +277,11 @@ class FastNetwork(nn.Module):
     def to_precision(self, precision: torch.dtype):
         """For inference. The head's output is counted from the middle of the grey scale: in 16 bits it is then rounded
         by a quarter of a grey level (of 256) at most, of which the filter behind it leaves half."""
-        bias = self.head.bias.detach().float().clone()
+        bias = self.head.bias.detach().float() + GREY - MIDDLE
         self.to(dtype=precision, memory_format=self.layout)
-        self.head.bias.data.copy_(bias + GREY - MIDDLE)
-        self.offset = MIDDLE + (bias + GREY - MIDDLE - self.head.bias.detach().float()).mean().item()
+        self.head.weight.data.mul_(SHARE)
+        self.head.bias.data.copy_(bias * SHARE)
+        self.offset = MIDDLE + (bias - self.head.bias.detach().float() / SHARE).mean().item()
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 _pack(layer)
@@ -296,10 +298,11 @@ class FastNetwork(nn.Module):
         for layer in self.last:
             fine = _convolve(layer, fine, relu=True)
         if self.offset is not None:
-            return _summed(_from_cells(_convolve(self.head, fine)).float()).mul_(1 / 16).add_(self.offset)
+            return _summed(_from_cells(_convolve(self.head, fine)).float()).add_(self.offset)
+        share = SHARE if self.cell == 2 else 1.0
         with torch.autocast(x.device.type, enabled=False):
-            x = F.conv2d(fine.float(), self.head.weight, self.head.bias + GREY)
-        return _summed(_from_cells(x)) / 16 if self.cell == 2 else x  # (B, 1, H, W)
+            x = F.conv2d(fine.float(), self.head.weight * share, (self.head.bias + GREY) * share)
+        return _summed(_from_cells(x)) if self.cell == 2 else x  # (B, 1, H, W)
 
 
 class LatticePredictions(NamedTuple):

@@ -240,7 +240,8 @@ class Training:
         rng, terms, figures, picture = np.random.default_rng(0), {}, {}, None
         network = self.network.eval()
         for cine in self.held_out:
-            for number in evenly(len(cine.frames), 4 if cine.truth is None else HELD_OUT_ANATOMIES[1]):
+            count = len(cine.frames)
+            for number in evenly(count, 4) if cine.truth is None else range(count):
                 frame = cine.frames[number : number + 1].to(self.device)
                 truth = None if cine.truth is None else cine.truth[number : number + 1].to(self.device)
                 height, width = (min(n // 16 * 16, 512) for n in frame.shape[-2:])
