@@ -158,9 +158,9 @@ def test_isolated_bright_points_stay(level):
 
 @pytest.mark.parametrize("level", [10, 15, 20, 25, 30])
 def test_no_point_is_made_up_or_made_brighter(level):
-    share, grown, counts = points(level, frames=30)
+    share, grown, counts = points(level, frames=60)
     assert share.max() < 1.3
-    assert np.mean(counts) <= len(PLACES) + 0.3 and grown < 0.017, "as in flat tissue"
+    assert np.mean(counts) <= len(PLACES) + 0.25 and grown <= 0
 
 
 def spots(grain, frames=30):
@@ -170,9 +170,9 @@ def spots(grain, frames=30):
 
 
 @pytest.mark.parametrize("grain", SPECKLED)
-def test_few_grains_of_speckle_stay_as_spots_and_none_grows_by_more_than_a_decibel(grain):
+def test_few_grains_of_speckle_stay_as_spots_and_none_grows(grain):
     count, growth = spots(grain)
-    assert count < 0.3 and growth < 0.017
+    assert count < 0.3 and growth <= 0
 
 
 def layer(height, width):
