@@ -16,16 +16,17 @@ import torch.nn.functional as F
 
 from . import checkpoint
 from .config import Cancelled, InputError, ModelConfig
-from .devices import choose_device, choose_precision
+from .devices import Replayed, choose_device, choose_precision
 from .files import release
 from .frames import BRIGHTEST, fill_outside, grey_mapping, luminance
 from .layout import Layout, measure_grain
 from .library import models
 from .region import detect, grey
 
-BLOCK_PIXELS = 2**20  # pixels through the network at once: bounds the memory, whatever the cine's length
+BLOCK_PIXELS = 2**22  # pixels through the network at once: bounds the memory, whatever the cine's length
 BLOCK_PIXELS_CPU = 2**18  # no slower there, and a cancel is heard four times sooner
 AT_ONCE_PIXELS = 2**22  # pixels of all blocks that are worked on at a time
+REPLAYED = 2**20  # pixels on a GPU; with more, a network's operations take longer than starting them
 EDGE = 4  # pixels around a frame, which keep the network's zero padding away from it
 TILE = 1152  # pixels; larger images go through a network without normalisation layers in tiles
 SMALLEST = 8  # pixels, of either side of a frame
@@ -126,7 +127,7 @@ def despeckle(
         before = _greys(part, place)
         finite = before.isfinite().cpu().numpy() if part.dtype.kind == "f" else np.True_
         greys = None if each else (low, high)
-        after, change = _despeckled(before, finite, region, engine, place, greys, gamma, strength)
+        after, change = _despeckled(before, finite, region, engine, greys, bounds, gamma, strength)
         if cut.ndim == 4:
             change = change & grey(part)
         _write(result[whole], part, before, after, change, bounds)
@@ -247,22 +248,24 @@ def _nearest(inside: bytes, shape: tuple[int, int], place: torch.device) -> tupl
 
 
 @torch.inference_mode()
-def _despeckled(before, finite, region, engine, place, mapping, gamma, strength):
+def _despeckled(before, finite, region, engine, mapping, bounds, gamma, strength):
     """A block's grey values (N, H, W) float32 after despeckling, on the device, and where they hold, bool (N or none,
-    H, W).
+    H, W). With a mapping, and finite values, nothing here waits for the device.
 
-    mapping: the grey values that become 0 and 1; None: each frame's own smallest and largest.
+    mapping: the grey values that become 0 and 1; None: each frame's own smallest and largest. bounds: the smallest and
+    largest value of the recording.
     """
-    seen = _without_gaps(before, region, finite)
+    seen, change, excess = _without_gaps(before, region, finite), region & finite, None
     if mapping is None:
         lows = seen.amin((1, 2), keepdim=True)
         spans = seen.amax((1, 2), keepdim=True) - lows
+        change = change & (spans > 0).cpu().numpy()
+        after = (seen - lows).div_(torch.where(spans > 0, spans, 1))
     else:
-        lows, spans = (
-            torch.tensor(v, dtype=torch.float32, device=place) for v in (mapping[0], mapping[1] - mapping[0])
-        )
-    after = (seen - lows).div_(torch.where(spans > 0, spans, 1))
-    excess = (after - engine.brightest).clamp_(min=0) if float(after.max()) > engine.brightest else None
+        lows, spans = mapping[0], mapping[1] - mapping[0]
+        after = (seen - lows).div_(spans)
+        if (bounds[1] - lows) / spans > engine.brightest:
+            excess = (after - engine.brightest).clamp_(min=0)
     after = engine(after.clamp_(0, engine.brightest)).clamp_(min=0)
     if excess is not None:
         after.add_(excess)
@@ -273,7 +276,7 @@ def _despeckled(before, finite, region, engine, place, mapping, gamma, strength)
     after.mul_(spans).add_(lows)
     if strength < 1:
         after.lerp_(seen, 1 - strength)
-    return after, region & finite & (spans > 0).cpu().numpy()
+    return after, change
 
 
 @torch.inference_mode()
@@ -305,7 +308,10 @@ def precision_of(model: Model, device: torch.device) -> torch.dtype:
 @lru_cache(maxsize=4)
 def placed(model: Model, device: torch.device, precision: torch.dtype) -> torch.nn.Module:
     """A copy of the model's network for inference on a device, its weights in the precision."""
-    return copy.deepcopy(model.network).to(device).eval().to_precision(precision)
+    network = copy.deepcopy(model.network).to(device).eval().to_precision(precision)
+    if device.type == "cuda":
+        network.forward = Replayed(network.forward, REPLAYED)
+    return network
 
 
 class _FilterEngine:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 from .config import InputError
 
 TURNS = 12  # of the probe for the precision
+SHAPES = 4  # of inputs whose recorded operations are kept at a time
 
 
 def available_devices() -> list[str]:
@@ -39,7 +42,8 @@ def choose_precision(device: torch.device) -> torch.dtype:
     if device.type == "mps":
         return torch.float32
     # Not a layer of torch.nn, which would draw its weights, and so move what is drawn after it.
-    shapes = (2, 64, 48, 48), (64, 64, 3, 3)
+    side = 48 if device.type == "cpu" else 512  # below, starting it takes longer there than the work
+    shapes = (2, 64, side, side), (64, 64, 3, 3)
     x, weight = (torch.zeros(s, device=device).to(memory_format=torch.channels_last) for s in shapes)
     seconds = {torch.float32: [], torch.bfloat16: []}
     threads = torch.get_num_threads()
@@ -58,3 +62,46 @@ def choose_precision(device: torch.device) -> torch.dtype:
     finally:
         torch.set_num_threads(threads)
     return torch.bfloat16 if min(seconds[torch.bfloat16]) < 0.8 * min(seconds[torch.float32]) else torch.float32
+
+
+class Replayed:
+    """A function's operations on a CUDA device, recorded once for each shape of its inputs and started as one (a CUDA
+    graph): one by one, starting them takes several times as long as they do.
+
+    Args: function, from tensors to one tensor; most, numbers in the first input, of which no more are recorded but go
+    to the function directly; parameters, whose gradients the function computes.
+    """
+
+    def __init__(self, function: Callable, most: int | None = None, parameters=()):
+        self.function, self.most, self.parameters = function, most, list(parameters)
+        self.recorded, self.lock = {}, threading.Lock()
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        if self.most is not None and inputs[0].numel() > self.most:
+            return self.function(*inputs)
+        shapes = tuple(x.shape for x in inputs)
+        with self.lock:
+            graph, given, made, gradients = self.recorded.pop(shapes, None) or self._record(inputs)
+            self.recorded[shapes] = graph, given, made, gradients  # the latest is the last
+            if len(self.recorded) > SHAPES:
+                del self.recorded[next(iter(self.recorded))]
+            for to, x in zip(given, inputs, strict=True):
+                to.copy_(x)
+            graph.replay()
+            for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                parameter.grad = gradient
+            return made.clone()
+
+    def _record(self, inputs):
+        given, place = [x.clone() for x in inputs], inputs[0].device
+        stream, graph = torch.cuda.Stream(place), torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream(place))
+        with torch.cuda.stream(stream):  # libraries choose and set up what they need
+            for _ in range(3):
+                self.function(*given)
+        torch.cuda.current_stream(place).wait_stream(stream)
+        for parameter in self.parameters:
+            parameter.grad = None
+        with torch.cuda.device(place), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            made = self.function(*given)
+        return graph, given, made, [parameter.grad for parameter in self.parameters]

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from imageio.v3 import imread, imwrite
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 from .config import InputError
+from .frames import resample
 
 LAYOUTS = ("phantom", "vessel", "layers", "organ", "flat")
 GEOMETRIES = ("linear", "sector", "piece")
+DRAWN_AT = (0.7, 1.5)  # times a frame's size, before it is resampled
 PIECE_OF = (1.5, 1.75)  # so many times as large is what a piece of a fan is cut out of
 SIGMA_PER_GRAIN = 1 / np.sqrt(2 * np.log(2))  # a Gaussian pulse of this sigma has a grain of 1 pixel
 
@@ -362,6 +365,37 @@ def simulate(config: SimulationConfig, rng: np.random.Generator) -> Simulated:
         labels = (_scan_convert(labels[None], grid, "nearest")[0] * region).astype(np.uint8)
         truth = truth[0]
     return Simulated(frames, truth, labels, region, (float(grain[0]), float(grain[1])))
+
+
+def simulate_recorded(
+    size: tuple[int, int], grain: tuple[float, float], geometry: str, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """A frame as scanners process and recorders store it, and its truth, both (H, W) float32 in [0, 1].
+
+    Some are drawn at another size and resampled, some are the mean of two or three frames (persistence), of some the
+    edges are enhanced: all linear, so that the expected value goes through the same and stays what the mean of ever
+    more such frames tends to. Last, some are rounded to 8 bits, and some compressed (JPEG).
+
+    Args: size, (H, W); grain, pixels (axial, lateral) there; geometry, one of GEOMETRIES.
+    """
+    factors = np.exp(rng.uniform(*np.log(DRAWN_AT), 2)) if rng.random() < 0.5 else np.ones(2)
+    looks = int(rng.integers(2, 4)) if rng.random() < 0.3 else 1
+    drawn = tuple(max(32, round(n * factor)) for n, factor in zip(size, factors, strict=True))
+    scaled = tuple(float(g * factor) for g, factor in zip(grain, factors, strict=True))
+    made = simulate(SimulationConfig(drawn, looks, scaled, geometry=geometry), rng)
+    images = resample(torch.from_numpy(np.stack([made.frames.mean(0), made.truth]))[:, None], size)[:, 0].numpy()
+    if rng.random() < 0.3:
+        sigma, amount = rng.uniform(0.6, 2.5, 2) * grain, rng.uniform(0.2, 1.2)
+        images = np.stack([image + amount * (image - gaussian_filter(image, sigma)) for image in images])
+    frame, truth = np.clip(images, 0, 1).astype(np.float32)
+    stored = rng.random()
+    if stored < 0.55:
+        frame = np.round(frame * 255)
+        if stored < 0.15:
+            jpeg = imwrite("<bytes>", frame.astype(np.uint8), extension=".jpg", quality=int(rng.integers(60, 96)))
+            frame = imread(jpeg, extension=".jpg").astype(np.float32)
+        frame /= 255
+    return frame, truth
 
 
 def _scan_convert(images, grid, mode) -> np.ndarray:

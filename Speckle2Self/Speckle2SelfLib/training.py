@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import metrics
 from .config import InputError, ModelConfig, TrainingConfig, out_of_memory
-from .despeckling import through_network
-from .devices import choose_precision
+from .despeckling import each_in_order, through_network
+from .devices import SHAPES, Replayed, choose_precision
 from .frames import (
     BRIGHTEST,
     Augmentation,
@@ -29,13 +29,14 @@ from .layout import Layout, measure_grain
 from .loss import disjoint_loss, published_loss
 from .network import LatticePair, build
 from .perturbation import LatticeViews, evenly, lattice_views, min_max, published_views
-from .simulation import SimulationConfig, simulate
+from .simulation import simulate_recorded
 
 FAST_GRAIN = (0.65, 1.45)  # pixels, as `estimate_grain` measures it; other recordings are resampled to it
 SIMULATED_GRAIN = (0.85, 2.6)  # pixels, as the simulator counts it: 0.8 to 2 as measured
 COUNTED = (0.85, 1.2, 1.7, 2.2, 2.6, 3.2)  # pixels, grains of the simulator
 MEASURED = (0.80, 1.15, 1.5, 1.8, 1.97, 2.75)  # what `estimate_grain` finds in their frames
 PIECES = 0.3  # of the simulated frames that span all grains: pieces of fans, where the grain is turned
+SIDE_BY_SIDE = 4  # anatomies that are made at a time; Python itself serves one thread alone
 HELD_OUT_ANATOMIES = (16, 64)  # at least and at most, a hundredth of those trained on in between
 NONE = Augmentation(None)
 
@@ -103,27 +104,36 @@ def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConf
 
 
 def simulate_cines(count: int, crop: int, rng: np.random.Generator, grains=()) -> Cine:
-    """`count` anatomies of crop x crop pixels with their truth, half of them in 8 bits, mapped as recordings are.
+    """`count` anatomies of crop x crop pixels with their truth, as recorders store them, mapped as recordings are.
 
     grains: those of recordings, as measured; each anatomy has one of them, give or take 15 %. Without, they span all.
+    Each anatomy has a seed of its own, so that they can be made side by side.
     """
     frames, truths = np.empty((2, count, 1, crop, crop), np.float32)
-    for i in range(count):
-        if grains:
-            measured = grains[int(rng.integers(len(grains)))]
-            grain = tuple(np.interp(measured, MEASURED, COUNTED) * np.exp(rng.uniform(-0.15, 0.15, 2)))
-        else:
-            grain = tuple(np.exp(rng.uniform(*np.log(SIMULATED_GRAIN), 2)))
-        geometry = "linear" if grains or rng.random() >= PIECES else "piece"
-        simulated = simulate(SimulationConfig((crop, crop), grain=grain, geometry=geometry), rng)
-        frame = simulated.frames[0]
-        if rng.random() < 0.5:
-            frame = np.round(frame * 255) / 255
-        low, high = grey_mapping(frame[None], None)
-        span = max(high - low, 1e-3)
-        frames[i, 0] = np.minimum((frame - low) / span, BRIGHTEST)
-        truths[i, 0] = (simulated.truth - low) / span
+    seeds = rng.integers(2**63, size=count)
+
+    def make(number: int) -> None:
+        frames[number, 0], truths[number, 0] = _anatomy(seeds[number], crop, grains)
+
+    with each_in_order(make, range(count), SIDE_BY_SIDE) as made:
+        for _ in made:
+            pass
     return Cine(torch.from_numpy(frames), truth=torch.from_numpy(truths))
+
+
+def _anatomy(seed: int, crop: int, grains) -> tuple[np.ndarray, np.ndarray]:
+    """One frame (crop, crop) and its truth; see `simulate_cines`."""
+    rng = np.random.default_rng(seed)
+    if grains:
+        measured = grains[int(rng.integers(len(grains)))]
+        grain = tuple(np.interp(measured, MEASURED, COUNTED) * np.exp(rng.uniform(-0.15, 0.15, 2)))
+    else:
+        grain = tuple(np.exp(rng.uniform(*np.log(SIMULATED_GRAIN), 2)))
+    geometry = "linear" if grains or rng.random() >= PIECES else "piece"
+    frame, truth = simulate_recorded((crop, crop), grain, geometry, rng)
+    low, high = grey_mapping(frame[None], None)
+    span = max(high - low, 1e-3)
+    return np.minimum((frame - low) / span, BRIGHTEST), (truth - low) / span
 
 
 class Training:
@@ -142,7 +152,7 @@ class Training:
         torch.manual_seed(config.seed)
         self.config, self.device = config, torch.device(device)
         self.rng = np.random.default_rng(config.seed)
-        self.recorded, self.held_out = cines, list(held_out)
+        self.held_out = list(held_out)
         self.simulated = None
         if config.simulated:
             count = min(config.simulated, config.steps * config.batch)
@@ -152,6 +162,9 @@ class Training:
             self.held_out.append(simulate_cines(held_out, config.crop, apart, grains))
         if not cines and not config.simulated:
             raise InputError("There is nothing to train on: give recordings, or simulate some.")
+        if self.simulated is not None:
+            self.simulated = _near(self.simulated, self.device)
+        self.recorded = [_near(cine, self.device) for cine in cines]
         self.step, self.batch, self.best = 0, config.batch, float("inf")
         self.precision = choose_precision(self.device)
         self.rank, self.processes = 0, 1
@@ -164,7 +177,8 @@ class Training:
             self.pair, self.views, self.loss = network, self._published_views, published_loss
         else:
             self.pair, self.views, self.loss = LatticePair(network).to(self.device), self._lattice_views, disjoint_loss
-        self.pair = self.pair.to(memory_format=torch.channels_last).train()
+        normalised = config.recipe == "published" and self.device.type == "cuda"  # whose normalisation turns them back
+        self.pair = self.pair.to(memory_format=torch.contiguous_format if normalised else torch.channels_last).train()
         self.model = self.pair
         if self.processes > 1:  # simulated frames leave the lattice's network out
             self.model = DistributedDataParallel(
@@ -176,7 +190,15 @@ class Training:
             self.network = AveragedModel(network, multi_avg_fn=averaging).module
             self._average = lambda: averaging(list(self.network.parameters()), list(network.parameters()), None)
         betas = (0.5, 0.999) if config.recipe == "published" else (0.9, 0.99)
-        self.optimiser = torch.optim.Adam(self.pair.parameters(), config.learning_rate, betas)
+        published, fused = config.recipe == "published", self.device.type == "cuda"
+        sizes = {tuple(min(config.crop, n) for n in cine.frames.shape[-2:]) for cine in cines} if published else ()
+        self._replays = fused and self.processes == 1 and len(sizes) <= SHAPES and not (published and config.lead)
+        self._names: dict[bool, tuple[str, ...]] = {}  # of the loss's terms: of recordings, of simulated frames
+        self._replayed = Replayed(
+            lambda *given: self._learn(given if published else LatticeViews(given[0], truth=given[1])),
+            parameters=self.pair.parameters(),
+        )
+        self.optimiser = torch.optim.Adam(self.pair.parameters(), config.learning_rate, betas, fused=fused)
 
     def run(self) -> Iterator[Report]:
         """Trains from the step that has been reached; yields a report after every step.
@@ -194,6 +216,7 @@ class Training:
                 if self.batch == 1:
                     raise InputError("Memory is too short for a batch of one frame: choose a smaller crop.") from error
                 self.batch //= 2
+                self._replayed.recorded.clear()
                 self.optimiser.zero_grad(set_to_none=True)
                 message = f"Memory is too short: the batch is now {self.batch}."
                 continue
@@ -210,24 +233,33 @@ class Training:
             warm = min(1, (self.step + 1) / 50)
             falling = 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * self.step / config.steps))
             self.optimiser.param_groups[0]["lr"] = config.learning_rate * warm * falling
-        batch = self._draw()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            views = self.views(batch, self.rng)
-            predictions = self.model(views)
-            terms = self.loss(predictions, views)
-        leads = self.step < config.lead * config.steps
-        total = sum(term for name, term in terms.items() if not (leads and name == "consistency"))
+        views = self.views(self._draw(), self.rng)
         self.optimiser.zero_grad(set_to_none=True)
-        total.backward()
-        values = torch.stack([term.detach().float() for term in terms.values()])
+        simulated = config.recipe != "published" and views.truth is not None
+        if simulated and self._replays:
+            values = self._replayed(views.frame, views.truth)
+        elif config.recipe == "published" and self._replays:
+            values = self._replayed(*views)
+        else:  # lattices have another shape each time
+            values = self._learn(views)
         if self.processes > 1:
             dist.all_reduce(values)
             values /= self.processes
-        if not torch.isfinite(values).all():
+        values = values.tolist()  # waits for a GPU, once in a step
+        if not np.isfinite(values).all():
             raise InputError(f"The loss is no longer a number at step {self.step + 1}: lower the learning rate.")
         self.optimiser.step()
         self._average()
-        return dict(zip(terms, values.tolist(), strict=True))
+        return dict(zip(self._names[simulated], values, strict=True))
+
+    def _learn(self, views) -> torch.Tensor:
+        """The terms of the loss; their names are in `_names` then, the gradients of their sum in the parameters."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            terms = self.loss(self.model(views), views)
+        leads = self.step < self.config.lead * self.config.steps
+        sum(term for name, term in terms.items() if not (leads and name == "consistency")).backward()
+        self._names["truth" in terms] = tuple(terms)
+        return torch.stack([term.detach().float() for term in terms.values()])
 
     @torch.no_grad()
     def validate(self) -> tuple[dict[str, float], np.ndarray | None]:
@@ -319,6 +351,14 @@ class Training:
         if batch.truth is not None:
             return LatticeViews(frames, truth=augment(batch.truth, batch.augmentation))
         return lattice_views(frames, rng, batch.grain)
+
+
+def _near(cine: Cine, device: torch.device) -> Cine:
+    """The cine with its frames on the device, unless they take more than a quarter of the memory that is free there."""
+    tensors = {name: getattr(cine, name) for name in ("frames", "truth") if getattr(cine, name) is not None}
+    if device.type != "cuda" or 4 * sum(x.nbytes for x in tensors.values()) > torch.cuda.mem_get_info(device)[0]:
+        return cine
+    return replace(cine, **{name: x.to(device) for name, x in tensors.items()})
 
 
 def _as_recorded(x: torch.Tensor, layout: Layout | None) -> torch.Tensor:
