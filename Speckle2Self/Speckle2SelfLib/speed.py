@@ -254,7 +254,7 @@ def network_alone(model: Model, device, precision) -> Callable:
     def run(frames):
         if id(frames) not in kept:
             kept[id(frames)] = (torch.from_numpy(frames)[:, None].float() / 255).to(device)
-        parts = kept[id(frames)].split(1 if device.type == "cpu" else 4)
+        parts = kept[id(frames)].split(1 if device.type == "cpu" else 16)
 
         @torch.inference_mode()
         def work(number):
