@@ -42,7 +42,7 @@ def choose_precision(device: torch.device) -> torch.dtype:
     if device.type == "mps":
         return torch.float32
     # Not a layer of torch.nn, which would draw its weights, and so move what is drawn after it.
-    side = 48 if device.type == "cpu" else 512  # below, starting it takes longer there than the work
+    side = 48 if device.type == "cpu" else 256  # below, starting it takes longer there than the work
     shapes = (2, 64, side, side), (64, 64, 3, 3)
     x, weight = (torch.zeros(s, device=device).to(memory_format=torch.channels_last) for s in shapes)
     seconds = {torch.float32: [], torch.bfloat16: []}

@@ -32,6 +32,8 @@ def find_fan(region: np.ndarray) -> Fan | None:
     Its sides are straight and part downwards at 12 to 75 degrees on either side, and its end is an arc about the point
     where they meet.
     """
+    if region.all():
+        return None
     return _find_fan(np.ascontiguousarray(region, bool).tobytes(), region.shape)
 
 

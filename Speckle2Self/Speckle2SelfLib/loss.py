@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 ABSOLUTE = 0.005  # grey values from 0 to 1; errors above it count by their size, those below by their square
-DETAIL = 3.0  # further weight of errors where the truth differs by 0.15 or more from its surroundings, none at 0.05
+DETAIL = 1.0  # further weight of errors where the truth differs by 0.15 or more from its surroundings, none at 0.05
 SLOPES = 14.0  # weight of errors in the differences of neighbouring pixels
 
 

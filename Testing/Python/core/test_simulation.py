@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from Speckle2SelfLib.config import InputError
-from Speckle2SelfLib.simulation import LAYOUTS, SimulationConfig, simulate
+from Speckle2SelfLib.simulation import LAYOUTS, SimulationConfig, simulate, simulate_recorded
 
 
 def run(seed=0, **options):
@@ -53,3 +54,30 @@ def test_phantoms_have_labelled_objects_and_everything_fits_the_unit_range():
 def test_impossible_settings_are_refused(options):
     with pytest.raises(InputError):
         SimulationConfig(**options)
+
+
+def recorded(seed):
+    return simulate_recorded((64, 64), (1.2, 2.0), "linear", np.random.default_rng(seed))
+
+
+def test_what_a_scanner_does_to_a_frame_it_does_to_the_truth():
+    """Else what is left of the truth would go along with its detail (edges enhanced) or its slopes (moved)."""
+    pairs = [recorded(seed) for seed in range(150)]
+    rest = np.array([frame - truth for frame, truth in pairs])
+    detail = np.array([truth - gaussian_filter(truth, 2) for _, truth in pairs])
+    assert abs(rest.mean()) < 0.01
+    assert abs((rest * detail).sum() / (detail**2).sum()) < 0.06
+    for axis in (1, 2):
+        slope = np.gradient(detail, axis=axis)
+        assert abs((rest * slope).sum() / (slope**2).sum()) < 0.06  # pixels
+
+
+def test_some_recorded_frames_are_in_8_bits_some_compressed_and_all_in_range():
+    whole = []
+    for seed in range(40):
+        frame, truth = recorded(seed)
+        assert frame.shape == truth.shape == (64, 64) and frame.dtype == truth.dtype == np.float32
+        assert min(frame.min(), truth.min()) >= 0 and max(frame.max(), truth.max()) <= 1
+        whole.append(np.allclose(frame * 255, np.round(frame * 255), atol=1e-3))
+    assert 0.3 < np.mean(whole) < 0.8
+    assert np.array_equal(recorded(3)[0], recorded(3)[0]) and not np.array_equal(recorded(3)[0], recorded(4)[0])

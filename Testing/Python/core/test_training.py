@@ -69,6 +69,19 @@ def test_simulated_frames_have_the_recordings_grain(grain):
     assert found == pytest.approx(grain, rel=0.25)
 
 
+def test_anatomies_are_the_same_however_many_threads_make_them():
+    threads, made = torch.get_num_threads(), []
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        try:
+            made.append(simulate_cines(6, 32, np.random.default_rng(4)))
+        finally:
+            torch.set_num_threads(threads)
+    for one, three in zip(made[0].frames, made[1].frames, strict=True):
+        assert torch.allclose(one, three, atol=0.006), "a grey level of 255, where rounding tips"
+    assert not torch.allclose(made[0].frames[0], made[0].frames[1], atol=0.1)
+
+
 def test_a_network_that_is_good_already_waits_for_that_of_the_lattice(cine):
     network = build(FAST)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
