@@ -26,7 +26,7 @@ from .region import detect, grey
 BLOCK_PIXELS = 2**22  # pixels through the network at once: bounds the memory, whatever the cine's length
 BLOCK_PIXELS_CPU = 2**18  # no slower there, and a cancel is heard four times sooner
 AT_ONCE_PIXELS = 2**22  # pixels of all blocks that are worked on at a time
-REPLAYED = 2**20  # pixels on a GPU; with more, a network's operations take longer than starting them
+REPLAYED = 2**19  # pixels on a GPU; with more, a network's operations take longer than starting them
 EDGE = 4  # pixels around a frame, which keep the network's zero padding away from it
 TILE = 1152  # pixels; larger images go through a network without normalisation layers in tiles
 SMALLEST = 8  # pixels, of either side of a frame

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 
-from .config import InputError
+from .config import InputError, out_of_memory
 
 TURNS = 12  # of the probe for the precision
 SHAPES = 4  # of inputs whose recorded operations are kept at a time
@@ -68,20 +69,29 @@ class Replayed:
     """A function's operations on a CUDA device, recorded once for each shape of its inputs and started as one (a CUDA
     graph): one by one, starting them takes several times as long as they do.
 
+    Where a device or a driver cannot, the function is called as it is. Threads take turns.
+
     Args: function, from tensors to one tensor; most, numbers in the first input, of which no more are recorded but go
     to the function directly; parameters, whose gradients the function computes.
     """
 
     def __init__(self, function: Callable, most: int | None = None, parameters=()):
         self.function, self.most, self.parameters = function, most, list(parameters)
-        self.recorded, self.lock = {}, threading.Lock()
+        self.recorded, self.lock, self.works = {}, threading.Lock(), True
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        if self.most is not None and inputs[0].numel() > self.most:
-            return self.function(*inputs)
         shapes = tuple(x.shape for x in inputs)
         with self.lock:
-            graph, given, made, gradients = self.recorded.pop(shapes, None) or self._record(inputs)
+            if not self.works or (self.most is not None and inputs[0].numel() > self.most):
+                return self.function(*inputs)
+            try:
+                graph, given, made, gradients = self.recorded.pop(shapes, None) or self._record(inputs)
+            except RuntimeError as error:
+                if out_of_memory(error):
+                    raise
+                warnings.warn(f"Nothing is recorded on this device: {error}", stacklevel=2)
+                self.works = False
+                return self.function(*inputs)
             self.recorded[shapes] = graph, given, made, gradients  # the latest is the last
             if len(self.recorded) > SHAPES:
                 del self.recorded[next(iter(self.recorded))]

@@ -173,13 +173,14 @@ class Training:
             if config.batch % self.processes:
                 raise InputError(f"A batch of {config.batch} cannot be shared by {self.processes} processes evenly.")
         network = (network or build(model)).to(self.device)
-        if config.recipe == "published":
+        published, cuda = config.recipe == "published", self.device.type == "cuda"
+        if published:
             self.pair, self.views, self.loss = network, self._published_views, published_loss
         else:
             self.pair, self.views, self.loss = LatticePair(network).to(self.device), self._lattice_views, disjoint_loss
-        normalised = config.recipe == "published" and self.device.type == "cuda"  # whose normalisation turns them back
-        self.pair = self.pair.to(memory_format=torch.contiguous_format if normalised else torch.channels_last).train()
-        self.model = self.pair
+        # CUDA's normalisation would turn interleaved channels back.
+        layout = torch.contiguous_format if published and cuda else torch.channels_last
+        self.pair = self.model = self.pair.to(memory_format=layout).train()
         if self.processes > 1:  # simulated frames leave the lattice's network out
             self.model = DistributedDataParallel(
                 self.pair, find_unused_parameters=bool(config.simulated or config.lead)
@@ -189,16 +190,15 @@ class Training:
             averaging = get_ema_multi_avg_fn(config.averaging)
             self.network = AveragedModel(network, multi_avg_fn=averaging).module
             self._average = lambda: averaging(list(self.network.parameters()), list(network.parameters()), None)
-        betas = (0.5, 0.999) if config.recipe == "published" else (0.9, 0.99)
-        published, fused = config.recipe == "published", self.device.type == "cuda"
-        sizes = {tuple(min(config.crop, n) for n in cine.frames.shape[-2:]) for cine in cines} if published else ()
-        self._replays = fused and self.processes == 1 and len(sizes) <= SHAPES and not (published and config.lead)
+        betas = (0.5, 0.999) if published else (0.9, 0.99)
+        self.optimiser = torch.optim.Adam(self.pair.parameters(), config.learning_rate, betas, fused=cuda)
         self._names: dict[bool, tuple[str, ...]] = {}  # of the loss's terms: of recordings, of simulated frames
+        sizes = {tuple(min(config.crop, n) for n in cine.frames.shape[-2:]) for cine in cines} if published else ()
+        self._replays = cuda and self.processes == 1 and len(sizes) <= SHAPES and not (published and config.lead)
         self._replayed = Replayed(
             lambda *given: self._learn(given if published else LatticeViews(given[0], truth=given[1])),
             parameters=self.pair.parameters(),
         )
-        self.optimiser = torch.optim.Adam(self.pair.parameters(), config.learning_rate, betas, fused=fused)
 
     def run(self) -> Iterator[Report]:
         """Trains from the step that has been reached; yields a report after every step.

@@ -1,5 +1,7 @@
 """Training: it learns, it repeats itself exactly, and both recipes go through one loop."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -142,3 +144,15 @@ def test_a_sector_is_learnt_along_its_beams_and_shown_as_recorded():
     inside = made.region[np.ix_(rows, columns)]
     assert picture.shape == (rows.sum(), 2 * columns.sum())
     assert not picture[:, : columns.sum()][~inside].any() and picture[:, : columns.sum()][inside].mean() > 20
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="test_cuda.py has the other case")
+def test_where_operations_cannot_be_recorded_they_run_one_by_one(cine):
+    config = TrainingConfig(steps=3, batch=2, crop=32, simulated=3, share=1.0)
+    losses = []
+    for replays in (True, False):
+        training = Training([], config, FAST)
+        training._replays = replays
+        with pytest.warns(UserWarning, match="Nothing is recorded") if replays else nullcontext():
+            losses.append([report.terms for report in training.run()])
+    assert losses[0] == losses[1]
