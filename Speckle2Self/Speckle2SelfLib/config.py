@@ -66,6 +66,7 @@ class TrainingConfig:
     learning_rate: float = 1e-3  # of Adam; falls to 1 % along a cosine, except in the published recipe
     simulated: int = 0  # anatomies simulated with known truth, of the recordings' grain, and mixed in
     share: float = 0.5  # of the steps that take simulated frames, when there are recorded ones too
+    detail: float = 3.0  # further weight of errors in what is small; keeps more points and layers, makes up more, too
     lead: float = 0.0  # of the steps, in which the lattice's network learns alone, for one that is good already
     averaging: float = 0.995  # of the weights over the steps (exponential); 0: the last weights are kept
     seed: int = 0
@@ -87,10 +88,14 @@ class TrainingConfig:
         shares = (self.share, self.lead, self.learning_rate)
         if not all(0 <= share <= 1 for share in shares) or not 0 <= self.averaging < 1 or not self.learning_rate:
             raise InputError("learning_rate, averaging, share and lead lie between 0 and 1.")
+        if not 0 <= self.detail <= 100:
+            raise InputError(f"detail = {self.detail} is outside 0 to 100.")
 
 
 PRESETS = {
-    "adapt": TrainingConfig(steps=600, learning_rate=3e-4, averaging=0.98, interval=50, simulated=400, lead=0.3),
+    "adapt": TrainingConfig(
+        steps=600, learning_rate=3e-4, averaging=0.98, interval=50, simulated=400, lead=0.3, detail=0.3
+    ),
     "standard": TrainingConfig(steps=3000, simulated=1500, share=0.75),
     "default": TrainingConfig(steps=52_000, batch=32, learning_rate=3e-3, simulated=29_500, interval=2000),
     "paper": TrainingConfig(recipe="published", steps=100_000, batch=16, crop=512, averaging=0.0),

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 ABSOLUTE = 0.005  # grey values from 0 to 1; errors above it count by their size, those below by their square
-DETAIL = 1.0  # further weight of errors where the truth differs by 0.15 or more from its surroundings, none at 0.05
 SLOPES = 14.0  # weight of errors in the differences of neighbouring pixels
 
 
@@ -23,20 +22,21 @@ def published_loss(predictions, views) -> dict[str, torch.Tensor]:
     }
 
 
-def disjoint_loss(predictions, views) -> dict[str, torch.Tensor]:
+def disjoint_loss(predictions, views, detail: float = 3.0) -> dict[str, torch.Tensor]:
     """The terms of METHOD.md section 3, by name.
 
     lattice: the lattice's prediction against the sites, whose speckle is independent of it (Noise2Noise in one frame).
     consistency: the full-resolution network against that prediction, whose gradient is stopped. Where a simulated
     frame brings its known truth, the network is held to it instead (`truth`), by absolute errors: what is doubtful is
-    then left out rather than painted faintly. Points, thin layers and edges, which fill few pixels, count more.
+    then left out rather than painted faintly. Points, thin layers and edges, which fill few pixels, count more: where
+    the truth differs from its surroundings by 0.15 or more, 1 + `detail` times as much, by 0.05 or less, no more.
     slopes: the same of the differences of neighbouring pixels: what remains of speckle's ripple, and strokes along
     rows of bright grains, have small errors but steep sides.
     """
     high = predictions.frame.float()
     if views.truth is not None:
         around = F.avg_pool2d(F.pad(views.truth, (4, 4, 4, 4), mode="replicate"), 9, 1)
-        weight = 1 + DETAIL * (((views.truth - around).abs() - 0.05) / 0.1).clamp(0, 1)
+        weight = 1 + detail * (((views.truth - around).abs() - 0.05) / 0.1).clamp(0, 1)
         errors, slopes = high - views.truth, 0
         for axis in (-1, -2):
             steep = _absolute(errors.diff(dim=axis), ABSOLUTE / 2.5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -177,7 +178,8 @@ class Training:
         if published:
             self.pair, self.views, self.loss = network, self._published_views, published_loss
         else:
-            self.pair, self.views, self.loss = LatticePair(network).to(self.device), self._lattice_views, disjoint_loss
+            self.pair, self.views = LatticePair(network).to(self.device), self._lattice_views
+            self.loss = partial(disjoint_loss, detail=config.detail)
         # CUDA's normalisation would turn interleaved channels back.
         layout = torch.contiguous_format if published and cuda else torch.channels_last
         self.pair = self.model = self.pair.to(memory_format=layout).train()
