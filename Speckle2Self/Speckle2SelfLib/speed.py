@@ -392,8 +392,9 @@ def kind(device: torch.device, threads: int) -> str:
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
         return "mps"
-    precision = str(choose_precision(device)).removeprefix("torch.")  # AMX makes it four times as fast, and has no name
-    return f"{torch.backends.cpu.get_cpu_capability()}, {threads} threads, {precision}"
+    precision = str(choose_precision(device)).removeprefix("torch.")
+    tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()  # five times as fast as the same without
+    return f"{'AMX' if tiles else torch.backends.cpu.get_cpu_capability()}, {threads} threads, {precision}"
 
 
 def compare(path, rows: list[dict], name: str) -> list[str]:
