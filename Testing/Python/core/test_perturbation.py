@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from Speckle2SelfLib.loss import DETAIL, disjoint_loss
+from Speckle2SelfLib.loss import disjoint_loss
 from Speckle2SelfLib.network import FastNetwork, LatticePair, LatticePredictions
 from Speckle2SelfLib.perturbation import LatticeViews, estimate_grain, lattice_views
 from Speckle2SelfLib.simulation import LAYOUTS, SimulationConfig, simulate
@@ -59,9 +59,10 @@ def test_a_ripple_costs_more_than_a_wrong_level_of_its_size():
 def test_a_point_that_is_lost_costs_more_than_one_that_is_left_over():
     nothing, point = torch.zeros(2, 1, 1, 32, 32)
     point[..., 16, 16] = 1
-    lost = disjoint_loss(LatticePredictions(None, nothing), LatticeViews(point, truth=point))["truth"]
-    left = disjoint_loss(LatticePredictions(None, point), LatticeViews(point, truth=nothing))["truth"]
-    assert lost == pytest.approx((1 + DETAIL) * left)
+    for detail in (0.0, 0.3, 5.0):
+        lost = disjoint_loss(LatticePredictions(None, nothing), LatticeViews(point, truth=point), detail)["truth"]
+        left = disjoint_loss(LatticePredictions(None, point), LatticeViews(point, truth=nothing), detail)["truth"]
+        assert lost == pytest.approx((1 + detail) * left)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -64,6 +64,16 @@ def test_simulated_frames_bring_their_truth(cine):
     assert reports[-1].step == reports[-1].steps == 2
 
 
+def test_the_weight_of_detail_is_the_configs():
+    first = []
+    for detail in (0.0, 3.0):
+        config = TrainingConfig(steps=1, batch=2, crop=32, simulated=3, detail=detail)
+        first.append(next(Training([], config, FAST).run()).terms["truth"])
+    assert first[0] < 0.99 * first[1]
+    with pytest.raises(InputError, match="detail"):
+        TrainingConfig(detail=-1)
+
+
 @pytest.mark.parametrize("grain", [(0.9, 1.6), (1.5, 1.1)])
 def test_simulated_frames_have_the_recordings_grain(grain):
     cine = simulate_cines(8, 96, np.random.default_rng(0), [grain])
