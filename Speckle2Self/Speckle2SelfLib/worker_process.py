@@ -157,7 +157,8 @@ class Stream:
             region = self.region.copy()
         else:
             region = np.ones(frames.shape[1:3], bool) if region is None else detect(frames)
-        self.region[...] = region
+        if region.any() or self.fixed is None:  # else what was found before serves the frames that follow
+            self.region[...] = region
         if not region.any():
             return region, {}
         options = {"mapping": grey_mapping(frames, region)}

@@ -365,6 +365,22 @@ def test_a_stream_that_begins_before_the_probe_touches_looks_again(shared, first
     stream.stop()
 
 
+def test_a_menu_across_a_stream_stays_as_it_is_and_the_region_is_kept(shared):
+    wide = FRAMES[0].repeat(2, 0).repeat(2, 1)
+    menu = np.full_like(wide, 250)
+    menu[20:22, 10:-10] = menu[50:60, 30:34] = 0
+    stream, results, regions = shared.live(wide.shape, np.uint8), [], []
+    for frame in (wide, menu, wide):
+        stream.push(frame)
+        until(shared, lambda: results.append(stream.take()) or results[-1])
+        regions.append(stream.region.copy())
+    first, shown, last = (result.image for result in results if result)
+    assert np.array_equal(shown, menu)
+    assert np.array_equal(first, last) and not np.array_equal(first, wide)
+    assert regions[0].any() and all(np.array_equal(region, regions[0]) for region in regions)
+    stream.stop()
+
+
 def test_a_stream_goes_on_beside_a_job_and_after_its_process_was_ended(worker):
     stream = worker.live((48, 64), np.uint8, {"model": "median"})
     stream.push(FRAMES[0])
