@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -122,7 +123,7 @@ class SpeckleReductionNetwork(nn.Module):
         if isinstance(views, torch.Tensor):
             precision = self.encoder_highRes.conv_block_1.conv.weight.dtype
             # CUDA's convolutions would round 32 bits to 19 (TF32), which the normalisation carries on to 0.03 of 1.
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if views.is_cuda else nullcontext():
                 return self.decoder(self.encoder_highRes(views.to(precision))).float()
         return tuple(self.decoder(encoder(view)) for encoder, view in zip(self.encoders, views, strict=True))
 

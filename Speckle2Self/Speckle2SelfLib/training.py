@@ -158,13 +158,11 @@ class Training:
         if config.simulated:
             count = min(config.simulated, config.steps * config.batch)
             grains, apart = [cine.grain for cine in cines], np.random.default_rng([config.seed])
-            self.simulated = simulate_cines(count, config.crop, self.rng, grains)
+            self.simulated = _near(simulate_cines(count, config.crop, self.rng, grains), self.device)
             held_out = int(np.clip(config.simulated // 100, *HELD_OUT_ANATOMIES))
             self.held_out.append(simulate_cines(held_out, config.crop, apart, grains))
         if not cines and not config.simulated:
             raise InputError("There is nothing to train on: give recordings, or simulate some.")
-        if self.simulated is not None:
-            self.simulated = _near(self.simulated, self.device)
         self.recorded = [_near(cine, self.device) for cine in cines]
         self.step, self.batch, self.best = 0, config.batch, float("inf")
         self.precision = choose_precision(self.device)

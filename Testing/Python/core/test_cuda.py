@@ -30,6 +30,15 @@ def both(frames, model="default", **options):
     return [despeckle(frames, model, device=device, **options).astype(float) for device in ("cpu", "cuda")]
 
 
+def begun(recipe, **settings):
+    """A training on the device, which has not taken a step yet."""
+    model, simulated = ModelConfig(grain=(0.65, 1.45)), 16
+    if recipe == "published":
+        model, simulated = ModelConfig("published", normalisation="frame"), 0
+    config = TrainingConfig(recipe, batch=4, crop=64, simulated=simulated, **settings)
+    return Training([prepare_cine(recording((96, 96), 8)[0], None, model)], config, model, device="cuda")
+
+
 @pytest.mark.parametrize("size", [(256, 256), (123, 201), (20, 300), (1300, 1250)])
 def test_frames_of_any_size_come_out_alike(size):
     cpu, cuda = both(recording(size)[0])
@@ -126,11 +135,7 @@ def test_a_cancel_is_heard_and_memory_does_not_grow():
 
 @pytest.mark.parametrize("recipe", ["disjoint", "published"])
 def test_training_learns_and_goes_on_from_its_state(recipe):
-    frames = recording((96, 96), 8)[0]
-    model = ModelConfig(grain=(0.65, 1.45)) if recipe == "disjoint" else ModelConfig("published", normalisation="frame")
-    simulated = 16 if recipe == "disjoint" else 0
-    settings = TrainingConfig(recipe, steps=60, batch=4, crop=64, simulated=simulated, share=1.0)
-    first, again = (Training([prepare_cine(frames, None, model)], settings, model, device="cuda") for _ in range(2))
+    first, again = (begun(recipe, steps=60, share=1.0) for _ in range(2))
     losses = []
     for report in first.run():
         losses.append(sum(report.terms.values()))
@@ -145,12 +150,9 @@ def test_training_learns_and_goes_on_from_its_state(recipe):
 
 @pytest.mark.parametrize("recipe", ["disjoint", "published"])
 def test_steps_that_are_replayed_are_those_that_are_not(recipe):
-    frames = recording((96, 96), 8)[0]
-    model = ModelConfig(grain=(0.65, 1.45)) if recipe == "disjoint" else ModelConfig("published", normalisation="frame")
-    settings = TrainingConfig(recipe, steps=12, batch=4, crop=64, simulated=16 if recipe == "disjoint" else 0)
     losses = []
     for replays in (True, False):
-        training = Training([prepare_cine(frames, None, model)], settings, model, device="cuda")
+        training = begun(recipe, steps=12)
         assert training._replays
         training._replays = replays
         losses.append([sum(report.terms.values()) for report in training.run()])

@@ -54,6 +54,13 @@ def test_a_filter_that_does_nothing_gives_the_input_back(cine):
     assert np.array_equal(despeckle(cine, nothing, region=None), cine)
 
 
+def test_the_published_network_on_the_processor_leaves_cudas_settings_alone(cine, monkeypatch):
+    """They belong to the process: frames side by side would put them back in the wrong order."""
+    monkeypatch.setattr(torch.backends.cudnn, "flags", None)
+    model = Model(ModelConfig("published", scales=1, normalisation="frame"), SpeckleReductionNetwork(scales=1).eval())
+    assert despeckle(cine, model, region=None, device="cpu").shape == cine.shape
+
+
 def test_the_input_is_not_changed(cine):
     before = cine.copy()
     despeckle(cine, blur, region=None)
