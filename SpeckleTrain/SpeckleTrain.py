@@ -445,9 +445,11 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         job = self.job
         state = job.state if job else ""
         last = job.reports[-1] if job and job.reports else {}
-        self.ui.progressBar.visible = bool(last)
-        self.ui.progressBar.maximum = last.get("steps", 100)
-        self.ui.progressBar.value = last.get("step", 0)
+        simulated = job.simulated if state == "running" else None
+        done, whole = simulated or (last.get("step", 0), last.get("steps", 100))
+        self.ui.progressBar.visible = bool(simulated or last)
+        self.ui.progressBar.maximum = whole
+        self.ui.progressBar.value = done
         self.ui.pauseButton.enabled = state in ("waiting", "running")
         self.ui.resumeButton.enabled = bool(job and job.resumable)
         self.ui.stopButton.enabled = bool(job and job.stoppable)
@@ -458,7 +460,11 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             "stopped": _("Paused."), "done": _("Done: the model '{model}' is at hand.").format(model=job and job.model),
             "failed": _("Failed."),
         }[state]  # fmt: skip
-        if state == "running" and "rate" in last:
+        if simulated:
+            words = _("Simulating {whole} anatomies of this speckle's grain to learn from as well: {done} made").format(
+                whole=whole, done=done
+            )
+        elif state == "running" and "rate" in last:
             words = _("Step {step} of {steps}, {rate:.1f} per second, {minutes:.1f} min left").format(
                 **last, minutes=last.get("seconds_left", 0) / 60
             )

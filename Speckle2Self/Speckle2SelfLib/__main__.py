@@ -146,9 +146,12 @@ class _Bar:
             self.bar = tqdm(total=total, desc=self.name, unit=self.unit)
         self.bar.update(done - self.bar.n)
 
-    def __exit__(self, *error):
+    def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+    def __exit__(self, *error):
+        self.close()
 
 
 def train(arguments) -> None:
@@ -166,11 +169,18 @@ def train(arguments) -> None:
     if "output" not in given:
         raise InputError("Name the model file to write: speckle2self train INPUT... --output MODEL.")
     job = from_dict(Job, given)
-    with _Bar("training", "step") as bar, _stop_request(arguments.listen) as stop:
+    with (
+        _Bar("simulating", "anatomy") as simulating,
+        _Bar("training", "step") as bar,
+        _stop_request(arguments.listen) as stop,
+    ):
 
         def report(line):
             print(json.dumps(line), flush=True)
+            if "anatomies" in line:
+                simulating.update(line["simulated"], line["anatomies"])
             if "step" in line:
+                simulating.close()
                 bar.update(line["step"], line["steps"])
 
         run(job, report, stop)

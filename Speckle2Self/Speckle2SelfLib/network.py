@@ -137,11 +137,15 @@ SHARE = 1 / 16  # of its output that a head gives, whose sixteenfold is what `_s
 # Convolutions of oneDNN that cut at zero, or add to a tensor, before they write: half the traffic to memory.
 _CONVOLVE = getattr(torch.ops.mkldnn, "_convolution_pointwise", None) if torch.backends.mkldnn.is_available() else None
 _CONVOLVE_ONTO = getattr(torch.ops.mkldnn, "_convolution_pointwise_", None) if _CONVOLVE else None
+# They refuse 16 bits on processors without instructions for them (AVX2), where torch has slow ones of its own.
+_IN_16_BITS = bool(_CONVOLVE) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _fused(x: torch.Tensor) -> bool:
     """Whether inference on this tensor can take the operations above."""
-    return _CONVOLVE_ONTO is not None and x.is_cpu and torch.is_inference_mode_enabled()
+    if _CONVOLVE_ONTO is None or not x.is_cpu or not torch.is_inference_mode_enabled():
+        return False
+    return _IN_16_BITS or x.dtype != torch.bfloat16
 
 
 def _convolve(layer: nn.Conv2d, x: torch.Tensor, relu: bool = False) -> torch.Tensor:
@@ -167,7 +171,7 @@ def _add_convolved(onto: torch.Tensor, layer: nn.Conv2d, x: torch.Tensor) -> tor
 def _pack(layer: nn.Conv2d) -> None:
     """Keeps the weights, on the processor, in the order that oneDNN puts them in, or it would in each call."""
     pack = getattr(torch.ops.mkldnn, "_reorder_convolution_weight", None) if _CONVOLVE_ONTO else None
-    if pack is not None and layer.weight.device.type == "cpu":
+    if pack is not None and layer.weight.is_cpu and (_IN_16_BITS or layer.weight.dtype != torch.bfloat16):
         size = [1, layer.in_channels, 128, 128]
         how = list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups, size
         layer.packed = pack(layer.weight.detach(), *how)

@@ -25,12 +25,14 @@ from imageio.v3 import imwrite
 from . import __version__, checkpoint, files, region
 from .config import Cancelled, InputError, Job, ModelConfig, TrainingConfig, from_dict, replace_file, to_dict
 from .despeckling import Model, load_model
-from .devices import choose_device
+from .devices import choose_device, choose_precision
 from .frames import fill_outside
 from .library import bundled_models, worse_than_start
 from .perturbation import speckle_correlation
 from .training import FAST_GRAIN, Cine, Training, prepare_cine
 
+NEEDED = {"config", "model", "shapes", "curve", "start", "started_from", "step", "precision"}  # of a run's state
+TOLD = 2.0  # seconds from one report on the simulation to the next
 WARM_UP = 12  # steps, to measure the rate
 CURVE = 200  # points of the loss that a model's card keeps at most
 
@@ -45,10 +47,11 @@ def run(
 ) -> Model:
     """Trains; returns the best model, which is then in the job's output file.
 
-    report: called with JSON types: first the settings and the data; then, every `job.report` steps, `step`, `steps`,
+    report: called with JSON types: first the settings and the data; while anatomies are simulated, every other second,
+    `simulated` and `anatomies`, how many are and will be; then, every `job.report` steps, `step`, `steps`,
     the loss terms, `rate` (steps/s) and `seconds_left`; with the validation figures and `preview` after every
     `interval` steps (and before the first: step 0); `message` where the user should know something; last `model`.
-    stop: asked after each step; True saves the run, to be resumed, and raises Cancelled.
+    stop: asked after each step, and each anatomy; True saves the run, to be resumed, and raises Cancelled.
 
     With `job.estimate` nothing is trained: one report, `estimate`, tells what it would take, and None is returned.
     Under torchrun all processes share each batch, and the first one reports and writes. Raises InputError.
@@ -67,7 +70,7 @@ def _run(job: Job, device, report, stop, first: bool) -> Model | None:
         raise InputError(f"{output} has an unfinished run: add --resume to go on with it, or remove {state}.")
     config, model, network, started_from = _start(job)
     if saved:
-        if missing := {"config", "model", "shapes", "curve", "start", "started_from"} - set(saved[1]):
+        if missing := NEEDED - set(saved[1]):
             raise InputError(f"{state} is damaged: it lacks {', '.join(sorted(missing))}.")
         config, model = from_dict(TrainingConfig, saved[1]["config"]), from_dict(ModelConfig, saved[1]["model"])
     cines, held_out, seen = _data(job, model, config)
@@ -75,24 +78,36 @@ def _run(job: Job, device, report, stop, first: bool) -> Model | None:
         report({"estimate": _estimate(job, cines, held_out, config, model, network, device)})
         return None
     if saved is None and job.minutes is not None:
-        rate = _measure_rate(cines, config, model, network, device)
+        rate, _ = _measured(cines, config, model, network, device)
         config = replace(config, steps=max(1, int(job.minutes * 60 * rate)))
-    training = Training(cines, config, model, network, device, held_out)
     shapes = [list(cine.frames.shape) for cine in cines]
+    if saved and saved[1]["shapes"] != shapes:
+        raise InputError("The recordings are not those that the unfinished run was started with.")
+    reached = saved[1] if saved else {"step": 0, "precision": str(choose_precision(device)).removeprefix("torch.")}
+    report({
+        "config": to_dict(config), "model": to_dict(model), "device": str(device), "precision": reached["precision"],
+        "processes": dist.get_world_size() if dist.is_initialized() else 1,
+        "recordings": [{"frames": len(cine.frames), "grain": [round(g, 2) for g in cine.grain]} for cine in cines],
+        "held_out": sum(len(cine.frames) for cine in held_out), "seen": seen, "from_step": reached["step"],
+    })  # fmt: skip
+    told = time.monotonic()
+
+    def made(done: int, count: int) -> None:
+        nonlocal told
+        if not dist.is_initialized() and stop():  # processes that have to agree do so from the first step on
+            report({"message": "Stopped while anatomies were simulated; they are anew when it goes on."})
+            raise Cancelled
+        if time.monotonic() > told + TOLD:
+            told = time.monotonic()
+            report({"simulated": done, "anatomies": count})
+
+    training = Training(cines, config, model, network, device, held_out, made)
     curve, start, best = [], {}, None
     if saved:
         tensors, values = saved
-        if values["shapes"] != shapes:
-            raise InputError("The recordings are not those that the unfinished run was started with.")
         training.restore(tensors, values)
         curve, start, started_from = values["curve"], values["start"], values["started_from"]
         best = checkpoint.load(output) if output.exists() else None
-    report({
-        "config": to_dict(config), "model": to_dict(model), "device": str(device), "processes": training.processes,
-        "precision": str(training.precision).removeprefix("torch."),
-        "recordings": [{"frames": len(cine.frames), "grain": [round(g, 2) for g in cine.grain]} for cine in cines],
-        "held_out": sum(len(cine.frames) for cine in held_out), "seen": seen, "from_step": training.step,
-    })  # fmt: skip
     if job.resume and not saved:
         report({"message": "There is no unfinished run to go on with; a new one starts."})
 
@@ -227,28 +242,32 @@ def _mask(given: str, path: Path, shape: tuple[int, int]) -> np.ndarray:
     return mask
 
 
-def _measure_rate(cines, config, model, network, device) -> float:
-    """Steps per second, by a short run of which nothing is kept."""
-    trial = replace(config, steps=WARM_UP, simulated=min(config.simulated, 8))
-    moments = [time.monotonic() for _ in Training(cines, trial, model, copy.deepcopy(network), device).run()]
+def _measured(cines, config, model, network, device) -> tuple[float, float]:
+    """Steps per second, and seconds that simulating takes before, by a short run of which nothing is kept."""
+    trial, made = replace(config, steps=WARM_UP, simulated=min(config.simulated, WARM_UP)), [time.monotonic()]
+    training = Training(
+        cines, trial, model, copy.deepcopy(network), device, made=lambda *_: made.append(time.monotonic())
+    )
+    simulating = (made[-1] - made[0]) / len(made) * min(config.simulated, config.steps * config.batch)
+    moments = [time.monotonic() for _ in training.run()]
     rate = torch.tensor((len(moments) // 2) / (moments[-1] - moments[len(moments) // 2 - 1]))
     if dist.is_initialized():
         rate = rate.to(device)
         dist.broadcast(rate, 0)
-    return rate.item()
+    return rate.item(), simulating
 
 
 def _estimate(job, cines, held_out, config, model, network, device) -> dict:
     """What a run would take, and the speckle's grain as it is seen in its recordings."""
-    rate = _measure_rate(cines, config, model, network, device)
+    rate, simulating = _measured(cines, config, model, network, device)
     steps = config.steps if job.minutes is None else max(1, int(job.minutes * 60 * rate))
     curves = [speckle_correlation(cine.frames[:: max(1, len(cine.frames) // 4), 0].numpy()) for cine in cines]
     curves = [[[round(float(v), 3) for v in axis] for axis in curve] for curve in curves if curve is not None]
     return {
         "frames": sum(len(cine.frames) for cine in cines), "held_out": sum(len(cine.frames) for cine in held_out),
         "grain": [[round(g, 2) for g in cine.grain] for cine in cines], "correlation": curves,
-        "steps": steps, "rate": round(rate, 3), "minutes": round(steps / rate / 60, 2), "memory": _memory(device),
-        "device": str(device),
+        "steps": steps, "rate": round(rate, 3), "minutes": round((simulating + steps / rate) / 60, 2),
+        "memory": _memory(device), "device": str(device),
     }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ LAYOUTS = ("phantom", "vessel", "layers", "organ", "flat")
 GEOMETRIES = ("linear", "sector", "piece")
 DRAWN_AT = (0.7, 1.5)  # times a frame's size, before it is resampled
 PIECE_OF = (1.5, 1.75)  # so many times as large is what a piece of a fan is cut out of
+LEVELS = 1024  # of the speckle's mean, at which the expected grey value is computed
 SIGMA_PER_GRAIN = 1 / np.sqrt(2 * np.log(2))  # a Gaussian pulse of this sigma has a grain of 1 pixel
 
 
@@ -241,10 +242,13 @@ def _draw_anatomy(layout: str, size: tuple[int, int], rng: np.random.Generator) 
     return anatomy
 
 
-def _blur(images: np.ndarray, sigma: tuple[float, float]) -> np.ndarray:
-    """(N, H, W) convolved with a Gaussian of unit sum and the given sigmas in pixels, ends reflected."""
+def _blur(images: np.ndarray, sigma: tuple[float | None, float | None]) -> np.ndarray:
+    """(N, H, W) convolved with a Gaussian of unit sum and the given sigmas in pixels (None: not along that axis), ends
+    reflected."""
     x = torch.from_numpy(images)[:, None]
     for axis, s in enumerate(sigma):
+        if s is None:
+            continue
         half = min(max(1, int(np.ceil(3.5 * s))), x.shape[2 + axis] - 1)
         taps = torch.exp(-(torch.arange(-half, half + 1, dtype=x.dtype) ** 2) / (2 * s**2))
         shape, pad = ((-1, 1), (0, 0, half, half)) if axis == 0 else ((1, -1), (half, half, 0, 0))
@@ -257,12 +261,16 @@ def _echo(fields: np.ndarray, sigma, spread: float, power: bool) -> np.ndarray:
 
     power: through its squared magnitude, which carries the expected intensity. Unit white input keeps unit power.
     """
-    share = np.linspace(0, 1, fields.shape[1], dtype=np.float32)[:, None]
-    near, far = (
-        _blur(fields, tuple(s / (np.sqrt(2) if power else 1) for s in (sigma[0], sigma[1] * wide)))
-        * (1 if power else 2 * np.sqrt(np.pi * sigma[0] * sigma[1] * wide))
-        for wide in (1 - spread / 2, 1 + spread / 2)
-    )
+    narrower, share = np.sqrt(2) if power else 1, np.linspace(0, 1, fields.shape[1], dtype=np.float32)[:, None]
+    along = _blur(fields, (sigma[0] / narrower, None))
+
+    def across(wide: float) -> np.ndarray:
+        gain = 1 if power else 2 * np.sqrt(np.pi * sigma[0] * sigma[1] * wide)
+        return _blur(along, (None, sigma[1] * wide / narrower)) * gain
+
+    if spread == 0:
+        return across(1)
+    near, far = across(1 - spread / 2), across(1 + spread / 2)
     if power:
         return near * (1 - share) + far * share
     overlap = np.sqrt((1 - spread**2 / 4) / (1 + spread**2 / 4))  # correlation of the two widths' echoes
@@ -295,7 +303,8 @@ def _magnitudes(roughness: float, sigma, rng: np.random.Generator, count: int = 
 def _expected_grey(power: np.ndarray, specular: np.ndarray, grey, magnitudes: np.ndarray) -> np.ndarray:
     """The mean of grey(envelope) over speckle of the given mean power beside a coherent amplitude, (H, W)."""
     amplitude = np.sqrt(power)
-    expected = np.mean([grey(amplitude * r) for r in magnitudes], axis=0)
+    levels = np.geomspace(amplitude.min(), amplitude.max() * 1.01, LEVELS)  # between which it is nearly straight
+    expected = np.interp(np.log(amplitude), np.log(levels), grey(levels[:, None] * magnitudes).mean(1))
     coherent = specular > 0.1 * amplitude
     if coherent.any():
         a, s = amplitude[coherent], specular[coherent]

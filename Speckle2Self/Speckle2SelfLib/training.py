@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -40,6 +40,7 @@ PIECES = 0.3  # of the simulated frames that span all grains: pieces of fans, wh
 SIDE_BY_SIDE = 4  # anatomies that are made at a time; Python itself serves one thread alone
 HELD_OUT_ANATOMIES = (16, 64)  # at least and at most, a hundredth of those trained on in between
 NONE = Augmentation(None)
+Made = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,11 @@ def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConf
     return Cine(torch.cat(prepared), layout.grain, layout=layout)
 
 
-def simulate_cines(count: int, crop: int, rng: np.random.Generator, grains=()) -> Cine:
+def simulate_cines(count: int, crop: int, rng: np.random.Generator, grains=(), made: Made = lambda *_: None) -> Cine:
     """`count` anatomies of crop x crop pixels with their truth, as recorders store them, mapped as recordings are.
 
     grains: those of recordings, as measured; each anatomy has one of them, give or take 15 %. Without, they span all.
+    made: called after each with (anatomies made, anatomies); what it raises ends the simulation.
     Each anatomy has a seed of its own, so that they can be made side by side.
     """
     frames, truths = np.empty((2, count, 1, crop, crop), np.float32)
@@ -116,9 +118,9 @@ def simulate_cines(count: int, crop: int, rng: np.random.Generator, grains=()) -
     def make(number: int) -> None:
         frames[number, 0], truths[number, 0] = _anatomy(seeds[number], crop, grains)
 
-    with each_in_order(make, range(count), SIDE_BY_SIDE) as made:
-        for _ in made:
-            pass
+    with each_in_order(make, range(count), SIDE_BY_SIDE) as anatomies:
+        for number, _ in enumerate(anatomies, 1):
+            made(number, count)
     return Cine(torch.from_numpy(frames), truth=torch.from_numpy(truths))
 
 
@@ -141,14 +143,22 @@ class Training:
     """A run over `cines`. Iterate over `run()`; `network` is then the trained one, averaged over the last steps.
 
     Args: cines, recorded ones (may be empty if the config simulates); held_out, cines for validation alone; network,
-    where to start from, else random; device. Deterministic on the CPU for a given config and precision.
+    where to start from, else random; device; made, see `simulate_cines`, of those to train on. Deterministic
+    on the CPU for a given config and precision.
 
     Under `torch.distributed` every process draws the same batch and takes its share of it, so that any number of
     processes gives the same losses. Raises InputError where there is nothing to train on.
     """
 
     def __init__(
-        self, cines: list[Cine], config: TrainingConfig, model: ModelConfig, network=None, device="cpu", held_out=()
+        self,
+        cines: list[Cine],
+        config: TrainingConfig,
+        model: ModelConfig,
+        network=None,
+        device="cpu",
+        held_out=(),
+        made: Made = lambda *_: None,
     ):
         torch.manual_seed(config.seed)
         self.config, self.device = config, torch.device(device)
@@ -158,7 +168,7 @@ class Training:
         if config.simulated:
             count = min(config.simulated, config.steps * config.batch)
             grains, apart = [cine.grain for cine in cines], np.random.default_rng([config.seed])
-            self.simulated = _near(simulate_cines(count, config.crop, self.rng, grains), self.device)
+            self.simulated = _near(simulate_cines(count, config.crop, self.rng, grains, made), self.device)
             held_out = int(np.clip(config.simulated // 100, *HELD_OUT_ANATOMIES))
             self.held_out.append(simulate_cines(held_out, config.crop, apart, grains))
         if not cines and not config.simulated:

@@ -68,14 +68,15 @@ class TrainingJob:
     """One run. `poll` it on the main thread, or `wait` for it.
 
     state: "waiting", "running", "stopped" (it can be resumed), "done", "failed" (message says why; it can be resumed,
-    too). settings: the run's first report. reports: those with a step. message: the last one
-    for the user. model: the name of the trained model among the user's models, once done. worse: in which figures the
-    result is worse than the model it started from.
+    too). simulated: before the first step, how many anatomies are simulated, and of how many. settings: what the run
+    trains, on what. reports: those with a step. message: the last one for the user. model: the name of the trained
+    model among the user's models, once done. worse: in which figures it is worse than what it started from.
     """
 
     def __init__(self, name: str, folder: Path, job: Job, python: str | None = None):
         self.name, self.folder, self.job = name, Path(folder), job
         self.state, self.message, self.model, self.worse = "waiting", "", None, ""
+        self.simulated: tuple[int, int] | None = None
         self.settings, self.reports, self._finishing = {}, [], False
         self._python, self._child = python, None
         self.trainer: Trainer | None = None
@@ -110,7 +111,7 @@ class TrainingJob:
         replace_file(self.folder / "job.json", json.dumps(asdict(job), indent=1).encode())
         arguments = ["-m", "Speckle2SelfLib", "train", "--job", "job.json", "--listen"]
         self._child = Child(arguments, python=self._python, folder=self.folder)
-        self.state, self.message = "running", ""
+        self.state, self.message, self.simulated = "running", "", None
 
     def poll(self) -> list[dict]:
         """What the process reported since the last call; returns at once."""
@@ -128,6 +129,7 @@ class TrainingJob:
     def _take(self, line: dict) -> None:
         with suppress(OSError), (self.folder / "log.jsonl").open("a") as log:  # the process tells of a full disk
             log.write(json.dumps(line) + "\n")
+        self.simulated = (line["simulated"], line["anatomies"]) if "anatomies" in line else None
         if "config" in line:
             self.settings = line
             self.reports = [report for report in self.reports if report["step"] <= line.get("from_step", 0)]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from Speckle2SelfLib import despeckling
+from Speckle2SelfLib import network as networks
 from Speckle2SelfLib.config import Cancelled, InputError, ModelConfig
 from Speckle2SelfLib.despeckling import Model, despeckle, through_network
 from Speckle2SelfLib.network import FastNetwork, SpeckleReductionNetwork
@@ -184,7 +185,25 @@ def test_any_size_goes_through(rng, network, shape, architecture):
     assert output.shape == frames.shape and np.isfinite(output).all()
 
 
-def test_bfloat16_and_float32_agree(rng, network):
+def _without_instructions_for_16_bits(monkeypatch):
+    convolve, pack = networks._CONVOLVE, torch.ops.mkldnn._reorder_convolution_weight
+
+    def refusing(operation):
+        def refuse(x, *rest):
+            assert x.dtype != torch.bfloat16, "oneDNN refuses this on such a processor"
+            return operation(x, *rest)
+
+        return refuse
+
+    monkeypatch.setattr(networks, "_IN_16_BITS", False)
+    monkeypatch.setattr(networks, "_CONVOLVE", refusing(convolve))
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_convolution_weight", refusing(pack))
+
+
+@pytest.mark.parametrize("instructions", ["this processor's", "none for 16 bits"])
+def test_bfloat16_and_float32_agree(rng, network, monkeypatch, instructions):
+    if instructions != "this processor's":
+        _without_instructions_for_16_bits(monkeypatch)
     frames = rng.uniform(0, 255, (1, 64, 64)).astype(np.float32)
     model = Model(ModelConfig(width=8), network)
     one, two = (despeckle(frames, model, region=None, precision=p) for p in (torch.float32, torch.bfloat16))

@@ -88,6 +88,21 @@ def test_a_stopped_run_goes_on_bit_for_bit(folder, short_interval):
         assert not runs.state_path("m.model").exists()
 
 
+def test_what_is_simulated_first_is_reported_and_can_be_stopped(folder, monkeypatch):
+    monkeypatch.setattr(runs, "TOLD", -1)
+    lines = []
+    runs.run(job(simulated=3, steps=3), lines.append)
+    assert "config" in lines[0]
+    assert lines[1:4] == [{"simulated": number, "anatomies": 3} for number in (1, 2, 3)]
+    asked, lines = iter([False, True]), []
+    with pytest.raises(Cancelled):
+        runs.run(job(output="other.model", simulated=3), lines.append, lambda: next(asked))
+    assert "Stopped" in lines[-1]["message"]
+    assert not Path("other.model").exists() and not runs.state_path("other.model").exists()
+    runs.run(job(output="other.model", simulated=3, steps=3, resume=True), lines.append)
+    assert same(weights("other.model"), weights("m.model"))
+
+
 def test_an_unfinished_run_is_not_overwritten_by_a_new_one(folder, short_interval):
     with pytest.raises(Cancelled):
         runs.run(job(), lambda line: None, lambda: True)
@@ -223,7 +238,7 @@ def test_a_job_file_and_the_command_line_say_the_same(folder, capsys):
 
 def test_ctrl_c_saves_and_leaves_cleanly(folder):
     command = [*TRAIN, "Doe^Jane.npy", "--output", "m.model", "--init", "start.model", "--batch", "2",
-               "--steps", "100000", "--region", "none"]  # fmt: skip
+               "--simulated", "0", "--steps", "100000", "--region", "none"]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while '"step": 10' not in process.stdout.readline():
         assert process.poll() is None

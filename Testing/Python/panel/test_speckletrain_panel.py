@@ -333,6 +333,21 @@ def test_curve_and_preview_fill_the_scene_and_the_model_is_at_hand(desk, train):
     assert panel._parameterNode.outputNode.GetName() == "Cine despeckled"
 
 
+def test_what_is_simulated_before_the_first_step_is_told_and_can_be_paused(desk, train, monkeypatch):
+    import SpeckleTrain
+
+    monkeypatch.setattr(SpeckleTrain, "Job", lambda *given, **options: Job(*given, **options, simulated=4000))
+    choose(train)
+    train.ui.trainButton.click()
+    desk.wait(lambda: train.ui.progressBar.visible)
+    assert "Simulating 4000 anatomies" in train.ui.runLabel.text
+    assert train.ui.progressBar.maximum == 4000 and 0 < train.ui.progressBar.value < 4000
+    train.ui.pauseButton.click()
+    desk.wait(lambda: train.job.ended)
+    assert train.ui.runLabel.text.startswith("Paused. Stopped while anatomies were simulated")
+    assert train.ui.resumeButton.enabled and not train.ui.progressBar.visible
+
+
 def test_a_colour_cine_of_dicom_is_trained_on_paused_resumed_and_despeckled(desk, train):
     """Six seconds of training on the cine that comes with pydicom."""
     from pydicom.data import get_testdata_file

@@ -33,7 +33,9 @@ def job(tmp_path):
     model = ModelConfig(width=4, grain=(0.75, 1.7))
     torch.manual_seed(0)
     checkpoint.save(tmp_path / "start.model", model, build(model), {})
-    return Job("", preset="adapt", init=str(tmp_path / "start.model"), steps=3, batch=2, device="cpu", report=1)
+    return Job(
+        "", preset="adapt", init=str(tmp_path / "start.model"), steps=3, batch=2, simulated=0, device="cpu", report=1
+    )
 
 
 FRAMES = np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)
@@ -90,7 +92,7 @@ def test_a_stopped_run_is_resumed_also_by_another_application(trainer, job):
 
 
 def test_a_stopped_run_whose_model_is_worse_than_its_start_says_so(trainer, job):
-    run = trainer.add("worse", [FRAMES], replace(job, steps=100_000, simulated=0))
+    run = trainer.add("worse", [FRAMES], replace(job, steps=100_000))
     until(trainer, lambda: len(run.reports) > 2)
     run.stop()
     assert trainer.wait(run, 30) and run.state == "stopped" and run.stoppable
@@ -287,7 +289,7 @@ def test_sigterm_saves_and_leaves_cleanly(tmp_path, job):
 def test_sigterm_under_torchrun_loses_no_step(tmp_path, job, whom):
     """To one of two processes, not the one that writes: both save and are started again from there. To what started
     them, as a cluster does at the end of its time: both save and end."""
-    folder = export(tmp_path / "job", [FRAMES], replace(job, steps=10**6, interval=10**6, simulated=0))
+    folder = export(tmp_path / "job", [FRAMES], replace(job, steps=10**6, interval=10**6))
     environment = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "DEVICES": "2", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([folder / "run.sh"], env=environment, stdout=subprocess.PIPE,
                           stderr=subprocess.DEVNULL, text=True) as run:  # fmt: skip
@@ -311,7 +313,7 @@ def test_sigterm_under_torchrun_loses_no_step(tmp_path, job, whom):
 def write_folder(tmp_path, job):
     """A folder with the frames and the job file of a long run."""
     folder = made(tmp_path / "run")
-    write_job(folder, [FRAMES], replace(job, steps=10**6, interval=10**6, simulated=0))
+    write_job(folder, [FRAMES], replace(job, steps=10**6, interval=10**6))
     return folder
 
 
@@ -323,7 +325,7 @@ def reached(process) -> int:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes as Linux lists them")
 def test_a_killed_rank_of_an_exported_run_restarts_it_from_its_last_checkpoint(tmp_path, job):
     """It is the one that writes. Ten steps lie between two checkpoints, and no more than these are lost."""
-    folder = export(tmp_path / "job", [FRAMES], replace(job, steps=120, interval=10, simulated=0))
+    folder = export(tmp_path / "job", [FRAMES], replace(job, steps=120, interval=10))
     environment = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "DEVICES": "2", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([folder / "run.sh"], env=environment, stdout=subprocess.PIPE, text=True) as run:
         lines, killed = [], None
