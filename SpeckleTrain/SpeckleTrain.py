@@ -34,6 +34,10 @@ ROLES = {  # role -> class and title
     "after": ("vtkMRMLScalarVolumeNode", "held-out frame despeckled"),
 }
 FIGURES = ["homogeneity", "structure", "holes", "rms"]
+HELD_OUT = "held-out "  # before the name of a term of the loss
+COLOURS = [  # of curves; Okabe and Ito's, which colour-blind people tell apart, without the yellow
+    (0.0, 0.45, 0.70), (0.84, 0.37, 0.0), (0.0, 0.62, 0.45), (0.8, 0.47, 0.65), (0.90, 0.60, 0.0), (0.34, 0.71, 0.91),
+]  # fmt: skip
 LISTED = 8  # recordings that the panel names; of more it gives the number
 DEFAULTS = {
     "name": None, "heldOut": (), "recipe": None, "init": None, "steps": None, "minutes": None, "region": "auto",
@@ -897,9 +901,10 @@ def _updateTable(node, reports: list[dict]) -> None:
 
 
 def _updateCharts(mrmlScene, run: str, nodes: dict, reports: list[dict]) -> None:
-    """Series of a chart of the losses and of one of the figures of merit; a new series where a term turns up."""
+    """Series of a chart of the losses and of one of the figures of merit; a new series where a term turns up. Held-out
+    values are circles, of their term's colour: VTK draws no line across the steps between them."""
     for role, names in (("loss", [n for n in _columns(reports)[1:] if n not in FIGURES]), ("figures", FIGURES)):
-        chart = nodes[role]
+        chart, terms = nodes[role], list(dict.fromkeys(name.removeprefix(HELD_OUT) for name in names))
         for name in names:
             if name not in _columns(reports):
                 continue
@@ -909,10 +914,10 @@ def _updateCharts(mrmlScene, run: str, nodes: dict, reports: list[dict]) -> None
                 series.SetXColumnName("step")
                 series.SetYColumnName(name)
                 series.SetPlotType(slicer.vtkMRMLPlotSeriesNode.PlotTypeScatter)
-                held = name.startswith("held-out") or role == "figures"
+                held = name.startswith(HELD_OUT) or role == "figures"
                 series.SetMarkerStyle(series.MarkerStyleCircle if held else series.MarkerStyleNone)
-                series.SetLineStyle(slicer.vtkMRMLPlotSeriesNode.LineStyleSolid)
-                series.SetUniqueColor()
+                series.SetLineStyle(series.LineStyleNone if held else series.LineStyleSolid)
+                series.SetColor(*COLOURS[terms.index(name.removeprefix(HELD_OUT)) % len(COLOURS)])
             if not chart.HasPlotSeriesNodeID(series.GetID()):
                 chart.AddAndObservePlotSeriesNodeID(series.GetID())
         chart.SetTitle(f"{run}: {'loss' if role == 'loss' else 'held-out frames'}")

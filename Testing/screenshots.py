@@ -95,7 +95,7 @@ def training() -> None:
     train.ui.trainButton.click()
     wait(lambda: len(train.job.reports) > 3)
     train.ui.showButton.click()
-    wait(lambda: len(train.job.reports) > 12 or train.job.ended)
+    wait(lambda: train.job.reports[-1]["step"] >= 150 or train.job.ended)
     fit()
     save("training")
     train.job.cancel()

@@ -11,6 +11,7 @@ from .frames import luminance
 from .perturbation import evenly
 
 HUE_TOLERANCE = 0.12  # of the brightest channel, plus HUE_NOISE; JPEG leaves grey tissue a little coloured
+SMALLEST = 64  # pixels of a part of the region: the inside of a letter is none
 HUE_NOISE = 0.04  # of the type's range
 
 
@@ -77,11 +78,11 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     if region[box].mean() > 0.9:
         region[box] = True
     if moves:  # tissue can be still by chance; graphics are frozen, or stand out from a dark ground
-        graphics &= frozen | (level > 2 * ndimage.uniform_filter(level, 13))
+        graphics = _without_specks(graphics & (frozen | (level > 2 * ndimage.uniform_filter(level, 13))), 2)
     else:
         still = np.where(coloured, 0, steady - black)
         graphics |= _drawn(still, span) | _ruled(still, span)
-    region &= ~ndimage.binary_dilation(graphics, iterations=2)
+    region = _without_specks(region & ~ndimage.binary_dilation(graphics, iterations=2), SMALLEST)
     return region if within is None else region & within
 
 

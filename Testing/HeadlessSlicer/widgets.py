@@ -590,7 +590,7 @@ class qMRMLSliceWidget(QtWidgets.QWidget):
 
 
 class qMRMLPlotWidget(QtWidgets.QWidget):
-    """A plot view: the lines of the chart that is selected in the layout, drawn by ourselves."""
+    """A plot view: the lines and circles of the chart that is selected in the layout, drawn by ourselves."""
 
     def __init__(self, parent=None):
         super().__init__(parent)
@@ -600,7 +600,7 @@ class qMRMLPlotWidget(QtWidgets.QWidget):
         return slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLPlotViewNode")
 
     def _series(self) -> list:
-        """(name, colour, points (N, 2)) of each line."""
+        """(name, colour, whether in circles instead of a line, points (N, 2)) of each series."""
         view = self.mrmlPlotViewNode()
         chart = view.GetPlotChartNode() if view is not None else None
         found = []
@@ -611,8 +611,9 @@ class qMRMLPlotWidget(QtWidgets.QWidget):
             columns = [table and table.GetTable().GetColumnByName(name) for name in names]
             if all(columns):
                 points = np.stack([[c.GetTuple1(i) for i in range(c.GetNumberOfTuples())] for c in columns], 1)
-                found.append((series.GetName(), series.GetColor(), points[np.isfinite(points).all(1)]))
-        return [line for line in found if len(line[2])]
+                circles = series.GetLineStyle() == series.LineStyleNone
+                found.append((series.GetName(), series.GetColor(), circles, points[np.isfinite(points).all(1)]))
+        return [line for line in found if len(line[-1])]
 
     def paintEvent(self, event) -> None:
         pen = QtGui.QPainter(self)
@@ -621,7 +622,7 @@ class qMRMLPlotWidget(QtWidgets.QWidget):
         if not lines:
             pen.end()
             return
-        points = np.concatenate([line[2] for line in lines])
+        points = np.concatenate([line[-1] for line in lines])
         low, span = points.min(0), np.maximum(np.ptp(points, 0), 1e-9)
         left, top, wide, tall = 60, 26, self.width() - 220, self.height() - 60
         pen.drawRect(left, top, wide, tall)
@@ -630,11 +631,19 @@ class qMRMLPlotWidget(QtWidgets.QWidget):
             x, y = low + share * span
             pen.drawText(int(left + share * wide) - 12, top + tall + 16, f"{x:.3g}")
             pen.drawText(4, int(top + (1 - share) * tall) + 4, f"{y:.3g}")
-        for number, (name, colour, values) in enumerate(lines):
+        pen.setRenderHint(QtGui.QPainter.RenderHint.Antialiasing)
+        for number, (name, colour, circles, values) in enumerate(lines):
             pen.setPen(QtGui.QPen(QtGui.QColor.fromRgbF(*colour), 2))
             places = [left, top + tall] + (values - low) / span * [wide, -tall]
-            pen.drawPolyline(QtGui.QPolygonF([QtCore.QPointF(*place) for place in places]))
-            pen.drawText(left + wide + 10, top + 16 * (number + 1), name)
+            places = [QtCore.QPointF(*place) for place in places]
+            beside = left + wide + 10, top + 16 * (number + 1)
+            if circles:
+                for place in (*places, QtCore.QPointF(beside[0] + 8, beside[1] - 4)):
+                    pen.drawEllipse(place, 4, 4)
+            else:
+                pen.drawPolyline(QtGui.QPolygonF(places))
+                pen.drawLine(beside[0], beside[1] - 4, beside[0] + 16, beside[1] - 4)
+            pen.drawText(beside[0] + 22, beside[1], name)
 
 
 class qSlicerLayoutManager(QtCore.QObject):

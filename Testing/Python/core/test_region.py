@@ -7,6 +7,7 @@ import pydicom.examples
 import pytest
 import SimpleITK as sitk
 from PIL import Image
+from scipy import ndimage
 
 from Speckle2SelfLib import files
 from Speckle2SelfLib.region import _drawn, _ruled, detect, grey
@@ -97,6 +98,8 @@ def test_the_cardiac_cine_keeps_its_text_out_and_its_tissue_grey():
     for top, bottom, left, right in CINE_TEXT:
         assert not region[top:bottom, left:right].any()
     assert region[40:190, 130:200].mean() > 0.99
+    assert np.array_equal(region, ndimage.binary_fill_holes(region)), "the probe's face hardly moves"
+    assert ndimage.label(region)[1] == 1, "nothing of the ticks beside the sector"
     assert grey(frames)[:, 60:180, 120:210].mean() > 0.999
 
 
