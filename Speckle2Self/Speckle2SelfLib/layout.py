@@ -29,8 +29,8 @@ class Fan(NamedTuple):
 def find_fan(region: np.ndarray) -> Fan | None:
     """The fan that a region (H, W) bool has the shape of; None where it has another.
 
-    Its sides are straight and part downwards at 12 to 75 degrees on either side, and its end is an arc about the point
-    where they meet.
+    Its sides are straight and part downwards at 12 to 75 degrees on either side, up to where they may be cut off, and
+    its end is an arc about the point where they meet.
     """
     if region.all():
         return None
@@ -48,9 +48,14 @@ def _find_fan(region: bytes, shape: tuple[int, int]) -> Fan | None:
     width = right - left
     widest = int(np.argmax(width >= 0.99 * width.max()))
     straight = slice(int(0.2 * widest), int(0.95 * widest))
-    if widest < 0.25 * len(rows) or len(rows[straight]) < 16:
+    if widest < 0.25 * len(rows):
         return None
-    sides = [_line(rows[straight].astype(float), edge[straight]) for edge in (left, right)]
+    sides = []
+    for edge, end in ((left, left.min()), (right, right.max())):
+        free = edge[straight] != end  # where the image is cut off, its side is the beam's no more
+        if free.sum() < max(16, 0.3 * len(free)):
+            return None
+        sides.append(_line(rows[straight][free].astype(float), edge[straight][free]))
     turns = [np.arctan(sign * slope) for sign, (slope, _, _) in zip((-1, 1), sides, strict=True)]
     off = max(rest for _, _, rest in sides)
     if min(turns) < np.deg2rad(12) or max(turns) > np.deg2rad(75) or off > max(1.5, 0.01 * width.max()):

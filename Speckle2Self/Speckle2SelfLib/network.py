@@ -138,7 +138,7 @@ SHARE = 1 / 16  # of its output that a head gives, whose sixteenfold is what `_s
 _CONVOLVE = getattr(torch.ops.mkldnn, "_convolution_pointwise", None) if torch.backends.mkldnn.is_available() else None
 _CONVOLVE_ONTO = getattr(torch.ops.mkldnn, "_convolution_pointwise_", None) if _CONVOLVE else None
 # They refuse 16 bits on processors without instructions for them (AVX2), where torch has slow ones of its own.
-_IN_16_BITS = bool(_CONVOLVE) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+_IN_16_BITS = bool(_CONVOLVE) and getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)()
 
 
 def _fused(x: torch.Tensor) -> bool:

@@ -36,6 +36,12 @@ def test_graphics_and_a_ragged_edge_do_not_hide_a_fan():
     assert find_fan(region).apex == pytest.approx((-30, 160), abs=4)
 
 
+@pytest.mark.parametrize("left, right", [(60, 320), (0, 265), (60, 260)])
+def test_a_fan_whose_sides_are_cut_off_is_one(left, right):
+    region, _, _ = fan()
+    assert find_fan(region[:, left:right]).apex == pytest.approx((-30, 160 - left), abs=3)
+
+
 def ellipse():
     y, x = np.mgrid[:200, :200]
     return ((y - 100) / 90) ** 2 + ((x - 100) / 80) ** 2 < 1
