@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from imageio.v3 import imread, imwrite
-from scipy.ndimage import gaussian_filter, gaussian_filter1d
+from scipy.ndimage import fourier_gaussian, gaussian_filter, gaussian_filter1d
 
 from .config import InputError
 from .frames import resample
@@ -85,7 +85,8 @@ class _Anatomy:
     def background(self, level: float):
         """Tissue whose level drifts slowly, standard deviation `level` dB."""
         sigma = self.unit * self.rng.uniform(0.1, 0.3)
-        drift = gaussian_filter(self.rng.standard_normal(self.size), sigma, mode="wrap")
+        noise = np.fft.rfft2(self.rng.standard_normal(self.size))
+        drift = np.fft.irfft2(fourier_gaussian(noise, sigma, self.size[1]), s=self.size)
         self.decibels += level * drift / drift.std()
 
     def put(self, inside: np.ndarray, contrast: float):
