@@ -109,6 +109,7 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._parameterNodeGuiTag = None
         self.run = None  # processing.Run that goes on
         self.live = None  # processing.Live that goes on, or the preview that is shown
+        self._faded = False  # whether the views show its output
         self.result = None  # processing.Result of the output, for the look
         self._relook = None  # steps of bringing the output's look up to date
         self._outlined = self._rested = 0  # when what is outlined was changed, and at the look before
@@ -138,7 +139,8 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.liveLabel.visible = False
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
-        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartImportEvent, self.onSceneStartImport)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndImport)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeAboutToBeRemovedEvent, self.onNodeAboutToBeRemoved)
         for button, slot in (
             (self.ui.applyButton, self.onApply),
@@ -185,6 +187,17 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onSceneEndClose(self, caller, event) -> None:
         if self.parent.isEntered:
             self.enter()
+
+    def onSceneStartImport(self, caller, event) -> None:
+        """Lets go of the parameters: the node selectors empty themselves when an import ends."""
+        self.setParameterNode(None)
+
+    def onSceneEndImport(self, caller, event) -> None:
+        if self.parent.isEntered:
+            seen = self._seen
+            self.enter()
+            self._seen = seen
+            self.onParameters()  # the scene may have brought other ones
 
     def endAll(self) -> None:
         """Ends what goes on; the scene stays as it is."""
@@ -342,6 +355,9 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         with shownErrors(_("Despeckling failed.")):
             parameters = self._parameterNode
             self.endLive()
+            if dependencies.missing():
+                self.setStatus(_("Installing Python packages..."))
+                dependencies.ensure()
             self.setStatus(_("Reading..."))
             self.run = self.logic.start(
                 parameters.inputNode, parameters.outputNode, keepPartial=parameters.keepPartial, **self.request()
@@ -414,10 +430,13 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             )
             self.setStatus(f"{run.message} '{name}'" if run.message else f"'{name}': {seconds}.")
             parameters = self._parameterNode or self.logic.getParameterNode()  # another module may be open
-            parameters.outputNode = run.result.node
-            comparison.fade(parameters.inputNode, parameters.outputNode, 1.0)
+            comparison.fade(run.source.node, run.result.node, 1.0)
             self.ui.fadeSlider.value = 1.0
-            if self._parameterNode:
+            if parameters.inputNode is not run.source.node:  # another one was chosen meanwhile
+                self.forgetResult()
+            else:
+                parameters.outputNode = run.result.node
+            if self._parameterNode and self.result is not None:
                 self._seen = self.parameters()
                 if (run.look["strength"], run.look["gamma"]) != (self._seen["strength"], self._seen["gamma"]):
                     self.startRelook()
@@ -476,6 +495,7 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self.live is not None and self.live.once and self._parameterNode.region != "given":
             with shownErrors(_("The preview failed.")):  # region, grey values and grain are known already
                 self.live.refresh()
+                self._faded = False
                 self.timer.start()
         else:
             self.startLive(once=True)
@@ -501,17 +521,19 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if former is not None:
             former.stop()
         with shownErrors(_("Live despeckling failed.")):
-            request = self.request()
+            parameters, request = self._parameterNode, self.request()
             if request["region"] == "auto" and self.result is not None and self.result.region is not None:
                 request["region"] = self.result.region  # found in the whole recording, not in one frame
             output = former.output if former is not None else None
-            self.live = self.logic.live(self._parameterNode.inputNode, once=once, output=output, **request)
+            self.live, self._faded = self.logic.live(parameters.inputNode, once=once, output=output, **request), False
             self.timer.start()
 
     def stepLive(self) -> None:
         live = self.live
         if live.step():
-            comparison.fade(live.node, live.output, self.ui.fadeSlider.value)
+            if not self._faded:  # once: the views are the user's
+                self._faded = True
+                comparison.fade(live.node, live.output, self.ui.fadeSlider.value)
             words = _("{latency:.0f} ms").format(latency=live.latency)
             if not live.once:
                 words += _(", {rate:.0f} images per second, {dropped} dropped").format(
@@ -578,14 +600,19 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def onNodeAboutToBeRemoved(self, caller, event, node) -> None:
-        """Where an output goes, the views show the input again."""
-        if self._parameterNode is None or slicer.mrmlScene.IsClosing():
+        """Where an output goes, the views show the input again. What is chosen and goes is chosen no more: the selector
+        would take the next node."""
+        parameters = self._parameterNode
+        if parameters is None or slicer.mrmlScene.IsClosing():
             return
-        output = self._parameterNode.outputNode
-        if output is not None and node in (output, comparison.shown(output)):
-            comparison.restoreViews(node, comparison.shown(self._parameterNode.inputNode))
+        output = parameters.outputNode
+        if output is not None and node in (output, comparison.seen(output)):
+            comparison.restoreViews(node, comparison.seen(parameters.inputNode))
             self.ui.flickerButton.checked = False
             self.forgetResult()
+        for name in ("inputNode", "outputNode", "regionNode", "tissueNode", "lumenNode"):
+            if parameters.getValue(name) is node:
+                parameters.setValue(name, None)
 
 
 class Speckle2SelfLogic(ScriptedLoadableModuleLogic):

@@ -50,7 +50,7 @@ class SpeckleTrain(ScriptedLoadableModule):
         ScriptedLoadableModule.__init__(self, parent)
         self.parent.title = "SpeckleTrain"
         self.parent.categories = [translate("qSlicerAbstractCoreModule", "Ultrasound")]
-        self.parent.dependencies = []
+        self.parent.dependencies = ["Speckle2Self"]
         self.parent.contributors = ["Speckle2Self contributors"]
         self.parent.helpText = _(
             "<p>Trains a model for the module Speckle2Self on the ultrasound recordings in the scene. It needs no "
@@ -132,6 +132,8 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         for event in (slicer.mrmlScene.EndCloseEvent, slicer.mrmlScene.EndImportEvent):
             self.addObserver(slicer.mrmlScene, event, self.onSceneEndClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartImportEvent, self.onSceneStartImport)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeAboutToBeRemovedEvent, self.onNodeAboutToBeRemoved)
         for name in (
             "estimate", "train", "pause", "resume", "stop", "remove", "show", "compare", "rename", "delete", "import",
             "export", "exportJob", "importResult", "folder",
@@ -168,6 +170,16 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onSceneStartClose(self, caller, event) -> None:
         self._shown, self._compared = None, {}
         self.setParameterNode(None)
+
+    def onSceneStartImport(self, caller, event) -> None:
+        """Lets go of the parameters: the node selectors empty themselves when an import ends."""
+        self.setParameterNode(None)
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def onNodeAboutToBeRemoved(self, caller, event, node) -> None:
+        """What is chosen and goes is chosen no more: the selector would take the next node."""
+        if self._parameterNode and self._parameterNode.regionNode is node and not slicer.mrmlScene.IsClosing():
+            self._parameterNode.regionNode = None
 
     def onSceneEndClose(self, caller, event) -> None:
         if self.parent.isEntered:

@@ -39,13 +39,18 @@ def placed(node):
         return scene.source(node).volumes[0]
 
 
+def seen(node):
+    """As `shown`; None where no browser shows the sequence."""
+    try:
+        return shown(node)
+    except InputError:
+        return None
+
+
 def inViews(node) -> bool:
     """Whether a slice view shows a node."""
-    try:
-        volume = shown(node)
-    except InputError:
-        return False
-    return any(composite.GetBackgroundVolumeID() == volume.GetID() for composite in _each("vtkMRMLSliceCompositeNode"))
+    volume, composites = seen(node), _each("vtkMRMLSliceCompositeNode")
+    return volume is not None and any(view.GetBackgroundVolumeID() == volume.GetID() for view in composites)
 
 
 def axisOf(volume, axis: str = "auto") -> int:
@@ -303,7 +308,7 @@ def fade(before, after, share: float) -> None:
 
 def restoreViews(removed, replacement) -> None:
     """Where slice views show `removed`, a volume or its sequence, they show `replacement`."""
-    gone = {node.GetID() for node in (removed, shown(removed)) if node is not None}
+    gone = {node.GetID() for node in (removed, seen(removed)) if node is not None}
     back = replacement.GetID() if replacement is not None else None
     for composite in _each("vtkMRMLSliceCompositeNode"):
         if composite.GetForegroundVolumeID() in gone:

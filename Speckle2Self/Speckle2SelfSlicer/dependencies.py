@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,7 @@ from Speckle2SelfLib.config import InputError
 REQUIREMENTS = Path(__file__).resolve().parent / "requirements.txt"
 IMPORTED_AS = {"scikit-image": "skimage"}
 REQUESTER = "Speckle2Self"
+_one = threading.Lock()  # installation at a time
 
 
 @contextmanager
@@ -42,11 +44,18 @@ def missing() -> list[str]:
 def ensure() -> None:
     """Installs what is missing, after asking; does nothing where all is there.
 
-    Raises InputError where something is still missing afterwards.
+    Raises InputError where something is still missing afterwards, and where it is called while it installs: Slicer lets
+    events happen meanwhile.
     """
-    if find_spec("torch") is None:
-        _installTorch()
-    _install()
+    if not _one.acquire(blocking=False):
+        raise InputError("Python packages are being installed; wait until that is done.")
+    try:
+        if find_spec("torch") is None:
+            _installTorch()
+        if find_spec("torch") is not None:
+            _install()
+    finally:
+        _one.release()
     if missing():
         raise InputError(f"Python packages are missing: {', '.join(missing())}; install them and try again.")
 

@@ -222,13 +222,14 @@ class Live:
         self.source = scene.source(node)
         self.node, self.output, self.once, self.state, self.message = node, output, once, "running", ""
         self._sliceNode, self._axis, self._request, self._worker = sliceNode, axis, request, worker
-        self._stream, self._tag, self._sliceTag, self._moments = None, None, None, []
+        self._stream, self._observed, self._moments = None, [], []
         self._pushed = self._taken = 0
         self.refresh()
         if not once:
-            self._tag = node.AddObserver(slicer.vtkMRMLVolumeNode.ImageDataModifiedEvent, self._onModified)
-            if sliceNode is not None:
-                self._sliceTag = sliceNode.AddObserver("ModifiedEvent", self._onModified)
+            events = [(node, slicer.vtkMRMLVolumeNode.ImageDataModifiedEvent), (sliceNode, "ModifiedEvent")]
+            if node.IsA("vtkMRMLStreamingVolumeNode"):  # encoded images come without the first of these
+                events.append((node, slicer.vtkMRMLStreamingVolumeNode.FrameModifiedEvent))
+            self._observed = [(n, n.AddObserver(event, self._onModified)) for n, event in events if n is not None]
 
     def _onModified(self, caller, event) -> None:
         if self.state == "running" and self.node.GetImageData() is not None:
@@ -322,10 +323,9 @@ class Live:
 
     def stop(self, state: str = "stopped", message: str = "") -> None:
         """Ends it; the output stays."""
-        for node, tag in ((self.node, self._tag), (self._sliceNode, self._sliceTag)):
-            if tag is not None:
-                node.RemoveObserver(tag)
-        self._tag = self._sliceTag = None
+        for node, tag in self._observed:
+            node.RemoveObserver(tag)
+        self._observed = []
         if self._stream is not None and self.state == "running":
             self._stream.stop()
         if self.state == "running":

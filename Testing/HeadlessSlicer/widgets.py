@@ -250,11 +250,11 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
         "currentNodeChanged(bool)": "currentNodeChangedBool",
         "nodeAddedByUser(vtkMRMLNode*)": "nodeAddedByUser",
     }
-    _events = ("NodeAddedEvent", "NodeRemovedEvent", "EndBatchProcessEvent", "EndImportEvent", "EndCloseEvent")
+    _events = ("NodeAddedEvent", "NodeRemovedEvent", "EndBatchProcessEvent", "EndCloseEvent")
 
     def __init__(self, parent=None):
         super().__init__(parent)
-        self._scene, self._tags, self._current, self._watched = None, [], None, {}
+        self._scene, self._tags, self._current, self._watched, self._leaving = None, [], None, {}, None
         self._box = QtWidgets.QComboBox(self)
         self._box.setSizeAdjustPolicy(QtWidgets.QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         row = QtWidgets.QHBoxLayout(self)
@@ -294,12 +294,31 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
         self._scene, self._tags = scene, []
         if scene is not None:
             self._tags = [scene.AddObserver(getattr(scene, event), self._onScene) for event in self._events]
+            self._tags.append(scene.AddObserver(scene.NodeAboutToBeRemovedEvent, self._onLeaving, -10.0))
+            self._tags.append(scene.AddObserver(scene.EndImportEvent, self._onImported))
         self.setEnabled(scene is not None)
         self._fill()
 
     def _onScene(self, caller, event) -> None:
+        self._leaving = None
         if not caller.IsBatchProcessing():
             self._fill()
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _onLeaving(self, caller, event, node) -> None:
+        """The chosen node's row goes before the node does, and the one that comes in its place is chosen."""
+        if caller.IsBatchProcessing() or node not in self._nodes():
+            return
+        row, self._leaving = self._nodes().index(node), node
+        if node is self._current:
+            rest = self._nodes()
+            self._select(rest[min(row, len(rest) - 1)] if rest else None)
+
+    def _onImported(self, caller, event) -> None:
+        """All rows go, and come again with the imported nodes'."""
+        if self._settings["noneEnabled"]:
+            self._select(None)
+        self._fill()
 
     def _accepts(self, node) -> bool:
         if node.GetHideFromEditors() and not self._settings["showHidden"]:
@@ -313,7 +332,7 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
         if self._scene is None:
             return []
         nodes = (self._scene.GetNthNode(number) for number in range(self._scene.GetNumberOfNodes()))
-        return [node for node in nodes if self._accepts(node)]
+        return [node for node in nodes if node is not self._leaving and self._accepts(node)]
 
     def _fill(self) -> None:
         nodes = self._nodes()
@@ -397,6 +416,12 @@ class qMRMLCheckableNodeComboBox(qMRMLNodeComboBox):
     def __init__(self, parent=None):
         super().__init__(parent)
         self._checked: list = []
+
+    def _onImported(self, caller, event) -> None:
+        checked, self._checked = self._checked, []
+        super()._onImported(caller, event)
+        if checked:
+            self.checkedNodesChanged.emit()
 
     def _fill(self) -> None:
         super()._fill()

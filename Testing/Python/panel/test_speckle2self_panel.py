@@ -215,6 +215,43 @@ def test_torch_that_was_just_installed_is_used_at_once(desk, panel, monkeypatch)
     assert panel._parameterNode.outputNode.GetName() == "Liver despeckled" and not desk.asked
 
 
+def test_what_is_pressed_while_packages_are_installed_does_not_install_them_again(desk, panel, monkeypatch):
+    """Slicer's pip lets events happen."""
+    from Speckle2SelfSlicer import dependencies
+
+    there, asked = set(dependencies.packages()), []
+
+    class PyTorchUtilsLogic:
+        def installTorch(self, askConfirmation):
+            asked.append(panel.ui.statusLabel.text)
+            panel.ui.applyButton.click()
+            panel.ui.previewButton.click()
+            there.add("torch")
+
+    extension = type(sys)("PyTorchUtils")
+    extension.PyTorchUtilsLogic = PyTorchUtilsLogic
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", extension)
+    monkeypatch.setattr(dependencies, "find_spec", lambda name: name if name in there else None)
+    choose(panel, desk.volume())
+    apply(desk, panel)
+    assert len(asked) == 1 and "nstall" in asked[0]
+    assert panel._parameterNode.outputNode.GetName() == "Liver despeckled"
+    assert desk.asked and all("are being installed" in text for _, text in desk.asked)
+
+
+def test_where_torch_is_declined_nothing_else_is_installed(desk, panel, monkeypatch):
+    from Speckle2SelfSlicer import dependencies
+
+    extension = type(sys)("PyTorchUtils")
+    extension.PyTorchUtilsLogic = lambda: type("Logic", (), {"installTorch": lambda self, askConfirmation: None})()
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", extension)
+    monkeypatch.setattr(dependencies, "find_spec", lambda name: None)
+    monkeypatch.setattr(dependencies, "_install", lambda: pytest.fail("the others are installed all the same"))
+    choose(panel, desk.volume())
+    panel.ui.applyButton.click()
+    assert len(desk.asked) == 1 and "torch" in desk.asked[0][1] and panel.run is None
+
+
 #
 # Look
 #
@@ -362,6 +399,46 @@ def test_live_can_be_switched_off_and_the_output_stays(desk, panel):
     desk.rest()
 
 
+def test_live_follows_a_stream_of_encoded_images(desk, panel):
+    """As video that comes through OpenIGTLink: each image is another frame of the same node."""
+
+    def encoded(image):
+        node, pixels = slicer.vtkMRMLStreamingVolumeNode(), slicer.vtkMRMLVectorVolumeNode()
+        slicer.util.updateVolumeFromArray(pixels, np.repeat(image[None, ..., None], 3, -1))
+        node.SetCodecFourCC("RV24")
+        node.SetAndObserveImageData(pixels.GetImageData())
+        assert node.EncodeImageData()
+        return node.GetFrame()
+
+    stream = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLStreamingVolumeNode", "US")
+    stream.SetAndObserveFrame(encoded(FRAMES[0]))
+    choose(panel, stream)
+    panel.ui.strengthSlider.value = 0  # so that the image can be told
+    panel.ui.liveCheckBox.click()
+    for number in (0, 3, 7):
+        stream.SetAndObserveFrame(encoded(FRAMES[number]))
+        desk.wait(lambda: panel.live.output is not None)
+        image = slicer.util.arrayFromVolume(panel.live.output)[0, ..., 0]
+        desk.wait(lambda image=image, number=number: np.array_equal(image, FRAMES[number]))
+    panel.ui.liveCheckBox.click()
+    stream.SetAndObserveFrame(encoded(FRAMES[1]))
+    desk.rest()
+
+
+def test_live_takes_the_views_once_and_not_at_every_image(desk, panel):
+    volume, other = desk.volume(), desk.volume("Other", FRAMES[1:2])
+    choose(panel, volume)
+    panel.ui.liveCheckBox.click()
+    desk.wait(lambda: panel.live.output is not None)
+    assert composites()["Red"].GetForegroundVolumeID() == panel.live.output.GetID()
+    slicer.util.setSliceViewerLayers(background=other, foreground=None)
+    slicer.util.updateVolumeFromArray(volume, FRAMES[2:3])
+    desk.wait(lambda: not panel.live.waiting)
+    desk.rest()
+    assert composites()["Red"].GetBackgroundVolumeID() == other.GetID(), "what the user chose meanwhile"
+    panel.ui.liveCheckBox.click()
+
+
 #
 # Compare and evaluate
 #
@@ -421,6 +498,33 @@ def test_when_the_output_goes_the_views_show_the_input_again(desk, panel, done):
     assert panel._parameterNode.outputNode is None
 
 
+@pytest.mark.parametrize("after", ["alphabetically before", "last"])
+def test_when_a_chosen_node_goes_no_other_takes_its_place(desk, panel, after):
+    """In Slicer, the selector would go on to the next row: the next Apply would overwrite that volume."""
+    others = [desk.volume("Another", FRAMES[1:2])] if after == "last" else []
+    choose(panel, desk.volume())
+    apply(desk, panel)
+    output = panel._parameterNode.outputNode
+    others += [] if after == "last" else [desk.volume("Another", FRAMES[1:2])]
+    panel.ui.tissueSelector.addNode("vtkMRMLMarkupsROINode")
+    boxes = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box"), panel._parameterNode.tissueNode
+    slicer.mrmlScene.RemoveNode(output)
+    slicer.mrmlScene.RemoveNode(boxes[1])
+    assert panel._parameterNode.outputNode is None and panel._parameterNode.tissueNode is None
+    assert panel.ui.outputSelector.currentNode() is None and panel.ui.tissueSelector.currentNode() is None
+    apply(desk, panel)
+    assert panel._parameterNode.outputNode.GetName().startswith("Liver despeckled")
+    assert np.array_equal(slicer.util.arrayFromVolume(others[0]), FRAMES[1:2])
+    slicer.mrmlScene.RemoveNode(panel._parameterNode.inputNode)
+    assert panel._parameterNode.inputNode is None
+
+
+def test_an_output_that_no_browser_shows_can_be_removed(desk, panel, done):
+    slicer.mrmlScene.RemoveNode(slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSequenceBrowserNode"))
+    slicer.mrmlScene.RemoveNode(done)
+    assert panel._parameterNode.outputNode is None
+
+
 #
 # Models
 #
@@ -461,6 +565,34 @@ def test_a_saved_scene_restores_the_panel(desk, panel, done, tmp_path):
     assert panel.ui.outputSelector.currentNode().GetName() == "Cine despeckled"
     assert panel.ui.strengthSlider.value == 0.5
     assert (panel.ui.modelSelector.currentText, panel.ui.axisSelector.currentText) == ("lee", "k")
+
+
+def test_an_imported_scene_changes_no_choice(desk, panel, done, tmp_path):
+    other = slicer.vtkMRMLScene()
+    other.AddNewNodeByClass("vtkMRMLTextNode", "Note")
+    other.SetURL(str(tmp_path / "other.mrml"))
+    assert other.Commit()
+    before = panel.parameters()
+    panel.ui.liveCheckBox.click()
+    live = panel.live
+    desk.wait(lambda: live.output is not None)
+    assert slicer.util.loadScene(str(tmp_path / "other.mrml"))
+    desk.rest()
+    assert "Note" in desk.names() and panel.parameters() == before
+    assert panel.ui.inputSelector.currentNode().GetName() == "Cine" and panel.live is live
+    panel.ui.liveCheckBox.click()
+
+
+@pytest.mark.parametrize("to", [None, "Liver"])
+def test_a_run_whose_input_is_no_longer_chosen_ends_well(desk, panel, to):
+    other = to and desk.volume(to)
+    choose(panel, desk.cine(np.kron(FRAMES, np.ones((1, 8, 8), np.uint8))))
+    panel.ui.applyButton.click()
+    panel.ui.inputSelector.setCurrentNode(other)
+    desk.wait(lambda: panel.run is None)
+    assert panel.ui.applyButton.visible and not panel.ui.cancelButton.visible
+    assert panel._parameterNode.outputNode is None, "what came is of another input"
+    assert "Cine despeckled" in desk.names() and "12 frames" in panel.ui.statusLabel.text
 
 
 def test_closing_the_scene_ends_a_run_and_its_process(desk, panel):

@@ -272,6 +272,22 @@ def test_choices_are_kept_in_the_scene(desk, train, tmp_path):
     assert [node.GetName() for node in train.ui.inputsSelector.checkedNodes()] == ["Cine"]
 
 
+def test_an_imported_scene_and_a_node_that_goes_change_no_choice(desk, train, tmp_path):
+    other = slicer.vtkMRMLScene()
+    other.AddNewNodeByClass("vtkMRMLTextNode", "Note")
+    other.SetURL(str(tmp_path / "other.mrml"))
+    assert other.Commit()
+    choose(train)
+    boxes = [slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", name) for name in ("One", "Two")]
+    train.ui.regionNodeSelector.setCurrentNode(boxes[0])
+    assert slicer.util.loadScene(str(tmp_path / "other.mrml"))
+    desk.rest()
+    assert [node.GetName() for node in train.ui.inputsSelector.checkedNodes()] == ["Cine"]
+    assert train._parameterNode.regionNode is boxes[0] is train.ui.regionNodeSelector.currentNode()
+    slicer.mrmlScene.RemoveNode(boxes[0])
+    assert train._parameterNode.regionNode is None, "not the other box"
+
+
 def test_a_folder_of_files_is_trained_on_and_exported(desk, train, tmp_path):
     files = tmp_path / "Doe^Jane"
     files.mkdir()
