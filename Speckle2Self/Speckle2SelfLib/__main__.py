@@ -21,7 +21,6 @@ _interrupted = threading.Event()  # by Ctrl-C: some libraries swallow KeyboardIn
 
 def despeckle(arguments) -> None:
     """Removes the speckle of files. Under torchrun the processes share the files of an archive."""
-    from . import files
     from .despeckling import load_model
     from .devices import choose_device
     from .filters import FILTERS
@@ -29,8 +28,9 @@ def despeckle(arguments) -> None:
     *inputs, output = arguments.paths
     if not inputs:
         raise InputError("Name an input and an output: speckle2self despeckle INPUT OUTPUT.")
-    found, output = files.find(inputs), Path(output)
-    many = len(found) > 1 or any(Path(entry).is_dir() for entry in inputs)
+    output = Path(output)
+    found = _found(inputs, output)
+    many = len(found) > 1 or output.is_dir() or any(Path(entry).is_dir() for entry in inputs)
     if many and output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file; several inputs need a folder as output.")
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -40,7 +40,8 @@ def despeckle(arguments) -> None:
     model = FILTERS.get(arguments.model) or load_model(arguments.model)
     choose_device(device)  # a wrong one is better told before anything is read
     if not many:
-        _despeckle_file(found[0], output, model, device, arguments)
+        if not (arguments.skip_existing and output.exists()):
+            _despeckle_file(found[0], output, model, device, arguments)
         return
     made = not output.exists()
     failed, written = [], 0
@@ -55,7 +56,7 @@ def despeckle(arguments) -> None:
                 _despeckle_file(path, target, model, device, arguments)
                 written += 1
             except InputError as error:
-                failed.append(f"{path}: {error}")
+                failed.append(f"{path}: {str(error).removeprefix(f'{path} ')}")
     finally:
         if made and not written and processes == 1:
             with suppress(OSError):
@@ -64,6 +65,21 @@ def despeckle(arguments) -> None:
         failed = _gathered(failed, rank, processes)
     if failed:
         raise InputError(f"{len(failed)} of {len(found)} files could not be despeckled:\n" + "\n".join(failed))
+
+
+def _found(inputs, output: Path) -> list[Path]:
+    """The files to read; of a folder, without those in the output folder, which are results."""
+    from . import files
+
+    found = []
+    for entry in inputs:
+        inside = files.find([entry])
+        if Path(entry).is_dir():
+            inside = [path for path in inside if output.resolve() not in path.resolve().parents]
+            if not inside:
+                raise InputError(f"All that {entry} holds lies in the output folder {output}; give another one.")
+        found += inside
+    return found
 
 
 def _gathered(failed: list[str], rank: int, processes: int) -> list[str]:
@@ -89,6 +105,8 @@ def remove_empty_folders(folder: Path) -> None:
 
 
 def _despeckle_file(path: Path, target: Path, model, device: str, arguments) -> None:
+    import numpy as np
+
     from . import files, region, volumes
     from .despeckling import despeckle as despeckle_frames
 
@@ -98,8 +116,12 @@ def _despeckle_file(path: Path, target: Path, model, device: str, arguments) -> 
     axis = "k" if arguments.axis == "auto" and recording.sequence else arguments.axis
     axes = volumes.slicing_axes(frames.shape, recording.spacing, axis)
     if arguments.region not in ("auto", "none"):
-        imaged = files.read_mask(arguments.region, frames.shape[1:3])
-    elif arguments.region == "auto" and recording.region is not None:
+        if len(axes) > 1:
+            raise InputError("A mask fits the frames of one axis: give --axis k, j or i.")
+        imaged = files.read_mask(arguments.region, tuple(np.delete(frames.shape[:3], axes[0])))
+        if not imaged.any():
+            raise InputError(f"The mask {arguments.region} is empty: mark what is to be despeckled by other than zero.")
+    elif arguments.region == "auto" and recording.region is not None and axes == [0]:
         imaged = region.detect(frames, recording.region)
     else:
         imaged = "auto" if arguments.region == "auto" else None
@@ -114,6 +136,9 @@ def _despeckle_file(path: Path, target: Path, model, device: str, arguments) -> 
         with _Bar(path.name) as bar:
             result = volumes.process(frames[None], axes, run, bar.update)[0]
         files.write(target, result, recording)
+    if arguments.axis == "auto" and axes != [0]:
+        name = volumes.AXES[axes[0]]
+        print(f"{path} was cut along its coarsest axis, {name}; --axis k takes frames as stored.", file=sys.stderr)
 
 
 def _targets(found: list[Path], inputs, output: Path) -> list[Path]:
@@ -225,24 +250,25 @@ def evaluate(arguments) -> None:
     before, after = (luminance(files.read(path).frames) for path in (arguments.input, arguments.output))
     if before.shape != after.shape:
         raise InputError(f"The two files hold frames of {before.shape} and {after.shape}; they must be alike.")
-    low, high = float(before.min()), float(before.max())
+    finite = before[np.isfinite(before)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     if high <= low:
         raise InputError("The input is constant; there is nothing to measure.")
+    before, after = (np.nan_to_num(x, nan=low, posinf=high, neginf=low) for x in (before, after))
     before, after = ((x - low) / (high - low) * 255 for x in (before, after))
-    rois = None
-    if arguments.rois:
-        try:
-            rois = json.loads(Path(arguments.rois).read_text())
-            rois["frames"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(f"{arguments.rois} is not a file of regions (JSON).") from error
+    rois = _rois(arguments.rois, before.shape) if arguments.rois else None
     figures = {
         "before": metrics.evaluate(before, before, rois),
         "after": metrics.evaluate(before, after, rois),
     }
     if arguments.truth:
-        truth = files.read(arguments.truth).frames.astype(np.float32)
-        truth = np.broadcast_to(truth, before.shape) * (255 / max(float(truth.max()), 1e-9))
+        truth = luminance(files.read(arguments.truth, key="truth").frames)
+        if truth.shape[1:] != before.shape[1:] or len(truth) not in (1, len(before)) or min(before.shape[1:]) < 7:
+            raise InputError(f"A truth of {truth.shape} does not fit frames of {before.shape}, 7 x 7 pixels at least.")
+        truth = truth - min(0.0, float(truth.min()))
+        if not 0 < truth.max() < np.inf:  # not where a value is no number
+            raise InputError(f"{arguments.truth} holds no echogenicity: values that are finite, not all of them zero.")
+        truth = np.broadcast_to(truth * (255 / truth.max()), before.shape)
         for name, frames in (("before", before), ("after", after)):
             for measure in (metrics.psnr, metrics.ssim):
                 figures[name][measure.__name__] = float(
@@ -256,6 +282,26 @@ def evaluate(arguments) -> None:
         print(f"{name:12s}{figures['before'][name]:10.4f}{figures['after'][name]:10.4f}")
 
 
+def _rois(path: str, shape) -> dict:
+    """The boxes of `metrics.evaluate` from a JSON file, for frames of `shape`; InputError where they do not fit."""
+    try:
+        rois = json.loads(Path(path).read_text())
+        boxes = [
+            (int(number), *boxes[name], *rois[f"{name}_half_size"])
+            for number, boxes in rois["frames"].items()
+            for name in ("lumen", "tissue")
+        ]
+        if not all(len(box) == 5 and all(type(value) is int for value in box) for box in boxes):
+            raise ValueError("a box is no whole numbers")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path} is not a file of regions (JSON).") from error
+    for number, x, y, wide, tall in boxes:
+        inside = wide <= x <= shape[2] - wide and tall <= y <= shape[1] - tall
+        if not (0 <= number < shape[0] and min(wide, tall) > 0 and inside):
+            raise InputError(f"{path} has a box at {x}, {y} in frame {number} that is not inside the recording.")
+    return rois
+
+
 def simulate(arguments) -> None:
     """Frames with known truth: an .npz file with frames, truth, labels and region."""
     import io
@@ -267,6 +313,8 @@ def simulate(arguments) -> None:
 
     if not arguments.output.endswith(".npz"):
         raise InputError("Simulated frames are written as .npz; give the output that suffix.")
+    if arguments.seed < 0:
+        raise InputError(f"A seed of {arguments.seed} is below zero.")
     grain = tuple(arguments.grain) if arguments.grain else None
     config = SimulationConfig(tuple(arguments.size), arguments.frames, grain, arguments.layout, arguments.geometry)
     simulated = run(config, np.random.default_rng(arguments.seed))

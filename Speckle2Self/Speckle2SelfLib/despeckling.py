@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -103,6 +104,9 @@ def despeckle(
     place = torch.device("cpu") if callable(model) else choose_device(device)
     output = _made(frames, output)
     low, high = grey_mapping(stack, region) if mapping is None else mapping
+    if not region.any():
+        logging.warning("Nothing was despeckled: no part looks like ultrasound, or the region is empty. "
+                        "The region 'none' takes whole frames, a mask any part of them.")  # fmt: skip
     if not region.any() or high <= low or strength == 0:
         np.copyto(output, frames)
         if progress:

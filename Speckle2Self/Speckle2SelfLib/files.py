@@ -13,12 +13,14 @@ import io
 import math
 import mmap
 import os
+import re
 import shutil
 import tempfile
 import zipfile
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +63,7 @@ IMAGE_SUFFIXES = (
     ".vtk",
 )
 LARGE = 2**28  # bytes; larger recordings stay on the disk while they are worked on
+BESIDE = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz"), ".hdr": (".img", ".img.gz")}  # data of headers
 DEFLATE_LIMIT = 1040  # no deflated stream can be longer than this many times its file
 
 
@@ -76,6 +79,7 @@ class Recording:
     sequence: bool = False  # the file says that its frames follow each other in time
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)  # (between frames, axial, lateral), mm
     source: dict = field(default_factory=dict, repr=False)  # headers, by family of formats
+    parts: tuple[Path, ...] = ()  # the files that it was read from, where `path` is not the only one
 
 
 # --- Which files
@@ -122,9 +126,16 @@ def is_readable(path: Path) -> bool:
 # --- Reading
 
 
-def read(path) -> Recording:
-    """The recording in one file. Raises InputError, in one sentence, for whatever cannot be read as frames."""
-    path = Path(path)
+def read(path, key: str = "frames") -> Recording:
+    """The recording in one file. Raises InputError, in one sentence, for whatever cannot be read as frames.
+
+    key: of several arrays in an archive (.npz), the one to take, if it is there.
+    """
+    return _read(Path(path), "uif", key)
+
+
+def _read(path: Path, kinds: str, key: str = "frames") -> Recording:
+    """As `read`; kinds: those of numpy's types that the values may be of."""
     if not path.is_file():
         raise InputError(f"There is no file {path}.")
     if path.stat().st_size == 0:
@@ -135,7 +146,7 @@ def read(path) -> Recording:
     readers = {
         "meta": _read_meta,
         "nrrd": _read_nrrd,
-        "numpy": _read_numpy,
+        "numpy": partial(_read_numpy, wanted=key),
         "dicom": _read_dicom,
         "itk": _read_itk,
     }
@@ -146,7 +157,7 @@ def read(path) -> Recording:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     frames = recording.frames
-    if frames.dtype.kind not in "uif":
+    if frames.dtype.kind not in kinds:
         raise InputError(f"{path} holds values of type {frames.dtype}, not grey values.")
     if frames.ndim not in (3, 4) or (frames.ndim == 4 and frames.shape[-1] not in (3, 4)) or 0 in frames.shape:
         raise InputError(
@@ -156,8 +167,8 @@ def read(path) -> Recording:
 
 
 def read_mask(path, shape: tuple[int, int]) -> np.ndarray:
-    """A mask file as (H, W) bool: what is not zero. InputError where it does not fit frames of `shape`."""
-    frames = read(path).frames
+    """A mask file as (H, W) bool: what is neither zero nor NaN. InputError where it does not fit frames of `shape`."""
+    frames = np.nan_to_num(_read(Path(path), "uifb").frames)
     mask = (frames if frames.ndim == 3 else frames[..., :3].max(-1)) != 0
     if mask.shape != (1, *shape):
         raise InputError(f"The mask {path} of {mask.shape} does not fit frames of {shape[0]} x {shape[1]} pixels.")
@@ -171,28 +182,43 @@ def _numbers(text: str, kind, path, name: str) -> list:
         raise InputError(f"{path} is damaged: its {name} is '{text[:40]}'.") from error
 
 
-def _pixels(stream, count: int, dtype: np.dtype, packed: str, size: int, path) -> np.ndarray:
-    """`count` values of `dtype` from a binary stream that is raw or deflated; `size` bytes are there at the most."""
+def _pixels(data: Path, start: int, count: int, dtype: np.dtype, packed: str, path) -> np.ndarray:
+    """`count` values of `dtype`, raw or deflated, from byte `start` of a file; -1: those at its end."""
     wanted = count * dtype.itemsize
-    if wanted > size * (DEFLATE_LIMIT if packed else 1):
-        raise InputError(f"{path} is damaged: it promises {wanted} bytes of pixels and holds {size}.")
-    if packed:
-        try:
-            decoder = zlib.decompressobj(zlib.MAX_WBITS | 32)  # zlib or gzip
-            data = bytearray()
-            while len(data) < wanted and (piece := stream.read(2**20)):
-                data += decoder.decompress(piece, wanted - len(data))
-                while decoder.unconsumed_tail and len(data) < wanted:
-                    data += decoder.decompress(decoder.unconsumed_tail, wanted - len(data))
-        except zlib.error as error:
-            raise InputError(f"{path} is damaged: its pixels cannot be decompressed.") from error
-    elif LARGE <= wanted <= size:
-        return np.memmap(stream, dtype, "r", stream.tell(), (count,))
-    else:
-        data = bytearray(stream.read(wanted))
-    if len(data) < wanted:
-        raise InputError(f"{path} is cut short: {wanted} bytes of pixels were expected, {len(data)} are there.")
-    return np.frombuffer(data, dtype, count)
+    with data.open("rb") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        start = max(end - wanted, 0) if start < 0 else min(start, end)
+        size = end - start
+        if wanted > size * (DEFLATE_LIMIT if packed else 1):
+            raise InputError(f"{path} is damaged: it promises {wanted} bytes of pixels and holds {size}.")
+        stream.seek(start)
+        if packed:
+            try:
+                decoder = zlib.decompressobj(zlib.MAX_WBITS | 32)  # zlib or gzip
+                values = bytearray()
+                while len(values) < wanted and (piece := stream.read(2**20)):
+                    values += decoder.decompress(piece, wanted - len(values))
+                    while decoder.unconsumed_tail and len(values) < wanted:
+                        values += decoder.decompress(decoder.unconsumed_tail, wanted - len(values))
+            except zlib.error as error:
+                raise InputError(f"{path} is damaged: its pixels cannot be decompressed.") from error
+        elif wanted >= LARGE:
+            return np.memmap(stream, dtype, "r", start, (count,))
+        else:
+            values = bytearray(stream.read(wanted))
+    if len(values) < wanted:
+        raise InputError(f"{path} is cut short: {wanted} bytes of pixels were expected, {len(values)} are there.")
+    return np.frombuffer(values, dtype, count)
+
+
+def _skip(text: str, packed: str, path, name: str) -> int:
+    """The number of bytes before the pixels; -1: the pixels are at the end of their file."""
+    numbers = _numbers(text, int, path, name)
+    if len(numbers) != 1 or numbers[0] < -1:
+        raise InputError(f"{path} is damaged: its {name} is '{text[:40]}'.")
+    if packed and numbers[0]:
+        raise InputError(f"{path} has compressed pixels and a {name}, which is not supported; save it without.")
+    return numbers[0]
 
 
 def _lengths(values) -> tuple[float, ...]:
@@ -220,8 +246,8 @@ def _detached(path: Path, name: str):
     return data
 
 
-def _header_lines(file, path, is_last) -> list[str]:
-    """Text lines up to the one for which `is_last` holds; InputError where none comes."""
+def _header_lines(file, path, is_last, detached: bool = False) -> list[str]:
+    """Text lines up to the one for which `is_last` holds; InputError where none comes, unless a header is detached."""
     lines = []
     while line := file.readline(2**20):
         if b"\0" in line:
@@ -229,29 +255,38 @@ def _header_lines(file, path, is_last) -> list[str]:
         lines.append(line.decode("utf-8", "surrogateescape").rstrip("\r\n"))
         if is_last(lines[-1]):
             return lines
+    if detached and not line:
+        return lines
     raise InputError(f"{path} is not what its name says: its header does not end.")
+
+
+def _is_true(text: str) -> bool:
+    """A boolean of a MetaImage, as MetaIO takes it."""
+    return text[:1] in ("T", "t", "1")
 
 
 def _read_meta(path: Path) -> Recording:
     with path.open("rb") as file:
         lines = _header_lines(file, path, lambda line: line.split("=")[0].strip() == "ElementDataFile")
-        entries = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
-        sizes = _numbers(entries.get("DimSize", ""), int, path, "DimSize")
-        channels = _numbers(entries.get("ElementNumberOfChannels", "1"), int, path, "ElementNumberOfChannels")
-        if entries.get("ElementType") not in META_TYPES or len(channels) != 1 or len(sizes) not in (2, 3):
-            raise InputError(f"{path} is not an image or a sequence of images of a known type.")
-        order = ">" if entries.get("BinaryDataByteOrderMSB", entries.get("ElementByteOrderMSB", "")) == "True" else "<"
-        dtype = np.dtype(order + META_TYPES[entries["ElementType"]])
-        count = _dimensions([*channels, *sizes], path)
-        packed = "zlib" if entries.get("CompressedData", "") == "True" else ""
-        if entries["ElementDataFile"] == "LOCAL":
-            values = _pixels(file, count, dtype, packed, path.stat().st_size - file.tell(), path)
-        else:
-            data = _detached(path, entries["ElementDataFile"])
-            with data.open("rb") as detached:
-                values = _pixels(detached, count, dtype, packed, data.stat().st_size, path)
+        end = file.tell()
+    entries = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
+    sizes = _numbers(entries.get("DimSize", ""), int, path, "DimSize")
+    channels = _numbers(entries.get("ElementNumberOfChannels", "1"), int, path, "ElementNumberOfChannels")
+    if entries.get("ElementType") not in META_TYPES or len(channels) != 1 or len(sizes) not in (2, 3):
+        raise InputError(f"{path} is not an image or a sequence of images of a known type.")
+    if not _is_true(entries.get("BinaryData", "True")):
+        raise InputError(f"{path} holds its pixels as text; save it with BinaryData = True.")
+    order = entries.get("BinaryDataByteOrderMSB", entries.get("ElementByteOrderMSB", ""))
+    dtype = np.dtype((">" if _is_true(order) else "<") + META_TYPES[entries["ElementType"]])
+    count = _dimensions([*channels, *sizes], path)
+    packed = "zlib" if _is_true(entries.get("CompressedData", "")) else ""
+    skip = _skip(entries.get("HeaderSize", "0"), packed, path, "HeaderSize")
+    name = entries["ElementDataFile"]
+    data, end = (path, end) if name == "LOCAL" else (_detached(path, name), 0)
+    values = _pixels(data, skip or end, count, dtype, packed, path)
     shape = [*([1] if len(sizes) == 2 else []), *sizes[::-1], *(channels if channels[0] > 1 else [])]
-    spacing = _numbers(entries.get("ElementSpacing", "1 1 1"), float, path, "ElementSpacing")
+    spacing = entries.get("ElementSpacing", entries.get("ElementSize", "1 1 1"))
+    spacing = _numbers(spacing, float, path, "ElementSpacing")
     spacing = (*_lengths(spacing), 1.0)[:3][::-1] if len(spacing) >= 2 else (1.0, 1.0, 1.0)
     return Recording(
         values.astype(dtype.newbyteorder("="), copy=False).reshape(shape),
@@ -259,35 +294,36 @@ def _read_meta(path: Path) -> Recording:
         single=len(sizes) == 2,
         sequence=any(line.startswith("Seq_Frame") for line in lines),
         spacing=spacing,
-        source={"family": "meta", "lines": lines},
+        source={"family": "meta", "lines": lines, "packed": packed},
+        parts=(data,),
     )
 
 
 def _read_nrrd(path: Path) -> Recording:
     with path.open("rb") as file:
-        lines = _header_lines(file, path, lambda line: line == "")
-        if not lines[0].startswith("NRRD"):
-            raise InputError(f"{path} is not a NRRD file.")
-        fields = {}
-        for line in lines[1:-1]:
-            if not line.startswith("#") and ": " in line and ":=" not in line.split(": ")[0]:
-                key, _, value = line.partition(": ")
-                fields[key.strip().lower()] = value.strip()
-        sizes = _numbers(fields.get("sizes", ""), int, path, "sizes")
-        encoding = fields.get("encoding", "raw").lower()
-        if fields.get("type", "").lower() not in NRRD_TYPES or encoding not in ("raw", "gz", "gzip"):
-            raise InputError(f"{path} has a pixel type or encoding that is not supported.")
-        order = ">" if fields.get("endian", "little").lower() == "big" else "<"
-        dtype = np.dtype(order + NRRD_TYPES[fields["type"].lower()])
-        count = _dimensions(sizes, path)
-        packed = "" if encoding == "raw" else "gzip"
-        detached = fields.get("data file", fields.get("datafile"))
-        if detached is None:
-            values = _pixels(file, count, dtype, packed, path.stat().st_size - file.tell(), path)
-        else:
-            data = _detached(path, detached)
-            with data.open("rb") as other:
-                values = _pixels(other, count, dtype, packed, data.stat().st_size, path)
+        lines = _header_lines(file, path, lambda line: line == "", detached=True)
+        end = file.tell()
+    if not lines[0].startswith("NRRD"):
+        raise InputError(f"{path} is not a NRRD file.")
+    fields = {}
+    for line in lines[1:]:
+        if not line.startswith("#") and ": " in line and ":=" not in line.split(": ")[0]:
+            key, _, value = line.partition(": ")
+            fields[key.strip().lower()] = value.strip()
+    sizes = _numbers(fields.get("sizes", ""), int, path, "sizes")
+    encoding = fields.get("encoding", "raw").lower()
+    if fields.get("type", "").lower() not in NRRD_TYPES or encoding not in ("raw", "gz", "gzip"):
+        raise InputError(f"{path} has a pixel type or encoding that is not supported.")
+    order = ">" if fields.get("endian", "little").lower() == "big" else "<"
+    dtype = np.dtype(order + NRRD_TYPES[fields["type"].lower()])
+    count = _dimensions(sizes, path)
+    packed = "" if encoding == "raw" else "gzip"
+    if _skip(fields.get("line skip", fields.get("lineskip", "0")), packed, path, "line skip"):
+        raise InputError(f"{path} has a line skip, which is not supported; use a byte skip.")
+    skip = _skip(fields.get("byte skip", fields.get("byteskip", "0")), packed, path, "byte skip")
+    name = fields.get("data file", fields.get("datafile"))
+    data, end = (path, end) if name is None else (_detached(path, name), 0)
+    values = _pixels(data, skip if skip < 0 else end + skip, count, dtype, packed, path)
     array = values.astype(dtype.newbyteorder("="), copy=False).reshape(sizes[::-1])
     kinds = fields.get("kinds", "").lower().split() or ["domain"] * len(sizes)
     kinds = kinds if len(kinds) == len(sizes) else ["domain"] * len(sizes)
@@ -305,28 +341,31 @@ def _read_nrrd(path: Path) -> Recording:
     elif len(listed + image) != 3:
         raise InputError(f"{path} has {len(listed + image)} dimensions; a sequence of volumes opens in Slicer alone.")
     source = {"family": "nrrd", "lines": lines, "axes": listed + image + colour, "shape": array.shape}
-    spacing = _nrrd_spacing(fields, len(image))
-    return Recording(frames, path, single=single, sequence=bool(listed), spacing=spacing, source=source)
+    lengths = _nrrd_lengths(fields, len(sizes))
+    spacing = (1.0, *(lengths[len(sizes) - 1 - axis] for axis in image))[-3:]
+    return Recording(frames, path, single=single, sequence=bool(listed), spacing=spacing, source=source, parts=(data,))
 
 
-def _nrrd_spacing(fields, image_axes: int) -> tuple[float, float, float]:
-    """The lengths of the image axes' directions, slowest first; 1 where the header does not say."""
-    vectors = [v for v in fields.get("space directions", "").replace(", ", ",").split() if v.startswith("(")]
+def _nrrd_lengths(fields, count: int) -> tuple[float, ...]:
+    """The spacings of the axes, fastest first; 1 where the header does not say."""
     try:
-        lengths = [float(np.linalg.norm([float(x) for x in v.strip("()").split(",")])) for v in vectors]
+        if "space directions" in fields:
+            vectors = re.findall(r"none|\(([^()]*)\)", fields["space directions"])  # "" for none
+            lengths = [math.hypot(*(float(x) for x in vector.split(",") if vector)) for vector in vectors]
+        else:
+            lengths = [float(word) for word in fields.get("spacings", "").split()]
     except ValueError:
         lengths = []
-    lengths = [length for length in lengths if 0 < length < math.inf][:image_axes]
-    return tuple((*lengths, 1.0, 1.0, 1.0)[:3][::-1]) if len(lengths) >= 2 else (1.0, 1.0, 1.0)
+    return (*_lengths(lengths), *[1.0] * count)[:count]
 
 
-def _read_numpy(path: Path) -> Recording:
+def _read_numpy(path: Path, wanted: str) -> Recording:
     key, size = None, path.stat().st_size
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 names = [name.removesuffix(".npy") for name in archive.namelist()]
-                key = next((name for name in ("frames", "input") if name in names), None)
+                key = next((name for name in (wanted, "frames", "input") if name in names), None)
                 if key is None and len(names) == 1:
                     key = names[0]
                 if key is None:
@@ -367,8 +406,8 @@ def _read_itk(path: Path) -> Recording:
     try:
         reader.ReadImageInformation()
         claimed = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
-        parts = (path, path.with_suffix(".img"), path.with_suffix(".img.gz"))
-        size = sum(part.stat().st_size for part in {*parts} if part.is_file())
+        parts = _pair(path)
+        size = sum(part.stat().st_size for part in parts)
         if claimed > 8 * size * DEFLATE_LIMIT:  # 8 values of one bit in a byte
             raise InputError(f"{path} is damaged: it promises {claimed} values in {size} bytes.")
         image = reader.Execute()
@@ -380,7 +419,17 @@ def _read_itk(path: Path) -> Recording:
     metadata = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
     spacing = (*_lengths(image.GetSpacing()), 1.0)[:3][::-1]
     source = {"family": "itk", "geometry": geometry, "metadata": metadata}
-    return Recording(array[None] if single else array, path, single=single, spacing=spacing, source=source)
+    frames = array[None] if single else array
+    return Recording(frames, path, single=single, spacing=spacing, source=source, parts=parts)
+
+
+def _pair(path: Path) -> tuple[Path, ...]:
+    """The file, and what belongs to it if it is one of an Analyze or NIfTI pair."""
+    stem = re.sub(r"\.(hdr|img)(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+    if stem == path.name:
+        return (path,)
+    pair = {path, *(path.with_name(stem + end) for end in (".hdr", ".hdr.gz", ".img", ".img.gz"))}
+    return tuple(part for part in pair if part.is_file())
 
 
 def _read_dicom(path: Path) -> Recording:
@@ -403,19 +452,22 @@ def _read_dicom(path: Path) -> Recording:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"The image in {path} cannot be decoded: {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(" .:")
+        raise InputError(f"The image in {path} cannot be decoded: {reason}.") from error
     colour = photometric not in ("MONOCHROME1", "MONOCHROME2")
     single = array.ndim == (3 if colour else 2)
     frames = array[None] if single else array
     if photometric == "MONOCHROME1":  # stored inverted: echoes shall be bright
         frames = frames.max() + frames.min() - frames
+    region = _dicom_region(dataset, frames.shape[1:3])
     return Recording(
         frames,
         path,
-        region=_dicom_region(dataset, frames.shape[1:3]),
+        region=region,
         times=_dicom_times(dataset, len(frames)),
         single=single,
         sequence=True,
+        spacing=_dicom_spacing(dataset, region),
         source={"family": "dicom", "dataset": dataset, "turn": (int(frames.max()), int(frames.min()))},
     )
 
@@ -435,6 +487,20 @@ def _dicom_region(dataset, shape) -> np.ndarray | None:
     except Exception:  # pydicom reads a value when it is asked for, and raises many kinds on damaged ones
         return None
     return region if region.any() else None
+
+
+def _dicom_spacing(dataset, region) -> tuple[float, float, float]:
+    """(1, axial, lateral) of PixelSpacing, else of the only region; 1 where neither says, or can be believed."""
+    try:
+        spacing = dataset.get("PixelSpacing")
+        if not spacing and region is not None:
+            (item,) = (i for i in dataset.SequenceOfUltrasoundRegions if i.get("RegionSpatialFormat") == 1)
+            if item.PhysicalUnitsXDirection == item.PhysicalUnitsYDirection == 3:  # cm
+                spacing = (10 * item.PhysicalDeltaY, 10 * item.PhysicalDeltaX)
+        axial, lateral = spacing or (1, 1)
+        return (1.0, *_lengths((axial, lateral)))
+    except Exception:  # as above
+        return (1.0, 1.0, 1.0)
 
 
 def _dicom_times(dataset, count: int) -> np.ndarray | None:
@@ -485,14 +551,21 @@ def _raw(path: Path, header: bytes, array: np.ndarray) -> None:
             release(array)
 
 
+def _keep_input(targets, recording: Recording) -> None:
+    """InputError where one of the files to be written is one that the recording was read from."""
+    for part in {recording.path, *recording.parts}:
+        for target in targets:
+            if target.exists() and part.exists() and target.samefile(part):
+                raise InputError(f"{target} is the input; choose another output, the input is never overwritten.")
+
+
 def check_output(path, recording: Recording):
     """The function that writes `recording` to `path`; InputError where it cannot be written there.
 
     To be called before hours of work, too.
     """
     path = Path(path)
-    if path.exists() and path.resolve() == recording.path.resolve():
-        raise InputError(f"{path} is the input; choose another output, the input is never overwritten.")
+    _keep_input([path, *(path.with_suffix(suffix) for suffix in BESIDE.get(path.suffix.lower(), ()))], recording)
     if path.is_dir() or not path.parent.is_dir():
         raise InputError(f"{path} is a folder or in a folder that does not exist; choose another output file.")
     if not os.access(path.parent, os.W_OK):
@@ -500,7 +573,7 @@ def check_output(path, recording: Recording):
     name, kind, came = path.name.lower(), family(path), recording.source["family"]
     if kind == came == "meta":
         return _write_meta
-    if kind == came == "nrrd" and not name.endswith(".nhdr"):
+    if kind == came == "nrrd":
         return _write_nrrd
     if kind == came == "dicom" or (came == "dicom" and not path.suffix):
         return _write_dicom
@@ -514,6 +587,13 @@ def check_output(path, recording: Recording):
         raise InputError(f"{path.name} cannot be written: it holds one frame only; choose .tif, .mha or .npy.")
     if not name.endswith((*IMAGE_SUFFIXES, ".mha", ".mhd", ".nrrd")):
         raise InputError(f"{path.name} cannot be written: its format is not known; choose .mha, .nrrd, .tif or .npy.")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".speckle2self-", dir=path.parent) as folder:
+            _write_itk(Path(folder) / path.name, recording.frames[:2, :2, :2], recording)
+    except (OSError, RuntimeError, TypeError) as error:
+        kind = f"{'colour ' if recording.frames.ndim == 4 else ''}frames of type {recording.frames.dtype}"
+        reason = getattr(error, "strerror", None) or f"its format does not hold {kind}, or the disk is full"
+        raise InputError(f"{path.name} cannot be written: {reason}; choose .npy.") from error
     return _write_itk
 
 
@@ -534,6 +614,7 @@ def write(path, frames: np.ndarray, recording: Recording) -> None:
         raise InputError(f"{path.parent} cannot be written to: {error.strerror or error}.") from error
     try:
         writer(folder / path.name, frames, recording)
+        _keep_input([path.parent / part.name for part in folder.iterdir()], recording)
         for part in sorted(folder.iterdir(), key=lambda p: p.name == path.name):  # the header last
             os.replace(part, path.parent / part.name)
     except (OSError, RuntimeError) as error:
@@ -545,7 +626,7 @@ def write(path, frames: np.ndarray, recording: Recording) -> None:
 
 def _write_meta(path: Path, frames, recording) -> None:
     local = path.suffix.lower() == ".mha"
-    packed = any(line.replace(" ", "") == "CompressedData=True" for line in recording.source["lines"])
+    packed = recording.source["packed"]
     array = frames.astype(frames.dtype.newbyteorder("<"), copy=False)
     data = zlib.compress(np.ascontiguousarray(array), 3) if packed else b""
     name = "LOCAL" if local else path.stem + (".zraw" if packed else ".raw")
@@ -558,7 +639,8 @@ def _write_meta(path: Path, frames, recording) -> None:
     lines = []
     for line in recording.source["lines"]:
         key = line.partition("=")[0].strip()
-        lines.append(f"{key} = {changed[key]}" if key in changed else line)
+        if key != "HeaderSize":
+            lines.append(f"{key} = {changed[key]}" if key in changed else line)
     header = "".join(line + "\n" for line in lines).encode("utf-8", "surrogateescape")
     if not local:
         path.write_bytes(header)
@@ -574,14 +656,20 @@ def _write_nrrd(path: Path, frames, recording) -> None:
     array = frames.reshape([shape[axis] for axis in axes]).transpose(np.argsort(axes))
     array = array.astype(array.dtype.newbyteorder("<"), copy=False)
     lines, packed = [], False
-    for line in recording.source["lines"][:-1]:
+    for line in recording.source["lines"]:
         key = line.partition(":")[0].strip().lower()
-        if key in ("data file", "datafile", "line skip", "lineskip", "byte skip", "byteskip"):
+        if not line or key in ("data file", "datafile", "line skip", "lineskip", "byte skip", "byteskip"):
             continue
         if key == "encoding":
             packed = "raw" not in line
         lines.append("endian: little" if key == "endian" else line)
-    header = "".join(line + "\n" for line in [*lines, ""]).encode("utf-8", "surrogateescape")
+    name = path.stem + (".raw.gz" if packed else ".raw")
+    detached = path.suffix.lower() == ".nhdr"
+    lines += [f"data file: {name}", ""] if detached else [""]
+    header = "".join(line + "\n" for line in lines).encode("utf-8", "surrogateescape")
+    if detached:
+        path.write_bytes(header)
+        path, header = path.parent / name, b""
     if packed:
         path.write_bytes(header + gzip.compress(np.ascontiguousarray(array), 3, mtime=0))
     else:
@@ -607,6 +695,8 @@ def _write_itk(path: Path, frames, recording) -> None:
         image.SetSpacing(geometry["spacing"])
         image.SetOrigin(geometry["origin"])
         image.SetDirection(geometry["direction"])
+    else:
+        image.SetSpacing(recording.spacing[::-1][: image.GetDimension()])
     for key, value in recording.source.get("metadata", {}).items():
         image.SetMetaData(_as_text(key), _as_text(value))
     writer = sitk.ImageFileWriter()
@@ -659,6 +749,10 @@ def _derived(frames, recording) -> bytes:
             for part in ("Descriptor", "Data"):
                 dataset.pop(f"{keyword}PaletteColorLookupTable{part}", None)
         frames = frames[..., :3]
+    for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):  # of the compressed frames
+        dataset.pop(keyword, None)
+    if len(frames) > 1 or "NumberOfFrames" in dataset:
+        dataset.NumberOfFrames = len(frames)
     dataset.SOPInstanceUID, dataset.SeriesInstanceUID = generate_uid(), generate_uid()
     kind = list(dataset.get("ImageType", ["ORIGINAL", "PRIMARY"]))
     dataset.ImageType = ["DERIVED", "SECONDARY", *kind[2:]]

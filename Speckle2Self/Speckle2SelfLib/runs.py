@@ -63,8 +63,7 @@ def run(
 
 def _run(job: Job, device, report, stop, first: bool) -> Model | None:
     output, state = Path(job.output), state_path(job.output)
-    if not output.parent.is_dir():
-        raise InputError(f"There is no folder {output.parent} to write to.")
+    _check_targets(job)
     saved = checkpoint.load_state(state) if job.resume and state.exists() else None
     if not job.resume and state.exists():
         raise InputError(f"{output} has an unfinished run: add --resume to go on with it, or remove {state}.")
@@ -108,6 +107,10 @@ def _run(job: Job, device, report, stop, first: bool) -> Model | None:
         training.restore(tensors, values)
         curve, start, started_from = values["curve"], values["start"], values["started_from"]
         best = checkpoint.load(output) if output.exists() else None
+    names = ("recipe", "steps", "simulated", "batch", "interval", "seed")
+    if saved and (kept := [n for n in names if getattr(job, n) not in (None, getattr(config, n))]):
+        kept = ", ".join(f"{name} = {getattr(config, name)}" for name in kept)
+        report({"message": f"The run goes on as it was begun: {kept}."})
     if job.resume and not saved:
         report({"message": "There is no unfinished run to go on with; a new one starts."})
 
@@ -168,6 +171,23 @@ def _run(job: Job, device, report, stop, first: bool) -> Model | None:
             report({"message": f"This model is worse than the one it started from: {worse}."})
         report({"model": str(output), "minutes": round((time.monotonic() - began) / 60, 2), "worse": worse})
     return result
+
+
+def _check_targets(job: Job) -> None:
+    """Raises InputError where a file that the run would write cannot be there, or is one that it reads."""
+    read = (
+        {path.resolve() for path in files.find([*job.inputs, *job.held_out])} if job.inputs or job.held_out else set()
+    )
+    read |= {Path(name).resolve() for name in (job.region,) if Path(name).is_file()}
+    for target in (Path(job.output), *([Path(job.preview)] if job.preview else [])):
+        if not target.parent.is_dir():
+            raise InputError(f"There is no folder {target.parent} to write to.")
+        if target.is_dir():
+            raise InputError(f"{target} is a folder; name a file to write.")
+        if target.resolve() in read:
+            raise InputError(
+                f"{target} is a recording or mask of this run, and would be overwritten; name another file."
+            )
 
 
 def _description(config, cines) -> str:

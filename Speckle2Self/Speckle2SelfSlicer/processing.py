@@ -125,7 +125,10 @@ class Run:
                 raise Cancelled
             yield None
         self.result.node = node
-        self._end("done", f"Stopped: the first {self.done} frames are kept." if cut else "")
+        message = f"Stopped: the first {self.done} frames are kept." if cut else ""
+        if self.region is not None and not self.region.any():
+            message = "Nothing looks like ultrasound: choose the region 'none' or 'given'. The output is a copy."
+        self._end("done", message)
 
     def _whole(self, job) -> int:
         """How many volumes of a stopped job are complete; partial results are kept of sequences of frames alone."""

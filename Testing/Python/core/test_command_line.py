@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from Speckle2SelfLib import checkpoint, files
 from Speckle2SelfLib.__main__ import main
@@ -126,6 +127,8 @@ BAD = [
     ["despeckle", "in.npy", "out.npy", "--model", "median", "--strength", "2"],
     ["despeckle", "in.npy", "out.npy", "--model", "median", "--axis", "z"],
     ["despeckle", "in.npy", "out.npy", "--model", "median", "--region", "small.npy"],
+    ["despeckle", "in.npy", "out.npy", "--model", "median", "--region", "zeros.npy"],
+    ["despeckle", "in.npy", "out.npy", "--model", "median", "--region", "zeros.npy", "--axis", "average"],
     ["despeckle", "in.npy", "out.npy", "--model", "median", "--device", "abacus"],
     ["despeckle", "text.npy", "out.npy", "--model", "median"],
     ["despeckle", "one.npy", "out.npy", "--model", "median"],
@@ -133,13 +136,28 @@ BAD = [
     ["despeckle", "constant.npy", "out.npy", "--model", "median"],
     ["despeckle", "empty", "results", "--model", "median"],
     ["despeckle", "in.npy", "small.npy", "text.npy", "--model", "median"],
+    ["despeckle", "alone", "alone", "--model", "median"],
     ["train", "--output", "model.safetensors", "--steps", "1"],
     ["train", "in.npy", "--output", "no/folder/model.safetensors"],
     ["train", "in.npy", "--output", "model.safetensors", "--steps", "0"],
+    ["train", "in.npy", "--output", "in.npy"],
+    ["train", "small.npy", "--held-out", "in.npy", "--output", "in.npy"],
+    ["train", "in.npy", "--output", "model.safetensors", "--preview", "in.npy"],
+    ["train", "in.npy", "--output", "model.safetensors", "--preview", "no/folder/preview.png"],
+    ["train", "in.npy", "--output", "model.safetensors", "--region", "zeros.npy", "--preview", "zeros.npy"],
+    ["train", "in.npy", "--output", "empty"],
     ["evaluate", "in.npy", "small.npy"],
     ["evaluate", "in.npy", "in.npy", "--rois", "text.npy"],
+    ["evaluate", "in.npy", "in.npy", "--rois", "list.json"],
+    ["evaluate", "in.npy", "in.npy", "--rois", "half.json"],
+    ["evaluate", "in.npy", "in.npy", "--rois", "outside.json"],
+    ["evaluate", "in.npy", "in.npy", "--rois", "late.json"],
+    ["evaluate", "in.npy", "in.npy", "--truth", "small.npy"],
+    ["evaluate", "in.npy", "in.npy", "--truth", "zeros.npy"],
+    ["evaluate", "constant.npy", "constant.npy"],
     ["simulate", "out.png"],
     ["simulate", "out.npz", "--size", "2", "2"],
+    ["simulate", "out.npz", "--seed", "-1"],
     ["simulate", "no/folder/out.npz"],
 ]
 
@@ -152,6 +170,13 @@ def test_bad_input_gets_one_line_and_exit_code_2_and_writes_nothing(folder, caps
     np.save("one.npy", np.ones((1, 1), np.uint8))
     np.save("constant.npy", np.full((3, 20, 20), 7, np.uint8))
     np.save("nan.npy", np.full((20, 20), np.nan))
+    np.save("zeros.npy", np.zeros((40, 48), np.uint8))
+    (folder / "alone").mkdir()
+    np.save("alone/in.npy", FRAMES)
+    (folder / "list.json").write_text('{"frames": []}')
+    for name, frame, x in (("half", 0, 10.5), ("outside", 0, 47), ("late", 3, 20)):
+        rois = {"frames": {frame: {"lumen": [20, 20], "tissue": [x, 20]}}}
+        (folder / f"{name}.json").write_text(json.dumps(rois | {"lumen_half_size": [4, 4], "tissue_half_size": [4, 4]}))
     before = names(folder)
     assert main(arguments) == 2
     error = capsys.readouterr().err.strip()
@@ -185,6 +210,64 @@ def test_simulated_frames_are_evaluated_against_their_truth(folder, capsys):
     figures = json.loads(capsys.readouterr().out)
     assert figures["after"]["homogeneity"] > figures["before"]["homogeneity"]
     assert figures["after"]["ssim"] > figures["before"]["ssim"]
+
+
+def test_the_truth_of_simulated_frames_is_found_beside_them(folder, capsys):
+    assert main(["simulate", "sim.npz", "--frames", "2", "--size", "64", "64", "--seed", "3"]) == 0
+    with np.load("sim.npz") as simulated:
+        np.save("truth.npy", simulated["truth"])
+    for truth in ("sim.npz", "truth.npy"):
+        assert main(["evaluate", "sim.npz", "sim.npz", "--truth", truth, "--json"]) == 0
+    one, two = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert one == two and one["before"]["ssim"] < 0.9
+
+
+def test_values_that_are_not_finite_do_not_improve_the_figures(folder, capsys):
+    decibels = FRAMES.astype(np.float32)
+    decibels[:, :3] = -np.inf
+    decibels[0, 20, 20] = np.nan
+    np.save("decibels.npy", decibels)
+    assert main(["evaluate", "decibels.npy", "decibels.npy", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["after"]["homogeneity"] < 0.6
+
+
+def test_what_comes_back_as_it_was_is_told(folder, capsys, caplog):
+    np.save("dots.npy", np.where(np.arange(40 * 48).reshape(1, 40, 48) % 97, 0, 200).astype(np.uint8))
+    assert main(["despeckle", "dots.npy", "out.npy", "--model", "median"]) == 0
+    assert np.array_equal(np.load("out.npy"), np.load("dots.npy")) and "Nothing was despeckled" in caplog.text
+
+
+def test_a_folder_is_gone_on_with_when_its_results_lie_in_it(folder):
+    os.makedirs("data")
+    np.save("data/a.npy", FRAMES)
+    for _ in range(3):
+        arguments = ["despeckle", "data", "data/out", "--model", "median", "--region", "none", "--skip-existing"]
+        assert main(arguments) == 0
+    assert names(folder / "data") == ["a.npy", "out/a.npy"]
+
+
+def test_a_single_file_goes_into_a_folder_and_is_left_out_when_it_is_there(folder):
+    os.makedirs("out")
+    arguments = ["despeckle", "in.npy", "out", "--model", "median", "--region", "none", "--skip-existing"]
+    assert main(arguments) == 0 and names(folder / "out") == ["in.npy"]
+    np.save("out/in.npy", FRAMES[:1])
+    for output in ("out", "out/in.npy"):
+        assert main([*arguments[:2], output, *arguments[3:]]) == 0
+        assert len(np.load("out/in.npy")) == 1
+
+
+def test_a_mask_fits_the_frames_as_they_are_cut(folder, capsys):
+    volume = np.random.default_rng(1).integers(20, 200, (20, 40, 48)).astype(np.uint8)
+    np.save("volume.npy", volume)
+    np.save("mask.npy", np.arange(20 * 48).reshape(20, 48) % 48 < 24)
+    assert main(["despeckle", "volume.npy", "out.npy", "--model", "median", "--region", "mask.npy", "--axis", "j"]) == 0
+    output = np.load("out.npy")
+    assert np.array_equal(output[..., 24:], volume[..., 24:]) and (output[..., :24] != volume[..., :24]).any()
+    image = sitk.GetImageFromArray(volume)
+    image.SetSpacing((1, 0.2, 0.2))
+    sitk.WriteImage(image, "volume.nrrd")
+    assert main(["despeckle", "volume.nrrd", "out.nrrd", "--model", "median", "--region", "none"]) == 0
+    assert "along its coarsest axis, i" in capsys.readouterr().err
 
 
 def test_an_interruption_that_a_library_swallows_still_stops_the_run(folder, monkeypatch):

@@ -1,6 +1,7 @@
 """Files in and out: what they held must still be there, and what is no image is refused."""
 
 import sys
+import zlib
 
 import numpy as np
 import pydicom
@@ -25,8 +26,6 @@ PLUS_FIELDS = [
 
 
 def write_meta(path, frames=FRAMES, kind="MET_UCHAR", extra=PLUS_FIELDS, packed=False):
-    import zlib
-
     data = zlib.compress(frames.tobytes()) if packed else frames.tobytes()
     header = ["ObjectType = Image", "NDims = 3", "DimSize = 30 20 3              ", *extra]
     header += [f"CompressedData = {packed}"] + ([f"CompressedDataSize = {len(data)}      "] if packed else [])
@@ -41,6 +40,28 @@ def write_nrrd(path, array=FRAMES, sizes="30 20 3", kinds="domain domain list", 
     header += ["encoding: raw", "Seq_Frame0001_Timestamp:=0.10", *extra, ""]
     path.write_bytes("".join(f"{line}\n" for line in header).encode() + array.tobytes())
     return path
+
+
+META = ["ObjectType = Image", "NDims = 3", "DimSize = 30 20 3", "ElementType = MET_UCHAR"]
+NRRD = ["NRRD0004", "type: uint8", "dimension: 3", "sizes: 30 20 3"]
+
+
+def write_bare(path, *extra, data=None, pixels="LOCAL", end="\n"):
+    """A file of the fewest fields and `extra`; pixels: the name of the file with the data, beside a detached header."""
+    if path.suffix in (".mha", ".mhd"):
+        lines, end = [*META, *extra, f"ElementDataFile = {pixels}"], ""
+    else:
+        lines = [*NRRD, *extra, *([] if pixels == "LOCAL" else [f"data file: {pixels}"])]
+    data = FRAMES.tobytes() if data is None else data
+    header = "".join(f"{line}\n" for line in lines) + end
+    path.write_bytes(header.encode() + (data if pixels == "LOCAL" else b""))
+    if pixels != "LOCAL":
+        (path.parent / pixels).write_bytes(data)
+    return path
+
+
+def read_by_itk(path):
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
 
 
 def inverted(recording):
@@ -98,6 +119,149 @@ def test_a_detached_pair_is_written_as_a_pair(tmp_path):
     recording = files.read(tmp_path / "in.mhd")
     files.write(tmp_path / "out.mhd", inverted(recording), recording)
     assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out.mhd"))), 255 - FRAMES)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_detached_header_that_ends_with_the_file_is_read(tmp_path, packed):
+    sitk.WriteImage(sitk.GetImageFromArray(FRAMES), str(tmp_path / "in.nhdr"), packed)
+    assert not (tmp_path / "in.nhdr").read_bytes().endswith(b"\n\n")
+    recording = files.read(tmp_path / "in.nhdr")
+    assert np.array_equal(recording.frames, FRAMES)
+    for name in ("out.nhdr", "out.nrrd"):
+        files.write(tmp_path / name, inverted(recording), recording)
+        assert np.array_equal(files.read(tmp_path / name).frames, 255 - FRAMES)
+        assert np.array_equal(read_by_itk(tmp_path / name), 255 - FRAMES)
+    data = "out.raw.gz" if packed else "out.raw"
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.nhdr", "out.nrrd", data]
+
+
+def test_a_header_that_ends_too_early_is_refused(tmp_path):
+    with pytest.raises(InputError, match="holds 0"):
+        files.read(write_bare(tmp_path / "a.nrrd", "encoding: raw", data=b"", end=""))
+
+
+@pytest.mark.parametrize(
+    ("source", "data", "target"),
+    [
+        ("in.mhd", "scan.raw", "scan.mhd"),
+        ("in.mhd", "scan.zraw", "scan.mhd"),
+        ("in.mhd", "scan.mha", "scan.mha"),
+        ("in.nhdr", "scan.raw", "scan.nhdr"),
+        ("in.nhdr", "in.raw", "in.nhdr"),
+        ("in.hdr", "in.img", "in.hdr"),
+        ("in.img", "in.hdr", "in.hdr"),
+        ("in.npy", "in.npy", "link.npy"),
+    ],
+)
+def test_no_file_of_the_input_is_overwritten(tmp_path, source, data, target):
+    (tmp_path / "link.npy").symlink_to("in.npy")
+    if source.endswith(".npy"):
+        np.save(tmp_path / source, FRAMES)
+    elif source.endswith(("hdr", "img")) and "nhdr" not in source:
+        sitk.WriteImage(sitk.GetImageFromArray(FRAMES), str(tmp_path / source))
+    else:
+        write_bare(tmp_path / source, *(["encoding: raw"] if source == "in.nhdr" else []), pixels=data)
+    recording = files.read(tmp_path / source)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.exists()}
+    for use in (files.check_output, lambda path, recording: files.write(path, inverted(recording), recording)):
+        with pytest.raises(InputError, match="is the input"):
+            use(tmp_path / target, recording)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.exists()} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "skip", "before"),
+    [
+        ("in.mhd", "HeaderSize = 100", 100),
+        ("in.mhd", "HeaderSize = -1", 100),
+        ("in.mha", "HeaderSize = -1", 100),
+        ("in.nhdr", "byte skip: 100", 100),
+        ("in.nhdr", "byteskip: -1", 100),
+        ("in.nrrd", "byte skip: 100", 100),
+        ("in.nrrd", "byte skip: -1", 100),
+        ("in.nrrd", "byte skip: 0", 0),
+    ],
+)
+def test_bytes_before_the_pixels_are_passed_over_as_itk_does(tmp_path, name, skip, before):
+    extra = [skip] if name.startswith("in.mh") else ["encoding: raw", skip]
+    pixels = "in.raw" if name in ("in.mhd", "in.nhdr") else "LOCAL"
+    source = write_bare(tmp_path / name, *extra, pixels=pixels, data=b"H" * before + FRAMES.tobytes())
+    recording = files.read(source)
+    assert np.array_equal(recording.frames, FRAMES) and np.array_equal(read_by_itk(source), FRAMES)
+    target = tmp_path / f"out{source.suffix}"
+    files.write(target, inverted(recording), recording)
+    assert np.array_equal(files.read(target).frames, 255 - FRAMES)
+    assert np.array_equal(read_by_itk(target), 255 - FRAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "extra", "said"),
+    [
+        ("a.mha", ["HeaderSize = -2"], "HeaderSize is '-2'"),
+        ("a.mha", ["HeaderSize = 99999999999999999999"], "holds 0"),
+        ("a.mha", ["HeaderSize = 100", "CompressedData = True"], "compressed pixels and a HeaderSize"),
+        ("a.mha", ["BinaryData = False"], "pixels as text"),
+        ("a.nrrd", ["encoding: raw", "line skip: 1"], "line skip"),
+        ("a.nrrd", ["encoding: raw", "byte skip: x"], "byte skip is 'x'"),
+        ("a.nrrd", ["encoding: gzip", "byte skip: -1"], "compressed pixels and a byte skip"),
+        ("a.nrrd", ["encoding: raw", "byte skip: 1"], "holds 1799"),
+    ],
+)
+def test_pixels_that_cannot_be_found_are_refused(tmp_path, name, extra, said):
+    with pytest.raises(InputError, match=said) as error:
+        files.read(write_bare(tmp_path / name, *extra))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("true", ["True", "true", "T", "1"])
+def test_booleans_of_a_metaimage_are_read_as_itk_reads_them(tmp_path, true):
+    binary, false = f"BinaryData = {true}", "CompressedData = no"
+    packed = zlib.compress(FRAMES.tobytes())
+    zipped = [f"CompressedData = {true}", f"CompressedDataSize = {len(packed)}"]
+    sources = [write_bare(tmp_path / "packed.mha", binary, *zipped, data=packed)]
+    for field in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB"):
+        path = write_bare(tmp_path / f"{field}.mha", binary, false, f"{field} = {true}", data=b"")
+        header = path.read_bytes().replace(b"UCHAR", b"USHORT")
+        path.write_bytes(header + FRAMES.astype(">u2").tobytes())
+        sources.append(path)
+    for source in sources:
+        recording = files.read(source)
+        assert np.array_equal(recording.frames, FRAMES) and np.array_equal(read_by_itk(source), FRAMES)
+        files.write(tmp_path / "out.mha", recording.frames, recording)
+        assert np.array_equal(read_by_itk(tmp_path / "out.mha"), FRAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("a.mha", ["ElementSize = 0.1 0.4 0.2"]),
+        ("a.mha", ["ElementSize = 1 2 3", "ElementSpacing = 0.1 0.4 0.2"]),
+        ("a.nrrd", ["spacings: 0.1 0.4 0.2"]),
+        ("a.nrrd", ["spacings: 0.1 0.4 nan"]),
+        ("a.nrrd", ["space: LPS", "space directions: ( 0.1 , 0 , 0 ) ( 0 , 0.4 , 0 ) ( 0 , 0 , 0.2 )"]),
+        ("a.nrrd", ["space: LPS", "space directions: (0, 0.1, 0) (0.4, 0, 0) (0, 0, -0.2)"]),
+    ],
+)
+def test_the_spacing_is_the_one_that_itk_reads(tmp_path, name, extra):
+    source = write_bare(tmp_path / name, *extra, *(["encoding: raw"] if name == "a.nrrd" else []))
+    spacing = files.read(source).spacing
+    assert spacing == pytest.approx(sitk.ReadImage(str(source)).GetSpacing()[::-1])
+    assert spacing[1:] == pytest.approx((0.4, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "field"),
+    [
+        ("domain domain list", "space directions: ( 0.1 , 0 , 0 ) ( 0 , 0.4 , 0 ) none"),
+        ("list domain domain", "space directions: none (0.1, 0) (0, 0.4)"),
+        ("list domain domain", "spacings: nan 0.1 0.4"),
+        ("list domain domain", "spacings: 0.04 0.1 0.4"),
+    ],
+)
+def test_the_axis_of_a_list_has_no_spacing(tmp_path, kinds, field):
+    """ITK does not read the first two."""
+    source = write_bare(tmp_path / "a.nrrd", f"kinds: {kinds}", field, "encoding: raw")
+    assert files.read(source).spacing == (1.0, 0.4, 0.1)
 
 
 @pytest.mark.parametrize("suffix", [".mha", ".nrrd", ".nii.gz", ".tif"])
@@ -191,11 +355,79 @@ def test_monochrome_dicom_round_trips_with_echoes_bright(tmp_path, photometric):
     assert np.array_equal(pydicom.dcmread(tmp_path / "out.dcm").pixel_array, FRAMES)
 
 
-def test_the_region_of_a_dicom_file_is_taken(tmp_path):
+def ultrasound_region(**tags):
     item = pydicom.Dataset()
     item.RegionSpatialFormat, item.RegionLocationMinX0, item.RegionLocationMinY0 = 1, 5, 2
     item.RegionLocationMaxX1, item.RegionLocationMaxY1 = 24, 17
-    region = files.read(monochrome(tmp_path, SequenceOfUltrasoundRegions=[item])).region
+    item.PhysicalUnitsXDirection = item.PhysicalUnitsYDirection = 3  # cm
+    item.PhysicalDeltaX, item.PhysicalDeltaY = 0.01, -0.02
+    for tag, value in tags.items():
+        setattr(item, tag, value)
+    return item
+
+
+@pytest.mark.parametrize(
+    ("tags", "spacing"),
+    [
+        ({}, (1, 1, 1)),
+        ({"PixelSpacing": [0.3, 0.4]}, (1, 0.3, 0.4)),
+        ({"PixelSpacing": [0, 0.4]}, (1, 1, 0.4)),
+        ({"PixelSpacing": [0.3]}, (1, 1, 1)),
+        ({"PixelSpacing": [0.3, 0.4], "SequenceOfUltrasoundRegions": [ultrasound_region()]}, (1, 0.3, 0.4)),
+        ({"SequenceOfUltrasoundRegions": [ultrasound_region()]}, (1, 0.2, 0.1)),
+        ({"SequenceOfUltrasoundRegions": [ultrasound_region(), ultrasound_region()]}, (1, 1, 1)),
+        (
+            {"SequenceOfUltrasoundRegions": [ultrasound_region(RegionSpatialFormat=4), ultrasound_region()]},
+            (1, 0.2, 0.1),
+        ),
+        ({"SequenceOfUltrasoundRegions": [ultrasound_region(PhysicalUnitsXDirection=4)]}, (1, 1, 1)),
+        ({"SequenceOfUltrasoundRegions": [ultrasound_region(RegionLocationMaxX1=99)]}, (1, 1, 1)),
+    ],
+)
+def test_the_pixel_size_of_a_dicom_file_reaches_other_formats(tmp_path, tags, spacing):
+    recording = files.read(monochrome(tmp_path, **tags))
+    assert recording.spacing == pytest.approx(spacing)
+    for name in ("out.mha", "out.nrrd", "out.nii.gz"):
+        files.write(tmp_path / name, recording.frames, recording)
+        assert sitk.ReadImage(str(tmp_path / name)).GetSpacing() == pytest.approx(spacing[::-1])
+
+
+def test_the_pixel_size_of_a_single_dicom_frame_reaches_a_flat_image(tmp_path):
+    source = monochrome(tmp_path, NumberOfFrames=1, PixelData=FRAMES[0].tobytes(), PixelSpacing=[0.3, 0.4])
+    recording = files.read(source)
+    files.write(tmp_path / "out.mha", recording.frames, recording)
+    assert sitk.ReadImage(str(tmp_path / "out.mha")).GetSpacing() == pytest.approx((0.4, 0.3))
+
+
+@pytest.mark.parametrize("count", [3, 1])
+def test_a_written_dicom_says_nothing_of_the_compressed_frames(tmp_path, count):
+    source = monochrome(tmp_path, NumberOfFrames=count, PixelData=FRAMES[:count].tobytes())
+    dataset = pydicom.dcmread(source)
+    dataset.compress(pydicom.uid.RLELossless, encapsulate_ext=True)
+    dataset.NumberOfFrames = count if count > 1 else 0
+    dataset.save_as(source)
+    recording = files.read(source)
+    files.write(tmp_path / "out.dcm", inverted(recording), recording)
+    after = pydicom.dcmread(tmp_path / "out.dcm")
+    assert np.array_equal(after.pixel_array.reshape(count, 20, 30), 255 - FRAMES[:count])
+    assert "ExtendedOffsetTable" not in after and "ExtendedOffsetTableLengths" not in after
+    assert after.NumberOfFrames == count
+
+
+def test_an_image_that_cannot_be_decoded_is_told_in_a_sentence(tmp_path):
+    source = monochrome(tmp_path)
+    dataset = pydicom.dcmread(source)
+    dataset.PixelData = pydicom.encaps.encapsulate([b"no image"] * 3)
+    dataset["PixelData"].is_undefined_length = True
+    for syntax in (pydicom.uid.JPEG2000Lossless, pydicom.uid.RLELossless, pydicom.uid.JPEGBaseline8Bit):
+        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.save_as(source)
+        with pytest.raises(InputError, match=r"cannot be decoded: .*[^ :.]\.$"):
+            files.read(source)
+
+
+def test_the_region_of_a_dicom_file_is_taken(tmp_path):
+    region = files.read(monochrome(tmp_path, SequenceOfUltrasoundRegions=[ultrasound_region()])).region
     assert region.sum() == 20 * 16 and region[2:18, 5:25].all()
 
 
@@ -212,11 +444,38 @@ def test_a_folder_is_searched_and_other_files_in_it_are_passed_over(tmp_path):
 
 
 def test_a_mask_must_fit(tmp_path):
-    np.save(tmp_path / "mask.npy", FRAMES[0] > 100)
     np.save(tmp_path / "mask8.npy", (FRAMES[0] > 100).astype(np.uint8))
     assert np.array_equal(files.read_mask(tmp_path / "mask8.npy", (20, 30)), FRAMES[0] > 100)
     with pytest.raises(InputError, match="does not fit"):
         files.read_mask(tmp_path / "mask8.npy", (20, 31))
+
+
+def test_a_mask_may_be_of_booleans_or_hold_nan(tmp_path):
+    inside = FRAMES[0] > 100
+    np.save(tmp_path / "bool.npy", inside)
+    np.savez(tmp_path / "bool.npz", mask=inside)
+    np.save(tmp_path / "nan.npy", np.where(inside, 0.5, np.nan))
+    for name in ("bool.npy", "bool.npz", "nan.npy"):
+        assert np.array_equal(files.read_mask(tmp_path / name, (20, 30)), inside)
+    with pytest.raises(InputError, match="bool"):
+        files.read(tmp_path / "bool.npy")
+
+
+@pytest.mark.parametrize(
+    ("array", "target"),
+    [
+        (FRAMES.astype(np.float64), "out.tif"),
+        (FRAMES[0].astype(np.float32), "out.png"),
+        (FRAMES.astype(np.float16), "out.mha"),
+        (COLOUR, "out.gipl"),
+    ],
+    ids=["float64 tif", "float32 png", "float16 mha", "colour gipl"],
+)
+def test_a_format_that_does_not_hold_the_type_is_told_before_the_work(tmp_path, array, target):
+    np.save(tmp_path / "in.npy", array)
+    with pytest.raises(InputError, match=f"does not hold .*frames of type {array.dtype}"):
+        files.check_output(tmp_path / target, files.read(tmp_path / "in.npy"))
+    assert [path.name for path in tmp_path.iterdir()] == ["in.npy"]
 
 
 def wrong_file(kind, folder):

@@ -84,6 +84,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(folder, short_interval):
         lines = []
         runs.run(job(resume=True), lines.append)
         assert lines[0]["from_step"] == stop_at
+        assert not any("as it was begun" in line.get("message", "") for line in lines)
         assert same(weights("m.model"), weights("whole.model"))
         assert not runs.state_path("m.model").exists()
 
@@ -101,6 +102,14 @@ def test_what_is_simulated_first_is_reported_and_can_be_stopped(folder, monkeypa
     assert not Path("other.model").exists() and not runs.state_path("other.model").exists()
     runs.run(job(output="other.model", simulated=3, steps=3, resume=True), lines.append)
     assert same(weights("other.model"), weights("m.model"))
+
+
+def test_a_resumed_run_tells_what_of_other_settings_it_does_not_take(folder):
+    with pytest.raises(Cancelled):
+        runs.run(job(), lambda line: None, lambda: True)
+    lines = []
+    runs.run(job(resume=True, steps=20, seed=4), lines.append)
+    assert {"message": "The run goes on as it was begun: steps = 12, seed = 0."} in lines and lines[-2]["step"] == 12
 
 
 def test_an_unfinished_run_is_not_overwritten_by_a_new_one(folder, short_interval):

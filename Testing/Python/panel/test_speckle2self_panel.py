@@ -186,6 +186,14 @@ def test_what_cannot_be_despeckled_is_one_clear_sentence(desk, panel):
     assert panel.run is None and panel.ui.applyButton.enabled
 
 
+def test_an_output_that_is_a_copy_is_told(desk, panel):
+    dots = np.where(np.arange(40 * 48).reshape(1, 40, 48) % 97, 0, 200).astype(np.uint8)
+    choose(panel, desk.volume("Dots", dots), region="auto")
+    apply(desk, panel)
+    assert np.array_equal(slicer.util.arrayFromVolume(panel._parameterNode.outputNode), dots)
+    assert "Nothing looks like ultrasound" in panel.ui.statusLabel.text
+
+
 def test_missing_packages_are_told_before_anything_starts(desk, panel, monkeypatch):
     from Speckle2SelfSlicer import dependencies
 
