@@ -576,6 +576,8 @@ def check_output(path, recording: Recording):
     if kind == came == "nrrd":
         return _write_nrrd
     if kind == came == "dicom" or (came == "dicom" and not path.suffix):
+        if recording.source["dataset"].original_encoding[1] is False:
+            raise InputError(f"{recording.path.name} is big endian, which DICOM has given up; choose .mha or .npy.")
         return _write_dicom
     if kind == "numpy":
         return _write_numpy

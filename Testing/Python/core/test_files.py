@@ -414,6 +414,18 @@ def test_a_written_dicom_says_nothing_of_the_compressed_frames(tmp_path, count):
     assert after.NumberOfFrames == count
 
 
+def test_a_big_endian_dicom_becomes_another_format(tmp_path):
+    source = monochrome(tmp_path)
+    dataset = pydicom.dcmread(source)
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRBigEndian
+    pydicom.dcmwrite(source, dataset, little_endian=False, implicit_vr=False, force_encoding=True)
+    recording = files.read(source)
+    with pytest.raises(InputError, match="big endian"):
+        files.check_output(tmp_path / "out.dcm", recording)
+    files.write(tmp_path / "out.mha", recording.frames, recording)
+    assert np.array_equal(files.read(tmp_path / "out.mha").frames, recording.frames)
+
+
 def test_an_image_that_cannot_be_decoded_is_told_in_a_sentence(tmp_path):
     source = monochrome(tmp_path)
     dataset = pydicom.dcmread(source)
