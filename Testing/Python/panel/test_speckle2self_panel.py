@@ -205,41 +205,40 @@ def test_missing_packages_are_told_before_anything_starts(desk, panel, monkeypat
     assert panel.run is None
 
 
-def test_torch_that_was_just_installed_is_used_at_once(desk, panel, monkeypatch):
+@pytest.fixture
+def without_torch(monkeypatch):
+    """Makes torch missing, with the PyTorch extension there: `without_torch(f)` has it call f(what is installed)."""
     from Speckle2SelfSlicer import dependencies
 
-    there = set(dependencies.packages())
+    def make(install):
+        there = set(dependencies.packages())
+        logic = type("PyTorchUtilsLogic", (), {"installTorch": lambda self, askConfirmation: install(there)})
+        extension = type(sys)("PyTorchUtils")
+        extension.PyTorchUtilsLogic = logic
+        monkeypatch.setitem(sys.modules, "PyTorchUtils", extension)
+        monkeypatch.setattr(dependencies, "find_spec", lambda name: name if name in there else None)
 
-    class PyTorchUtilsLogic:
-        def installTorch(self, askConfirmation):
-            there.add("torch")
+    return make
 
-    extension = type(sys)("PyTorchUtils")
-    extension.PyTorchUtilsLogic = PyTorchUtilsLogic
-    monkeypatch.setitem(sys.modules, "PyTorchUtils", extension)
-    monkeypatch.setattr(dependencies, "find_spec", lambda name: name if name in there else None)
+
+def test_torch_that_was_just_installed_is_used_at_once(desk, panel, without_torch):
+    without_torch(lambda there: there.add("torch"))
     choose(panel, desk.volume())
     apply(desk, panel)
     assert panel._parameterNode.outputNode.GetName() == "Liver despeckled" and not desk.asked
 
 
-def test_what_is_pressed_while_packages_are_installed_does_not_install_them_again(desk, panel, monkeypatch):
+def test_what_is_pressed_while_packages_are_installed_does_not_install_them_again(desk, panel, without_torch):
     """Slicer's pip lets events happen."""
-    from Speckle2SelfSlicer import dependencies
+    asked = []
 
-    there, asked = set(dependencies.packages()), []
+    def install(there):
+        asked.append(panel.ui.statusLabel.text)
+        panel.ui.applyButton.click()
+        panel.ui.previewButton.click()
+        there.add("torch")
 
-    class PyTorchUtilsLogic:
-        def installTorch(self, askConfirmation):
-            asked.append(panel.ui.statusLabel.text)
-            panel.ui.applyButton.click()
-            panel.ui.previewButton.click()
-            there.add("torch")
-
-    extension = type(sys)("PyTorchUtils")
-    extension.PyTorchUtilsLogic = PyTorchUtilsLogic
-    monkeypatch.setitem(sys.modules, "PyTorchUtils", extension)
-    monkeypatch.setattr(dependencies, "find_spec", lambda name: name if name in there else None)
+    without_torch(install)
     choose(panel, desk.volume())
     apply(desk, panel)
     assert len(asked) == 1 and "nstall" in asked[0]
@@ -247,13 +246,10 @@ def test_what_is_pressed_while_packages_are_installed_does_not_install_them_agai
     assert desk.asked and all("are being installed" in text for _, text in desk.asked)
 
 
-def test_where_torch_is_declined_nothing_else_is_installed(desk, panel, monkeypatch):
+def test_where_torch_is_declined_nothing_else_is_installed(desk, panel, monkeypatch, without_torch):
     from Speckle2SelfSlicer import dependencies
 
-    extension = type(sys)("PyTorchUtils")
-    extension.PyTorchUtilsLogic = lambda: type("Logic", (), {"installTorch": lambda self, askConfirmation: None})()
-    monkeypatch.setitem(sys.modules, "PyTorchUtils", extension)
-    monkeypatch.setattr(dependencies, "find_spec", lambda name: None)
+    without_torch(lambda there: None)
     monkeypatch.setattr(dependencies, "_install", lambda: pytest.fail("the others are installed all the same"))
     choose(panel, desk.volume())
     panel.ui.applyButton.click()
