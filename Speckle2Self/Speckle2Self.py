@@ -492,9 +492,10 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     #
 
     def onPreview(self) -> None:
-        if self.live is not None and self.live.once and self._parameterNode.region != "given":
+        live = self.live
+        if live is not None and live.once and live.hasOutput and self._parameterNode.region != "given":
             with shownErrors(_("The preview failed.")):  # region, grey values and grain are known already
-                self.live.refresh()
+                live.refresh()
                 self._faded = False
                 self.timer.start()
         else:
@@ -502,8 +503,10 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onLiveToggled(self, on: bool) -> None:
         if on:
-            self.startLive(once=False)
-            self.ui.liveCheckBox.checked = self.live is not None
+            try:
+                self.startLive(once=False)
+            finally:
+                self.ui.liveCheckBox.checked = self.live is not None
         else:
             self.endLive()
 
@@ -522,9 +525,9 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             former.stop()
         with shownErrors(_("Live despeckling failed.")):
             parameters, request = self._parameterNode, self.request()
-            if request["region"] == "auto" and self.result is not None and self.result.region is not None:
+            if parameters.region == "auto" and self.result is not None and self.result.region is not None:
                 request["region"] = self.result.region  # found in the whole recording, not in one frame
-            output = former.output if former is not None else None
+            output = former.output if former is not None and former.hasOutput else None
             self.live, self._faded = self.logic.live(parameters.inputNode, once=once, output=output, **request), False
             self.timer.start()
 

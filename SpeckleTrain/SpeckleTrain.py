@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -545,8 +546,9 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             table = self.logic.compare(name)
             nodes = self.ui.heldOutSelector.checkedNodes() or self.ui.inputsSelector.checkedNodes()
             if nodes:
-                self._compared = self.logic.previews(nodes[0], name)
-                self.timer.start()
+                with suppress(InputError):  # of a recording that no browser shows there are figures alone
+                    self._compared = self.logic.previews(nodes[0], name)
+                    self.timer.start()
             slicer.util.infoDisplay(comparison.asHtml(table), windowTitle=table.GetName())
 
     def stepCompared(self) -> None:
@@ -729,15 +731,15 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
     def _job(self, nodes, preset, name, heldOut, recipe, init, steps, minutes, region, device, seed):
         files = [node for node in nodes if isinstance(node, Path)]
         nodes = [node for node in nodes if not isinstance(node, Path)]
-        nodes, heldOut = ([scene.find(node) for node in some] for some in (nodes, heldOut))
+        nodes, heldOut = (_recordings(some) for some in (nodes, heldOut))
         if not nodes and not files:
             raise InputError("There is nothing to train on: choose at least one volume or recording.")
         for path in files:
             if not path.exists():
                 raise InputError(f"There is no file or folder {path}.")
-        both = {node.GetName() for node in nodes} & {node.GetName() for node in heldOut}
-        if both:
-            raise InputError(f"'{both.pop()}' cannot be trained on and held out at once.")
+        for node in nodes:
+            if node in heldOut:
+                raise InputError(f"'{node.GetName()}' cannot be trained on and held out at once.")
         regions = self._regions([*nodes, *heldOut], region, files)
         job = Job("", inputs=[path.resolve() for path in files], preset=preset, recipe=recipe, init=init, steps=steps,
                   minutes=minutes, region="auto" if regions else region, device=device, seed=seed,
@@ -871,6 +873,15 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
             table.AddColumn(column)
         table.SetAttribute("Speckle2Self.figuresAreOf", str(card.get("figures_are_of", "")))
         return table
+
+
+def _recordings(nodes) -> list:
+    """The nodes, each once; a proxy stands for its sequence."""
+    found = [scene.find(node) for node in nodes]
+    there = [node for node in found if node is not None and node.GetScene() is not None]
+    if len(there) < len(found):
+        raise InputError("What was to be learnt from is no longer in the scene; choose it anew.")
+    return list(dict.fromkeys(scene.sequenceBehind(node) or node for node in there))
 
 
 #

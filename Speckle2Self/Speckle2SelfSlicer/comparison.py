@@ -259,7 +259,8 @@ class Outline:
         found = search.region
         if self._orWhole and found is not None and not found.any():
             found = ~found
-        showRegion(search.source.volumes[0], found, search.axes[0])
+        if search.source.node.GetScene() is not None:
+            showRegion(placed(search.source.node), found, search.axes[0])
 
     def hide(self) -> None:
         """Takes the outline away, or ends the search for it."""
@@ -358,13 +359,21 @@ def evaluate(before, after, tissueNode, lumenNode=None, filterName: str = "none"
         raise InputError(DIFFERENT.format(before.GetName(), after.GetName()))
     tissue = inside(before, tissueNode, "first")
     lumen = inside(before, lumenNode, "last") if lumenNode is not None else None
-    low, high = float(one.min()), float(one.max())
+    known = np.isfinite(one) & np.isfinite(two)
+    low, high = (float(f(one[known])) if known.any() else 0.0 for f in (np.min, np.max))
     if high <= low:
         raise InputError(f"'{before.GetName()}' is constant; there is nothing to measure.")
     axis = int(np.argmin(one.shape))
-    number = int(np.argmax(tissue.sum(tuple(i for i in range(3) if i != axis))))
+    others, tissue = tuple(i for i in range(3) if i != axis), tissue & known
+    counts = tissue.sum(others)
+    if lumen is not None:
+        lumen = lumen & known
+        counts = counts * lumen.sum(others)
+    number = int(np.argmax(counts))
+    if not counts[number]:
+        raise InputError("What is chosen has no voxel with a value, or tissue and lumen have no slice in common.")
     cut = lambda x: np.take(x, number, axis)  # noqa: E731
-    image, result = ((cut(x) - low) / (high - low) * 255 for x in (one, two))
+    image, result = ((cut(np.where(known, x, low)) - low) / (high - low) * 255 for x in (one, two))
     rows = {"input": image, "despeckled": result}
     if filterName in FILTERS:
         rows[filterName] = FILTERS[filterName](image[None].astype(np.float32) / 255)[0] * 255
@@ -373,7 +382,7 @@ def evaluate(before, after, tissueNode, lumenNode=None, filterName: str = "none"
         mapped = metrics.matched(image, frame)
         values = mapped[cut(tissue)]
         found = {"mean": frame[cut(tissue)].mean(), "std": frame[cut(tissue)].std(), "SNR": metrics.snr(values)}
-        if lumen is not None and cut(lumen).any():
+        if lumen is not None:
             other = mapped[cut(lumen)]
             found |= {"CNR": metrics.cnr(other, values), "gCNR": metrics.gcnr(other, values)}
         found["homogeneity"] = metrics.homogeneity(image, frame)

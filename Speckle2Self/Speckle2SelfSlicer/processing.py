@@ -14,6 +14,7 @@ from Speckle2SelfLib.look import look
 
 from . import scene
 
+PARTIAL = " (partial)"  # in the name of a result of which only the first frames are done
 PIECE = 0.02  # seconds of work at most between two returns to the event loop
 
 
@@ -118,13 +119,15 @@ class Run:
         self.state = "writing"
         self.result = Result(self.source, self._jobs, self.axes, self._shape)
         images = self.result.images(**self.look, count=self.done if cut else None)
-        suffix = "despeckled (partial)" if cut else "despeckled"
+        suffix = f"despeckled{PARTIAL}" if cut else "despeckled"
         node = None
         for node in scene.writing(self.source, images, None if cut else self.output, suffix):
-            if self._asked and not cut and node is None:
+            if self._asked and not self.keepPartial and node is None:
                 raise Cancelled
             yield None
         self.result.node = node
+        if not cut:
+            scene.rename(node, lambda name: name.removesuffix(PARTIAL))
         message = f"Stopped: the first {self.done} frames are kept." if cut else ""
         if self.region is not None and not self.region.any():
             message = "Nothing looks like ultrasound: choose the region 'none' or 'given'. The output is a copy."
@@ -181,28 +184,36 @@ class Result:
         return results[0] if len(results) == 1 else volumes.average([result[None] for result in results])[0]
 
     def relook(self, strength: float, gamma: float):
-        """Brings the output up to date, the volume that is shown first; a generator that yields between pieces."""
+        """Brings the output up to date, the volume that is shown first; a generator that yields between pieces. Items
+        that were added to the output, or whose size was changed, stay as they are."""
         node = self.node
         if node is None or node.GetScene() is None:
             return
-        sequence = node if node.IsA("vtkMRMLSequenceNode") else scene.sequenceBehind(node)
-        if sequence is None:
+        if self.source.sequence is None:
             slicer.util.updateVolumeFromArray(node, self.image(0, strength, gamma))
+            return
+        sequence = node if node.IsA("vtkMRMLSequenceNode") else scene.sequenceBehind(node)
+        if sequence is None:  # its browser has gone
             return
         shown = {}
         for browser in scene.browsers(node.GetScene(), sequence):
-            number = browser.GetSelectedItemNumber()
-            proxy = browser.GetProxyNode(sequence)
-            if proxy is not None and 0 <= number < sequence.GetNumberOfDataNodes():
-                shown[number] = proxy
-        order = [*shown, *(n for n in range(sequence.GetNumberOfDataNodes()) if n not in shown)]
-        for number in order:
-            image = self.image(number, strength, gamma)
-            target = slicer.util.arrayFromVolume(sequence.GetNthDataNode(number))
+            proxy, value = browser.GetProxyNode(sequence), scene.selectedValue(browser)
+            if proxy is not None:
+                shown[max(0, sequence.GetItemNumberFromIndexValue(value, False))] = proxy
+        numbers = {value: number for number, value in enumerate(self.source.indexValues)}
+        for item in (*shown, *(n for n in range(sequence.GetNumberOfDataNodes()) if n not in shown)):
+            number = numbers.get(sequence.GetNthIndexValue(item))
+            volume = sequence.GetNthDataNode(item)
+            if number is None or volume.GetImageData() is None:
+                continue
+            image, target = self.image(number, strength, gamma), slicer.util.arrayFromVolume(volume)
+            if image.size != target.size:
+                continue
             target[...] = image.reshape(target.shape)
-            if number in shown:
-                slicer.util.updateVolumeFromArray(shown[number], image)
+            if item in shown:
+                slicer.util.updateVolumeFromArray(shown[item], image)
             yield None
+        sequence.StorableModified()  # else it would not be saved again
 
     def release(self) -> None:
         """Frees the memory; the output can then be changed by a new run alone."""
@@ -223,10 +234,12 @@ class Live:
         if node is not None and node.IsA("vtkMRMLSequenceNode"):
             node = scene.proxy(node)
         self.source = scene.source(node)
+        if output is not None and (output is node or scene.sequenceBehind(output) is not None):
+            raise InputError(f"'{output.GetName()}' is a recording, which live images never change; choose another.")
         self.node, self.output, self.once, self.state, self.message = node, output, once, "running", ""
         self._sliceNode, self._axis, self._request, self._worker = sliceNode, axis, request, worker
         self._stream, self._observed, self._moments = None, [], []
-        self._pushed = self._taken = 0
+        self._pushed, self._taken, self._places = 0, 0, {}
         self.refresh()
         if not once:
             events = [(node, slicer.vtkMRMLVolumeNode.ImageDataModifiedEvent), (sliceNode, "ModifiedEvent")]
@@ -235,7 +248,7 @@ class Live:
             self._observed = [(n, n.AddObserver(event, self._onModified)) for n, event in events if n is not None]
 
     def _onModified(self, caller, event) -> None:
-        if self.state == "running" and self.node.GetImageData() is not None:
+        if self.state == "running" and self._whole():
             try:
                 self.refresh()
             except InputError as error:
@@ -245,7 +258,19 @@ class Live:
         """Strength and gamma from now on, and of what is shown now. Raises InputError."""
         if self.state == "running":
             self._stream.look(strength, gamma)
-            self.refresh()
+            if self._whole():
+                self.refresh()
+
+    def _whole(self) -> bool:
+        """Whether the volume has an image now; not while its size changes, before its voxels do."""
+        image = self.node.GetImageData()
+        scalars = image.GetPointData().GetScalars() if image is not None else None
+        return scalars is not None and 0 < scalars.GetNumberOfTuples() == image.GetNumberOfPoints()
+
+    @property
+    def hasOutput(self) -> bool:
+        """Whether its output is in the scene."""
+        return self.output is not None and self.output.GetScene() is not None
 
     def refresh(self) -> None:
         """Despeckles what the volume shows now. Raises InputError."""
@@ -255,11 +280,12 @@ class Live:
         image = next(scene.voxels(scene.Source(self.node, [self.node])))
         chosen = "auto" if self._axis == "average" else self._axis
         (axis,) = volumes.slicing_axes(image.shape[:3], self.source.spacing, chosen)
-        self._slice = axis, self._sliceNumber(image.shape, axis)
-        frame = np.moveaxis(image, axis, 0)[self._slice[1]]
+        number = self._sliceNumber(image.shape, axis)
+        frame = np.moveaxis(image, axis, 0)[number]
         if self._stream is None:
             self._stream = self._worker.live(frame.shape, frame.dtype, self._request)
         self._pushed = self._stream.push(frame)
+        self._places[self._pushed] = axis, scene.slicePlace(self.node, axis, number)
 
     @property
     def waiting(self) -> bool:
@@ -270,8 +296,11 @@ class Live:
         """Of a 3D volume, the slice at which the slice view stands; else the middle one."""
         if shape[axis] == 1 or self._sliceNode is None:
             return shape[axis] // 2
-        matrix = vtk.vtkMatrix4x4()
+        matrix, fromWorld = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
         self.node.GetRASToIJKMatrix(matrix)
+        parent = self.node.GetParentTransformNode()
+        slicer.vtkMRMLTransformNode.GetMatrixTransformBetweenNodes(None, parent, fromWorld)
+        vtk.vtkMatrix4x4.Multiply4x4(matrix, fromWorld, matrix)
         toRAS = self._sliceNode.GetSliceToRAS()
         point = matrix.MultiplyPoint([toRAS.GetElement(i, 3) for i in range(3)] + [1])
         return int(np.clip(round(point[2 - axis]), 0, shape[axis] - 1))
@@ -290,17 +319,18 @@ class Live:
         if frame is None:
             return False
         self._taken = frame.number
-        self._show(frame.image)
+        place = self._places.pop(frame.number)
+        self._places = {number: place for number, place in self._places.items() if number > frame.number}
+        self._show(frame.image, *place)
         self._moments = [m for m in self._moments if m > time.monotonic() - 2] + [time.monotonic()]
         return True
 
-    def _show(self, image: np.ndarray) -> None:
-        axis, number = self._slice
+    def _show(self, image: np.ndarray, axis: int, place) -> None:
         voxels = np.expand_dims(image, axis)  # (K, J, I[, C]) with one voxel along the axis
         if self.output is None:
-            self.output = scene.liveOutput(self.node, voxels, axis, number)
+            self.output = scene.liveOutput(self.node, voxels, place)
         else:
-            scene.updateLive(self.output, self.node, voxels, axis, number)
+            scene.updateLive(self.output, self.node, voxels, place)
 
     @property
     def rate(self) -> float:

@@ -230,6 +230,8 @@ def checkOutput(source: Source, output) -> None:
     if output is source.node or (source.sequence is not None and source.sequence in (output, shown)):
         raise InputError(f"The output '{name}' is the input itself, which is never changed; choose another output.")
     if output.IsA("vtkMRMLSequenceNode") and source.sequence is not None:
+        if output.GetNumberOfDataNodes() and output.GetDataNodeClassName() not in VOLUMES:
+            raise InputError(f"The output '{name}' holds no images, and would be lost; choose another output.")
         return
     if source.node is source.sequence or output.GetClassName() != source.outputClass:
         kind = "vtkMRMLSequenceNode" if source.node is source.sequence else source.outputClass
@@ -293,33 +295,37 @@ def writing(source: Source, volumes, output=None, suffix: str = "despeckled"):
     yield result
 
 
-def liveOutput(node, voxels: np.ndarray, axis: int, number: int):
+def slicePlace(node, axis: int, number: int):
+    """The IJK-to-RAS matrix that slice `number` along an axis of `node` has now, as a volume of its own."""
+    matrix, start = vtk.vtkMatrix4x4(), [0, 0, 0, 1]
+    node.GetIJKToRASMatrix(matrix)
+    start[2 - axis] = number
+    origin = matrix.MultiplyPoint(start)
+    for row in range(3):
+        matrix.SetElement(row, 3, origin[row])
+    return matrix
+
+
+def liveOutput(node, voxels: np.ndarray, place):
     """A new volume `<input> live` for one slice of `node`, of voxels (K, J, I[, C]); see `updateLive`."""
     volume = getattr(slicer, VOLUMES[node.GetClassName()])()
     volume.SetName(_freeName(node, "live"))
     volume = node.GetScene().AddNode(volume)
-    updateLive(volume, node, voxels, axis, number)
+    updateLive(volume, node, voxels, place)
     _showLike(node, volume, [])
     _placeBeside(node, volume)
     return volume
 
 
-def updateLive(volume, node, voxels: np.ndarray, axis: int, number: int) -> None:
-    """Puts voxels (K, J, I[, C]) into `volume`, in the place that slice `number` along an axis of `node` has now."""
+def updateLive(volume, node, voxels: np.ndarray, place) -> None:
+    """Puts voxels (K, J, I[, C]) into `volume`, in a place of `slicePlace` under the parent transform of `node`."""
     image = volume.GetImageData()
     size = tuple(voxels.shape[2::-1])
     components = voxels.shape[3] if voxels.ndim == 4 else 1
     kind = get_vtk_array_type(voxels.dtype)
     current = image and (image.GetDimensions(), image.GetNumberOfScalarComponents(), image.GetScalarType())
     with slicer.util.NodeModify(volume):
-        matrix = vtk.vtkMatrix4x4()
-        node.GetIJKToRASMatrix(matrix)
-        start = [0, 0, 0, 1]
-        start[2 - axis] = number if voxels.shape[axis] == 1 else 0
-        origin = matrix.MultiplyPoint(start)
-        for row in range(3):
-            matrix.SetElement(row, 3, origin[row])
-        volume.SetIJKToRASMatrix(matrix)
+        volume.SetIJKToRASMatrix(place)
         volume.SetAndObserveTransformNodeID(node.GetTransformNodeID())
         if current != (size, components, kind):
             image = vtk.vtkImageData()
@@ -429,11 +435,15 @@ def _describe(sequence, original) -> None:
             sequence.SetAttribute(attribute, original.GetAttribute(attribute))
 
 
+def selectedValue(browser) -> str:
+    """The index value at which a browser stands; its number counts the items of the master sequence."""
+    master, selected = browser.GetMasterSequenceNode(), browser.GetSelectedItemNumber()
+    return master.GetNthIndexValue(selected) if 0 <= selected < master.GetNumberOfDataNodes() else ""
+
+
 def _updateProxy(browser, sequence, name, template, added):
     """Lets a proxy, made if there is none, show the selected item of `sequence` as `template` is shown."""
-    master, selected = browser.GetMasterSequenceNode(), browser.GetSelectedItemNumber()
-    value = master.GetNthIndexValue(selected) if 0 <= selected < master.GetNumberOfDataNodes() else ""
-    item = sequence.GetDataNodeAtValue(value, False) or sequence.GetNthDataNode(0)
+    item = sequence.GetDataNodeAtValue(selectedValue(browser), False) or sequence.GetNthDataNode(0)
     proxy = browser.GetProxyNode(sequence)
     if proxy is None or proxy.GetClassName() != item.GetClassName():
         proxy = _add(browser.GetScene(), getattr(slicer, item.GetClassName())(), name, added)
@@ -477,6 +487,15 @@ def _placeBeside(node, result) -> None:
         hierarchy.SetItemParent(place, parent)
     else:
         hierarchy.CreateItem(parent, result)
+
+
+def rename(node, change) -> None:
+    """Gives a result, its sequence and that one's proxies the names that `change` makes of theirs."""
+    sequence = node if node.IsA("vtkMRMLSequenceNode") else sequenceBehind(node)
+    proxies = [browser.GetProxyNode(sequence) for browser in browsers(node.GetScene(), sequence)] if sequence else []
+    for each in {node, sequence, *proxies} - {None}:
+        if change(each.GetName()) != each.GetName():
+            each.SetName(change(each.GetName()))
 
 
 def _freeName(node, suffix) -> str:

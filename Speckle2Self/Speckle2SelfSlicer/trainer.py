@@ -111,7 +111,7 @@ class TrainingJob:
         replace_file(self.folder / "job.json", json.dumps(asdict(job), indent=1).encode())
         arguments = ["-m", "Speckle2SelfLib", "train", "--job", "job.json", "--listen"]
         self._child = Child(arguments, python=self._python, folder=self.folder)
-        self.state, self.message, self.simulated = "running", "", None
+        self.state, self.message, self.simulated, self._finishing = "running", "", None, False
 
     def poll(self) -> list[dict]:
         """What the process reported since the last call; returns at once."""

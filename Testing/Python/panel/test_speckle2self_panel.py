@@ -162,6 +162,10 @@ def test_what_is_done_is_kept_if_asked_for(desk, panel):
     desk.wait(lambda: panel.run is None)
     output = panel._parameterNode.outputNode
     assert output.GetName() == "Cine despeckled (partial)" and 0 < output.GetNumberOfDataNodes() < 12
+    panel.ui.modelSelector.currentText = "median"
+    apply(desk, panel)
+    assert panel._parameterNode.outputNode is output and output.GetNumberOfDataNodes() == 12
+    assert not any("partial" in name for name in desk.names())
 
 
 def test_a_killed_process_is_one_message_and_the_next_apply_works(desk, panel):
@@ -374,6 +378,40 @@ def test_the_preview_is_the_shown_frame_alone_and_follows_the_look(desk, panel):
     panel.ui.modelSelector.currentText = "median"
     panel.ui.liveCheckBox.click()
     assert not panel.live.once and panel.live.output is output
+
+
+@pytest.mark.parametrize("button", ["previewButton", "liveCheckBox"])
+def test_preview_and_live_take_a_given_region(desk, panel, button):
+    volume = desk.volume()
+    choose(panel, volume, region="given")
+    box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
+    panel.ui.regionNodeSelector.setCurrentNode(box)
+    box.SetCenter(13.5, 23.5, 0)
+    box.SetSize(28, 100, 10)
+    getattr(panel.ui, button).click()
+    desk.wait(lambda: panel.live.output is not None)
+    after, before = (slicer.util.arrayFromVolume(node)[0] for node in (panel.live.output, volume))
+    assert np.array_equal(after[:, 28:], before[:, 28:]) and (after[:, :28] != before[:, :28]).mean() > 0.5
+    assert not desk.asked
+
+
+def test_live_that_cannot_start_is_off(desk, panel):
+    choose(panel, desk.volume(), region="given")
+    panel.ui.liveCheckBox.click()
+    desk.rest()
+    assert desk.asked and panel.live is None and not panel.ui.liveCheckBox.checked
+
+
+def test_a_preview_whose_output_was_removed_is_made_again(desk, panel):
+    choose(panel, desk.volume())
+    panel.ui.previewButton.click()
+    desk.wait(lambda: panel.live.output is not None)
+    slicer.mrmlScene.RemoveNode(panel.live.output)
+    panel.ui.previewButton.click()
+    desk.wait(lambda: panel.live.hasOutput)
+    slicer.mrmlScene.RemoveNode(panel.live.output)
+    panel.ui.modelSelector.currentText = "median"
+    desk.wait(lambda: panel.live.hasOutput)
 
 
 def test_live_follows_the_recording_until_its_node_goes(desk, panel):

@@ -104,6 +104,18 @@ def test_a_stopped_run_whose_model_is_worse_than_its_start_says_so(trainer, job)
     assert (run.state, run.worse) == ("done", "structure 0.9900 -> 0.9000")
 
 
+def test_a_run_that_was_ended_before_it_had_a_model_can_be_resumed_and_paused(trainer, job):
+    run = trainer.add("early", [FRAMES], replace(job, steps=100_000, simulated=4000))
+    until(trainer, lambda: run.simulated)
+    run.finish()
+    assert trainer.wait(run, 30) and run.state == "stopped" and run.resumable
+    run.job = replace(run.job, simulated=0)
+    trainer.resume(run)
+    until(trainer, lambda: len(run.reports) > 2)
+    run.stop()
+    assert trainer.wait(run, 30) and run.state == "stopped" and run.resumable, "paused, not ended"
+
+
 def test_a_run_that_waits_can_be_stopped_and_put_back(trainer, job):
     first = trainer.add("first", [FRAMES], replace(job, steps=100_000))
     second = trainer.add("second", [FRAMES], job)

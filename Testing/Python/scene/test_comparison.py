@@ -65,6 +65,29 @@ def test_figures_before_and_after_go_into_a_table_a_plot_and_a_file(pair, tmp_pa
         comparison.evaluate(*pair, None)
 
 
+def test_figures_are_of_a_slice_that_both_boxes_share_and_of_values_that_there_are(slicer_app):
+    from Speckle2SelfSlicer import comparison
+
+    voxels = np.random.default_rng(0).rayleigh(40, (3, 32, 32)).astype(np.float32)
+    before, after = (slicer.util.addVolumeFromArray(x) for x in (voxels, voxels / 2 + 40))
+    for volume in (before, after):
+        volume.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(np.eye(4)))
+    boxes = [slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode") for _ in range(2)]
+    for roi, column, depth, size in ((boxes[0], 8, 0.5, 1.2), (boxes[1], 24, 1.5, 1.2)):  # slices 0 and 1; 1 and 2
+        roi.SetCenter(column, 16, depth)
+        roi.SetSize(10, 20, size)
+    whole, _ = comparison.evaluate(before, after, *boxes)
+    columns = {whole.GetTable().GetColumnName(i) for i in range(whole.GetTable().GetNumberOfColumns())}
+    assert {"CNR", "gCNR"} <= columns
+    figures = comparison.asHtml(whole)
+    slicer.util.arrayFromVolume(before)[:, :2, :2] = np.nan  # in neither box
+    assert "nan" not in comparison.asHtml(comparison.evaluate(before, after, *boxes)[0]) and "nan" not in figures
+    boxes[1].SetCenter(24, 16, 2)
+    boxes[1].SetSize(10, 20, 0.5)
+    with pytest.raises(InputError, match="no slice in common"):
+        comparison.evaluate(before, after, *boxes)
+
+
 def test_the_difference_has_a_fixed_scale_and_the_place_of_the_input(pair):
     from Speckle2SelfSlicer import comparison
 

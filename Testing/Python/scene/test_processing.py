@@ -109,6 +109,123 @@ def test_the_look_changes_the_output_without_the_network_and_what_is_shown_first
     run.result.release()
 
 
+def look(result, strength):
+    for _ in result.relook(strength, 1.0):
+        pass
+
+
+def test_the_look_finds_frames_by_their_index_value(worker, sequence, tmp_path):
+    """Where the browser's master is another sequence, such as of transforms, and where items of the output changed."""
+    from Speckle2SelfSlicer import scene
+    from Speckle2SelfSlicer.processing import Run
+
+    master = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Transforms")
+    for number in range(24):
+        master.SetDataNodeAtValue(slicer.vtkMRMLLinearTransformNode(), f"{number / 20:.2f}")
+    browser = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSequenceBrowserNode")
+    browser.SetAndObserveMasterSequenceNodeID(master.GetID())
+    browser.AddSynchronizedSequenceNodeID(sequence.GetID())
+    slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
+    browser.SetSelectedItemNumber(6)
+    run = Run(worker, sequence, model="lee", region="none")
+    finish(worker, run)
+    output = run.result.node
+    output.AddDefaultStorageNode()
+    output.GetStorageNode().SetFileName(str(tmp_path / "saved.seq.nrrd"))
+    assert output.GetStorageNode().WriteData(output) and not output.GetModifiedSinceRead()
+    look(run.result, 0.0)
+    assert np.array_equal(slicer.util.arrayFromVolume(scene.proxy(output))[0], FRAMES[3]), "0.30, item 6 of the master"
+    assert output.GetModifiedSinceRead(), "it is to be saved again"
+    output.RemoveDataNodeAtValue("0.00")
+    added = slicer.vtkMRMLScalarVolumeNode()
+    slicer.util.updateVolumeFromArray(added, np.full((1, 5, 5), 7, np.uint8))
+    output.SetDataNodeAtValue(added, "9.00")
+    look(run.result, 1.0)
+    look(run.result, 0.0)
+    for number in range(11):
+        image = slicer.util.arrayFromVolume(output.GetNthDataNode(number))[0]
+        assert np.array_equal(image, FRAMES[number + 1])
+    assert (slicer.util.arrayFromVolume(output.GetNthDataNode(11)) == 7).all()
+    shown = scene.proxy(output)
+    slicer.mrmlScene.RemoveNode(browser)
+    look(run.result, 1.0)
+    assert np.array_equal(slicer.util.arrayFromVolume(shown)[0], FRAMES[3]), "nothing tells what it shows now"
+    run.result.release()
+
+
+def test_a_sequence_of_transforms_is_no_output(worker, sequence):
+    from Speckle2SelfSlicer.processing import Run
+
+    transforms = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Transforms")
+    transforms.SetDataNodeAtValue(slicer.vtkMRMLLinearTransformNode(), "0")
+    with pytest.raises(InputError, match="would be lost"):
+        Run(worker, sequence, transforms, model="lee")
+
+
+def test_the_outline_lies_where_the_recording_is_shown(worker, sequence):
+    from Speckle2SelfSlicer import comparison, scene
+
+    transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "Probe")
+    scene.proxy(sequence).SetAndObserveTransformNodeID(transform.GetID())
+    outline, own = comparison.Outline(logic()), logic()
+    outline.show(sequence, "auto")
+    end = time.monotonic() + 60
+    while outline.searching and time.monotonic() < end:
+        own.worker.poll()
+        outline.step()
+        time.sleep(0.01)
+    node = slicer.mrmlScene.GetFirstNodeByName("Outline of the region")
+    assert node.GetTransformNodeID() == transform.GetID()
+    outline.hide()
+    own.close()
+
+
+def test_live_takes_the_slice_at_which_the_view_stands_and_shows_it_there(worker, slicer_app):
+    from Speckle2SelfSlicer.processing import Live
+
+    volume = slicer.util.addVolumeFromArray(np.repeat(np.arange(40, dtype=np.uint8), 48 * 56).reshape(40, 48, 56))
+    transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "Shift")
+    matrix = slicer.util.vtkMatrixFromArray(np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 20], [0, 0, 0, 1.0]]))
+    transform.SetMatrixTransformToParent(matrix)
+    volume.SetAndObserveTransformNodeID(transform.GetID())
+    volume.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(np.diag([1, 1, 1, 1.0])))
+    view = slicer.vtkMRMLSliceNode()
+    view.GetSliceToRAS().SetElement(2, 3, 30)
+    live = Live(worker, volume, axis="K", sliceNode=view, model="median", region="none")
+    for position in (30, 31, 34):
+        view.GetSliceToRAS().SetElement(2, 3, position)
+        view.Modified()
+        end = time.monotonic() + 60
+        while live.waiting and time.monotonic() < end:
+            worker.poll()
+            view.GetSliceToRAS().SetElement(2, 3, 50)  # it goes on before the result is here
+            live.step()
+            time.sleep(0.005)
+        origin = live.output.GetOrigin()[2]
+        assert np.unique(slicer.util.arrayFromVolume(live.output)) == [origin] == [position - 20]
+    live.stop()
+
+
+def test_live_waits_while_there_is_no_image(worker, slicer_app):
+    from Speckle2SelfSlicer.processing import Live
+
+    volume = slicer.util.addVolumeFromArray(FRAMES[:1], name="US")
+    live = Live(worker, volume, model="median", region="none")
+    with pytest.raises(InputError, match="is a recording"):
+        Live(worker, volume, model="median", output=volume)
+    volume.SetAndObserveImageData(None)
+    live.look(0.0, 1.0)
+    slicer.util.updateVolumeFromArray(volume, FRAMES[1:2, :32, :40])
+    assert live.state == "running", live.message
+    end = time.monotonic() + 60
+    while time.monotonic() < end and (live.waiting or live.output is None):
+        worker.poll()
+        live.step()
+        time.sleep(0.005)
+    assert np.array_equal(slicer.util.arrayFromVolume(live.output)[0], FRAMES[1, :32, :40])
+    live.stop()
+
+
 def test_a_cancelled_run_leaves_nothing_or_if_asked_what_is_done(worker, sequence):
     from Speckle2SelfSlicer.processing import Run
 

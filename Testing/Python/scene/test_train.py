@@ -59,6 +59,16 @@ def test_a_recording_in_the_scene_becomes_a_model_that_despeckles(logic, volume)
     assert job.model in slicer.util.getModuleLogic("Speckle2Self").models()
 
 
+def test_recordings_are_told_apart_by_what_they_are_and_not_by_their_names(logic, volume):
+    same = slicer.util.addVolumeFromArray(FRAMES[::-1].copy(), name=volume.GetName())
+    options = dict.fromkeys(("name", "recipe", "init", "steps", "minutes"))
+    options |= {"preset": "adapt", "region": "none", "device": "cpu", "seed": 0}
+    _, recordings, held, _, _ = logic._job([volume, volume], heldOut=[same], **options)
+    assert [len(some) for some in (recordings, held)] == [1, 1]
+    with pytest.raises(InputError, match="at once"):
+        logic._job([volume], heldOut=[volume], **options)
+
+
 def test_curves_and_previews_are_nodes_that_are_kept_up_to_date(logic, volume):
     job = logic.start([volume], init="start", steps=16, region="none", name="Mine")
     while len(job.reports) < 3:
