@@ -149,7 +149,8 @@ def _ours(device, recipe: str, start: Model | None = None, simulated: int = PRES
                 crop=baselines.CROP,
                 simulated=simulated,
             )
-        cines = [prepare_cine(case.frames, case.region, model) for case in cases]
+        frames = [case.filled if recipe == "published" else case.frames for case in cases]
+        cines = [prepare_cine(each, case.region, model) for each, case in zip(frames, cases, strict=True)]
         for cut in (0.1, 1.0):  # a short run tells how many steps the time allows: the rate of learning ends with it
             network = copy.deepcopy(start.network) if start else None
             training, began = Training(cines, config, model, network, device), time.monotonic()
@@ -158,8 +159,7 @@ def _ours(device, recipe: str, start: Model | None = None, simulated: int = PRES
                 if time.monotonic() - began > seconds * cut:
                     break
             steps = max(1, round(done * seconds / max(time.monotonic() - began, 1e-9)))
-            averaging = min(config.averaging, max(0.0, 1 - 10 / steps)) if config.averaging else 0.0
-            config = replace(config, steps=steps, averaging=averaging)
+            config = replace(config, steps=steps)
         trained = Model(model, training.network.eval())
         return lambda case: despeckle(case.frames, trained, region=case.region, device=str(device))
 

@@ -133,7 +133,7 @@ def despeckle(
         greys = None if each else (low, high)
         after, change = _despeckled(before, finite, region, engine, greys, bounds, gamma, strength)
         if cut.ndim == 4:
-            change = change & grey(part)
+            change = change & grey(part, float(bounds[1]))
         _write(result[whole], part, before, after, change, bounds)
         return min(start + block, len(cut))
 

@@ -26,8 +26,7 @@ def grey_mapping(frames: np.ndarray, region: np.ndarray | None) -> tuple[float, 
     """The values that become 0 and 1: one pair for a whole cine, so that brightness does not flicker.
 
     They are the 0.1 and 99.9 per cent points of the finite pixels inside the region, of at most 16 frames, so that a
-    few overlay pixels do not shift them; but 99.99 per cent stay below 1.25, so that few bright echoes in a dark
-    recording are not lost.
+    few overlay pixels do not shift them; but 99.99 per cent stay below 1.25, unless they are more than twice as bright.
 
     Args: frames (N, H, W[, C]); region (H, W) bool or None. Returns low <= high; equal for constant frames.
     """
@@ -38,7 +37,7 @@ def grey_mapping(frames: np.ndarray, region: np.ndarray | None) -> tuple[float, 
     if values.size == 0:
         return 0.0, 0.0
     low, high, top = (float(v) for v in np.percentile(values, (0.1, 99.9, 99.99)))
-    high = max(high, low + 0.8 * (top - low))
+    high = max(high, low + 0.8 * (min(top, low + 2 * (high - low)) - low))
     return (low, high) if high > low else (float(values.min()), float(values.max()))
 
 

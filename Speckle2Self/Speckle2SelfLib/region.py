@@ -15,12 +15,17 @@ SMALLEST = 64  # pixels of a part of the region: the inside of a letter is none
 HUE_NOISE = 0.04  # of the type's range
 
 
-def grey(frames: np.ndarray) -> np.ndarray:
-    """Bool (N, H, W): pixels of colour frames (N, H, W, 3 or 4) that have no hue, within what JPEG blurs."""
+def grey(frames: np.ndarray, brightest_of_all: float | None = None) -> np.ndarray:
+    """Bool (N, H, W): pixels of colour frames (N, H, W, 3 or 4) that have no hue, within what JPEG blurs.
+
+    brightest_of_all: the largest value of the recording that they are of; None: theirs.
+    """
     red, green, blue = (frames[..., channel] for channel in range(3))  # many times faster than along the last axis
     brightest = np.maximum(np.maximum(red, green), blue).astype(np.float32)
     darkest = np.minimum(np.minimum(red, green), blue).astype(np.float32)
-    scale = 255.0 if frames.dtype == np.uint8 else float(brightest.max(initial=0))
+    if brightest_of_all is None:
+        brightest_of_all = float(brightest.max(initial=0))
+    scale = 255.0 if frames.dtype == np.uint8 else brightest_of_all
     return brightest - darkest <= HUE_TOLERANCE * brightest + HUE_NOISE * scale
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -11,7 +12,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import metrics
 from .config import InputError, ModelConfig, TrainingConfig, out_of_memory
@@ -167,7 +167,7 @@ class Training:
         self.simulated = None
         if config.simulated:
             count = min(config.simulated, config.steps * config.batch)
-            grains, apart = [cine.grain for cine in cines], np.random.default_rng([config.seed])
+            grains, apart = [cine.grain for cine in cines], np.random.default_rng([config.seed, 1])
             self.simulated = _near(simulate_cines(count, config.crop, self.rng, grains, made), self.device)
             held_out = int(np.clip(config.simulated // 100, *HELD_OUT_ANATOMIES))
             self.held_out.append(simulate_cines(held_out, config.crop, apart, grains))
@@ -181,6 +181,7 @@ class Training:
             self.rank, self.processes = dist.get_rank(), dist.get_world_size()
             if config.batch % self.processes:
                 raise InputError(f"A batch of {config.batch} cannot be shared by {self.processes} processes evenly.")
+        self._random = network is None
         network = (network or build(model)).to(self.device)
         published, cuda = config.recipe == "published", self.device.type == "cuda"
         if published:
@@ -197,9 +198,8 @@ class Training:
             )
         self.network, self._average = network, lambda: None
         if config.averaging:
-            averaging = get_ema_multi_avg_fn(config.averaging)
-            self.network = AveragedModel(network, multi_avg_fn=averaging).module
-            self._average = lambda: averaging(list(self.network.parameters()), list(network.parameters()), None)
+            self.network = copy.deepcopy(network)
+            self._average = lambda: self._follow(network)
         betas = (0.5, 0.999) if published else (0.9, 0.99)
         self.optimiser = torch.optim.Adam(self.pair.parameters(), config.learning_rate, betas, fused=cuda)
         self._names: dict[bool, tuple[str, ...]] = {}  # of the loss's terms: of recordings, of simulated frames
@@ -259,8 +259,16 @@ class Training:
         if not np.isfinite(values).all():
             raise InputError(f"The loss is no longer a number at step {self.step + 1}: lower the learning rate.")
         self.optimiser.step()
-        self._average()
+        self._average()  # before the step is counted
         return dict(zip(self._names[simulated], values, strict=True))
+
+    @torch.no_grad()
+    def _follow(self, network) -> None:
+        """The averaged weights after a step; of random ones, where the run started, soon nothing is left."""
+        decay = self.config.averaging
+        if self._random:
+            decay = min(decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
 
     def _learn(self, views) -> torch.Tensor:
         """The terms of the loss; their names are in `_names` then, the gradients of their sum in the parameters."""
@@ -289,7 +297,10 @@ class Training:
                 height, width = (min(n // 16 * 16, 512) for n in frame.shape[-2:])
                 part = None if truth is None else truth[..., :height, :width]
                 views = self.views(Batch(frame[..., :height, :width], part, cine.grain), rng)
-                for name, term in self.loss(self.pair(views), views).items():
+                predictions = self.pair(views)
+                if self.config.recipe != "published":  # what is kept is what is judged
+                    predictions = predictions._replace(frame=network(views.frame))
+                for name, term in self.loss(predictions, views).items():
                     terms.setdefault(f"held-out {name}", []).append(term.item())
                 before = min_max(frame.float()) if self.config.recipe == "published" else frame
                 after = through_network(network, before).clamp(0, BRIGHTEST)
@@ -301,6 +312,7 @@ class Training:
                 before, after = (to_8_bit(x) for x in (before, after))
                 for name, value in metrics.evaluate(before[None], after[None]).items():
                     figures.setdefault(name, []).append(value)
+        self.pair.train()
         return {name: float(np.mean(values)) for name, values in (terms | figures).items()}, picture
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict]:

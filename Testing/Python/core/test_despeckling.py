@@ -10,6 +10,7 @@ from Speckle2SelfLib import despeckling
 from Speckle2SelfLib import network as networks
 from Speckle2SelfLib.config import Cancelled, InputError, ModelConfig
 from Speckle2SelfLib.despeckling import Model, despeckle, through_network
+from Speckle2SelfLib.frames import grey_mapping
 from Speckle2SelfLib.network import FastNetwork, SpeckleReductionNetwork
 
 
@@ -324,3 +325,21 @@ def test_with_a_given_mapping_a_frame_does_not_depend_on_its_neighbours(cine):
     alone = despeckle(cine[1], blur, region=None, mapping=(0, 255))
     together = despeckle(cine, blur, region=None, mapping=(0, 255))[1]
     assert (alone != cine[1]).any() and np.abs(alone.astype(int) - together).max() == 0
+
+
+def test_a_few_pixels_of_another_scale_do_not_flatten_the_rest(rng):
+    """Tissue up to 1000 in 16 bits, and marks at 65535, as some exports have."""
+    frames = np.clip(rng.rayleigh(250, (4, 128, 128)), 0, 1000).astype(np.uint16)
+    low, high = grey_mapping(frames, None)
+    frames[:, 3, 5:15] = 65535
+    assert grey_mapping(frames, None)[1] - low < 2 * (high - low)
+
+
+def test_colours_of_16_bits_come_out_alike_whatever_is_in_other_frames(rng, network, monkeypatch):
+    frames = rng.integers(0, 4000, (4, 48, 48, 1)).repeat(3, -1).astype(np.uint16)
+    frames[..., 0] += 300
+    frames[3, 10:20, 10:20] = 60000
+    model = Model(ModelConfig(width=8), network)
+    whole = despeckle(frames, model, region=None)
+    monkeypatch.setattr(despeckling, "BLOCK_PIXELS_CPU", 1)
+    assert np.abs(despeckle(frames, model, region=None).astype(int) - whole).max() <= 1

@@ -29,6 +29,50 @@ def finish(training):
     return list(training.run()), training.network
 
 
+def test_what_is_held_out_of_simulated_frames_was_not_trained_on():
+    for seed in (0, 5):
+        training = Training([], TrainingConfig(steps=8, batch=8, crop=32, simulated=64, seed=seed), FAST)
+        (held,) = training.held_out
+        assert not any((held.frames[:, None] == training.simulated.frames[None]).flatten(2).all(-1).any(1))
+
+
+def test_the_averaged_weights_of_a_short_run_are_those_of_its_steps_and_are_what_is_judged():
+    """A network that starts at random: after 30 steps hardly anything of that is left."""
+    config = TrainingConfig(steps=30, batch=4, crop=32, simulated=32, averaging=0.995)
+    training = Training([], config, FAST)
+    before = [parameter.clone() for parameter in training.network.parameters()]
+    reports = list(training.run())
+    moved = sum(((p - q) ** 2).sum() for p, q in zip(training.network.parameters(), before, strict=True))
+    whole = sum(((p - q) ** 2).sum() for p, q in zip(training.pair.high.parameters(), before, strict=True))
+    assert len(reports) == 30 and moved > 0.5 * whole
+    figures, _ = training.validate()
+    with torch.no_grad():
+        for parameter in training.pair.high.parameters():
+            parameter.zero_()
+    assert training.validate()[0] == figures and training.pair.training
+
+
+@pytest.mark.parametrize("recipe", ["disjoint", "published"])
+def test_a_run_goes_on_as_if_it_had_not_been_stopped_and_judged(cine, recipe):
+    model = ModelConfig("published", normalisation="frame") if recipe == "published" else FAST
+    config = TrainingConfig(recipe, steps=4, batch=2, crop=32, averaging=0.0 if recipe == "published" else 0.99)
+    recording = prepare_cine(cine[0], None, model)
+    made = []
+    for stopped in (False, True):
+        training = Training([recording], config, model, held_out=[recording])
+        training.validate()
+        for report in training.run():
+            if stopped and report.step == 2:
+                state = training.state()
+                training = Training([recording], config, model, held_out=[recording])
+                training.restore(*state)
+                made.append(finish(training)[1])
+                break
+        else:
+            made.append(training.network)
+    assert all(torch.equal(one, two) for one, two in zip(*(m.state_dict().values() for m in made), strict=True))
+
+
 def test_a_recording_alone_teaches_to_reduce_its_speckle(cine):
     """No clean image and no second recording: the truth serves to judge, not to train."""
     frames, truth = cine
