@@ -110,7 +110,10 @@ def draw_augmentation(rng: np.random.Generator, batch: int, recipe: str) -> Augm
 def augment(x: torch.Tensor, drawn: Augmentation) -> torch.Tensor:
     """(B, C, H, W) -> the same shape."""
     if drawn.matrices is not None:
-        grid = F.affine_grid(drawn.matrices.to(x), list(x.shape), align_corners=False)
+        matrices, (height, width) = drawn.matrices.to(x, copy=True), x.shape[-2:]
+        matrices[:, 0, 1] *= height / width  # positions count from -1 to 1 along either side
+        matrices[:, 1, 0] *= width / height
+        grid = F.affine_grid(matrices, list(x.shape), align_corners=False)
         x = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
     if drawn.flips:
         x = x.flip(drawn.flips)

@@ -42,6 +42,7 @@ class Run:
         first = next(scene.voxels(self.source))
         self._shape, self._dtype = (len(self.source.volumes), *first.shape), first.dtype
         self.axes = volumes.slicing_axes(first.shape[:3], self.source.spacing, axis)
+        self.source = scene.held(self.source)
         self.total = len(self.axes) * self._shape[0] * self._shape[1 + self.axes[0]]
         self._steps = self._work()
 

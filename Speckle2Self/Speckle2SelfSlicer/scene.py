@@ -7,7 +7,7 @@ back what it added if a step fails.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import slicer
@@ -74,6 +74,19 @@ def source(node) -> Source:
     if len({volume.GetClassName() for volume in volumes}) > 1:
         raise InputError(f"The sequence '{sequence.GetName()}' mixes several kinds of volumes; split it first.")
     return Source(node, volumes, sequence, values)
+
+
+def held(source: Source) -> Source:
+    """The same recording, of a volume on its own as it is now: its node may be a stream's, which goes on meanwhile."""
+    (volume, *_) = source.volumes
+    if source.sequence is not None or volume.IsA("vtkMRMLStreamingVolumeNode") or volume.GetImageData() is None:
+        return source
+    copy, image = getattr(slicer, volume.GetClassName())(), vtk.vtkImageData()
+    copy.CopyContent(volume, False)
+    copy.SetName(volume.GetName())
+    image.ShallowCopy(volume.GetImageData())
+    copy.SetAndObserveImageData(image)
+    return replace(source, volumes=[copy])
 
 
 def proxy(sequence):
@@ -282,7 +295,7 @@ def writing(source: Source, volumes, output=None, suffix: str = "despeckled"):
     scene, added, joined = source.node.GetScene(), [], []
     try:
         if source.sequence is None:
-            result = _writeVolume(source.node, image, output, suffix, added)
+            result = _writeVolume(source, image, output, suffix, added)
             _placeBeside(source.node, result)
         else:
             result = _writeSequence(source, template, output, suffix, added, joined)
@@ -337,8 +350,8 @@ def updateLive(volume, node, voxels: np.ndarray, place) -> None:
         image.Modified()
 
 
-def _writeVolume(template, voxels, output, suffix, added):
-    volume = _volume(template, voxels)
+def _writeVolume(source, voxels, output, suffix, added):
+    template, volume = source.node, _volume(source.volumes[0], voxels)
     if output is None:
         output = _add(template.GetScene(), volume, _freeName(template, suffix), added)
     else:

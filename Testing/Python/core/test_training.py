@@ -9,7 +9,7 @@ import torch
 from Speckle2SelfLib import devices
 from Speckle2SelfLib.config import InputError, ModelConfig, TrainingConfig
 from Speckle2SelfLib.despeckling import Model, despeckle
-from Speckle2SelfLib.frames import augment, draw_augmentation
+from Speckle2SelfLib.frames import Augmentation, augment, draw_augmentation
 from Speckle2SelfLib.network import build
 from Speckle2SelfLib.perturbation import estimate_grain
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
@@ -50,6 +50,15 @@ def test_the_averaged_weights_of_a_short_run_are_those_of_its_steps_and_are_what
         for parameter in training.pair.high.parameters():
             parameter.zero_()
     assert training.validate()[0] == figures and training.pair.training
+
+
+def test_a_turned_square_stays_a_square_in_frames_that_are_none():
+    image = torch.zeros(1, 1, 100, 200)
+    image[..., 40:60, 90:110] = 1
+    turn = torch.tensor([[[0.866, -0.5, 0], [0.5, 0.866, 0]]])
+    where = augment(image, Augmentation(turn))[0, 0].nonzero().double()
+    widths = torch.linalg.eigvalsh(torch.cov(where.T)).sqrt()
+    assert widths[1] < 1.05 * widths[0]
 
 
 @pytest.mark.parametrize("recipe", ["disjoint", "published"])

@@ -153,6 +153,27 @@ def test_the_look_finds_frames_by_their_index_value(worker, sequence, tmp_path):
     run.result.release()
 
 
+def test_a_stream_that_goes_on_during_a_run_changes_nothing_of_it(worker, slicer_app):
+    from Speckle2SelfSlicer.processing import Run
+
+    stream = slicer.util.addVolumeFromArray(FRAMES[:1], name="US")
+    stream.SetOrigin(1, 2, 3)
+    run = Run(worker, stream, model="lee", region="none")
+    while run.state == "reading":
+        run.step()
+    image = slicer.vtkMRMLScalarVolumeNode()
+    slicer.util.updateVolumeFromArray(image, FRAMES[5:6, :20, :30])
+    stream.SetAndObserveImageData(image.GetImageData())
+    stream.SetOrigin(100, 0, 0)
+    finish(worker, run)
+    output = run.result.node
+    assert run.state == "done" and output.GetOrigin() == (1, 2, 3) and output.GetName() == "US despeckled"
+    look(run.result, 0.0)
+    assert np.array_equal(slicer.util.arrayFromVolume(output), FRAMES[:1])
+    assert np.array_equal(slicer.util.arrayFromVolume(stream), FRAMES[5:6, :20, :30])
+    run.result.release()
+
+
 def test_a_sequence_of_transforms_is_no_output(worker, sequence):
     from Speckle2SelfSlicer.processing import Run
 
