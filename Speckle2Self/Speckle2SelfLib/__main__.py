@@ -71,11 +71,11 @@ def _found(inputs, output: Path) -> list[Path]:
     """The files to read; of a folder, without those in the output folder, which are results."""
     from . import files
 
-    found = []
+    found, results = [], output.resolve()
     for entry in inputs:
         inside = files.find([entry])
         if Path(entry).is_dir():
-            inside = [path for path in inside if output.resolve() not in path.resolve().parents]
+            inside = [path for path in inside if results not in path.resolve().parents]
             if not inside:
                 raise InputError(f"All that {entry} holds lies in the output folder {output}; give another one.")
         found += inside
@@ -119,8 +119,6 @@ def _despeckle_file(path: Path, target: Path, model, device: str, arguments) -> 
         if len(axes) > 1:
             raise InputError("A mask fits the frames of one axis: give --axis k, j or i.")
         imaged = files.read_mask(arguments.region, tuple(np.delete(frames.shape[:3], axes[0])))
-        if not imaged.any():
-            raise InputError(f"The mask {arguments.region} is empty: mark what is to be despeckled by other than zero.")
     elif arguments.region == "auto" and recording.region is not None and axes == [0]:
         imaged = region.detect(frames, recording.region)
     else:

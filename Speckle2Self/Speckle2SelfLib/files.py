@@ -167,11 +167,14 @@ def _read(path: Path, kinds: str, key: str = "frames") -> Recording:
 
 
 def read_mask(path, shape: tuple[int, int]) -> np.ndarray:
-    """A mask file as (H, W) bool: what is neither zero nor NaN. InputError where it does not fit frames of `shape`."""
+    """A mask file as (H, W) bool: what is neither zero nor NaN. InputError where that is nothing, or where it does not
+    fit frames of `shape`."""
     frames = np.nan_to_num(_read(Path(path), "uifb").frames)
     mask = (frames if frames.ndim == 3 else frames[..., :3].max(-1)) != 0
     if mask.shape != (1, *shape):
         raise InputError(f"The mask {path} of {mask.shape} does not fit frames of {shape[0]} x {shape[1]} pixels.")
+    if not mask.any():
+        raise InputError(f"The mask {path} is empty: mark what is imaged by values other than zero.")
     return mask[0]
 
 

@@ -175,16 +175,15 @@ def _run(job: Job, device, report, stop, first: bool) -> Model | None:
 
 def _check_targets(job: Job) -> None:
     """Raises InputError where a file that the run would write cannot be there, or is one that it reads."""
-    read = (
-        {path.resolve() for path in files.find([*job.inputs, *job.held_out])} if job.inputs or job.held_out else set()
-    )
-    read |= {Path(name).resolve() for name in (job.region,) if Path(name).is_file()}
-    for target in (Path(job.output), *([Path(job.preview)] if job.preview else [])):
+    for target in map(Path, filter(None, (job.output, job.preview))):
         if not target.parent.is_dir():
             raise InputError(f"There is no folder {target.parent} to write to.")
         if target.is_dir():
             raise InputError(f"{target} is a folder; name a file to write.")
-        if target.resolve() in read:
+        if not target.exists():
+            continue  # an archive is not searched for it
+        read = [*files.find([*job.inputs, *job.held_out]), Path(job.region)]
+        if target.resolve() in (path.resolve() for path in read):
             raise InputError(
                 f"{target} is a recording or mask of this run, and would be overwritten; name another file."
             )
@@ -256,10 +255,7 @@ def _mask(given: str, path: Path, shape: tuple[int, int]) -> np.ndarray:
     masks = Path(given)
     if masks.is_dir():
         masks = next((mask for mask in sorted(masks.iterdir()) if mask.stem == path.stem), masks / path.name)
-    mask = files.read_mask(masks, shape)
-    if not mask.any():
-        raise InputError(f"The mask {masks} is empty: mark what is to be trained on by values other than zero.")
-    return mask
+    return files.read_mask(masks, shape)
 
 
 def _measured(cines, config, model, network, device) -> tuple[float, float]:
