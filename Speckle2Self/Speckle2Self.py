@@ -355,13 +355,11 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         with shownErrors(_("Despeckling failed.")):
             parameters = self._parameterNode
             self.endLive()
-            if dependencies.missing():
-                self.setStatus(_("Installing Python packages..."))
-                dependencies.ensure()
-            self.setStatus(_("Reading..."))
+            self.setStatus(_("Installing Python packages...") if dependencies.missing() else "")
             self.run = self.logic.start(
                 parameters.inputNode, parameters.outputNode, keepPartial=parameters.keepPartial, **self.request()
             )
+            self.setStatus(_("Reading..."))
             self.timer.start()
         if self.run is None:
             self.setStatus("")

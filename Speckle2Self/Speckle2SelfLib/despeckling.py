@@ -31,6 +31,7 @@ REPLAYED = 2**19  # pixels on a GPU; with more, a network's operations take long
 EDGE = 4  # pixels around a frame, which keep the network's zero padding away from it
 TILE = 1152  # pixels; larger images go through a network without normalisation layers in tiles
 SMALLEST = 8  # pixels, of either side of a frame
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)  # one is another than its copy, whose weights may differ
@@ -105,8 +106,8 @@ def despeckle(
     output = _made(frames, output)
     low, high = grey_mapping(stack, region) if mapping is None else mapping
     if not region.any():
-        logging.warning("Nothing was despeckled: no part looks like ultrasound, or the region is empty. "
-                        "The region 'none' takes whole frames, a mask any part of them.")  # fmt: skip
+        logger.warning("Nothing was despeckled: no part looks like ultrasound, or the region is empty. "
+                       "The region 'none' takes whole frames, a mask any part of them.")  # fmt: skip
     if not region.any() or high <= low or strength == 0:
         np.copyto(output, frames)
         if progress:

@@ -141,11 +141,14 @@ _CONVOLVE_ONTO = getattr(torch.ops.mkldnn, "_convolution_pointwise_", None) if _
 _IN_16_BITS = bool(_CONVOLVE) and getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)()
 
 
+def _taken(x: torch.Tensor) -> bool:
+    """Whether the operations above take this tensor."""
+    return _CONVOLVE_ONTO is not None and x.is_cpu and (_IN_16_BITS or x.dtype != torch.bfloat16)
+
+
 def _fused(x: torch.Tensor) -> bool:
     """Whether inference on this tensor can take the operations above."""
-    if _CONVOLVE_ONTO is None or not x.is_cpu or not torch.is_inference_mode_enabled():
-        return False
-    return _IN_16_BITS or x.dtype != torch.bfloat16
+    return torch.is_inference_mode_enabled() and _taken(x)
 
 
 def _convolve(layer: nn.Conv2d, x: torch.Tensor, relu: bool = False) -> torch.Tensor:
@@ -170,8 +173,8 @@ def _add_convolved(onto: torch.Tensor, layer: nn.Conv2d, x: torch.Tensor) -> tor
 
 def _pack(layer: nn.Conv2d) -> None:
     """Keeps the weights, on the processor, in the order that oneDNN puts them in, or it would in each call."""
-    pack = getattr(torch.ops.mkldnn, "_reorder_convolution_weight", None) if _CONVOLVE_ONTO else None
-    if pack is not None and layer.weight.is_cpu and (_IN_16_BITS or layer.weight.dtype != torch.bfloat16):
+    pack = getattr(torch.ops.mkldnn, "_reorder_convolution_weight", None) if _taken(layer.weight) else None
+    if pack is not None:
         size = [1, layer.in_channels, 128, 128]
         how = list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups, size
         layer.packed = pack(layer.weight.detach(), *how)
@@ -333,12 +336,14 @@ class LatticePair(nn.Module):
         self.high = high
         self.low = FastNetwork(width, cell=1, extra=4)
 
-    def forward(self, views) -> LatticePredictions:
+    def forward(self, views, high: FastNetwork | None = None) -> LatticePredictions:
+        """high: in place of its own."""
+        frame = (high or self.high)(views.frame)
         if views.lattice is None:
-            return LatticePredictions(None, self.high(views.frame))
+            return LatticePredictions(None, frame)
         height, width = views.lattice.shape[-2:]
         lattice = F.pad(views.lattice, (0, -width % 4, 0, -height % 4), mode="replicate")
-        return LatticePredictions(self.low(lattice)[..., :height, :width], self.high(views.frame))
+        return LatticePredictions(self.low(lattice)[..., :height, :width], frame)
 
 
 def build(config: ModelConfig) -> nn.Module:

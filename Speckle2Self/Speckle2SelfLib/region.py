@@ -11,8 +11,8 @@ from .frames import luminance
 from .perturbation import evenly
 
 HUE_TOLERANCE = 0.12  # of the brightest channel, plus HUE_NOISE; JPEG leaves grey tissue a little coloured
-SMALLEST = 64  # pixels of a part of the region: the inside of a letter is none
 HUE_NOISE = 0.04  # of the type's range
+SMALLEST = 64  # pixels of a part of the region: the inside of a letter is none
 
 
 def grey(frames: np.ndarray, brightest_of_all: float | None = None) -> np.ndarray:

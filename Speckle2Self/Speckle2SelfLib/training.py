@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from . import metrics
 from .config import InputError, ModelConfig, TrainingConfig, out_of_memory
@@ -262,13 +263,12 @@ class Training:
         self._average()  # before the step is counted
         return dict(zip(self._names[simulated], values, strict=True))
 
-    @torch.no_grad()
     def _follow(self, network) -> None:
         """The averaged weights after a step; of random ones, where the run started, soon nothing is left."""
         decay = self.config.averaging
         if self._random:
             decay = min(decay, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
+        get_ema_multi_avg_fn(decay)(list(self.network.parameters()), list(network.parameters()), None)
 
     def _learn(self, views) -> torch.Tensor:
         """The terms of the loss; their names are in `_names` then, the gradients of their sum in the parameters."""
@@ -297,9 +297,8 @@ class Training:
                 height, width = (min(n // 16 * 16, 512) for n in frame.shape[-2:])
                 part = None if truth is None else truth[..., :height, :width]
                 views = self.views(Batch(frame[..., :height, :width], part, cine.grain), rng)
-                predictions = self.pair(views)
-                if self.config.recipe != "published":  # what is kept is what is judged
-                    predictions = predictions._replace(frame=network(views.frame))
+                # What is kept is what is judged.
+                predictions = self.pair(views) if self.config.recipe == "published" else self.pair(views, network)
                 for name, term in self.loss(predictions, views).items():
                     terms.setdefault(f"held-out {name}", []).append(term.item())
                 before = min_max(frame.float()) if self.config.recipe == "published" else frame

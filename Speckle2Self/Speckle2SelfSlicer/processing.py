@@ -320,7 +320,7 @@ class Live:
         if frame is None:
             return False
         self._taken = frame.number
-        place = self._places.pop(frame.number)
+        place = self._places[frame.number]
         self._places = {number: place for number, place in self._places.items() if number > frame.number}
         self._show(frame.image, *place)
         self._moments = [m for m in self._moments if m > time.monotonic() - 2] + [time.monotonic()]
