@@ -7,12 +7,13 @@ and its Rayleigh envelope after Burckhardt (1978); a coherent part for specular 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from imageio.v3 import imread, imwrite
-from scipy.ndimage import fourier_gaussian, gaussian_filter, gaussian_filter1d
+from scipy.ndimage import convolve1d, fourier_gaussian, gaussian_filter, gaussian_filter1d
 
 from .config import InputError
 from .frames import resample
@@ -23,6 +24,11 @@ DRAWN_AT = (0.7, 1.5)  # times a frame's size, before it is resampled
 PIECE_OF = (1.5, 1.75)  # so many times as large is what a piece of a fan is cut out of
 LEVELS = 1024  # of the speckle's mean, at which the expected grey value is computed
 SIGMA_PER_GRAIN = 1 / np.sqrt(2 * np.log(2))  # a Gaussian pulse of this sigma has a grain of 1 pixel
+TAIL_WIDTH = 2.5  # times as wide as the pulse's middle
+TAILS = 0.5  # of the pulse's area, at most
+TAILED = 0.6  # of the recorded frames have tails; in-vivo speckle correlates further than a Gaussian pulse's
+ENHANCED = 0.1  # of the recorded frames have their edges enhanced
+MEASURED_IN = 8  # enhanced frames
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class SimulationConfig:
     layout: str | None = None  # one of LAYOUTS
     geometry: str = "linear"  # "sector": a fan, whose lateral grain grows with depth; "piece": of a large fan, turned
     roughness: float | None = None  # shape of the scatterers' strengths; inf: equally strong, fully developed speckle
+    tails: float = 0.0  # of the pulse's area, in a second Gaussian that is `TAIL_WIDTH` times as wide
 
     def __post_init__(self):
         if len(self.size) != 2 or not all(32 <= n <= 4096 for n in self.size):
@@ -43,6 +50,8 @@ class SimulationConfig:
             raise InputError(f"{self.frames} frames cannot be simulated; ask for 1 to 100000.")
         if self.grain is not None and (len(self.grain) != 2 or not all(0.3 <= g <= 32 for g in self.grain)):
             raise InputError(f"A grain of {self.grain} is not two lengths between 0.3 and 32 pixels.")
+        if not 0 <= self.tails <= 0.5:
+            raise InputError(f"Tails of {self.tails} are not a share between 0 and 0.5.")
         if self.roughness is not None and not self.roughness > 0:
             raise InputError(f"A roughness of {self.roughness} is not above zero.")
         if self.layout not in (None, *LAYOUTS):
@@ -243,39 +252,49 @@ def _draw_anatomy(layout: str, size: tuple[int, int], rng: np.random.Generator) 
     return anatomy
 
 
-def _blur(images: np.ndarray, sigma: tuple[float | None, float | None]) -> np.ndarray:
-    """(N, H, W) convolved with a Gaussian of unit sum and the given sigmas in pixels (None: not along that axis), ends
-    reflected."""
-    x = torch.from_numpy(images)[:, None]
-    for axis, s in enumerate(sigma):
-        if s is None:
-            continue
-        half = min(max(1, int(np.ceil(3.5 * s))), x.shape[2 + axis] - 1)
-        taps = torch.exp(-(torch.arange(-half, half + 1, dtype=x.dtype) ** 2) / (2 * s**2))
-        shape, pad = ((-1, 1), (0, 0, half, half)) if axis == 0 else ((1, -1), (half, half, 0, 0))
-        x = F.conv2d(F.pad(x, pad, mode="reflect"), (taps / taps.sum()).reshape(1, 1, *shape))
-    return x[:, 0].numpy()
+class _Pulse(NamedTuple):
+    """The point-spread function: a Gaussian along each axis, and with `tails` of its area a wider one."""
+
+    grain: tuple[float, float]  # pixels (axial, lateral) at which the intensity's correlation is 1/2
+    tails: float = 0.0
+
+    def taps(self, axis: int, wide: float = 1.0) -> np.ndarray:
+        """Its values along an axis, `wide` times as wide; their squares sum up to 1."""
+        widths, areas = np.array([1, TAIL_WIDTH]), np.array([1 - self.tails, self.tails])
+        both = widths[:, None] ** 2 + widths**2  # variances and weights of the four terms of its correlation
+        lags = np.linspace(0, 4, 400)
+        terms = np.exp(-(lags**2) / (2 * both[..., None])) / np.sqrt(both[..., None])
+        correlation = np.einsum("i,j,ijl->l", areas, areas, terms)
+        half = np.interp(-np.sqrt(0.5), -correlation / correlation[0], lags)
+        sigma = wide * max(self.grain[axis] / half, 0.35)
+        reach = int(np.ceil(3.5 * sigma * (TAIL_WIDTH if self.tails else 1)))
+        t = np.arange(-reach, reach + 1) / sigma
+        taps = (areas / widths) @ np.exp(-((t / widths[:, None]) ** 2) / 2)
+        return taps / np.sqrt(np.sum(taps**2))
 
 
-def _echo(fields: np.ndarray, sigma, spread: float, power: bool) -> np.ndarray:
-    """`fields` (N, H, W) through the point-spread function, whose lateral width grows by `spread` from top to bottom.
+def _convolve(images: np.ndarray, taps: np.ndarray, axis: int) -> np.ndarray:
+    """Along an axis; ends are reflected."""
+    return convolve1d(images, taps, axis, mode="mirror")
 
-    power: through its squared magnitude, which carries the expected intensity. Unit white input keeps unit power.
+
+def _echo(fields: np.ndarray, pulse: _Pulse, spread: float, power: bool) -> np.ndarray:
+    """`fields` (N, H, W) through the pulse, whose lateral width grows by `spread` from top to bottom.
+
+    power: through its square, which carries the expected intensity. Unit white input keeps unit power.
     """
-    narrower, share = np.sqrt(2) if power else 1, np.linspace(0, 1, fields.shape[1], dtype=np.float32)[:, None]
-    along = _blur(fields, (sigma[0] / narrower, None))
-
-    def across(wide: float) -> np.ndarray:
-        gain = 1 if power else 2 * np.sqrt(np.pi * sigma[0] * sigma[1] * wide)
-        return _blur(along, (None, sigma[1] * wide / narrower)) * gain
-
+    along = _convolve(fields, pulse.taps(0) ** (1 + power), 1)
     if spread == 0:
-        return across(1)
-    near, far = across(1 - spread / 2), across(1 + spread / 2)
+        return _convolve(along, pulse.taps(1) ** (1 + power), 2)
+    share = np.linspace(0, 1, fields.shape[1], dtype=np.float32)[:, None]
+    narrow, wide = pulse.taps(1, 1 - spread / 2), pulse.taps(1, 1 + spread / 2)
+    near, far = (_convolve(along, taps ** (1 + power), 2) for taps in (narrow, wide))
+    mixed = near * (1 - share) + far * share
     if power:
-        return near * (1 - share) + far * share
-    overlap = np.sqrt((1 - spread**2 / 4) / (1 + spread**2 / 4))  # correlation of the two widths' echoes
-    return (near * (1 - share) + far * share) / np.sqrt((1 - share) ** 2 + share**2 + 2 * share * (1 - share) * overlap)
+        return mixed
+    more = (len(wide) - len(narrow)) // 2
+    overlap = float(narrow @ wide[more : more + len(narrow)])  # correlation of the two widths' echoes
+    return mixed / np.sqrt((1 - share) ** 2 + share**2 + 2 * share * (1 - share) * overlap)
 
 
 def _draw_grey_map(level: float, rng: np.random.Generator):
@@ -289,7 +308,7 @@ def _draw_grey_map(level: float, rng: np.random.Generator):
     return lambda e: np.clip(((e / top) ** power - cut) / (1 - cut), 0, 1)
 
 
-def _magnitudes(roughness: float, sigma, rng: np.random.Generator, count: int = 24) -> np.ndarray:
+def _magnitudes(roughness: float, pulse: _Pulse, rng: np.random.Generator, count: int = 24) -> np.ndarray:
     """`count` magnitudes of speckle of unit power that stand for equal shares of its distribution.
 
     Many equally strong scatterers in each pulse give Rayleigh's; others' magnitudes are those of an echo.
@@ -297,7 +316,7 @@ def _magnitudes(roughness: float, sigma, rng: np.random.Generator, count: int = 
     shares = (np.arange(count) + 0.5) / count
     if np.isinf(roughness):
         return np.sqrt(-np.log(1 - shares))
-    echo = np.hypot(*_echo(_scatterers((96, 96), roughness, rng), sigma, 0, power=False))
+    echo = np.hypot(*_echo(_scatterers((96, 96), roughness, rng), pulse, 0, power=False))
     return np.quantile(echo, shares) / np.sqrt(np.mean(echo**2))
 
 
@@ -337,7 +356,7 @@ def simulate(config: SimulationConfig, rng: np.random.Generator) -> Simulated:
     larger = PIECE_OF if config.geometry == "piece" else (1, 1)
     size = tuple(round(n * times) for n, times in zip(config.size, larger, strict=True))
     grain = config.grain or (rng.uniform(0.8, 2.5), rng.uniform(1.0, 5.0))
-    sigma = tuple(max(g * SIGMA_PER_GRAIN, 0.35) for g in grain)
+    pulse = _Pulse(grain, config.tails)
     layout = config.layout or str(rng.choice(LAYOUTS, p=[0.13, 0.22, 0.22, 0.18, 0.25]))
     anatomy = _draw_anatomy(layout, size, rng)
     spread = rng.uniform(0, 0.8)
@@ -348,24 +367,25 @@ def simulate(config: SimulationConfig, rng: np.random.Generator) -> Simulated:
     amplitude = 10 ** (anatomy.decibels / 20)
     scale = np.sqrt(np.mean(amplitude**2))
     amplitude = (amplitude / scale).astype(np.float32)
-    coherent = np.stack([10 ** (anatomy.specular / 20), anatomy.echoes * 2 * np.pi * sigma[0] * sigma[1]])
-    specular = _blur((coherent / scale).astype(np.float32), sigma).sum(0)
+    down, across = pulse.taps(0), pulse.taps(1)  # layers keep their level, points their peak
+    level, peak = down.sum() * across.sum(), down.max() * across.max()
+    coherent = ((10 ** (anatomy.specular / 20) / level + anatomy.echoes / peak) / scale).astype(np.float32)
+    specular = _convolve(_convolve(coherent, down, 0), across, 1)
     floor = 10 ** (rng.uniform(-60, -25) / 20)  # electronic noise
-    power = np.maximum(_echo(amplitude[None] ** 2, sigma, spread, power=True)[0], 0)
+    power = np.maximum(_echo(amplitude[None] ** 2, pulse, spread, power=True)[0], 0)
     grey = _draw_grey_map(float(np.sqrt(np.quantile(power, 0.995))), rng)
-    magnitudes = _magnitudes(roughness, sigma, rng)
+    magnitudes = _magnitudes(roughness, pulse, rng)
     truth = _expected_grey(power + floor**2, specular, grey, magnitudes).astype(np.float32)
 
     # Scatterers beyond the image's edges take part too: mirrored ones would add up coherently there.
-    edge = tuple(min(int(np.ceil(5 * s)), n - 1) for s, n in zip(sigma, size, strict=True))
+    edge = tuple(min(len(pulse.taps(axis, 1.4)) // 2, n - 1) for axis, n in enumerate(size))
     wide = np.pad(amplitude, [(e, e) for e in edge], mode="reflect")
     inner = (..., slice(edge[0], -edge[0]), slice(edge[1], -edge[1]))
+    narrow = _Pulse(tuple(g * 0.7 for g in grain))
     frames = np.empty((config.frames, *size), np.float32)
     for frame in frames:
-        echo = _echo(_scatterers(wide.shape, roughness, rng) * wide, sigma, spread, power=False)[inner]
-        noise = (
-            floor * _echo(_scatterers(wide.shape, np.inf, rng), tuple(s * 0.7 for s in sigma), 0, power=False)[inner]
-        )
+        echo = _echo(_scatterers(wide.shape, roughness, rng) * wide, pulse, spread, power=False)[inner]
+        noise = floor * _echo(_scatterers(wide.shape, np.inf, rng), narrow, 0, power=False)[inner]
         frame[:] = grey(np.hypot(echo[0] + noise[0] + specular, echo[1] + noise[1]))
     labels, region = anatomy.labels, np.ones(config.size, bool)
     if config.geometry != "linear":
@@ -384,20 +404,27 @@ def simulate_recorded(
 
     Some are drawn at another size and resampled, some are the mean of two or three frames (persistence), of some the
     edges are enhanced: all linear, so that the expected value goes through the same and stays what the mean of ever
-    more such frames tends to. Last, some are rounded to 8 bits, and some compressed (JPEG).
+    more such frames tends to. What enhanced frames lose where they are cut at black and white is measured in more of
+    them. The pulses of some have tails. Last, some are rounded to 8 bits, and some compressed (JPEG).
 
     Args: size, (H, W); grain, pixels (axial, lateral) there; geometry, one of GEOMETRIES.
     """
     factors = np.exp(rng.uniform(*np.log(DRAWN_AT), 2)) if rng.random() < 0.5 else np.ones(2)
     looks = int(rng.integers(2, 4)) if rng.random() < 0.3 else 1
+    tails = float(rng.uniform(0, TAILS)) if rng.random() < TAILED else 0.0
+    enhanced = rng.random() < ENHANCED
     drawn = tuple(max(32, round(n * factor)) for n, factor in zip(size, factors, strict=True))
     scaled = tuple(float(g * factor) for g, factor in zip(grain, factors, strict=True))
-    made = simulate(SimulationConfig(drawn, looks, scaled, geometry=geometry), rng)
-    images = resample(torch.from_numpy(np.stack([made.frames.mean(0), made.truth]))[:, None], size)[:, 0].numpy()
-    if rng.random() < 0.3:
+    frames = looks * (MEASURED_IN if enhanced else 1)
+    made = simulate(SimulationConfig(drawn, frames, scaled, geometry=geometry, tails=tails), rng)
+    means = made.frames.reshape(-1, looks, *drawn).mean(1)
+    images = resample(torch.from_numpy(np.concatenate([means, made.truth[None]]))[:, None], size)[:, 0].numpy()
+    frames, truth = images[:-1], images[-1]
+    if enhanced:
         sigma, amount = rng.uniform(0.6, 2.5, 2) * grain, rng.uniform(0.2, 1.2)
-        images = np.stack([image + amount * (image - gaussian_filter(image, sigma)) for image in images])
-    frame, truth = np.clip(images, 0, 1).astype(np.float32)
+        frames, truth = (x + amount * (x - gaussian_filter(x, (*[0] * (x.ndim - 2), *sigma))) for x in (frames, truth))
+        truth = truth + gaussian_filter((np.clip(frames, 0, 1) - frames).mean(0), 1)
+    frame, truth = np.clip(frames[0], 0, 1), np.clip(truth, 0, 1)
     stored = rng.random()
     if stored < 0.55:
         frame = np.round(frame * 255)
@@ -405,7 +432,7 @@ def simulate_recorded(
             jpeg = imwrite("<bytes>", frame.astype(np.uint8), extension=".jpg", quality=int(rng.integers(60, 96)))
             frame = imread(jpeg, extension=".jpg").astype(np.float32)
         frame /= 255
-    return frame, truth
+    return frame.astype(np.float32), truth.astype(np.float32)
 
 
 def _scan_convert(images, grid, mode) -> np.ndarray:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from Speckle2SelfLib import simulation
 from Speckle2SelfLib.config import InputError
 from Speckle2SelfLib.simulation import LAYOUTS, SimulationConfig, simulate, simulate_recorded
 
@@ -12,9 +13,10 @@ def run(seed=0, **options):
     return simulate(SimulationConfig(**{"size": (64, 80), **options}), np.random.default_rng(seed))
 
 
+@pytest.mark.parametrize("tails", [0, 0.5])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_mean_of_many_frames_is_the_truth(layout):
-    simulated = run(frames=150, grain=(1.2, 2.0), layout=layout)
+def test_the_mean_of_many_frames_is_the_truth(layout, tails):
+    simulated = run(frames=150, grain=(1.2, 2.0), layout=layout, tails=tails)
     error = simulated.frames.mean(0) - simulated.truth
     chance = simulated.frames.std(0) / np.sqrt(150)
     assert np.mean(np.abs(error) > 4 * chance + 0.01) < 0.005
@@ -27,6 +29,17 @@ def test_frames_share_the_anatomy_and_nothing_of_the_speckle():
     together = np.corrcoef(speckle.reshape(60, -1))
     assert np.abs(together[~np.eye(60, dtype=bool)]).mean() < 0.06
     assert speckle.std() > 0.03
+
+
+@pytest.mark.parametrize("tails", [0, 0.5])
+def test_the_grain_is_where_the_intensity_correlates_by_half_and_tails_reach_further(tails):
+    pulse, rng = simulation._Pulse((2.0, 3.0), tails), np.random.default_rng(0)
+    power = (simulation._echo(simulation._scatterers((300, 300), np.inf, rng), pulse, 0, power=False) ** 2).sum(0)
+    assert power.mean() == pytest.approx(1, abs=0.05)
+    power -= power.mean()
+    half, far = np.mean(power[2:] * power[:-2]) / power.var(), np.mean(power[:, 6:] * power[:, :-6]) / power.var()
+    assert half == pytest.approx(0.5, abs=0.04)
+    assert (far > 0.1) == bool(tails)
 
 
 def test_equal_seeds_give_equal_frames_and_others_do_not():
@@ -49,7 +62,8 @@ def test_phantoms_have_labelled_objects_and_everything_fits_the_unit_range():
 
 
 @pytest.mark.parametrize(
-    "options", [{"size": (8, 64)}, {"frames": 0}, {"grain": (0, 1)}, {"layout": "sky"}, {"geometry": "round"}]
+    "options",
+    [{"size": (8, 64)}, {"frames": 0}, {"grain": (0, 1)}, {"layout": "sky"}, {"geometry": "round"}, {"tails": 0.6}],
 )
 def test_impossible_settings_are_refused(options):
     with pytest.raises(InputError):
@@ -70,6 +84,14 @@ def test_what_a_scanner_does_to_a_frame_it_does_to_the_truth():
     for axis in (1, 2):
         slope = np.gradient(detail, axis=axis)
         assert abs((rest * slope).sum() / (slope**2).sum()) < 0.06  # pixels
+
+
+def test_the_truth_of_enhanced_frames_knows_what_was_cut_off(monkeypatch):
+    """Overshoots are cut at black and white: near black the mean of the frames is brighter than without."""
+    monkeypatch.setattr(simulation, "ENHANCED", 1.0)
+    frames, truths = np.swapaxes([recorded(seed) for seed in range(120)], 0, 1)
+    for dark, most in ((truths < 0.1, 0.0015), (truths < 0.3, 0.0015)):
+        assert abs((frames - truths)[dark].mean()) < most
 
 
 def test_some_recorded_frames_are_in_8_bits_some_compressed_and_all_in_range():
