@@ -18,6 +18,7 @@ from torch import nn
 
 from .despeckling import through_network
 from .devices import choose_precision
+from .filters import speckle_level
 from .network import FastNetwork
 
 BATCH = 6
@@ -234,12 +235,6 @@ def deep_image_prior(frames, seconds, seed=0, device="cpu", channels=8) -> Apply
     return lambda some: np.stack([one(frame) for frame in some])
 
 
-def speckle_level(frame: np.ndarray) -> float:
-    """The standard deviation of the speckle in (H, W): the median over 7 x 7 neighbourhoods."""
-    mean = uniform_filter(frame, 7)
-    return float(np.sqrt(np.median(np.maximum(uniform_filter(frame**2, 7) - mean**2, 0))))
-
-
 def obnlm(frames: np.ndarray, search: int = 8, half: int = 2, stride: int = 2, strength: float = 0.5) -> np.ndarray:
     """Coupe et al., IEEE TIP 2009: blockwise non-local means with the Pearson distance (u - v)^2 / v, written out here.
 
@@ -273,9 +268,10 @@ def obnlm(frames: np.ndarray, search: int = 8, half: int = 2, stride: int = 2, s
     return out
 
 
-def bm3d(frames: np.ndarray) -> np.ndarray:
+def bm3d(frames: np.ndarray, strength: float = 1.0) -> np.ndarray:
     """Dabov et al., IEEE TIP 2007, by the authors' package, which is free for non-commercial use only and is not
-    installed along. Raises ImportError without it."""
+    installed along; `strength` counts in each frame's measured speckle. Raises ImportError without it."""
     from bm3d import bm3d as run
 
-    return np.stack([np.clip(run(frame, max(speckle_level(frame), 1e-3)), 0, 1) for frame in frames]).astype(np.float32)
+    done = [run(frame, max(strength * speckle_level(frame), 1e-3)) for frame in frames]
+    return np.clip(done, 0, 1).astype(np.float32)

@@ -2,7 +2,7 @@
 
 scikit-image and SimpleITK supply them where they have them; Lee and SRAD, which neither has, are written out. BM3D is
 missing: the only packaged implementation may not be used commercially, which an Apache-licensed extension cannot
-require of its users. OBNLM exists only as the authors' compiled code.
+require of its users.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ def _local(frames: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance in size x size pixels around each."""
     mean = uniform_filter(frames, (0, size, size))
     return mean, np.maximum(uniform_filter(frames**2, (0, size, size)) - mean**2, 0)
+
+
+def speckle_level(frame: np.ndarray) -> float:
+    """The standard deviation of the speckle in (H, W): the median over 7 x 7 neighbourhoods."""
+    return float(np.sqrt(np.median(_local(frame[None], 7)[1])))
 
 
 def median(frames: np.ndarray, size: int = 5) -> np.ndarray:
@@ -59,16 +64,16 @@ def srad(frames: np.ndarray, steps: int = 100, step: float = 0.1) -> np.ndarray:
     return (np.log(np.maximum(image, 1e-6)) / 3).astype(np.float32)
 
 
-def nlm(frames: np.ndarray) -> np.ndarray:
-    """Non-local means (Buades et al. 2005) of scikit-image; its strength is each frame's measured speckle."""
+def nlm(frames: np.ndarray, strength: float = 0.7) -> np.ndarray:
+    """Non-local means (Buades et al. 2005) of scikit-image; `strength` counts in each frame's measured speckle."""
     out = np.empty_like(frames, np.float32)
     for frame, result in zip(frames, out, strict=True):
-        speckle = float(np.sqrt(np.median(_local(frame[None], 7)[1])))
-        result[:] = denoise_nl_means(frame, patch_size=7, patch_distance=11, h=max(0.7 * speckle, 1e-4))
+        h = max(strength * speckle_level(frame), 1e-4)
+        result[:] = denoise_nl_means(frame, patch_size=7, patch_distance=11, h=h)
     return out
 
 
-def curvature(frames: np.ndarray) -> np.ndarray:
+def curvature(frames: np.ndarray, steps: int = 40) -> np.ndarray:
     """Curvature anisotropic diffusion of ITK."""
     done = [
         sitk.GetArrayFromImage(
@@ -76,7 +81,7 @@ def curvature(frames: np.ndarray) -> np.ndarray:
                 sitk.GetImageFromArray(frame.astype(np.float32)),
                 timeStep=0.0625,
                 conductanceParameter=3.0,
-                numberOfIterations=40,
+                numberOfIterations=steps,
             )
         )
         for frame in frames
