@@ -1,12 +1,12 @@
-# make demo [INPUT=path], make test, make bench, make lint, make audit, make screenshots. The first call sets up .venv;
-# later ones skip that.
+# make demo [INPUT=path], make test, make bench, make lint, make audit, make screenshots, make model. The first call
+# sets up .venv; later ones skip that.
 PYTHON ?= python3
 # Some package indexes resolve a bare "torch" to gigabytes of CUDA libraries; any build from 2.2 on will do.
 TORCH ?= torch==2.13.0
 INPUT ?=
 READY := .venv/.ready
 
-.PHONY: demo test bench bench-panel lint audit screenshots clean
+.PHONY: demo test bench bench-panel lint audit screenshots model clean
 
 demo: $(READY)
 	Testing/headless-slicer Testing/demo.py $(if $(INPUT),"$(INPUT)")
@@ -36,6 +36,15 @@ audit: $(READY)
 
 screenshots: $(READY)
 	Testing/headless-slicer --main-window Testing/screenshots.py
+
+# What made the bundled model: hours on two cores, minutes on a GPU. Called again, it goes on where it was stopped.
+model: $(READY)
+	mkdir -p build/model
+	.venv/bin/speckle2self train --preset default --resume --output build/model/1.safetensors
+	.venv/bin/speckle2self train --preset default --init build/model/1.safetensors --seed 1 --steps 37000 \
+	  --simulated 12000 --resume --output build/model/2.safetensors
+	.venv/bin/speckle2self train --preset adapt --init build/model/2.safetensors --seed 1 --steps 16000 \
+	  --simulated 8000 --interval 1000 --resume --output build/model/default.safetensors
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -41,7 +41,7 @@ SLOW = {"deep image prior": 3}  # methods that get this many frames of each set 
 # bundled are weaker, since points and layers go first.
 STRONG = {
     "median": {"size": 11}, "lee": {"size": 15}, "srad": {"steps": 400}, "nlm": {"strength": 2.4},
-    "curvature": {"steps": 320}, "OBNLM": {"strength": 4}, "BM3D": {"strength": 3},
+    "curvature": {"steps": 320}, "OBNLM": {"strength": 4}, "BM3D": {"strength": 7},
 }  # fmt: skip
 
 
