@@ -106,7 +106,7 @@ def despeckle(
     output = _made(frames, output)
     low, high = grey_mapping(stack, region) if mapping is None else mapping
     if not region.any():
-        logger.warning("Nothing was despeckled: no part looks like ultrasound, or the region is empty. "
+        logger.warning("The frames stay as they are: no part looks like ultrasound, or the region is empty. "
                        "The region 'none' takes whole frames, a mask any part of them.")  # fmt: skip
     if not region.any() or high <= low or strength == 0:
         np.copyto(output, frames)

@@ -87,6 +87,21 @@ def test_a_volume_is_cut_and_put_together_as_the_console_does_it(worker, slicer_
     assert np.array_equal(slicer.util.arrayFromVolume(run.result.node), expected)
 
 
+def test_an_orientation_without_ultrasound_is_left_out_of_the_mean_and_told(worker, slicer_app, caplog):
+    from Speckle2SelfSlicer.processing import Run
+
+    speckle = np.random.default_rng(0).rayleigh(40, (4, 5, 32)).clip(0, 255).astype(np.uint8)
+    volume = slicer.util.addVolumeFromArray(speckle.repeat(8, 0).repeat(8, 1), name="Volume")  # even squares across I
+    expected = slicer.util.arrayFromVolume(logic().process(volume, model="median", axis="average"))
+    assert "Across i nothing was changed" in caplog.text
+    run = Run(worker, volume, axis="average", model="median", region="auto")
+    finish(worker, run)
+    assert np.array_equal(slicer.util.arrayFromVolume(run.result.node), expected)
+    assert "across i" in run.message
+    halves = [slicer.util.arrayFromVolume(logic().process(volume, model="median", axis=axis)) for axis in "kj"]
+    assert np.abs(np.mean(halves, 0) - expected).max() <= 0.5
+
+
 def test_the_look_changes_the_output_without_the_network_and_what_is_shown_first(worker, sequence):
     from Speckle2SelfSlicer.processing import Run
 
