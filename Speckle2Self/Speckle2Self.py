@@ -43,9 +43,10 @@ class Speckle2Self(ScriptedLoadableModule):
         self.parent.contributors = ["Speckle2Self contributors"]
         self.parent.helpText = _(
             "<p>Reduces the speckle of B-mode ultrasound: of single images, of recordings (sequences) in "
-            "grey or colour, and of reconstructed volumes, with a network that learned from speckled "
-            "images alone. Only the imaged region is changed; text, scales and Doppler colours stay as "
-            "they are, and the input is never overwritten.</p>"
+            "grey or colour, and of reconstructed volumes. The bundled model learned from simulated frames "
+            "whose expected grey values are known, and from no patient's image; SpeckleTrain adapts it to "
+            "recordings of your own, of which no clean image is needed. Only the imaged region is changed; "
+            "text, scales and Doppler colours stay as they are, and the input is never overwritten.</p>"
             "<p>It cannot bring back what the scanner did not record, and fine texture may be taken for "
             "speckle: always compare with the input. It is not a medical device and not for "
             "diagnosis.</p>"
@@ -54,8 +55,9 @@ class Speckle2Self(ScriptedLoadableModule):
             '<p>See the <a href="https://github.com/Speckle2Self/SlicerSpeckle2Self#readme">documentation</a>.</p>'
         )
         self.parent.acknowledgementText = _(
-            "This is an independent implementation. The method that it starts from was published by "
-            "Xuesong Li, Nassir Navab and Zhongliang Jiang; their code is under the MIT licence."
+            "This is an independent implementation. The method that it starts from, which learns from speckled "
+            "images alone, was published by Xuesong Li, Nassir Navab and Zhongliang Jiang; their code is under "
+            "the MIT licence."
         )
         slicer.app.connect("startupCompleted()", sample_data.register)
 

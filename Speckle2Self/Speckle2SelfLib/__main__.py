@@ -178,7 +178,7 @@ class _Bar:
 
 
 def train(arguments) -> None:
-    """Trains a model on recordings; without a clean image."""
+    """Trains a model on recordings, of which no clean image is needed."""
     from .runs import run
 
     given = {field.name: getattr(arguments, field.name, None) for field in fields(Job)}
