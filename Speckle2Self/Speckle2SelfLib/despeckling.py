@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from . import checkpoint
-from .config import Cancelled, InputError, ModelConfig
+from .config import FILTER_NAMES, Cancelled, InputError, ModelConfig
 from .devices import Replayed, choose_device, choose_precision
 from .files import release
 from .frames import BRIGHTEST, fill_outside, grey_mapping, luminance
@@ -52,7 +52,10 @@ def load_model(name_or_path) -> Model:
     path = known.get(str(name_or_path), Path(name_or_path))
     if not path.exists():
         names = ", ".join(known) or "none"
-        raise InputError(f"There is no model '{name_or_path}': neither a file nor a known model ({names}).")
+        raise InputError(
+            f"There is no model '{name_or_path}': neither a file nor a known model ({names}); to despeckle, "
+            f"a filter serves too ({', '.join(FILTER_NAMES)})."
+        )
     return Model(*checkpoint.load(path))
 
 

@@ -584,8 +584,15 @@ def check_output(path, recording: Recording):
         return _write_dicom
     if kind == "numpy":
         return _write_numpy
-    if kind == "dicom" or came in ("meta", "nrrd"):
-        raise InputError(f"A {recording.path.suffix} recording cannot become {path.name}: that would lose its fields.")
+    if kind == "dicom":
+        raise InputError(
+            f"{path.name} cannot be written: only DICOM becomes DICOM; keep the input's format, or choose .npy."
+        )
+    if came in ("meta", "nrrd"):
+        suffix = recording.path.suffix
+        raise InputError(
+            f"A {suffix} recording cannot become {path.name}: that would lose its fields; choose {suffix} or .npy."
+        )
     if name.endswith((".jpg", ".jpeg")):
         raise InputError(f"{path.name} cannot be written: JPEG loses detail; choose .png, .tif, .mha or .npy.")
     if name.endswith((".png", ".bmp")) and len(recording.frames) > 1:

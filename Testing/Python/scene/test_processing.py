@@ -324,6 +324,27 @@ def live_until(worker, live, condition, seconds=30):
         time.sleep(0.002)
 
 
+def test_a_box_is_the_region_of_a_run_and_of_live_images(sequence, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path))
+    box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
+    box.SetCenter(20, 20, 0)
+    box.SetSize(20, 20, 4)
+    inside = logic().region(sequence, box)
+    try:
+        run = logic().start(sequence, model="median", region=box)
+        finish(logic().worker, run)
+        live = logic().live(sequence, model="median", region="given", once=True)
+        live_until(logic().worker, live, lambda: live.output is not None)
+        shown = slicer.util.arrayFromVolume(live.output)[0]
+    finally:
+        logic().close()
+    for before, after in ((FRAMES, frames_of(run.result.node)), (FRAMES[3], shown)):
+        changed = before != after
+        assert changed.any() and not changed[..., ~inside].any()
+    with pytest.raises(InputError, match="differ in size"):
+        logic().start(sequence, axis="average", region=inside)
+
+
 def test_live_follows_a_volume_that_changes_and_stops_when_it_goes(worker, sequence):
     from Speckle2SelfSlicer.processing import Live
 
