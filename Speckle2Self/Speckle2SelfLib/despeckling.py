@@ -19,7 +19,7 @@ from . import checkpoint
 from .config import FILTER_NAMES, Cancelled, InputError, ModelConfig
 from .devices import Replayed, choose_device, choose_precision
 from .files import release
-from .frames import BRIGHTEST, fill_outside, grey_mapping, luminance
+from .frames import BRIGHTEST, box_of, fill_outside, grey_mapping, luminance
 from .layout import Layout, measure_grain
 from .library import models
 from .region import detect, grey
@@ -98,7 +98,7 @@ def despeckle(
     published model alone normalises every frame by itself, as published).
     Raises InputError with one clear sentence, Cancelled.
     """
-    stack, region, bounds = _checked(frames, region)
+    stack, region, bounds = checked(frames, region)
     if not 0 <= strength <= 1:
         raise InputError(f"A strength of {strength} is outside 0 to 1.")
     if not 0.2 <= gamma <= 5:
@@ -117,8 +117,7 @@ def despeckle(
             progress(len(stack), len(stack))
         return output
 
-    rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
-    box = (slice(None), slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    box = (slice(None), *box_of(region))
     cut, region, result = stack[box], region[box[1:]], output.reshape(stack.shape)[box]
     layout = None
     if isinstance(model, Model) and model.config.grain is not None:
@@ -182,7 +181,7 @@ def _made(frames: np.ndarray, output: np.ndarray | None) -> np.ndarray:
     return output
 
 
-def _checked(frames, region) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
+def checked(frames, region) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
     """The frames as (N, H, W[, C]), the region as (H, W) bool, and the range of the finite values; or InputError."""
     frames = np.asarray(frames)
     if frames.dtype.kind not in "uif":
