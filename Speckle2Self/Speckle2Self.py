@@ -767,8 +767,8 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
             name, "given" (what was given last for this scanner and frames of this size), or a bool array of a
             frame's size.
         axis: "K", "J" or "I": 3D volumes are despeckled slice by slice along this axis; "auto": along the axis
-            of acquisition, the one with clearly the coarsest spacing, else K; "average": along all three, and
-            the mean taken, for reconstructed volumes.
+            of acquisition, the one with clearly the coarsest spacing, else K; "average": along all three, for
+            reconstructed volumes, and the mean taken of those in which something looks like ultrasound.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         progress: called with (frames done, frames).
         cancelled: asked now and then; once it returns True, Cancelled is raised.
