@@ -43,9 +43,10 @@ class Speckle2Self(ScriptedLoadableModule):
         self.parent.contributors = ["Speckle2Self contributors"]
         self.parent.helpText = _(
             "<p>Reduces the speckle of B-mode ultrasound: of single images, of recordings (sequences) in "
-            "grey or colour, and of reconstructed volumes, with a network that learned from speckled "
-            "images alone. Only the imaged region is changed; text, scales and Doppler colours stay as "
-            "they are, and the input is never overwritten.</p>"
+            "grey or colour, and of reconstructed volumes. The bundled model learned from simulated frames "
+            "whose expected grey values are known, and from no patient's image; SpeckleTrain adapts it to "
+            "recordings of your own, of which no clean image is needed. Only the imaged region is changed; "
+            "text, scales and Doppler colours stay as they are, and the input is never overwritten.</p>"
             "<p>It cannot bring back what the scanner did not record, and fine texture may be taken for "
             "speckle: always compare with the input. It is not a medical device and not for "
             "diagnosis.</p>"
@@ -54,8 +55,9 @@ class Speckle2Self(ScriptedLoadableModule):
             '<p>See the <a href="https://github.com/Speckle2Self/SlicerSpeckle2Self#readme">documentation</a>.</p>'
         )
         self.parent.acknowledgementText = _(
-            "This is an independent implementation. The method that it starts from was published by "
-            "Xuesong Li, Nassir Navab and Zhongliang Jiang; their code is under the MIT licence."
+            "This is an independent implementation. The method that it starts from, which learns from speckled "
+            "images alone, was published by Xuesong Li, Nassir Navab and Zhongliang Jiang; their code is under "
+            "the MIT licence."
         )
         slicer.app.connect("startupCompleted()", sample_data.register)
 
@@ -698,6 +700,21 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         comparison.rememberRegion(volume, region)
         return region
 
+    def _settled(self, node, region="auto", axis: str = "auto", **_):
+        """The `region` of `process` as "auto", "none" or pixels (H, W). Raises InputError."""
+        if isinstance(region, str) and region not in ("auto", "none"):
+            try:
+                region = None if region == "given" else scene.find(region)
+            except InputError as error:
+                known = "auto, none, given, a segmentation or a box (ROI), or a bool array"
+                raise InputError(f"There is no region '{region}'; known are {known}.") from error
+            return self.region(node, region, axis)
+        if isinstance(region, vtk.vtkObject):
+            return self.region(node, region, axis)
+        if not (region is None or isinstance(region, str)) and axis.lower() == "average":
+            raise InputError("axis='average' takes no region array: frames of three orientations differ in size.")
+        return region
+
     def start(self, inputNode, outputNode=None, keepPartial: bool = False, onlyRegion: bool = False, **options):
         """Despeckles in the background; returns a `processing.Run` at once, whose `step` is to be called now and then.
 
@@ -708,6 +725,7 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         from Speckle2SelfSlicer.processing import Run
 
         nodes = scene.find(inputNode), scene.find(outputNode)
+        options["region"] = self._settled(nodes[0], **options)
         return Run(self.worker, *nodes, keepPartial=keepPartial, onlyRegion=onlyRegion, **options)
 
     def live(self, inputNode, output=None, once: bool = False, **options):
@@ -719,8 +737,9 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         dependencies.ensure()
         from Speckle2SelfSlicer.processing import Live
 
-        view = slicer.mrmlScene.GetNodeByID("vtkMRMLSliceNodeRed")
-        return Live(self.worker, scene.find(inputNode), sliceNode=view, once=once, output=output, **options)
+        node, view = scene.find(inputNode), slicer.mrmlScene.GetNodeByID("vtkMRMLSliceNodeRed")
+        options["region"] = self._settled(node, **options)
+        return Live(self.worker, node, sliceNode=view, once=once, output=output, **options)
 
     def process(
         self,
@@ -744,10 +763,12 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         model: one of `models()`, a model file, or a function of frames (N, H, W), float32 in [0, 1].
         strength: 0 (the input) to 1 (the despeckled image).
         gamma: exponent on the despeckled grey values, 0.2 to 5; above 1 darkens.
-        region: "auto" (the imaged region is found), "none" (whole frames), or a bool array of a frame's size.
+        region: "auto" (the imaged region is found), "none" (whole frames), a segmentation or a box (ROI) or its id or
+            name, "given" (what was given last for this scanner and frames of this size), or a bool array of a
+            frame's size.
         axis: "K", "J" or "I": 3D volumes are despeckled slice by slice along this axis; "auto": along the axis
-            of acquisition, the one with clearly the coarsest spacing, else K; "average": along all three, and
-            the mean taken, for reconstructed volumes.
+            of acquisition, the one with clearly the coarsest spacing, else K; "average": along all three, for
+            reconstructed volumes, and the mean taken of those in which something looks like ultrasound.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         progress: called with (frames done, frames).
         cancelled: asked now and then; once it returns True, Cancelled is raised.
@@ -763,8 +784,7 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         scene.checkOutput(source, outputNode)
         stack = scene.read(source)
         axes = volumes.slicing_axes(stack.shape[1:4], source.spacing, axis)
-        if len(axes) > 1 and not (region is None or isinstance(region, str)):
-            raise InputError("axis='average' takes no region array: frames of three orientations differ in size.")
+        region = self._settled(inputNode, region, axis)
         started = time.perf_counter()
         despeckle = self._engine(model, strength, gamma, region, device, cancelled)
         result = volumes.process(stack, axes, despeckle, progress)
@@ -778,8 +798,6 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
 
     def _engine(self, model, strength, gamma, region, device, cancelled):
         """The despeckling of frames with everything settled but its progress."""
-        if isinstance(region, str) and region not in ("auto", "none"):
-            raise InputError(f"There is no region '{region}'; known are auto, none, or a bool array.")
         despeckle = self._despeckle
         if despeckle is None:
             dependencies.ensure()
@@ -821,7 +839,7 @@ class Speckle2SelfTest(ScriptedLoadableModuleTest):
         dependencies.ensure()
         sequence, frames = self.simulatedRecording()
         logic = Speckle2SelfLogic()
-        for model in [name for name in ("median", "default") if name in logic.models()]:
+        for model in ("median", "default"):
             output = logic.process(sequence, model=model, region="none")
             self.assertEqual(output.GetName().split("_")[0], "Simulated despeckled")
             self.assertEqual(output.GetNthIndexValue(1), "0.10")

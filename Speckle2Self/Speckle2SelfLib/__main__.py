@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import signal
 import sys
@@ -14,13 +15,25 @@ from dataclasses import fields
 from pathlib import Path
 
 from . import __version__
-from .config import PRESETS, RECIPES, Cancelled, InputError, Job, from_dict, keep_memory, out_of_memory, replace_file
+from .config import (
+    FILTER_NAMES,
+    PRESETS,
+    RECIPES,
+    Cancelled,
+    InputError,
+    Job,
+    from_dict,
+    keep_memory,
+    out_of_memory,
+    replace_file,
+)
 
 _interrupted = threading.Event()  # by Ctrl-C: some libraries swallow KeyboardInterrupt while they are imported
 
 
 def despeckle(arguments) -> None:
     """Removes the speckle of files. Under torchrun the processes share the files of an archive."""
+    from . import files
     from .despeckling import load_model
     from .devices import choose_device
     from .filters import FILTERS
@@ -30,7 +43,8 @@ def despeckle(arguments) -> None:
         raise InputError("Name an input and an output: speckle2self despeckle INPUT OUTPUT.")
     output = Path(output)
     found = _found(inputs, output)
-    many = len(found) > 1 or output.is_dir() or any(Path(entry).is_dir() for entry in inputs)
+    unnamed = not output.suffix and found[0].suffix and files.is_readable(found[0])  # DICOM files may have no suffix
+    many = len(found) > 1 or unnamed or output.is_dir() or any(Path(entry).is_dir() for entry in inputs)
     if many and output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file; several inputs need a folder as output.")
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -56,6 +70,8 @@ def despeckle(arguments) -> None:
                 _despeckle_file(path, target, model, device, arguments)
                 written += 1
             except InputError as error:
+                if len(found) == 1:
+                    raise
                 failed.append(f"{path}: {str(error).removeprefix(f'{path} ')}")
     finally:
         if made and not written and processes == 1:
@@ -131,7 +147,7 @@ def _despeckle_file(path: Path, target: Path, model, device: str, arguments) -> 
         )  # fmt: skip
 
     with files.like(frames, target.parent) as output:
-        with _Bar(path.name) as bar:
+        with _Bar(path.name) as bar, _named(path):
             result = volumes.process(frames[None], axes, run, bar.update)[0]
         files.write(target, result, recording)
     if arguments.axis == "auto" and axes != [0]:
@@ -140,15 +156,30 @@ def _despeckle_file(path: Path, target: Path, model, device: str, arguments) -> 
 
 
 def _targets(found: list[Path], inputs, output: Path) -> list[Path]:
-    """One file below the output folder for each input, laid out as below the folder that it was found in."""
+    """One file below the output folder for each input, laid out as below the folder that it was found in. JPEG files,
+    which would lose detail, become PNG files."""
     folders = [Path(entry) for entry in inputs if Path(entry).is_dir()]
-    targets = []
+    targets: dict[Path, None] = {}
     for path in found:
         root = next((folder for folder in folders if folder in path.parents), path.parent)
-        targets.append(output / path.relative_to(root))
-    if len(set(targets)) < len(targets):
-        raise InputError("Two inputs have the same name; despeckle them into different folders.")
-    return targets
+        target = output / path.relative_to(root)
+        target = target.with_suffix(".png") if target.suffix.lower() in (".jpg", ".jpeg") else target
+        if target in targets:
+            raise InputError(f"Two inputs would become {target}; despeckle them into different folders.")
+        targets[target] = None
+    return list(targets)
+
+
+@contextmanager
+def _named(path: Path):
+    """What the core warns of goes to the standard error with the file's name before it."""
+    handler, logger = logging.StreamHandler(), logging.getLogger(__package__)
+    handler.setFormatter(logging.Formatter(str(path).replace("%", "%%") + ": %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 class _Bar:
@@ -178,7 +209,7 @@ class _Bar:
 
 
 def train(arguments) -> None:
-    """Trains a model on recordings; without a clean image."""
+    """Trains a model on recordings, of which no clean image is needed."""
     from .runs import run
 
     given = {field.name: getattr(arguments, field.name, None) for field in fields(Job)}
@@ -342,11 +373,16 @@ def benchmark(arguments) -> None:
     run(arguments.output, **given)
 
 
+class _Parser(argparse.ArgumentParser):
+    """One that says what is wrong in one line, without its usage."""
+
+    def error(self, message: str):
+        self.exit(2, f"speckle2self: {message}; {self.prog} --help tells what there is.\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and options."""
-    top = argparse.ArgumentParser(
-        prog="speckle2self", description="Speckle reduction for ultrasound. Not for diagnosis."
-    )
+    top = _Parser(prog="speckle2self", description="Speckle reduction for ultrasound. Not for diagnosis.")
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -356,10 +392,18 @@ def parser() -> argparse.ArgumentParser:
         return new
 
     one = command(despeckle)
+    one.usage = "%(prog)s INPUT... OUTPUT [OPTION...]"
     one.add_argument(
-        "paths", nargs="+", metavar="INPUT... OUTPUT", help="files or folders; several need an output folder"
+        "paths",
+        nargs="+",
+        metavar="INPUT... OUTPUT",
+        help="files or folders; several, or an output without suffix, mean an output folder",
     )
-    one.add_argument("--model", default="default", help="bundled model, model file, or filter (default: %(default)s)")
+    one.add_argument(
+        "--model",
+        default="default",
+        help=f"bundled model, model file, or filter: {', '.join(FILTER_NAMES)} (default: %(default)s)",
+    )
     one.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
     one.add_argument("--strength", type=float, default=1.0, help="0 (input) to 1 (despeckled) (default: %(default)s)")
     one.add_argument("--gamma", type=float, default=1.0, help="above 1 darkens (default: %(default)s)")

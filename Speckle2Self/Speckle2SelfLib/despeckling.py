@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 
 from . import checkpoint
-from .config import Cancelled, InputError, ModelConfig
+from .config import FILTER_NAMES, Cancelled, InputError, ModelConfig
 from .devices import Replayed, choose_device, choose_precision
 from .files import release
-from .frames import BRIGHTEST, fill_outside, grey_mapping, luminance
+from .frames import BRIGHTEST, box_of, fill_outside, grey_mapping, luminance
 from .layout import Layout, measure_grain
 from .library import models
 from .region import detect, grey
@@ -52,7 +52,10 @@ def load_model(name_or_path) -> Model:
     path = known.get(str(name_or_path), Path(name_or_path))
     if not path.exists():
         names = ", ".join(known) or "none"
-        raise InputError(f"There is no model '{name_or_path}': neither a file nor a known model ({names}).")
+        raise InputError(
+            f"There is no model '{name_or_path}': neither a file nor a known model ({names}); to despeckle, "
+            f"a filter serves too ({', '.join(FILTER_NAMES)})."
+        )
     return Model(*checkpoint.load(path))
 
 
@@ -95,7 +98,7 @@ def despeckle(
     published model alone normalises every frame by itself, as published).
     Raises InputError with one clear sentence, Cancelled.
     """
-    stack, region, bounds = _checked(frames, region)
+    stack, region, bounds = checked(frames, region)
     if not 0 <= strength <= 1:
         raise InputError(f"A strength of {strength} is outside 0 to 1.")
     if not 0.2 <= gamma <= 5:
@@ -106,7 +109,7 @@ def despeckle(
     output = _made(frames, output)
     low, high = grey_mapping(stack, region) if mapping is None else mapping
     if not region.any():
-        logger.warning("Nothing was despeckled: no part looks like ultrasound, or the region is empty. "
+        logger.warning("The frames stay as they are: no part looks like ultrasound, or the region is empty. "
                        "The region 'none' takes whole frames, a mask any part of them.")  # fmt: skip
     if not region.any() or high <= low or strength == 0:
         np.copyto(output, frames)
@@ -114,8 +117,7 @@ def despeckle(
             progress(len(stack), len(stack))
         return output
 
-    rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
-    box = (slice(None), slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    box = (slice(None), *box_of(region))
     cut, region, result = stack[box], region[box[1:]], output.reshape(stack.shape)[box]
     layout = None
     if isinstance(model, Model) and model.config.grain is not None:
@@ -179,7 +181,7 @@ def _made(frames: np.ndarray, output: np.ndarray | None) -> np.ndarray:
     return output
 
 
-def _checked(frames, region) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
+def checked(frames, region) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
     """The frames as (N, H, W[, C]), the region as (H, W) bool, and the range of the finite values; or InputError."""
     frames = np.asarray(frames)
     if frames.dtype.kind not in "uif":

@@ -74,7 +74,6 @@ class Recording:
     frames: np.ndarray  # (N, H, W) or (N, H, W, 3 or 4), the file's own type
     path: Path
     region: np.ndarray | None = None  # (H, W) bool: where the file says its image is (DICOM)
-    times: np.ndarray | None = None  # (N,) seconds (DICOM)
     single: bool = False  # the file held one two-dimensional image
     sequence: bool = False  # the file says that its frames follow each other in time
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)  # (between frames, axial, lateral), mm
@@ -467,7 +466,6 @@ def _read_dicom(path: Path) -> Recording:
         frames,
         path,
         region=region,
-        times=_dicom_times(dataset, len(frames)),
         single=single,
         sequence=True,
         spacing=_dicom_spacing(dataset, region),
@@ -504,23 +502,6 @@ def _dicom_spacing(dataset, region) -> tuple[float, float, float]:
         return (1.0, *_lengths((axial, lateral)))
     except Exception:  # as above
         return (1.0, 1.0, 1.0)
-
-
-def _dicom_times(dataset, count: int) -> np.ndarray | None:
-    """Seconds from the first frame; None where the file does not say, or says what cannot be."""
-    try:
-        vector = dataset.get("FrameTimeVector")
-        if vector is not None and not isinstance(vector, (str, float, int)) and len(vector) == count:
-            times = np.cumsum([float(step) for step in vector]) / 1000
-        elif dataset.get("FrameTime"):
-            times = np.arange(count) * (float(dataset.FrameTime) / 1000)
-        else:
-            rate = dataset.get("CineRate") or dataset.get("RecommendedDisplayFrameRate")
-            times = np.arange(count) / float(rate) if rate else np.full(count, np.nan)
-    except Exception:  # as above
-        return None
-    forward = np.isfinite(times).all() and (np.diff(times) >= 0).all() and (count == 1 or times[-1] > times[0])
-    return times if forward else None
 
 
 def release(array: np.ndarray) -> None:
@@ -584,8 +565,15 @@ def check_output(path, recording: Recording):
         return _write_dicom
     if kind == "numpy":
         return _write_numpy
-    if kind == "dicom" or came in ("meta", "nrrd"):
-        raise InputError(f"A {recording.path.suffix} recording cannot become {path.name}: that would lose its fields.")
+    if kind == "dicom":
+        raise InputError(
+            f"{path.name} cannot be written: only DICOM becomes DICOM; keep the input's format, or choose .npy."
+        )
+    if came in ("meta", "nrrd"):
+        suffix = recording.path.suffix
+        raise InputError(
+            f"A {suffix} recording cannot become {path.name}: that would lose its fields; choose {suffix} or .npy."
+        )
     if name.endswith((".jpg", ".jpeg")):
         raise InputError(f"{path.name} cannot be written: JPEG loses detail; choose .png, .tif, .mha or .npy.")
     if name.endswith((".png", ".bmp")) and len(recording.frames) > 1:

@@ -7,19 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, find_objects
 
-from .look import LUMINANCE
+from .look import luminance
 from .perturbation import evenly
 
 BRIGHTEST = 1.5  # on the networks' scale; they see nothing brighter, and what is above is added again afterwards
-
-
-def luminance(frames: np.ndarray) -> np.ndarray:
-    """Grey values (N, H, W) float32 in the range of the input, (N, H, W) or colour (N, H, W, 3 or 4)."""
-    if frames.ndim == 4:
-        return frames[..., :3].astype(np.float32) @ LUMINANCE
-    return frames.astype(np.float32)
 
 
 def grey_mapping(frames: np.ndarray, region: np.ndarray | None) -> tuple[float, float]:
@@ -39,6 +32,11 @@ def grey_mapping(frames: np.ndarray, region: np.ndarray | None) -> tuple[float, 
     low, high, top = (float(v) for v in np.percentile(values, (0.1, 99.9, 99.99)))
     high = max(high, low + 0.8 * (min(top, low + 2 * (high - low)) - low))
     return (low, high) if high > low else (float(values.min()), float(values.max()))
+
+
+def box_of(region: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns that a region (H, W) bool, with a pixel at least, lies in."""
+    return find_objects(region.view(np.uint8))[0]
 
 
 def fill_outside(frames: np.ndarray, inside: np.ndarray) -> np.ndarray:

@@ -1,10 +1,17 @@
-"""The look of a despeckled image, changed without the network: strength and gamma. numpy alone."""
+"""Grey values of colours, and the look of a despeckled image, changed without the network. numpy alone."""
 
 from __future__ import annotations
 
 import numpy as np
 
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
+
+
+def luminance(frames: np.ndarray) -> np.ndarray:
+    """Grey values (N, H, W) float32 in the range of the input, (N, H, W) or colour (N, H, W, 3 or 4)."""
+    if frames.ndim == 4:
+        return frames[..., :3].astype(np.float32) @ LUMINANCE
+    return frames.astype(np.float32)
 
 
 def look(before, after, region, mapping, strength: float, gamma: float) -> np.ndarray:
@@ -15,7 +22,7 @@ def look(before, after, region, mapping, strength: float, gamma: float) -> np.nd
     unchanged because they are coloured or not finite, are those of `before`.
     """
     colour = before.ndim == 4
-    old, new = (x[..., :3].astype(np.float32) @ LUMINANCE if colour else x.astype(np.float32) for x in (before, after))
+    old, new = luminance(before), luminance(after)
     low, high = mapping
     span = max(high - low, 1e-9)
     if gamma != 1:

@@ -1,4 +1,4 @@
-"""The losses as named terms: the published one (METHOD.md 1, the paper's section 3.4) and ours (METHOD.md 3)."""
+"""The losses as named terms: the published one (the paper's section 3.4) and ours; Documentation/method.md, 1 to 3."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def published_loss(predictions, views) -> dict[str, torch.Tensor]:
 
 
 def disjoint_loss(predictions, views, detail: float = 3.0) -> dict[str, torch.Tensor]:
-    """The terms of METHOD.md section 3, by name.
+    """The terms of Documentation/method.md, sections 2 and 3, by name.
 
     lattice: the lattice's prediction against the sites, whose speckle is independent of it (Noise2Noise in one frame).
     consistency: the full-resolution network against that prediction, whose gradient is stopped. Where a simulated

@@ -1,4 +1,7 @@
-"""Figures of merit as METHOD.md section 4 defines them. Images are on the 8-bit scale, 0 to 255, unless said."""
+"""Figures of merit as Documentation/method.md, section 5, defines them.
+
+Images are on the 8-bit scale, 0 to 255, unless said.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The networks: the published one (METHOD.md 1, the paper's section 3.3) and our fast one (METHOD.md 3)."""
+"""The networks: the published one (the paper's section 3.3) and our fast one; Documentation/method.md, 1 and 2."""
 
 from __future__ import annotations
 

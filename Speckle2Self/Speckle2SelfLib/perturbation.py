@@ -1,4 +1,7 @@
-"""One frame -> its views: the published scales (METHOD.md 1, the paper's section 3.2) and our disjoint lattices (3)."""
+"""One frame -> its views: the published scales (the paper's section 3.2) and our disjoint lattices.
+
+Documentation/method.md, sections 1 and 2.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,7 @@ class LatticeViews(NamedTuple):
 
 
 def lattice_views(frame, rng, grain=(1.0, 1.0)) -> LatticeViews:
-    """Two disjoint lattices of each frame whose speckle is independent (METHOD.md section 3).
+    """Two disjoint lattices of each frame whose speckle is independent (Documentation/method.md, section 2).
 
     The first is every sy-th row and sx-th column from a random phase. The second, the sites to predict, lies between
     its points, at least two grains from the nearest row and column, where speckle no longer correlates. The steps and

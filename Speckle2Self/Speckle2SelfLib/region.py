@@ -7,7 +7,7 @@ from scipy import ndimage
 from skimage.measure import label as label_equal
 from skimage.morphology import convex_hull_image
 
-from .frames import luminance
+from .frames import box_of, luminance
 from .perturbation import evenly
 
 HUE_TOLERANCE = 0.12  # of the brightest channel, plus HUE_NOISE; JPEG leaves grey tissue a little coloured
@@ -78,8 +78,7 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     if not image.any():
         return nothing
     region = convex_hull_image(image, offset_coordinates=False)
-    rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
-    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    box = box_of(region)
     if region[box].mean() > 0.9:
         region[box] = True
     if moves:  # tissue can be still by chance; graphics are frozen, or stand out from a dark ground

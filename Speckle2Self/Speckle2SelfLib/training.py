@@ -284,8 +284,8 @@ class Training:
         """Figures on the held-out cines, and one of their frames beside its result.
 
         The loss terms, over views that are the same each time (`held-out <term>`); homogeneity, holes and structure
-        of METHOD.md section 4, of recorded frames at the model's grain; rms, the error against the truth, of simulated
-        ones. Returns no figures where nothing is held out. The picture is (H, 2 W) uint8.
+        (Documentation/method.md, section 5), of recorded frames at the model's grain; rms, the error against the truth,
+        of simulated ones. Returns no figures where nothing is held out. The picture is (H, 2 W) uint8.
         """
         rng, terms, figures, picture = np.random.default_rng(0), {}, {}, None
         network = self.network.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,7 @@ from .config import InputError
 AXES = ("k", "j", "i")  # of an array (K, J, I), slowest first
 CHOICES = ("auto", *AXES, "average")
 COARSER = 1.5  # times the next spacing: from here on, one axis is taken for the axis of acquisition
+logger = logging.getLogger(__name__)
 
 
 def slicing_axes(shape, spacing, axis: str = "auto") -> list[int]:
@@ -38,8 +40,8 @@ def slicing_axes(shape, spacing, axis: str = "auto") -> list[int]:
 def process(volumes: np.ndarray, axes: list[int], despeckle: Callable, progress=None) -> np.ndarray:
     """`despeckle(frames, progress=...)`, which maps (N, H, W[, C]), on volumes (T, K, J, I[, C]).
 
-    Volumes are cut across each of `axes`; the results of several are averaged. progress: called with (done, total)
-    over all of them.
+    Volumes are cut across each of `axes`; the results of several are averaged, without those of orientations in which
+    nothing changed, as where nothing looks like ultrasound. progress: called with (done, total) over all of them.
     """
     results = []
     for number, axis in enumerate(axes):
@@ -51,17 +53,28 @@ def process(volumes: np.ndarray, axes: list[int], despeckle: Callable, progress=
 
         result = despeckle(frames, progress=tell if progress else None)
         results.append(np.moveaxis(result.reshape(cut.shape), 1, 1 + axis))
-    return results[0] if len(results) == 1 else average(results)
+    if len(axes) == 1:
+        return results[0]
+    changed = [not np.array_equal(result, volumes, equal_nan=volumes.dtype.kind == "f") for result in results]
+    if any(changed) and not all(changed):
+        logger.warning(f"Across {left_out(axes, changed)} nothing was changed: the mean is that of the others.")
+        results = [result for result, did in zip(results, changed, strict=True) if did]
+    return average(results)
+
+
+def left_out(axes: list[int], changed: list[bool]) -> str:
+    """The names of the axes across which nothing was changed."""
+    return ", ".join(AXES[axis] for axis, did in zip(axes, changed, strict=True) if not did)
 
 
 def average(results: list[np.ndarray]) -> np.ndarray:
-    """The voxel-wise mean of three arrays (T, K, ...) in their own type; where all agree, their very value."""
+    """The voxel-wise mean of arrays (T, K, ...) in their own type; where all agree, their very value."""
     mean = np.empty_like(results[0])
     for place in np.ndindex(mean.shape[:2]):  # slice by slice: no floating-point copy of the volume
-        a, b, c = (result[place] for result in results)
+        first, *others = (result[place] for result in results)
         with np.errstate(invalid="ignore", over="ignore"):
-            x = a + ((b.astype(np.float64) - a) + (c.astype(np.float64) - a)) / 3
+            x = first + sum(other.astype(np.float64) - first for other in others) / len(results)
         x = np.rint(x) if np.issubdtype(mean.dtype, np.integer) else x
-        same = ((a == b) & (b == c)) | ~np.isfinite(x)
-        mean[place] = np.where(same, a, np.where(same, 0, x).astype(mean.dtype))
+        same = np.logical_and.reduce([other == first for other in others]) | ~np.isfinite(x)
+        mean[place] = np.where(same, first, np.where(same, 0, x).astype(mean.dtype))
     return mean

@@ -148,7 +148,7 @@ class Stream:
 
     def _find(self, frames: np.ndarray) -> tuple[np.ndarray, dict]:
         from .despeckling import Model
-        from .frames import grey_mapping, luminance
+        from .frames import box_of, grey_mapping, luminance
         from .layout import measure_grain
         from .region import detect
 
@@ -163,9 +163,8 @@ class Stream:
             return region, {}
         options = {"mapping": grey_mapping(frames, region)}
         if isinstance(self.engine, Model) and self.engine.config.grain is not None:
-            rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
-            box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-            options["grain"] = measure_grain(luminance(frames[:, box[0], box[1]]), region[box])
+            box = box_of(region)
+            options["grain"] = measure_grain(luminance(frames[:, *box]), region[box])
         return region, options
 
 
@@ -204,8 +203,6 @@ class Server:
                     self.streams.pop(request["stream"], None)
                 elif command == "look" and request["stream"] in self.streams:
                     self.streams[request["stream"]].options |= {name: request[name] for name in ("strength", "gamma")}
-                elif command == "reset" and request["stream"] in self.streams:
-                    self.streams[request["stream"]].fixed = None
 
     def engine(self, request: dict) -> tuple:
         """The filter or `Model` of a request, the options of `despeckle` that belong to it, and both in words."""
@@ -265,13 +262,13 @@ class Server:
             self.free()
 
     def _despeckle(self, request: dict) -> None:
-        from .despeckling import _checked, despeckle
+        from .despeckling import checked, despeckle
         from .frames import grey_mapping
 
         arrays = job_arrays(request["shape"], request["dtype"])
         frames, output, region = views(attach(*request["memory"], layout(*arrays)[1]), *arrays)
         model, options, words = self.engine(request)
-        _, region[...], _ = _checked(frames, region if request["region"] == "given" else request["region"])
+        _, region[...], _ = checked(frames, region if request["region"] == "given" else request["region"])
         mapping = grey_mapping(frames, region)
         self.say(event="started", job=request["job"], mapping=mapping, **words)
         started = told = time.monotonic()

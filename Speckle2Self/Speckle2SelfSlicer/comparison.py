@@ -11,7 +11,7 @@ from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from Speckle2SelfLib import library, volumes
 from Speckle2SelfLib.config import InputError, replace_file
-from Speckle2SelfLib.look import LUMINANCE
+from Speckle2SelfLib.look import luminance
 
 from . import scene
 
@@ -64,8 +64,7 @@ def axisOf(volume, axis: str = "auto") -> int:
 
 def grey(volume) -> np.ndarray:
     """A volume's grey values (K, J, I) float32; InputError where it has none."""
-    voxels = next(scene.voxels(scene.Source(volume, [volume])))
-    return voxels[..., :3].astype(np.float32) @ LUMINANCE if voxels.ndim == 4 else voxels.astype(np.float32)
+    return luminance(next(scene.voxels(scene.Source(volume, [volume]))))
 
 
 #

@@ -1,4 +1,5 @@
-"""The Python packages that Slicer does not bundle, installed on first use and with the user's consent; and errors."""
+"""The Python packages that Slicer does not bundle, or may bundle in too old a version, installed on first use and with
+the user's consent; and errors."""
 
 from __future__ import annotations
 

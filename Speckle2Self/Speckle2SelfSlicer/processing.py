@@ -130,8 +130,12 @@ class Run:
         if not cut:
             scene.rename(node, lambda name: name.removesuffix(PARTIAL))
         message = f"Stopped: the first {self.done} frames are kept." if cut else ""
-        if self.region is not None and not self.region.any():
+        changed = [job.region.any() for job in self._jobs]
+        if not any(changed):
             message = "Nothing looks like ultrasound: choose the region 'none' or 'given'. The output is a copy."
+        elif not all(changed):
+            left_out = volumes.left_out(self.axes, changed)
+            message = f"Nothing looks like ultrasound across {left_out}: the mean is that of the others."
         self._end("done", message)
 
     def _whole(self, job) -> int:
@@ -162,6 +166,8 @@ class Result:
         self.source, self.node = source, None
         self._jobs, self._shape = jobs, shape
         self.region, self.axes = jobs[0].region, axes
+        # Of several orientations, those without ultrasound are copies of the input.
+        self._averaged = [number for number, job in enumerate(jobs) if job.region.any()] or [0]
         for job in jobs:
             job.release_input()
 
@@ -176,7 +182,7 @@ class Result:
         if strength != 1 or gamma != 1:  # the jobs' own copy of the input is gone
             volume = self.source.volumes[number]
             source = next(scene.voxels(scene.Source(volume, [volume])))
-        for job, axis in zip(self._jobs, self.axes, strict=True):
+        for job, axis in ((self._jobs[number], self.axes[number]) for number in self._averaged):
             count = self._shape[1 + axis]
             after = job.output[number * count : (number + 1) * count]
             if source is not None:

@@ -188,7 +188,7 @@ class Stream:
 
     state: "running", "stopped", "failed" (message says why). pushed, done, dropped: counts of frames. What the first
     frame that shows something tells of region, grey mapping and grain serves all that follow, until one shows far more
-    or is far brighter, `reset` or a new size.
+    or is far brighter, or has a new size.
     """
 
     def __init__(self, worker: Worker, shape, dtype, request: dict, region: np.ndarray | None):
@@ -279,10 +279,6 @@ class Stream:
         self._opening |= changed
         self._worker._send({"command": "look", "stream": self.number, **changed})
 
-    def reset(self) -> None:
-        """The next frame determines region, grey mapping and grain anew."""
-        self._worker._send({"command": "reset", "stream": self.number})
-
     def stop(self) -> None:
         """Ends the stream and frees its memory."""
         if self._block is not None:
@@ -337,11 +333,6 @@ class Worker:
         self._jobs: weakref.WeakSet[Job] = weakref.WeakSet()
         self._numbers = 0
         self.devices: list[str] = []  # that the process can use, the best one first; as soon as it has told
-
-    @property
-    def ready(self) -> bool:
-        """Whether the process is there."""
-        return self._child is not None
 
     @property
     def pid(self) -> int | None:

@@ -66,6 +66,27 @@ def test_a_bad_file_in_a_folder_does_not_keep_the_others_from_being_done(folder,
     assert names(folder / "results") == ["a.npy", "c.npy"]
 
 
+def test_jpegs_of_a_folder_become_png_files(folder, capsys):
+    os.makedirs("data")
+    for name in ("data/a.jpg", "data/b.JPEG"):
+        sitk.WriteImage(sitk.GetImageFromArray(FRAMES[0]), name)
+    arguments = ["despeckle", "data", "results", "--model", "median", "--region", "none"]
+    assert main(arguments) == 0
+    assert names(folder / "results") == ["a.png", "b.png"]
+    sitk.WriteImage(sitk.GetImageFromArray(FRAMES[0]), "data/a.png")
+    assert main(arguments) == 2
+    assert "a.png" in capsys.readouterr().err
+
+
+def test_an_output_without_suffix_is_a_folder(folder, capsys):
+    arguments = ["--model", "median", "--region", "none"]
+    assert main(["despeckle", "in.npy", "results", *arguments]) == 0
+    assert names(folder / "results") == ["in.npy"]
+    (folder / "text.npy").write_text("no array")
+    assert main(["despeckle", "text.npy", "other", *arguments]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1 and not (folder / "other").exists()
+
+
 def test_an_archive_is_shared_by_processes_and_gone_on_with_after_a_kill(folder):
     """200 files by two processes, killed on the way and started again: each is done, and none twice; files of the one
     that cannot be read are told at the end, and do not end the other."""
@@ -185,6 +206,29 @@ def test_bad_input_gets_one_line_and_exit_code_2_and_writes_nothing(folder, caps
     assert np.array_equal(np.load("in.npy"), FRAMES)
 
 
+@pytest.mark.parametrize("arguments", [[], ["despeckle"], ["despeckle", "a", "b", "--modle", "x"], ["clean", "a"]])
+def test_wrong_options_get_one_line_too(capsys, arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.startswith("speckle2self: ") and len(error.splitlines()) == 1
+    assert "--help" in error
+
+
+def test_the_help_of_despeckle_begins_with_what_to_type(capsys):
+    with pytest.raises(SystemExit):
+        main(["despeckle", "--help"])
+    assert capsys.readouterr().out.startswith("usage: speckle2self despeckle INPUT... OUTPUT [")
+
+
+def test_what_there_is_instead_of_an_unknown_model_or_of_dicom_is_named(folder, capsys):
+    for arguments in (["out.npy", "--model", "xx"], ["out.dcm", "--model", "median"]):
+        assert main(["despeckle", "in.npy", *arguments]) == 2
+    unknown, dicom = capsys.readouterr().err.splitlines()
+    assert "default" in unknown and "curvature" in unknown
+    assert "DICOM" in dicom and "fields" not in dicom
+
+
 def test_a_trained_model_despeckles(folder, capsys):
     recording = np.random.default_rng(1).rayleigh(40, (4, 64, 64)).clip(0, 255).astype(np.uint8)
     np.save("cine.npy", recording)
@@ -194,7 +238,8 @@ def test_a_trained_model_despeckles(folder, capsys):
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert lines[0]["config"]["steps"] == 2
     assert [line["step"] for line in lines if "step" in line] == [0, 1, 2]
-    assert {"truth", "slopes", "seconds_left"} <= set(lines[2]), "of simulated frames, as three in four steps are"
+    first = next(line for line in lines if line.get("step") == 1)
+    assert {"truth", "slopes", "seconds_left"} <= set(first), "of simulated frames, as three in four steps are"
     assert main(["despeckle", "cine.npy", "out.npy", "--model", "my.model", "--region", "none"]) == 0
     assert checkpoint.load("my.model")[2]["training"]["steps"] == 2
     assert "cine" not in json.dumps(checkpoint.load("my.model")[2])
@@ -231,10 +276,11 @@ def test_values_that_are_not_finite_do_not_improve_the_figures(folder, capsys):
     assert json.loads(capsys.readouterr().out)["after"]["homogeneity"] < 0.6
 
 
-def test_what_comes_back_as_it_was_is_told(folder, capsys, caplog):
-    np.save("dots.npy", np.where(np.arange(40 * 48).reshape(1, 40, 48) % 97, 0, 200).astype(np.uint8))
-    assert main(["despeckle", "dots.npy", "out.npy", "--model", "median"]) == 0
-    assert np.array_equal(np.load("out.npy"), np.load("dots.npy")) and "Nothing was despeckled" in caplog.text
+def test_what_comes_back_as_it_was_is_told_by_name(folder, capsys):
+    np.save("50 % dots.npy", np.where(np.arange(40 * 48).reshape(1, 40, 48) % 97, 0, 200).astype(np.uint8))
+    assert main(["despeckle", "50 % dots.npy", "in.npy", "out", "--model", "median"]) == 0
+    assert np.array_equal(np.load("out/50 % dots.npy"), np.load("50 % dots.npy"))
+    assert capsys.readouterr().err.count("50 % dots.npy: The frames stay as they are") == 1
 
 
 def test_a_folder_is_gone_on_with_when_its_results_lie_in_it(folder):

@@ -44,8 +44,19 @@ def test_each_frame_is_cut_across_the_axis_and_put_back():
     assert told[0] == (6, 18)
 
 
-def test_the_mean_of_three_is_rounded_and_keeps_what_is_not_finite():
+def test_an_orientation_in_which_nothing_changes_is_left_out_of_the_mean_and_told(caplog):
+    volume = np.random.default_rng(0).normal(size=(2, 9, 10, 11))
+    across_j = (9, 11)
+    result = volumes.process(volume, [0, 1, 2], lambda frames, progress: frames + (frames.shape[1:] != across_j))
+    assert np.allclose(result, volume + 1)
+    assert "across j nothing was changed" in caplog.text.lower()
+    assert np.array_equal(volumes.process(volume, [0, 1, 2], lambda frames, progress: frames), volume)
+    assert len(caplog.records) == 1  # where no orientation works, that is told for each
+
+
+def test_the_mean_is_rounded_and_keeps_what_is_not_finite():
     a, b, c = (np.array([[[x]]], np.uint8) for x in (10, 11, 11))
     assert volumes.average([a, b, c]).item() == 11
+    assert volumes.average([a, a, c]).item() == 10 and volumes.average([b, c]).item() == 11
     x = np.array([[[np.nan, 1e308]]])
     assert np.array_equal(volumes.average([x, x, x]), x, equal_nan=True)

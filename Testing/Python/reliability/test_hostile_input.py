@@ -384,16 +384,14 @@ def test_unusual_but_good_files_are_read(tmp_path):
 
 @pytest.mark.parametrize("field", ["FrameTime", "FrameTimeVector", "CineRate"])
 @pytest.mark.parametrize("value", [b"-5 ", b"nan ", b"inf ", b"ab", b"0 ", b"1e400 "])
-def test_impossible_times_are_no_times(field, value, tmp_path):
-    """A recording is not lost because of them."""
+def test_impossible_times_do_not_keep_a_recording_from_being_read(field, value, tmp_path):
     dataset = pydicom.dcmread(io.BytesIO(dicom(FrameTime=None)))
     tag = pydicom.tag.Tag(field)
     vr = {"FrameTime": "DS", "FrameTimeVector": "DS", "CineRate": "IS"}[field]
     value = b"\\".join([value] * 3) if field == "FrameTimeVector" else value
     dataset._dict[tag] = pydicom.dataelem.RawDataElement(tag, vr, len(value), value, 0, False, True)
     dataset.save_as(tmp_path / "a.dcm")
-    recording = files.read(tmp_path / "a.dcm")
-    assert recording.times is None and np.array_equal(recording.frames, FRAMES)
+    assert np.array_equal(files.read(tmp_path / "a.dcm").frames, FRAMES)
 
 
 def test_a_description_in_latin_1_does_not_keep_an_image_from_being_written(tmp_path):
@@ -582,8 +580,7 @@ REQUESTS = [
      "region": None, "device": "cpu", "strength": 1.0, "gamma": 1.0},
     {"command": "stream", "stream": 2, "shape": [24, 32], "dtype": "|u1", "memory": ["", 0], "model": "median",
      "region": "auto", "device": "cpu", "strength": 1.0, "gamma": 1.0, "last": 0},
-    {"command": "cancel", "job": 1}, {"command": "stop", "stream": 2}, {"command": "reset", "stream": 2},
-    {"command": "wake"},
+    {"command": "cancel", "job": 1}, {"command": "stop", "stream": 2}, {"command": "wake"},
 ]  # fmt: skip
 ODD = [*VALUES, "O", "|V8", [1e9, 1e9, 1e9], [3, 10**9, 10**9], [-3, 24, 32], [0, 0, 0], ["/etc/passwd", 0], 1 << 70]
 

@@ -227,6 +227,8 @@ def test_paths_that_the_documents_name_exist(project):
 def test_the_workflow_names_files_and_packages_that_are_there(project):
     import HeadlessSlicer
 
+    named = (project / "Testing/HeadlessSlicer/README.md").read_text().partition("## System libraries")[2]
+    assert set(re.findall(r"`(lib[^`]+)`", named)) == set(HeadlessSlicer.SYSTEM_PACKAGES.split())
     text = (project / ".github/workflows/test.yml").read_text()
     assert HeadlessSlicer.SYSTEM_PACKAGES in " ".join(text.split())
     for name in re.findall(r"(?:Speckle2Self|SpeckleTrain|Testing)/[\w./]+|\.ci/run", text):

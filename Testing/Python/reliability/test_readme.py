@@ -3,6 +3,7 @@
 import argparse
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def test_the_reference_names_every_command_and_option_and_no_other(project):
 
 @pytest.fixture
 def scene():
-    """A scene with volumes 'Liver', 'US' and 'Volume' and a sequence 'Cine' in a browser, all simulated."""
+    """A scene with volumes 'Liver', 'US' and 'Volume', a box 'Box' and a sequence 'Cine' in a browser; simulated."""
     slicer = pytest.importorskip("slicer")
     slicer.mrmlScene.Clear()
     frames = simulate(SimulationConfig((64, 64), 3, (1.2, 1.6), "organ"), np.random.default_rng(0)).frames
@@ -65,6 +66,9 @@ def scene():
     slicer.util.addVolumeFromArray(frames, name="Liver")
     slicer.util.addVolumeFromArray(frames[:1], name="US")
     slicer.util.addVolumeFromArray(frames[:, :16, :16].repeat(4, 0), name="Volume")
+    box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
+    box.SetCenter(30, 30, 0)
+    box.SetSize(40, 40, 8)
     sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Cine")
     sequence.SetIndexName("time")
     sequence.SetIndexUnit("s")
@@ -129,9 +133,22 @@ EXPECTED = [  # what each recipe leaves in the scene, and prints
     ("Liver srad", ""),
     ("Liver despeckled", "homogeneity"),
     ("Cine despeckled", "3 of 3"),
+    ("Liver despeckled", ""),
     ("US live", ""),
     ("Volume despeckled", ""),
 ]
+
+
+def follow(slicer, live, timer):
+    """As a user looks on: the first image, and one more."""
+    us, end = slicer.util.getNode("US"), time.monotonic() + 60
+    for _ in range(2):
+        while live.waiting:
+            assert time.monotonic() < end
+            slicer.app.processEvents()
+        slicer.util.updateVolumeFromArray(us, 255 - slicer.util.arrayFromVolume(us))
+    timer.stop()
+    live.stop()
 
 
 def test_every_recipe_is_run_here(project):
@@ -141,9 +158,15 @@ def test_every_recipe_is_run_here(project):
 @pytest.mark.parametrize("number", range(len(EXPECTED)))
 def test_a_recipe_runs_as_printed(project, scene, number, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path))
-    text = recipes(project)[number].replace("minutes=5", "steps=1")
+    text, console = recipes(project)[number].replace("minutes=5", "steps=1"), {"slicer": scene}
+    if "qt." in text:
+        import qt
+
+        console["qt"] = qt
     try:
-        exec(text, {"slicer": scene})
+        exec(text, console)
+        if "live" in console:
+            follow(scene, console["live"], console["timer"])
         names = {node.GetName() for node in scene.util.getNodesByClass("vtkMRMLNode")}
         printed = capsys.readouterr().out
     finally:

@@ -145,6 +145,23 @@ def test_the_average_with_a_region_of_one_orientation_is_refused(logic):
         logic.process(add_volume(np.repeat(FRAMES, 3, axis=0)), axis="average", region=np.ones((32, 24), bool))
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_the_region_can_be_a_box_and_then_the_one_that_was_given_last(logic, fake, named, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path))
+    node = add_volume(FRAMES[:1])
+    with pytest.raises(InputError, match="none was given"):
+        logic.process(node, region="given")
+    box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
+    box.SetCenter(5, 6, 0)
+    box.SetSize(6, 8, 4)
+    logic.process(node, region="Box" if named else box)
+    logic.process(node, region="given")
+    first, second = (call["region"] for call in fake.calls)
+    assert first.shape == (32, 24) and first.sum() == 63 and np.array_equal(first, second)
+    with pytest.raises(InputError, match="choose one axis"):
+        logic.process(add_volume(np.repeat(FRAMES, 3, axis=0)), axis="average", region=box)
+
+
 def test_nodes_can_be_given_by_id_and_by_name(logic):
     node, output = add_volume(FRAMES[:1]), add_volume(FRAMES[:1], "Mine [1]")
     assert logic.process(node.GetID(), "Mine [1]") is output

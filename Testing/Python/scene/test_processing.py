@@ -87,6 +87,21 @@ def test_a_volume_is_cut_and_put_together_as_the_console_does_it(worker, slicer_
     assert np.array_equal(slicer.util.arrayFromVolume(run.result.node), expected)
 
 
+def test_an_orientation_without_ultrasound_is_left_out_of_the_mean_and_told(worker, slicer_app, caplog):
+    from Speckle2SelfSlicer.processing import Run
+
+    speckle = np.random.default_rng(0).rayleigh(40, (4, 5, 32)).clip(0, 255).astype(np.uint8)
+    volume = slicer.util.addVolumeFromArray(speckle.repeat(8, 0).repeat(8, 1), name="Volume")  # even squares across I
+    expected = slicer.util.arrayFromVolume(logic().process(volume, model="median", axis="average"))
+    assert "Across i nothing was changed" in caplog.text
+    run = Run(worker, volume, axis="average", model="median", region="auto")
+    finish(worker, run)
+    assert np.array_equal(slicer.util.arrayFromVolume(run.result.node), expected)
+    assert "across i" in run.message
+    halves = [slicer.util.arrayFromVolume(logic().process(volume, model="median", axis=axis)) for axis in "kj"]
+    assert np.abs(np.mean(halves, 0) - expected).max() <= 0.5
+
+
 def test_the_look_changes_the_output_without_the_network_and_what_is_shown_first(worker, sequence):
     from Speckle2SelfSlicer.processing import Run
 
@@ -307,6 +322,27 @@ def live_until(worker, live, condition, seconds=30):
         worker.poll()
         live.step()
         time.sleep(0.002)
+
+
+def test_a_box_is_the_region_of_a_run_and_of_live_images(sequence, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path))
+    box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
+    box.SetCenter(20, 20, 0)
+    box.SetSize(20, 20, 4)
+    inside = logic().region(sequence, box)
+    try:
+        run = logic().start(sequence, model="median", region=box)
+        finish(logic().worker, run)
+        live = logic().live(sequence, model="median", region="given", once=True)
+        live_until(logic().worker, live, lambda: live.output is not None)
+        shown = slicer.util.arrayFromVolume(live.output)[0]
+    finally:
+        logic().close()
+    for before, after in ((FRAMES, frames_of(run.result.node)), (FRAMES[3], shown)):
+        changed = before != after
+        assert changed.any() and not changed[..., ~inside].any()
+    with pytest.raises(InputError, match="differ in size"):
+        logic().start(sequence, axis="average", region=inside)
 
 
 def test_live_follows_a_volume_that_changes_and_stops_when_it_goes(worker, sequence):
