@@ -258,19 +258,33 @@ class _Pulse(NamedTuple):
     grain: tuple[float, float]  # pixels (axial, lateral) at which the intensity's correlation is 1/2
     tails: float = 0.0
 
-    def taps(self, axis: int, wide: float = 1.0) -> np.ndarray:
-        """Its values along an axis, `wide` times as wide; their squares sum up to 1."""
-        widths, areas = np.array([1, TAIL_WIDTH]), np.array([1 - self.tails, self.tails])
+    def sigma(self, axis: int) -> float:
+        """Of its middle, pixels."""
+        widths, areas = self._gaussians()
         both = widths[:, None] ** 2 + widths**2  # variances and weights of the four terms of its correlation
         lags = np.linspace(0, 4, 400)
         terms = np.exp(-(lags**2) / (2 * both[..., None])) / np.sqrt(both[..., None])
         correlation = np.einsum("i,j,ijl->l", areas, areas, terms)
         half = np.interp(-np.sqrt(0.5), -correlation / correlation[0], lags)
-        sigma = wide * max(self.grain[axis] / half, 0.35)
-        reach = int(np.ceil(3.5 * sigma * (TAIL_WIDTH if self.tails else 1)))
-        t = np.arange(-reach, reach + 1) / sigma
+        return max(self.grain[axis] / half, 0.35)
+
+    def reach(self, axis: int, sigmas: float) -> int:
+        """So many sigmas of its widest part, pixels."""
+        return int(np.ceil(sigmas * self.sigma(axis) * self._gaussians()[0][-1]))
+
+    def taps(self, axis: int, wide: float = 1.0) -> np.ndarray:
+        """Its values along an axis, `wide` times as wide; their squares sum up to 1."""
+        widths, areas = self._gaussians()
+        reach = self.reach(axis, 3.5 * wide)
+        t = np.arange(-reach, reach + 1) / (wide * self.sigma(axis))
         taps = (areas / widths) @ np.exp(-((t / widths[:, None]) ** 2) / 2)
         return taps / np.sqrt(np.sum(taps**2))
+
+    def _gaussians(self) -> tuple[np.ndarray, np.ndarray]:
+        """Their widths, in those of the first, and areas."""
+        if self.tails == 0:
+            return np.ones(1), np.ones(1)
+        return np.array([1, TAIL_WIDTH]), np.array([1 - self.tails, self.tails])
 
 
 def _convolve(images: np.ndarray, taps: np.ndarray, axis: int) -> np.ndarray:
@@ -378,7 +392,7 @@ def simulate(config: SimulationConfig, rng: np.random.Generator) -> Simulated:
     truth = _expected_grey(power + floor**2, specular, grey, magnitudes).astype(np.float32)
 
     # Scatterers beyond the image's edges take part too: mirrored ones would add up coherently there.
-    edge = tuple(min(len(pulse.taps(axis, 1.4)) // 2, n - 1) for axis, n in enumerate(size))
+    edge = tuple(min(pulse.reach(axis, 5), n - 1) for axis, n in enumerate(size))
     wide = np.pad(amplitude, [(e, e) for e in edge], mode="reflect")
     inner = (..., slice(edge[0], -edge[0]), slice(edge[1], -edge[1]))
     narrow = _Pulse(tuple(g * 0.7 for g in grain))

@@ -31,8 +31,8 @@ FLAT = {
 }
 SPECKLED = ((0.9, 1.3), (1.2, 2.0), (1.8, 2.6))  # grains in which spots are counted
 # Contrast of a disc of 32 pixels, dB -> the least and the largest share of it in the output.
-DISCS = {-30: (0.93, 1.05), -20: (0.90, 1.05), -12: (0.87, 1.06), 12: (0.93, 1.15)}
-FAINT = {-6: (0.68, 1.0), -3: (0.35, 1.0), 3: (0.35, 1.0), 6: (0.68, 1.1)}
+DISCS = {-30: (0.93, 1.05), -20: (0.95, 1.07), -12: (0.93, 1.06), 12: (0.90, 1.10)}
+FAINT = {-6: (0.7, 1.0), -3: (0.35, 1.0), 3: (0.35, 1.0), 6: (0.7, 1.0)}
 
 
 def grey(envelope):
@@ -159,7 +159,7 @@ def test_isolated_bright_points_stay(level):
 @pytest.mark.parametrize("level", [10, 15, 20, 25, 30])
 def test_no_point_is_made_up_or_made_brighter(level):
     share, grown, counts = points(level, frames=60)
-    assert share.max() < 1.35  # of 10 dB: a bright grain beneath
+    assert share.max() < 1.3
     assert np.mean(counts) <= len(PLACES) + 0.25 and grown <= 0
 
 
@@ -196,7 +196,7 @@ def layer(height, width):
 @pytest.mark.parametrize(("height", "width"), [(12, 1.0), (12, 2.0), (20, 1.0)])
 def test_thin_layers_stay_one_layer_in_their_place(height, width):
     share, echo, moved = layer(height, width)
-    assert share.min() > 0.8 and share.max() < 1.2
+    assert share.min() > 0.85 and share.max() < 1.2
     assert echo < 0.03, "no second layer"
     assert moved <= 1
 
