@@ -30,7 +30,7 @@ def test_a_model_is_imported_renamed_exported_and_deleted(file, tmp_path):
     library.export("yours", tmp_path / "copy.safetensors")
     checkpoint.load(tmp_path / "copy.safetensors")
     library.delete("yours")
-    assert list(library.models()) == ["mine", *library.bundled_models()]
+    assert list(library.models()) == [*library.bundled_models(), "mine"]
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a\\b", "x" * 99, ".hidden", "a\n", " a", "default"])
@@ -67,6 +67,17 @@ def test_any_name_becomes_one_that_can_be_used(file):
     assert library.free_name("///") == "model"
     assert library.free_name("") == "model"
     assert library.free_name("default") == "default 2"
+    assert library.free_name("Runs", {"runs"}) == "Runs 2", "not told apart by every file system"
+
+
+LONG = ["x" * 90, "x" * 79 + " y", "x" * 78 + ".y", "\u5fc3" * 90, "\U00020000" * 90]
+
+
+@pytest.mark.parametrize("wanted", ["-5 dB", "+x", "- . +", *LONG], ids=repr)
+def test_a_free_name_can_be_used_however_often_it_is_asked_for(file, wanted):
+    names = [library.add(file, library.free_name(wanted)) for _ in range(2)]
+    assert names[1].endswith(" 2") and set(library.own_models()) == set(names)
+    library.rename(names[1], library.free_name(f"new {wanted}"))
 
 
 def test_a_file_that_a_process_makes_is_its_own_until_that_ends_even_killed(tmp_path):
