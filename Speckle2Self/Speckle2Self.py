@@ -656,8 +656,7 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         """Names that `process` takes as `model`: the bundled models first, the user's, the classical filters."""
         from Speckle2SelfLib import library
 
-        networks = [*library.bundled_models(), *(n for n in library.own_models() if n not in library.bundled_models())]
-        return [*networks, *FILTER_NAMES]
+        return [*library.models(), *FILTER_NAMES]
 
     def devices(self) -> list[str]:
         """Names for `device`; more than these once the process in the background has told what is there."""

@@ -54,9 +54,10 @@ class SpeckleTrain(ScriptedLoadableModule):
         self.parent.dependencies = ["Speckle2Self"]
         self.parent.contributors = ["Speckle2Self contributors"]
         self.parent.helpText = _(
-            "<p>Trains a model for the module Speckle2Self on the ultrasound recordings in the scene. It needs no "
-            "clean image and no pairs: it learns from the speckle itself. All happens on this computer; the model "
-            "keeps nothing of whose recordings they were.</p>"
+            "<p>Trains a model for the module Speckle2Self on the ultrasound recordings in the scene. You need no "
+            "clean image and no pairs: it learns from the recordings' own speckle, and, with the presets <i>adapt</i> "
+            "and <i>standard</i>, beside them from simulated frames, whose truth is known. All happens on this "
+            "computer; the model keeps nothing of whose recordings they were.</p>"
             "<p>A model shows what it has learned to expect: always compare with the input. It is not a medical device "
             "and not for diagnosis.</p>"
             "<p>The idea is that of Li, Navab, Jiang, <i>Speckle2Self: Self-Supervised Ultrasound Speckle "
@@ -499,9 +500,10 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.showRun()
 
     def onResume(self) -> None:
-        self.logic.trainer.resume(self.job)
-        self.timer.start()
-        self.showRun()
+        with shownErrors(_("The run could not be resumed.")):
+            self.logic.trainer.resume(self.job)
+            self.timer.start()
+            self.showRun()
 
     def onStop(self) -> None:
         with shownErrors(_("The run could not be ended.")):
@@ -515,9 +517,10 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             _("Remove the run '{name}'? What it has learned is lost.").format(name=job.name)
         ):
             return
-        job.cancel()
-        self.logic.trainer.jobs.remove(job)
-        self.fillRuns()
+        with shownErrors(_("The run could not be removed.")):
+            job.cancel()
+            self.logic.trainer.jobs.remove(job)
+            self.fillRuns()
 
     def onShow(self) -> None:
         with shownErrors(_("The run could not be shown.")):
@@ -677,12 +680,13 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
 
     def __init__(self, trainer=None) -> None:
         ScriptedLoadableModuleLogic.__init__(self)
-        if trainer is not None:
-            SpeckleTrainLogic._trainer = trainer
+        self._given = trainer
 
     @property
     def trainer(self):
         """The queue of training runs."""
+        if self._given is not None:
+            return self._given
         if SpeckleTrainLogic._trainer is None:
             from Speckle2SelfSlicer.trainer import Trainer
 
@@ -709,7 +713,9 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         nodes: volumes, sequences, proxies of recordings, or their ids or names; a pathlib.Path is a file or a folder of
             files on disk, read by the training process. heldOut: the same, for validation
             alone; without, some frames or recordings are held out.
-        preset: "adapt" (from a model at hand to these recordings: minutes), "standard", "paper" (the published method).
+        preset: "adapt" (from a model at hand to these recordings, in minutes) and "standard" (from nothing) take
+            frames with known truth, simulated with the recordings' grain, besides; "default" does, too, for very long,
+            as for a model that is to be bundled; "paper" is the published method, on recordings alone.
         name: of the model; else it is made from the first node's.
         recipe, steps, minutes, seed: other than the preset's. init: the model to start from (adapt: "default").
         region: "auto": the imaged part of each recording; "none": whole frames; a segmentation or a box (ROI): what it
@@ -766,16 +772,8 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         return regions
 
     def freeName(self, wanted: str) -> str:
-        """`wanted`, with a number where a model or an unfinished run has that name."""
-        from Speckle2SelfLib import library
-        from Speckle2SelfSlicer.trainer import slug
-
-        taken = {slug(job.name) for job in self.trainer.jobs if job.state != "done"}
-        name, number = library.free_name(wanted), 1
-        while slug(name) in taken:
-            number += 1
-            name = library.free_name(f"{wanted} {number}")
-        return name
+        """`wanted` made fit for a name, with a number where a model or an unfinished run has that name."""
+        return self.trainer.free_name(wanted)
 
     def files(self, folder: str) -> str:
         """In words, how many files of a folder can be trained on; what is in them is not read."""

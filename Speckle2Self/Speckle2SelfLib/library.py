@@ -12,6 +12,7 @@ from .config import InputError, replace_file
 
 BUNDLED = Path(__file__).resolve().parent.parent / "Resources" / "Models"
 SUFFIX = ".safetensors"
+LONGEST, BYTES = 80, 220  # of a model's name: characters, and bytes; file systems take 255 with what is put around it
 
 
 def home() -> Path:
@@ -31,24 +32,33 @@ def own_models() -> dict[str, Path]:
 
 
 def models() -> dict[str, Path]:
-    """All of them; a bundled model comes before the user's of the same name."""
-    return {**own_models(), **bundled_models()}
+    """All of them: the bundled ones, then the user's; of the same name, the bundled one."""
+    return bundled_models() | {name: path for name, path in own_models().items() if name not in bundled_models()}
 
 
-def free_name(wanted: str) -> str:
-    """`wanted` made fit for a model's name, with a number where there is one of that name."""
-    name = " ".join(re.sub(r"[^\w .+-]+", " ", wanted).split())[:80].strip(" .") or "model"
-    taken, number, free = models(), 1, name
-    while free in taken:
+def fit_name(wanted: str, ending: str = "") -> str:
+    """`wanted`, cut and without what a model's name cannot have, and the ending."""
+    name = " ".join(re.sub(r"[^\w .+-]+", " ", wanted).split()).lstrip(" .+-")
+    name = name[: LONGEST - len(ending)].encode()[: BYTES - len(ending)].decode(errors="ignore").rstrip(" .")
+    return (name or "model") + ending
+
+
+def free_name(wanted: str, taken=()) -> str:
+    """`wanted` made fit for a model's name, with a number where there is one of that name, or it is among `taken`;
+    not every file system tells small letters from capitals."""
+    taken, number, name = {name.casefold() for name in (*models(), *taken)}, 1, fit_name(wanted)
+    while name.casefold() in taken:
         number += 1
-        free = f"{name} {number}"
-    return free
+        name = fit_name(wanted, f" {number}")
+    return name
 
 
 def own_path(name: str) -> Path:
     """The file of the user's model `name`, there or not. Raises InputError for a name that is no plain name."""
-    if not re.fullmatch(r"\w[\w .+-]{0,79}", name) or name != name.strip(" ."):
+    if not re.fullmatch(r"\w[\w .+-]*", name) or name != name.strip(" ."):
         raise InputError(f"'{name}' is no name for a model: use letters, digits, spaces and . + - _.")
+    if len(name) > LONGEST or len(name.encode()) > BYTES:
+        raise InputError(f"'{name}' is too long for a model's name, which has {LONGEST} characters at most.")
     if name in bundled_models():
         raise InputError(f"'{name}' is a model that comes with Speckle2Self; choose another name.")
     return home() / "models" / f"{name}{SUFFIX}"

@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import torch.distributed as dist
 from imageio.v3 import imwrite
 
 from . import __version__, checkpoint, files, region
-from .config import Cancelled, InputError, Job, ModelConfig, TrainingConfig, from_dict, replace_file, to_dict
+from .config import Cancelled, InputError, Job, ModelConfig, TrainingConfig, from_dict, locked, replace_file, to_dict
 from .despeckling import Model, load_model
 from .devices import choose_device, choose_precision
 from .frames import fill_outside
@@ -57,13 +57,14 @@ def run(
     Under torchrun all processes share each batch, and the first one reports and writes. Raises InputError.
     """
     with _processes(job.device) as (device, first):
+        _check_targets(job)
         listen = report if first else lambda line: None
-        return _run(job, device, listen, lambda: _any(stop(), device), first)
+        with locked(job.output) if first and not job.estimate else nullcontext():
+            return _run(job, device, listen, lambda: _any(stop(), device), first)
 
 
 def _run(job: Job, device, report, stop, first: bool) -> Model | None:
     output, state = Path(job.output), state_path(job.output)
-    _check_targets(job)
     saved = checkpoint.load_state(state) if job.resume and state.exists() else None
     if not job.resume and state.exists():
         raise InputError(f"{output} has an unfinished run: add --resume to go on with it, or remove {state}.")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -20,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from Speckle2SelfLib import library
-from Speckle2SelfLib.config import InputError, Job, from_dict, replace_file
+from Speckle2SelfLib.config import InputError, Job, from_dict, locked, replace_file
 
 from .processes import Child
 
@@ -28,7 +27,8 @@ from .processes import Child
 # torchrun keeps one, and those that it starts anew after one was killed look there for the dead ones, and wait.
 SCRIPTS = {
     "run.sh": """#!/bin/sh
-# Trains on this machine; needs the core: pip install speckle2self, or the sources' folder.
+# Trains on this machine; needs the core:
+# pip install git+https://github.com/Speckle2Self/SlicerSpeckle2Self
 # DEVICES=4 ./run.sh takes four processes, each with a GPU of its own where there are GPUs.
 # A process that is killed, and the others, are started again up to three times, from the last checkpoint; stopped in
 # whatever way, it goes on from there when called again. The result is model.safetensors.
@@ -62,6 +62,11 @@ srun ./run-hosts.sh
 }
 PART, STALE = ".part", 3600  # of a folder that is not complete; seconds after which nobody is at work on it
 GONE = "The training process ended unexpectedly (exit code {code}). Resume goes on from the last checkpoint.{last}"
+KILLED = (-9, -11, 137, 139)  # exit codes: by the signals KILL and SEGV, also as a shell tells them
+NO_MEMORY = (
+    "The system ended the training process unexpectedly, probably for lack of memory; Resume goes on from the last "
+    "checkpoint."
+)
 
 
 class TrainingJob:
@@ -132,11 +137,9 @@ class TrainingJob:
         self.simulated = (line["simulated"], line["anatomies"]) if "anatomies" in line else None
         if "config" in line:
             self.settings = line
-            self.reports = [report for report in self.reports if report["step"] <= line.get("from_step", 0)]
-        elif "step" in line:
-            self.reports.append(line)
         elif "message" in line:
             self.message = str(line["message"])
+        add_report(self.reports, line)
 
     def _end(self, code: int) -> None:
         trained = self.folder / self.job.output
@@ -154,12 +157,20 @@ class TrainingJob:
             self.state = "failed"
             last = self._child.errors()[-1:]
             told = last and last[0].startswith("speckle2self: ")
-            self.message = last[0].removeprefix("speckle2self: ") if told else GONE.format(
-                code=code, last="".join(f" It said: {line}" for line in last)
-            )  # fmt: skip
+            if told:
+                self.message = last[0].removeprefix("speckle2self: ")
+            elif code in KILLED:
+                self.message = NO_MEMORY
+            else:
+                self.message = GONE.format(code=code, last="".join(f" It said: {line}" for line in last))
         if self._child is not None:
             self._child.close()
             self._child = None
+
+    def check(self) -> None:
+        """Raises InputError where another application trains this run."""
+        if self._child is None and self.folder.exists() and _at_work(self.folder):
+            raise InputError(f"The run '{self.name}' goes on in another application; pause it there first.")
 
     def stop(self) -> None:
         """Asks the process to save the run and end; it can be resumed."""
@@ -169,7 +180,11 @@ class TrainingJob:
             self._child.send("stop")
 
     def finish(self) -> None:
-        """Ends the run early: its best model so far is kept, where there is one, and it cannot be resumed then."""
+        """Ends the run early: its best model so far is kept, where there is one, and it cannot be resumed then.
+
+        Raises InputError where another application trains it.
+        """
+        self.check()
         self._finishing = True
         if self._child is not None:
             self.stop()
@@ -177,7 +192,11 @@ class TrainingJob:
             self._end(130)
 
     def cancel(self) -> None:
-        """Ends the process and all that it started at once, and removes the run; models stay."""
+        """Ends the process and all that it started at once, and removes the run; models stay.
+
+        Raises InputError where another application trains it.
+        """
+        self.check()
         if self._child is not None:
             self._child.close()
             self._child = None
@@ -208,11 +227,15 @@ class Trainer:
     ) -> TrainingJob:
         """A run on recordings (N, H, W[, C]), which are kept as files without names until the run has ended.
 
+        name: of the run, and of the model where it is free then; what a model's name cannot have is left out.
         job: its inputs, output and preview are set here. listener: called from `poll` with (job, report). regions: the
         pixels (H, W) bool to train on, of each recording and then of each one held out; none: as the job says.
         """
-        folder = self.folder / slug(name)
+        name = library.fit_name(name)
+        folder = self.folder / name
         if (folder / "job.json").exists():
+            if _at_work(folder):
+                raise InputError(f"A run '{name}' goes on in another application; choose another name.")
             raise InputError(f"There is an unfinished run '{name}'; resume or remove it, or choose another name.")
         _remove(folder)
         with _whole(folder) as part:
@@ -226,6 +249,10 @@ class Trainer:
         self.poll()
         return new
 
+    def free_name(self, wanted: str) -> str:
+        """`wanted` made fit for a run's name, with a number where a model or an unfinished run has that name."""
+        return library.free_name(wanted, [path.parent.name for path in self.folder.glob("*/job.json")])
+
     def estimate(self, recordings, job: Job, held_out, listener, regions=()) -> Estimate:
         """Measures what a run would take; `listener` is called from `poll` with a dict or an InputError."""
         job = replace(job, estimate=True)
@@ -233,15 +260,15 @@ class Trainer:
         return self._estimates[-1]
 
     def unfinished(self) -> list[TrainingJob]:
-        """Runs that an earlier session left behind; each is then among `jobs`, stopped. What an application that was
-        killed left half written or half removed goes."""
+        """Runs that an earlier session left behind, and none that another application trains; each is then among
+        `jobs`, stopped. What an application that was killed left half written or half removed goes."""
         known = {job.folder for job in self.jobs}
         for part in self.folder.glob(f"*{PART}"):
             with suppress(OSError):
                 if time.time() > part.stat().st_mtime + STALE:
                     shutil.rmtree(part)
         for path in sorted(self.folder.glob("*/job.json")):
-            if path.parent in known or path.parent.name.endswith(PART):
+            if path.parent in known or path.parent.name.endswith(PART) or _at_work(path.parent):
                 continue
             try:
                 job = from_dict(Job, json.loads(path.read_text()))
@@ -258,8 +285,9 @@ class Trainer:
         return [job for job in self.jobs if job.resumable]
 
     def resume(self, job: TrainingJob) -> None:
-        """Puts a stopped or failed run back into the queue."""
+        """Puts a stopped or failed run back into the queue. Raises InputError where another application trains it."""
         if job.state in ("stopped", "failed") and job.folder.exists():
+            job.check()
             job.state = "waiting"
             self.poll()
 
@@ -373,6 +401,15 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def _at_work(folder: Path) -> bool:
+    """Whether a process trains the run in a folder, or nothing can be written there."""
+    try:
+        with locked(folder / "model.safetensors"):
+            return False
+    except InputError:
+        return True
+
+
 def write_job(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Job:
     """The frames of a run, their regions and its `job.json`, with paths as seen from the folder; the job's own files
     stay in place."""
@@ -389,12 +426,21 @@ def write_job(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Jo
 def read_reports(path: Path) -> list[dict]:
     """The reports of steps in a run's log; lines that an end in the middle of writing left are passed over."""
     reports = []
-    for line in path.read_bytes().splitlines():
+    for text in path.read_bytes().splitlines():
         with suppress(ValueError, RecursionError):
-            report = json.loads(line)
-            if isinstance(report, dict) and isinstance(report.get("step"), int):
-                reports.append(report)
+            line = json.loads(text)
+            if isinstance(line, dict):
+                add_report(reports, line)
     return reports
+
+
+def add_report(reports: list[dict], line: dict) -> None:
+    """Adds what a process said if it is the report of a step; those of steps that are done anew go."""
+    start = line.get("from_step")
+    if isinstance(start, int):
+        reports[:] = [report for report in reports if start and report["step"] <= start]
+    elif isinstance(line.get("step"), int):
+        reports.append(line)
 
 
 def _read_files(paths) -> list[np.ndarray]:
@@ -415,11 +461,6 @@ def count_files(folder, seconds: float = 0.3) -> tuple[int, bool]:
             if time.monotonic() > end:
                 return number, False
     return number, True
-
-
-def slug(name: str) -> str:
-    """A folder's name for a run."""
-    return re.sub(r"[^\w-]+", "-", name).strip("-")[:60] or "run"
 
 
 def alike(regions) -> bool:

@@ -1,9 +1,12 @@
 """The user's models: found by name beside the bundled ones, and never outside their folder."""
 
+import subprocess
+import sys
+
 import pytest
 
 from Speckle2SelfLib import checkpoint, library
-from Speckle2SelfLib.config import InputError, ModelConfig
+from Speckle2SelfLib.config import InputError, ModelConfig, locked
 from Speckle2SelfLib.despeckling import load_model
 from Speckle2SelfLib.network import build
 
@@ -27,7 +30,7 @@ def test_a_model_is_imported_renamed_exported_and_deleted(file, tmp_path):
     library.export("yours", tmp_path / "copy.safetensors")
     checkpoint.load(tmp_path / "copy.safetensors")
     library.delete("yours")
-    assert list(library.models()) == ["mine", *library.bundled_models()]
+    assert list(library.models()) == [*library.bundled_models(), "mine"]
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a\\b", "x" * 99, ".hidden", "a\n", " a", "default"])
@@ -64,3 +67,30 @@ def test_any_name_becomes_one_that_can_be_used(file):
     assert library.free_name("///") == "model"
     assert library.free_name("") == "model"
     assert library.free_name("default") == "default 2"
+    assert library.free_name("Runs", {"runs"}) == "Runs 2", "not told apart by every file system"
+
+
+LONG = ["x" * 90, "x" * 79 + " y", "x" * 78 + ".y", "\u5fc3" * 90, "\U00020000" * 90]
+
+
+@pytest.mark.parametrize("wanted", ["-5 dB", "+x", "- . +", *LONG], ids=repr)
+def test_a_free_name_can_be_used_however_often_it_is_asked_for(file, wanted):
+    names = [library.add(file, library.free_name(wanted)) for _ in range(2)]
+    assert names[1].endswith(" 2") and set(library.own_models()) == set(names)
+    library.rename(names[1], library.free_name(f"new {wanted}"))
+
+
+def test_a_file_that_a_process_makes_is_its_own_until_that_ends_even_killed(tmp_path):
+    path = tmp_path / "x.model"
+    code = "import sys, time; from Speckle2SelfLib.config import locked\n"
+    code += "with locked(sys.argv[1]): print(flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        with pytest.raises(InputError, match="Another process is at work on"), locked(path):
+            pass
+        holder.kill()
+    with pytest.raises(KeyError), locked(path):
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="cannot be written"), locked(tmp_path / "no" / "x.model"):
+        pass

@@ -463,6 +463,23 @@ def test_a_paused_run_goes_on_where_it_was_even_after_the_application(desk, trai
     assert steps == sorted(set(steps))
 
 
+def test_a_run_that_goes_on_in_another_application_is_not_touched(desk, train):
+    from Speckle2SelfSlicer.trainer import Trainer
+
+    job = start(desk, train)
+    train.ui.pauseButton.click()
+    desk.wait(lambda: job.ended)
+    other = Trainer()
+    (run,) = other.unfinished()
+    other.resume(run)
+    desk.wait(lambda: other.poll() or run.settings)
+    for button in (train.ui.resumeButton, train.ui.stopButton, train.ui.removeButton):
+        button.click()
+        assert desk.asked.pop()[1] == f"The run '{job.name}' goes on in another application; pause it there first."
+    assert train.job is job and run.state == "running" and run.folder.exists()
+    other.close()
+
+
 def test_closing_the_scene_and_leaving_the_panel_do_not_stop_a_run(desk, train):
     job = start(desk, train)
     train.ui.showButton.click()

@@ -16,7 +16,7 @@ import torch
 from Speckle2SelfLib import checkpoint, files, library
 from Speckle2SelfLib.config import InputError, Job, ModelConfig
 from Speckle2SelfLib.network import build
-from Speckle2SelfSlicer.trainer import Trainer, export, write_job, write_recordings
+from Speckle2SelfSlicer.trainer import Trainer, export, read_reports, write_job, write_recordings
 
 
 @pytest.fixture
@@ -89,6 +89,45 @@ def test_a_stopped_run_is_resumed_also_by_another_application(trainer, job):
     assert steps == sorted(set(steps)), "the curve goes on where it was"
     found.cancel()
     assert not list(trainer.folder.iterdir()) and not other.unfinished()
+
+
+def test_a_run_that_another_application_trains_is_left_to_it(trainer, job):
+    run = trainer.add("shared", [FRAMES], replace(job, steps=100_000))
+    until(trainer, lambda: len(run.reports) > 2)
+    other = Trainer()
+    assert not other.unfinished() and not other.jobs
+    with pytest.raises(InputError, match="'shared' goes on in another application"):
+        other.add("shared", [FRAMES], job)
+    run.stop()
+    assert trainer.wait(run, 30)
+    (seen,) = other.unfinished()
+    trainer.resume(run)
+    until(trainer, lambda: run.settings.get("from_step"))
+    for tried in (lambda: other.resume(seen), seen.finish, seen.cancel):
+        with pytest.raises(InputError, match="'shared' goes on in another application"):
+            tried()
+    assert seen.state == "stopped" and run.folder.exists() and not trainer.poll() and run.state == "running"
+    os.kill(run._child.process.pid, signal.SIGKILL)
+    assert trainer.wait(run, 30) and run.state == "failed"
+    seen.cancel()
+    assert not list(trainer.folder.iterdir())
+
+
+def test_reports_of_steps_that_were_done_anew_are_kept_once(tmp_path):
+    lines = [{"config": {}, "from_step": 0}, *({"step": step} for step in range(5)), {"config": {}, "from_step": 2}]
+    lines += [{"step": 3}, {"message": "x"}, {"step": 4}, {"config": {}, "from_step": "?"}, {"step": "?"}]
+    (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '{"step": ')
+    assert [report["step"] for report in read_reports(tmp_path / "log.jsonl")] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["x" * 90, "-cardiac", "心" * 90, "default"])
+def test_a_name_that_no_model_can_have_ends_no_run(trainer, job, name):
+    run = trainer.add(name, [FRAMES], replace(job, steps=1))
+    with pytest.raises(InputError, match="unfinished run"):
+        trainer.add(name, [FRAMES], job)
+    assert trainer.free_name(name) != run.name
+    assert trainer.wait(run, 60) and run.state == "done", run.message
+    assert run.model in library.own_models()
 
 
 def test_a_stopped_run_whose_model_is_worse_than_its_start_says_so(trainer, job):
@@ -179,6 +218,15 @@ def test_an_unwritable_folder_is_refused_at_once(tmp_path, job):
     (tmp_path / "runs").write_text("a file where the folder should be")
     with pytest.raises(InputError, match="cannot be written"):
         Trainer(tmp_path / "runs").add("x", [FRAMES], job)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+def test_a_run_that_the_system_ends_for_its_memory_says_so(trainer, job):
+    run = trainer.add("large", [FRAMES], replace(job, steps=100_000))
+    until(trainer, lambda: run.reports)
+    os.kill(run._child.process.pid, signal.SIGKILL)
+    assert trainer.wait(run, 30) and run.state == "failed"
+    assert run.message.startswith("The system ended") and "for lack of memory" in run.message, run.message
 
 
 def test_a_run_ends_with_the_application_that_started_it(tmp_path, job):

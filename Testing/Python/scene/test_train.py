@@ -59,6 +59,19 @@ def test_a_recording_in_the_scene_becomes_a_model_that_despeckles(logic, volume)
     assert job.model in slicer.util.getModuleLogic("Speckle2Self").models()
 
 
+def test_recordings_with_the_same_long_name_are_trained_on_at_a_time(logic, slicer_app):
+    volume = slicer.util.addVolumeFromArray(FRAMES, name="Cardiac apical four chamber view cine loop of the year " * 2)
+    jobs = [logic.start([volume], init="start", steps=10**6, region="none") for _ in range(3)]
+    assert len({job.folder for job in jobs}) == 3 and jobs[2].name == f"{jobs[0].name[:78]} 3"
+
+
+def test_a_given_trainer_is_of_its_logic_alone(logic):
+    from SpeckleTrain import SpeckleTrainLogic
+
+    assert SpeckleTrainLogic().trainer is not logic.trainer
+    assert SpeckleTrainLogic().trainer is SpeckleTrainLogic().trainer, "one queue for the application"
+
+
 def test_recordings_are_told_apart_by_what_they_are_and_not_by_their_names(logic, volume):
     same = slicer.util.addVolumeFromArray(FRAMES[::-1].copy(), name=volume.GetName())
     options = dict.fromkeys(("name", "recipe", "init", "steps", "minutes"))
