@@ -10,7 +10,7 @@ import errno
 import os
 import sys
 import tempfile
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import UnionType
@@ -230,3 +230,38 @@ def replace_file(path, content: bytes) -> None:
         if temporary is not None:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+
+@contextmanager
+def locked(path):
+    """Keeps a file that takes long to make to this process: holds the system's lock on `<path>.lock` meanwhile.
+
+    The lock ends with the process, in whichever way that ends; a file that is left then locks nothing. Where the file
+    system knows no locks, none is held. Raises InputError where another process holds it, or the folder does not exist
+    or cannot be written.
+    """
+    lock = Path(f"{path}.lock")
+    try:
+        file = lock.open("ab")
+    except OSError as error:
+        raise InputError(f"{lock} cannot be written: {error.strerror or error}.") from error
+    with file:
+        try:
+            if os.name == "nt":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise InputError(f"Another process is at work on {path}; wait until it has ended.") from error
+        except OSError:
+            pass  # no locks here
+        try:
+            yield
+        finally:
+            file.close()  # first: Windows removes no open file
+            with suppress(OSError):
+                lock.unlink()

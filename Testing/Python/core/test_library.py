@@ -1,9 +1,12 @@
 """The user's models: found by name beside the bundled ones, and never outside their folder."""
 
+import subprocess
+import sys
+
 import pytest
 
 from Speckle2SelfLib import checkpoint, library
-from Speckle2SelfLib.config import InputError, ModelConfig
+from Speckle2SelfLib.config import InputError, ModelConfig, locked
 from Speckle2SelfLib.despeckling import load_model
 from Speckle2SelfLib.network import build
 
@@ -64,3 +67,19 @@ def test_any_name_becomes_one_that_can_be_used(file):
     assert library.free_name("///") == "model"
     assert library.free_name("") == "model"
     assert library.free_name("default") == "default 2"
+
+
+def test_a_file_that_a_process_makes_is_its_own_until_that_ends_even_killed(tmp_path):
+    path = tmp_path / "x.model"
+    code = "import sys, time; from Speckle2SelfLib.config import locked\n"
+    code += "with locked(sys.argv[1]): print(flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        with pytest.raises(InputError, match="Another process is at work on"), locked(path):
+            pass
+        holder.kill()
+    with pytest.raises(KeyError), locked(path):
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="cannot be written"), locked(tmp_path / "no" / "x.model"):
+        pass
