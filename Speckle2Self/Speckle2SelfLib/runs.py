@@ -327,9 +327,18 @@ def _start(job: Job):
 
 def _data(job: Job, model: ModelConfig, inputs, held_out) -> tuple[list[Cine], list[Cine], bool]:
     """The cines to train on, those held out, and whether the latter are no others than the former."""
-    cines = [_read(path, job, model) for path in inputs]
+
+    def read(path: Path) -> Cine:
+        try:
+            return _read(path, job, model)
+        except InputError as error:
+            if len(inputs) + len(held_out) == 1:
+                raise
+            raise InputError(f"{path}: {str(error).removeprefix(f'{path} ')}") from error
+
+    cines = [read(path) for path in inputs]
     if held_out:
-        return cines, [_read(path, job, model) for path in held_out], False
+        return cines, [read(path) for path in held_out], False
     if len(cines) > 2:
         count = max(1, len(cines) // 10)
         return cines[:-count], cines[-count:], False
@@ -349,19 +358,16 @@ def _split(cine: Cine) -> tuple[Cine, Cine | None]:
 
 
 def _read(path, job: Job, model: ModelConfig) -> Cine:
-    try:
-        recording = files.read(path)
-        frames, imaged = recording.frames, None
-        digest = zlib.crc32(np.ascontiguousarray(frames[evenly(len(frames), 4)]), len(frames))
-        if job.region not in ("auto", "none"):
-            imaged = _mask(job.region, path, frames.shape[1:3])
-            frames = fill_outside(frames, imaged)  # the published network would else see what is around it
-            digest = zlib.crc32(np.packbits(imaged), digest)
-        elif job.region == "auto" and model.architecture != "published":
-            imaged = region.detect(frames, recording.region)
-        return replace(prepare_cine(frames, imaged, model), digest=digest)
-    except InputError as error:
-        raise InputError(f"{path}: {str(error).removeprefix(f'{path} ')}") from error
+    recording = files.read(path)
+    frames, imaged = recording.frames, None
+    digest = zlib.crc32(np.ascontiguousarray(frames[evenly(len(frames), 4)]), len(frames))
+    if job.region not in ("auto", "none"):
+        imaged = _mask(job.region, path, frames.shape[1:3])
+        frames = fill_outside(frames, imaged)  # the published network would else see what is around it
+        digest = zlib.crc32(np.packbits(imaged), digest)
+    elif job.region == "auto" and model.architecture != "published":
+        imaged = region.detect(frames, recording.region)
+    return replace(prepare_cine(frames, imaged, model), digest=digest)
 
 
 def _mask(given: str, path: Path, shape: tuple[int, int]) -> np.ndarray:
