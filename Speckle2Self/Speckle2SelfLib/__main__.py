@@ -26,6 +26,7 @@ from .config import (
     keep_memory,
     out_of_memory,
     replace_file,
+    torchrun_place,
 )
 
 _interrupted = threading.Event()  # by Ctrl-C: some libraries swallow KeyboardInterrupt while they are imported
@@ -47,10 +48,10 @@ def despeckle(arguments) -> None:
     many = len(found) > 1 or unnamed or output.is_dir() or any(Path(entry).is_dir() for entry in inputs)
     if many and output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file; several inputs need a folder as output.")
-    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, local, processes = torchrun_place()
     device = arguments.device
     if processes > 1 and device in ("auto", "cuda") and str(choose_device("auto")) == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        device = f"cuda:{local}"
     model = FILTERS.get(arguments.model) or load_model(arguments.model)
     choose_device(device)  # a wrong one is better told before anything is read
     if not many:
@@ -222,42 +223,52 @@ def train(arguments) -> None:
         given = (job if isinstance(job, dict) else {"": job}) | given
     if "output" not in given:
         raise InputError("Name the model file to write: speckle2self train INPUT... --output MODEL.")
-    job = from_dict(Job, given)
+    job, asked = from_dict(Job, given), threading.Event()
+    if arguments.job and Path(arguments.job).resolve() in {Path(p).resolve() for p in (job.output, job.preview) if p}:
+        raise InputError(f"{arguments.job} is the job file, and would be overwritten; name another file to write.")
     with (
         _Bar("simulating", "anatomy") as simulating,
         _Bar("training", "step") as bar,
-        _stop_request(arguments.listen) as stop,
+        _stop_request(asked, arguments.listen) as stop,
     ):
 
         def report(line):
-            print(json.dumps(line), flush=True)
-            if "anatomies" in line:
-                simulating.update(line["simulated"], line["anatomies"])
-            if "step" in line:
-                simulating.close()
-                bar.update(line["step"], line["steps"])
+            try:
+                print(json.dumps(line, allow_nan=False), flush=True)
+                if "anatomies" in line:
+                    simulating.update(line["simulated"], line["anatomies"])
+                if "step" in line:
+                    simulating.close()
+                    bar.update(line["step"], line["steps"])
+            except OSError:  # nobody listens any more
+                asked.set()
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer goes there
 
         run(job, report, stop)
 
 
 @contextmanager
-def _stop_request(listen: bool):
-    """A function that tells whether to stop: after Ctrl-C or SIGTERM (a second one ends at once), or, where `listen`
-    is set, after anything on the standard input, whose end counts too: whoever started us is gone.
+def _stop_request(asked: threading.Event, listen: bool):
+    """A function that tells whether to stop: once `asked` is set, as Ctrl-C and SIGTERM do (a second one ends at once),
+    a terminal that is closed, and, where `listen` is set, anything on the standard input, whose end counts too: whoever
+    started us is gone.
 
     The signals are caught from its first call on. Before, there is nothing to save, and a process that waits for others
     that are gone has to end at once: torchrun starts none anew until it has.
     """
-    asked, handlers = threading.Event(), {}
+    handlers = {}
 
     def on_signal(number, frame):
-        if asked.is_set():
+        if asked.is_set() and number in (signal.SIGINT, signal.SIGTERM):
             raise KeyboardInterrupt
         asked.set()
 
     def stop() -> bool:
         if not handlers:
-            handlers.update({number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)})
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
+                numbers.append(signal.SIGHUP)
+            handlers.update({number: signal.signal(number, on_signal) for number in numbers})
         return asked.is_set()
 
     if listen:
@@ -303,8 +314,9 @@ def evaluate(arguments) -> None:
                 figures[name][measure.__name__] = float(
                     np.mean([measure(x, t) for x, t in zip(frames, truth, strict=True)])
                 )
-    if arguments.json:
-        print(json.dumps(figures))
+    if arguments.json:  # which knows no infinite numbers
+        figures = {name: {k: v if np.isfinite(v) else None for k, v in some.items()} for name, some in figures.items()}
+        print(json.dumps(figures, allow_nan=False))
         return
     print(f"{'':12s}{'before':>10s}{'after':>10s}")
     for name in figures["before"]:
@@ -419,7 +431,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--recipe", choices=RECIPES, help="ours or the published one (default: the preset's)")
     one.add_argument("--init", metavar="MODEL", help="bundled model or file to start from (adapt: default)")
     one.add_argument("--steps", type=int, help="optimiser steps (default: the preset's)")
-    one.add_argument("--minutes", type=float, help="to train for, instead of a number of steps")
+    one.add_argument("--minutes", type=float, help="to train for, after simulating, instead of a number of steps")
     one.add_argument("--batch", type=int, help="crops a step, over all processes (default: the preset's)")
     one.add_argument("--interval", type=int, help="steps from one checkpoint to the next (default: the preset's)")
     one.add_argument("--width", type=int, help="of a new network; 64 takes three times as long (default: 32)")

@@ -13,20 +13,23 @@ from .config import InputError, ModelConfig, from_dict, replace_file, to_dict
 from .network import SpeckleReductionNetwork, build
 
 FORMAT = "speckle2self-1"
-STATE_FORMAT = "speckle2self-run-1"
+STATE_FORMAT = "speckle2self-run-2"
+PRECISIONS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # of weights in a file
 
 
 def save(path, config: ModelConfig, network: torch.nn.Module, card: dict) -> None:
-    """Writes weights, config and card (JSON types) to `path`, whole or not at all."""
-    metadata = {"format": FORMAT, "config": json.dumps(to_dict(config)), "card": json.dumps(card)}
+    """Writes weights, config and card (JSON types, numbers finite) to `path`, whole or not at all."""
+    card = json.dumps(card, allow_nan=False)
+    metadata = {"format": FORMAT, "config": json.dumps(to_dict(config)), "card": card}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     replace_file(path, to_bytes(weights, metadata))
 
 
 def save_state(path, tensors: dict[str, torch.Tensor], values: dict) -> None:
-    """Writes an unfinished training run (see `training.Training.state`; `values`: JSON types), whole or not at all."""
+    """Writes an unfinished training run (see `training.Training.state`; `values`: JSON types, numbers
+    finite), whole or not at all."""
     stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    replace_file(path, to_bytes(stored, {"format": STATE_FORMAT, "values": json.dumps(values)}))
+    replace_file(path, to_bytes(stored, {"format": STATE_FORMAT, "values": json.dumps(values, allow_nan=False)}))
 
 
 def load_state(path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -39,9 +42,14 @@ def load_state(path) -> tuple[dict[str, torch.Tensor], dict]:
             values = json.loads(metadata["values"])
             if not isinstance(values, dict):
                 raise InputError(f"{path} is damaged: its values have no names.")
-            return {name: file.get_tensor(name) for name in file.keys()}, values  # noqa: SIM118, not a dict
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError, RecursionError) as error:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+    except InputError:
+        raise
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}.") from error
+    if not all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in tensors.values()):
+        raise InputError(f"{path} is damaged: it holds weights that are not finite or not of 32 bits.")
+    return tensors, values
 
 
 def load(path) -> tuple[ModelConfig, torch.nn.Module, dict]:
@@ -62,10 +70,32 @@ def load(path) -> tuple[ModelConfig, torch.nn.Module, dict]:
     wrong = set(weights) ^ set(known) or {n for n in known if weights[n].shape != known[n].shape}
     if wrong:
         raise InputError(f"{path} does not hold the network it claims to: {len(wrong)} tensors differ.")
-    if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
-        raise InputError(f"{path} holds weights that are not finite.")
+    if not all(_plain(tensor) and tensor.isfinite().all() for tensor in weights.values()):
+        raise InputError(f"{path} holds weights that are not finite numbers.")
     network.load_state_dict(weights)
     return config, network.eval(), card
+
+
+def _plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor from a file holds numbers as we use them: not sparse, quantised or without any."""
+    return tensor.dtype in PRECISIONS and tensor.layout == torch.strided and tensor.device.type == "cpu"
+
+
+def _checked(card) -> dict:
+    """A model's card, whose entries that are used have the types that they are used with. Raises ValueError."""
+    if not isinstance(card, dict):
+        raise ValueError("its card has no entries")
+    kinds = {"description": str, "start": str, "curve": list}
+    kinds |= dict.fromkeys(("training", "figures", "figures_at_start"), dict)
+    for name in set(kinds) & set(card):
+        if not isinstance(card[name], kinds[name]):
+            raise ValueError(f"'{name}' in its card is no {kinds[name].__name__}")
+    for name in {"figures", "figures_at_start"} & set(card):
+        card[name] = {figure: value for figure, value in card[name].items() if value is not None}  # was no number
+        if not all(type(value) in (int, float) for value in card[name].values()):
+            raise ValueError(f"'{name}' in its card are no numbers")
+    json.dumps(card, allow_nan=False)  # 1e999 is read as infinite
+    return card
 
 
 def _read_ours(path: Path):
@@ -76,11 +106,11 @@ def _read_ours(path: Path):
                 found = metadata.get("format", "no format at all")
                 raise InputError(f"{path} is not a model of this version: expected {FORMAT}, found {found}.")
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-        config, card = from_dict(ModelConfig, json.loads(metadata["config"])), json.loads(metadata["card"])
-        if not isinstance(card, dict):
-            raise InputError(f"{path} is damaged: its card has no entries.")
-        return config, weights, card
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError, RecursionError) as error:
+        config = from_dict(ModelConfig, json.loads(metadata["config"]))
+        return config, weights, _checked(json.loads(metadata["card"], parse_constant=lambda _: None))
+    except InputError:
+        raise
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}.") from error
 
 
@@ -96,9 +126,5 @@ def _read_authors(path: Path):
     for scales in (3, 1):
         if set(weights) == set(SpeckleReductionNetwork(scales).state_dict()):
             config = ModelConfig(architecture="published", scales=scales, normalisation="frame")
-            return (
-                config,
-                {name: value.float() for name, value in weights.items()},
-                {"description": "Imported"},
-            )
+            return config, weights, {"description": "Imported"}
     raise InputError(f"{path} does not hold the published network: it has {len(weights)} tensors of other names.")

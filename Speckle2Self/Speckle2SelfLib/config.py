@@ -117,7 +117,7 @@ class Job:
     interval: int | None = None
     width: int | None = None  # of a new fast network; 64 takes three times as long as 32
     minutes: float | None = None  # to train for, instead of a number of steps; measured in a short warm-up
-    seed: int = 0
+    seed: int | None = None  # 0
     init: str | None = None  # a model to start from; the preset "adapt" starts from "default"
     device: str = "auto"
     region: str = "auto"  # "none": whole frames; a mask file; a folder of masks named as the recordings
@@ -152,7 +152,7 @@ class Job:
             changes = {"simulated": 0} | changes  # the published method knows no truth
         if not self.inputs and self.preset != "default":
             changes = {"simulated": 0} | changes  # without recordings there is no grain to simulate
-        return replace(PRESETS[self.preset], seed=self.seed, **changes)
+        return replace(PRESETS[self.preset], seed=self.seed or 0, **changes)
 
 
 def to_dict(config) -> dict:
@@ -168,7 +168,7 @@ def from_dict(kind: type, values: dict):
         raise InputError(f"Not a {kind.__name__}: unknown entries {unknown}.")
     for name, value in values.items():
         if not _fits(value, types[name]):
-            raise InputError(f"Not a {kind.__name__}: {name} = {value!r}.")
+            raise InputError(f"Not a {kind.__name__}: {name} = {value!r:.100}.")
     try:
         return kind(**values)
     except TypeError as error:
@@ -176,17 +176,35 @@ def from_dict(kind: type, values: dict):
 
 
 def _fits(value, kind) -> bool:
-    """Whether a JSON value is of a type such as int, float, str | None or tuple[float, float]; floats are finite."""
+    """Whether a JSON value is of a type such as int, str | None, tuple[float, ...] or dict[str, float]; floats are
+    finite."""
     if isinstance(kind, UnionType):
         return any(_fits(value, one) for one in get_args(kind))
     if get_origin(kind) is tuple:
         inner = get_args(kind)[0]
         return isinstance(value, list | tuple) and all(_fits(entry, inner) for entry in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_fits(entry, get_args(kind)[1]) for entry in value.values())
     if kind in (int, float) and isinstance(value, bool):
         return False
     if kind is float:
         return isinstance(value, int | float) and abs(value) < 1e300
     return isinstance(value, kind)
+
+
+def torchrun_place() -> tuple[int, int, int]:
+    """The number of this process among those that torchrun has started, the same on this host, and how many there are.
+
+    (0, 0, 1) where there is no torchrun. Raises InputError where its variables are there in part.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return 0, 0, 1
+    try:
+        rank, local, count = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+        _ = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    except (KeyError, ValueError) as error:
+        raise InputError("WORLD_SIZE is set, but not by torchrun: start with torchrun, or unset it.") from error
+    return rank, local, count
 
 
 def keep_memory() -> None:

@@ -39,10 +39,13 @@ def holes(image: np.ndarray, output: np.ndarray) -> float:
 
 
 def structure(image: np.ndarray, output: np.ndarray) -> float:
-    """The rank correlation of the blurred output with the blurred input; not a number for constant images."""
+    """The rank correlation of the blurred output with the blurred input; 0 for an output that is constant, not a number
+    for an image that is."""
     blurred, expected = reference(output).ravel(), reference(image).ravel()
-    if np.ptp(blurred) == 0 or np.ptp(expected) == 0:
+    if np.ptp(image) == 0:
         return float("nan")
+    if np.ptp(output) == 0:
+        return 0.0
     return float(spearmanr(blurred, expected).statistic)
 
 
@@ -127,7 +130,8 @@ def flicker(before: np.ndarray, after: np.ndarray, tissue: np.ndarray) -> float:
 
 
 def evaluate(frames: np.ndarray, outputs: np.ndarray, rois: dict | None = None) -> dict[str, float]:
-    """The mean figures over frames (N, H, W) and their despeckled outputs, both on the 8-bit scale.
+    """The mean figures over frames (N, H, W) and their despeckled outputs, both on the 8-bit scale; without those
+    that can be measured in none.
 
     rois: {"frames": {"0": {"lumen": [x, y], "tissue": [x, y]}, ...}, "lumen_half_size": [x, y],
     "tissue_half_size": [x, y]}: boxes for gCNR, CNR and SNR, which are left out without them.
@@ -141,8 +145,8 @@ def evaluate(frames: np.ndarray, outputs: np.ndarray, rois: dict | None = None) 
             lumen, tissue = (_box(mapped, roi[name], rois[f"{name}_half_size"], name) for name in ("lumen", "tissue"))
             figures |= {"gcnr": gcnr(lumen, tissue), "cnr": cnr(lumen, tissue), "snr": snr(tissue)}
         for name, value in figures.items():
-            rows.setdefault(name, []).append(value)
-    return {name: float(np.nanmean(values)) for name, values in rows.items()}
+            rows.setdefault(name, []).extend([value] if np.isfinite(value) else [])
+    return {name: float(np.mean(values)) for name, values in rows.items() if values}
 
 
 def _box(image, centre, half, name):

@@ -1,20 +1,22 @@
 """One training run from files to a model: what the command line, the panel and a cluster's job do alike.
 
 A run keeps two files: the model, the best so far, under its own name, and beside it, while it is unfinished,
-`<model>.state` with all that it needs to go on bit for bit. Both are replaced as a whole or not at all.
+`<model>.state` with all that it needs to go on bit for bit. Both are replaced as a whole or not at all, and kept from
+other processes by `<model>.lock`.
 """
 
 from __future__ import annotations
 
 import copy
 import gc
-import os
 import sys
+import tempfile
 import time
 import traceback
+import zlib
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +25,54 @@ import torch.distributed as dist
 from imageio.v3 import imwrite
 
 from . import __version__, checkpoint, files, region
-from .config import Cancelled, InputError, Job, ModelConfig, TrainingConfig, from_dict, locked, replace_file, to_dict
+from .config import (
+    Cancelled,
+    InputError,
+    Job,
+    ModelConfig,
+    TrainingConfig,
+    from_dict,
+    locked,
+    replace_file,
+    to_dict,
+    torchrun_place,
+)
 from .despeckling import Model, load_model
 from .devices import choose_device, choose_precision
 from .frames import fill_outside
 from .library import bundled_models, worse_than_start
-from .perturbation import speckle_correlation
+from .perturbation import evenly, speckle_correlation
 from .training import FAST_GRAIN, Cine, Training, prepare_cine
 
-NEEDED = {"config", "model", "shapes", "curve", "start", "started_from", "step", "precision"}  # of a run's state
 TOLD = 2.0  # seconds from one report on the simulation to the next
 WARM_UP = 12  # steps, to measure the rate
 CURVE = 200  # points of the loss that a model's card keeps at most
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a run's state holds besides its tensors."""
+
+    config: dict
+    model: dict
+    data: tuple[int, ...]  # digests of the recordings trained on, and of those held out
+    curve: tuple[tuple[float, ...], ...]  # of [step, loss]
+    start: dict[str, float]  # figures of the model that it started from
+    started_from: str
+    step: int  # this and the next: see `Training.state`
+    batch: int
+    best: float | None
+    latest: dict[str, float]
+    random: bool
+    rng: dict
+    precision: str
+
+    def __post_init__(self):
+        config, model = from_dict(TrainingConfig, self.config), from_dict(ModelConfig, self.model)
+        fits = (config.recipe == "published") == (model.architecture == "published")
+        within = 0 <= self.step <= config.steps and 1 <= self.batch <= config.batch
+        if not fits or not within or not all(len(point) == 2 for point in self.curve):
+            raise InputError("its entries do not fit each other")
 
 
 def state_path(output) -> Path:
@@ -57,37 +95,49 @@ def run(
     Under torchrun all processes share each batch, and the first one reports and writes. Raises InputError.
     """
     with _processes(job.device) as (device, first):
-        _check_targets(job)
         listen = report if first else lambda line: None
+        for target in _targets(job):
+            if not target.parent.is_dir():
+                raise InputError(f"There is no folder {target.parent} to write to.")
+            if target.is_dir():
+                raise InputError(f"{target} is a folder; name a file to write.")
         with locked(job.output) if first and not job.estimate else nullcontext():
             return _run(job, device, listen, lambda: _any(stop(), device), first)
 
 
 def _run(job: Job, device, report, stop, first: bool) -> Model | None:
     output, state = Path(job.output), state_path(job.output)
-    saved = checkpoint.load_state(state) if job.resume and state.exists() else None
     if not job.resume and state.exists():
         raise InputError(f"{output} has an unfinished run: add --resume to go on with it, or remove {state}.")
-    config, model, network, started_from = _start(job)
+    saved = _saved(state) if job.resume and state.exists() else None
+    if job.resume and not saved and not job.estimate and (finished := _finished(job)):
+        worse = worse_than_start(finished.card)
+        report({"message": f"{output} is finished; to train it anew, leave --resume out."})
+        report({"model": str(output), "minutes": 0.0, "worse": worse})
+        return finished
+    paths = _recordings(job, bool(saved))
+    _check_targets(job, paths)
     if saved:
-        if missing := NEEDED - set(saved[1]):
-            raise InputError(f"{state} is damaged: it lacks {', '.join(sorted(missing))}.")
-        config, model = from_dict(TrainingConfig, saved[1]["config"]), from_dict(ModelConfig, saved[1]["model"])
-    cines, held_out, seen = _data(job, model, config)
+        values = saved[1]
+        config, model = from_dict(TrainingConfig, values["config"]), from_dict(ModelConfig, values["model"])
+        network, started_from = None, values["started_from"]
+    else:
+        config, model, network, started_from = _start(job)
+    cines, held_out, seen = _data(job, model, *paths)
     if job.estimate:
         report({"estimate": _estimate(job, cines, held_out, config, model, network, device)})
         return None
     if saved is None and job.minutes is not None:
         rate, _ = _measured(cines, config, model, network, device)
         config = replace(config, steps=max(1, int(job.minutes * 60 * rate)))
-    shapes = [list(cine.frames.shape) for cine in cines]
-    if saved and saved[1]["shapes"] != shapes:
+    data = [cine.digest for cine in (*cines, *held_out)]
+    if saved and values["data"] != data:
         raise InputError("The recordings are not those that the unfinished run was started with.")
-    reached = saved[1] if saved else {"step": 0, "precision": str(choose_precision(device)).removeprefix("torch.")}
+    reached = values if saved else {"step": 0, "precision": str(choose_precision(device)).removeprefix("torch.")}
     report({
         "config": to_dict(config), "model": to_dict(model), "device": str(device), "precision": reached["precision"],
         "processes": dist.get_world_size() if dist.is_initialized() else 1,
-        "recordings": [{"frames": len(cine.frames), "grain": [round(g, 2) for g in cine.grain]} for cine in cines],
+        "recordings": [{"frames": len(c.frames), "grain": [round(g, 2) for g in c.recorded_grain]} for c in cines],
         "held_out": sum(len(cine.frames) for cine in held_out), "seen": seen, "from_step": reached["step"],
     })  # fmt: skip
     told = time.monotonic()
@@ -104,9 +154,8 @@ def _run(job: Job, device, report, stop, first: bool) -> Model | None:
     training = Training(cines, config, model, network, device, held_out, made)
     curve, start, best = [], {}, None
     if saved:
-        tensors, values = saved
-        training.restore(tensors, values)
-        curve, start, started_from = values["curve"], values["start"], values["started_from"]
+        training.restore(*saved)
+        curve, start = values["curve"], values["start"]
         best = checkpoint.load(output) if output.exists() else None
     names = ("recipe", "steps", "simulated", "batch", "interval", "seed")
     if saved and (kept := [n for n in names if getattr(job, n) not in (None, getattr(config, n))]):
@@ -114,6 +163,8 @@ def _run(job: Job, device, report, stop, first: bool) -> Model | None:
         report({"message": f"The run goes on as it was begun: {kept}."})
     if job.resume and not saved:
         report({"message": "There is no unfinished run to go on with; a new one starts."})
+    if job.preview and not held_out:
+        report({"message": f"There is no recording to show: {job.preview} is not written."})
 
     def card(figures):
         return {
@@ -123,27 +174,33 @@ def _run(job: Job, device, report, stop, first: bool) -> Model | None:
             "figures_are_of": "frames trained on" if seen else "frames held out",
         }  # fmt: skip
 
+    def save():
+        tensors, values = training.state()
+        values |= {"config": to_dict(config), "model": to_dict(model), "data": data}
+        values |= {"curve": curve, "start": start, "started_from": started_from}
+        checkpoint.save_state(state, tensors, values)
+
     def validate():
         """Figures, and what they lead to: the model file if it is the best, the run's state, the preview."""
         nonlocal best
-        figures, picture = training.validate() if first else ({}, None)
+        if not first:
+            return {}
+        if training.step:
+            save()  # before, for memory may be too short to validate; when it goes on, that is made up for
+        figures, picture = training.validate()
         score = _score(figures, training.recorded)
-        if first and training.step and (score <= training.best or best is None):
+        if training.step and (score <= training.best or best is None):
             training.best = score
             best = model, training.network, card(figures)
             checkpoint.save(output, *best)
-        if first and training.step:
-            tensors, values = training.state()
-            values |= {"config": to_dict(config), "model": to_dict(model), "shapes": shapes}
-            values |= {"curve": curve, "start": start, "started_from": started_from}
-            checkpoint.save_state(state, tensors, values)
+            save()
         if picture is not None and job.preview:
             replace_file(job.preview, imwrite("<bytes>", picture, extension=".png"))
             figures = figures | {"preview": job.preview}
         return figures
 
-    if training.step == 0 and first:
-        figures = validate()
+    figures = validate() if saved or training.step == 0 else {}
+    if training.step == 0:
         start = {} if started_from == "random weights" else {k: v for k, v in figures.items() if k != "preview"}
         report({"step": 0, "steps": config.steps, **figures})
     began = time.monotonic()
@@ -166,6 +223,8 @@ def _run(job: Job, device, report, stop, first: bool) -> Model | None:
             raise Cancelled
     result = Model(*checkpoint.load(output)) if first else Model(model, training.network)
     if first:
+        result.card["finished"] = True
+        checkpoint.save(output, result.config, result.network, result.card)
         state.unlink(missing_ok=True)
         worse = worse_than_start(result.card)
         if worse:
@@ -174,20 +233,67 @@ def _run(job: Job, device, report, stop, first: bool) -> Model | None:
     return result
 
 
-def _check_targets(job: Job) -> None:
-    """Raises InputError where a file that the run would write cannot be there, or is one that it reads."""
-    for target in map(Path, filter(None, (job.output, job.preview))):
-        if not target.parent.is_dir():
-            raise InputError(f"There is no folder {target.parent} to write to.")
-        if target.is_dir():
-            raise InputError(f"{target} is a folder; name a file to write.")
-        if not target.exists():
-            continue  # an archive is not searched for it
-        read = [*files.find([*job.inputs, *job.held_out]), Path(job.region)]
-        if target.resolve() in (path.resolve() for path in read):
+def _saved(state: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """The tensors and values of an unfinished run. Raises InputError where they are none."""
+    tensors, values = checkpoint.load_state(state)
+    try:
+        from_dict(Saved, values)
+    except InputError as error:
+        raise InputError(f"{state} is damaged: {str(error).rstrip('.')}.") from error
+    return tensors, values
+
+
+def _finished(job: Job) -> Model | None:
+    """The job's model where a run with its settings has ended with it."""
+    if not Path(job.output).exists():
+        return None
+    found = Model(*checkpoint.load(job.output))
+    settings = found.card.get("training", {})
+    wanted = to_dict(job.training) | ({"steps": settings.get("steps")} if job.minutes is not None else {})
+    return found if found.card.get("finished") is True and settings == wanted else None
+
+
+def _recordings(job: Job, resumed: bool) -> tuple[list[Path], list[Path]]:
+    """The files to train on and those held out, each once; of folders, when a run goes on, without what it wrote."""
+    own = {path.resolve() for path in _targets(job)} if resumed else set()
+    taken: set[Path] = set()
+    found = []
+    for entries in (job.inputs, job.held_out):
+        paths = {}
+        for entry in entries:
+            left_out = own if Path(entry).is_dir() else set()
+            paths |= {path.resolve(): path for path in files.find([entry]) if path.resolve() not in left_out}
+        if both := taken & set(paths):
+            raise InputError(f"{paths[both.pop()]} is to be trained on and held out; leave it out of one of them.")
+        taken |= set(paths)
+        found.append(list(paths.values()))
+    return found[0], found[1]
+
+
+def _targets(job: Job) -> list[Path]:
+    """The files that a run writes."""
+    return [Path(job.output), state_path(job.output), *([Path(job.preview)] if job.preview else [])]
+
+
+def _check_targets(job: Job, recordings) -> None:
+    """Raises InputError where a file that the run would write cannot be written, or is another one of its files."""
+    targets, masks = _targets(job), [] if job.region in ("auto", "none") else [Path(job.region)]
+    read = {path.resolve() for path in (*recordings[0], *recordings[1], *masks)}
+    for target in targets:
+        if target.resolve() in read:
             raise InputError(
                 f"{target} is a recording or mask of this run, and would be overwritten; name another file."
             )
+    if len({target.resolve() for target in targets}) < len(targets):
+        raise InputError(f"{job.preview} is the model or its state already; name another file for the preview.")
+    if job.preview and job.init and Path(job.preview).resolve() == Path(job.init).resolve():
+        raise InputError(f"{job.preview} is the model to start from, and would be overwritten; name another file.")
+    for target in () if job.estimate else targets[1:]:
+        try:
+            with tempfile.NamedTemporaryFile(prefix=f".{target.name}.", suffix=".part", dir=target.parent):
+                pass
+        except OSError as error:
+            raise InputError(f"{target} cannot be written: {error.strerror or error}.") from error
 
 
 def _description(config, cines) -> str:
@@ -202,6 +308,8 @@ def _start(job: Job):
     config = job.training
     published = config.recipe == "published"
     name = job.init or ("default" if job.preset == "adapt" else None)
+    if job.width is not None and (name or published):
+        raise InputError("A width is that of a new network of ours; leave it out, or the model to start from.")
     if name is None:
         if published:
             return config, ModelConfig("published", normalisation="frame"), None, "random weights"
@@ -217,11 +325,20 @@ def _start(job: Job):
     return config, start.config, start.network, name if name in bundled_models() else "another model"
 
 
-def _data(job: Job, model: ModelConfig, config: TrainingConfig) -> tuple[list[Cine], list[Cine], bool]:
+def _data(job: Job, model: ModelConfig, inputs, held_out) -> tuple[list[Cine], list[Cine], bool]:
     """The cines to train on, those held out, and whether the latter are no others than the former."""
-    cines = [_read(path, job, model) for path in files.find(list(job.inputs))] if job.inputs else []
-    if job.held_out:
-        return cines, [_read(path, job, model) for path in files.find(list(job.held_out))], False
+
+    def read(path: Path) -> Cine:
+        try:
+            return _read(path, job, model)
+        except InputError as error:
+            if len(inputs) + len(held_out) == 1:
+                raise
+            raise InputError(f"{path}: {str(error).removeprefix(f'{path} ')}") from error
+
+    cines = [read(path) for path in inputs]
+    if held_out:
+        return cines, [read(path) for path in held_out], False
     if len(cines) > 2:
         count = max(1, len(cines) // 10)
         return cines[:-count], cines[-count:], False
@@ -243,12 +360,14 @@ def _split(cine: Cine) -> tuple[Cine, Cine | None]:
 def _read(path, job: Job, model: ModelConfig) -> Cine:
     recording = files.read(path)
     frames, imaged = recording.frames, None
+    digest = zlib.crc32(np.ascontiguousarray(frames[evenly(len(frames), 4)]), len(frames))
     if job.region not in ("auto", "none"):
         imaged = _mask(job.region, path, frames.shape[1:3])
         frames = fill_outside(frames, imaged)  # the published network would else see what is around it
+        digest = zlib.crc32(np.packbits(imaged), digest)
     elif job.region == "auto" and model.architecture != "published":
         imaged = region.detect(frames, recording.region)
-    return prepare_cine(frames, imaged, model)
+    return replace(prepare_cine(frames, imaged, model), digest=digest)
 
 
 def _mask(given: str, path: Path, shape: tuple[int, int]) -> np.ndarray:
@@ -278,14 +397,22 @@ def _estimate(job, cines, held_out, config, model, network, device) -> dict:
     """What a run would take, and the speckle's grain as it is seen in its recordings."""
     rate, simulating = _measured(cines, config, model, network, device)
     steps = config.steps if job.minutes is None else max(1, int(job.minutes * 60 * rate))
-    curves = [speckle_correlation(cine.frames[:: max(1, len(cine.frames) // 4), 0].numpy()) for cine in cines]
-    curves = [[[round(float(v), 3) for v in axis] for axis in curve] for curve in curves if curve is not None]
+    curves = [[[round(float(v), 3) for v in axis] for axis in curve] for curve in map(_correlation, cines) if curve]
     return {
         "frames": sum(len(cine.frames) for cine in cines), "held_out": sum(len(cine.frames) for cine in held_out),
-        "grain": [[round(g, 2) for g in cine.grain] for cine in cines], "correlation": curves,
+        "grain": [[round(g, 2) for g in cine.recorded_grain] for cine in cines], "correlation": curves,
         "steps": steps, "rate": round(rate, 3), "minutes": round((simulating + steps / rate) / 60, 2),
         "memory": _memory(device), "device": str(device),
     }  # fmt: skip
+
+
+def _correlation(cine: Cine) -> list[np.ndarray]:
+    """`speckle_correlation` of a cine, at lags of pixels of the recording; empty where it cannot be measured."""
+    curves, wide = [], cine.recorded_grain if cine.layout is None else cine.grain
+    measured = speckle_correlation(cine.frames[:: max(1, len(cine.frames) // 4), 0].numpy())
+    for curve, grain, recorded in zip(measured or (), wide, cine.recorded_grain, strict=False):
+        curves.append(np.interp(np.arange(0, len(curve) - 1, grain / recorded), np.arange(len(curve)), curve))
+    return curves
 
 
 def _memory(device) -> int:
@@ -310,10 +437,10 @@ def _score(figures: dict[str, float], recorded) -> float:
 @contextmanager
 def _processes(name: str):
     """The device, and whether this is the first process; joins the others where torchrun has started them."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    _, local, count = torchrun_place()
+    if count == 1:
         yield choose_device(name), True
         return
-    local = int(os.environ["LOCAL_RANK"])
     cuda = name in ("auto", "cuda") and torch.cuda.is_available()
     device = torch.device(f"cuda:{local}") if cuda else choose_device("cpu" if name == "auto" else name)
     # The group's threads end with the last that refers to it; while they run, the end of the process may abort it.

@@ -41,6 +41,7 @@ PIECES = 0.3  # of the simulated frames that span all grains: pieces of fans, wh
 SIDE_BY_SIDE = 4  # anatomies that are made at a time; Python itself serves one thread alone
 HELD_OUT_ANATOMIES = (16, 64)  # at least and at most, a hundredth of those trained on in between
 NONE = Augmentation(None)
+NO_NUMBER = "The loss is no longer a number at step {}: train anew with another seed, or from another model."
 Made = Callable[[int, int], None]
 
 
@@ -52,6 +53,8 @@ class Cine:
     grain: tuple[float, float] = (1.0, 1.0)  # (axial, lateral) pixels, as `estimate_grain` measures it
     truth: torch.Tensor | None = None  # (N, 1, H, W) for simulated frames
     layout: Layout | None = None  # that brought it to the model's grain
+    recorded_grain: tuple[float, float] | None = None  # pixels of the recording
+    digest: int = 0  # of the recording, to know it again
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Batch:
 def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConfig) -> Cine:
     """A recording (N, H, W[, C]) cut to its region's bounding box and brought to the model's grain.
 
-    Raises InputError where it is smaller than 32 pixels or constant.
+    Raises InputError where it is smaller than 32 pixels, 16 at the model's grain, or constant.
     """
     if region is not None and region.any():
         rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
@@ -94,16 +97,20 @@ def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConf
     low, high = grey_mapping(frames, region)
     if high <= low or min(frames.shape[1:3]) < 32:
         raise InputError("Nothing can be learnt from frames or regions that are constant or smaller than 32 pixels.")
+    grain = measure_grain(luminance(frames[:: max(1, len(frames) // 8)]), region)
     if model.grain is None:
         eight_bit = frames.dtype == np.uint8 and frames.ndim == 3
-        return Cine(torch.from_numpy(frames.copy() if eight_bit else luminance(frames))[:, None])
-    layout = Layout(region, measure_grain(luminance(frames[:: max(1, len(frames) // 8)]), region), model.grain)
+        frames = frames.copy() if eight_bit else np.nan_to_num(luminance(frames), False, low, high, low)
+        return Cine(torch.from_numpy(frames)[:, None], recorded_grain=grain)
+    layout = Layout(region, grain, model.grain)
+    if min(layout.size) < 16:
+        raise InputError("Frames or regions are too small for the grain of their speckle: nothing can be learnt.")
     prepared = []
     for frame in frames:
         frame = np.nan_to_num(luminance(frame[None]), nan=low, posinf=high, neginf=low)
         frame = torch.from_numpy((fill_outside(frame, region) - low) / (high - low))
         prepared.append(layout.take(frame[:, None]))
-    return Cine(torch.cat(prepared), layout.grain, layout=layout)
+    return Cine(torch.cat(prepared), layout.grain, layout=layout, recorded_grain=grain)
 
 
 def simulate_cines(count: int, crop: int, rng: np.random.Generator, grains=(), made: Made = lambda *_: None) -> Cine:
@@ -161,8 +168,12 @@ class Training:
         held_out=(),
         made: Made = lambda *_: None,
     ):
-        torch.manual_seed(config.seed)
         self.config, self.device = config, torch.device(device)
+        self.rank, self.processes = 0, 1
+        if dist.is_initialized():
+            self.rank, self.processes = dist.get_rank(), dist.get_world_size()
+            if config.batch % self.processes:
+                raise InputError(f"A batch of {config.batch} cannot be shared by {self.processes} processes evenly.")
         self.rng = np.random.default_rng(config.seed)
         self.held_out = list(held_out)
         self.simulated = None
@@ -176,20 +187,22 @@ class Training:
             raise InputError("There is nothing to train on: give recordings, or simulate some.")
         self.recorded = [_near(cine, self.device) for cine in cines]
         self.step, self.batch, self.best = 0, config.batch, float("inf")
+        self.latest: dict[str, float] = {}  # terms of the loss
         self.precision = choose_precision(self.device)
-        self.rank, self.processes = 0, 1
-        if dist.is_initialized():
-            self.rank, self.processes = dist.get_rank(), dist.get_world_size()
-            if config.batch % self.processes:
-                raise InputError(f"A batch of {config.batch} cannot be shared by {self.processes} processes evenly.")
+        if self.processes > 1:  # it is measured, and each may find another
+            half = torch.tensor(self.precision == torch.bfloat16, dtype=torch.float32, device=self.device)
+            dist.broadcast(half, 0)
+            self.precision = torch.bfloat16 if half.item() else torch.float32
         self._random = network is None
-        network = (network or build(model)).to(self.device)
         published, cuda = config.recipe == "published", self.device.type == "cuda"
-        if published:
-            self.pair, self.views, self.loss = network, self._published_views, published_loss
-        else:
-            self.pair, self.views = LatticePair(network).to(self.device), self._lattice_views
-            self.loss = partial(disjoint_loss, detail=config.detail)
+        with torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(config.seed)
+            network = network or build(model)
+            self.pair = network if published else LatticePair(network)
+        network, self.pair = network.to(self.device), self.pair.to(self.device)
+        self.views, self.loss = self._published_views, published_loss
+        if not published:
+            self.views, self.loss = self._lattice_views, partial(disjoint_loss, detail=config.detail)
         # CUDA's normalisation would turn interleaved channels back.
         layout = torch.contiguous_format if published and cuda else torch.channels_last
         self.pair = self.model = self.pair.to(memory_format=layout).train()
@@ -217,7 +230,7 @@ class Training:
         Where memory is short the batch is halved, and the report's message says so. Raises InputError where the loss
         is no number, or where memory is too short for a single frame.
         """
-        started, first, message, latest = time.monotonic(), self.step, "", {}
+        started, first, message = time.monotonic(), self.step, ""
         while self.step < self.config.steps:
             try:
                 terms = self._train_step()
@@ -225,7 +238,9 @@ class Training:
                 if not out_of_memory(error) or self.processes > 1:
                     raise
                 if self.batch == 1:
-                    raise InputError("Memory is too short for a batch of one frame: choose a smaller crop.") from error
+                    raise InputError(
+                        "Memory is too short for a batch of one frame: close other programs, or take another device."
+                    ) from error
                 self.batch //= 2
                 self._replayed.recorded.clear()
                 self.optimiser.zero_grad(set_to_none=True)
@@ -233,8 +248,8 @@ class Training:
                 continue
             self.step += 1
             rate = (self.step - first) / max(time.monotonic() - started, 1e-9)
-            latest = latest | terms  # simulated and recorded frames have terms of their own
-            yield Report(self.step, self.config.steps, latest, rate, message)
+            self.latest = self.latest | terms  # simulated and recorded frames have terms of their own
+            yield Report(self.step, self.config.steps, self.latest, rate, message)
             message = ""
         self.network.eval()
 
@@ -258,7 +273,7 @@ class Training:
             values /= self.processes
         values = values.tolist()  # waits for a GPU, once in a step
         if not np.isfinite(values).all():
-            raise InputError(f"The loss is no longer a number at step {self.step + 1}: lower the learning rate.")
+            raise InputError(NO_NUMBER.format(self.step + 1))
         self.optimiser.step()
         self._average()  # before the step is counted
         return dict(zip(self._names[simulated], values, strict=True))
@@ -285,7 +300,8 @@ class Training:
 
         The loss terms, over views that are the same each time (`held-out <term>`); homogeneity, holes and structure
         (Documentation/method.md, section 5), of recorded frames at the model's grain; rms, the error against the truth,
-        of simulated ones. Returns no figures where nothing is held out. The picture is (H, 2 W) uint8.
+        of simulated ones. What cannot be measured (the structure of a black frame) is left out; nothing is where
+        nothing is held out. The picture is (H, 2 W) uint8. Raises InputError where the loss is no number.
         """
         rng, terms, figures, picture = np.random.default_rng(0), {}, {}, None
         network = self.network.eval()
@@ -298,7 +314,7 @@ class Training:
                 part = None if truth is None else truth[..., :height, :width]
                 views = self.views(Batch(frame[..., :height, :width], part, cine.grain), rng)
                 # What is kept is what is judged.
-                predictions = self.pair(views) if self.config.recipe == "published" else self.pair(views, network)
+                predictions = network(views) if self.config.recipe == "published" else self.pair(views, network)
                 for name, term in self.loss(predictions, views).items():
                     terms.setdefault(f"held-out {name}", []).append(term.item())
                 before = min_max(frame.float()) if self.config.recipe == "published" else frame
@@ -312,26 +328,41 @@ class Training:
                 for name, value in metrics.evaluate(before[None], after[None]).items():
                     figures.setdefault(name, []).append(value)
         self.pair.train()
-        return {name: float(np.mean(values)) for name, values in (terms | figures).items()}, picture
+        means = {name: float(np.mean(values)) for name, values in (terms | figures).items()}
+        if not np.isfinite(list(means.values())).all():
+            raise InputError(NO_NUMBER.format(self.step))
+        return means, picture
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict]:
-        """All that a run needs to go on bit for bit: tensors by name, and JSON types."""
+        """All that a run needs to go on bit for bit: tensors by name, and JSON types.
+
+        Raises InputError where a weight is no number: a gradient may be none where the loss still is one.
+        """
         tensors = {f"pair.{name}": tensor for name, tensor in self.pair.state_dict().items()}
         tensors |= {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         for number, moments in self.optimiser.state_dict()["state"].items():
             tensors |= {f"adam.{number}.{name}": tensor for name, tensor in moments.items()}
-        values = {"step": self.step, "batch": self.batch, "best": self.best, "rng": self.rng.bit_generator.state}
-        return tensors, values | {"precision": str(self.precision).removeprefix("torch.")}
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise InputError(NO_NUMBER.format(self.step))
+        return tensors, {
+            "step": self.step, "batch": self.batch, "best": self.best if np.isfinite(self.best) else None,
+            "latest": self.latest, "random": self._random, "rng": self.rng.bit_generator.state,
+            "precision": str(self.precision).removeprefix("torch."),
+        }  # fmt: skip
 
     def restore(self, tensors: dict[str, torch.Tensor], values: dict) -> None:
         """Goes on from a `state` of a run of the same config. Raises InputError where it is another's."""
-        adam = self.optimiser.state_dict()
+        adam, sizes = self.optimiser.state_dict(), [parameter.shape for parameter in self.pair.parameters()]
         try:
             for name, tensor in tensors.items():
                 part, _, rest = name.partition(".")
                 if part == "adam":
                     number, name = rest.split(".")
                     adam["state"].setdefault(int(number), {})[name] = tensor
+            for number, moments in adam["state"].items():
+                found, size = {name: tensor.shape for name, tensor in moments.items()}, sizes[number]
+                if found != {"step": torch.Size(), "exp_avg": size, "exp_avg_sq": size}:
+                    raise ValueError(f"the moments of parameter {number} are others")
             parts = [
                 {n.partition(".")[2]: t for n, t in tensors.items() if n.startswith(p)} for p in ("pair.", "network.")
             ]
@@ -339,10 +370,13 @@ class Training:
             self.network.load_state_dict(parts[1])
             self.optimiser.load_state_dict(adam)
             self.rng.bit_generator.state = values["rng"]
-            self.step, self.batch, self.best = int(values["step"]), int(values["batch"]), float(values["best"])
+            self.step, self.batch, self.latest = values["step"], values["batch"], values["latest"]
+            self.best = float("inf") if values["best"] is None else values["best"]
+            self._random = values["random"]
             self.precision = {"bfloat16": torch.bfloat16, "float32": torch.float32}[values["precision"]]
-        except (RuntimeError, KeyError, ValueError, TypeError) as error:
-            raise InputError(f"The saved run is not of this kind of network: {error}.") from error
+        except (RuntimeError, KeyError, IndexError, ValueError, TypeError, OverflowError) as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise InputError(f"The saved run is not of this kind of network: {reason:.200}.") from error
 
     def _draw(self) -> Batch:
         """A batch of crops of one cine, drawn alike in every process; this process's share of it."""

@@ -39,6 +39,16 @@ class Malicious:
         return (open, ("malicious", "w"))
 
 
+class Cast:
+    """A network whose weights are of a type that none has."""
+
+    def __init__(self, config, kind):
+        self.weights = {name: tensor.to(kind) for name, tensor in build(config).state_dict().items()}
+
+    def state_dict(self):
+        return self.weights
+
+
 def write_wrong_file(kind, path):
     config = ModelConfig(width=8)
     if kind == "empty":
@@ -61,6 +71,20 @@ def write_wrong_file(kind, path):
         save_file({"weight": torch.zeros(2)}, path)
     elif kind == "wrong width":
         checkpoint.save(path, config, build(ModelConfig(width=16)), {})
+    elif kind in ("sparse pth", "quantised pth", "meta pth", "complex pth", "huge pth"):
+        weights = SpeckleReductionNetwork(1).state_dict()
+        name, tensor = next(iter(weights.items()))
+        weights[name] = {
+            "sparse pth": tensor.to_sparse(),
+            "quantised pth": torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+            "meta pth": tensor.to("meta"),
+            "complex pth": tensor.to(torch.complex64),
+            "huge pth": torch.zeros(1).as_strided((60000, 60000, 100), (0, 0, 0)),
+        }[kind]
+        torch.save(weights, path)
+    elif kind in ("float8", "int8", "complex"):
+        kinds = {"float8": torch.float8_e4m3fn, "int8": torch.int8, "complex": torch.complex64}
+        checkpoint.save(path, config, Cast(config, kinds[kind]), {})
     elif kind == "not finite":
         network = build(config)
         network.head.bias.data[0] = float("nan")
@@ -70,7 +94,8 @@ def write_wrong_file(kind, path):
 @pytest.mark.parametrize(
     "kind",
     ["missing", "empty", "text", "truncated", "truncated pth", "malicious", "other network", "other tensors",
-     "foreign safetensors", "wrong width", "not finite"],
+     "foreign safetensors", "wrong width", "not finite", "sparse pth", "quantised pth", "meta pth", "complex pth",
+     "huge pth", "float8", "int8", "complex"],
 )  # fmt: skip
 def test_a_wrong_file_is_refused_in_one_sentence_and_runs_nothing(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)

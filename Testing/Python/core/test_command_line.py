@@ -167,6 +167,8 @@ BAD = [
     ["train", "in.npy", "--output", "model.safetensors", "--preview", "no/folder/preview.png"],
     ["train", "in.npy", "--output", "model.safetensors", "--region", "zeros.npy", "--preview", "zeros.npy"],
     ["train", "in.npy", "--output", "empty"],
+    ["train", "--job", "job.json", "--output", "job.json"],
+    ["train", "--job", "job.json", "--output", "model.safetensors", "--preview", "job.json"],
     ["evaluate", "in.npy", "small.npy"],
     ["evaluate", "in.npy", "in.npy", "--rois", "text.npy"],
     ["evaluate", "in.npy", "in.npy", "--rois", "list.json"],
@@ -194,6 +196,7 @@ def test_bad_input_gets_one_line_and_exit_code_2_and_writes_nothing(folder, caps
     np.save("zeros.npy", np.zeros((40, 48), np.uint8))
     (folder / "alone").mkdir()
     np.save("alone/in.npy", FRAMES)
+    (folder / "job.json").write_text('{"inputs": ["in.npy"], "steps": 1}')
     (folder / "list.json").write_text('{"frames": []}')
     for name, frame, x in (("half", 0, 10.5), ("outside", 0, 47), ("late", 3, 20)):
         rois = {"frames": {frame: {"lumen": [20, 20], "tissue": [x, 20]}}}
@@ -202,7 +205,7 @@ def test_bad_input_gets_one_line_and_exit_code_2_and_writes_nothing(folder, caps
     assert main(arguments) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("speckle2self: ") and "\n" not in error
-    assert names(folder) == before
+    assert names(folder) == before and (folder / "job.json").read_text().startswith('{"inputs"')
     assert np.array_equal(np.load("in.npy"), FRAMES)
 
 
@@ -237,9 +240,9 @@ def test_a_trained_model_despeckles(folder, capsys):
     assert main(arguments) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert lines[0]["config"]["steps"] == 2
-    assert [line["step"] for line in lines if "step" in line] == [0, 1, 2]
-    first = next(line for line in lines if line.get("step") == 1)
-    assert {"truth", "slopes", "seconds_left"} <= set(first), "of simulated frames, as three in four steps are"
+    steps = [line for line in lines if "step" in line]
+    assert [line["step"] for line in steps] == [0, 1, 2]
+    assert {"truth", "slopes", "seconds_left"} <= set(steps[1]), "of simulated frames, as three in four steps are"
     assert main(["despeckle", "cine.npy", "out.npy", "--model", "my.model", "--region", "none"]) == 0
     assert checkpoint.load("my.model")[2]["training"]["steps"] == 2
     assert "cine" not in json.dumps(checkpoint.load("my.model")[2])
@@ -274,6 +277,12 @@ def test_values_that_are_not_finite_do_not_improve_the_figures(folder, capsys):
     np.save("decibels.npy", decibels)
     assert main(["evaluate", "decibels.npy", "decibels.npy", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["after"]["homogeneity"] < 0.6
+
+
+def test_figures_without_a_finite_value_are_null(folder, capsys):
+    assert main(["evaluate", "in.npy", "in.npy", "--truth", "in.npy", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert figures["after"]["psnr"] is None and figures["after"]["ssim"] == 1, "they are alike"
 
 
 def test_what_comes_back_as_it_was_is_told_by_name(folder, capsys):

@@ -42,7 +42,7 @@ def begun(recipe, **settings):
 @pytest.mark.parametrize("size", [(256, 256), (123, 201), (20, 300), (1300, 1250)])
 def test_frames_of_any_size_come_out_alike(size):
     cpu, cuda = both(recording(size)[0])
-    assert np.abs(cpu - cuda).max() <= 1
+    assert np.abs(cpu - cuda).max() <= 2 and np.sqrt(np.mean((cpu - cuda) ** 2)) < 0.2
 
 
 @pytest.mark.parametrize("kind", ["int16", "float32", "not finite", "colour", "sector", "one frame", "weak and dark"])
@@ -77,7 +77,7 @@ def test_sixteen_bits_come_near():
     frames = recording((300, 400), 3)[0]
     cpu, cuda = (despeckle(frames, region=None, device=d, precision=p).astype(float) for d, p in
                  (("cpu", torch.float32), ("cuda", torch.bfloat16)))  # fmt: skip
-    assert np.abs(cpu - cuda).max() <= 5 and np.sqrt(np.mean((cpu - cuda) ** 2)) < 0.7
+    assert np.abs(cpu - cuda).max() <= 8 and np.sqrt(np.mean((cpu - cuda) ** 2)) < 0.7
 
 
 def test_the_published_network_gives_what_it_does_on_the_processor():

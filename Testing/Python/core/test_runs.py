@@ -17,6 +17,7 @@ from Speckle2SelfLib import checkpoint, runs
 from Speckle2SelfLib.__main__ import main
 from Speckle2SelfLib.config import Cancelled, InputError, Job, ModelConfig
 from Speckle2SelfLib.network import build
+from Speckle2SelfLib.perturbation import estimate_grain
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
 from Speckle2SelfLib.training import Training
 
@@ -121,6 +122,192 @@ def test_an_unfinished_run_is_not_overwritten_by_a_new_one(folder, short_interva
     np.save("Doe^Jane.npy", np.load("Doe^Jane.npy")[:20])
     with pytest.raises(InputError, match="not those"):
         runs.run(job(resume=True), lambda line: None)
+
+
+def stopped(given, at=5):
+    """A run that was stopped at a step."""
+    asked = iter(range(1, 100))
+    with pytest.raises(Cancelled):
+        runs.run(given, stop=lambda: next(asked) == at)
+
+
+def test_a_run_goes_on_without_what_it_was_started_with(folder, short_interval):
+    """The state has it all: whether the weights were random, and the model to start from, which may be gone."""
+    anew = {"init": None, "preset": "standard", "width": 4, "interval": 4}
+    runs.run(job(output="whole.model", **anew))
+    stopped(job(**anew))
+    runs.run(job(resume=True, init="gone.model"))
+    assert same(weights("m.model"), weights("whole.model"))
+
+
+def test_a_resumed_run_draws_the_same_curve(folder):
+    """Of recorded and simulated frames in turn, whose terms of the loss are others."""
+    mixed = {"preset": "standard", "simulated": 4, "steps": 8}
+    runs.run(job(output="whole.model", **mixed))
+    for at in range(1, 8):
+        stopped(job(output=f"{at}.model", **mixed), at)
+        runs.run(job(output=f"{at}.model", resume=True, **mixed))
+        curves = [checkpoint.load(name)[2]["curve"] for name in ("whole.model", f"{at}.model")]
+        assert curves[0] == curves[1], at
+
+
+def test_a_finished_run_is_not_done_again(folder, short_interval):
+    runs.run(job())
+    content, lines = Path("m.model").read_bytes(), []
+    again = runs.run(job(resume=True), lines.append)
+    assert "finished" in lines[0]["message"] and lines[1]["model"] == "m.model" and len(lines) == 2
+    assert same(again.network.state_dict(), weights("m.model"))
+    assert Path("m.model").read_bytes() == content
+    runs.run(job(resume=True, steps=13), lines.append)
+    assert lines[-2]["step"] == 13, "other settings are another run"
+    stopped(job(output="n.model"), 8)
+    runs.state_path("n.model").unlink()
+    runs.run(job(output="n.model", resume=True), lines.append)
+    assert lines[-2]["step"] == 12, "what was stopped is not finished, with or without its state"
+
+
+def test_two_runs_do_not_write_the_same_model(folder):
+    def report(line):
+        if line.get("step") == 1:
+            with pytest.raises(InputError, match=r"Another process is at work on m\.model"):
+                runs.run(job())
+            runs.run(job(output="other.model", steps=1))
+
+    runs.run(job(steps=2), report)
+    assert not list(folder.glob("*.lock"))
+
+
+def test_a_black_frame_among_those_held_out_is_left_out_of_the_figures(folder, recwarn):
+    frames = np.load("Doe^Jane.npy")
+    frames[20:] = 0
+    np.save("Doe^Jane.npy", frames)
+    lines = []
+    model = runs.run(job(steps=2), lines.append)
+    json.dumps(lines, allow_nan=False)
+    assert "held-out lattice" in lines[1] and "structure" not in lines[1]
+    assert "structure" not in model.card["figures"]
+    assert not [warning for warning in recwarn if "nan" in str(warning.message).lower()]
+    frames[20] = frames[0]
+    np.save("Doe^Jane.npy", frames)
+    assert "structure" in runs.run(job(output="n.model", steps=2)).card["figures"]
+
+
+@pytest.mark.parametrize("preview", ["m.model", "m.model.state", "start.model", "./m.model"])
+def test_a_preview_does_not_overwrite_the_runs_other_files(folder, preview):
+    before = Path("start.model").read_bytes()
+    with pytest.raises(InputError, match="another file"):
+        runs.run(job(preview=preview))
+    assert Path("start.model").read_bytes() == before and not Path("m.model").exists()
+
+
+def test_a_run_does_not_find_its_own_files_in_its_folders(folder, short_interval):
+    Path("cines").mkdir()
+    Path("Doe^Jane.npy").rename("cines/Doe^Jane.npy")
+    given = job(inputs=["cines"], output="cines/m.npy", preview="cines/p.png")
+    stopped(given)
+    assert Path("cines/p.png").exists() and Path("cines/m.npy").exists()
+    lines = []
+    runs.run(job(inputs=["cines"], output="cines/m.npy", preview="cines/p.png", resume=True), lines.append)
+    assert lines[0]["from_step"] == 5 and len(lines[0]["recordings"]) == 1
+    with pytest.raises(InputError, match="would be overwritten"):
+        runs.run(given)
+
+
+def test_no_recording_is_trained_on_twice_or_held_out_from_itself(folder):
+    for held_out in ("Doe^Jane.npy", "./Doe^Jane.npy", "."):
+        with pytest.raises(InputError, match="trained on and held out"):
+            runs.run(job(held_out=[held_out]))
+    lines = []
+    runs.run(job(inputs=["Doe^Jane.npy", "./Doe^Jane.npy", "."], steps=1), lines.append)
+    assert len(lines[0]["recordings"]) == 1 and not lines[0]["seen"]
+
+
+def test_the_recording_that_cannot_be_used_is_named(folder):
+    np.save("constant.npy", np.full((3, 64, 64), 7, np.uint8))
+    Path("text.npy").write_text("no array")
+    for name, reason in (("constant.npy", "constant"), ("text.npy", "NumPy|array|read")):
+        with pytest.raises(InputError, match=f"^{name}: .*({reason})"):
+            runs.run(job(inputs=["Doe^Jane.npy", name]))
+
+
+def test_a_run_does_not_go_on_with_other_data(folder, short_interval):
+    """Of the same shape; trained on, or held out."""
+    frames = np.load("Doe^Jane.npy")
+    np.save("held.npy", frames[:6])
+    stopped(job(held_out=["held.npy"]))
+    for name, other in (("Doe^Jane.npy", frames[::-1]), ("held.npy", frames[6:12])):
+        before = np.load(name)
+        np.save(name, other)
+        with pytest.raises(InputError, match="not those"):
+            runs.run(job(held_out=["held.npy"], resume=True))
+        np.save(name, before)
+    runs.run(job(held_out=["held.npy"], resume=True))
+
+
+def test_what_cannot_be_written_is_told_before_the_run(folder, monkeypatch):
+    long = "m" * 245  # its state's name is longer than a file system takes
+    for given in (job(output=long), job(preview="p" * 250)):
+        lines = []
+        with pytest.raises(InputError, match="cannot be written"):
+            runs.run(given, lines.append)
+        assert not lines
+
+
+def test_what_has_no_effect_is_refused_or_told(folder):
+    for given in (job(width=8), job(init=None, width=8), job(init=None, preset="paper", width=8)):
+        with pytest.raises(InputError, match="width"):
+            runs.run(given)
+    lines = []
+    runs.run(Job("n.model", preset="default", simulated=2, steps=1, batch=2, width=4, device="cpu", preview="p.png"),
+             lines.append)  # fmt: skip
+    assert any("p.png is not written" in line.get("message", "") for line in lines) and not Path("p.png").exists()
+    stopped(job(seed=3), 1)
+    lines = []
+    runs.run(job(resume=True), lines.append)
+    assert not any("seed" in line.get("message", "") for line in lines), "none was asked for"
+
+
+def test_processes_that_torchrun_did_not_start_are_told_so(folder, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for value in ("2", "two"):
+        monkeypatch.setenv("WORLD_SIZE", value)
+        with pytest.raises(InputError, match="torchrun"):
+            runs.run(job())
+
+
+def test_weights_that_are_no_numbers_keep_the_last_good_files(folder, short_interval, monkeypatch):
+    """A gradient may overflow where the loss is still a number."""
+    step = Training._train_step
+
+    def broken(self):
+        terms = step(self)
+        if self.step == 6:
+            self.pair.high.head.bias.data[0] = float("nan")
+        return terms
+
+    monkeypatch.setattr(Training, "_train_step", broken)
+    monkeypatch.setattr(Training, "_learn", lambda self, views, learn=Training._learn: learn(self, views).nan_to_num())
+    with pytest.raises(InputError, match="no longer a number at step 8"):
+        runs.run(job())
+    assert checkpoint.load_state(runs.state_path("m.model"))[1]["step"] == 4
+    checkpoint.load("m.model")
+
+
+def test_a_run_that_cannot_be_validated_for_want_of_memory_loses_nothing(folder, short_interval, monkeypatch):
+    runs.run(job(output="whole.model"))
+    validate = Training.validate
+
+    def short(self):
+        if self.step == 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return validate(self)
+
+    with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
+        patched.setattr(Training, "validate", short)
+        runs.run(job())
+    lines = []
+    runs.run(job(resume=True), lines.append)
+    assert lines[0]["from_step"] == 8 and same(weights("m.model"), weights("whole.model"))
 
 
 def test_a_damaged_state_is_refused(folder):
@@ -233,6 +420,21 @@ def test_what_a_run_would_take_is_told_before_it(folder):
     assert not Path("m.model").exists()
 
 
+def test_a_recordings_grain_is_told_in_its_own_pixels(folder):
+    made = simulate(SimulationConfig((128, 128), 14, (1.2, 5.0), "flat"), np.random.default_rng(0)).frames
+    np.save("coarse.npy", np.round(made * 255).astype(np.uint8))
+    recorded = estimate_grain(made)
+    assert recorded[1] > 2, "more than the model's"
+    for given in ({}, {"init": None, "preset": "paper", "batch": 1}):
+        lines = []
+        runs.run(job(inputs=["coarse.npy"], estimate=True, steps=1, **given), lines.append)
+        assert lines[0]["estimate"]["grain"][0] == pytest.approx(recorded, abs=0.2)
+        half = [sum(value > 0.5 for value in curve) for curve in lines[0]["estimate"]["correlation"][0]]
+        assert half[0] <= 2 <= half[1]
+    runs.run(job(inputs=["coarse.npy"], steps=1), lines.append)
+    assert lines[1]["recordings"][0]["grain"] == pytest.approx(recorded, abs=0.2)
+
+
 def test_a_job_file_and_the_command_line_say_the_same(folder, capsys):
     Path("job.json").write_text(json.dumps({"inputs": ["Doe^Jane.npy"], "output": "m.model", "init": "start.model",
                                             "steps": 3, "batch": 2, "region": "none"}))  # fmt: skip
@@ -263,6 +465,24 @@ def test_ctrl_c_saves_and_leaves_cleanly(folder):
         assert process.poll() is None
     process.communicate(timeout=60)  # closes the standard input: whoever started the run is gone
     assert process.returncode == 130
+
+
+@pytest.mark.parametrize("gone", ["reader", "terminal"])
+def test_a_run_whose_reader_or_terminal_is_gone_saves_and_ends(folder, gone):
+    command = [*TRAIN, "Doe^Jane.npy", "--output", "m.model", "--init", "start.model", "--batch", "2", "--report", "1",
+               "--simulated", "0", "--steps", "100000", "--region", "none"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while '"step": 5' not in process.stdout.readline():
+        assert process.poll() is None
+    if gone == "reader":
+        process.stdout.close()
+    else:
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGHUP)  # the shell and the system may send one each
+        process.stdout.read()
+    assert process.wait(timeout=60) == 130 and process.stderr.read() == "speckle2self: stopped.\n"
+    assert checkpoint.load_state("m.model.state")[1]["step"] >= 5
+    process.stderr.close()
 
 
 def test_a_kill_at_any_moment_leaves_checkpoints_that_load(folder):

@@ -10,8 +10,9 @@ from Speckle2SelfLib import devices
 from Speckle2SelfLib.config import InputError, ModelConfig, TrainingConfig
 from Speckle2SelfLib.despeckling import Model, despeckle
 from Speckle2SelfLib.frames import Augmentation, augment, draw_augmentation
+from Speckle2SelfLib.loss import published_loss
 from Speckle2SelfLib.network import build
-from Speckle2SelfLib.perturbation import estimate_grain
+from Speckle2SelfLib.perturbation import estimate_grain, evenly, published_views
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
 from Speckle2SelfLib.training import Cine, Training, prepare_cine, simulate_cines
 
@@ -50,6 +51,27 @@ def test_the_averaged_weights_of_a_short_run_are_those_of_its_steps_and_are_what
         for parameter in training.pair.high.parameters():
             parameter.zero_()
     assert training.validate()[0] == figures and training.pair.training
+
+
+def test_the_published_recipe_judges_the_averaged_network_that_is_kept(cine):
+    model = ModelConfig("published", normalisation="frame")
+    recording = prepare_cine(cine[0], None, model)
+    config = TrainingConfig("published", steps=3, batch=2, crop=32, averaging=0.9)
+    training = Training([recording], config, model, held_out=[recording])
+    _, network = finish(training)
+    figures, _ = training.validate()
+    frames = recording.frames[evenly(len(recording.frames), 4)]
+    with torch.no_grad():
+        views = [published_views(frame[None]) for frame in frames]
+        terms = [published_loss(network(view), view) for view in views]
+    for name in ("reconstruction", "consistency"):
+        assert figures[f"held-out {name}"] == pytest.approx(np.mean([term[name].item() for term in terms]), rel=1e-4)
+
+
+def test_a_training_leaves_the_callers_random_numbers_alone():
+    before = torch.get_rng_state()
+    Training([], TrainingConfig(steps=1, batch=1, crop=32, simulated=1, seed=3), FAST)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_turned_square_stays_a_square_in_frames_that_are_none():
@@ -175,6 +197,22 @@ def test_nothing_to_train_on_is_refused():
         Training([], CONFIG, FAST)
     with pytest.raises(InputError, match="Nothing can be learnt"):
         prepare_cine(np.zeros((3, 64, 64)), None, FAST)
+
+
+def test_small_frames_of_a_coarse_grain_are_refused():
+    """At the model's grain there are too few pixels."""
+    made = simulate(SimulationConfig((160, 160), 4, (6.0, 6.0), "flat"), np.random.default_rng(0)).frames
+    assert min(prepare_cine(made, None, FAST).frames.shape[-2:]) >= 16
+    with pytest.raises(InputError, match="too small for the grain"):
+        prepare_cine(made[:, :40, :40], None, FAST)
+
+
+@pytest.mark.parametrize("model", [FAST, ModelConfig("published", normalisation="frame")])
+def test_values_that_are_no_numbers_are_filled(cine, model):
+    frames = cine[0].copy()
+    frames[0, 10:20], frames[1, 3, 3] = np.nan, np.inf
+    prepared, whole = (prepare_cine(each, None, model).frames for each in (frames, cine[0]))
+    assert prepared.isfinite().all() and torch.allclose(prepared[2:], whole[2:], atol=0.01)
 
 
 def test_frames_are_cut_to_their_region_and_brought_to_the_models_grain():

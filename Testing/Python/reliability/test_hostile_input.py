@@ -26,9 +26,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless, UltrasoundMultiFrameImageStorage, generate_uid
 from safetensors.torch import save as safetensors_bytes
 
-from Speckle2SelfLib import checkpoint, files, library, worker_process
+from Speckle2SelfLib import checkpoint, files, library, runs, worker_process
 from Speckle2SelfLib.__main__ import main
-from Speckle2SelfLib.config import InputError, Job, ModelConfig, TrainingConfig, from_dict
+from Speckle2SelfLib.config import Cancelled, InputError, Job, ModelConfig, TrainingConfig, from_dict
 from Speckle2SelfLib.network import SpeckleReductionNetwork, build
 from Speckle2SelfSlicer import worker as worker_module
 from Speckle2SelfSlicer.trainer import Trainer
@@ -473,12 +473,94 @@ def test_a_training_state_of_nonsense_is_refused(values, tmp_path, monkeypatch, 
     assert len(capsys.readouterr().err.splitlines()) == 1 and not Path("m.model").exists()
 
 
-def test_a_card_that_is_none_is_refused(tmp_path):
-    metadata = {"format": checkpoint.FORMAT, "config": '{"width": 4}', "card": "[1]"}
+@pytest.fixture(scope="module")
+def state(tmp_path_factory):
+    """A folder with a recording, a model to start from, and an unfinished run; its job, tensors and values."""
+    folder = tmp_path_factory.mktemp("state")
+    np.save(folder / "in.npy", FRAMES.repeat(3, 1).repeat(2, 2).repeat(5, 0))
+    torch.manual_seed(0)
+    config = ModelConfig(width=4, grain=(0.75, 1.7))
+    checkpoint.save(folder / "start.model", config, build(config), {})
+    job = Job(str(folder / "m.model"), (str(folder / "in.npy"),), preset="adapt", init=str(folder / "start.model"),
+              steps=4, batch=2, simulated=0, device="cpu", region="none", resume=True)  # fmt: skip
+    asked = iter([False, False, True])
+    with pytest.raises(Cancelled):
+        runs.run(job, stop=lambda: next(asked))
+    return job, *checkpoint.load_state(runs.state_path(job.output))
+
+
+RNG = {"bit_generator": "PCG64", "state": {"state": 1, "inc": 1}, "has_uint32": 0, "uinteger": 0}
+WRONG = {
+    "rng": [None, "x", [], {}, RNG | {"state": {"state": 2**200, "inc": 1}}, RNG | {"state": {"state": -1, "inc": 1}},
+            RNG | {"bit_generator": "MT19937"}, RNG | {"uinteger": 2**70}, RNG | {"state": 3}],
+    "step": [None, "x", [], -3, 99, 1.5, True, 2**70], "batch": [0, -1, 10**9, "x", None],
+    "best": ["x", []], "curve": ["x", None, [1, "x"], [[1, 2, 3]]], "latest": [None, {"a": "x"}, []],
+    "start": [[1], "x", {"homogeneity": "x"}, {"structure": None}], "started_from": [None, 3], "random": [None, 1],
+    "precision": ["float16", [], None], "data": [None, "x", [], ["x"]], "config": [[], {"steps": 0}, None],
+    "model": [{"architecture": "published", "normalisation": "frame"}, {"width": 8}, {"width": 0}, []],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_training_state_with_a_wrong_value_is_refused_and_nothing_is_overwritten(name, state):
+    job, tensors, values = state
+    before = Path(job.output).read_bytes()
+    for wrong in WRONG[name]:
+        checkpoint.save_state(runs.state_path(job.output), tensors, values | {name: wrong})
+        with bounded(), pytest.raises(InputError) as error:
+            runs.run(job)
+        told(error)
+        assert Path(job.output).read_bytes() == before, wrong
+
+
+def test_a_training_state_with_wrong_tensors_is_refused_and_nothing_is_overwritten(state):
+    job, tensors, values = state
+    before = Path(job.output).read_bytes()
+    weight = tensors["pair.high.head.weight"]
+    for name, wrong in {
+        "pair.high.head.weight": [weight * np.nan, weight.half(), weight.to(torch.float8_e4m3fn), weight[:1]],
+        "adam.x.exp_avg": [torch.zeros(1)], "adam.1.2.3": [torch.zeros(1)], "adam.9999.exp_avg": [torch.zeros(1)],
+        "adam.0.exp_avg": [torch.zeros(3)], "adam.0.step": [torch.zeros(3)], "adam.0.other": [torch.zeros(3)],
+    }.items():  # fmt: skip
+        for tensor in wrong:
+            checkpoint.save_state(runs.state_path(job.output), tensors | {name: tensor}, values)
+            with bounded(), pytest.raises(InputError) as error:
+                runs.run(job)
+            told(error)
+            assert Path(job.output).read_bytes() == before, name
+
+
+CARDS = ["[1]", '{"figures": [1]}', '{"figures": {"holes": "x"}}', '{"figures_at_start": 3}', '{"description": 3}',
+         '{"training": []}', '{"curve": "x"}', '{"figures": {"holes": 1e999}}', '{"other": 1e999}',
+         '{"a": ' + "9" * 5000 + "}"]  # fmt: skip
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card[:30])
+def test_a_card_of_other_types_is_refused(card, tmp_path):
+    metadata = {"format": checkpoint.FORMAT, "config": '{"width": 4}', "card": card}
     path = write(tmp_path, "a.model", safetensors_bytes(build(ModelConfig(width=4)).state_dict(), metadata))
-    for load in (checkpoint.load, lambda path: library.card(str(path))):
+    with pytest.raises(InputError) as error:
+        checkpoint.load(path)
+    told(error)
+    if card == "[1]":
         with pytest.raises(InputError):
+            library.card(str(path))
+
+
+def test_figures_that_were_no_numbers_are_none(tmp_path):
+    metadata = {"format": checkpoint.FORMAT, "config": '{"width": 4}', "card": '{"figures": {"a": NaN, "b": 1}}'}
+    path = write(tmp_path, "a.model", safetensors_bytes(build(ModelConfig(width=4)).state_dict(), metadata))
+    assert checkpoint.load(path)[2] == {"figures": {"b": 1}}
+
+
+def test_whole_numbers_of_thousands_of_digits_are_refused(tmp_path):
+    weights = build(ModelConfig(width=4)).state_dict()
+    metadata = {"config": '{"width": ' + "9" * 5000 + "}", "card": "{}", "values": '{"a": ' + "9" * 5000 + "}"}
+    for form, load in ((checkpoint.FORMAT, checkpoint.load), (checkpoint.STATE_FORMAT, checkpoint.load_state)):
+        path = write(tmp_path, "a.model", safetensors_bytes(weights, metadata | {"format": form}))
+        with pytest.raises(InputError) as error:
             load(path)
+        told(error)
 
 
 @pytest.mark.parametrize("name", ["job.json", "log.jsonl", "name.txt"])

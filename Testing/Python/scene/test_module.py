@@ -198,7 +198,7 @@ def test_newer_slicer_asks_and_installs_by_itself(monkeypatch):
     monkeypatch.setattr(dependencies, "find_spec", lambda name: None if name == "scipy" else name)
     with pytest.raises(InputError, match=r"cannot run without scipy: User declined"):
         dependencies.ensure()
-    assert asked == [(["safetensors>=0.4", "scikit-image>=0.22", "scipy>=1.11"], "Speckle2Self")]
+    assert asked == [(["safetensors>=0.4", "scikit-image>=0.22", "scipy>=1.12"], "Speckle2Self")]
 
 
 def test_newer_slicer_lets_the_user_keep_an_older_version(monkeypatch):
