@@ -1,0 +1,114 @@
+"""Eight-fold zooms of what an artefact would show on: Documentation/zooms.png.
+
+    .venv/bin/python Testing/zooms.py [FILE]
+
+Simulated anatomy, of which the truth is known: a vessel's wall, fascia, the surface of a bone and its shadow, a needle,
+a cyst and a flat piece of tissue, before, in truth, and after the bundled model and two classical filters.
+"""
+
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from Speckle2SelfLib import simulation
+from Speckle2SelfLib.despeckling import despeckle
+from Speckle2SelfLib.filters import nlm, srad
+from Speckle2SelfLib.simulation import SimulationConfig, simulate
+
+SIZE, GRAIN, PART, TIMES = 160, (1.2, 2.0), (24, 28), 8  # pixels; the part that is shown, rows and columns
+Y, X = np.mgrid[:SIZE, :SIZE].astype(float)
+
+
+def inside(distance, soft=0.5):
+    """1 where the distance in pixels is below 0, 0 above."""
+    return 1 / (1 + np.exp(np.clip(2 * distance / soft, -40, 40)))
+
+
+def layer(anatomy, depth, height, sigma, coherent):
+    """A bright layer at a depth (H, W), `height` dB, with an echo that has no speckle if `coherent`."""
+    profile = np.exp(-(((Y - depth) / sigma) ** 2) / 2)
+    anatomy.decibels += height * profile
+    if coherent:
+        anatomy.specular = np.maximum(anatomy.specular, height + anatomy.decibels - 40 * (1 - profile))
+
+
+def vessel(anatomy):
+    distance = np.hypot(Y - 80, (X - 80) / 1.6) - 36
+    anatomy.decibels -= 32 * inside(distance)
+    anatomy.decibels += 12 * np.exp(-(((distance - 2) / 1.2) ** 2) / 2)
+
+
+def fascia(anatomy):
+    for number, height in enumerate((14, 10, 16)):
+        layer(anatomy, 70 + 9 * number + 3 * np.sin(X / (20 + 9 * number)), height, 1.0, coherent=number != 1)
+
+
+def bone(anatomy):
+    surface = 80 + ((X - 80) / 30) ** 2 * 6
+    layer(anatomy, surface, 22, 1.2, coherent=True)
+    anatomy.decibels -= 30 * inside(surface + 3 - Y)
+
+
+def needle(anatomy):
+    layer(anatomy, 80 + 0.45 * (X - 80), 20, 0.6, coherent=True)
+
+
+def cyst(anatomy):
+    anatomy.decibels -= 35 * inside(np.hypot(Y - 80, X - 80) - 9)
+
+
+def flat(anatomy):
+    pass
+
+
+SHOWN = {  # what: how it is put, and the middle of the part that is shown
+    "vessel wall": (vessel, (113, 96)), "fascia": (fascia, (80, 80)), "bone, shadow": (bone, (84, 84)),
+    "needle": (needle, (80, 80)), "cyst": (cyst, (80, 80)), "flat tissue": (flat, (80, 80)),
+}  # fmt: skip
+
+
+def grey(envelope):
+    """A display of 60 dB."""
+    return np.clip((20 * np.log10(np.maximum(envelope, 1e-9)) + 38) / 60, 0, 1)
+
+
+def images(put, seed):
+    """Input, truth and results, each (SIZE, SIZE) in [0, 1]."""
+
+    def draw(layout, size, rng):
+        anatomy = simulation._Anatomy(size, rng)
+        put(anatomy)
+        return anatomy
+
+    with patch.object(simulation, "_draw_anatomy", draw), patch.object(simulation, "_draw_grey_map", lambda *_: grey):
+        config = SimulationConfig((SIZE, SIZE), 1, GRAIN, "flat", roughness=np.inf)
+        simulated = simulate(config, np.random.default_rng(seed))
+    frames = simulated.frames
+    return {
+        "input": frames[0], "truth": simulated.truth, "default": despeckle(frames, region=None)[0],
+        "SRAD": srad(frames)[0], "NLM": nlm(frames)[0],
+    }  # fmt: skip
+
+
+def main(path: Path) -> None:
+    height, width = (n * TIMES for n in PART)
+    font, rows = ImageFont.load_default(22), []
+    for number, (what, (put, middle)) in enumerate(SHOWN.items()):
+        row = []
+        for name, image in images(put, number).items():
+            top, left = (m - n // 2 for m, n in zip(middle, PART, strict=True))
+            part = np.clip(image[top : top + PART[0], left : left + PART[1]] * 255, 0, 255).astype(np.uint8)
+            tile = Image.new("L", (width + 6, height + 34), 255)
+            tile.paste(Image.fromarray(part).resize((width, height), Image.Resampling.NEAREST), (0, 28))
+            text = f"{what}: {name}" if name == "input" else name
+            ImageDraw.Draw(tile).text((0, 0), text, fill=0, font=font)
+            row.append(np.asarray(tile))
+        rows.append(np.hstack(row))
+    Image.fromarray(np.vstack(rows)).save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "Documentation/zooms.png"))
