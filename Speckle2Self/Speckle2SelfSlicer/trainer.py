@@ -64,8 +64,8 @@ PART, STALE = ".part", 3600  # of a folder that is not complete; seconds after w
 GONE = "The training process ended unexpectedly (exit code {code}). Resume goes on from the last checkpoint.{last}"
 KILLED = (-9, -11, 137, 139)  # exit codes: by the signals KILL and SEGV, also as a shell tells them
 NO_MEMORY = (
-    "The system ended the training process unexpectedly, probably for lack of memory; Resume goes on from the last "
-    "checkpoint."
+    "The training process ended unexpectedly: the system stopped it, probably for lack of memory. Resume goes on from "
+    "the last checkpoint."
 )
 
 

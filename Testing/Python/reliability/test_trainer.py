@@ -226,7 +226,7 @@ def test_a_run_that_the_system_ends_for_its_memory_says_so(trainer, job):
     until(trainer, lambda: run.reports)
     os.kill(run._child.process.pid, signal.SIGKILL)
     assert trainer.wait(run, 30) and run.state == "failed"
-    assert run.message.startswith("The system ended") and "for lack of memory" in run.message, run.message
+    assert "ended unexpectedly" in run.message and "for lack of memory" in run.message, run.message
 
 
 def test_a_run_ends_with_the_application_that_started_it(tmp_path, job):
