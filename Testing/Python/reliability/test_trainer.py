@@ -283,8 +283,9 @@ disk, trainer = Path.cwd(), Trainer(Path.cwd() / "runs")
 frames = np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)
 run = trainer.add("small", [frames], Job("", preset="adapt", init=sys.argv[1], steps=10**6, simulated=0, interval=2,
                                          batch=2, device="cpu", report=1))
-state = run.folder / "model.safetensors.state"
-while not run.ended and not state.exists():
+model = run.folder / "model.safetensors"
+state = Path(f"{model}.state")  # is written before
+while not run.ended and not model.exists():
     trainer.poll()
     time.sleep(0.01)
 with open(disk / "ballast", "wb", buffering=0) as ballast:
@@ -296,7 +297,7 @@ with open(disk / "ballast", "wb", buffering=0) as ballast:
 assert trainer.wait(run, 60)
 print(run.state, run.message, sep=": ")
 saved = checkpoint.load_state(state)[1]["step"]
-checkpoint.load(run.folder / "model.safetensors")
+checkpoint.load(model)
 print([path.name for path in run.folder.iterdir() if path.name.endswith(".part")])
 (disk / "ballast").unlink()
 trainer.resume(run)
