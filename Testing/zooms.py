@@ -8,23 +8,16 @@ a cyst and a flat piece of tissue, before, in truth, and after the bundled model
 
 import sys
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from Speckle2SelfLib import simulation
-from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.filters import nlm, srad
-from Speckle2SelfLib.simulation import SimulationConfig, simulate
 
-SIZE, GRAIN, PART, TIMES = 160, (1.2, 2.0), (24, 28), 8  # pixels; the part that is shown, rows and columns
-Y, X = np.mgrid[:SIZE, :SIZE].astype(float)
+sys.path.insert(0, str(Path(__file__).resolve().parent / "Python" / "core"))
+from test_no_invention import X, Y, phantom, step
 
-
-def inside(distance, soft=0.5):
-    """1 where the distance in pixels is below 0, 0 above."""
-    return 1 / (1 + np.exp(np.clip(2 * distance / soft, -40, 40)))
+PART, TIMES = (24, 28), 8  # pixels, rows and columns, of the part that is shown
 
 
 def layer(anatomy, depth, height, sigma, coherent):
@@ -36,28 +29,28 @@ def layer(anatomy, depth, height, sigma, coherent):
 
 
 def vessel(anatomy):
-    distance = np.hypot(Y - 80, (X - 80) / 1.6) - 36
-    anatomy.decibels -= 32 * inside(distance)
+    distance = np.hypot(Y - 64, (X - 64) / 1.6) - 36
+    anatomy.decibels -= 32 * step(distance)
     anatomy.decibels += 12 * np.exp(-(((distance - 2) / 1.2) ** 2) / 2)
 
 
 def fascia(anatomy):
     for number, height in enumerate((14, 10, 16)):
-        layer(anatomy, 70 + 9 * number + 3 * np.sin(X / (20 + 9 * number)), height, 1.0, coherent=number != 1)
+        layer(anatomy, 54 + 9 * number + 3 * np.sin(X / (20 + 9 * number)), height, 1.0, coherent=number != 1)
 
 
 def bone(anatomy):
-    surface = 80 + ((X - 80) / 30) ** 2 * 6
+    surface = 64 + ((X - 64) / 30) ** 2 * 6
     layer(anatomy, surface, 22, 1.2, coherent=True)
-    anatomy.decibels -= 30 * inside(surface + 3 - Y)
+    anatomy.decibels -= 30 * step(surface + 3 - Y)
 
 
 def needle(anatomy):
-    layer(anatomy, 80 + 0.45 * (X - 80), 20, 0.6, coherent=True)
+    layer(anatomy, 64 + 0.45 * (X - 64), 20, 0.6, coherent=True)
 
 
 def cyst(anatomy):
-    anatomy.decibels -= 35 * inside(np.hypot(Y - 80, X - 80) - 9)
+    anatomy.decibels -= 35 * step(np.hypot(Y - 64, X - 64) - 9)
 
 
 def flat(anatomy):
@@ -65,30 +58,17 @@ def flat(anatomy):
 
 
 SHOWN = {  # what: how it is put, and the middle of the part that is shown
-    "vessel wall": (vessel, (113, 96)), "fascia": (fascia, (80, 80)), "bone, shadow": (bone, (84, 84)),
-    "needle": (needle, (80, 80)), "cyst": (cyst, (80, 80)), "flat tissue": (flat, (80, 80)),
+    "vessel wall": (vessel, (97, 80)), "fascia": (fascia, (64, 64)), "bone, shadow": (bone, (68, 68)),
+    "needle": (needle, (64, 64)), "cyst": (cyst, (64, 64)), "flat tissue": (flat, (64, 64)),
 }  # fmt: skip
 
 
-def grey(envelope):
-    """A display of 60 dB."""
-    return np.clip((20 * np.log10(np.maximum(envelope, 1e-9)) + 38) / 60, 0, 1)
-
-
 def images(put, seed):
-    """Input, truth and results, each (SIZE, SIZE) in [0, 1]."""
-
-    def draw(layout, size, rng):
-        anatomy = simulation._Anatomy(size, rng)
-        put(anatomy)
-        return anatomy
-
-    with patch.object(simulation, "_draw_anatomy", draw), patch.object(simulation, "_draw_grey_map", lambda *_: grey):
-        config = SimulationConfig((SIZE, SIZE), 1, GRAIN, "flat", roughness=np.inf)
-        simulated = simulate(config, np.random.default_rng(seed))
+    """Input, truth and results, each (H, W) in [0, 1]."""
+    simulated, output = phantom(put, frames=1, seed=seed)
     frames = simulated.frames
     return {
-        "input": frames[0], "truth": simulated.truth, "default": despeckle(frames, region=None)[0],
+        "input": frames[0], "truth": simulated.truth, "default": output[0],
         "SRAD": srad(frames)[0], "NLM": nlm(frames)[0],
     }  # fmt: skip
 

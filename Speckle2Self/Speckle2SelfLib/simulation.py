@@ -436,7 +436,7 @@ def simulate_recorded(
     frames, truth = images[:-1], images[-1]
     if enhanced:
         sigma, amount = rng.uniform(0.6, 2.5, 2) * grain, rng.uniform(0.2, 1.2)
-        frames, truth = (x + amount * (x - gaussian_filter(x, (*[0] * (x.ndim - 2), *sigma))) for x in (frames, truth))
+        frames, truth = (x + amount * (x - gaussian_filter(x, sigma, axes=(-2, -1))) for x in (frames, truth))
         truth = truth + gaussian_filter((np.clip(frames, 0, 1) - frames).mean(0), 1)
     frame, truth = np.clip(frames[0], 0, 1), np.clip(truth, 0, 1)
     stored = rng.random()

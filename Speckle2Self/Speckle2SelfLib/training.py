@@ -22,6 +22,7 @@ from .frames import (
     BRIGHTEST,
     Augmentation,
     augment,
+    box_of,
     draw_augmentation,
     fill_outside,
     grey_mapping,
@@ -89,8 +90,7 @@ def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConf
     Raises InputError where it is smaller than 32 pixels, 16 at the model's grain, or constant.
     """
     if region is not None and region.any():
-        rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
-        box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        box = box_of(region)
         frames, region = frames[:, box[0], box[1]], region[box]
     else:
         region = np.ones(frames.shape[1:3], bool)
