@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 
 from . import checkpoint
 from .config import FILTER_NAMES, Cancelled, InputError, ModelConfig
-from .devices import Replayed, choose_device, choose_precision
+from .devices import Replayed, choose_device, choose_precision, sixteen_bits
 from .files import release
 from .frames import BRIGHTEST, box_of, fill_outside, grey_mapping, luminance
 from .layout import Layout, measure_grain
@@ -26,8 +27,9 @@ from .region import detect, grey
 
 BLOCK_PIXELS = 2**22  # pixels through the network at once: bounds the memory, whatever the cine's length
 BLOCK_PIXELS_CPU = 2**18  # no slower there, and a cancel is heard four times sooner
-AT_ONCE_PIXELS = 2**22  # pixels of all blocks that are worked on at a time
-REPLAYED = 2**19  # pixels on a GPU; with more, a network's operations take longer than starting them
+AT_ONCE_PIXELS = 2**22  # pixels of all blocks that the processor works on at a time
+AT_ONCE_CUDA = 2  # blocks: while one is in the network, the other goes to and comes from the computer's memory
+REPLAYED = 2**24  # pixels whose recorded operations, and the memory that they take, are kept on a GPU
 EDGE = 4  # pixels around a frame, which keep the network's zero padding away from it
 TILE = 1152  # pixels; larger images go through a network without normalisation layers in tiles
 SMALLEST = 8  # pixels, of either side of a frame
@@ -125,11 +127,11 @@ def despeckle(
         layout = Layout(region, grain, model.config.grain, place)
     engine = _FilterEngine(model) if callable(model) else _NetworkEngine(model, place, precision, layout)
     each = isinstance(model, Model) and model.config.normalisation == "frame"
-    block = max(1, (BLOCK_PIXELS_CPU if place.type == "cpu" else BLOCK_PIXELS) // region.size)
+    blocks, at_once = _blocks(len(cut), region.size, place, alone=callable(model))
 
-    def work(start: int) -> int:
-        """Despeckles the block of frames from `start` on; returns where the next one starts."""
-        whole, part = slice(start, start + block), cut[start : start + block]
+    def work(whole: slice) -> int:
+        """Despeckles a block of frames; returns where the next one starts."""
+        part = cut[whole]
         np.copyto(output.reshape(stack.shape)[whole], stack[whole])
         before = _greys(part, place)
         finite = before.isfinite().cpu().numpy() if part.dtype.kind == "f" else np.True_
@@ -138,15 +140,13 @@ def despeckle(
         if cut.ndim == 4:
             change = change & grey(part, float(bounds[1]))
         _write(result[whole], part, before, after, change, bounds)
-        return min(start + block, len(cut))
+        return whole.stop
 
-    at_once = 1 if callable(model) or place.type != "cpu" else max(1, AT_ONCE_PIXELS // (block * region.size))
-    starts = range(0, len(cut), block)
-    with each_in_order(work, starts, at_once) as blocks:
-        for _ in starts:
+    with each_in_order(work, blocks, at_once, place) as worked:
+        for _ in blocks:
             if cancelled and cancelled():
                 raise Cancelled
-            done = next(blocks)
+            done = next(worked)
             release(stack)
             release(output)
             if progress:
@@ -154,22 +154,54 @@ def despeckle(
     return output
 
 
+def _blocks(count: int, size: int, place: torch.device, alone: bool) -> tuple[list[slice], int]:
+    """The frames of each block, and how many blocks are worked on at a time.
+
+    Args: count, frames; size, pixels of each; alone, one block at a time. All that are worked on at a time are about
+    equally large, the later ones never larger, so that none is waited for at the end.
+    """
+    most = max(1, (BLOCK_PIXELS_CPU if place.type == "cpu" else BLOCK_PIXELS) // size)
+    at_once = {"cpu": min(torch.get_num_threads(), AT_ONCE_PIXELS // (most * size)), "cuda": AT_ONCE_CUDA}
+    at_once = 1 if alone else max(1, at_once.get(place.type, 1))
+    rounds = -(-count // (most * at_once))
+    parts = np.array_split(np.arange(count), min(count, rounds * at_once))
+    return [slice(int(part[0]), int(part[-1]) + 1) for part in parts], at_once
+
+
 @contextmanager
-def each_in_order(work: Callable, starts: range, at_once: int):
-    """An iterator over the results of `work(start)`. On the processor several run at a time, at most `at_once`, each on
-    cores of its own: with its memory near them, and without waiting for one another after each operation."""
-    threads = torch.get_num_threads()
-    workers = min(threads, len(starts), at_once)
+def each_in_order(work: Callable, parts: Sequence, at_once: int, place: torch.device):
+    """An iterator over the results of `work(part)`, of which at most `at_once` run at a time: on the processor each on
+    cores of its own, with its memory near them, and without waiting for one another after each operation; on a CUDA
+    device each in a stream of its own, so that copies to and from it and the network overlap."""
+    threads, cuda = torch.get_num_threads(), place.type == "cuda"
+    workers = min(len(parts), at_once, at_once if cuda else threads)
     # OpenMP alone has a number of threads for each thread; it is asked for last, as a live image has one block.
-    if workers < 2 or "backend: OpenMP" not in torch.__config__.parallel_info():
-        yield map(work, starts)
+    if workers < 2 or not (cuda or "backend: OpenMP" in torch.__config__.parallel_info()):
+        yield map(work, parts)
         return
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
+    all_there = threading.Barrier(workers)  # or the first one's work keeps Python from starting the others for a while
+    streams, ready = (iter(_streams(place)), torch.cuda.current_stream(place)) if cuda else (None, None)
+
+    def begin() -> None:
+        torch.set_num_threads(max(1, threads // workers))
+        if cuda:
+            stream = next(streams)
+            stream.wait_stream(ready)
+            torch.cuda.set_stream(stream)
+        with suppress(threading.BrokenBarrierError):
+            all_there.wait(timeout=1)
+
+    pool = ThreadPoolExecutor(workers, initializer=begin)
     try:
-        yield pool.map(work, starts)
+        yield pool.map(work, parts)
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # which threads that come later start with
+
+
+@lru_cache(maxsize=8)  # torch keeps memory for each stream that was ever used
+def _streams(place: torch.device) -> tuple:
+    return tuple(torch.cuda.Stream(place) for _ in range(AT_ONCE_CUDA))
 
 
 def _made(frames: np.ndarray, output: np.ndarray | None) -> np.ndarray:
@@ -204,7 +236,7 @@ def checked(frames, region) -> tuple[np.ndarray, np.ndarray, tuple[float, float]
         region = detect(stack)
     if region is None:
         region = np.ones(stack.shape[1:3], bool)
-    region = np.asarray(region) != 0
+    region = np.asarray(region).astype(bool, copy=False)
     if region.shape != stack.shape[1:3]:
         raise InputError(f"A region of {region.shape} does not fit frames of {stack.shape[1:3]} pixels.")
     return stack, region, bounds
@@ -225,9 +257,20 @@ def _value_range(frames: np.ndarray) -> tuple[float, float]:
 
 def _greys(part: np.ndarray, place: torch.device) -> torch.Tensor:
     """Grey values (N, H, W) float32 on the device, in the range of `part`."""
-    if part.ndim == 3 and part.dtype == np.uint8:  # a quarter of the bytes to a GPU, and converted on all cores
+    if part.ndim != 3 or part.dtype != np.uint8:  # else a quarter of the bytes to a GPU, and converted on all cores
+        part = luminance(part)
+    if place.type != "cuda":
         return torch.from_numpy(part if part.flags.writeable else part.copy()).to(place).float()
-    return torch.from_numpy(luminance(part)).to(place)
+    pinned = torch.empty(part.shape, dtype=torch.uint8 if part.dtype == np.uint8 else torch.float32, pin_memory=True)
+    np.copyto(pinned.numpy(), part)
+    return pinned.to(place, non_blocking=True).float()
+
+
+def _fetched(values: torch.Tensor) -> np.ndarray:
+    """The values in the computer's memory."""
+    if not values.is_cuda:
+        return values.cpu().numpy()
+    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values).numpy()
 
 
 def _without_gaps(values: torch.Tensor, region: np.ndarray, finite: np.ndarray) -> torch.Tensor:
@@ -290,7 +333,7 @@ def _despeckled(before, finite, region, engine, mapping, bounds, gamma, strength
 def _write(result, part, before, after, change, bounds) -> None:
     """Puts `after`, which is overwritten, into `result` where `change` is True, in the type and range of `part`."""
     if part.ndim == 4:  # each channel moves by what the luminance moves: hue stays
-        moved = (after - before).cpu().numpy()
+        moved = _fetched(after - before)
         for channel in range(3):
             _put(result[..., channel], torch.from_numpy(part[..., channel] + moved), change, bounds)
     else:
@@ -299,9 +342,9 @@ def _write(result, part, before, after, change, bounds) -> None:
 
 def _put(result: np.ndarray, after: torch.Tensor, change, bounds) -> None:
     if result.dtype == np.uint8:  # nearly all that arrives; torch takes all cores
-        values = after.round_().clamp_(*(float(bound) for bound in bounds)).to(torch.uint8).cpu().numpy()
+        values = _fetched(after.round_().clamp_(*(float(bound) for bound in bounds)).to(torch.uint8))
     else:
-        values = after.cpu().numpy()
+        values = _fetched(after)
         values = np.clip(values if result.dtype.kind == "f" else np.rint(values), *bounds).astype(result.dtype)
     np.copyto(result, values, where=True if change.all() else change)
 
@@ -309,7 +352,9 @@ def _put(result: np.ndarray, after: torch.Tensor, change, bounds) -> None:
 def precision_of(model: Model, device: torch.device) -> torch.dtype:
     """What this device does faster; but 32 bits for the published network, whose normalisation carries every rounding
     of 16 bits on: with the authors' reference weights its output is then off by 0.05 (rms, of 1)."""
-    return torch.float32 if model.config.architecture == "published" else choose_precision(device)
+    if model.config.architecture == "published":
+        return torch.float32
+    return choose_precision(device, sixteen_bits(device))
 
 
 @lru_cache(maxsize=4)

@@ -37,70 +37,98 @@ def choose_device(device: str = "auto") -> torch.device:
     return torch.device(device)
 
 
+def sixteen_bits(device: torch.device) -> torch.dtype:
+    """In which networks run in 16 bits, where they do: CUDA's kernels are as fast in float16, which rounds eight times
+    as finely as bfloat16. Training, whose gradients float16 cannot hold, takes bfloat16 everywhere."""
+    return torch.float16 if device.type == "cuda" else torch.bfloat16
+
+
 @lru_cache
-def choose_precision(device: torch.device) -> torch.dtype:
-    """bfloat16 where a convolution measured on this device is clearly faster with it, else float32."""
+def choose_precision(device: torch.device, sixteen: torch.dtype = torch.bfloat16) -> torch.dtype:
+    """`sixteen` where convolutions measured on this device are clearly faster with it, else float32."""
     if device.type == "mps":
         return torch.float32
     # Not a layer of torch.nn, which would draw its weights, and so move what is drawn after it.
-    side = 48 if device.type == "cpu" else 256  # below, starting it takes longer there than the work
+    side, calls = (48, 1) if device.type == "cpu" else (256, 16)  # starting a few takes a GPU longer than the work
     shapes = (2, 64, side, side), (64, 64, 3, 3)
-    x, weight = (torch.zeros(s, device=device).to(memory_format=torch.channels_last) for s in shapes)
-    seconds = {torch.float32: [], torch.bfloat16: []}
+    given = [torch.zeros(s, device=device).to(memory_format=torch.channels_last) for s in shapes]
+    seconds = {torch.float32: [], sixteen: []}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several wait for one another, and for other programs, longer than they compute
     try:
         with torch.inference_mode():
-            while len(seconds[torch.bfloat16]) < TURNS:
+            while len(seconds[sixteen]) < TURNS:
                 for precision, runs in seconds.items():
+                    x, weight = (tensor.to(precision) for tensor in given)
+                    x.sum().item()
                     started = time.perf_counter()
-                    with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
-                        F.conv2d(x, weight, padding=1).sum().item()
+                    for _ in range(calls):
+                        y = F.conv2d(x, weight, padding=1)
+                    y[0, 0, 0, 0].item()
                     runs.append(time.perf_counter() - started)
-                slow, fast = (min(runs[1:], default=0) for runs in (seconds[torch.bfloat16], seconds[torch.float32]))
+                slow, fast = (min(runs[1:], default=0) for runs in (seconds[sixteen], seconds[torch.float32]))
                 if slow > 3 * fast:  # each of its runs may take a tenth of a second
                     break
     finally:
         torch.set_num_threads(threads)
-    return torch.bfloat16 if min(seconds[torch.bfloat16]) < 0.8 * min(seconds[torch.float32]) else torch.float32
+    return sixteen if min(seconds[sixteen]) < 0.8 * min(seconds[torch.float32]) else torch.float32
 
 
 class Replayed:
     """A function's operations on a CUDA device, recorded once for each shape of its inputs and started as one (a CUDA
     graph): one by one, starting them takes several times as long as they do.
 
-    Where a device or a driver cannot, the function is called as it is. Threads take turns.
+    A shape is recorded when it comes for the second time; the latest are kept. Where a device, a driver or its memory
+    cannot, the function is called as it is. Threads take turns, and so do their streams.
 
-    Args: function, from tensors to one tensor; most, numbers in the first input, of which no more are recorded but go
-    to the function directly; parameters, whose gradients the function computes.
+    Args: function, from tensors to one tensor; most, numbers in the first inputs of all that are kept, of which larger
+    ones go to the function directly; parameters, whose gradients the function computes.
     """
 
     def __init__(self, function: Callable, most: int | None = None, parameters=()):
         self.function, self.most, self.parameters = function, most, list(parameters)
-        self.recorded, self.lock, self.works = {}, threading.Lock(), True
+        self.recorded, self.lock, self.works, self.last = {}, threading.Lock(), True, None
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         shapes = tuple(x.shape for x in inputs)
         with self.lock:
             if not self.works or (self.most is not None and inputs[0].numel() > self.most):
                 return self.function(*inputs)
-            try:
-                graph, given, made, gradients = self.recorded.pop(shapes, None) or self._record(inputs)
-            except RuntimeError as error:
-                if out_of_memory(error):
-                    raise
-                warnings.warn(f"Nothing is recorded on this device: {error}", stacklevel=2)
-                self.works = False
+            first, found = shapes not in self.recorded, self.recorded.pop(shapes, None)
+            self.recorded[shapes] = found  # the latest is the last
+            self._forget()
+            if first:
                 return self.function(*inputs)
-            self.recorded[shapes] = graph, given, made, gradients  # the latest is the last
-            if len(self.recorded) > SHAPES:
-                del self.recorded[next(iter(self.recorded))]
+            try:
+                self.recorded[shapes] = graph, given, made, gradients = found or self._record(inputs)
+            except RuntimeError as error:
+                self.recorded.clear()
+                if not out_of_memory(error):
+                    warnings.warn(f"Nothing is recorded on this device: {error}", stacklevel=2)
+                    self.works = False
+                for parameter in self.parameters:
+                    parameter.grad = None
+                return self.function(*inputs)
+            stream = torch.cuda.current_stream(inputs[0].device)
+            if self.last not in (None, stream):
+                stream.wait_stream(self.last)  # which may still be at work with what it was given
+            self.last = stream
             for to, x in zip(given, inputs, strict=True):
                 to.copy_(x)
             graph.replay()
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient
             return made.clone()
+
+    def _forget(self) -> None:
+        """All but the latest shapes, so that not more than `most` is kept."""
+        kept = 0
+        for number, shapes in enumerate(reversed(list(self.recorded))):
+            kept += shapes[0].numel()
+            if number >= SHAPES or (self.most is not None and kept > self.most):
+                if self.last is not None:
+                    self.last.synchronize()  # its memory may still be in use
+                del self.recorded[shapes]
 
     def _record(self, inputs):
         given, place = [x.clone() for x in inputs], inputs[0].device

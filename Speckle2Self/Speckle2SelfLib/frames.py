@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import distance_transform_edt, find_objects
+from scipy.ndimage import distance_transform_edt
 
 from .look import luminance
 from .perturbation import evenly
@@ -36,7 +36,9 @@ def grey_mapping(frames: np.ndarray, region: np.ndarray | None) -> tuple[float, 
 
 def box_of(region: np.ndarray) -> tuple[slice, slice]:
     """The rows and columns that a region (H, W) bool, with a pixel at least, lies in."""
-    return find_objects(region.view(np.uint8))[0]
+    filled = (np.flatnonzero(region.any(axis)) for axis in (1, 0))  # of a live image, too, so nothing slower
+    rows, columns = (slice(int(lines[0]), int(lines[-1]) + 1) for lines in filled)
+    return rows, columns
 
 
 def fill_outside(frames: np.ndarray, inside: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 from . import __version__, files, region
 from .config import InputError, ModelConfig
 from .despeckling import Model, despeckle, each_in_order, load_model, placed, precision_of, through_network
-from .devices import choose_device, choose_precision
+from .devices import choose_device, choose_precision, sixteen_bits
 from .filters import FILTERS
 from .frames import grey_mapping, luminance
 from .layout import measure_grain
@@ -147,7 +147,7 @@ def _status(name: str) -> int:
 def machine_rates(device: torch.device, budget: float = 0.5) -> dict:
     """Multiply-adds a second of torch.mm in 32 and 16 bits, and bytes a second of a copy (read and written)."""
     rates = {}
-    for precision in (torch.float32, torch.bfloat16):
+    for precision in (torch.float32, sixteen_bits(device)):
         side = 256 if device.type == "cpu" else 4096
         while True:  # larger ones until the rate has settled; some machines do 16 bits a hundred times slower
             left, right = (torch.randn(side, side, device=device).to(precision) for _ in range(2))
@@ -260,7 +260,7 @@ def network_alone(model: Model, device, precision) -> Callable:
         def work(number):
             through_network(network, parts[number])
 
-        with each_in_order(work, range(len(parts)), len(parts) if device.type == "cpu" else 1) as done:
+        with each_in_order(work, range(len(parts)), len(parts) if device.type == "cpu" else 1, device) as done:
             for _ in done:
                 pass
 
@@ -305,8 +305,7 @@ def measure(found: list[Entry], size, threads: int, device, rates, budget: float
             numbers = entry.work.elements * pixels + entry.work.weights / len(entry.frames)
             row |= {"gmacs": done / 1e9, "gflops": 2 * done / each / 1e9}
             row["of_matrix"] = done / each / rates[entry.precision]
-        width = 2 if entry.precision == torch.bfloat16 else 4
-        row["of_copy"] = numbers * width / each / rates["copy"]
+        row["of_copy"] = numbers * entry.precision.itemsize / each / rates["copy"]
         rows.append(row)
     return rows
 
@@ -536,8 +535,8 @@ def run(output, *, quick=False, device="auto", history=None, record=False, sizes
     most, budget = torch.get_num_threads(), 1.0 if quick else 6.0
     span = 0.2 if quick else 1.0
     rates, networks = machine_rates(device, span), published_pair()
-    precisions, skipped = [choose_precision(device)], ""
-    other = torch.bfloat16 if precisions[0] == torch.float32 else torch.float32
+    precisions, skipped = [choose_precision(device, sixteen_bits(device))], ""
+    other = sixteen_bits(device) if precisions[0] == torch.float32 else torch.float32
     if rates[other] > rates[precisions[0]] / 20:
         precisions.append(other)
     else:

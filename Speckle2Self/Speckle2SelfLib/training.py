@@ -126,7 +126,7 @@ def simulate_cines(count: int, crop: int, rng: np.random.Generator, grains=(), m
     def make(number: int) -> None:
         frames[number, 0], truths[number, 0] = _anatomy(seeds[number], crop, grains)
 
-    with each_in_order(make, range(count), SIDE_BY_SIDE) as anatomies:
+    with each_in_order(make, range(count), SIDE_BY_SIDE, torch.device("cpu")) as anatomies:
         for number, _ in enumerate(anatomies, 1):
             made(number, count)
     return Cine(torch.from_numpy(frames), truth=torch.from_numpy(truths))

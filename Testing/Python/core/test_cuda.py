@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from Speckle2SelfLib import checkpoint, config, runs
+from Speckle2SelfLib import checkpoint, config, despeckling, runs
 from Speckle2SelfLib.config import Cancelled, Job, ModelConfig, TrainingConfig
 from Speckle2SelfLib.despeckling import Model, despeckle, load_model
 from Speckle2SelfLib.network import SpeckleReductionNetwork
@@ -73,11 +73,12 @@ def test_frames_of_any_kind_come_out_alike(kind):
     assert np.abs(cpu[finite] - cuda[finite]).max() <= unit * 1.01
 
 
-def test_sixteen_bits_come_near():
+@pytest.mark.parametrize(("precision", "most", "rms"), [(torch.bfloat16, 8, 0.7), (torch.float16, 2, 0.2)])
+def test_sixteen_bits_come_near(precision, most, rms):
     frames = recording((300, 400), 3)[0]
     cpu, cuda = (despeckle(frames, region=None, device=d, precision=p).astype(float) for d, p in
-                 (("cpu", torch.float32), ("cuda", torch.bfloat16)))  # fmt: skip
-    assert np.abs(cpu - cuda).max() <= 8 and np.sqrt(np.mean((cpu - cuda) ** 2)) < 0.7
+                 (("cpu", torch.float32), ("cuda", precision)))  # fmt: skip
+    assert np.abs(cpu - cuda).max() <= most and np.sqrt(np.mean((cpu - cuda) ** 2)) < rms
 
 
 def test_the_published_network_gives_what_it_does_on_the_processor():
@@ -120,15 +121,38 @@ def test_replayed_frames_of_many_shapes_and_threads_keep_apart():
     assert not wrong
 
 
+@pytest.mark.parametrize("kind", ["uint8", "int16", "colour", "published"])
+@pytest.mark.parametrize("side", [64, 160])
+def test_blocks_in_streams_of_their_own_give_what_each_gives_alone(monkeypatch, kind, side):
+    """Small ones are replayed, large ones are not; nothing is read before it is there or after it is overwritten."""
+    frames = recording((side, side), 61)[0]
+    model, given = "default", {"region": None, "mapping": (0.0, 255.0), "grain": (1.2, 1.8), "device": "cuda"}
+    if kind == "int16":
+        frames = frames.astype(np.int16) - 100
+        given["mapping"] = -100.0, 155.0
+    elif kind == "colour":
+        frames = np.repeat(frames[..., None], 3, -1)
+    elif kind == "published":
+        torch.manual_seed(0)
+        model = Model(ModelConfig("published", scales=1, normalisation="frame"), SpeckleReductionNetwork(1).eval())
+    monkeypatch.setattr(despeckling, "BLOCK_PIXELS", side * side * 3)
+    results = [despeckle(frames, model, **given) for _ in range(6)]
+    monkeypatch.setattr(despeckling, "AT_ONCE_CUDA", 1)
+    alone = despeckle(frames, model, **given)
+    for result in results:
+        assert np.abs(result.astype(int) - alone).max() <= 1
+    assert np.abs(alone[0].astype(int) - alone[1]).mean() > 1, "or the same result would pass for all"
+
+
 def test_a_cancel_is_heard_and_memory_does_not_grow():
-    frames = np.concatenate([recording((512, 512), 1)[0]] * 64)
+    frames = np.concatenate([recording((512, 512), 1)[0]] * 256)
     given = {"region": None, "mapping": (0.0, 255.0), "grain": (1.2, 1.8), "device": "cuda"}
     peaks = []
-    for count in (32, 64):
+    for count in (64, 256):
         torch.cuda.reset_peak_memory_stats()
         despeckle(frames[:count], **given)
         peaks.append(torch.cuda.max_memory_allocated())
-    assert peaks[1] <= 1.01 * peaks[0] and peaks[0] < 2**30
+    assert peaks[1] <= 1.2 * peaks[0] and peaks[0] < 2**30  # which blocks meet is chance
     with pytest.raises(Cancelled):
         despeckle(frames, cancelled=lambda: True, **given)
 

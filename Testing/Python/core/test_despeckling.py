@@ -10,7 +10,7 @@ from Speckle2SelfLib import despeckling
 from Speckle2SelfLib import network as networks
 from Speckle2SelfLib.config import Cancelled, InputError, ModelConfig
 from Speckle2SelfLib.despeckling import Model, despeckle, through_network
-from Speckle2SelfLib.frames import grey_mapping
+from Speckle2SelfLib.frames import box_of, grey_mapping
 from Speckle2SelfLib.network import FastNetwork, SpeckleReductionNetwork
 
 
@@ -226,7 +226,7 @@ def test_progress_counts_all_frames_and_cancel_stops_between_blocks(rng):
     frames = rng.integers(0, 255, (9, 256, 256)).astype(np.uint8)
     steps = []
     despeckle(frames, nothing, region=None, progress=lambda done, total: steps.append((done, total)))
-    assert steps == [(4, 9), (8, 9), (9, 9)]
+    assert steps == [(3, 9), (6, 9), (9, 9)]
     steps.clear()
     with pytest.raises(Cancelled):
         despeckle(
@@ -236,7 +236,21 @@ def test_progress_counts_all_frames_and_cancel_stops_between_blocks(rng):
             progress=lambda done, total: steps.append(done),
             cancelled=lambda: bool(steps),
         )
-    assert steps == [4]
+    assert steps == [3]
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (2, [1, 1]), (10, [3, 3, 2, 2]), (16, [4] * 4), (5, [3, 2])])
+def test_blocks_are_alike_so_that_no_core_waits_at_the_end(monkeypatch, count, sizes):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    blocks, at_once = despeckling._blocks(count, 256 * 256, torch.device("cpu"), alone=False)
+    assert [block.stop - block.start for block in blocks] == sizes and at_once == 2
+    assert blocks[0].start == 0 and blocks[-1].stop == count
+
+
+def test_the_box_of_a_region_is_found_without_a_search():
+    region = np.zeros((30, 40), bool)
+    region[[7, 12], [35, 4]] = True
+    assert box_of(region) == (slice(7, 13), slice(4, 36))
 
 
 @pytest.fixture
