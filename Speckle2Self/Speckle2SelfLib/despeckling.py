@@ -28,7 +28,7 @@ from .region import detect, grey
 BLOCK_PIXELS = 2**22  # pixels through the network at once: bounds the memory, whatever the cine's length
 BLOCK_PIXELS_CPU = 2**18  # no slower there, and a cancel is heard four times sooner
 AT_ONCE_PIXELS = 2**22  # pixels of all blocks that the processor works on at a time
-AT_ONCE_CUDA = 2  # blocks: while one is in the network, the other goes to and comes from the computer's memory
+AT_ONCE_CUDA = 3  # blocks: while one is in the network, others come from and go to the computer's memory
 REPLAYED = 2**24  # pixels whose recorded operations, and the memory that they take, are kept on a GPU
 EDGE = 4  # pixels around a frame, which keep the network's zero padding away from it
 TILE = 1152  # pixels; larger images go through a network without normalisation layers in tiles
@@ -305,7 +305,8 @@ def _despeckled(before, finite, region, engine, mapping, bounds, gamma, strength
     mapping: the grey values that become 0 and 1; None: each frame's own smallest and largest. bounds: the smallest and
     largest value of the recording.
     """
-    seen, change, excess = _without_gaps(before, region, finite), region & finite, None
+    seen, excess = _without_gaps(before, region, finite), None
+    change = region if finite.all() else region & finite
     if mapping is None:
         lows = seen.amin((1, 2), keepdim=True)
         spans = seen.amax((1, 2), keepdim=True) - lows
