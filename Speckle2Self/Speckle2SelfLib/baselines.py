@@ -28,7 +28,9 @@ Apply = Callable[[np.ndarray], np.ndarray]  # (N, H, W) float32 in [0, 1] -> the
 
 
 def _autocast(device: torch.device):
-    return torch.autocast(device.type, torch.bfloat16, enabled=choose_precision(device) == torch.bfloat16)
+    return torch.autocast(
+        device.type, torch.bfloat16, enabled=choose_precision(device, training=True) == torch.bfloat16
+    )
 
 
 def _fit(parameters, loss, seconds: float, device: torch.device) -> int:

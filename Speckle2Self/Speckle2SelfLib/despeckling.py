@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from . import checkpoint
 from .config import FILTER_NAMES, Cancelled, InputError, ModelConfig
-from .devices import Replayed, choose_device, choose_precision, sixteen_bits
+from .devices import Replayed, choose_device, choose_precision
 from .files import release
 from .frames import BRIGHTEST, box_of, fill_outside, grey_mapping, luminance
 from .layout import Layout, measure_grain
@@ -157,14 +157,16 @@ def despeckle(
 def _blocks(count: int, size: int, place: torch.device, alone: bool) -> tuple[list[slice], int]:
     """The frames of each block, and how many blocks are worked on at a time.
 
-    Args: count, frames; size, pixels of each; alone, one block at a time. All that are worked on at a time are about
-    equally large, the later ones never larger, so that none is waited for at the end.
+    Args: count, frames; size, pixels of each; alone, one block at a time.
     """
-    most = max(1, (BLOCK_PIXELS_CPU if place.type == "cpu" else BLOCK_PIXELS) // size)
+    cpu = place.type == "cpu"
+    most = max(1, (BLOCK_PIXELS_CPU if cpu else BLOCK_PIXELS) // size)
     at_once = {"cpu": min(torch.get_num_threads(), AT_ONCE_PIXELS // (most * size)), "cuda": AT_ONCE_CUDA}
     at_once = 1 if alone else max(1, at_once.get(place.type, 1))
-    rounds = -(-count // (most * at_once))
-    parts = np.array_split(np.arange(count), min(count, rounds * at_once))
+    number = -(-count // most)
+    if cpu:  # no core waits for the last block; a GPU would rather have all of one size
+        number = min(count, -(-number // at_once) * at_once)
+    parts = np.array_split(np.arange(count), number) if cpu else np.split(np.arange(count), range(most, count, most))
     return [slice(int(part[0]), int(part[-1]) + 1) for part in parts], at_once
 
 
@@ -355,7 +357,7 @@ def precision_of(model: Model, device: torch.device) -> torch.dtype:
     of 16 bits on: with the authors' reference weights its output is then off by 0.05 (rms, of 1)."""
     if model.config.architecture == "published":
         return torch.float32
-    return choose_precision(device, sixteen_bits(device))
+    return choose_precision(device)
 
 
 @lru_cache(maxsize=4)

@@ -39,15 +39,20 @@ def choose_device(device: str = "auto") -> torch.device:
 
 def sixteen_bits(device: torch.device) -> torch.dtype:
     """In which networks run in 16 bits, where they do: CUDA's kernels are as fast in float16, which rounds eight times
-    as finely as bfloat16. Training, whose gradients float16 cannot hold, takes bfloat16 everywhere."""
+    as finely as bfloat16."""
     return torch.float16 if device.type == "cuda" else torch.bfloat16
 
 
 @lru_cache
-def choose_precision(device: torch.device, sixteen: torch.dtype = torch.bfloat16) -> torch.dtype:
-    """`sixteen` where convolutions measured on this device are clearly faster with it, else float32."""
+def choose_precision(device: torch.device, training: bool = False) -> torch.dtype:
+    """16 bits (`sixteen_bits`) where convolutions measured on this device are clearly faster so, else float32.
+
+    training: bfloat16 everywhere, as gradients need its range, and the weights' and the input's rounding counts, too,
+    which autocast does each time.
+    """
     if device.type == "mps":
         return torch.float32
+    sixteen = torch.bfloat16 if training else sixteen_bits(device)
     # Not a layer of torch.nn, which would draw its weights, and so move what is drawn after it.
     side, calls = (48, 1) if device.type == "cpu" else (256, 16)  # starting a few takes a GPU longer than the work
     shapes = (2, 64, side, side), (64, 64, 3, 3)
@@ -59,11 +64,12 @@ def choose_precision(device: torch.device, sixteen: torch.dtype = torch.bfloat16
         with torch.inference_mode():
             while len(seconds[sixteen]) < TURNS:
                 for precision, runs in seconds.items():
-                    x, weight = (tensor.to(precision) for tensor in given)
-                    x.sum().item()
+                    x, weight = given if training else (tensor.to(precision) for tensor in given)
+                    x[0, 0, 0, 0].item()
                     started = time.perf_counter()
-                    for _ in range(calls):
-                        y = F.conv2d(x, weight, padding=1)
+                    with torch.autocast(device.type, sixteen, enabled=training and precision == sixteen):
+                        for _ in range(calls):
+                            y = F.conv2d(x, weight, padding=1)
                     y[0, 0, 0, 0].item()
                     runs.append(time.perf_counter() - started)
                 slow, fast = (min(runs[1:], default=0) for runs in (seconds[sixteen], seconds[torch.float32]))
@@ -81,8 +87,8 @@ class Replayed:
     A shape is recorded when it comes for the second time; the latest are kept. Where a device, a driver or its memory
     cannot, the function is called as it is. Threads take turns, and so do their streams.
 
-    Args: function, from tensors to one tensor; most, numbers in the first inputs of all that are kept, of which larger
-    ones go to the function directly; parameters, whose gradients the function computes.
+    Args: function, from tensors to one tensor; most, numbers in the first inputs of all that are kept; larger ones go
+    to the function directly; None: as many as SHAPES; parameters, whose gradients the function computes.
     """
 
     def __init__(self, function: Callable, most: int | None = None, parameters=()):
@@ -125,21 +131,25 @@ class Replayed:
         kept = 0
         for number, shapes in enumerate(reversed(list(self.recorded))):
             kept += shapes[0].numel()
-            if number >= SHAPES or (self.most is not None and kept > self.most):
+            if number >= SHAPES if self.most is None else kept > self.most:
                 if self.last is not None:
                     self.last.synchronize()  # its memory may still be in use
                 del self.recorded[shapes]
 
     def _record(self, inputs):
         given, place = [x.clone() for x in inputs], inputs[0].device
-        stream, graph = torch.cuda.Stream(place), torch.cuda.CUDAGraph()
-        stream.wait_stream(torch.cuda.current_stream(place))
-        with torch.cuda.stream(stream):  # libraries choose and set up what they need
-            for _ in range(3):
-                self.function(*given)
-        torch.cuda.current_stream(place).wait_stream(stream)
-        for parameter in self.parameters:
-            parameter.grad = None
-        with torch.cuda.device(place), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            made = self.function(*given)
+        stream, graph, now = torch.cuda.Stream(place), torch.cuda.CUDAGraph(), torch.cuda.current_stream(place)
+        stream.wait_stream(now)
+        with torch.cuda.stream(stream):
+            self.function(*given)  # libraries set up what they need
+            for parameter in self.parameters:
+                parameter.grad = None
+            stream.synchronize()
+            # Not `torch.cuda.graph`, which collects garbage and gives all free memory back, a tenth of a second.
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                made = self.function(*given)
+            finally:
+                graph.capture_end()
+        now.wait_stream(stream)
         return graph, given, made, [parameter.grad for parameter in self.parameters]

@@ -535,7 +535,7 @@ def run(output, *, quick=False, device="auto", history=None, record=False, sizes
     most, budget = torch.get_num_threads(), 1.0 if quick else 6.0
     span = 0.2 if quick else 1.0
     rates, networks = machine_rates(device, span), published_pair()
-    precisions, skipped = [choose_precision(device, sixteen_bits(device))], ""
+    precisions, skipped = [choose_precision(device)], ""
     other = sixteen_bits(device) if precisions[0] == torch.float32 else torch.float32
     if rates[other] > rates[precisions[0]] / 20:
         precisions.append(other)

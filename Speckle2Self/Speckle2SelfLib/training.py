@@ -188,7 +188,7 @@ class Training:
         self.recorded = [_near(cine, self.device) for cine in cines]
         self.step, self.batch, self.best = 0, config.batch, float("inf")
         self.latest: dict[str, float] = {}  # terms of the loss
-        self.precision = choose_precision(self.device)
+        self.precision = choose_precision(self.device, training=True)
         if self.processes > 1:  # it is measured, and each may find another
             half = torch.tensor(self.precision == torch.bfloat16, dtype=torch.float32, device=self.device)
             dist.broadcast(half, 0)
