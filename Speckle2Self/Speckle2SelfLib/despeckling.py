@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ BLOCK_PIXELS = 2**22  # pixels through the network at once: bounds the memory, w
 BLOCK_PIXELS_CPU = 2**18  # no slower there, and a cancel is heard four times sooner
 AT_ONCE_PIXELS = 2**22  # pixels of all blocks that the processor works on at a time
 AT_ONCE_CUDA = 3  # blocks: while one is in the network, others come from and go to the computer's memory
-REPLAYED = 2**24  # pixels whose recorded operations, and the memory that they take, are kept on a GPU
+REPLAYED = 2**23  # pixels whose recorded operations, and the memory that they take, are kept on a GPU
 EDGE = 4  # pixels around a frame, which keep the network's zero padding away from it
 TILE = 1152  # pixels; larger images go through a network without normalisation layers in tiles
 SMALLEST = 8  # pixels, of either side of a frame
@@ -50,15 +51,32 @@ def load_model(name_or_path) -> Model:
 
     Raises InputError for an unknown name, and for a file that is no model (see `checkpoint.load`).
     """
-    known = models()
-    path = known.get(str(name_or_path), Path(name_or_path))
+    path = _path_of(name_or_path)
     if not path.exists():
-        names = ", ".join(known) or "none"
+        names = ", ".join(models()) or "none"
         raise InputError(
             f"There is no model '{name_or_path}': neither a file nor a known model ({names}); to despeckle, "
             f"a filter serves too ({', '.join(FILTER_NAMES)})."
         )
     return Model(*checkpoint.load(path))
+
+
+def kept_model(name_or_path) -> Model:
+    """As `load_model`, but a file is read anew only if it has changed: for inference alone, as all share what it is."""
+    try:
+        status = os.stat(_path_of(name_or_path))
+    except OSError:
+        return load_model(name_or_path)  # says what is wrong
+    return _kept(_path_of(name_or_path), status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=4)
+def _kept(path: Path, *version: int) -> Model:
+    return load_model(path)
+
+
+def _path_of(name_or_path) -> Path:
+    return models().get(str(name_or_path), Path(name_or_path))
 
 
 def despeckle(
@@ -106,7 +124,7 @@ def despeckle(
     if not 0.2 <= gamma <= 5:
         raise InputError(f"A gamma of {gamma} is outside 0.2 to 5.")
     if not callable(model) and not isinstance(model, Model):
-        model = load_model(model)
+        model = kept_model(model)
     place = torch.device("cpu") if callable(model) else choose_device(device)
     output = _made(frames, output)
     low, high = grey_mapping(stack, region) if mapping is None else mapping

@@ -22,7 +22,6 @@ from .config import keep_memory
 
 SLOTS = 3  # frames of a stream in shared memory, on either side
 HEADER = 2 * SLOTS + 1  # int64: the newest pushed number, then the number in each slot: inputs, outputs
-KEPT = 4  # models that stay loaded
 TORN = 5.0  # seconds within which a frame that is being written must be whole
 EVERY = 8  # pixels, along rows and columns, of a stream's frame that are looked at for what is new in it
 GROWN = 0.3  # of the region's pixels: so many more are lit than when region and grain were found, and both are anew
@@ -173,7 +172,6 @@ class Server:
 
     def __init__(self, lines: queue.SimpleQueue, say):
         self.lines, self.say = lines, say
-        self.models: dict = {}
         self.streams: dict[int, Stream] = {}
         self.jobs: list[dict] = []
         self.cancelled: set[int] = set()
@@ -206,7 +204,7 @@ class Server:
 
     def engine(self, request: dict) -> tuple:
         """The filter or `Model` of a request, the options of `despeckle` that belong to it, and both in words."""
-        from .despeckling import precision_of
+        from .despeckling import kept_model, precision_of
         from .devices import choose_device
         from .filters import FILTERS
 
@@ -214,28 +212,11 @@ class Server:
         if request["model"] in FILTERS:
             return FILTERS[request["model"]], options, {"device": "cpu", "precision": "float32"}
         device = choose_device(request["device"])
-        model = self.model(request["model"])
+        model = kept_model(request["model"])
         precision = precision_of(model, device)
         options |= {"device": str(device), "precision": precision}
         words = {"device": str(device), "precision": str(precision).removeprefix("torch.")}
         return model, options, words
-
-    def model(self, name: str):
-        """A model, loaded anew only if its file has changed."""
-        from .despeckling import load_model
-        from .library import models
-
-        path = models().get(name, name)
-        try:
-            status = os.stat(path)
-            key = (str(path), status.st_mtime_ns, status.st_size)
-        except OSError:
-            return load_model(name)  # says what is wrong
-        if key not in self.models:
-            while len(self.models) >= KEPT:
-                del self.models[next(iter(self.models))]
-            self.models[key] = load_model(path)
-        return self.models[key]
 
     def open(self, request: dict) -> None:
         """Starts a stream."""

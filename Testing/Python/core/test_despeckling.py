@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from Speckle2SelfLib import despeckling
+from Speckle2SelfLib import checkpoint, despeckling
 from Speckle2SelfLib import network as networks
 from Speckle2SelfLib.config import Cancelled, InputError, ModelConfig
-from Speckle2SelfLib.despeckling import Model, despeckle, through_network
+from Speckle2SelfLib.despeckling import Model, despeckle, kept_model, load_model, through_network
 from Speckle2SelfLib.frames import box_of, grey_mapping
 from Speckle2SelfLib.network import FastNetwork, SpeckleReductionNetwork
 
@@ -237,6 +237,19 @@ def test_progress_counts_all_frames_and_cancel_stops_between_blocks(rng):
             cancelled=lambda: bool(steps),
         )
     assert steps == [3]
+
+
+def test_a_file_is_read_anew_only_if_it_has_changed(network, tmp_path):
+    path = tmp_path / "own.safetensors"
+    checkpoint.save(path, ModelConfig(width=8), network, {})
+    first = kept_model(path)
+    assert kept_model(path) is first and kept_model(str(path)) is first
+    assert load_model(path) is not first, "training changes what it has loaded"
+    checkpoint.save(path, ModelConfig(width=8), network, {"name": "another"})
+    assert kept_model(path).card["name"] == "another"
+    path.unlink()
+    with pytest.raises(InputError, match="There is no model"):
+        kept_model(path)
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (2, [1, 1]), (10, [3, 3, 2, 2]), (16, [4] * 4), (5, [3, 2])])
