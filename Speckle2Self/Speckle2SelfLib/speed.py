@@ -38,7 +38,7 @@ SIZES = ((256, 256), (512, 512), (616, 820), (1024, 1024))  # (H, W) pixels
 CLASSICAL = ("srad", "nlm", "median")
 SCRIPT, ENGINE, DEFAULT = "published, by its script", "published, our engine", "default model"
 CINE_PIXELS = 2**22  # of all frames of a cine
-LENGTH_SIZES = (256, 512)  # pixels, for the cost by the number of frames
+LENGTH_SIZES = SIZES[:3]  # for the cost by the number of frames
 SLOWER = 0.85  # a ratio below this share of the last release's is told
 COLUMNS = {  # name: heading, format
     "method": ("method", "s"),
@@ -325,10 +325,10 @@ def differences(networks, device, precisions, size: int = 128) -> dict[str, floa
     return found
 
 
-def by_length(device, lengths, size: int, turns: int = 3) -> dict[int, float]:
-    """Milliseconds a frame of cines of these lengths, in turns; region, mapping and grain are given."""
-    model, cine = load_model("default"), recording((size, size), max(lengths))
-    given = {"region": np.ones((size, size), bool), "mapping": (0, 255), "grain": (1.1, 1.5), "device": str(device)}
+def by_length(device, lengths, size: tuple[int, int], turns: int = 3) -> dict[int, float]:
+    """Milliseconds a frame of cines (H, W) of these lengths, in turns; region, mapping and grain are given."""
+    model, cine = load_model("default"), recording(size, max(lengths))
+    given = {"region": np.ones(size, bool), "mapping": (0, 255), "grain": (1.1, 1.5), "device": str(device)}
     found: dict[int, list[float]] = {length: [] for length in lengths}
     for length in lengths * 2:  # what is done once only
         despeckle(cine[:length], model, **given)
@@ -515,7 +515,7 @@ def page(rows, rates, about: dict) -> str:
         text += f"- {about['skipped']}\n"
     for size, found in about["lengths"].items():
         lengths = ", ".join(f"{ms:.1f} ms with {n}" for n, ms in found.items())
-        text += f"- Cost a frame by the number of frames ({size} x {size}): {lengths}.\n"
+        text += f"- Cost a frame by the number of frames ({size[1]} x {size[0]}): {lengths}.\n"
     parts = ", ".join(f"{name} {ms:.2f}" for name, ms in about["stages"].items())
     text += f"- From disk to disk, a cine of 640 x 480, uncompressed, ms a frame: {parts}.\n"
     return text + "".join(f"- {line}\n" for line in about["history"])

@@ -25,7 +25,7 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("speed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(speed, "stages", partial(speed.stages, size=(48, 64)))
-        patch.setattr(speed, "LENGTH_SIZES", (48,))
+        patch.setattr(speed, "LENGTH_SIZES", ((48, 64),))
         return folder, speed.run(folder, quick=True, sizes=SIZES, device="cpu")
 
 
