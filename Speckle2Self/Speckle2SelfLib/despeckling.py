@@ -33,6 +33,7 @@ AT_ONCE_CUDA = 3  # blocks: while one is in the network, others come from and go
 REPLAYED = 2**23  # pixels whose recorded operations, and the memory that they take, are kept on a GPU
 EDGE = 4  # pixels around a frame, which keep the network's zero padding away from it
 TILE = 1152  # pixels; larger images go through a network without normalisation layers in tiles
+SAME = 0.03  # of the grey range: about four times what rounding to bfloat16 makes of noise
 SMALLEST = 8  # pixels, of either side of a frame
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def despeckle(
         strength: 0 (the input) to 1 (the despeckled image).
         gamma: exponent on the despeckled grey values, 0.2 to 5; above 1 darkens.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        precision: torch.float32 or torch.bfloat16; None: see `precision_of`.
+        precision: torch.float32, bfloat16 or float16; None: see `precision_of`.
         grain: the speckle's grain (axial, lateral) in pixels; in a fan, see `measure_grain`; None: measured once for
             the recording.
         mapping: the grey values that the model takes for 0 and 1; None: found once for the recording.
@@ -370,12 +371,21 @@ def _put(result: np.ndarray, after: torch.Tensor, change, bounds) -> None:
     np.copyto(result, values, where=True if change.all() else change)
 
 
+@lru_cache(maxsize=8)
 def precision_of(model: Model, device: torch.device) -> torch.dtype:
-    """What this device does faster; but 32 bits for the published network, whose normalisation carries every rounding
-    of 16 bits on: with the authors' reference weights its output is then off by 0.05 (rms, of 1)."""
-    if model.config.architecture == "published":
+    """What this device does faster, if the model's output is the same there; but 32 bits for the published network,
+    whose normalisation carries every rounding of 16 bits on: with the authors' reference weights its output is then off
+    by 0.05 (rms, of 1). There are graphics cards whose 16 bits give no numbers, and weights that do not fit in them."""
+    precision = choose_precision(device)
+    if model.config.architecture == "published" or precision == torch.float32:
         return torch.float32
-    return choose_precision(device)
+    noise = torch.rand(1, 1, 128, 128, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.inference_mode():
+        exact, fast = (through_network(placed(model, device, p), noise) for p in (torch.float32, precision))
+    if (fast - exact).abs().max() < SAME:  # not if it is no number
+        return precision
+    logger.warning("In 16 bits this model gives other results on %s: it runs in 32.", device)
+    return torch.float32
 
 
 @lru_cache(maxsize=4)

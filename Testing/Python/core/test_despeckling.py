@@ -252,6 +252,17 @@ def test_a_file_is_read_anew_only_if_it_has_changed(network, tmp_path):
         kept_model(path)
 
 
+def test_sixteen_bits_are_taken_only_where_they_give_the_same(network, monkeypatch, caplog):
+    sixteen, cpu = torch.bfloat16, torch.device("cpu")
+    monkeypatch.setattr(despeckling, "choose_precision", lambda device: sixteen)
+    assert despeckling.precision_of(load_model("default"), cpu) == sixteen
+    weights = {name: weight * 3e38 for name, weight in network.state_dict().items()}  # so that its output is no number
+    broken = FastNetwork(8).eval()
+    broken.load_state_dict(weights)
+    assert despeckling.precision_of(Model(ModelConfig(width=8), broken), cpu) == torch.float32
+    assert "it runs in 32" in caplog.text
+
+
 @pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (2, [1, 1]), (10, [3, 3, 2, 2]), (16, [4] * 4), (5, [3, 2])])
 def test_blocks_are_alike_so_that_no_core_waits_at_the_end(monkeypatch, count, sizes):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)

@@ -68,7 +68,7 @@ def mapped(pid="self"):
 def test_the_process_gives_what_a_direct_call_gives(shared):
     job = finish(shared, shared.despeckle(FRAMES))
     assert (job.state, job.message, job.done, job.total) == ("done", "", 6, 6)
-    assert job.rate > 0 and job.device and job.precision in ("float32", "bfloat16", "float16") and job.region.shape == (48, 64)
+    assert job.rate > 0 and job.device and job.region.shape == (48, 64)
     assert np.array_equal(job.output, despeckle(FRAMES, precision=getattr(torch, job.precision)))
 
 
