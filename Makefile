@@ -13,7 +13,7 @@ demo: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto Testing/Python/core Testing/Python/scene
-	.venv/bin/python -m pytest Testing/Python/panel Testing/Python/reliability
+	.venv/bin/python -m pytest -n 2 --dist loadfile Testing/Python/panel Testing/Python/reliability
 
 bench: $(READY)
 	.venv/bin/speckle2self benchmark speed build/bench --history Documentation/speed_history.csv
