@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import cycle, pairwise
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 from . import __version__, files, region
+from .baselines import bm3d
 from .config import InputError, ModelConfig
 from .despeckling import Model, despeckle, each_in_order, load_model, placed, precision_of, through_network
 from .devices import choose_device, choose_precision, sixteen_bits
@@ -35,7 +37,7 @@ from .perturbation import published_views
 from .simulation import SimulationConfig, simulate
 
 SIZES = ((256, 256), (512, 512), (616, 820), (1024, 1024))  # (H, W) pixels
-CLASSICAL = ("srad", "nlm", "median")
+CLASSICAL = {"srad": FILTERS["srad"], "nlm": FILTERS["nlm"], "BM3D": bm3d, "median": FILTERS["median"]}
 SCRIPT, ENGINE, DEFAULT = "published, by its script", "published, our engine", "default model"
 CINE_PIXELS = 2**22  # of all frames of a cine
 LENGTH_SIZES = SIZES[:3]  # for the cost by the number of frames
@@ -237,9 +239,10 @@ def entries(size, threads: int, quick: bool, device, precisions, networks) -> li
     alone = network_alone(default, device, precisions[0])
     found.append(Entry(f"{DEFAULT}, network alone", cine, precisions[0], alone, works[DEFAULT]))
     if threads == torch.get_num_threads() and device.type == "cpu":
-        for name in CLASSICAL[-1:] if quick else CLASSICAL:
-            slow = name != "median"
-            found.append(Entry(name, cine[:1], torch.float32, _filtered(FILTERS[name], given), None, slow))
+        for name in ("median",) if quick else CLASSICAL:
+            run = _filtered(CLASSICAL[name], given)
+            if name != "BM3D" or find_spec("bm3d"):
+                found.append(Entry(name, cine[:1], torch.float32, run, once=name != "median"))
     return found
 
 
@@ -508,7 +511,7 @@ def page(rows, rates, about: dict) -> str:
     gflops = {name: 2 * rate / 1e9 for name, rate in rates.items() if name != "copy"}
     text = "Measured on: " + about["kind"] + f", torch {torch.__version__}. "
     text += "; ".join(f"{str(n).removeprefix('torch.')} matrix product {r:.3g} GFLOP/s" for n, r in gflops.items())
-    text += f"; copy {rates['copy'] / 1e9:.3g} GB/s. BM3D and OBNLM are not bundled.\n\n" + table(rows) + "\n"
+    text += f"; copy {rates['copy'] / 1e9:.3g} GB/s.\n\n" + table(rows) + "\n"
     for name, value in about["differences"].items():
         text += f"- The published network's output, our engine against the script, {name}: {value:.1e} at most.\n"
     if about["skipped"]:

@@ -71,9 +71,18 @@ def test_the_page_says_what_was_measured_and_the_plot_is_drawn(found):
     folder, rows = found
     page = (folder / "speed.md").read_text()
     assert page.count("\n| ") == len(rows) + 2
-    for words in ("matrix product", "copy", "BM3D", "our engine against the script", "From disk to disk", "of frames"):
+    for words in ("matrix product", "copy", "our engine against the script", "From disk to disk", "of frames"):
         assert words in page
     assert np.asarray(Image.open(folder / "speed.png")).std() > 5
+
+
+def test_bm3d_takes_part_where_it_is_installed(monkeypatch):
+    for spec, there in ((None, False), (object(), True)):
+        monkeypatch.setattr(speed, "find_spec", lambda name, spec=spec: spec)
+        all_of_one = speed.entries(
+            (32, 32), torch.get_num_threads(), False, CPU, [torch.float32], speed.published_pair()
+        )
+        assert ("BM3D" in {entry.method for entry in all_of_one}) == there
 
 
 def test_our_engine_gives_what_the_script_gives():
