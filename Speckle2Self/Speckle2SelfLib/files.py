@@ -505,8 +505,9 @@ def _dicom_spacing(dataset, region) -> tuple[float, float, float]:
 
 
 def release(array: np.ndarray) -> None:
-    """Lets go of the memory that an array on the disk has taken up; nothing for others."""
-    while isinstance(array, np.ndarray):
+    """Lets go of the memory that an array on the disk has taken up; nothing for others, and for those of the mode "c",
+    whose changes are in memory alone."""
+    while isinstance(array, np.ndarray) and getattr(array, "mode", "") != "c":
         if isinstance(array.base, mmap.mmap) and hasattr(array.base, "madvise"):  # not on Windows
             array.base.madvise(mmap.MADV_DONTNEED)
         array = array.base

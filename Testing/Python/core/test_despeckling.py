@@ -69,6 +69,15 @@ def test_the_input_is_not_changed(cine):
     assert np.array_equal(cine, before)
 
 
+def test_what_was_changed_in_memory_alone_of_a_file_is_kept(cine, tmp_path):
+    np.save(tmp_path / "cine.npy", cine)
+    frames = np.load(tmp_path / "cine.npy", mmap_mode="c")
+    frames[:, :9, :9] = 0
+    before = frames.copy()
+    output = despeckle(frames, blur, region=None)
+    assert np.array_equal(frames, before) and np.array_equal(output, despeckle(before, blur, region=None))
+
+
 def test_one_frame_of_two_dimensions_comes_back_as_such(cine):
     assert np.array_equal(despeckle(cine[0], blur, region=None), despeckle(cine[:1], blur, region=None)[0])
 
