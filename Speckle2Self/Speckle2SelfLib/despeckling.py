@@ -281,7 +281,8 @@ def _greys(part: np.ndarray, place: torch.device) -> torch.Tensor:
     if part.ndim != 3 or part.dtype != np.uint8:  # else a quarter of the bytes to a GPU, and converted on all cores
         part = luminance(part)
     if place.type != "cuda":
-        return torch.from_numpy(part if part.flags.writeable else part.copy()).to(place).float()
+        taken = part.flags.writeable and min(part.strides) > 0  # as torch wants it
+        return torch.from_numpy(part if taken else part.copy()).to(place).float()
     pinned = torch.empty(part.shape, dtype=torch.uint8 if part.dtype == np.uint8 else torch.float32, pin_memory=True)
     np.copyto(pinned.numpy(), part)
     return pinned.to(place, non_blocking=True).float()

@@ -78,6 +78,13 @@ def test_what_was_changed_in_memory_alone_of_a_file_is_kept(cine, tmp_path):
     assert np.array_equal(frames, before) and np.array_equal(output, despeckle(before, blur, region=None))
 
 
+def test_flipped_frames_need_no_copy(cine):
+    flipped = cine[::-1, ::-1]
+    model = load_model("default")
+    expected = despeckle(np.ascontiguousarray(flipped), model, region=None)
+    assert np.array_equal(despeckle(flipped, model, region=None), expected)
+
+
 def test_one_frame_of_two_dimensions_comes_back_as_such(cine):
     assert np.array_equal(despeckle(cine[0], blur, region=None), despeckle(cine[:1], blur, region=None)[0])
 
