@@ -200,7 +200,8 @@ def each_in_order(work: Callable, parts: Sequence, at_once: int, place: torch.de
     if workers < 2 or not (cuda or "backend: OpenMP" in torch.__config__.parallel_info()):
         yield map(work, parts)
         return
-    all_there = threading.Barrier(workers)  # or the first one's work keeps Python from starting the others for a while
+    # Or the first one's work keeps Python from starting the others for a while.
+    all_there = threading.Barrier(workers, timeout=1)  # s
     streams, ready = (iter(_streams(place)), torch.cuda.current_stream(place)) if cuda else (None, None)
 
     def begin() -> None:
@@ -210,12 +211,13 @@ def each_in_order(work: Callable, parts: Sequence, at_once: int, place: torch.de
             stream.wait_stream(ready)
             torch.cuda.set_stream(stream)
         with suppress(threading.BrokenBarrierError):
-            all_there.wait(timeout=1)
+            all_there.wait()
 
     pool = ThreadPoolExecutor(workers, initializer=begin)
     try:
         yield pool.map(work, parts)
     finally:
+        all_there.abort()  # no worker waits for one that could not be started
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # which threads that come later start with
 

@@ -1,5 +1,6 @@
 """Frames in, frames out: what changes, what must not, and what is refused."""
 
+import threading
 import time
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from Speckle2SelfLib import checkpoint, despeckling
 from Speckle2SelfLib import network as networks
-from Speckle2SelfLib.config import Cancelled, InputError, ModelConfig
+from Speckle2SelfLib.config import Cancelled, InputError, ModelConfig, out_of_memory
 from Speckle2SelfLib.despeckling import Model, despeckle, kept_model, load_model, through_network
 from Speckle2SelfLib.frames import box_of, grey_mapping
 from Speckle2SelfLib.network import FastNetwork, SpeckleReductionNetwork
@@ -293,6 +294,22 @@ def test_the_box_of_a_region_is_found_without_a_search():
     assert box_of(region) == (slice(7, 13), slice(4, 36))
 
 
+class Watched(torch.nn.Module):
+    """A network that does what the test says."""
+
+    margin, multiple = 0, 8
+
+    def __init__(self, forward):
+        super().__init__()
+        self.forward = forward
+
+    def to_precision(self, precision):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+
 @pytest.fixture
 def three_at_once(monkeypatch):
     """Blocks of one frame of 40 x 48 pixels, on three threads."""
@@ -316,26 +333,36 @@ def test_blocks_that_are_worked_on_at_once_give_what_each_gives_alone(rng, netwo
 def test_a_cancel_or_an_error_stops_the_blocks_that_have_not_begun(rng, three_at_once):
     frames, begun = rng.integers(20, 220, (60, 40, 48)).astype(np.uint8), []
 
-    class Watched(torch.nn.Module):
-        margin, multiple = 0, 8
+    def forward(x):
+        begun.append(x)
+        time.sleep(0.01)
+        if len(begun) > 10:
+            raise MemoryError("for the test")
+        return x
 
-        def to_precision(self, precision):
-            return self
-
-        def forward(self, x):
-            begun.append(x)
-            time.sleep(0.01)
-            if len(begun) > 10:
-                raise MemoryError("for the test")
-            return x
-
-    model = Model(ModelConfig(), Watched())
+    model = Model(ModelConfig(), Watched(forward))
     with pytest.raises(Cancelled):
         despeckle(frames, model, region=None, cancelled=lambda: len(begun) > 2)
     assert len(begun) < 10
     with pytest.raises(MemoryError):
         despeckle(frames, model, region=None)
     assert len(begun) < 30 and torch.get_num_threads() == 3
+
+
+def test_a_thread_that_cannot_start_is_told_at_once(cine, network, three_at_once, monkeypatch):
+    start, started = threading.Thread.start, []
+
+    def second_fails(thread):
+        started.append(thread)
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", second_fails)
+    began = time.monotonic()
+    with pytest.raises(RuntimeError) as error:
+        despeckle(cine, Model(ModelConfig(width=8), network), region=None, precision=torch.float32)
+    assert out_of_memory(error.value) and time.monotonic() < began + 0.9 and torch.get_num_threads() == 3
 
 
 @pytest.mark.parametrize(
