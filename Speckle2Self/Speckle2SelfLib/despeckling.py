@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from . import checkpoint
 from .config import FILTER_NAMES, Cancelled, InputError, ModelConfig
-from .devices import Replayed, choose_device, choose_precision
+from .devices import Replayed, choose_device, choose_precision, cores, cores_kept
 from .files import release
 from .frames import BRIGHTEST, box_of, fill_outside, grey_mapping, luminance
 from .layout import Layout, measure_grain
@@ -80,6 +80,7 @@ def _path_of(name_or_path) -> Path:
     return models().get(str(name_or_path), Path(name_or_path))
 
 
+@cores_kept()
 def despeckle(
     frames: np.ndarray,
     model="default",
@@ -180,7 +181,7 @@ def _blocks(count: int, size: int, place: torch.device, alone: bool) -> tuple[li
     """
     cpu = place.type == "cpu"
     most = max(1, (BLOCK_PIXELS_CPU if cpu else BLOCK_PIXELS) // size)
-    at_once = {"cpu": min(torch.get_num_threads(), AT_ONCE_PIXELS // (most * size)), "cuda": AT_ONCE_CUDA}
+    at_once = {"cpu": min(cores(), AT_ONCE_PIXELS // (most * size)), "cuda": AT_ONCE_CUDA}
     at_once = 1 if alone else max(1, at_once.get(place.type, 1))
     number = -(-count // most)
     if cpu:  # no core waits for the last block; a GPU would rather have all of one size
@@ -194,7 +195,7 @@ def each_in_order(work: Callable, parts: Sequence, at_once: int, place: torch.de
     """An iterator over the results of `work(part)`, of which at most `at_once` run at a time: on the processor each on
     cores of its own, with its memory near them, and without waiting for one another after each operation; on a CUDA
     device each in a stream of its own, so that copies to and from it and the network overlap."""
-    threads, cuda = torch.get_num_threads(), place.type == "cuda"
+    threads, cuda = cores(), place.type == "cuda"
     workers = min(len(parts), at_once, at_once if cuda else threads)
     # OpenMP alone has a number of threads for each thread; it is asked for last, as a live image has one block.
     if workers < 2 or not (cuda or "backend: OpenMP" in torch.__config__.parallel_info()):

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -347,6 +348,32 @@ def test_a_cancel_or_an_error_stops_the_blocks_that_have_not_begun(rng, three_at
     with pytest.raises(MemoryError):
         despeckle(frames, model, region=None)
     assert len(begun) < 30 and torch.get_num_threads() == 3
+
+
+def test_a_thread_that_begins_meanwhile_and_ends_last_leaves_all_cores_to_those_to_come(cine, three_at_once):
+    torch.set_num_threads(4)  # of which each of two frames has two, as has a thread that comes to torch then
+    begun, ended, seen, others = threading.Event(), threading.Event(), [], ThreadPoolExecutor(2)
+
+    def run(forward):
+        despeckle(cine[:2], Model(ModelConfig(), Watched(forward)), region=None, precision=torch.float32)
+
+    def begin_another(x):
+        others.submit(run, last)
+        begun.wait(5)
+        return x
+
+    def last(x):
+        begun.set()
+        ended.wait(5)
+        return x
+
+    run(begin_another)
+    ended.set()
+    others.shutdown()
+    threading.Thread(target=lambda: seen.append(torch.get_num_threads())).start()
+    while not seen:
+        time.sleep(0.01)
+    assert seen == [4]
 
 
 def test_a_thread_that_cannot_start_is_told_at_once(cine, network, three_at_once, monkeypatch):
