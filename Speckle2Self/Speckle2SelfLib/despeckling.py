@@ -392,9 +392,15 @@ def precision_of(model: Model, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-@lru_cache(maxsize=4)
 def placed(model: Model, device: torch.device, precision: torch.dtype) -> torch.nn.Module:
-    """A copy of the model's network for inference on a device, its weights in the precision."""
+    """A copy of the model's network for inference on a device, its weights in the precision; another one once training
+    has changed them."""
+    weights = model.network.parameters()
+    return _placed(model, device, precision, sum(0 if w.is_inference() else w._version for w in weights))
+
+
+@lru_cache(maxsize=4)
+def _placed(model: Model, device: torch.device, precision: torch.dtype, version: int) -> torch.nn.Module:
     network = copy.deepcopy(model.network).to(device).eval().to_precision(precision)
     if device.type == "cuda":
         network.forward = Replayed(network.forward, REPLAYED)

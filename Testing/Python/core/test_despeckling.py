@@ -270,6 +270,17 @@ def test_a_file_is_read_anew_only_if_it_has_changed(network, tmp_path):
         kept_model(path)
 
 
+def test_weights_that_training_has_changed_count_at_once(cine):
+    model, options = Model(ModelConfig(width=8), FastNetwork(8)), {"region": None, "precision": torch.float32}
+    before = despeckle(cine, model, **options)
+    optimizer = torch.optim.Adam(model.network.parameters(), lr=0.1)
+    model.network(torch.rand(1, 1, 32, 32)).sum().backward()
+    optimizer.step()
+    after = despeckle(cine, model, **options)
+    assert np.array_equal(after, despeckle(cine, Model(model.config, model.network), **options))
+    assert not np.array_equal(after, before)
+
+
 def test_sixteen_bits_are_taken_only_where_they_give_the_same(network, monkeypatch, caplog):
     sixteen, cpu = torch.bfloat16, torch.device("cpu")
     monkeypatch.setattr(despeckling, "choose_precision", lambda device: sixteen)
