@@ -454,6 +454,18 @@ def test_a_few_pixels_of_another_scale_do_not_flatten_the_rest(rng):
     assert grey_mapping(frames, None)[1] - low < 2 * (high - low)
 
 
+@pytest.mark.parametrize("floor", [-100, -150, -300])
+def test_decibels_of_nothing_do_not_flatten_the_rest(rng, floor):
+    tissue = np.clip(20 * np.log10(rng.rayleigh(0.1, (4, 128, 128))), -70, 0).astype(np.float32)
+    low, high = grey_mapping(tissue, None)
+    frames = tissue.copy()
+    frames[:, 40:60, 40:60] = floor
+    assert grey_mapping(frames, None) == pytest.approx((min(low, high - 60), high), abs=2)
+    frames[:, 20:30] = -90  # a display that is as deep as this
+    frames[:, 20:30, 1::2] = -80
+    assert grey_mapping(frames, None)[0] <= -90
+
+
 def test_colours_of_16_bits_come_out_alike_whatever_is_in_other_frames(rng, network, monkeypatch):
     frames = rng.integers(0, 4000, (4, 48, 48, 1)).repeat(3, -1).astype(np.uint16)
     frames[..., 0] += 300
