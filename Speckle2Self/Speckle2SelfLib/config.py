@@ -26,6 +26,11 @@ class InputError(ValueError):
     """The user's input cannot be used. The message is one sentence: what is wrong and what to do."""
 
 
+def named(path, error: Exception) -> str:
+    """An error's message with its file before it, which it may begin with already."""
+    return f"{path}: {str(error).removeprefix(f'{path} ')}"
+
+
 class Cancelled(Exception):
     """The caller asked to stop; nothing was written."""
 
