@@ -21,6 +21,7 @@ from . import checkpoint
 from .config import FILTER_NAMES, Cancelled, InputError, ModelConfig
 from .devices import Replayed, choose_device, choose_precision, cores, cores_kept
 from .files import release
+from .filters import FILTERS
 from .frames import BRIGHTEST, box_of, fill_outside, grey_mapping, luminance
 from .layout import Layout, measure_grain
 from .library import models
@@ -100,13 +101,13 @@ def despeckle(
 
     Args:
         frames: (H, W), (N, H, W) or in colour (N, H, W, 3 or 4); any integer or floating type. Not changed.
-        model: the name of a bundled model, a model file, a `Model`, or a filter: a function that maps
-            (N, H, W) float32 in [0, 1] to the same.
+        model: the name of a model or of a filter, a model file, a `Model`, or a function that maps (N, H, W) float32
+            in [0, 1] to the same.
         region: (H, W) bool, what to despeckle; "auto" finds the imaged part; None takes whole frames.
         strength: 0 (the input) to 1 (the despeckled image).
         gamma: exponent on the despeckled grey values, 0.2 to 5; above 1 darkens.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        precision: torch.float32, bfloat16 or float16; None: see `precision_of`.
+        precision: torch.float32, bfloat16 or (CUDA) float16; None: see `precision_of`.
         grain: the speckle's grain (axial, lateral) in pixels; in a fan, see `measure_grain`; None: measured once for
             the recording.
         mapping: the grey values that the model takes for 0 and 1; None: found once for the recording.
@@ -126,7 +127,7 @@ def despeckle(
     if not 0.2 <= gamma <= 5:
         raise InputError(f"A gamma of {gamma} is outside 0.2 to 5.")
     if not callable(model) and not isinstance(model, Model):
-        model = kept_model(model)
+        model = FILTERS.get(model) or kept_model(model)
     place = torch.device("cpu") if callable(model) else choose_device(device)
     output = _made(frames, output)
     low, high = grey_mapping(stack, region) if mapping is None else mapping

@@ -12,6 +12,7 @@ from Speckle2SelfLib import checkpoint, despeckling
 from Speckle2SelfLib import network as networks
 from Speckle2SelfLib.config import Cancelled, InputError, ModelConfig, out_of_memory
 from Speckle2SelfLib.despeckling import Model, despeckle, kept_model, load_model, through_network
+from Speckle2SelfLib.filters import median
 from Speckle2SelfLib.frames import box_of, grey_mapping
 from Speckle2SelfLib.network import FastNetwork, SpeckleReductionNetwork
 
@@ -63,6 +64,10 @@ def test_the_published_network_on_the_processor_leaves_cudas_settings_alone(cine
     monkeypatch.setattr(torch.backends.cudnn, "flags", None)
     model = Model(ModelConfig("published", scales=1, normalisation="frame"), SpeckleReductionNetwork(scales=1).eval())
     assert despeckle(cine, model, region=None, device="cpu").shape == cine.shape
+
+
+def test_a_filter_has_a_name(cine):
+    assert np.array_equal(despeckle(cine, "median", region=None), despeckle(cine, median, region=None))
 
 
 def test_the_input_is_not_changed(cine):
