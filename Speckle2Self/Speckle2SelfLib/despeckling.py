@@ -89,7 +89,7 @@ def despeckle(
     region="auto",
     strength: float = 1.0,
     gamma: float = 1.0,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     precision: torch.dtype | None = None,
     grain: tuple[float, float] | None = None,
     mapping: tuple[float, float] | None = None,
@@ -106,7 +106,7 @@ def despeckle(
         region: (H, W) bool, what to despeckle; "auto" finds the imaged part; None takes whole frames.
         strength: 0 (the input) to 1 (the despeckled image).
         gamma: exponent on the despeckled grey values, 0.2 to 5; above 1 darkens.
-        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        device: "auto", "cpu", "cuda", "cuda:1", "mps", or a torch device.
         precision: torch.float32, bfloat16 or (CUDA) float16; None: see `precision_of`.
         grain: the speckle's grain (axial, lateral) in pixels; in a fan, see `measure_grain`; None: measured once for
             the recording.

@@ -29,9 +29,9 @@ def available_devices() -> list[str]:
     return available
 
 
-def choose_device(device: str = "auto") -> torch.device:
-    """The torch device for "auto", "cpu", "cuda", "cuda:1", "mps"; InputError where it is not there."""
-    available = available_devices()
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """The torch device for "auto", "cpu", "cuda", "cuda:1", "mps", or itself; InputError where it is not there."""
+    device, available = str(device), available_devices()
     if device == "auto":
         return torch.device(available[0])
     if device not in available:

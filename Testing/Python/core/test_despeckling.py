@@ -70,6 +70,11 @@ def test_a_filter_has_a_name(cine):
     assert np.array_equal(despeckle(cine, "median", region=None), despeckle(cine, median, region=None))
 
 
+def test_a_device_may_be_torchs_own(cine):
+    given = despeckle(cine, "default", region=None, device=torch.device("cpu"))
+    assert np.array_equal(given, despeckle(cine, "default", region=None, device="cpu"))
+
+
 def test_the_input_is_not_changed(cine):
     before = cine.copy()
     despeckle(cine, blur, region=None)
