@@ -362,7 +362,9 @@ def _write(result, part, before, after, change, bounds) -> None:
     if part.ndim == 4:  # each channel moves by what the luminance moves: hue stays
         moved = _fetched(after - before)
         for channel in range(3):
-            _put(result[..., channel], torch.from_numpy(part[..., channel] + moved), change, bounds)
+            with np.errstate(invalid="ignore"):  # infinite ones, which do not change
+                values = part[..., channel] + moved
+            _put(result[..., channel], torch.from_numpy(values), change, bounds)
     else:
         _put(result, after, change, bounds)
 

@@ -156,6 +156,14 @@ def test_pixels_that_are_not_finite_stay_and_do_not_spread(rng):
     assert np.nanmax(np.abs(output[np.isfinite(output)])) <= 1
 
 
+@pytest.mark.filterwarnings("error")
+def test_colours_that_are_not_finite_stay_without_a_warning(rng):
+    frames = rng.uniform(0, 1, (3, 32, 32, 1)).repeat(3, -1)
+    frames[0, 10, 10, 1], frames[1, 20, 5], frames[2] = np.nan, np.inf, np.nan
+    output = despeckle(frames, blur, region=None)
+    assert np.array_equal(np.isfinite(output), np.isfinite(frames)) and (output != frames)[:2].mean() > 0.9
+
+
 def test_a_constant_frame_within_a_cine_stays_constant(rng, network):
     frames = rng.integers(20, 220, (3, 64, 64)).astype(np.uint8)
     frames[1] = 77
