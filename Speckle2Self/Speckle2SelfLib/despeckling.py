@@ -126,6 +126,10 @@ def despeckle(
         raise InputError(f"A strength of {strength} is outside 0 to 1.")
     if not 0.2 <= gamma <= 5:
         raise InputError(f"A gamma of {gamma} is outside 0.2 to 5.")
+    if grain is not None and not all(0 < length < np.inf for length in grain):
+        raise InputError(f"A grain of {grain} is not two lengths in pixels.")
+    if mapping is not None and not np.isfinite(mapping).all():
+        raise InputError(f"A mapping of {mapping} is not two grey values.")
     if not callable(model) and not isinstance(model, Model):
         model = FILTERS.get(model) or kept_model(model)
     place = torch.device("cpu") if callable(model) else choose_device(device)
