@@ -24,6 +24,7 @@ from .config import (
     Job,
     from_dict,
     keep_memory,
+    named,
     out_of_memory,
     replace_file,
     torchrun_place,
@@ -73,7 +74,7 @@ def despeckle(arguments) -> None:
             except InputError as error:
                 if len(found) == 1:
                     raise
-                failed.append(f"{path}: {str(error).removeprefix(f'{path} ')}")
+                failed.append(named(path, error))
     finally:
         if made and not written and processes == 1:
             with suppress(OSError):

@@ -26,6 +26,11 @@ class InputError(ValueError):
     """The user's input cannot be used. The message is one sentence: what is wrong and what to do."""
 
 
+def named(path, error: Exception) -> str:
+    """An error's message with its file before it, which it may begin with already."""
+    return f"{path}: {str(error).removeprefix(f'{path} ')}"
+
+
 class Cancelled(Exception):
     """The caller asked to stop; nothing was written."""
 
@@ -222,10 +227,10 @@ def keep_memory() -> None:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that there is not enough memory, of this computer or of a graphics card."""
+    """Whether an error says that there is not enough memory, here, on a graphics card or for threads."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return True
-    said = ("out of memory", "can't allocate", "Unable to allocate", "not enough memory")
+    said = ("out of memory", "can't allocate", "Unable to allocate", "not enough memory", "can't start new thread")
     return getattr(error, "errno", None) == errno.ENOMEM or any(words in str(error) for words in said)
 
 

@@ -19,8 +19,9 @@ import torch.nn.functional as F
 
 from . import checkpoint
 from .config import FILTER_NAMES, Cancelled, InputError, ModelConfig
-from .devices import Replayed, choose_device, choose_precision
+from .devices import Replayed, choose_device, choose_precision, cores, cores_kept
 from .files import release
+from .filters import FILTERS
 from .frames import BRIGHTEST, box_of, fill_outside, grey_mapping, luminance
 from .layout import Layout, measure_grain
 from .library import models
@@ -80,6 +81,7 @@ def _path_of(name_or_path) -> Path:
     return models().get(str(name_or_path), Path(name_or_path))
 
 
+@cores_kept()
 def despeckle(
     frames: np.ndarray,
     model="default",
@@ -87,7 +89,7 @@ def despeckle(
     region="auto",
     strength: float = 1.0,
     gamma: float = 1.0,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     precision: torch.dtype | None = None,
     grain: tuple[float, float] | None = None,
     mapping: tuple[float, float] | None = None,
@@ -99,13 +101,13 @@ def despeckle(
 
     Args:
         frames: (H, W), (N, H, W) or in colour (N, H, W, 3 or 4); any integer or floating type. Not changed.
-        model: the name of a bundled model, a model file, a `Model`, or a filter: a function that maps
-            (N, H, W) float32 in [0, 1] to the same.
+        model: the name of a model or of a filter, a model file, a `Model`, or a function that maps (N, H, W) float32
+            in [0, 1] to the same.
         region: (H, W) bool, what to despeckle; "auto" finds the imaged part; None takes whole frames.
         strength: 0 (the input) to 1 (the despeckled image).
         gamma: exponent on the despeckled grey values, 0.2 to 5; above 1 darkens.
-        device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        precision: torch.float32, bfloat16 or float16; None: see `precision_of`.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps", or a torch device.
+        precision: torch.float32, bfloat16 or (CUDA) float16; None: see `precision_of`.
         grain: the speckle's grain (axial, lateral) in pixels; in a fan, see `measure_grain`; None: measured once for
             the recording.
         mapping: the grey values that the model takes for 0 and 1; None: found once for the recording.
@@ -124,8 +126,12 @@ def despeckle(
         raise InputError(f"A strength of {strength} is outside 0 to 1.")
     if not 0.2 <= gamma <= 5:
         raise InputError(f"A gamma of {gamma} is outside 0.2 to 5.")
+    if grain is not None and not all(0 < length < np.inf for length in grain):
+        raise InputError(f"A grain of {grain} is not two lengths in pixels.")
+    if mapping is not None and not np.isfinite(mapping).all():
+        raise InputError(f"A mapping of {mapping} is not two grey values.")
     if not callable(model) and not isinstance(model, Model):
-        model = kept_model(model)
+        model = FILTERS.get(model) or kept_model(model)
     place = torch.device("cpu") if callable(model) else choose_device(device)
     output = _made(frames, output)
     low, high = grey_mapping(stack, region) if mapping is None else mapping
@@ -180,7 +186,7 @@ def _blocks(count: int, size: int, place: torch.device, alone: bool) -> tuple[li
     """
     cpu = place.type == "cpu"
     most = max(1, (BLOCK_PIXELS_CPU if cpu else BLOCK_PIXELS) // size)
-    at_once = {"cpu": min(torch.get_num_threads(), AT_ONCE_PIXELS // (most * size)), "cuda": AT_ONCE_CUDA}
+    at_once = {"cpu": min(cores(), AT_ONCE_PIXELS // (most * size)), "cuda": AT_ONCE_CUDA}
     at_once = 1 if alone else max(1, at_once.get(place.type, 1))
     number = -(-count // most)
     if cpu:  # no core waits for the last block; a GPU would rather have all of one size
@@ -194,13 +200,14 @@ def each_in_order(work: Callable, parts: Sequence, at_once: int, place: torch.de
     """An iterator over the results of `work(part)`, of which at most `at_once` run at a time: on the processor each on
     cores of its own, with its memory near them, and without waiting for one another after each operation; on a CUDA
     device each in a stream of its own, so that copies to and from it and the network overlap."""
-    threads, cuda = torch.get_num_threads(), place.type == "cuda"
+    threads, cuda = cores(), place.type == "cuda"
     workers = min(len(parts), at_once, at_once if cuda else threads)
     # OpenMP alone has a number of threads for each thread; it is asked for last, as a live image has one block.
     if workers < 2 or not (cuda or "backend: OpenMP" in torch.__config__.parallel_info()):
         yield map(work, parts)
         return
-    all_there = threading.Barrier(workers)  # or the first one's work keeps Python from starting the others for a while
+    # Or the first one's work keeps Python from starting the others for a while.
+    all_there = threading.Barrier(workers, timeout=1)  # s
     streams, ready = (iter(_streams(place)), torch.cuda.current_stream(place)) if cuda else (None, None)
 
     def begin() -> None:
@@ -210,12 +217,13 @@ def each_in_order(work: Callable, parts: Sequence, at_once: int, place: torch.de
             stream.wait_stream(ready)
             torch.cuda.set_stream(stream)
         with suppress(threading.BrokenBarrierError):
-            all_there.wait(timeout=1)
+            all_there.wait()
 
     pool = ThreadPoolExecutor(workers, initializer=begin)
     try:
         yield pool.map(work, parts)
     finally:
+        all_there.abort()  # no worker waits for one that could not be started
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # which threads that come later start with
 
@@ -281,7 +289,8 @@ def _greys(part: np.ndarray, place: torch.device) -> torch.Tensor:
     if part.ndim != 3 or part.dtype != np.uint8:  # else a quarter of the bytes to a GPU, and converted on all cores
         part = luminance(part)
     if place.type != "cuda":
-        return torch.from_numpy(part if part.flags.writeable else part.copy()).to(place).float()
+        taken = part.flags.writeable and min(part.strides) > 0  # as torch wants it
+        return torch.from_numpy(part if taken else part.copy()).to(place).float()
     pinned = torch.empty(part.shape, dtype=torch.uint8 if part.dtype == np.uint8 else torch.float32, pin_memory=True)
     np.copyto(pinned.numpy(), part)
     return pinned.to(place, non_blocking=True).float()
@@ -357,7 +366,9 @@ def _write(result, part, before, after, change, bounds) -> None:
     if part.ndim == 4:  # each channel moves by what the luminance moves: hue stays
         moved = _fetched(after - before)
         for channel in range(3):
-            _put(result[..., channel], torch.from_numpy(part[..., channel] + moved), change, bounds)
+            with np.errstate(invalid="ignore"):  # infinite ones, which do not change
+                values = part[..., channel] + moved
+            _put(result[..., channel], torch.from_numpy(values), change, bounds)
     else:
         _put(result, after, change, bounds)
 
@@ -388,9 +399,15 @@ def precision_of(model: Model, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-@lru_cache(maxsize=4)
 def placed(model: Model, device: torch.device, precision: torch.dtype) -> torch.nn.Module:
-    """A copy of the model's network for inference on a device, its weights in the precision."""
+    """A copy of the model's network for inference on a device, its weights in the precision; another one once training
+    has changed them."""
+    weights = model.network.parameters()
+    return _placed(model, device, precision, sum(0 if w.is_inference() else w._version for w in weights))
+
+
+@lru_cache(maxsize=4)
+def _placed(model: Model, device: torch.device, precision: torch.dtype, version: int) -> torch.nn.Module:
     network = copy.deepcopy(model.network).to(device).eval().to_precision(precision)
     if device.type == "cuda":
         network.forward = Replayed(network.forward, REPLAYED)

@@ -6,6 +6,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -15,6 +16,7 @@ from .config import InputError, out_of_memory
 
 TURNS = 12  # of the probe for the precision
 SHAPES = 4  # of inputs whose recorded operations are kept at a time
+_counting, _found = threading.Lock(), []  # of `cores_kept`
 
 
 def available_devices() -> list[str]:
@@ -27,9 +29,9 @@ def available_devices() -> list[str]:
     return available
 
 
-def choose_device(device: str = "auto") -> torch.device:
-    """The torch device for "auto", "cpu", "cuda", "cuda:1", "mps"; InputError where it is not there."""
-    available = available_devices()
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """The torch device for "auto", "cpu", "cuda", "cuda:1", "mps", or itself; InputError where it is not there."""
+    device, available = str(device), available_devices()
     if device == "auto":
         return torch.device(available[0])
     if device not in available:
@@ -41,6 +43,29 @@ def sixteen_bits(device: torch.device) -> torch.dtype:
     """In which networks run in 16 bits, where they do: CUDA's kernels are as fast in float16, which rounds eight times
     as finely as bfloat16."""
     return torch.float16 if device.type == "cuda" else torch.bfloat16
+
+
+def cores() -> int:
+    """The number of threads that torch may use: what the first of those that are in `cores_kept` found, else this
+    thread's."""
+    first = _found[:1]
+    return first[0] if first else torch.get_num_threads()
+
+
+@contextmanager
+def cores_kept():
+    """Around work that calls `torch.set_num_threads`, and puts `cores` back at its end.
+
+    That number is for one thread, but also for those that come to torch later: one that did while another was at work
+    with few would keep, and hand on, as few.
+    """
+    with _counting:
+        _found.append(cores())
+    try:
+        yield
+    finally:
+        with _counting:
+            _found.pop()
 
 
 @lru_cache
@@ -58,10 +83,10 @@ def choose_precision(device: torch.device, training: bool = False) -> torch.dtyp
     shapes = (2, 64, side, side), (64, 64, 3, 3)
     given = [torch.zeros(s, device=device).to(memory_format=torch.channels_last) for s in shapes]
     seconds = {torch.float32: [], sixteen: []}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several wait for one another, and for other programs, longer than they compute
-    try:
-        with torch.inference_mode():
+    with cores_kept(), torch.inference_mode():
+        threads = cores()
+        torch.set_num_threads(1)  # several wait for one another, and for other programs, longer than they compute
+        try:
             while len(seconds[sixteen]) < TURNS:
                 for precision, runs in seconds.items():
                     x, weight = given if training else (tensor.to(precision) for tensor in given)
@@ -75,8 +100,8 @@ def choose_precision(device: torch.device, training: bool = False) -> torch.dtyp
                 slow, fast = (min(runs[1:], default=0) for runs in (seconds[sixteen], seconds[torch.float32]))
                 if slow > 3 * fast:  # each of its runs may take a tenth of a second
                     break
-    finally:
-        torch.set_num_threads(threads)
+        finally:
+            torch.set_num_threads(threads)
     return sixteen if min(seconds[sixteen]) < 0.8 * min(seconds[torch.float32]) else torch.float32
 
 

@@ -238,6 +238,11 @@ def _dimensions(sizes: list[int], path) -> int:
     return count
 
 
+def _check_dimensions(count: int, path) -> None:
+    if count > 3:
+        raise InputError(f"{path} has {count} dimensions; a sequence of volumes opens in Slicer alone.")
+
+
 def _detached(path: Path, name: str):
     """The data file that a header names, beside the header."""
     if "%" in name or name == "LIST" or Path(name).name != name:
@@ -274,7 +279,10 @@ def _read_meta(path: Path) -> Recording:
     entries = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
     sizes = _numbers(entries.get("DimSize", ""), int, path, "DimSize")
     channels = _numbers(entries.get("ElementNumberOfChannels", "1"), int, path, "ElementNumberOfChannels")
-    if entries.get("ElementType") not in META_TYPES or len(channels) != 1 or len(sizes) not in (2, 3):
+    flat = len(sizes) == 4 and sizes[2] == 1  # PLUS can give flat frames a third axis
+    sizes = [*sizes[:2], sizes[3]] if flat else sizes
+    _check_dimensions(len(sizes), path)
+    if entries.get("ElementType") not in META_TYPES or len(channels) != 1 or len(sizes) < 2:
         raise InputError(f"{path} is not an image or a sequence of images of a known type.")
     if not _is_true(entries.get("BinaryData", "True")):
         raise InputError(f"{path} holds its pixels as text; save it with BinaryData = True.")
@@ -294,7 +302,7 @@ def _read_meta(path: Path) -> Recording:
         values.astype(dtype.newbyteorder("="), copy=False).reshape(shape),
         path,
         single=len(sizes) == 2,
-        sequence=any(line.startswith("Seq_Frame") for line in lines),
+        sequence=flat or any(line.startswith("Seq_Frame") for line in lines),
         spacing=spacing,
         source={"family": "meta", "lines": lines, "packed": packed},
         parts=(data,),
@@ -340,8 +348,8 @@ def _read_nrrd(path: Path) -> Recording:
         frames = frames[None]
     elif listed and len(image) == 3 and array.shape[image[0]] == 1:
         frames = frames[:, 0]
-    elif len(listed + image) != 3:
-        raise InputError(f"{path} has {len(listed + image)} dimensions; a sequence of volumes opens in Slicer alone.")
+    else:
+        _check_dimensions(len(listed + image), path)
     source = {"family": "nrrd", "lines": lines, "axes": listed + image + colour, "shape": array.shape}
     lengths = _nrrd_lengths(fields, len(sizes))
     spacing = (1.0, *(lengths[len(sizes) - 1 - axis] for axis in image))[-3:]
@@ -407,6 +415,7 @@ def _read_itk(path: Path) -> Recording:
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
+        _check_dimensions(reader.GetDimension(), path)
         claimed = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
         parts = _pair(path)
         size = sum(part.stat().st_size for part in parts)
@@ -505,8 +514,9 @@ def _dicom_spacing(dataset, region) -> tuple[float, float, float]:
 
 
 def release(array: np.ndarray) -> None:
-    """Lets go of the memory that an array on the disk has taken up; nothing for others."""
-    while isinstance(array, np.ndarray):
+    """Lets go of the memory that an array on the disk has taken up; nothing for others, and for those of the mode "c",
+    whose changes are in memory alone."""
+    while isinstance(array, np.ndarray) and getattr(array, "mode", "") != "c":
         if isinstance(array.base, mmap.mmap) and hasattr(array.base, "madvise"):  # not on Windows
             array.base.madvise(mmap.MADV_DONTNEED)
         array = array.base

@@ -13,6 +13,7 @@ from .look import luminance
 from .perturbation import evenly
 
 BRIGHTEST = 1.5  # on the networks' scale; they see nothing brighter, and what is above is added again afterwards
+DISPLAY = 60.0  # dB below the brightest echo that scanners usually show; lower values are taken for decibels
 
 
 def grey_mapping(frames: np.ndarray, region: np.ndarray | None) -> tuple[float, float]:
@@ -20,6 +21,8 @@ def grey_mapping(frames: np.ndarray, region: np.ndarray | None) -> tuple[float, 
 
     They are the 0.1 and 99.9 per cent points of the finite pixels inside the region, of at most 16 frames, so that a
     few overlay pixels do not shift them; but 99.99 per cent stay below 1.25, unless they are more than twice as bright.
+    Of decibels, what stands for nothing received may lie far below all else: the lowest value does not count, and low
+    is DISPLAY below high, unless the others reach further.
 
     Args: frames (N, H, W[, C]); region (H, W) bool or None. Returns low <= high; equal for constant frames.
     """
@@ -31,6 +34,8 @@ def grey_mapping(frames: np.ndarray, region: np.ndarray | None) -> tuple[float, 
         return 0.0, 0.0
     low, high, top = (float(v) for v in np.percentile(values, (0.1, 99.9, 99.99)))
     high = max(high, low + 0.8 * (min(top, low + 2 * (high - low)) - low))
+    if frames.dtype.kind == "f" and low < min(-DISPLAY, high):
+        low = max(low, min(float(np.percentile(values[values > values.min()], 0.1)), high - DISPLAY))
     return (low, high) if high > low else (float(values.min()), float(values.max()))
 
 

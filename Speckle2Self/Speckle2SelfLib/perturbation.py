@@ -129,6 +129,7 @@ def speckle_correlation(frames, region=None) -> tuple[np.ndarray, np.ndarray] | 
     windows = [window for window in windows if region is None or region[window].all()]
     votes = []
     for frame in chosen.astype(np.float32):
+        darkest = frame.min(where=np.isfinite(frame), initial=np.inf)
         for window in windows[:: max(1, len(windows) // 60)]:
             patch = frame[window].ravel()
             if not np.isfinite(patch).all():
@@ -136,7 +137,7 @@ def speckle_correlation(frames, region=None) -> tuple[np.ndarray, np.ndarray] | 
             clipped = np.mean(patch == patch.min()) + np.mean(patch == patch.max())
             rest = patch - trend @ (trend.T @ patch)
             variance = np.mean(rest**2)
-            if clipped > 0.3 or variance <= 1e-6 * np.mean(patch**2):
+            if clipped > 0.3 or variance <= 1e-6 * np.mean((patch - darkest) ** 2):
                 continue
             rest = rest.reshape(size, size)
             rows = [np.mean(rest[lag:] * rest[:-lag]) / variance for lag in range(1, lags)]

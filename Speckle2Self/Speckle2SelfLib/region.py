@@ -16,7 +16,8 @@ SMALLEST = 64  # pixels of a part of the region: the inside of a letter is none
 
 
 def grey(frames: np.ndarray, brightest_of_all: float | None = None) -> np.ndarray:
-    """Bool (N, H, W): pixels of colour frames (N, H, W, 3 or 4) that have no hue, within what JPEG blurs.
+    """Bool (N, H, W): pixels of colour frames (N, H, W, 3 or 4) that have no hue, within what JPEG blurs. Those
+    that are not finite have none.
 
     brightest_of_all: the largest value of the recording that they are of; None: theirs.
     """
@@ -24,9 +25,10 @@ def grey(frames: np.ndarray, brightest_of_all: float | None = None) -> np.ndarra
     brightest = np.maximum(np.maximum(red, green), blue).astype(np.float32)
     darkest = np.minimum(np.minimum(red, green), blue).astype(np.float32)
     if brightest_of_all is None:
-        brightest_of_all = float(brightest.max(initial=0))
+        brightest_of_all = float(brightest.max(initial=0, where=np.isfinite(brightest)))
     scale = 255.0 if frames.dtype == np.uint8 else brightest_of_all
-    return brightest - darkest <= HUE_TOLERANCE * brightest + HUE_NOISE * scale
+    with np.errstate(invalid="ignore"):
+        return ~(brightest - darkest > HUE_TOLERANCE * brightest + HUE_NOISE * scale)
 
 
 def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:

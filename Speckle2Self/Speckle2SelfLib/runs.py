@@ -33,6 +33,7 @@ from .config import (
     TrainingConfig,
     from_dict,
     locked,
+    named,
     replace_file,
     to_dict,
     torchrun_place,
@@ -338,7 +339,7 @@ def _data(job: Job, model: ModelConfig, inputs, held_out) -> tuple[list[Cine], l
         except InputError as error:
             if len(inputs) + len(held_out) == 1:
                 raise
-            raise InputError(f"{path}: {str(error).removeprefix(f'{path} ')}") from error
+            raise InputError(named(path, error)) from error
 
     cines = [read(path) for path in inputs]
     if held_out:

@@ -1,6 +1,8 @@
 """Frames in, frames out: what changes, what must not, and what is refused."""
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ import torch
 
 from Speckle2SelfLib import checkpoint, despeckling
 from Speckle2SelfLib import network as networks
-from Speckle2SelfLib.config import Cancelled, InputError, ModelConfig
+from Speckle2SelfLib.config import Cancelled, InputError, ModelConfig, out_of_memory
 from Speckle2SelfLib.despeckling import Model, despeckle, kept_model, load_model, through_network
+from Speckle2SelfLib.filters import median
 from Speckle2SelfLib.frames import box_of, grey_mapping
 from Speckle2SelfLib.network import FastNetwork, SpeckleReductionNetwork
 
@@ -63,10 +66,35 @@ def test_the_published_network_on_the_processor_leaves_cudas_settings_alone(cine
     assert despeckle(cine, model, region=None, device="cpu").shape == cine.shape
 
 
+def test_a_filter_has_a_name(cine):
+    assert np.array_equal(despeckle(cine, "median", region=None), despeckle(cine, median, region=None))
+
+
+def test_a_device_may_be_torchs_own(cine):
+    given = despeckle(cine, "default", region=None, device=torch.device("cpu"))
+    assert np.array_equal(given, despeckle(cine, "default", region=None, device="cpu"))
+
+
 def test_the_input_is_not_changed(cine):
     before = cine.copy()
     despeckle(cine, blur, region=None)
     assert np.array_equal(cine, before)
+
+
+def test_what_was_changed_in_memory_alone_of_a_file_is_kept(cine, tmp_path):
+    np.save(tmp_path / "cine.npy", cine)
+    frames = np.load(tmp_path / "cine.npy", mmap_mode="c")
+    frames[:, :9, :9] = 0
+    before = frames.copy()
+    output = despeckle(frames, blur, region=None)
+    assert np.array_equal(frames, before) and np.array_equal(output, despeckle(before, blur, region=None))
+
+
+def test_flipped_frames_need_no_copy(cine):
+    flipped = cine[::-1, ::-1]
+    model = load_model("default")
+    expected = despeckle(np.ascontiguousarray(flipped), model, region=None)
+    assert np.array_equal(despeckle(flipped, model, region=None), expected)
 
 
 def test_one_frame_of_two_dimensions_comes_back_as_such(cine):
@@ -126,6 +154,14 @@ def test_pixels_that_are_not_finite_stay_and_do_not_spread(rng):
     assert np.array_equal(np.isfinite(output), np.isfinite(holes))
     assert np.isposinf(output[0, 20, 5]) and np.isneginf(output[1, 3, 3])
     assert np.nanmax(np.abs(output[np.isfinite(output)])) <= 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_colours_that_are_not_finite_stay_without_a_warning(rng):
+    frames = rng.uniform(0, 1, (3, 32, 32, 1)).repeat(3, -1)
+    frames[0, 10, 10, 1], frames[1, 20, 5], frames[2] = np.nan, np.inf, np.nan
+    output = despeckle(frames, blur, region=None)
+    assert np.array_equal(np.isfinite(output), np.isfinite(frames)) and (output != frames)[:2].mean() > 0.9
 
 
 def test_a_constant_frame_within_a_cine_stays_constant(rng, network):
@@ -252,6 +288,17 @@ def test_a_file_is_read_anew_only_if_it_has_changed(network, tmp_path):
         kept_model(path)
 
 
+def test_weights_that_training_has_changed_count_at_once(cine):
+    model, options = Model(ModelConfig(width=8), FastNetwork(8)), {"region": None, "precision": torch.float32}
+    before = despeckle(cine, model, **options)
+    optimizer = torch.optim.Adam(model.network.parameters(), lr=0.1)
+    model.network(torch.rand(1, 1, 32, 32)).sum().backward()
+    optimizer.step()
+    after = despeckle(cine, model, **options)
+    assert np.array_equal(after, despeckle(cine, Model(model.config, model.network), **options))
+    assert not np.array_equal(after, before)
+
+
 def test_sixteen_bits_are_taken_only_where_they_give_the_same(network, monkeypatch, caplog):
     sixteen, cpu = torch.bfloat16, torch.device("cpu")
     monkeypatch.setattr(despeckling, "choose_precision", lambda device: sixteen)
@@ -277,6 +324,22 @@ def test_the_box_of_a_region_is_found_without_a_search():
     assert box_of(region) == (slice(7, 13), slice(4, 36))
 
 
+class Watched(torch.nn.Module):
+    """A network that does what the test says."""
+
+    margin, multiple = 0, 8
+
+    def __init__(self, forward):
+        super().__init__()
+        self.forward = forward
+
+    def to_precision(self, precision):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+
 @pytest.fixture
 def three_at_once(monkeypatch):
     """Blocks of one frame of 40 x 48 pixels, on three threads."""
@@ -300,26 +363,62 @@ def test_blocks_that_are_worked_on_at_once_give_what_each_gives_alone(rng, netwo
 def test_a_cancel_or_an_error_stops_the_blocks_that_have_not_begun(rng, three_at_once):
     frames, begun = rng.integers(20, 220, (60, 40, 48)).astype(np.uint8), []
 
-    class Watched(torch.nn.Module):
-        margin, multiple = 0, 8
+    def forward(x):
+        begun.append(x)
+        time.sleep(0.01)
+        if len(begun) > 10:
+            raise MemoryError("for the test")
+        return x
 
-        def to_precision(self, precision):
-            return self
-
-        def forward(self, x):
-            begun.append(x)
-            time.sleep(0.01)
-            if len(begun) > 10:
-                raise MemoryError("for the test")
-            return x
-
-    model = Model(ModelConfig(), Watched())
+    model = Model(ModelConfig(), Watched(forward))
     with pytest.raises(Cancelled):
         despeckle(frames, model, region=None, cancelled=lambda: len(begun) > 2)
     assert len(begun) < 10
     with pytest.raises(MemoryError):
         despeckle(frames, model, region=None)
     assert len(begun) < 30 and torch.get_num_threads() == 3
+
+
+def test_a_thread_that_begins_meanwhile_and_ends_last_leaves_all_cores_to_those_to_come(cine, three_at_once):
+    torch.set_num_threads(4)  # of which each of two frames has two, as has a thread that comes to torch then
+    begun, ended, seen, others = threading.Event(), threading.Event(), [], ThreadPoolExecutor(2)
+
+    def run(forward):
+        despeckle(cine[:2], Model(ModelConfig(), Watched(forward)), region=None, precision=torch.float32)
+
+    def begin_another(x):
+        others.submit(run, last)
+        begun.wait(5)
+        return x
+
+    def last(x):
+        begun.set()
+        ended.wait(5)
+        return x
+
+    run(begin_another)
+    ended.set()
+    others.shutdown()
+    threading.Thread(target=lambda: seen.append(torch.get_num_threads())).start()
+    while not seen:
+        time.sleep(0.01)
+    assert seen == [4]
+
+
+def test_a_thread_that_cannot_start_is_told_at_once(cine, network, three_at_once, monkeypatch):
+    start, started = threading.Thread.start, []
+
+    def second_fails(thread):
+        started.append(thread)
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", second_fails)
+    began = time.monotonic()
+    with pytest.raises(RuntimeError) as error:
+        despeckle(cine, Model(ModelConfig(width=8), network), region=None, precision=torch.float32)
+    assert out_of_memory(error.value) and time.monotonic() < began + 0.9 and torch.get_num_threads() == 3
 
 
 @pytest.mark.parametrize(
@@ -336,6 +435,9 @@ def test_a_cancel_or_an_error_stops_the_blocks_that_have_not_begun(rng, three_at
         (np.full((3, 32, 32), 7, np.uint8), {}),
         (np.eye(32), {"strength": 1.5}),
         (np.eye(32), {"gamma": 0}),
+        (np.eye(32), {"grain": (np.nan, 1.0), "model": "default"}),
+        (np.eye(32), {"grain": (0, 1), "model": "default"}),
+        (np.eye(32), {"mapping": (0, np.nan)}),
         (np.eye(32), {"region": np.ones((3, 3), bool)}),
         (np.eye(32), {"region": "nonsense"}),
         (np.eye(32), {"model": "no such model"}),
@@ -371,6 +473,18 @@ def test_a_few_pixels_of_another_scale_do_not_flatten_the_rest(rng):
     low, high = grey_mapping(frames, None)
     frames[:, 3, 5:15] = 65535
     assert grey_mapping(frames, None)[1] - low < 2 * (high - low)
+
+
+@pytest.mark.parametrize("floor", [-100, -150, -300])
+def test_decibels_of_nothing_do_not_flatten_the_rest(rng, floor):
+    tissue = np.clip(20 * np.log10(rng.rayleigh(0.1, (4, 128, 128))), -70, 0).astype(np.float32)
+    low, high = grey_mapping(tissue, None)
+    frames = tissue.copy()
+    frames[:, 40:60, 40:60] = floor
+    assert grey_mapping(frames, None) == pytest.approx((min(low, high - 60), high), abs=2)
+    frames[:, 20:30] = -90  # a display that is as deep as this
+    frames[:, 20:30, 1::2] = -80
+    assert grey_mapping(frames, None)[0] <= -90
 
 
 def test_colours_of_16_bits_come_out_alike_whatever_is_in_other_frames(rng, network, monkeypatch):

@@ -73,6 +73,25 @@ def header_lines(path, but):
     return [line for line in lines if not line.startswith(but)]
 
 
+def test_frames_of_a_plus_recording_may_have_a_third_axis_of_one(tmp_path):
+    source = write_meta(tmp_path / "in.igs.mha")
+    text = source.read_bytes().replace(b"NDims = 3\nDimSize = 30 20 3 ", b"NDims = 4\nDimSize = 30 20 1 3 ")
+    source.write_bytes(text.replace(b"ElementSpacing = 0.1 0.2 1", b"ElementSpacing = 0.1 0.2 5 1"))
+    recording = files.read(source)
+    assert np.array_equal(recording.frames, FRAMES) and recording.sequence and recording.spacing == (5, 0.2, 0.1)
+    files.write(tmp_path / "out.igs.mha", recording.frames, recording)
+    assert (tmp_path / "out.igs.mha").read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["v.mha", "v.nrrd", "v.nii.gz"])
+def test_volumes_in_time_are_refused_by_what_they_are(tmp_path, name):
+    volumes = np.zeros((2, 5, 20, 3), np.uint8)  # as wide as colours are deep
+    path = str(tmp_path / name)
+    sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(volume) for volume in volumes]), path)
+    with pytest.raises(InputError, match="has 4 dimensions; a sequence of volumes opens in Slicer alone"):
+        files.read(path)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_every_field_of_a_plus_recording_is_kept_verbatim(tmp_path, packed):
     source = write_meta(tmp_path / "in.igs.mha", packed=packed)

@@ -74,6 +74,12 @@ def test_the_grain_is_measured_whatever_the_anatomy(layout, grain):
     assert (found > 0.45).all() and (found < 1.1).all()
 
 
+def test_an_offset_does_not_change_the_grain():
+    config = SimulationConfig((160, 160), 2, (1.2, 2.0), "flat", "linear")
+    frames = np.round(simulate(config, np.random.default_rng(1)).frames * 60).astype(np.int16)
+    assert estimate_grain(frames + np.int16(20000)) == pytest.approx(estimate_grain(frames), rel=0.01)
+
+
 def test_margins_do_not_change_the_grain():
     frames = simulate(SimulationConfig((192, 192), 2, (1.5, 3), "flat"), np.random.default_rng(3)).frames
     padded = np.pad(frames, ((0, 0), (40, 10), (200, 100)))

@@ -28,6 +28,14 @@ def sector():
     return frames, simulated.region
 
 
+@pytest.mark.filterwarnings("error")
+def test_colours_that_are_not_finite_hide_nothing(sector):
+    frames = (sector[0][..., None].repeat(3, -1) / 255).astype(np.float32)
+    found = detect(frames)
+    frames[0, 130, 130, 1], frames[1, 140, 150], frames[2] = np.nan, np.inf, np.nan
+    assert found.any() and (detect(frames) != found).mean() < 0.01
+
+
 def test_a_sector_is_found_without_text_and_bars(sector):
     frames, imaged = sector
     region = detect(frames)
