@@ -345,13 +345,11 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     #
 
     def request(self) -> dict:
-        """The options of despeckling that the panel shows. Raises InputError for a region that is none."""
+        """The options of despeckling that the panel shows."""
         parameters = self._parameterNode
         options = {name: parameters.getValue(name) for name in ("model", "axis", "device", "strength", "gamma")}
-        region = parameters.region
-        if region == "given":
-            region = self.logic.region(parameters.inputNode, parameters.regionNode, parameters.axis)
-        return {**options, "region": region}
+        given = parameters.regionNode if parameters.region == "given" else None
+        return {**options, "region": given or parameters.region}
 
     def onApply(self) -> None:
         with shownErrors(_("Despeckling failed.")):
@@ -493,7 +491,7 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onPreview(self) -> None:
         live = self.live
-        if live is not None and live.once and live.hasOutput and self._parameterNode.region != "given":
+        if live is not None and live.once and live.hasOutput:
             with shownErrors(_("The preview failed.")):  # region, grey values and grain are known already
                 live.refresh()
                 self._faded = False
@@ -699,17 +697,21 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         comparison.rememberRegion(volume, region)
         return region
 
-    def _settled(self, node, region="auto", axis: str = "auto", **_):
-        """The `region` of `process` as "auto", "none" or pixels (H, W). Raises InputError."""
-        if isinstance(region, str) and region not in ("auto", "none"):
+    def _regionNode(self, region="auto", **_):
+        """The node that the `region` of `process` is; None for all that is none. Raises InputError."""
+        if isinstance(region, str) and region not in ("auto", "none", "given"):
             try:
-                region = None if region == "given" else scene.find(region)
+                return scene.find(region)
             except InputError as error:
                 known = "auto, none, given, a segmentation or a box (ROI), or a bool array"
                 raise InputError(f"There is no region '{region}'; known are {known}.") from error
-            return self.region(node, region, axis)
-        if isinstance(region, vtk.vtkObject):
-            return self.region(node, region, axis)
+        return region if isinstance(region, vtk.vtkObject) else None
+
+    def _settled(self, node, region="auto", axis: str = "auto", **_):
+        """The `region` of `process` as "auto", "none" or pixels (H, W). Raises InputError."""
+        regionNode = self._regionNode(region)
+        if regionNode is not None or (isinstance(region, str) and region == "given"):
+            return self.region(node, regionNode, axis)
         if not (region is None or isinstance(region, str)) and axis.lower() == "average":
             raise InputError("axis='average' takes no region array: frames of three orientations differ in size.")
         return region
@@ -731,14 +733,16 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         """Despeckles what a volume shows whenever it changes, into `<input> live`; returns a `processing.Live`, whose
         `step` is to be called now and then.
 
-        once: only what it shows now. output: of an earlier call. options: as those of `start`. Raises InputError.
+        once: only what it shows now. output: of an earlier call. options: as those of `start`; a segmentation or a box
+        as `region` is followed where it is changed. Raises InputError.
         """
         dependencies.ensure()
         from Speckle2SelfSlicer.processing import Live
 
         node, view = scene.find(inputNode), slicer.mrmlScene.GetNodeByID("vtkMRMLSliceNodeRed")
+        regionNode = self._regionNode(**options)
         options["region"] = self._settled(node, **options)
-        return Live(self.worker, node, sliceNode=view, once=once, output=output, **options)
+        return Live(self.worker, node, sliceNode=view, once=once, output=output, regionNode=regionNode, **options)
 
     def process(
         self,

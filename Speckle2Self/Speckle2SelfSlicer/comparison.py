@@ -108,7 +108,7 @@ def _inBox(volume, box, shape) -> np.ndarray:
     vtk.vtkMatrix4x4.Invert(box.GetObjectToWorldMatrix(), toBox)
     vtk.vtkMatrix4x4.Multiply4x4(toBox, toWorld, toWorld)
     matrix = slicer.util.arrayFromVTKMatrix(toWorld)
-    grid = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij")[::-1]  # I, J, K
+    grid = np.ix_(*(np.arange(n, dtype=np.float32) for n in shape))[::-1]  # I, J, K, to be broadcast
     mask = np.ones(shape, bool)
     for row, size in zip(matrix[:3], box.GetSize(), strict=True):
         along = sum(weight * axis for weight, axis in zip(row[:3], grid, strict=True)) + row[3]
@@ -210,7 +210,10 @@ def changed(regionNode) -> int:
     """When a segmentation or a box was changed last, in VTK's count."""
     parts = [regionNode]
     if regionNode.IsA("vtkMRMLSegmentationNode"):
-        parts.append(regionNode.GetSegmentation())
+        segments = regionNode.GetSegmentation()
+        chosen = [segments.GetNthSegment(number) for number in range(segments.GetNumberOfSegments())]
+        drawn = [segment.GetRepresentation(segments.GetSourceRepresentationName()) for segment in chosen]
+        parts += [segments, *chosen, *(each for each in drawn if each is not None)]
     return max(part.GetMTime() for part in parts)
 
 

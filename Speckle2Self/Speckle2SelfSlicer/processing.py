@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 import numpy as np
 import slicer
@@ -12,7 +13,7 @@ from Speckle2SelfLib import volumes
 from Speckle2SelfLib.config import Cancelled, InputError
 from Speckle2SelfLib.look import look
 
-from . import scene
+from . import comparison, scene
 
 PARTIAL = " (partial)"  # in the name of a result of which only the first frames are done
 PIECE = 0.02  # seconds of work at most between two returns to the event loop
@@ -234,10 +235,14 @@ class Live:
 
     Call `step` from a timer. The newest image comes first; what cannot be kept up with is dropped. output: a volume
     `<input> live` in the same place, or a given one. state: "running", "stopped", "failed" (message). latency, rate:
-    measured. once: a preview, only what is shown now; `refresh` takes what is shown then. Raises InputError.
+    measured. once: a preview, only what is shown now; `refresh` takes what is shown then. regionNode: the segmentation
+    or box that `region` (H, W) was taken from; where it is changed, the images follow. Raises InputError.
     """
 
-    def __init__(self, worker, node, axis: str = "auto", sliceNode=None, once: bool = False, output=None, **request):
+    def __init__(
+        self, worker, node, axis: str = "auto", sliceNode=None, once: bool = False, output=None, regionNode=None,
+        **request,
+    ):  # fmt: skip
         if node is not None and node.IsA("vtkMRMLSequenceNode"):
             node = scene.proxy(node)
         self.source = scene.source(node)
@@ -245,6 +250,7 @@ class Live:
             raise InputError(f"'{output.GetName()}' is a recording, which live images never change; choose another.")
         self.node, self.output, self.once, self.state, self.message = node, output, once, "running", ""
         self._sliceNode, self._axis, self._request, self._worker = sliceNode, axis, request, worker
+        self._regionNode, self._region, self._followed = regionNode, request.get("region"), None
         self._stream, self._observed, self._moments = None, [], []
         self._pushed, self._taken, self._places = 0, 0, {}
         self.refresh()
@@ -254,7 +260,7 @@ class Live:
                 events.append((node, slicer.vtkMRMLStreamingVolumeNode.FrameModifiedEvent))
             self._observed = [(n, n.AddObserver(event, self._onModified)) for n, event in events if n is not None]
 
-    def _onModified(self, caller, event) -> None:
+    def _onModified(self, caller=None, event=None) -> None:
         if self.state == "running" and self._whole():
             try:
                 self.refresh()
@@ -291,8 +297,29 @@ class Live:
         frame = np.moveaxis(image, axis, 0)[number]
         if self._stream is None:
             self._stream = self._worker.live(frame.shape, frame.dtype, self._request)
+        self._follow(frame.shape[:2], axis)
         self._pushed = self._stream.push(frame)
         self._places[self._pushed] = axis, scene.slicePlace(self.node, axis, number)
+
+    def _follow(self, size, axis: int) -> None:
+        """Gives the stream what the segmentation or box covers now, where it or the frames' size has changed."""
+        if self._regionNode is None or self._regionNode.GetScene() is None:
+            return
+        if self._followed == (comparison.changed(self._regionNode), size, axis):
+            return
+        try:
+            region = comparison.frameMask(self.node, self._regionNode, axis)
+        except InputError:  # moved off the image: nothing of it is to be despeckled
+            region = np.zeros(size, bool)
+        self._followed = comparison.changed(self._regionNode), size, axis  # after: reading a segmentation can touch it
+        if not np.array_equal(region, self._region):  # as it is where both move with one transform
+            self._region = region
+            self._stream.give(region)
+
+    @property
+    def _regionMoved(self) -> bool:
+        node = self._regionNode
+        return node is not None and node.GetScene() is not None and comparison.changed(node) != self._followed[0]
 
     @property
     def waiting(self) -> bool:
@@ -322,6 +349,8 @@ class Live:
         if self._stream.state == "failed":
             self.stop("failed", self._stream.message)
             return False
+        if not self.once and self._regionMoved:
+            self._onModified()
         frame = self._stream.take()
         if frame is None:
             return False
@@ -366,6 +395,9 @@ class Live:
         for node, tag in self._observed:
             node.RemoveObserver(tag)
         self._observed = []
+        if self._region is not self._request.get("region") and self._region.any():
+            with suppress(InputError):
+                comparison.rememberRegion(self.node, self._region)  # not while it moves: that writes a file
         if self._stream is not None and self.state == "running":
             self._stream.stop()
         if self.state == "running":

@@ -188,7 +188,7 @@ class Stream:
 
     state: "running", "stopped", "failed" (message says why). pushed, done, dropped: counts of frames. What the first
     frame that shows something tells of region, grey mapping and grain serves all that follow, until one shows far more
-    or is far brighter, or has a new size.
+    or is far brighter, or has a new size, or another region is given.
     """
 
     def __init__(self, worker: Worker, shape, dtype, request: dict, region: np.ndarray | None):
@@ -249,6 +249,14 @@ class Stream:
         self._worker.poll()  # after the header, and the process reads the header after it has answered: none is missed
         self._wake()
         return self.pushed
+
+    def give(self, region: np.ndarray) -> None:
+        """Another region (H, W) bool from the next frame on; grain and grey values are found in it anew."""
+        self._given = region
+        if self.state == "running" and region.shape == self.shape[:2]:  # else it waits for frames of its size
+            self._region[...] = region
+            self._header[-1] += 1
+            self._opening["region"] = "given"
 
     def take(self) -> Frame | None:
         """The newest despeckled frame that was not taken yet, as a copy; else None."""

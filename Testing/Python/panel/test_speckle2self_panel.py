@@ -392,6 +392,12 @@ def test_preview_and_live_take_a_given_region(desk, panel, button):
     desk.wait(lambda: panel.live.output is not None)
     after, before = (slicer.util.arrayFromVolume(node)[0] for node in (panel.live.output, volume))
     assert np.array_equal(after[:, 28:], before[:, 28:]) and (after[:, :28] != before[:, :28]).mean() > 0.5
+    box.SetCenter(41.5, 23.5, 0)
+    if button == "previewButton":
+        desk.rest()
+        assert (after[:, :28] != before[:, :28]).any(), "a preview does not follow by itself"
+        panel.ui.previewButton.click()
+    desk.wait(lambda: np.array_equal(after[:, :28], before[:, :28]) and (after[:, 28:] != before[:, 28:]).mean() > 0.5)
     assert not desk.asked
 
 
