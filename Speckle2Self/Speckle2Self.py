@@ -700,11 +700,7 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
     def _regionNode(self, region="auto", **_):
         """The node that the `region` of `process` is; None for all that is none. Raises InputError."""
         if isinstance(region, str) and region not in ("auto", "none", "given"):
-            try:
-                return scene.find(region)
-            except InputError as error:
-                known = "auto, none, given, a segmentation or a box (ROI), or a bool array"
-                raise InputError(f"There is no region '{region}'; known are {known}.") from error
+            return scene.findRegion(region)
         return region if isinstance(region, vtk.vtkObject) else None
 
     def _settled(self, node, region="auto", axis: str = "auto", **_):
@@ -742,6 +738,7 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         node, view = scene.find(inputNode), slicer.mrmlScene.GetNodeByID("vtkMRMLSliceNodeRed")
         regionNode = self._regionNode(**options)
         options["region"] = self._settled(node, **options)
+        output = scene.find(output)
         return Live(self.worker, node, sliceNode=view, once=once, output=output, regionNode=regionNode, **options)
 
     def process(
@@ -759,8 +756,8 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
     ):
         """Despeckles a node into a new node `<input> despeckled`, or into a given one.
 
-        inputNode: a scalar, vector or streaming volume (2D or 3D), a sequence of these, or a browser's proxy,
-            which stands for its whole sequence; or the id or name of one.
+        inputNode: a scalar, vector or streaming volume (2D or 3D), a sequence of these, or a browser or its proxy,
+            which stand for the whole sequence; or the id or name of one.
         outputNode: an earlier output to replace; None: a new one. For a sequence it is a sequence; for a proxy,
             a sequence, the proxy of an earlier output, or a volume that becomes the proxy. Never the input.
         model: one of `models()`, a model file, or a function of frames (N, H, W), float32 in [0, 1].

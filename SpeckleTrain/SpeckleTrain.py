@@ -763,7 +763,7 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         if not nodes:
             raise InputError("A region needs a recording in the scene to lie on; of files alone take 'auto' or 'none'.")
         find = slicer.util.getModuleLogic("Speckle2Self").region
-        given = None if region == "given" else scene.find(region)
+        given = None if region == "given" else scene.findRegion(region)
         regions = [find(node, given) for node in nodes]
         if files and not alike(regions):
             raise InputError(
