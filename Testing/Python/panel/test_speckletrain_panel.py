@@ -537,6 +537,14 @@ def test_models_are_renamed_exported_imported_and_deleted(desk, train, tmp_path)
     assert train.ui.modelSelector.currentText == "out"
 
 
+def test_no_model_is_called_as_a_classical_filter(desk, train):
+    choose(train)
+    train.ui.nameLineEdit.text = " srad "
+    train.ui.trainButton.click()
+    assert "'srad' is a classical filter; choose another name for the model." in desk.asked[-1][1]
+    assert train.job is None and not list(library.home().glob("runs/*"))
+
+
 def test_a_model_is_compared_with_its_start_in_the_views(desk, train):
     choose(train)
     model = ModelConfig(width=4, grain=(0.75, 1.7))
