@@ -24,6 +24,7 @@ from .files import release
 from .frames import BRIGHTEST, box_of, fill_outside, grey_mapping, luminance
 from .layout import Layout, measure_grain
 from .library import models
+from .look import check_look
 from .region import detect, grey
 
 BLOCK_PIXELS = 2**22  # pixels through the network at once: bounds the memory, whatever the cine's length
@@ -120,10 +121,7 @@ def despeckle(
     Raises InputError with one clear sentence, Cancelled.
     """
     stack, region, bounds = checked(frames, region)
-    if not 0 <= strength <= 1:
-        raise InputError(f"A strength of {strength} is outside 0 to 1.")
-    if not 0.2 <= gamma <= 5:
-        raise InputError(f"A gamma of {gamma} is outside 0.2 to 5.")
+    check_look(strength, gamma)
     if not callable(model) and not isinstance(model, Model):
         model = kept_model(model)
     place = torch.device("cpu") if callable(model) else choose_device(device)

@@ -1,8 +1,10 @@
-"""Grey values of colours, and the look of a despeckled image, changed without the network. numpy alone."""
+"""Grey values of colours, and the look of a despeckled image, changed without the network. No torch here."""
 
 from __future__ import annotations
 
 import numpy as np
+
+from .config import InputError
 
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
 
@@ -12,6 +14,14 @@ def luminance(frames: np.ndarray) -> np.ndarray:
     if frames.ndim == 4:
         return frames[..., :3].astype(np.float32) @ LUMINANCE
     return frames.astype(np.float32)
+
+
+def check_look(strength: float, gamma: float) -> None:
+    """Raises InputError for a strength outside 0 to 1, or a gamma outside 0.2 to 5."""
+    if not 0 <= strength <= 1:
+        raise InputError(f"A strength of {strength} is outside 0 to 1.")
+    if not 0.2 <= gamma <= 5:
+        raise InputError(f"A gamma of {gamma} is outside 0.2 to 5.")
 
 
 def look(before, after, region, mapping, strength: float, gamma: float) -> np.ndarray:

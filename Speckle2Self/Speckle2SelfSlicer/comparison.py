@@ -100,6 +100,11 @@ def inside(volume, regionNode, which: str = "all") -> np.ndarray:
 
 
 def _inBox(volume, box, shape) -> np.ndarray:
+    warp = volume.GetParentTransformNode()
+    if warp is not None and not warp.IsTransformToWorldLinear():
+        raise InputError(
+            f"'{volume.GetName()}' is under the transform '{warp.GetName()}', which is not linear; take a segmentation."
+        )
     toWorld, toBox = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
     volume.GetIJKToRASMatrix(toWorld)
     parent = vtk.vtkMatrix4x4()

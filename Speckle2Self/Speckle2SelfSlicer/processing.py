@@ -11,7 +11,7 @@ import vtk
 
 from Speckle2SelfLib import volumes
 from Speckle2SelfLib.config import Cancelled, InputError
-from Speckle2SelfLib.look import look
+from Speckle2SelfLib.look import check_look, look
 
 from . import comparison, scene
 
@@ -36,6 +36,7 @@ class Run:
         scene.checkOutput(self.source, output)
         self.output, self.keepPartial, self.request = output, keepPartial, request
         self.look = {name: float(request.pop(name, 1.0)) for name in ("strength", "gamma")}
+        check_look(**self.look)
         self.state, self.message, self.result = "reading", "", None
         self.done, self.total, self.rate, self.seconds_left, self.device = 0, 0, 0.0, None, ""
         self.region, self._onlyRegion, self._started = None, onlyRegion, time.monotonic()
@@ -183,6 +184,8 @@ class Result:
         if strength != 1 or gamma != 1:  # the jobs' own copy of the input is gone
             volume = self.source.volumes[number]
             source = next(scene.voxels(scene.Source(volume, [volume])))
+            if source.shape != self._shape[1:]:
+                raise InputError(scene.CHANGED.format(self.source.node.GetName()))
         for job, axis in ((self._jobs[number], self.axes[number]) for number in self._averaged):
             count = self._shape[1 + axis]
             after = job.output[number * count : (number + 1) * count]

@@ -24,6 +24,7 @@ VOLUMES = {
     "vtkMRMLVectorVolumeNode": "vtkMRMLVectorVolumeNode",
     "vtkMRMLStreamingVolumeNode": "vtkMRMLVectorVolumeNode",  # it decodes on access; the result is plain
 }
+CHANGED = "An image of '{}' was changed meanwhile; nothing was written."
 REGIONS = ("vtkMRMLSegmentationNode", "vtkMRMLMarkupsROINode")
 
 
@@ -429,9 +430,12 @@ def _volume(template, voxels: np.ndarray):
         image.SetDimensions(voxels.shape[2::-1])
         scalarType = get_vtk_array_type(voxels.dtype)
     else:
+        before = template.GetImageData()
+        if before is None or before.GetDimensions() != voxels.shape[2::-1]:
+            raise InputError(CHANGED.format(template.GetName()))
         volume.CopyContent(template, False)
-        image.SetExtent(template.GetImageData().GetExtent())
-        scalarType = template.GetImageData().GetScalarType()
+        image.SetExtent(before.GetExtent())
+        scalarType = before.GetScalarType()
     image.AllocateScalars(scalarType, voxels.shape[3] if voxels.ndim == 4 else 1)
     vtk_to_numpy(image.GetPointData().GetScalars()).reshape(voxels.shape)[:] = voxels
     volume.SetAndObserveImageData(image)

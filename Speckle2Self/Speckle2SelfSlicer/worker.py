@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from Speckle2SelfLib.config import InputError
+from Speckle2SelfLib.look import check_look
 from Speckle2SelfLib.worker_process import SLOTS, job_arrays, layout, stream_arrays, views
 
 from .processes import GRACE, LONGEST, Child, kill_tree
@@ -281,7 +282,8 @@ class Stream:
         return self._region.copy() if self._finished and self._region is not None else None
 
     def look(self, strength: float, gamma: float) -> None:
-        """Strength and gamma of the frames that follow."""
+        """Strength and gamma of the frames that follow. Raises InputError."""
+        check_look(strength, gamma)
         changed = {"strength": float(strength), "gamma": float(gamma)}
         self._request |= changed
         self._opening |= changed
@@ -539,7 +541,9 @@ def _checked_request(request: dict, size: tuple) -> tuple[dict, np.ndarray | Non
         if mask.shape != tuple(size):
             raise InputError(f"A region of {mask.shape} does not fit frames of {tuple(size)} pixels.")
     request |= {"model": str(request["model"]), "device": str(request["device"])}
-    return request | {name: float(request[name]) for name in ("strength", "gamma")}, mask
+    request |= {name: float(request[name]) for name in ("strength", "gamma")}
+    check_look(request["strength"], request["gamma"])
+    return request, mask
 
 
 def _how_it_ended(code: int, errors: list[str]) -> str:

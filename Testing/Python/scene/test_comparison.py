@@ -46,6 +46,17 @@ def test_a_box_takes_the_voxels_that_lie_in_it(pair):
         comparison.inside(pair[0], box("away", (500, 600), (0, 9)))
 
 
+def test_a_box_on_an_image_under_a_warp_is_refused(pair):
+    from Speckle2SelfSlicer import comparison
+
+    warp = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLBSplineTransformNode", "Warp")
+    transform = slicer.vtkOrientedBSplineTransform()
+    warp.SetAndObserveTransformFromParent(transform)
+    pair[0].SetAndObserveTransformNodeID(warp.GetID())
+    with pytest.raises(InputError, match="'in' is under the transform 'Warp', which is not linear"):
+        comparison.inside(pair[0], box("tissue", (50, 70), (30, 50)))
+
+
 def test_figures_before_and_after_go_into_a_table_a_plot_and_a_file(pair, tmp_path):
     from Speckle2SelfSlicer import comparison
 

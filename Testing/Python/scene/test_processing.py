@@ -403,6 +403,34 @@ def test_live_follows_a_region_that_is_moved(slicer_app, kind, tmp_path, monkeyp
         own.close()
 
 
+@pytest.mark.parametrize("wrong", [{"strength": 2}, {"strength": float("nan")}, {"gamma": 0}])
+def test_a_strength_or_gamma_that_is_none_is_refused_before_any_work(worker, sequence, wrong):
+    from Speckle2SelfSlicer.processing import Live, Run
+
+    (name,) = wrong
+    for kind in (Run, Live):
+        with pytest.raises(InputError, match=f"A {name} of .* is outside"):
+            kind(worker, sequence, model="median", region="none", **wrong)
+    live = Live(worker, sequence, model="median", region="none")
+    with pytest.raises(InputError, match=f"A {name} of .* is outside"):
+        live.look(**{"strength": 1.0, "gamma": 1.0, **wrong})
+    live_until(worker, live, lambda: live.output is not None)
+    live.stop()
+
+
+def test_an_image_that_changes_its_size_during_a_run_is_told(worker, sequence):
+    from Speckle2SelfSlicer.processing import Run
+
+    count = slicer.mrmlScene.GetNumberOfNodes()
+    run = Run(worker, sequence, model="median", region="none")
+    while run.state == "reading":
+        run.step()
+    slicer.util.updateVolumeFromArray(sequence.GetNthDataNode(11), FRAMES[:1, :20, :20])
+    finish(worker, run)
+    assert run.state == "failed" and "was changed meanwhile; nothing was written" in run.message
+    assert slicer.mrmlScene.GetNumberOfNodes() == count
+
+
 def test_live_finds_grain_and_grey_values_anew_in_a_region_that_is_moved(slicer_app, tmp_path, monkeypatch):
     monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path))
     frame = FRAMES[:1].copy()
