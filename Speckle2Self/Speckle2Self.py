@@ -111,6 +111,7 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._parameterNodeGuiTag = None
         self.run = None  # processing.Run that goes on
         self.live = None  # processing.Live that goes on, or the preview that is shown
+        self._ended = None  # processing.Live that was the last one, and the name of its output then
         self._faded = False  # whether the views show its output
         self.result = None  # processing.Result of the output, for the look
         self._relook = None  # steps of bringing the output's look up to date
@@ -455,17 +456,23 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._relook = self.result.relook(self._parameterNode.strength, self._parameterNode.gamma)
             self.timer.start()
 
+    def found(self):
+        """The region (H, W) bool that the last run found in the whole input, as it would be found again; else None."""
+        parameters, result = self._parameterNode, self.result
+        same = result is not None and parameters.region == "auto" and parameters.axis == result.found
+        return result.region if same else None
+
     def showRegion(self) -> None:
         """Outlines what is despeckled, or takes the outline away."""
-        parameters, result = self._parameterNode, self.result
+        parameters, found = self._parameterNode, self.found()
         node, region = parameters.inputNode, parameters.region
         self.followTimer.stop()
         if not parameters.showRegion or node is None:
             self.outline.hide()
             return
         with shownErrors(_("The region cannot be shown.")):
-            if region == "auto" and result is not None and result.region is not None:
-                comparison.showRegion(comparison.placed(node), result.region, result.axes[0])
+            if found is not None:
+                comparison.showRegion(comparison.placed(node), found, self.result.axes[0])
             else:
                 self.outline.show(node, region, parameters.regionNode, parameters.axis)
                 self.timer.start()
@@ -513,21 +520,28 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         live, self.live = self.live, None
         if live is not None:
             live.stop()
+            self._ended = (live, live.output.GetName()) if live.hasOutput else None
         self.ui.liveCheckBox.checked = False
         self.ui.liveLabel.visible = False
 
     def startLive(self, once: bool) -> None:
-        """Starts a preview or live images, in place of those that there are and into their output."""
+        """Starts a preview or live images, in place of those that there are, or were last, and into their output."""
         former, self.live = self.live, None
         if former is not None:
             former.stop()
         with shownErrors(_("Live despeckling failed.")):
             parameters, request = self._parameterNode, self.request()
-            if parameters.region == "auto" and self.result is not None and self.result.region is not None:
-                request["region"] = self.result.region  # found in the whole recording, not in one frame
-            output = former.output if former is not None and former.hasOutput else None
+            if self.found() is not None and parameters.axis != "average":
+                request["region"] = self.found()  # in the whole recording, not in one frame
+            output = former.output if former is not None and former.hasOutput else self.lastOutput()
             self.live, self._faded = self.logic.live(parameters.inputNode, once=once, output=output, **request), False
             self.timer.start()
+
+    def lastOutput(self):
+        """The output of the last live images or preview of this input; None where there is none, or it was renamed."""
+        live, name = self._ended or (None, "")
+        same = live is not None and live.hasOutput and live.node is comparison.seen(self._parameterNode.inputNode)
+        return live.output if same and live.output.GetName() == name else None
 
     def stepLive(self) -> None:
         live = self.live

@@ -42,6 +42,8 @@ class Run:
         self.region, self._onlyRegion, self._started = None, onlyRegion, time.monotonic()
         self._worker, self._jobs, self._asked = worker, [], False
         first = next(scene.voxels(self.source))
+        region = request.get("region", "auto")
+        self._found = axis if isinstance(region, str) and region == "auto" else None
         self._shape, self._dtype = (len(self.source.volumes), *first.shape), first.dtype
         self.axes = volumes.slicing_axes(first.shape[:3], self.source.spacing, axis)
         self.source = scene.held(self.source)
@@ -120,7 +122,7 @@ class Run:
         cut = self._jobs[0].state == "cancelled"
         self.done = self._whole(self._jobs[0]) if cut else self.total
         self.state = "writing"
-        self.result = Result(self.source, self._jobs, self.axes, self._shape)
+        self.result = Result(self.source, self._jobs, self.axes, self._shape, self._found)
         images = self.result.images(**self.look, count=self.done if cut else None)
         suffix = f"despeckled{PARTIAL}" if cut else "despeckled"
         node = None
@@ -161,11 +163,12 @@ class Run:
 class Result:
     """What the network made of a recording, kept so that strength and gamma change the output without running it again.
 
-    node: the output. The input is read from its nodes again where it is blended in.
+    node: the output. The input is read from its nodes again where it is blended in. region: (H, W) bool of what was
+    despeckled, across the first of `axes`; found: the axis that was asked for, where the region was found by itself.
     """
 
-    def __init__(self, source, jobs, axes, shape):
-        self.source, self.node = source, None
+    def __init__(self, source, jobs, axes, shape, found: str | None):
+        self.source, self.node, self.found = source, None, found
         self._jobs, self._shape = jobs, shape
         self.region, self.axes = jobs[0].region, axes
         # Of several orientations, those without ultrasound are copies of the input.

@@ -312,9 +312,7 @@ def test_a_region_that_was_never_given_is_asked_for(desk, panel):
 
 
 def test_the_region_is_outlined_before_and_after_apply(desk, panel):
-    frames = np.zeros((12, 96, 96), np.uint8)
-    frames[:, 20:80, 20:80] = np.random.default_rng(1).rayleigh(40, (12, 60, 60)).clip(1, 255)
-    choose(panel, desk.cine(frames), region="auto")
+    choose(panel, desk.cine(island()), region="auto")
     panel.ui.showRegionCheckBox.checked = True
     desk.wait(lambda: not panel.outline.searching)
     outline = slicer.util.getNode("Outline of the region")
@@ -332,6 +330,36 @@ def test_the_region_is_outlined_before_and_after_apply(desk, panel):
     assert composite.GetLabelVolumeID() is None, "it would be taken for what is trained on"
     slicer.util.selectModule("Speckle2Self")
     assert np.array_equal(slicer.util.array("Outline of the region")[0].astype(bool), first)
+
+
+def island():
+    """Speckle in the middle of black frames."""
+    frames = np.zeros((12, 96, 96), np.uint8)
+    frames[:, 20:80, 20:80] = np.random.default_rng(1).rayleigh(40, (12, 60, 60)).clip(1, 255)
+    return frames
+
+
+def test_what_a_run_despeckled_is_no_found_region_where_it_was_not_looked_for(desk, panel):
+    choose(panel, desk.cine(island()), "median")
+    apply(desk, panel)
+    panel.ui.regionSelector.currentText = "auto"
+    panel.ui.showRegionCheckBox.checked = True
+    desk.wait(lambda: not panel.outline.searching)
+    assert not slicer.util.array("Outline of the region")[0][:15].any()
+    panel.ui.liveCheckBox.click()
+    desk.wait(lambda: panel.live.output is not None)
+    assert not panel.live._stream.region[:15].any()
+
+
+@pytest.mark.parametrize("axes", [("average", "average"), ("k", "j")])
+def test_what_a_run_found_along_another_axis_does_not_keep_live_from_starting(desk, panel, axes):
+    choose(panel, desk.volume("Volume", np.repeat(FRAMES, 2, 0)), "median", "auto")
+    panel.ui.axisSelector.currentText = axes[0]
+    apply(desk, panel)
+    panel.ui.axisSelector.currentText = axes[1]
+    panel.ui.liveCheckBox.click()
+    assert not desk.asked
+    desk.wait(lambda: panel.live.output is not None)
 
 
 def test_the_outline_follows_a_box_that_is_moved(desk, panel):
@@ -471,6 +499,28 @@ def test_live_follows_a_stream_of_encoded_images(desk, panel):
     panel.ui.liveCheckBox.click()
     stream.SetAndObserveFrame(encoded(FRAMES[1]))
     desk.rest()
+
+
+def test_live_that_is_switched_on_again_goes_on_in_its_output_unless_that_was_renamed(desk, panel):
+    """Other modules may have been given that volume, and each time another one would fill the scene."""
+
+    def live(node):
+        choose(panel, node, "median")
+        panel.ui.liveCheckBox.click()
+        desk.wait(lambda: panel.live.output is not None and not panel.live.waiting)
+        output = panel.live.output
+        panel.ui.liveCheckBox.click()
+        return output
+
+    liver, kidney = desk.volume(), desk.volume("Kidney", FRAMES[1:2])
+    output = live(liver)
+    slicer.util.updateVolumeFromArray(liver, FRAMES[2:3])
+    before = slicer.util.arrayFromVolume(output).copy()
+    assert live(liver) is output and not np.array_equal(slicer.util.arrayFromVolume(output), before)
+    assert live(kidney) is not output
+    output = live(liver)
+    output.SetName("To be kept")
+    assert live(liver) is not output
 
 
 def test_live_takes_the_views_once_and_not_at_every_image(desk, panel):
