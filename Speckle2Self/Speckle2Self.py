@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import suppress
 from typing import Annotated, Union
 
 import numpy as np
@@ -474,22 +475,25 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             if found is not None:
                 comparison.showRegion(comparison.placed(node), found, self.result.axes[0])
             else:
-                self.outline.show(node, region, parameters.regionNode, parameters.axis)
-                self.timer.start()
                 if region == "given" and parameters.regionNode is not None:
                     self._outlined = self._rested = comparison.changed(parameters.regionNode)
                     self.followTimer.start()
+                self.outline.show(node, region, parameters.regionNode, parameters.axis)
+                self.timer.start()
 
     def hideOutline(self) -> None:
         self.followTimer.stop()
         self.outline.hide()
 
     def followRegion(self) -> None:
-        """Outlines a box or a segmentation anew once it rests after a change."""
-        node = self._parameterNode.regionNode if self._parameterNode else None
+        """Outlines a box or a segmentation anew once it rests after a change; not where it has left the image."""
+        parameters = self._parameterNode
+        node = parameters.regionNode if parameters else None
         changed = comparison.changed(node) if node is not None else self._outlined
         if changed != self._outlined and changed == self._rested:
-            self.showRegion()
+            self._outlined = changed
+            with suppress(InputError):
+                self.outline.show(parameters.inputNode, "given", node, parameters.axis)
         self._rested = changed
 
     #
@@ -538,10 +542,14 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.timer.start()
 
     def lastOutput(self):
-        """The output of the last live images or preview of this input; None where there is none, or it was renamed."""
+        """The output of the last live images or preview of this input; None where there is none, or the user has taken
+        it: renamed it, or chosen it as the output of Apply."""
         live, name = self._ended or (None, "")
-        same = live is not None and live.hasOutput and live.node is comparison.seen(self._parameterNode.inputNode)
-        return live.output if same and live.output.GetName() == name else None
+        parameters = self._parameterNode
+        if live is None or not live.hasOutput or live.node is not comparison.seen(parameters.inputNode):
+            return None
+        taken = live.output.GetName() != name or live.output is parameters.outputNode
+        return None if taken else live.output
 
     def stepLive(self) -> None:
         live = self.live

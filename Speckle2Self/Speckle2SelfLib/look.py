@@ -31,6 +31,8 @@ def look(before, after, region, mapping, strength: float, gamma: float) -> np.nd
     took for 0 and 1. Returns the type of `before`; pixels outside the region, and those that the result has
     unchanged because they are coloured or not finite, are those of `before`.
     """
+    if strength == 0:
+        return before.copy()  # bit for bit: float32, below, holds neither large integers nor float64
     colour = before.ndim == 4
     old, new = luminance(before), luminance(after)
     low, high = mapping

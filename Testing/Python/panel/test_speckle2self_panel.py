@@ -373,6 +373,11 @@ def test_the_outline_follows_a_box_that_is_moved(desk, panel):
     assert outlined()[36, 36] and not outlined()[12, 12]
     given.SetCenter(12, 12, 0)
     desk.wait(lambda: outlined()[12, 12] and not outlined()[36, 36])
+    given.SetCenter(900, 12, 0)
+    desk.wait(lambda: "Outline of the region" not in desk.names())
+    given.SetCenter(36, 36, 0)
+    desk.wait(lambda: "Outline of the region" in desk.names())
+    assert outlined()[36, 36] and not desk.asked, "off the image and back"
     panel.ui.showRegionCheckBox.checked = False
     given.SetCenter(36, 36, 0)
     desk.rest(0.7)
@@ -521,6 +526,10 @@ def test_live_that_is_switched_on_again_goes_on_in_its_output_unless_that_was_re
     output = live(liver)
     output.SetName("To be kept")
     assert live(liver) is not output
+    output = live(liver)
+    panel.ui.outputSelector.setCurrentNode(output)
+    apply(desk, panel)
+    assert live(liver) is not output, "what Apply made is no live image's any more"
 
 
 def test_live_takes_the_views_once_and_not_at_every_image(desk, panel):
