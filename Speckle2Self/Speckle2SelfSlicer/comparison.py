@@ -218,8 +218,8 @@ def changed(regionNode) -> int:
         segments = regionNode.GetSegmentation()
         chosen = [segments.GetNthSegment(number) for number in range(segments.GetNumberOfSegments())]
         drawn = [segment.GetRepresentation(segments.GetSourceRepresentationName()) for segment in chosen]
-        parts += [segments, *chosen, *(each for each in drawn if each is not None)]
-    return max(part.GetMTime() for part in parts)
+        parts += [segments, *chosen, *drawn, regionNode.GetDisplayNode()]  # which knows what segments are visible
+    return max(part.GetMTime() for part in parts if part is not None)
 
 
 class Outline:

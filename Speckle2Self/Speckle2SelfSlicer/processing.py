@@ -256,7 +256,7 @@ class Live:
             raise InputError(f"'{output.GetName()}' is a recording, which live images never change; choose another.")
         self.node, self.output, self.once, self.state, self.message = node, output, once, "running", ""
         self._sliceNode, self._axis, self._request, self._worker = sliceNode, axis, request, worker
-        self._regionNode, self._region, self._followed = regionNode, request.get("region"), None
+        self._regionNode, self._region, self._followed = regionNode, request.get("region"), (None,)
         self._stream, self._observed, self._moments = None, [], []
         self._pushed, self._taken, self._places = 0, 0, {}
         self.refresh()

@@ -160,3 +160,32 @@ def test_a_segmentation_gives_a_mask(pair):
     slicer.util.updateSegmentBinaryLabelmapFromArray(wanted, segmentation, segment, pair[0])
     assert np.array_equal(comparison.inside(pair[0], segmentation, "first"), wanted != 0)
     assert np.array_equal(comparison.frameMask(pair[0], segmentation, 0), wanted[0] != 0)
+
+
+def test_what_changes_a_region_is_seen_and_reading_it_is_no_change(pair):
+    from Speckle2SelfSlicer import comparison
+
+    segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Regions")
+    segmentation.CreateDefaultDisplayNodes()
+    segmentation.SetReferenceImageGeometryParameterFromVolumeNode(pair[0])
+    mask = np.zeros((1, 64, 80), np.uint8)
+    segments = [segmentation.GetSegmentation().AddEmptySegment(name) for name in ("tissue", "lumen")]
+
+    def draw(segment, rows):
+        mask[:] = 0
+        mask[0, rows] = 1
+        slicer.util.updateSegmentBinaryLabelmapFromArray(mask, segmentation, segment, pair[0])
+
+    draw(segments[1], slice(40, 60))
+    for change in (
+        lambda: draw(segments[0], slice(20)),
+        lambda: draw(segments[0], slice(30)),
+        lambda: segmentation.GetDisplayNode().SetSegmentVisibility(segments[0], False),
+        lambda: segmentation.GetSegmentation().RemoveSegment(segments[0]),
+    ):
+        comparison.frameMask(pair[0], segmentation, 0)
+        before = comparison.changed(segmentation)
+        comparison.frameMask(pair[0], segmentation, 0)
+        assert comparison.changed(segmentation) == before
+        change()
+        assert comparison.changed(segmentation) > before
