@@ -582,7 +582,8 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onFade(self, share: float) -> None:
         if self._parameterNode and self._parameterNode.inputNode and self._parameterNode.outputNode:
-            comparison.fade(self._parameterNode.inputNode, self._parameterNode.outputNode, share)
+            with suppress(InputError):  # of what no browser shows; a message at each step would be too many
+                comparison.fade(self._parameterNode.inputNode, self._parameterNode.outputNode, share)
 
     def onFlickerToggled(self, on: bool) -> None:
         if on:
@@ -713,8 +714,8 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         volume = comparison.placed(scene.find(node))
         axis = comparison.axisOf(volume, axis)
         if regionNode is None:
-            shape = [n for i, n in enumerate(reversed(volume.GetImageData().GetDimensions())) if i != axis]
-            return comparison.rememberedRegion(volume, shape)
+            size = [n for i, n in enumerate(comparison.shape(volume)) if i != axis]
+            return comparison.rememberedRegion(volume, size)
         region = comparison.frameMask(volume, regionNode, axis)
         comparison.rememberRegion(volume, region)
         return region

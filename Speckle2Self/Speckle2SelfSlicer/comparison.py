@@ -53,6 +53,14 @@ def inViews(node) -> bool:
     return volume is not None and any(view.GetBackgroundVolumeID() == volume.GetID() for view in composites)
 
 
+def shape(volume) -> tuple[int, int, int]:
+    """A volume's voxels along (K, J, I); InputError where it has none."""
+    image = volume.GetImageData()
+    if image is None or not image.GetNumberOfPoints():
+        raise InputError(f"'{volume.GetName()}' has no image data; load or record an image first.")
+    return tuple(reversed(image.GetDimensions()))
+
+
 def axisOf(volume, axis: str = "auto") -> int:
     """The axis of (K, J, I) along which a volume is cut into frames; see `volumes.slicing_axes`. InputError."""
     source = scene.source(volume)
@@ -77,7 +85,7 @@ def inside(volume, regionNode, which: str = "all") -> np.ndarray:
 
     which: of a segmentation, "all" visible segments, the "first" or the "last" one. InputError where none do.
     """
-    shape = tuple(reversed(volume.GetImageData().GetDimensions()))
+    size = shape(volume)
     if not isinstance(regionNode, (slicer.vtkMRMLSegmentationNode, slicer.vtkMRMLMarkupsROINode)):
         raise InputError("Choose a segmentation or a box (ROI) first.")
     if regionNode.IsA("vtkMRMLSegmentationNode"):
@@ -87,19 +95,19 @@ def inside(volume, regionNode, which: str = "all") -> np.ndarray:
         if which == "all" and display is not None:
             names = [name for name in names if display.GetSegmentVisibility(name)]
         names = names if which == "all" else names[:1] if which == "first" else names[-1:]
-        mask = np.zeros(shape, bool)
+        mask = np.zeros(size, bool)
         for name in names:
             found = slicer.util.arrayFromSegmentBinaryLabelmap(regionNode, name, volume)
             if found is not None:
                 mask |= found != 0
     else:
-        mask = _inBox(volume, regionNode, shape)
+        mask = _inBox(volume, regionNode, size)
     if not mask.any():
         raise InputError(f"'{regionNode.GetName()}' covers no part of '{volume.GetName()}'.")
     return mask
 
 
-def _inBox(volume, box, shape) -> np.ndarray:
+def _inBox(volume, box, size) -> np.ndarray:
     warp = volume.GetParentTransformNode()
     if warp is not None and not warp.IsTransformToWorldLinear():
         raise InputError(
@@ -113,11 +121,11 @@ def _inBox(volume, box, shape) -> np.ndarray:
     vtk.vtkMatrix4x4.Invert(box.GetObjectToWorldMatrix(), toBox)
     vtk.vtkMatrix4x4.Multiply4x4(toBox, toWorld, toWorld)
     matrix = slicer.util.arrayFromVTKMatrix(toWorld)
-    grid = np.ix_(*(np.arange(n, dtype=np.float32) for n in shape))[::-1]  # I, J, K, to be broadcast
-    mask = np.ones(shape, bool)
-    for row, size in zip(matrix[:3], box.GetSize(), strict=True):
+    grid = np.ix_(*(np.arange(n, dtype=np.float32) for n in size))[::-1]  # I, J, K, to be broadcast
+    mask = np.ones(size, bool)
+    for row, side in zip(matrix[:3], box.GetSize(), strict=True):
         along = sum(weight * axis for weight, axis in zip(row[:3], grid, strict=True)) + row[3]
-        mask &= np.abs(along) <= size / 2 + 1e-3
+        mask &= np.abs(along) <= side / 2 + 1e-3
     return mask
 
 
@@ -190,8 +198,7 @@ def showRegion(volume, region, axis: int) -> None:
             slicer.mrmlScene.RemoveNode(outline.GetDisplayNode())
             slicer.mrmlScene.RemoveNode(outline)
         return
-    shape = tuple(reversed(volume.GetImageData().GetDimensions()))
-    labels = np.broadcast_to(np.expand_dims(region, axis), shape).astype(np.uint8)
+    labels = np.broadcast_to(np.expand_dims(region, axis), shape(volume)).astype(np.uint8)
     slicer.util.updateVolumeFromArray(outline, labels)
     matrix = vtk.vtkMatrix4x4()
     volume.GetIJKToRASMatrix(matrix)

@@ -578,6 +578,16 @@ def test_side_by_side_flicker_fade_and_difference(desk, panel, done):
     assert np.array_equal(slicer.util.arrayFromVolume(difference)[0], expected)
 
 
+def test_a_recording_that_no_browser_shows_any_more_is_told_once_and_not_at_every_fade(desk, panel, done):
+    slicer.mrmlScene.RemoveNode(slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSequenceBrowserNode"))
+    panel.ui.fadeSlider.value = 0.5
+    panel.ui.flickerButton.click()
+    desk.rest(0.8)
+    assert not desk.asked
+    panel.ui.sideBySideButton.click()
+    assert "is shown nowhere" in desk.asked[0][1] and len(desk.asked) == 1
+
+
 def test_figures_come_into_a_table_and_into_a_file(desk, panel, done, tmp_path):
     panel.ui.tissueSelector.addNode("vtkMRMLMarkupsROINode")
     assert panel._parameterNode.tissueNode.GetSize()[0] == pytest.approx(56 / 4)

@@ -162,6 +162,26 @@ def test_a_segmentation_gives_a_mask(pair):
     assert np.array_equal(comparison.frameMask(pair[0], segmentation, 0), wanted[0] != 0)
 
 
+@pytest.mark.parametrize("kind", ["box", "given", "none"])
+def test_a_proxy_without_image_is_told_where_a_region_is_wanted(slicer_app, kind):
+    from Speckle2SelfSlicer import comparison, scene
+
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Cine")
+    volume = slicer.vtkMRMLScalarVolumeNode()
+    slicer.util.updateVolumeFromArray(volume, np.ones((1, 64, 80), np.uint8))
+    sequence.SetDataNodeAtValue(volume, "0")
+    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "Browser")
+    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
+    scene.proxy(sequence).SetAndObserveImageData(None)
+    logic = slicer.util.getModuleLogic("Speckle2Self")
+    with pytest.raises(InputError, match="has no image data"):
+        if kind == "none":
+            comparison.Outline(logic).show(sequence, "none")
+        else:
+            logic.region(sequence, box("tissue", (50, 70), (30, 50)) if kind == "box" else None)
+
+
 def test_what_changes_a_region_is_seen_and_reading_it_is_no_change(pair):
     from Speckle2SelfSlicer import comparison
 
