@@ -460,8 +460,12 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def found(self):
         """The region (H, W) bool that the last run found in the whole input, as it would be found again; else None."""
         parameters, result = self._parameterNode, self.result
-        same = result is not None and parameters.region == "auto" and parameters.axis == result.found
-        return result.region if same else None
+        if result is None or parameters.region != "auto" or parameters.axis != result.found:
+            return None
+        with suppress(InputError):  # a stream can change its size, or have no image for a moment
+            if comparison.frameSize(comparison.placed(parameters.inputNode), result.axes[0]) == result.region.shape:
+                return result.region
+        return None
 
     def showRegion(self) -> None:
         """Outlines what is despeckled, or takes the outline away."""
@@ -714,8 +718,7 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         volume = comparison.placed(scene.find(node))
         axis = comparison.axisOf(volume, axis)
         if regionNode is None:
-            size = [n for i, n in enumerate(comparison.shape(volume)) if i != axis]
-            return comparison.rememberedRegion(volume, size)
+            return comparison.rememberedRegion(volume, comparison.frameSize(volume, axis))
         region = comparison.frameMask(volume, regionNode, axis)
         comparison.rememberRegion(volume, region)
         return region

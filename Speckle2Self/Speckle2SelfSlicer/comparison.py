@@ -61,6 +61,11 @@ def shape(volume) -> tuple[int, int, int]:
     return tuple(reversed(image.GetDimensions()))
 
 
+def frameSize(volume, axis: int) -> tuple[int, int]:
+    """Rows and columns (H, W) of the frames that a volume is cut into along an axis of (K, J, I). InputError."""
+    return tuple(side for number, side in enumerate(shape(volume)) if number != axis)
+
+
 def axisOf(volume, axis: str = "auto") -> int:
     """The axis of (K, J, I) along which a volume is cut into frames; see `volumes.slicing_axes`. InputError."""
     source = scene.source(volume)
@@ -182,8 +187,12 @@ def _kind(volume, shape) -> str:
 
 
 def showRegion(volume, region, axis: int) -> None:
-    """Outlines `region` (H, W) bool on the volume in all slice views; None takes the outline away, and brings back what
-    the views showed of label maps. It is not saved."""
+    """Outlines `region` (H, W) or (1, 1) bool on the volume in all slice views; None takes the outline away, and brings
+    back what the views showed of label maps. It is not saved. Raises InputError where the region does not fit."""
+    if region is not None:
+        if region.shape not in ((1, 1), frameSize(volume, axis)):
+            raise InputError(f"'{volume.GetName()}' has changed its size; show its region again.")
+        labels = np.broadcast_to(np.expand_dims(region, axis), shape(volume)).astype(np.uint8)
     outline = _made("vtkMRMLLabelMapVolumeNode", "outline", "Outline of the region", create=region is not None)
     views, composites = _each("vtkMRMLSliceNode"), _each("vtkMRMLSliceCompositeNode")
     if region is None:
@@ -198,7 +207,6 @@ def showRegion(volume, region, axis: int) -> None:
             slicer.mrmlScene.RemoveNode(outline.GetDisplayNode())
             slicer.mrmlScene.RemoveNode(outline)
         return
-    labels = np.broadcast_to(np.expand_dims(region, axis), shape(volume)).astype(np.uint8)
     slicer.util.updateVolumeFromArray(outline, labels)
     matrix = vtk.vtkMatrix4x4()
     volume.GetIJKToRASMatrix(matrix)

@@ -153,6 +153,8 @@ class Run:
         job = self._worker.allocate((sizes[0] * sizes[1], *sizes[2:], *self._shape[4:]), self._dtype)
         self._jobs.append(job)
         for time_point, image in enumerate(scene.voxels(self.source)):
+            if (image.shape, image.dtype) != (self._shape[1:], self._dtype):
+                raise InputError(scene.CHANGED.format(self.source.node.GetName()))
             for number, frame in enumerate(np.moveaxis(image, axis, 0)):
                 job.input[time_point * sizes[1] + number] = frame
                 if self._asked:

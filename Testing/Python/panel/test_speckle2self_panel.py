@@ -362,6 +362,22 @@ def test_what_a_run_found_along_another_axis_does_not_keep_live_from_starting(de
     desk.wait(lambda: panel.live.output is not None)
 
 
+def test_what_was_found_before_a_stream_changed_its_size_is_found_anew(desk, panel):
+    stream = desk.volume("Stream", island()[:1])
+    choose(panel, stream, "median", "auto")
+    apply(desk, panel)
+    slicer.util.updateVolumeFromArray(stream, island()[1:2, 8:, 4:])
+    panel.ui.liveCheckBox.click()
+    panel.ui.showRegionCheckBox.checked = True
+    desk.wait(lambda: not panel.outline.searching and panel.live.output is not None)
+    assert not desk.asked and slicer.util.array("Outline of the region").shape == (1, 88, 92)
+    panel.ui.showRegionCheckBox.checked = False
+    panel.ui.showRegionCheckBox.checked = True
+    slicer.util.updateVolumeFromArray(stream, island()[1:2])
+    desk.wait(lambda: not panel.outline.searching)
+    assert len(desk.asked) == 1 and "'Stream' has changed its size; show its region again." in desk.asked[0][1]
+
+
 def test_the_outline_follows_a_box_that_is_moved(desk, panel):
     def outlined():
         return slicer.util.array("Outline of the region")[0]
