@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import suppress
 from typing import Annotated, Union
 
 import numpy as np
@@ -111,6 +112,7 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._parameterNodeGuiTag = None
         self.run = None  # processing.Run that goes on
         self.live = None  # processing.Live that goes on, or the preview that is shown
+        self._ended = None  # processing.Live that was the last one, and the name of its output then
         self._faded = False  # whether the views show its output
         self.result = None  # processing.Result of the output, for the look
         self._relook = None  # steps of bringing the output's look up to date
@@ -345,13 +347,11 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     #
 
     def request(self) -> dict:
-        """The options of despeckling that the panel shows. Raises InputError for a region that is none."""
+        """The options of despeckling that the panel shows."""
         parameters = self._parameterNode
         options = {name: parameters.getValue(name) for name in ("model", "axis", "device", "strength", "gamma")}
-        region = parameters.region
-        if region == "given":
-            region = self.logic.region(parameters.inputNode, parameters.regionNode, parameters.axis)
-        return {**options, "region": region}
+        given = parameters.regionNode if parameters.region == "given" else None
+        return {**options, "region": given or parameters.region}
 
     def onApply(self) -> None:
         with shownErrors(_("Despeckling failed.")):
@@ -457,34 +457,47 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._relook = self.result.relook(self._parameterNode.strength, self._parameterNode.gamma)
             self.timer.start()
 
+    def found(self):
+        """The region (H, W) bool that the last run found in the whole input, as it would be found again; else None."""
+        parameters, result = self._parameterNode, self.result
+        if result is None or parameters.region != "auto" or parameters.axis != result.found:
+            return None
+        with suppress(InputError):  # a stream can change its size, or have no image for a moment
+            if comparison.frameSize(comparison.placed(parameters.inputNode), result.axes[0]) == result.region.shape:
+                return result.region
+        return None
+
     def showRegion(self) -> None:
         """Outlines what is despeckled, or takes the outline away."""
-        parameters, result = self._parameterNode, self.result
+        parameters, found = self._parameterNode, self.found()
         node, region = parameters.inputNode, parameters.region
         self.followTimer.stop()
         if not parameters.showRegion or node is None:
             self.outline.hide()
             return
         with shownErrors(_("The region cannot be shown.")):
-            if region == "auto" and result is not None and result.region is not None:
-                comparison.showRegion(comparison.placed(node), result.region, result.axes[0])
+            if found is not None:
+                comparison.showRegion(comparison.placed(node), found, self.result.axes[0])
             else:
-                self.outline.show(node, region, parameters.regionNode, parameters.axis)
-                self.timer.start()
                 if region == "given" and parameters.regionNode is not None:
                     self._outlined = self._rested = comparison.changed(parameters.regionNode)
                     self.followTimer.start()
+                self.outline.show(node, region, parameters.regionNode, parameters.axis)
+                self.timer.start()
 
     def hideOutline(self) -> None:
         self.followTimer.stop()
         self.outline.hide()
 
     def followRegion(self) -> None:
-        """Outlines a box or a segmentation anew once it rests after a change."""
-        node = self._parameterNode.regionNode if self._parameterNode else None
+        """Outlines a box or a segmentation anew once it rests after a change; not where it has left the image."""
+        parameters = self._parameterNode
+        node = parameters.regionNode if parameters else None
         changed = comparison.changed(node) if node is not None else self._outlined
         if changed != self._outlined and changed == self._rested:
-            self.showRegion()
+            self._outlined = changed
+            with suppress(InputError):
+                self.outline.show(parameters.inputNode, "given", node, parameters.axis)
         self._rested = changed
 
     #
@@ -493,7 +506,7 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onPreview(self) -> None:
         live = self.live
-        if live is not None and live.once and live.hasOutput and self._parameterNode.region != "given":
+        if live is not None and live.once and live.hasOutput:
             with shownErrors(_("The preview failed.")):  # region, grey values and grain are known already
                 live.refresh()
                 self._faded = False
@@ -515,21 +528,32 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         live, self.live = self.live, None
         if live is not None:
             live.stop()
+            self._ended = (live, live.output.GetName()) if live.hasOutput else None
         self.ui.liveCheckBox.checked = False
         self.ui.liveLabel.visible = False
 
     def startLive(self, once: bool) -> None:
-        """Starts a preview or live images, in place of those that there are and into their output."""
+        """Starts a preview or live images, in place of those that there are, or were last, and into their output."""
         former, self.live = self.live, None
         if former is not None:
             former.stop()
         with shownErrors(_("Live despeckling failed.")):
             parameters, request = self._parameterNode, self.request()
-            if parameters.region == "auto" and self.result is not None and self.result.region is not None:
-                request["region"] = self.result.region  # found in the whole recording, not in one frame
-            output = former.output if former is not None and former.hasOutput else None
+            if self.found() is not None and parameters.axis != "average":
+                request["region"] = self.found()  # in the whole recording, not in one frame
+            output = former.output if former is not None and former.hasOutput else self.lastOutput()
             self.live, self._faded = self.logic.live(parameters.inputNode, once=once, output=output, **request), False
             self.timer.start()
+
+    def lastOutput(self):
+        """The output of the last live images or preview of this input; None where there is none, or the user has taken
+        it: renamed it, or chosen it as the output of Apply."""
+        live, name = self._ended or (None, "")
+        parameters = self._parameterNode
+        if live is None or not live.hasOutput or live.node is not comparison.seen(parameters.inputNode):
+            return None
+        taken = live.output.GetName() != name or live.output is parameters.outputNode
+        return None if taken else live.output
 
     def stepLive(self) -> None:
         live = self.live
@@ -562,7 +586,8 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onFade(self, share: float) -> None:
         if self._parameterNode and self._parameterNode.inputNode and self._parameterNode.outputNode:
-            comparison.fade(self._parameterNode.inputNode, self._parameterNode.outputNode, share)
+            with suppress(InputError):  # of what no browser shows; a message at each step would be too many
+                comparison.fade(self._parameterNode.inputNode, self._parameterNode.outputNode, share)
 
     def onFlickerToggled(self, on: bool) -> None:
         if on:
@@ -693,23 +718,22 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         volume = comparison.placed(scene.find(node))
         axis = comparison.axisOf(volume, axis)
         if regionNode is None:
-            shape = [n for i, n in enumerate(reversed(volume.GetImageData().GetDimensions())) if i != axis]
-            return comparison.rememberedRegion(volume, shape)
+            return comparison.rememberedRegion(volume, comparison.frameSize(volume, axis))
         region = comparison.frameMask(volume, regionNode, axis)
         comparison.rememberRegion(volume, region)
         return region
 
+    def _regionNode(self, region="auto", **_):
+        """The node that the `region` of `process` is; None for all that is none. Raises InputError."""
+        if isinstance(region, str) and region not in ("auto", "none", "given"):
+            return scene.findRegion(region)
+        return region if isinstance(region, vtk.vtkObject) else None
+
     def _settled(self, node, region="auto", axis: str = "auto", **_):
         """The `region` of `process` as "auto", "none" or pixels (H, W). Raises InputError."""
-        if isinstance(region, str) and region not in ("auto", "none"):
-            try:
-                region = None if region == "given" else scene.find(region)
-            except InputError as error:
-                known = "auto, none, given, a segmentation or a box (ROI), or a bool array"
-                raise InputError(f"There is no region '{region}'; known are {known}.") from error
-            return self.region(node, region, axis)
-        if isinstance(region, vtk.vtkObject):
-            return self.region(node, region, axis)
+        regionNode = self._regionNode(region)
+        if regionNode is not None or (isinstance(region, str) and region == "given"):
+            return self.region(node, regionNode, axis)
         if not (region is None or isinstance(region, str)) and axis.lower() == "average":
             raise InputError("axis='average' takes no region array: frames of three orientations differ in size.")
         return region
@@ -731,14 +755,17 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         """Despeckles what a volume shows whenever it changes, into `<input> live`; returns a `processing.Live`, whose
         `step` is to be called now and then.
 
-        once: only what it shows now. output: of an earlier call. options: as those of `start`. Raises InputError.
+        once: only what it shows now. output: of an earlier call. options: as those of `start`; a segmentation or a box
+        as `region` is followed where it is changed. Raises InputError.
         """
         dependencies.ensure()
         from Speckle2SelfSlicer.processing import Live
 
         node, view = scene.find(inputNode), slicer.mrmlScene.GetNodeByID("vtkMRMLSliceNodeRed")
+        regionNode = self._regionNode(**options)
         options["region"] = self._settled(node, **options)
-        return Live(self.worker, node, sliceNode=view, once=once, output=output, **options)
+        output = scene.find(output)
+        return Live(self.worker, node, sliceNode=view, once=once, output=output, regionNode=regionNode, **options)
 
     def process(
         self,
@@ -755,8 +782,8 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
     ):
         """Despeckles a node into a new node `<input> despeckled`, or into a given one.
 
-        inputNode: a scalar, vector or streaming volume (2D or 3D), a sequence of these, or a browser's proxy,
-            which stands for its whole sequence; or the id or name of one.
+        inputNode: a scalar, vector or streaming volume (2D or 3D), a sequence of these, or a browser or its proxy,
+            which stand for the whole sequence; or the id or name of one.
         outputNode: an earlier output to replace; None: a new one. For a sequence it is a sequence; for a proxy,
             a sequence, the proxy of an earlier output, or a volume that becomes the proxy. Never the input.
         model: one of `models()`, a model file, or a function of frames (N, H, W), float32 in [0, 1].

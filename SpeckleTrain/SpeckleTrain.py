@@ -27,6 +27,7 @@ from Speckle2SelfSlicer.comparison import RegionNode
 from Speckle2SelfSlicer.dependencies import shownErrors
 
 RUN, ROLE = "SpeckleTrain.run", "SpeckleTrain.role"  # attributes of the nodes that show a run
+COMPARED = "SpeckleTrain.compared"  # attribute of what a comparison made: its name then; and to which node it belongs
 ROLES = {  # role -> class and title
     "table": ("vtkMRMLTableNode", "curve"),
     "loss": ("vtkMRMLPlotChartNode", "loss"),
@@ -560,13 +561,14 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         for preview in self._compared.values():
             preview.step()
         if not any(preview.waiting for preview in self._compared.values()):
-            outputs = []
-            for name, preview in self._compared.items():
+            compared, self._compared, outputs = self._compared, {}, []
+            for name, preview in compared.items():
                 preview.stop()
+                if preview.state == "failed":
+                    raise InputError(preview.message)
                 if preview.output is not None:
-                    preview.output.SetName(f"{preview.node.GetName()} by {name}")
+                    _claim(preview.output, _previewTitle(preview.node, name), preview.node)
                     outputs.append(preview.output)
-            self._compared = {}
             if len(outputs) == 2:
                 comparison.sideBySide(*outputs)
 
@@ -763,7 +765,7 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         if not nodes:
             raise InputError("A region needs a recording in the scene to lie on; of files alone take 'auto' or 'none'.")
         find = slicer.util.getModuleLogic("Speckle2Self").region
-        given = None if region == "given" else scene.find(region)
+        given = None if region == "given" else scene.findRegion(region)
         regions = [find(node, given) for node in nodes]
         if files and not alike(regions):
             raise InputError(
@@ -827,12 +829,14 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
     def previews(self, node, model: str) -> dict:
         """What a node shows now, despeckled by the model that `model` started from and by `model`: by name,
         `processing.Live` previews, whose `step` is to be called until they wait no more; the first is missing where
-        that model is not at hand."""
+        that model is not at hand. Images of an earlier comparison are brought up to date, unless they were renamed."""
         from Speckle2SelfLib import library
 
-        other = slicer.util.getModuleLogic("Speckle2Self")
-        start = library.card(model).get("start")
-        return {name: other.live(node, once=True, model=name) for name in (start, model) if name in library.models()}
+        other, volume = slicer.util.getModuleLogic("Speckle2Self"), comparison.shown(scene.find(node))
+        names = [name for name in (library.card(model).get("start"), model) if name in library.models()]
+        kind = scene.VOLUMES.get(volume.GetClassName(), "")
+        earlier = {name: _claimed(kind, _previewTitle(volume, name), volume) for name in names}
+        return {name: other.live(volume, once=True, model=name, output=earlier[name]) for name in names}
 
     #
     # In the scene
@@ -851,7 +855,8 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         return nodes
 
     def compare(self, model: str):
-        """A table node: figures of merit of a trained model and of the one that it started from, on held-out frames."""
+        """A table node: figures of merit of a trained model and of the one that it started from, on held-out frames.
+        Called again, it brings the same table up to date, unless that was renamed."""
         from Speckle2SelfLib import checkpoint, library
 
         path = library.models().get(model)
@@ -859,18 +864,41 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
             raise InputError(f"There is no model '{model}'.")
         card = checkpoint.load(path)[2]
         start, end = card.get("figures_at_start") or {}, card.get("figures") or {}
-        table = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", f"{model} compared")
+        name = f"{model} compared"
+        table = _claimed("vtkMRMLTableNode", name) or slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode")
+        _claim(table, name)
         columns = (
             ("figure", list(end)), ("start", [start.get(name, "") for name in end]), ("trained", list(end.values())),
         )  # fmt: skip
-        for title, values in columns:
-            column = vtk.vtkStringArray()
-            column.SetName(title)
-            for value in values:
-                column.InsertNextValue(f"{value:.4f}" if isinstance(value, float) else str(value))
-            table.AddColumn(column)
+        with slicer.util.NodeModify(table):
+            table.RemoveAllColumns()
+            for title, values in columns:
+                column = vtk.vtkStringArray()
+                column.SetName(title)
+                for value in values:
+                    column.InsertNextValue(f"{value:.4f}" if isinstance(value, float) else str(value))
+                table.AddColumn(column)
         table.SetAttribute("Speckle2Self.figuresAreOf", str(card.get("figures_are_of", "")))
         return table
+
+
+def _previewTitle(volume, model: str) -> str:
+    return f"{volume.GetName()} by {model}"
+
+
+def _claimed(kind: str, title: str, of=None):
+    """The node that a comparison (of the node `of`) made and called so, and that nobody has renamed since; or None."""
+    for node in slicer.util.getNodesByClass(kind) if kind else []:
+        if node.GetName() == title == node.GetAttribute(COMPARED) and node.GetNodeReference(COMPARED) is of:
+            return node
+    return None
+
+
+def _claim(node, title: str, of=None) -> None:
+    """Names what a comparison has made, so that `_claimed` finds it."""
+    node.SetName(title)
+    node.SetAttribute(COMPARED, title)
+    node.SetNodeReferenceID(COMPARED, of.GetID() if of is not None else None)
 
 
 def _recordings(nodes) -> list:

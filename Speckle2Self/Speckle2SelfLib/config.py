@@ -35,6 +35,12 @@ class Cancelled(Exception):
     """The caller asked to stop; nothing was written."""
 
 
+def refuse_filter(name: str) -> None:
+    """Raises InputError for a model's name that is a classical filter's: wherever models are named, that is taken."""
+    if name.casefold() in FILTER_NAMES:
+        raise InputError(f"'{name}' is a classical filter; choose another name for the model.")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """What a checkpoint needs besides its weights to be used the same way everywhere."""
@@ -136,6 +142,7 @@ class Job:
             if isinstance(getattr(self, name), str):
                 raise InputError(f"'{name}' is a list of files or folders.")
             object.__setattr__(self, name, tuple(str(path) for path in getattr(self, name)))
+        refuse_filter(Path(self.output).name.removesuffix(".safetensors"))
         if self.preset not in PRESETS:
             raise InputError(f"Unknown preset '{self.preset}'; known are {', '.join(PRESETS)}.")
         if self.minutes is not None and not 0 < self.minutes <= 10**6:

@@ -25,6 +25,7 @@ from .filters import FILTERS
 from .frames import BRIGHTEST, box_of, fill_outside, grey_mapping, luminance
 from .layout import Layout, measure_grain
 from .library import models
+from .look import check_look
 from .region import detect, grey
 
 BLOCK_PIXELS = 2**22  # pixels through the network at once: bounds the memory, whatever the cine's length
@@ -122,10 +123,7 @@ def despeckle(
     Raises InputError with one clear sentence, Cancelled.
     """
     stack, region, bounds = checked(frames, region)
-    if not 0 <= strength <= 1:
-        raise InputError(f"A strength of {strength} is outside 0 to 1.")
-    if not 0.2 <= gamma <= 5:
-        raise InputError(f"A gamma of {gamma} is outside 0.2 to 5.")
+    check_look(strength, gamma)
     if grain is not None and not all(0 < length < np.inf for length in grain):
         raise InputError(f"A grain of {grain} is not two lengths in pixels.")
     if mapping is not None and not np.isfinite(mapping).all():

@@ -8,7 +8,7 @@ import re
 from contextlib import contextmanager
 from pathlib import Path
 
-from .config import InputError, replace_file
+from .config import FILTER_NAMES, InputError, refuse_filter, replace_file
 
 BUNDLED = Path(__file__).resolve().parent.parent / "Resources" / "Models"
 SUFFIX = ".safetensors"
@@ -44,9 +44,10 @@ def fit_name(wanted: str, ending: str = "") -> str:
 
 
 def free_name(wanted: str, taken=()) -> str:
-    """`wanted` made fit for a model's name, with a number where there is one of that name, or it is among `taken`;
-    not every file system tells small letters from capitals."""
-    taken, number, name = {name.casefold() for name in (*models(), *taken)}, 1, fit_name(wanted)
+    """`wanted` made fit for a model's name, with a number where there is one of that name, or a filter, or it is among
+    `taken`; not every file system tells small letters from capitals."""
+    taken = {name.casefold() for name in (*models(), *FILTER_NAMES, *taken)}
+    number, name = 1, fit_name(wanted)
     while name.casefold() in taken:
         number += 1
         name = fit_name(wanted, f" {number}")
@@ -54,13 +55,15 @@ def free_name(wanted: str, taken=()) -> str:
 
 
 def own_path(name: str) -> Path:
-    """The file of the user's model `name`, there or not. Raises InputError for a name that is no plain name."""
+    """The file of the user's model `name`, there or not. Raises InputError for a name that is no plain name, or is one
+    of a bundled model or a filter."""
     if not re.fullmatch(r"\w[\w .+-]*", name) or name != name.strip(" ."):
         raise InputError(f"'{name}' is no name for a model: use letters, digits, spaces and . + - _.")
     if len(name) > LONGEST or len(name.encode()) > BYTES:
         raise InputError(f"'{name}' is too long for a model's name, which has {LONGEST} characters at most.")
     if name in bundled_models():
         raise InputError(f"'{name}' is a model that comes with Speckle2Self; choose another name.")
+    refuse_filter(name)
     return home() / "models" / f"{name}{SUFFIX}"
 
 
@@ -160,7 +163,7 @@ def _told(path: Path):
 
 
 def _existing(name: str) -> Path:
-    path = own_path(name)
-    if not path.exists():
+    path = own_models().get(name)
+    if path is None:
         raise InputError(f"There is no model '{name}' of yours.")
     return path

@@ -1,8 +1,10 @@
-"""Grey values of colours, and the look of a despeckled image, changed without the network. numpy alone."""
+"""Grey values of colours, and the look of a despeckled image, changed without the network. No torch here."""
 
 from __future__ import annotations
 
 import numpy as np
+
+from .config import InputError
 
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
 
@@ -14,6 +16,14 @@ def luminance(frames: np.ndarray) -> np.ndarray:
     return frames.astype(np.float32)
 
 
+def check_look(strength: float, gamma: float) -> None:
+    """Raises InputError for a strength outside 0 to 1, or a gamma outside 0.2 to 5."""
+    if not 0 <= strength <= 1:
+        raise InputError(f"A strength of {strength} is outside 0 to 1.")
+    if not 0.2 <= gamma <= 5:
+        raise InputError(f"A gamma of {gamma} is outside 0.2 to 5.")
+
+
 def look(before, after, region, mapping, strength: float, gamma: float) -> np.ndarray:
     """What `despeckle` gives with this strength and gamma, from its result with both 1, to its rounding.
 
@@ -21,6 +31,8 @@ def look(before, after, region, mapping, strength: float, gamma: float) -> np.nd
     took for 0 and 1. Returns the type of `before`; pixels outside the region, and those that the result has
     unchanged because they are coloured or not finite, are those of `before`.
     """
+    if strength == 0:
+        return before.copy()  # bit for bit: float32, below, holds neither large integers nor float64
     colour = before.ndim == 4
     old, new = luminance(before), luminance(after)
     low, high = mapping

@@ -21,7 +21,7 @@ import numpy as np
 from .config import keep_memory
 
 SLOTS = 3  # frames of a stream in shared memory, on either side
-HEADER = 2 * SLOTS + 1  # int64: the newest pushed number, then the number in each slot: inputs, outputs
+HEADER = 2 * SLOTS + 2  # int64: the newest pushed number, that in each slot (inputs, outputs), how many regions came
 TORN = 5.0  # seconds within which a frame that is being written must be whole
 EVERY = 8  # pixels, along rows and columns, of a stream's frame that are looked at for what is new in it
 GROWN = 0.3  # of the region's pixels: so many more are lit than when region and grain were found, and both are anew
@@ -75,14 +75,15 @@ def attach(name: str, inode: int, size: int) -> mmap.mmap:
 
 class Stream:
     """A live image: what was found in its first usable frame serves all that follow, so that nothing flickers; until
-    one shows far more, or is far brighter, as the first one with the probe on the skin is."""
+    another region is given, or one shows far more, or is far brighter, as the first one with the probe on the skin is.
+    """
 
     def __init__(self, server: Server, request: dict):
         self.number, self.request = request["stream"], request
         arrays = stream_arrays(request["shape"], request["dtype"])
         block = attach(*request["memory"], layout(*arrays)[1])
         self.header, self.inputs, self.outputs, self.region = views(block, *arrays)
-        self.last, self.fixed = request["last"], None
+        self.last, self.fixed, self.given = request["last"], None, int(self.header[-1])
         self.engine, self.options, self.about = server.engine(request)
 
     @property
@@ -120,6 +121,9 @@ class Stream:
         colours = colours[np.isfinite(colours)] if frame.dtype.kind == "f" else colours
         if colours.size == 0 or colours.min() == colours.max():
             return frame  # black, as before the probe touches: nothing to find, nothing to do
+        if self.header[-1] != self.given:
+            self.given, self.fixed = int(self.header[-1]), None
+            self.request["region"] = "given"
         if self.fixed is None or self._outgrown(frame):
             region, options = self._find(frame[None])
             if not region.any():
@@ -156,8 +160,8 @@ class Stream:
             region = self.region.copy()
         else:
             region = np.ones(frames.shape[1:3], bool) if region is None else detect(frames)
-        if region.any() or self.fixed is None:  # else what was found before serves the frames that follow
-            self.region[...] = region
+            if region.any() or self.fixed is None:  # else what was found before serves the frames that follow
+                self.region[...] = region
         if not region.any():
             return region, {}
         options = {"mapping": grey_mapping(frames, region)}

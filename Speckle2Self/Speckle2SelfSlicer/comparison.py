@@ -53,6 +53,19 @@ def inViews(node) -> bool:
     return volume is not None and any(view.GetBackgroundVolumeID() == volume.GetID() for view in composites)
 
 
+def shape(volume) -> tuple[int, int, int]:
+    """A volume's voxels along (K, J, I); InputError where it has none."""
+    image = volume.GetImageData()
+    if image is None or not image.GetNumberOfPoints():
+        raise InputError(f"'{volume.GetName()}' has no image data; load or record an image first.")
+    return tuple(reversed(image.GetDimensions()))
+
+
+def frameSize(volume, axis: int) -> tuple[int, int]:
+    """Rows and columns (H, W) of the frames that a volume is cut into along an axis of (K, J, I). InputError."""
+    return tuple(side for number, side in enumerate(shape(volume)) if number != axis)
+
+
 def axisOf(volume, axis: str = "auto") -> int:
     """The axis of (K, J, I) along which a volume is cut into frames; see `volumes.slicing_axes`. InputError."""
     source = scene.source(volume)
@@ -77,7 +90,7 @@ def inside(volume, regionNode, which: str = "all") -> np.ndarray:
 
     which: of a segmentation, "all" visible segments, the "first" or the "last" one. InputError where none do.
     """
-    shape = tuple(reversed(volume.GetImageData().GetDimensions()))
+    size = shape(volume)
     if not isinstance(regionNode, (slicer.vtkMRMLSegmentationNode, slicer.vtkMRMLMarkupsROINode)):
         raise InputError("Choose a segmentation or a box (ROI) first.")
     if regionNode.IsA("vtkMRMLSegmentationNode"):
@@ -87,19 +100,24 @@ def inside(volume, regionNode, which: str = "all") -> np.ndarray:
         if which == "all" and display is not None:
             names = [name for name in names if display.GetSegmentVisibility(name)]
         names = names if which == "all" else names[:1] if which == "first" else names[-1:]
-        mask = np.zeros(shape, bool)
+        mask = np.zeros(size, bool)
         for name in names:
             found = slicer.util.arrayFromSegmentBinaryLabelmap(regionNode, name, volume)
             if found is not None:
                 mask |= found != 0
     else:
-        mask = _inBox(volume, regionNode, shape)
+        mask = _inBox(volume, regionNode, size)
     if not mask.any():
         raise InputError(f"'{regionNode.GetName()}' covers no part of '{volume.GetName()}'.")
     return mask
 
 
-def _inBox(volume, box, shape) -> np.ndarray:
+def _inBox(volume, box, size) -> np.ndarray:
+    warp = volume.GetParentTransformNode()
+    if warp is not None and not warp.IsTransformToWorldLinear():
+        raise InputError(
+            f"'{volume.GetName()}' is under the transform '{warp.GetName()}', which is not linear; take a segmentation."
+        )
     toWorld, toBox = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
     volume.GetIJKToRASMatrix(toWorld)
     parent = vtk.vtkMatrix4x4()
@@ -108,11 +126,11 @@ def _inBox(volume, box, shape) -> np.ndarray:
     vtk.vtkMatrix4x4.Invert(box.GetObjectToWorldMatrix(), toBox)
     vtk.vtkMatrix4x4.Multiply4x4(toBox, toWorld, toWorld)
     matrix = slicer.util.arrayFromVTKMatrix(toWorld)
-    grid = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij")[::-1]  # I, J, K
-    mask = np.ones(shape, bool)
-    for row, size in zip(matrix[:3], box.GetSize(), strict=True):
+    grid = np.ix_(*(np.arange(n, dtype=np.float32) for n in size))[::-1]  # I, J, K, to be broadcast
+    mask = np.ones(size, bool)
+    for row, side in zip(matrix[:3], box.GetSize(), strict=True):
         along = sum(weight * axis for weight, axis in zip(row[:3], grid, strict=True)) + row[3]
-        mask &= np.abs(along) <= size / 2 + 1e-3
+        mask &= np.abs(along) <= side / 2 + 1e-3
     return mask
 
 
@@ -169,8 +187,12 @@ def _kind(volume, shape) -> str:
 
 
 def showRegion(volume, region, axis: int) -> None:
-    """Outlines `region` (H, W) bool on the volume in all slice views; None takes the outline away, and brings back what
-    the views showed of label maps. It is not saved."""
+    """Outlines `region` (H, W) or (1, 1) bool on the volume in all slice views; None takes the outline away, and brings
+    back what the views showed of label maps. It is not saved. Raises InputError where the region does not fit."""
+    if region is not None:
+        if region.shape not in ((1, 1), frameSize(volume, axis)):
+            raise InputError(f"'{volume.GetName()}' has changed its size; show its region again.")
+        labels = np.broadcast_to(np.expand_dims(region, axis), shape(volume)).astype(np.uint8)
     outline = _made("vtkMRMLLabelMapVolumeNode", "outline", "Outline of the region", create=region is not None)
     views, composites = _each("vtkMRMLSliceNode"), _each("vtkMRMLSliceCompositeNode")
     if region is None:
@@ -185,8 +207,6 @@ def showRegion(volume, region, axis: int) -> None:
             slicer.mrmlScene.RemoveNode(outline.GetDisplayNode())
             slicer.mrmlScene.RemoveNode(outline)
         return
-    shape = tuple(reversed(volume.GetImageData().GetDimensions()))
-    labels = np.broadcast_to(np.expand_dims(region, axis), shape).astype(np.uint8)
     slicer.util.updateVolumeFromArray(outline, labels)
     matrix = vtk.vtkMatrix4x4()
     volume.GetIJKToRASMatrix(matrix)
@@ -210,8 +230,11 @@ def changed(regionNode) -> int:
     """When a segmentation or a box was changed last, in VTK's count."""
     parts = [regionNode]
     if regionNode.IsA("vtkMRMLSegmentationNode"):
-        parts.append(regionNode.GetSegmentation())
-    return max(part.GetMTime() for part in parts)
+        segments = regionNode.GetSegmentation()
+        chosen = [segments.GetNthSegment(number) for number in range(segments.GetNumberOfSegments())]
+        drawn = [segment.GetRepresentation(segments.GetSourceRepresentationName()) for segment in chosen]
+        parts += [segments, *chosen, *drawn, regionNode.GetDisplayNode()]  # which knows what segments are visible
+    return max(part.GetMTime() for part in parts if part is not None)
 
 
 class Outline:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 import numpy as np
 import slicer
@@ -10,9 +11,9 @@ import vtk
 
 from Speckle2SelfLib import volumes
 from Speckle2SelfLib.config import Cancelled, InputError
-from Speckle2SelfLib.look import look
+from Speckle2SelfLib.look import check_look, look
 
-from . import scene
+from . import comparison, scene
 
 PARTIAL = " (partial)"  # in the name of a result of which only the first frames are done
 PIECE = 0.02  # seconds of work at most between two returns to the event loop
@@ -35,11 +36,14 @@ class Run:
         scene.checkOutput(self.source, output)
         self.output, self.keepPartial, self.request = output, keepPartial, request
         self.look = {name: float(request.pop(name, 1.0)) for name in ("strength", "gamma")}
+        check_look(**self.look)
         self.state, self.message, self.result = "reading", "", None
         self.done, self.total, self.rate, self.seconds_left, self.device = 0, 0, 0.0, None, ""
         self.region, self._onlyRegion, self._started = None, onlyRegion, time.monotonic()
         self._worker, self._jobs, self._asked = worker, [], False
         first = next(scene.voxels(self.source))
+        region = request.get("region", "auto")
+        self._found = axis if isinstance(region, str) and region == "auto" else None
         self._shape, self._dtype = (len(self.source.volumes), *first.shape), first.dtype
         self.axes = volumes.slicing_axes(first.shape[:3], self.source.spacing, axis)
         self.source = scene.held(self.source)
@@ -118,7 +122,7 @@ class Run:
         cut = self._jobs[0].state == "cancelled"
         self.done = self._whole(self._jobs[0]) if cut else self.total
         self.state = "writing"
-        self.result = Result(self.source, self._jobs, self.axes, self._shape)
+        self.result = Result(self.source, self._jobs, self.axes, self._shape, self._found)
         images = self.result.images(**self.look, count=self.done if cut else None)
         suffix = f"despeckled{PARTIAL}" if cut else "despeckled"
         node = None
@@ -149,6 +153,8 @@ class Run:
         job = self._worker.allocate((sizes[0] * sizes[1], *sizes[2:], *self._shape[4:]), self._dtype)
         self._jobs.append(job)
         for time_point, image in enumerate(scene.voxels(self.source)):
+            if (image.shape, image.dtype) != (self._shape[1:], self._dtype):
+                raise InputError(scene.CHANGED.format(self.source.node.GetName()))
             for number, frame in enumerate(np.moveaxis(image, axis, 0)):
                 job.input[time_point * sizes[1] + number] = frame
                 if self._asked:
@@ -159,11 +165,12 @@ class Run:
 class Result:
     """What the network made of a recording, kept so that strength and gamma change the output without running it again.
 
-    node: the output. The input is read from its nodes again where it is blended in.
+    node: the output. The input is read from its nodes again where it is blended in. region: (H, W) bool of what was
+    despeckled, across the first of `axes`; found: the axis that was asked for, where the region was found by itself.
     """
 
-    def __init__(self, source, jobs, axes, shape):
-        self.source, self.node = source, None
+    def __init__(self, source, jobs, axes, shape, found: str | None):
+        self.source, self.node, self.found = source, None, found
         self._jobs, self._shape = jobs, shape
         self.region, self.axes = jobs[0].region, axes
         # Of several orientations, those without ultrasound are copies of the input.
@@ -182,6 +189,8 @@ class Result:
         if strength != 1 or gamma != 1:  # the jobs' own copy of the input is gone
             volume = self.source.volumes[number]
             source = next(scene.voxels(scene.Source(volume, [volume])))
+            if source.shape != self._shape[1:]:
+                raise InputError(scene.CHANGED.format(self.source.node.GetName()))
         for job, axis in ((self._jobs[number], self.axes[number]) for number in self._averaged):
             count = self._shape[1 + axis]
             after = job.output[number * count : (number + 1) * count]
@@ -234,10 +243,14 @@ class Live:
 
     Call `step` from a timer. The newest image comes first; what cannot be kept up with is dropped. output: a volume
     `<input> live` in the same place, or a given one. state: "running", "stopped", "failed" (message). latency, rate:
-    measured. once: a preview, only what is shown now; `refresh` takes what is shown then. Raises InputError.
+    measured. once: a preview, only what is shown now; `refresh` takes what is shown then. regionNode: the segmentation
+    or box that `region` (H, W) was taken from; where it is changed, the images follow. Raises InputError.
     """
 
-    def __init__(self, worker, node, axis: str = "auto", sliceNode=None, once: bool = False, output=None, **request):
+    def __init__(
+        self, worker, node, axis: str = "auto", sliceNode=None, once: bool = False, output=None, regionNode=None,
+        **request,
+    ):  # fmt: skip
         if node is not None and node.IsA("vtkMRMLSequenceNode"):
             node = scene.proxy(node)
         self.source = scene.source(node)
@@ -245,6 +258,7 @@ class Live:
             raise InputError(f"'{output.GetName()}' is a recording, which live images never change; choose another.")
         self.node, self.output, self.once, self.state, self.message = node, output, once, "running", ""
         self._sliceNode, self._axis, self._request, self._worker = sliceNode, axis, request, worker
+        self._regionNode, self._region, self._followed = regionNode, request.get("region"), (None,)
         self._stream, self._observed, self._moments = None, [], []
         self._pushed, self._taken, self._places = 0, 0, {}
         self.refresh()
@@ -254,7 +268,7 @@ class Live:
                 events.append((node, slicer.vtkMRMLStreamingVolumeNode.FrameModifiedEvent))
             self._observed = [(n, n.AddObserver(event, self._onModified)) for n, event in events if n is not None]
 
-    def _onModified(self, caller, event) -> None:
+    def _onModified(self, caller=None, event=None) -> None:
         if self.state == "running" and self._whole():
             try:
                 self.refresh()
@@ -291,8 +305,29 @@ class Live:
         frame = np.moveaxis(image, axis, 0)[number]
         if self._stream is None:
             self._stream = self._worker.live(frame.shape, frame.dtype, self._request)
+        self._follow(frame.shape[:2], axis)
         self._pushed = self._stream.push(frame)
         self._places[self._pushed] = axis, scene.slicePlace(self.node, axis, number)
+
+    def _follow(self, size, axis: int) -> None:
+        """Gives the stream what the segmentation or box covers now, where it or the frames' size has changed."""
+        if self._regionNode is None or self._regionNode.GetScene() is None:
+            return
+        if self._followed == (comparison.changed(self._regionNode), size, axis):
+            return
+        try:
+            region = comparison.frameMask(self.node, self._regionNode, axis)
+        except InputError:  # moved off the image: nothing of it is to be despeckled
+            region = np.zeros(size, bool)
+        self._followed = comparison.changed(self._regionNode), size, axis  # after: reading a segmentation can touch it
+        if not np.array_equal(region, self._region):  # as it is where both move with one transform
+            self._region = region
+            self._stream.give(region)
+
+    @property
+    def _regionMoved(self) -> bool:
+        node = self._regionNode
+        return node is not None and node.GetScene() is not None and comparison.changed(node) != self._followed[0]
 
     @property
     def waiting(self) -> bool:
@@ -322,6 +357,8 @@ class Live:
         if self._stream.state == "failed":
             self.stop("failed", self._stream.message)
             return False
+        if not self.once and self._regionMoved:
+            self._onModified()
         frame = self._stream.take()
         if frame is None:
             return False
@@ -366,6 +403,9 @@ class Live:
         for node, tag in self._observed:
             node.RemoveObserver(tag)
         self._observed = []
+        if self._region is not self._request.get("region") and self._region.any():
+            with suppress(InputError):
+                comparison.rememberRegion(self.node, self._region)  # not while it moves: that writes a file
         if self._stream is not None and self.state == "running":
             self._stream.stop()
         if self.state == "running":

@@ -24,6 +24,8 @@ VOLUMES = {
     "vtkMRMLVectorVolumeNode": "vtkMRMLVectorVolumeNode",
     "vtkMRMLStreamingVolumeNode": "vtkMRMLVectorVolumeNode",  # it decodes on access; the result is plain
 }
+CHANGED = "An image of '{}' was changed meanwhile; nothing was written."
+REGIONS = ("vtkMRMLSegmentationNode", "vtkMRMLMarkupsROINode")
 
 
 @dataclass
@@ -176,13 +178,69 @@ def voxels(source: Source):
 
 
 def find(node):
-    """A node as it is, or the one with that id or name; InputError where there is none."""
-    if not isinstance(node, str):
-        return node
-    found = slicer.mrmlScene.GetNodeByID(node) or slicer.mrmlScene.GetFirstNodeByName(node)
-    if found is None:
-        raise InputError(f"There is no node with the id or name '{node}' in the scene.")
-    return found
+    """A node as it is, or what can be despeckled and has that id or name; of a browser, the recording that it plays.
+
+    A recording and its proxy may share a name: that is the recording's. Raises InputError where there is none, or
+    several.
+    """
+    if isinstance(node, str):
+        node = slicer.mrmlScene.GetNodeByID(node) or _named(node)
+    return _played(node) if node is not None and node.IsA("vtkMRMLSequenceBrowserNode") else node
+
+
+def findRegion(node):
+    """A node as it is, or the segmentation or box (ROI) with that id or name. InputError where none is, or several."""
+    found = slicer.mrmlScene.GetNodeByID(node) if isinstance(node, str) else node
+    if found is not None:
+        return found
+    regions = [each for each in _all(node) if each.GetClassName() in REGIONS]
+    if not regions:
+        known = "auto, none, given, a segmentation or a box (ROI), or a bool array"
+        raise InputError(f"There is no region '{node}'; known are {known}.")
+    return _only(regions, "regions are named", node)
+
+
+def _named(name: str):
+    every = _all(name)
+    if not every:
+        raise InputError(f"There is no node with the id or name '{name}' in the scene.")
+    images = [each for each in every if each.GetClassName() in VOLUMES or _holdsImages(each)]
+    recordings = {sequenceBehind(each) or each: each for each in images}
+    recordings |= {each: each for each in images if each in recordings}
+    browsers = [each for each in every if each.IsA("vtkMRMLSequenceBrowserNode")]
+    return _only(list(recordings.values()) or browsers or every[:1], "nodes that could be despeckled are named", name)
+
+
+def _all(name: str) -> list:
+    nodes = slicer.mrmlScene.GetNodesByName(name)
+    return [nodes.GetItemAsObject(number) for number in range(nodes.GetNumberOfItems())]
+
+
+def _only(nodes: list, words: str, name: str):
+    if len(nodes) > 1:
+        ids = ", ".join(each.GetID() for each in nodes)
+        raise InputError(f"{len(nodes)} {words} '{name}'; give the id of one: {ids}.")
+    return nodes[0]
+
+
+def _holdsImages(node) -> bool:
+    """Whether a node is a sequence of volumes, or one to be."""
+    return node.IsA("vtkMRMLSequenceNode") and (
+        not node.GetNumberOfDataNodes() or node.GetDataNodeClassName() in VOLUMES
+    )
+
+
+def _played(browser):
+    """The recording that a browser plays: its master sequence, or the only one that holds images. InputError."""
+    sequences = vtk.vtkCollection()
+    browser.GetSynchronizedSequenceNodes(sequences, True)  # the master is the first
+    every = [sequences.GetItemAsObject(number) for number in range(sequences.GetNumberOfItems())]
+    images = [each for each in every if _holdsImages(each)]
+    if not images:
+        raise InputError(f"'{browser.GetName()}' plays no recording of images; choose another.")
+    if len(images) > 1 and images[0] is not browser.GetMasterSequenceNode():
+        raise InputError(f"'{browser.GetName()}' plays several recordings; choose one of them.")
+    return images[0]
 
 
 def size(node) -> tuple[int, int, int]:
@@ -243,7 +301,7 @@ def checkOutput(source: Source, output) -> None:
     if output is source.node or (source.sequence is not None and source.sequence in (output, shown)):
         raise InputError(f"The output '{name}' is the input itself, which is never changed; choose another output.")
     if output.IsA("vtkMRMLSequenceNode") and source.sequence is not None:
-        if output.GetNumberOfDataNodes() and output.GetDataNodeClassName() not in VOLUMES:
+        if not _holdsImages(output):
             raise InputError(f"The output '{name}' holds no images, and would be lost; choose another output.")
         return
     if source.node is source.sequence or output.GetClassName() != source.outputClass:
@@ -372,9 +430,12 @@ def _volume(template, voxels: np.ndarray):
         image.SetDimensions(voxels.shape[2::-1])
         scalarType = get_vtk_array_type(voxels.dtype)
     else:
+        before = template.GetImageData()
+        if before is None or before.GetDimensions() != voxels.shape[2::-1]:
+            raise InputError(CHANGED.format(template.GetName()))
         volume.CopyContent(template, False)
-        image.SetExtent(template.GetImageData().GetExtent())
-        scalarType = template.GetImageData().GetScalarType()
+        image.SetExtent(before.GetExtent())
+        scalarType = before.GetScalarType()
     image.AllocateScalars(scalarType, voxels.shape[3] if voxels.ndim == 4 else 1)
     vtk_to_numpy(image.GetPointData().GetScalars()).reshape(voxels.shape)[:] = voxels
     volume.SetAndObserveImageData(image)

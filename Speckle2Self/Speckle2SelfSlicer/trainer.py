@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from Speckle2SelfLib import library
-from Speckle2SelfLib.config import InputError, Job, from_dict, locked, replace_file
+from Speckle2SelfLib.config import InputError, Job, from_dict, locked, refuse_filter, replace_file
 
 from .processes import Child
 
@@ -232,6 +232,7 @@ class Trainer:
         pixels (H, W) bool to train on, of each recording and then of each one held out; none: as the job says.
         """
         name = library.fit_name(name)
+        refuse_filter(name)
         folder = self.folder / name
         if (folder / "job.json").exists():
             if _at_work(folder):

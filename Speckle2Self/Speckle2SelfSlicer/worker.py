@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from Speckle2SelfLib.config import InputError
+from Speckle2SelfLib.look import check_look
 from Speckle2SelfLib.worker_process import SLOTS, job_arrays, layout, stream_arrays, views
 
 from .processes import GRACE, LONGEST, Child, kill_tree
@@ -188,7 +189,7 @@ class Stream:
 
     state: "running", "stopped", "failed" (message says why). pushed, done, dropped: counts of frames. What the first
     frame that shows something tells of region, grey mapping and grain serves all that follow, until one shows far more
-    or is far brighter, or has a new size.
+    or is far brighter, or has a new size, or another region is given.
     """
 
     def __init__(self, worker: Worker, shape, dtype, request: dict, region: np.ndarray | None):
@@ -250,6 +251,14 @@ class Stream:
         self._wake()
         return self.pushed
 
+    def give(self, region: np.ndarray) -> None:
+        """Another region (H, W) bool from the next frame on; grain and grey values are found in it anew."""
+        self._given = region
+        if self.state == "running" and region.shape == self.shape[:2]:  # else it waits for frames of its size
+            self._region[...] = region
+            self._header[-1] += 1
+            self._opening["region"] = "given"
+
     def take(self) -> Frame | None:
         """The newest despeckled frame that was not taken yet, as a copy; else None."""
         for _ in range(2):
@@ -273,7 +282,8 @@ class Stream:
         return self._region.copy() if self._finished and self._region is not None else None
 
     def look(self, strength: float, gamma: float) -> None:
-        """Strength and gamma of the frames that follow."""
+        """Strength and gamma of the frames that follow. Raises InputError."""
+        check_look(strength, gamma)
         changed = {"strength": float(strength), "gamma": float(gamma)}
         self._request |= changed
         self._opening |= changed
@@ -531,7 +541,9 @@ def _checked_request(request: dict, size: tuple) -> tuple[dict, np.ndarray | Non
         if mask.shape != tuple(size):
             raise InputError(f"A region of {mask.shape} does not fit frames of {tuple(size)} pixels.")
     request |= {"model": str(request["model"]), "device": str(request["device"])}
-    return request | {name: float(request[name]) for name in ("strength", "gamma")}, mask
+    request |= {name: float(request[name]) for name in ("strength", "gamma")}
+    check_look(request["strength"], request["gamma"])
+    return request, mask
 
 
 def _how_it_ended(code: int, errors: list[str]) -> str:

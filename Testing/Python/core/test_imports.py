@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 RANKS = [
-    {"config", "look"},
-    {"devices", "perturbation", "network", "loss", "volumes"},
+    {"config"},
+    {"look", "devices", "perturbation", "network", "loss", "volumes"},
     {"frames"},
     {"checkpoint", "layout", "region", "simulation", "metrics", "filters", "files"},
     {"library", "chart", "report"},

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from Speckle2SelfLib import checkpoint, library
-from Speckle2SelfLib.config import InputError, ModelConfig, locked
+from Speckle2SelfLib.config import InputError, Job, ModelConfig, locked
 from Speckle2SelfLib.despeckling import load_model
 from Speckle2SelfLib.network import build
 
@@ -41,6 +41,25 @@ def test_a_name_cannot_lead_out_of_the_folder_or_hide_a_bundled_model(file, name
     with pytest.raises(InputError):
         library.rename("mine", name)
     assert set(library.own_models()) == {"mine"}
+
+
+@pytest.mark.parametrize("name", ["srad", "NLM"])
+def test_no_model_is_called_as_a_classical_filter_which_would_hide_it(file, tmp_path, name):
+    library.add(file, "mine")
+    refused = pytest.raises(InputError, match=f"^'{name}' is a classical filter; choose another name for the model.$")
+    with refused:
+        library.add(file, name)
+    with refused:
+        library.rename("mine", name)
+    with refused:
+        Job(str(tmp_path / name))
+    with refused:
+        Job(str(tmp_path / f"{name}.safetensors"))
+    assert set(library.own_models()) == {"mine"}
+    assert library.free_name(name) == f"{name} 2"
+    file.rename(library.home() / "models" / f"{name}.safetensors")  # as one may have been called before
+    library.rename(name, "yours")
+    assert set(library.own_models()) == {"mine", "yours"}
 
 
 def test_what_is_not_there_or_taken_is_said(file, tmp_path):

@@ -12,6 +12,11 @@ REGION = np.zeros((48, 56), bool)
 REGION[4:40, 5:50] = True
 
 
+def test_without_strength_it_is_the_input_bit_for_bit():
+    frames = (10**9 + np.arange(64).reshape(1, 8, 8)).astype(np.int32)  # more than float32 holds
+    assert np.array_equal(look(frames, frames + 5, np.ones((8, 8), bool), (0, 2e9), 0.0, 1.0), frames)
+
+
 @pytest.mark.parametrize("strength, gamma", [(1, 1), (0.5, 1), (1, 1.8), (0.3, 0.6), (0, 2)])
 @pytest.mark.parametrize("kind", ["grey", "colour", "float"])
 def test_a_look_is_what_despeckling_gives(kind, strength, gamma):

@@ -312,9 +312,7 @@ def test_a_region_that_was_never_given_is_asked_for(desk, panel):
 
 
 def test_the_region_is_outlined_before_and_after_apply(desk, panel):
-    frames = np.zeros((12, 96, 96), np.uint8)
-    frames[:, 20:80, 20:80] = np.random.default_rng(1).rayleigh(40, (12, 60, 60)).clip(1, 255)
-    choose(panel, desk.cine(frames), region="auto")
+    choose(panel, desk.cine(island()), region="auto")
     panel.ui.showRegionCheckBox.checked = True
     desk.wait(lambda: not panel.outline.searching)
     outline = slicer.util.getNode("Outline of the region")
@@ -334,6 +332,52 @@ def test_the_region_is_outlined_before_and_after_apply(desk, panel):
     assert np.array_equal(slicer.util.array("Outline of the region")[0].astype(bool), first)
 
 
+def island():
+    """Speckle in the middle of black frames."""
+    frames = np.zeros((12, 96, 96), np.uint8)
+    frames[:, 20:80, 20:80] = np.random.default_rng(1).rayleigh(40, (12, 60, 60)).clip(1, 255)
+    return frames
+
+
+def test_what_a_run_despeckled_is_no_found_region_where_it_was_not_looked_for(desk, panel):
+    choose(panel, desk.cine(island()), "median")
+    apply(desk, panel)
+    panel.ui.regionSelector.currentText = "auto"
+    panel.ui.showRegionCheckBox.checked = True
+    desk.wait(lambda: not panel.outline.searching)
+    assert not slicer.util.array("Outline of the region")[0][:15].any()
+    panel.ui.liveCheckBox.click()
+    desk.wait(lambda: panel.live.output is not None)
+    assert not panel.live._stream.region[:15].any()
+
+
+@pytest.mark.parametrize("axes", [("average", "average"), ("k", "j")])
+def test_what_a_run_found_along_another_axis_does_not_keep_live_from_starting(desk, panel, axes):
+    choose(panel, desk.volume("Volume", np.repeat(FRAMES, 2, 0)), "median", "auto")
+    panel.ui.axisSelector.currentText = axes[0]
+    apply(desk, panel)
+    panel.ui.axisSelector.currentText = axes[1]
+    panel.ui.liveCheckBox.click()
+    assert not desk.asked
+    desk.wait(lambda: panel.live.output is not None)
+
+
+def test_what_was_found_before_a_stream_changed_its_size_is_found_anew(desk, panel):
+    stream = desk.volume("Stream", island()[:1])
+    choose(panel, stream, "median", "auto")
+    apply(desk, panel)
+    slicer.util.updateVolumeFromArray(stream, island()[1:2, 8:, 4:])
+    panel.ui.liveCheckBox.click()
+    panel.ui.showRegionCheckBox.checked = True
+    desk.wait(lambda: not panel.outline.searching and panel.live.output is not None)
+    assert not desk.asked and slicer.util.array("Outline of the region").shape == (1, 88, 92)
+    panel.ui.showRegionCheckBox.checked = False
+    panel.ui.showRegionCheckBox.checked = True
+    slicer.util.updateVolumeFromArray(stream, island()[1:2])
+    desk.wait(lambda: not panel.outline.searching)
+    assert len(desk.asked) == 1 and "'Stream' has changed its size; show its region again." in desk.asked[0][1]
+
+
 def test_the_outline_follows_a_box_that_is_moved(desk, panel):
     def outlined():
         return slicer.util.array("Outline of the region")[0]
@@ -345,6 +389,11 @@ def test_the_outline_follows_a_box_that_is_moved(desk, panel):
     assert outlined()[36, 36] and not outlined()[12, 12]
     given.SetCenter(12, 12, 0)
     desk.wait(lambda: outlined()[12, 12] and not outlined()[36, 36])
+    given.SetCenter(900, 12, 0)
+    desk.wait(lambda: "Outline of the region" not in desk.names())
+    given.SetCenter(36, 36, 0)
+    desk.wait(lambda: "Outline of the region" in desk.names())
+    assert outlined()[36, 36] and not desk.asked, "off the image and back"
     panel.ui.showRegionCheckBox.checked = False
     given.SetCenter(36, 36, 0)
     desk.rest(0.7)
@@ -392,6 +441,12 @@ def test_preview_and_live_take_a_given_region(desk, panel, button):
     desk.wait(lambda: panel.live.output is not None)
     after, before = (slicer.util.arrayFromVolume(node)[0] for node in (panel.live.output, volume))
     assert np.array_equal(after[:, 28:], before[:, 28:]) and (after[:, :28] != before[:, :28]).mean() > 0.5
+    box.SetCenter(41.5, 23.5, 0)
+    if button == "previewButton":
+        desk.rest()
+        assert (after[:, :28] != before[:, :28]).any(), "a preview does not follow by itself"
+        panel.ui.previewButton.click()
+    desk.wait(lambda: np.array_equal(after[:, :28], before[:, :28]) and (after[:, 28:] != before[:, 28:]).mean() > 0.5)
     assert not desk.asked
 
 
@@ -467,6 +522,32 @@ def test_live_follows_a_stream_of_encoded_images(desk, panel):
     desk.rest()
 
 
+def test_live_that_is_switched_on_again_goes_on_in_its_output_unless_that_was_renamed(desk, panel):
+    """Other modules may have been given that volume, and each time another one would fill the scene."""
+
+    def live(node):
+        choose(panel, node, "median")
+        panel.ui.liveCheckBox.click()
+        desk.wait(lambda: panel.live.output is not None and not panel.live.waiting)
+        output = panel.live.output
+        panel.ui.liveCheckBox.click()
+        return output
+
+    liver, kidney = desk.volume(), desk.volume("Kidney", FRAMES[1:2])
+    output = live(liver)
+    slicer.util.updateVolumeFromArray(liver, FRAMES[2:3])
+    before = slicer.util.arrayFromVolume(output).copy()
+    assert live(liver) is output and not np.array_equal(slicer.util.arrayFromVolume(output), before)
+    assert live(kidney) is not output
+    output = live(liver)
+    output.SetName("To be kept")
+    assert live(liver) is not output
+    output = live(liver)
+    panel.ui.outputSelector.setCurrentNode(output)
+    apply(desk, panel)
+    assert live(liver) is not output, "what Apply made is no live image's any more"
+
+
 def test_live_takes_the_views_once_and_not_at_every_image(desk, panel):
     volume, other = desk.volume(), desk.volume("Other", FRAMES[1:2])
     choose(panel, volume)
@@ -511,6 +592,16 @@ def test_side_by_side_flicker_fade_and_difference(desk, panel, done):
     assert composites()["Red"].GetBackgroundVolumeID() == difference.GetID()
     expected = FRAMES[0].astype(int) - desk.frames(done)[0]
     assert np.array_equal(slicer.util.arrayFromVolume(difference)[0], expected)
+
+
+def test_a_recording_that_no_browser_shows_any_more_is_told_once_and_not_at_every_fade(desk, panel, done):
+    slicer.mrmlScene.RemoveNode(slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSequenceBrowserNode"))
+    panel.ui.fadeSlider.value = 0.5
+    panel.ui.flickerButton.click()
+    desk.rest(0.8)
+    assert not desk.asked
+    panel.ui.sideBySideButton.click()
+    assert "is shown nowhere" in desk.asked[0][1] and len(desk.asked) == 1
 
 
 def test_figures_come_into_a_table_and_into_a_file(desk, panel, done, tmp_path):

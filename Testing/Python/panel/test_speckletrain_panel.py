@@ -537,6 +537,14 @@ def test_models_are_renamed_exported_imported_and_deleted(desk, train, tmp_path)
     assert train.ui.modelSelector.currentText == "out"
 
 
+def test_no_model_is_called_as_a_classical_filter(desk, train):
+    choose(train)
+    train.ui.nameLineEdit.text = " srad "
+    train.ui.trainButton.click()
+    assert "'srad' is a classical filter; choose another name for the model." in desk.asked[-1][1]
+    assert train.job is None and not list(library.home().glob("runs/*"))
+
+
 def test_a_model_is_compared_with_its_start_in_the_views(desk, train):
     choose(train)
     model = ModelConfig(width=4, grain=(0.75, 1.7))
@@ -549,6 +557,39 @@ def test_a_model_is_compared_with_its_start_in_the_views(desk, train):
     composites = {c.GetLayoutName(): c for c in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")}
     shown = [slicer.mrmlScene.GetNodeByID(composites[name].GetBackgroundVolumeID()) for name in ("Red", "Yellow")]
     assert [node.GetName() for node in shown] == ["Cine by start", "Cine by mine"]
+    shown[1].SetName("To be kept")
+    kept = slicer.util.arrayFromVolume(shown[1]).copy()
+    slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSequenceBrowserNode").SetSelectedItemNumber(5)
+    train.ui.compareButton.click()
+    desk.wait(lambda: not train._compared)
+    again = [slicer.mrmlScene.GetNodeByID(composites[name].GetBackgroundVolumeID()) for name in ("Red", "Yellow")]
+    assert again[0] is shown[0] and again[1] is not shown[1] and again[1].GetName() == "Cine by mine"
+    assert np.array_equal(slicer.util.arrayFromVolume(shown[1]), kept), "a renamed one is the user's"
+    train.ui.inputsSelector.uncheck(slicer.util.getFirstNodeByClassByName("vtkMRMLSequenceNode", "Cine"))
+    train.ui.inputsSelector.check(desk.cine(FRAMES[::-1]))
+    train.ui.compareButton.click()
+    desk.wait(lambda: not train._compared)
+    names = [node.GetName() for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")]
+    assert names.count("Cine by start") == 2, "another recording of the same name"
+    count = slicer.mrmlScene.GetNumberOfNodes()
+    train.ui.compareButton.click()
+    desk.wait(lambda: not train._compared)
+    assert slicer.mrmlScene.GetNumberOfNodes() == count
+
+
+def test_a_model_that_cannot_be_compared_is_told_and_no_former_image_is_taken_for_its(desk, train):
+    choose(train)
+    model = ModelConfig(width=4, grain=(0.75, 1.7))
+    checkpoint.save(library.own_path("mine"), model, build(model), {"start": "start", "figures": {"structure": 1.0}})
+    train.fillModels()
+    train.ui.modelSelector.currentText = "mine"
+    train.ui.compareButton.click()
+    desk.wait(lambda: not train._compared)
+    train.ui.compareButton.click()
+    for live in train._compared.values():
+        live._stream._fail("It broke.")
+    desk.wait(lambda: not train._compared)
+    assert "It broke." in desk.asked[-1][1]
 
 
 def test_a_run_is_exported_as_a_folder_with_recipe_steps_and_region(desk, train, tmp_path):

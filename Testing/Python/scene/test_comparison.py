@@ -46,6 +46,17 @@ def test_a_box_takes_the_voxels_that_lie_in_it(pair):
         comparison.inside(pair[0], box("away", (500, 600), (0, 9)))
 
 
+def test_a_box_on_an_image_under_a_warp_is_refused(pair):
+    from Speckle2SelfSlicer import comparison
+
+    warp = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLBSplineTransformNode", "Warp")
+    transform = slicer.vtkOrientedBSplineTransform()
+    warp.SetAndObserveTransformFromParent(transform)
+    pair[0].SetAndObserveTransformNodeID(warp.GetID())
+    with pytest.raises(InputError, match="'in' is under the transform 'Warp', which is not linear"):
+        comparison.inside(pair[0], box("tissue", (50, 70), (30, 50)))
+
+
 def test_figures_before_and_after_go_into_a_table_a_plot_and_a_file(pair, tmp_path):
     from Speckle2SelfSlicer import comparison
 
@@ -149,3 +160,52 @@ def test_a_segmentation_gives_a_mask(pair):
     slicer.util.updateSegmentBinaryLabelmapFromArray(wanted, segmentation, segment, pair[0])
     assert np.array_equal(comparison.inside(pair[0], segmentation, "first"), wanted != 0)
     assert np.array_equal(comparison.frameMask(pair[0], segmentation, 0), wanted[0] != 0)
+
+
+@pytest.mark.parametrize("kind", ["box", "given", "none"])
+def test_a_proxy_without_image_is_told_where_a_region_is_wanted(slicer_app, kind):
+    from Speckle2SelfSlicer import comparison, scene
+
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Cine")
+    volume = slicer.vtkMRMLScalarVolumeNode()
+    slicer.util.updateVolumeFromArray(volume, np.ones((1, 64, 80), np.uint8))
+    sequence.SetDataNodeAtValue(volume, "0")
+    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "Browser")
+    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
+    scene.proxy(sequence).SetAndObserveImageData(None)
+    logic = slicer.util.getModuleLogic("Speckle2Self")
+    with pytest.raises(InputError, match="has no image data"):
+        if kind == "none":
+            comparison.Outline(logic).show(sequence, "none")
+        else:
+            logic.region(sequence, box("tissue", (50, 70), (30, 50)) if kind == "box" else None)
+
+
+def test_what_changes_a_region_is_seen_and_reading_it_is_no_change(pair):
+    from Speckle2SelfSlicer import comparison
+
+    segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Regions")
+    segmentation.CreateDefaultDisplayNodes()
+    segmentation.SetReferenceImageGeometryParameterFromVolumeNode(pair[0])
+    mask = np.zeros((1, 64, 80), np.uint8)
+    segments = [segmentation.GetSegmentation().AddEmptySegment(name) for name in ("tissue", "lumen")]
+
+    def draw(segment, rows):
+        mask[:] = 0
+        mask[0, rows] = 1
+        slicer.util.updateSegmentBinaryLabelmapFromArray(mask, segmentation, segment, pair[0])
+
+    draw(segments[1], slice(40, 60))
+    for change in (
+        lambda: draw(segments[0], slice(20)),
+        lambda: draw(segments[0], slice(30)),
+        lambda: segmentation.GetDisplayNode().SetSegmentVisibility(segments[0], False),
+        lambda: segmentation.GetSegmentation().RemoveSegment(segments[0]),
+    ):
+        comparison.frameMask(pair[0], segmentation, 0)
+        before = comparison.changed(segmentation)
+        comparison.frameMask(pair[0], segmentation, 0)
+        assert comparison.changed(segmentation) == before
+        change()
+        assert comparison.changed(segmentation) > before

@@ -168,6 +168,64 @@ def test_nodes_can_be_given_by_id_and_by_name(logic):
     assert logic.process("US", output.GetID()) is output
 
 
+def test_a_name_is_that_of_what_can_be_despeckled_whatever_else_has_it(logic):
+    for kind in ("SegmentationNode", "ScalarVolumeDisplayNode", "LabelMapVolumeNode", "SequenceBrowserNode"):
+        slicer.mrmlScene.AddNewNodeByClass(f"vtkMRML{kind}", "Liver")
+    with pytest.raises(InputError, match="'Liver' holds a vtkMRMLSegmentationNode"):
+        slicer.mrmlScene.RemoveNode(slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSequenceBrowserNode"))
+        logic.process("Liver")
+    add_volume(FRAMES[:1], "Liver")
+    assert np.array_equal(voxels(logic.process("Liver")), 255 - FRAMES[:1])
+    add_volume(FRAMES[1:2], "Liver")
+    with pytest.raises(InputError, match="2 nodes that could be despeckled are named 'Liver'; give the id of one: vtk"):
+        logic.process("Liver")
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_recording_its_proxy_and_its_browser_are_one_by_name(logic, alike):
+    sequence, browser, proxy = add_recording(FRAMES, "Liver")
+    proxy.SetName("Liver" if alike else "Shown")
+    browser.SetName("Liver" if alike else "Browser")
+    output = logic.process("Liver")
+    assert output.IsA("vtkMRMLSequenceNode") and np.array_equal(recording(output), 255 - FRAMES)
+    if not alike:
+        assert logic.process("Browser").IsA("vtkMRMLSequenceNode"), "though the output plays in it, too"
+        assert logic.process("Shown").IsA("vtkMRMLScalarVolumeNode")
+    with pytest.raises(InputError, match="the input itself"):
+        logic.process("Liver", sequence.GetID())
+
+
+def test_a_browser_stands_for_its_only_recording_of_images(logic):
+    sequence, browser, _ = add_recording(FRAMES)
+    master = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Transforms")
+    master.SetDataNodeAtValue(slicer.vtkMRMLLinearTransformNode(), "0.00")
+    browser.SetAndObserveMasterSequenceNodeID(master.GetID())
+    browser.AddSynchronizedSequenceNodeID(sequence.GetID())
+    assert np.array_equal(recording(logic.process(browser)), 255 - FRAMES)
+    other, *_ = add_recording(FRAMES[1:])
+    browser.AddSynchronizedSequenceNodeID(other.GetID())
+    with pytest.raises(InputError, match="'Browser' plays several recordings; choose one of them"):
+        logic.process(browser)
+    empty = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "None")
+    with pytest.raises(InputError, match="'None' plays no recording of images"):
+        logic.process(empty)
+
+
+def test_a_region_by_name_is_a_segmentation_or_a_box(logic, fake, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path))
+    node = add_volume(FRAMES[:1], "Liver")
+    with pytest.raises(InputError, match="no region 'Liver'"):
+        logic.process(node, region="Liver")
+    box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Liver")
+    box.SetCenter(5, 6, 0)
+    box.SetSize(6, 8, 4)
+    logic.process("Liver", region="Liver")
+    assert fake.calls[0]["region"].sum() == 63
+    slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Liver")
+    with pytest.raises(InputError, match="2 regions are named 'Liver'; give the id of one"):
+        logic.process("Liver", region="Liver")
+
+
 def test_an_unknown_name_is_refused_by_name(logic):
     with pytest.raises(InputError, match="no node with the id or name 'Nobody'"):
         logic.process("Nobody")

@@ -345,6 +345,124 @@ def test_a_box_is_the_region_of_a_run_and_of_live_images(sequence, tmp_path, mon
         logic().start(sequence, axis="average", region=inside)
 
 
+@pytest.mark.parametrize("kind", ["box", "segmentation"])
+def test_live_follows_a_region_that_is_moved(slicer_app, kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path))
+    volume = slicer.util.addVolumeFromArray(FRAMES[:1], name="US")
+    volume.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(np.eye(4)))
+    if kind == "box":
+        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Region")
+        node.SetSize(14, 14, 4)
+    else:
+        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Region")
+        node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+        segment = node.GetSegmentation().AddEmptySegment("tissue")
+
+    def move(at):
+        if kind == "box":
+            node.SetCenter(at, at, 0)
+        else:
+            mask = np.zeros((1, 48, 56), np.uint8)
+            mask[0, at - 7 : at + 8, at - 7 : at + 8] = 1
+            slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, segment, volume)
+
+    def changed_alone(at, frame):
+        """Whether what is shown is despeckled within the region at `at`, and nowhere else."""
+        changed = slicer.util.arrayFromVolume(live.output)[0] != frame
+        inside = changed[at - 7 : at + 8, at - 7 : at + 8]
+        return inside.mean() > 0.5 and changed.sum() == inside.sum()
+
+    move(16)
+    own = logic()
+    live = own.live(volume, model="median", region=node)
+    try:
+        live_until(own.worker, live, lambda: live.output is not None)
+        assert changed_alone(16, FRAMES[0])
+        for number, at in ((1, 36), (1, 24), (2, 30)):  # with a new image, and while none comes
+            move(at)
+            if at != 24:
+                slicer.util.updateVolumeFromArray(volume, FRAMES[number : number + 1])
+            live_until(own.worker, live, lambda at=at, number=number: changed_alone(at, FRAMES[number]))
+        slicer.util.updateVolumeFromArray(volume, FRAMES[3:4, :40, :45])
+        live_until(own.worker, live, lambda: slicer.util.arrayFromVolume(live.output).shape == (1, 40, 45))
+        assert changed_alone(30, FRAMES[3, :40, :45]), "another size, the same place"
+        if kind == "box":
+            node.SetCenter(500, 500, 0)
+            copy = lambda: np.array_equal(slicer.util.arrayFromVolume(live.output)[0], FRAMES[3, :40, :45])  # noqa: E731
+            live_until(own.worker, live, copy)
+            node.SetCenter(20, 20, 0)
+            live_until(own.worker, live, lambda: changed_alone(20, FRAMES[3, :40, :45]))
+            slicer.mrmlScene.RemoveNode(node)
+            slicer.util.updateVolumeFromArray(volume, FRAMES[4:5, :40, :45])
+            live_until(own.worker, live, lambda: not live.waiting)
+            assert changed_alone(20, FRAMES[4, :40, :45]), "what is removed is kept as it was last"
+            live.stop()
+            given = own.region(volume)
+            assert given[20, 20] and not given[36, 36], "and comes back as what was given last"
+    finally:
+        own.close()
+
+
+@pytest.mark.parametrize("wrong", [{"strength": 2}, {"strength": float("nan")}, {"gamma": 0}])
+def test_a_strength_or_gamma_that_is_none_is_refused_before_any_work(worker, sequence, wrong):
+    from Speckle2SelfSlicer.processing import Live, Run
+
+    (name,) = wrong
+    for kind in (Run, Live):
+        with pytest.raises(InputError, match=f"A {name} of .* is outside"):
+            kind(worker, sequence, model="median", region="none", **wrong)
+    live = Live(worker, sequence, model="median", region="none")
+    with pytest.raises(InputError, match=f"A {name} of .* is outside"):
+        live.look(**{"strength": 1.0, "gamma": 1.0, **wrong})
+    live_until(worker, live, lambda: live.output is not None)
+    live.stop()
+
+
+def test_an_image_that_changes_its_size_during_a_run_is_told(worker, sequence):
+    from Speckle2SelfSlicer.processing import Run
+
+    count = slicer.mrmlScene.GetNumberOfNodes()
+    run = Run(worker, sequence, model="median", region="none")
+    while run.state == "reading":
+        run.step()
+    slicer.util.updateVolumeFromArray(sequence.GetNthDataNode(11), FRAMES[:1, :20, :20])
+    finish(worker, run)
+    assert run.state == "failed" and "was changed meanwhile; nothing was written" in run.message
+    assert slicer.mrmlScene.GetNumberOfNodes() == count
+    for other in (FRAMES[:1, :20, :20], FRAMES[:1].astype(np.int16) + 300):
+        alone = make_sequence(FRAMES[:1])
+        run = Run(worker, alone, model="median", region="none")
+        slicer.util.updateVolumeFromArray(alone.GetNthDataNode(0), other)  # before it was read
+        finish(worker, run)
+        assert run.state == "failed" and "was changed meanwhile" in run.message
+
+
+def test_live_finds_grain_and_grey_values_anew_in_a_region_that_is_moved(slicer_app, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path))
+    frame = FRAMES[:1].copy()
+    frame[..., 28:] //= 8
+    volume = slicer.util.addVolumeFromArray(frame, name="US")
+    volume.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(np.eye(4)))
+    box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
+    box.SetSize(18, 30, 4)
+    own, shown = logic(), []
+    try:
+        for places in ((14, 42), (42,)):
+            live = None
+            for at in places:
+                box.SetCenter(at, 24, 0)
+                if live is None:
+                    live = own.live(volume, model="default", region=box)
+                live_until(own.worker, live, lambda live=live: live.output is not None)
+                slicer.util.updateVolumeFromArray(volume, frame)
+                live_until(own.worker, live, lambda live=live: not live.waiting)
+            shown.append(slicer.util.arrayFromVolume(live.output).copy())
+            live.stop()
+    finally:
+        own.close()
+    assert np.array_equal(*shown), "as if it had been there from the start"
+
+
 def test_live_follows_a_volume_that_changes_and_stops_when_it_goes(worker, sequence):
     from Speckle2SelfSlicer.processing import Live
 

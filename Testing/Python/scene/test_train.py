@@ -105,6 +105,29 @@ def test_curves_and_previews_are_nodes_that_are_kept_up_to_date(logic, volume):
     assert compared.GetColumnName(2) == "trained" and compared.GetNumberOfRows() == 8
 
 
+def test_a_comparison_updates_its_table_and_no_table_of_the_user(logic):
+    def save(name, structure):
+        model = ModelConfig(width=4, grain=(0.75, 1.7))
+        card = {"figures": {"structure": structure, "holes": 0.5}, "figures_are_of": name}
+        checkpoint.save(library.own_path(name), model, build(model), card)
+
+    def trained(table):
+        return [table.GetTable().GetValueByName(row, "trained").ToString() for row in range(table.GetNumberOfRows())]
+
+    mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", "one compared")
+    save("one", 0.25)
+    save("two", 0.75)
+    one, two = logic.compare("one"), logic.compare("two")
+    assert len({mine, one, two}) == 3 and mine.GetNumberOfColumns() == 0
+    save("one", 0.5)
+    assert logic.compare("one") is one and trained(one) == ["0.5000", "0.5000"] and trained(two)[0] == "0.7500"
+    one.SetName("Before the second try")
+    save("one", 0.125)
+    assert logic.compare("one").GetName() == "one compared" and trained(one)[0] == "0.5000", "it was kept by a name"
+    count = slicer.mrmlScene.GetNumberOfNodes()
+    assert trained(logic.compare("one"))[0] == "0.1250" and slicer.mrmlScene.GetNumberOfNodes() == count
+
+
 def test_the_preview_is_the_picture_of_a_frame_upright(logic, volume, tmp_path):
     from imageio.v3 import imwrite
 
