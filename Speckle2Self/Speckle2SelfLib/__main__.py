@@ -415,12 +415,15 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--model",
         default="default",
-        help=f"bundled model, model file, or filter: {', '.join(FILTER_NAMES)} (default: %(default)s)",
+        help="a model's name, a model file (also the authors' .pth), or a filter: "
+        f"{', '.join(FILTER_NAMES)} (default: %(default)s)",
     )
     one.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
     one.add_argument("--strength", type=float, default=1.0, help="0 (input) to 1 (despeckled) (default: %(default)s)")
     one.add_argument("--gamma", type=float, default=1.0, help="above 1 darkens (default: %(default)s)")
-    one.add_argument("--axis", default="auto", help="of volumes: auto, k, j, i or average (default: %(default)s)")
+    one.add_argument(
+        "--axis", default="auto", help="of volumes: auto, k (slices as stored), j, i or average (default: %(default)s)"
+    )
     one.add_argument("--region", default="auto", help="auto, none, or a mask file (default: %(default)s)")
     one.add_argument("--skip-existing", action="store_true", help="go on with a folder: leave out what is there")
 
@@ -428,9 +431,14 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("inputs", nargs="*", metavar="INPUT", help="recordings: files or folders")
     one.add_argument("--output", metavar="MODEL", help="the model file to write")
     one.add_argument("--held-out", nargs="+", metavar="INPUT", help="recordings for validation (default: some inputs)")
-    one.add_argument("--preset", choices=sorted(PRESETS), help="a set of settings (default: standard)")
+    one.add_argument(
+        "--preset",
+        choices=sorted(PRESETS),
+        help="adapt: from a model to the recordings; standard: from nothing; paper: as published; default: how the "
+        "bundled model was begun (default: standard)",
+    )
     one.add_argument("--recipe", choices=RECIPES, help="ours or the published one (default: the preset's)")
-    one.add_argument("--init", metavar="MODEL", help="bundled model or file to start from (adapt: default)")
+    one.add_argument("--init", metavar="MODEL", help="a model's name or file to start from (adapt: default)")
     one.add_argument("--steps", type=int, help="optimiser steps (default: the preset's)")
     one.add_argument("--minutes", type=float, help="to train for, after simulating, instead of a number of steps")
     one.add_argument("--batch", type=int, help="crops a step, over all processes (default: the preset's)")
@@ -444,13 +452,19 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--preview", metavar="PNG", help="a held-out frame before and after, at every validation")
     one.add_argument("--device", help="auto, cpu, cuda or mps (default: auto)")
     one.add_argument("--estimate", action="store_true", default=None, help="do not train: tell what it would take")
-    one.add_argument("--job", metavar="JSON", help="a file with these settings; those given here come first")
+    one.add_argument(
+        "--job",
+        metavar="JSON",
+        help="a file with these settings (held_out for --held-out); those given here come first",
+    )
     one.add_argument("--listen", action="store_true", help="stop, to be resumed, at a line on the standard input")
 
     one = command(evaluate)
     one.add_argument("input", help="the recording before")
     one.add_argument("output", help="the recording after")
-    one.add_argument("--rois", help="JSON file of lumen and tissue boxes for gCNR, CNR and SNR")
+    one.add_argument(
+        "--rois", help="JSON file of lumen and tissue boxes for gCNR, CNR and SNR; see Documentation/method.md"
+    )
     one.add_argument("--truth", help="file of known echogenicity for PSNR and SSIM")
     one.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
