@@ -196,12 +196,13 @@ class TrainingJob:
 
         Raises InputError where another application trains it.
         """
+        if self.state == "done":  # its folder is gone; one of that name is another run's
+            return
         self.check()
         if self._child is not None:
             self._child.close()
             self._child = None
-        if self.state != "done":
-            self.state, self.message = "stopped", "Cancelled."
+        self.state, self.message = "stopped", "Cancelled."
         _remove(self.folder)
 
     def close(self) -> None:

@@ -130,6 +130,18 @@ def test_a_name_that_no_model_can_have_ends_no_run(trainer, job, name):
     assert run.model in library.own_models()
 
 
+def test_a_run_that_is_done_leaves_another_of_its_name_alone(trainer, job):
+    done = trainer.add("twice", [FRAMES], replace(job, steps=1))
+    assert trainer.wait(done, 60) and done.state == "done", done.message
+    second = trainer.add("twice", [FRAMES], replace(job, steps=100_000))
+    until(trainer, lambda: len(second.reports) > 2)
+    done.cancel()
+    second.stop()
+    assert trainer.wait(second, 30) and second.state == "stopped"
+    done.cancel()
+    assert second.resumable and done.state == "done"
+
+
 def test_a_stopped_run_whose_model_is_worse_than_its_start_says_so(trainer, job):
     run = trainer.add("worse", [FRAMES], replace(job, steps=100_000))
     until(trainer, lambda: len(run.reports) > 2)
