@@ -8,7 +8,7 @@ import re
 from contextlib import contextmanager
 from pathlib import Path
 
-from .config import InputError, replace_file
+from .config import FILTER_NAMES, InputError, replace_file
 
 BUNDLED = Path(__file__).resolve().parent.parent / "Resources" / "Models"
 SUFFIX = ".safetensors"
@@ -44,9 +44,9 @@ def fit_name(wanted: str, ending: str = "") -> str:
 
 
 def free_name(wanted: str, taken=()) -> str:
-    """`wanted` made fit for a model's name, with a number where there is one of that name, or it is among `taken`;
-    not every file system tells small letters from capitals."""
-    taken, number, name = {name.casefold() for name in (*models(), *taken)}, 1, fit_name(wanted)
+    """`wanted` made fit for a model's name, with a number where a model or filter has that name, or it is among
+    `taken`; not every file system tells small letters from capitals."""
+    taken, number, name = {name.casefold() for name in (*models(), *FILTER_NAMES, *taken)}, 1, fit_name(wanted)
     while name.casefold() in taken:
         number += 1
         name = fit_name(wanted, f" {number}")
@@ -61,6 +61,8 @@ def own_path(name: str) -> Path:
         raise InputError(f"'{name}' is too long for a model's name, which has {LONGEST} characters at most.")
     if name in bundled_models():
         raise InputError(f"'{name}' is a model that comes with Speckle2Self; choose another name.")
+    if name in FILTER_NAMES:
+        raise InputError(f"'{name}' is the name of a filter; choose another one.")
     return home() / "models" / f"{name}{SUFFIX}"
 
 
