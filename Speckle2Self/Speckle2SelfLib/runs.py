@@ -341,9 +341,13 @@ def _data(job: Job, model: ModelConfig, inputs, held_out) -> tuple[list[Cine], l
                 raise
             raise InputError(named(path, error)) from error
 
-    cines = [read(path) for path in inputs]
+    cines = list({cine.digest: cine for cine in map(read, inputs)}.values())  # copies once
+    others = [read(path) for path in held_out]
+    for path, other in zip(held_out, others, strict=True):
+        if other.digest in {cine.digest for cine in cines}:
+            raise InputError(f"{path}: a copy of this is to be trained on and held out; leave out one of them.")
     if held_out:
-        return cines, [read(path) for path in held_out], False
+        return cines, others, False
     if len(cines) > 2:
         count = max(1, len(cines) // 10)
         return cines[:-count], cines[-count:], False

@@ -222,6 +222,18 @@ def test_no_recording_is_trained_on_twice_or_held_out_from_itself(folder):
     assert len(lines[0]["recordings"]) == 1 and not lines[0]["seen"]
 
 
+def test_a_copy_is_neither_trained_on_twice_nor_held_out_from_itself(folder):
+    frames = np.load("Doe^Jane.npy")
+    np.save("copy.npy", frames)
+    with pytest.raises(InputError, match=r"^copy\.npy: .*trained on and held out"):
+        runs.run(job(held_out=["copy.npy"]))
+    for number in range(2):
+        np.save(f"{number}.npy", np.roll(frames, number + 1, 1))
+    lines = []
+    runs.run(job(inputs=["Doe^Jane.npy", "0.npy", "1.npy", "copy.npy"], steps=1), lines.append)
+    assert [line["frames"] for line in lines[0]["recordings"]] == [24, 24]
+
+
 def test_the_recording_that_cannot_be_used_is_named(folder):
     np.save("constant.npy", np.full((3, 64, 64), 7, np.uint8))
     Path("text.npy").write_text("no array")
