@@ -941,7 +941,7 @@ def _updateCharts(mrmlScene, run: str, nodes: dict, reports: list[dict]) -> None
                 series.SetColor(*COLOURS[terms.index(name.removeprefix(HELD_OUT)) % len(COLOURS)])
             if not chart.HasPlotSeriesNodeID(series.GetID()):
                 chart.AddAndObservePlotSeriesNodeID(series.GetID())
-        chart.SetTitle(f"{run}: {'loss' if role == 'loss' else 'held-out frames'}")
+        chart.SetTitle(f"{run}: {role}")
         chart.SetXAxisTitle("step")
 
 

@@ -125,8 +125,9 @@ def _run(job: Job, device, report, stop, first: bool) -> Model | None:
     else:
         config, model, network, started_from = _start(job)
     cines, held_out, seen = _data(job, model, *paths)
+    apart = 0 if seen else sum(len(cine.frames) for cine in held_out)
     if job.estimate:
-        report({"estimate": _estimate(job, cines, held_out, config, model, network, device)})
+        report({"estimate": _estimate(job, cines, apart, config, model, network, device)})
         return None
     if saved is None and job.minutes is not None:
         rate, _ = _measured(cines, config, model, network, device)
@@ -143,8 +144,10 @@ def _run(job: Job, device, report, stop, first: bool) -> Model | None:
         "config": to_dict(config), "model": to_dict(model), "device": str(device), "precision": reached["precision"],
         "processes": dist.get_world_size() if dist.is_initialized() else 1,
         "recordings": [{"frames": len(c.frames), "grain": [round(g, 2) for g in c.recorded_grain]} for c in cines],
-        "held_out": sum(len(cine.frames) for cine in held_out), "seen": seen, "from_step": reached["step"],
+        "held_out": apart, "seen": seen, "from_step": reached["step"],
     })  # fmt: skip
+    if seen:
+        report({"message": "Too few frames to hold any out: the figures are of frames that are trained on."})
     told = time.monotonic()
 
     def made(done: int, count: int) -> None:
@@ -352,8 +355,8 @@ def _data(job: Job, model: ModelConfig, inputs, held_out) -> tuple[list[Cine], l
         count = max(1, len(cines) // 10)
         return cines[:-count], cines[-count:], False
     parts = [_split(cine) for cine in cines]
-    if cines and all(held is not None for _, held in parts):
-        return [taken for taken, _ in parts], [held for _, held in parts], False
+    if ends := [held for _, held in parts if held is not None]:
+        return [taken for taken, _ in parts], ends, False
     return cines, cines, bool(cines)
 
 
@@ -402,13 +405,13 @@ def _measured(cines, config, model, network, device) -> tuple[float, float]:
     return rate.item(), simulating
 
 
-def _estimate(job, cines, held_out, config, model, network, device) -> dict:
-    """What a run would take, and the speckle's grain as it is seen in its recordings."""
+def _estimate(job, cines, apart: int, config, model, network, device) -> dict:
+    """What a run would take, and the speckle's grain as it is seen in its recordings; apart: frames held out."""
     rate, simulating = _measured(cines, config, model, network, device)
     steps = config.steps if job.minutes is None else max(1, int(job.minutes * 60 * rate))
     curves = [[[round(float(v), 3) for v in axis] for axis in curve] for curve in map(_correlation, cines) if curve]
     return {
-        "frames": sum(len(cine.frames) for cine in cines), "held_out": sum(len(cine.frames) for cine in held_out),
+        "frames": sum(len(cine.frames) for cine in cines), "held_out": apart,
         "grain": [[round(g, 2) for g in cine.recorded_grain] for cine in cines], "correlation": curves,
         "steps": steps, "rate": round(rate, 3), "minutes": round((simulating + steps / rate) / 60, 2),
         "memory": _memory(device), "device": str(device),

@@ -336,7 +336,14 @@ def test_recordings_are_held_out_as_a_whole_where_there_are_several(folder):
     assert [line["frames"] for line in lines[0]["recordings"]] == [6, 6, 6] and lines[0]["held_out"] == 6
     lines = []
     runs.run(job(inputs=["0.npy"], steps=1), lines.append)
-    assert lines[0]["seen"], "six frames are too few to hold any out, and it says so"
+    assert lines[0]["seen"] and not lines[0]["held_out"]
+    assert "figures are of frames that are trained on" in lines[1]["message"], "six frames are too few"
+    lines = []
+    runs.run(job(inputs=["0.npy"], estimate=True), lines.append)
+    assert lines[-1]["estimate"]["held_out"] == 0
+    lines = []
+    runs.run(job(inputs=["0.npy", "Doe^Jane.npy"], steps=1), lines.append)
+    assert not lines[0]["seen"] and lines[0]["held_out"] == 4, "of the one that is long enough"
     lines = []
     runs.run(job(inputs=["0.npy"], held_out=["3.npy"], steps=1), lines.append)
     assert not lines[0]["seen"] and lines[0]["held_out"] == 6
