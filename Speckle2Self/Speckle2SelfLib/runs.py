@@ -67,6 +67,7 @@ class Saved:
     random: bool
     rng: dict
     precision: str
+    kept: int | None = None  # digest of the model file that holds the best so far
 
     def __post_init__(self):
         config, model = from_dict(TrainingConfig, self.config), from_dict(ModelConfig, self.model)
@@ -160,11 +161,15 @@ def _run(job: Job, device, report, stop, first: bool) -> Model | None:
             report({"simulated": done, "anatomies": count})
 
     training = Training(cines, config, model, network, device, held_out, made)
-    curve, start, best = [], {}, None
+    curve, start, digest = [], {}, None
     if saved:
         training.restore(*saved)
         curve, start = values["curve"], values["start"]
-        best = checkpoint.load(output) if output.exists() else None
+        if first and output.exists():
+            digest = _digest(output)
+            if digest != values.get("kept"):
+                digest = None
+                report({"message": f"{output} is not the file that this run kept last, and is written anew."})
     names = ("recipe", "steps", "simulated", "batch", "interval", "seed")
     if saved and (kept := [n for n in names if getattr(job, n) not in (None, getattr(config, n))]):
         kept = ", ".join(f"{name} = {getattr(config, name)}" for name in kept)
@@ -185,22 +190,22 @@ def _run(job: Job, device, report, stop, first: bool) -> Model | None:
     def save():
         tensors, values = training.state()
         values |= {"config": to_dict(config), "model": to_dict(model), "data": data}
-        values |= {"curve": curve, "start": start, "started_from": started_from}
+        values |= {"curve": curve, "start": start, "started_from": started_from, "kept": digest}
         checkpoint.save_state(state, tensors, values)
 
     def validate():
         """Figures, and what they lead to: the model file if it is the best, the run's state, the preview."""
-        nonlocal best
+        nonlocal digest
         if not first:
             return {}
         if training.step:
             save()  # before, for memory may be too short to validate; when it goes on, that is made up for
         figures, picture = training.validate()
         score = _score(figures, training.recorded)
-        if training.step and (score <= training.best or best is None):
+        if training.step and (score <= training.best or digest is None):
             training.best = score
-            best = model, training.network, card(figures)
-            checkpoint.save(output, *best)
+            checkpoint.save(output, model, training.network, card(figures))
+            digest = _digest(output)
             save()
         if picture is not None and job.preview:
             replace_file(job.preview, imwrite("<bytes>", picture, extension=".png"))
@@ -249,6 +254,11 @@ def _saved(state: Path) -> tuple[dict[str, torch.Tensor], dict]:
     except InputError as error:
         raise InputError(f"{state} is damaged: {str(error).rstrip('.')}.") from error
     return tensors, values
+
+
+def _digest(path: Path) -> int:
+    """Of a file's content, to know it again."""
+    return zlib.crc32(path.read_bytes())
 
 
 def _finished(job: Job) -> Model | None:

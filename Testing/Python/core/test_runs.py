@@ -256,6 +256,30 @@ def test_a_run_does_not_go_on_with_other_data(folder, short_interval):
     runs.run(job(held_out=["held.npy"], resume=True))
 
 
+@pytest.mark.parametrize("other", ["start.model", "Doe^Jane.npy"])
+def test_a_model_that_was_exchanged_meanwhile_is_not_taken_for_the_runs_own(folder, short_interval, other, monkeypatch):
+    stopped(job())
+    Path("m.model").write_bytes(Path(other).read_bytes())
+    scores = iter(range(100, 200))  # worse than what was kept
+    monkeypatch.setattr(runs, "_score", lambda *_: next(scores))
+    lines = []
+    runs.run(job(resume=True), lines.append)
+    assert any("not the file that this run kept" in line.get("message", "") for line in lines)
+    assert checkpoint.load("m.model")[2]["steps"] == 5, "the best that is known"
+
+
+def test_a_run_that_is_stopped_more_than_once_keeps_its_best(folder, short_interval, monkeypatch):
+    scores = iter([0, 1, 2, 3, *range(100)])  # the first checkpoint remains the best, in either run
+    monkeypatch.setattr(runs, "_score", lambda *_: next(scores))
+    runs.run(job(output="whole.model"))
+    stopped(job())
+    stopped(job(resume=True), 1)
+    lines = []
+    runs.run(job(resume=True), lines.append)
+    assert lines[0]["from_step"] == 6 and not any("not the file" in line.get("message", "") for line in lines)
+    assert checkpoint.load("m.model")[2]["steps"] == 4 and same(weights("m.model"), weights("whole.model"))
+
+
 def test_what_cannot_be_written_is_told_before_the_run(folder, monkeypatch):
     long = "m" * 245  # its state's name is longer than a file system takes
     for given in (job(output=long), job(preview="p" * 250)):
