@@ -19,7 +19,6 @@ from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModuleWidget,
 )
 from slicer.util import VTKObservationMixin
-from vtk.util.numpy_support import vtk_to_numpy
 
 from Speckle2SelfLib.config import PRESETS, RECIPES, InputError, Job
 from Speckle2SelfSlicer import comparison, dependencies, scene
@@ -846,8 +845,9 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         nodes = _runNodes(slicer.mrmlScene, job.name)
         _updateTable(nodes["table"], job.reports)
         _updateCharts(slicer.mrmlScene, job.name, nodes, job.reports)
-        if job.preview.exists():
-            _updatePreview(nodes, job.preview)
+        picture = job.picture()
+        if picture is not None:
+            _updatePreview(nodes, picture)
         return nodes
 
     def compare(self, model: str):
@@ -945,17 +945,9 @@ def _updateCharts(mrmlScene, run: str, nodes: dict, reports: list[dict]) -> None
         chart.SetXAxisTitle("step")
 
 
-def _updatePreview(nodes: dict, path: Path) -> None:
-    """The two halves of the preview picture as two volumes, each a frame."""
-    reader = vtk.vtkPNGReader()
-    reader.SetFileName(str(path))
-    reader.Update()
-    image = reader.GetOutput()
-    if image.GetNumberOfPoints() == 0:
-        return
-    columns, rows, _one = image.GetDimensions()
-    pixels = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(rows, columns)
-    for role, half in zip(("before", "after"), np.hsplit(pixels[::-1], 2), strict=True):  # VTK's rows begin below
+def _updatePreview(nodes: dict, picture: np.ndarray) -> None:
+    """The two halves of a preview (H, 2 W) as two volumes, each a frame."""
+    for role, half in zip(("before", "after"), np.hsplit(picture, 2), strict=True):
         slicer.util.updateVolumeFromArray(nodes[role], np.ascontiguousarray(half[None]))
         nodes[role].SetIJKToRASDirections(-1, 0, 0, 0, -1, 0, 0, 0, 1)  # the first row on top, as in the picture
         nodes[role].CreateDefaultDisplayNodes()

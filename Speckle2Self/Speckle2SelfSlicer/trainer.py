@@ -84,6 +84,7 @@ class TrainingJob:
         self.simulated: tuple[int, int] | None = None
         self.settings, self.reports, self._finishing = {}, [], False
         self._python, self._child = python, None
+        self._last: np.ndarray | None = None  # the picture of a run that is done, whose files are gone
         self.trainer: Trainer | None = None
 
     def wait(self, seconds: float | None = None) -> bool:
@@ -94,6 +95,16 @@ class TrainingJob:
     def preview(self) -> Path:
         """A held-out frame before and after, side by side; replaced at each validation."""
         return self.folder / "preview.png"
+
+    def picture(self) -> np.ndarray | None:
+        """The pixels (H, 2 W) uint8 of `preview`, of a run that is done, too; None where there is none yet."""
+        if self._last is not None:
+            return self._last
+        from imageio.v3 import imread
+
+        with suppress(OSError, ValueError):
+            picture = imread(self.preview)
+            return picture if picture.ndim == 2 and picture.shape[1] % 2 == 0 else None
 
     @property
     def resumable(self) -> bool:
@@ -147,7 +158,7 @@ class TrainingJob:
             try:
                 self.model = library.add(trained, library.free_name(self.name))
                 self.worse = library.worse_than_start(library.card(self.model))
-                self.state = "done"
+                self.state, self._last = "done", self.picture()
                 _remove(self.folder)
             except (InputError, OSError) as error:
                 self.state, self.message = "failed", f"The trained model could not be kept: {error}"

@@ -349,6 +349,18 @@ def test_curve_and_preview_fill_the_scene_and_the_model_is_at_hand(desk, train):
     assert panel._parameterNode.outputNode.GetName() == "Cine despeckled"
 
 
+def test_a_run_that_is_done_still_shows_its_last_preview(desk, train):
+    choose(train)
+    train.ui.stepsSpinBox.value = 3
+    train.ui.trainButton.click()
+    desk.wait(lambda: train.job.ended)
+    assert train.job.state == "done", train.job.message
+    train.ui.showButton.click()
+    for end in ("", " despeckled"):
+        volume = slicer.util.getNode(f"{train.job.name} held-out frame{end}")
+        assert volume.GetImageData() is not None and slicer.util.arrayFromVolume(volume).std() > 1
+
+
 def test_what_is_simulated_before_the_first_step_is_told_and_can_be_paused(desk, train, monkeypatch):
     import SpeckleTrain
 
