@@ -3,6 +3,7 @@
 import itertools
 import logging
 from contextlib import suppress
+from html import escape
 from pathlib import Path
 from typing import Annotated
 
@@ -551,7 +552,10 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 with suppress(InputError):  # of a recording that no browser shows there are figures alone
                     self._compared = self.logic.previews(nodes[0], name)
                     self.timer.start()
-            slicer.util.infoDisplay(comparison.asHtml(table), windowTitle=table.GetName())
+            text, measuredOn = comparison.asHtml(table), table.GetAttribute("Speckle2Self.figuresAreOf")
+            if measuredOn:
+                text += "<p>{}</p>".format(escape(_("Measured on {frames}.").format(frames=measuredOn)))
+            slicer.util.infoDisplay(text, windowTitle=table.GetName())
 
     def stepCompared(self) -> None:
         """Shows the previews of both models side by side once they are there."""

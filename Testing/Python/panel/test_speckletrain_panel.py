@@ -563,6 +563,17 @@ def test_a_model_is_compared_with_its_start_in_the_views(desk, train):
     assert [node.GetName() for node in shown] == ["Cine by start", "Cine by mine"]
 
 
+def test_a_comparison_says_what_its_figures_are_of_and_shows_a_cards_text_as_text(desk, train):
+    model = ModelConfig(width=4, grain=(0.75, 1.7))
+    card = {"figures": {"<img src=x>": 1.0}, "figures_are_of": "frames trained on"}
+    checkpoint.save(library.own_path("mine"), model, build(model), card)
+    train.fillModels()
+    train.ui.modelSelector.currentText = "mine"
+    train.ui.compareButton.click()
+    assert "&lt;img" in desk.asked[-1][1] and "<img" not in desk.asked[-1][1]
+    assert "frames trained on" in desk.asked[-1][1]
+
+
 def test_a_run_is_exported_as_a_folder_with_recipe_steps_and_region(desk, train, tmp_path):
     choose(train)
     desk.answers["save"] = str(tmp_path / "run")
