@@ -180,10 +180,11 @@ def _run(job: Job, device, report, stop, first: bool) -> Model | None:
         report({"message": f"There is no recording to show: {job.preview} is not written."})
 
     def card(figures):
+        apart = -(-len(curve) // CURVE) or 1
         return {
             "description": _description(config, cines),
             "start": started_from, "training": to_dict(config), "steps": training.step, "version": __version__,
-            "curve": curve[:: max(1, len(curve) // CURVE)], "figures": figures, "figures_at_start": start,
+            "curve": curve[(len(curve) - 1) % apart :: apart], "figures": figures, "figures_at_start": start,
             "figures_are_of": "frames trained on" if seen else "frames held out",
         }  # fmt: skip
 

@@ -151,6 +151,14 @@ def test_a_resumed_run_draws_the_same_curve(folder):
         assert curves[0] == curves[1], at
 
 
+def test_a_card_keeps_a_curve_of_few_points_to_its_end(folder, monkeypatch):
+    monkeypatch.setattr(runs, "CURVE", 8)
+    card = runs.run(job(steps=15)).card
+    assert len(card["curve"]) == 8 and card["curve"][-1][0] == 15
+    card = runs.run(job(steps=3)).card
+    assert [point[0] for point in card["curve"]] == [1, 2, 3]
+
+
 def test_a_finished_run_is_not_done_again(folder, short_interval):
     runs.run(job())
     content, lines = Path("m.model").read_bytes(), []
