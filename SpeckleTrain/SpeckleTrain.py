@@ -720,7 +720,8 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
             frames with known truth, simulated with the recordings' grain, besides; "default" does, too, for very long,
             as for a model that is to be bundled; "paper" is the published method, on recordings alone.
         name: of the model; else it is made from the first node's.
-        recipe, steps, minutes, seed: other than the preset's. init: the model to start from (adapt: "default").
+        recipe, steps, minutes, seed: other than the preset's. init: the model to start from, a name or a file
+            (adapt: "default").
         region: "auto": the imaged part of each recording; "none": whole frames; a segmentation or a box (ROI): what it
             covers of each recording, and of files if that is the same in all; "given": what was given last for this
             scanner and frames of this size.
@@ -738,6 +739,8 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         return self.trainer.add(name, recordings, job, held, onReport, regions)
 
     def _job(self, nodes, preset, name, heldOut, recipe, init, steps, minutes, region, device, seed):
+        from Speckle2SelfLib import library
+
         files = [node for node in nodes if isinstance(node, Path)]
         nodes = [node for node in nodes if not isinstance(node, Path)]
         nodes, heldOut = (_recordings(some) for some in (nodes, heldOut))
@@ -750,6 +753,10 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
             if node in heldOut:
                 raise InputError(f"'{node.GetName()}' cannot be trained on and held out at once.")
         regions = self._regions([*nodes, *heldOut], region, files)
+        if init is not None and str(init) not in library.models():
+            if not Path(init).is_file():
+                raise InputError(f"There is no model '{init}': neither a file nor a model at hand.")
+            init = str(Path(init).resolve())  # the run starts in a folder of its own
         job = Job("", inputs=[path.resolve() for path in files], preset=preset, recipe=recipe, init=init, steps=steps,
                   minutes=minutes, region="auto" if regions else region, device=device, seed=seed,
                   report=2 if preset == "adapt" else 10)  # fmt: skip

@@ -365,14 +365,14 @@ class Estimate:
 def export(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Path:
     """A run as a folder with its frames and with scripts that start it anywhere; see `SCRIPTS`.
 
-    The folder is made; one that exists must be empty. A model of the user's to start from is copied along. Raises
-    InputError.
+    The folder is made; one that exists must be empty. A model to start from is copied along, unless it is bundled.
+    Raises InputError.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty; choose a new folder.")
     with _whole(folder) as part:
-        start = library.own_models().get(job.init) if job.init else None
-        if start:
+        if job.init and job.init not in library.bundled_models():
+            start = library.models().get(job.init, job.init)
             shutil.copyfile(start, part / "start.safetensors")
             job = replace(job, init="start.safetensors")
         recordings = [*recordings, *_read_files(job.inputs)]

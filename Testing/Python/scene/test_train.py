@@ -175,6 +175,21 @@ def test_a_region_covers_its_own_pixels_of_each_recording_and_is_remembered(logi
     assert all(np.array_equal(np.load(tmp_path / name / "region.npy"), masks[0]) for name in ("one", "again"))
 
 
+def test_a_model_file_to_start_from_is_found_from_wherever_and_goes_along(logic, volume, tmp_path, monkeypatch):
+    (tmp_path / "file.model").write_bytes(library.own_path("start").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    job = logic.start([volume], init="file.model", steps=1, region="none")
+    assert job.wait(90) and job.state == "done", job.message
+    for init in ("file.model", tmp_path / "file.model"):
+        folder = logic.exportJob([volume], tmp_path / f"{len(str(init))}", init=init, region="none")
+        settings = json.loads((folder / "job.json").read_text())
+        assert settings["init"] == "start.safetensors" and (folder / settings["init"]).exists()
+    for refused in (logic.start, lambda *given, **options: logic.exportJob(*given, tmp_path / "x", **options)):
+        with pytest.raises(InputError, match="no model 'nowhere'"):
+            refused([volume], init="nowhere")
+    assert not (tmp_path / "x").exists() and len(logic.trainer.jobs) == 1
+
+
 def test_an_exported_run_trains_elsewhere_and_its_result_comes_back(logic, volume, box, tmp_path):
     folder = logic.exportJob([volume], tmp_path / "job", preset="adapt", init="start", steps=3, region=box)
     content = {path.name for path in folder.iterdir()}
