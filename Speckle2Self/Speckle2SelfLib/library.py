@@ -122,8 +122,11 @@ def export(name: str, path) -> None:
     replace_file(path, source.read_bytes())
 
 
-def card(name: str) -> dict:
-    """What is known of a model: description, recipe, figures; read without loading it. Raises InputError."""
+def card(name) -> dict:
+    """What is known of a model, by name or as a file: description, recipe, figures; read without loading it.
+
+    Raises InputError.
+    """
     path = models().get(name, Path(name))
     try:
         with path.open("rb") as file:

@@ -122,8 +122,12 @@ class TrainingJob:
         return self.state in ("stopped", "done", "failed")
 
     def start(self) -> None:
-        """Starts the process; goes on from the checkpoint if there is one."""
-        job = replace(self.job, resume=(self.folder / f"{self.job.output}.state").exists())
+        """Starts the process; goes on from the checkpoint if there is one. A run that ended unseen is done."""
+        trained, state = self.folder / self.job.output, self.folder / f"{self.job.output}.state"
+        if trained.exists() and not state.exists() and library.card(trained).get("finished") is True:
+            self._end(0)
+            return
+        job = replace(self.job, resume=state.exists())
         replace_file(self.folder / "job.json", json.dumps(asdict(job), indent=1).encode())
         arguments = ["-m", "Speckle2SelfLib", "train", "--job", "job.json", "--listen"]
         self._child = Child(arguments, python=self._python, folder=self.folder)
