@@ -611,9 +611,15 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def importModel(self, path: str) -> None:
         if path:
             with shownErrors(_("The model could not be imported.")):
+                from Speckle2SelfLib import library
+
                 name = self.logic.importModel(path)
                 self.fillModels()
                 self.ui.modelSelector.currentText = name
+                worse = library.worse_than_start(library.card(name))
+                if worse:
+                    words = _("'{model}' is worse than the model that it started from: {worse}.")
+                    slicer.util.warningDisplay(words.format(model=name, worse=worse))
 
     def onExport(self) -> None:
         import qt

@@ -549,6 +549,16 @@ def test_models_are_renamed_exported_imported_and_deleted(desk, train, tmp_path)
     assert train.ui.modelSelector.currentText == "out"
 
 
+def test_an_imported_model_that_is_worse_than_its_start_is_said_to_be_so(desk, train, tmp_path):
+    model = ModelConfig(width=4, grain=(0.75, 1.7))
+    card = {"figures_at_start": {"structure": 0.99}, "figures": {"structure": 0.9}}
+    checkpoint.save(tmp_path / "model.safetensors", model, build(model), card)
+    desk.answers["folder"] = str(tmp_path)
+    train.ui.importResultButton.click()
+    assert train.ui.modelSelector.currentText == "model"
+    assert "'model' is worse than the model that it started from: structure 0.9900 -> 0.9000" in desk.asked[-1][1]
+
+
 def test_a_model_is_compared_with_its_start_in_the_views(desk, train):
     choose(train)
     model = ModelConfig(width=4, grain=(0.75, 1.7))
