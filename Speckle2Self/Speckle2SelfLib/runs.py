@@ -364,7 +364,8 @@ def _data(job: Job, model: ModelConfig, inputs, held_out) -> tuple[list[Cine], l
         return cines, others, False
     if len(cines) > 2:
         count = max(1, len(cines) // 10)
-        return cines[:-count], cines[-count:], False
+        gap = len(cines) // 20 if all(len(cine.frames) == 1 for cine in cines) else 0  # they may be of one cine
+        return cines[: -count - gap], cines[-count:], False
     parts = [_split(cine) for cine in cines]
     if ends := [held for _, held in parts if held is not None]:
         return [taken for taken, _ in parts], ends, False

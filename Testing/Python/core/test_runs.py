@@ -381,6 +381,16 @@ def test_recordings_are_held_out_as_a_whole_where_there_are_several(folder):
     assert not lines[0]["seen"] and lines[0]["held_out"] == 6
 
 
+def test_single_frames_next_to_those_held_out_are_left_out(folder):
+    """They may be of one cine."""
+    Path("stills").mkdir()
+    for number in range(40):
+        np.save(f"stills/{number:02}.npy", np.roll(np.load("Doe^Jane.npy")[number % 24], number, 1))
+    lines = []
+    runs.run(job(inputs=["stills"], steps=1), lines.append)
+    assert len(lines[0]["recordings"]) == 34 and lines[0]["held_out"] == 4
+
+
 def test_nothing_outside_a_given_region_is_learnt_from(folder, capsys):
     mask = np.zeros((64, 64), np.uint8)
     mask[8:56, 4:50] = 1
