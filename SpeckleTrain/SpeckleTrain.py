@@ -3,6 +3,7 @@
 import itertools
 import logging
 from contextlib import suppress
+from html import escape
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,6 @@ from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModuleWidget,
 )
 from slicer.util import VTKObservationMixin
-from vtk.util.numpy_support import vtk_to_numpy
 
 from Speckle2SelfLib.config import PRESETS, RECIPES, InputError, Job
 from Speckle2SelfSlicer import comparison, dependencies, scene
@@ -553,7 +553,10 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 with suppress(InputError):  # of a recording that no browser shows there are figures alone
                     self._compared = self.logic.previews(nodes[0], name)
                     self.timer.start()
-            slicer.util.infoDisplay(comparison.asHtml(table), windowTitle=table.GetName())
+            text, measuredOn = comparison.asHtml(table), table.GetAttribute("Speckle2Self.figuresAreOf")
+            if measuredOn:
+                text += "<p>{}</p>".format(escape(_("Measured on {frames}.").format(frames=measuredOn)))
+            slicer.util.infoDisplay(text, windowTitle=table.GetName())
 
     def stepCompared(self) -> None:
         """Shows the previews of both models side by side once they are there."""
@@ -610,9 +613,15 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def importModel(self, path: str) -> None:
         if path:
             with shownErrors(_("The model could not be imported.")):
+                from Speckle2SelfLib import library
+
                 name = self.logic.importModel(path)
                 self.fillModels()
                 self.ui.modelSelector.currentText = name
+                worse = library.worse_than_start(library.card(name))
+                if worse:
+                    words = _("'{model}' is worse than the model that it started from: {worse}.")
+                    slicer.util.warningDisplay(words.format(model=name, worse=worse))
 
     def onExport(self) -> None:
         import qt
@@ -719,7 +728,8 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
             frames with known truth, simulated with the recordings' grain, besides; "default" does, too, for very long,
             as for a model that is to be bundled; "paper" is the published method, on recordings alone.
         name: of the model; else it is made from the first node's.
-        recipe, steps, minutes, seed: other than the preset's. init: the model to start from (adapt: "default").
+        recipe, steps, minutes, seed: other than the preset's. init: the model to start from, a name or a file
+            (adapt: "default").
         region: "auto": the imaged part of each recording; "none": whole frames; a segmentation or a box (ROI): what it
             covers of each recording, and of files if that is the same in all; "given": what was given last for this
             scanner and frames of this size.
@@ -737,6 +747,8 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         return self.trainer.add(name, recordings, job, held, onReport, regions)
 
     def _job(self, nodes, preset, name, heldOut, recipe, init, steps, minutes, region, device, seed):
+        from Speckle2SelfLib import library
+
         files = [node for node in nodes if isinstance(node, Path)]
         nodes = [node for node in nodes if not isinstance(node, Path)]
         nodes, heldOut = (_recordings(some) for some in (nodes, heldOut))
@@ -749,6 +761,10 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
             if node in heldOut:
                 raise InputError(f"'{node.GetName()}' cannot be trained on and held out at once.")
         regions = self._regions([*nodes, *heldOut], region, files)
+        if init is not None and str(init) not in library.models():
+            if not Path(init).is_file():
+                raise InputError(f"There is no model '{init}': neither a file nor a model at hand.")
+            init = str(Path(init).resolve())  # the run starts in a folder of its own
         job = Job("", inputs=[path.resolve() for path in files], preset=preset, recipe=recipe, init=init, steps=steps,
                   minutes=minutes, region="auto" if regions else region, device=device, seed=seed,
                   report=2 if preset == "adapt" else 10)  # fmt: skip
@@ -850,8 +866,9 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         nodes = _runNodes(slicer.mrmlScene, job.name)
         _updateTable(nodes["table"], job.reports)
         _updateCharts(slicer.mrmlScene, job.name, nodes, job.reports)
-        if job.preview.exists():
-            _updatePreview(nodes, job.preview)
+        picture = job.picture()
+        if picture is not None:
+            _updatePreview(nodes, picture)
         return nodes
 
     def compare(self, model: str):
@@ -969,21 +986,13 @@ def _updateCharts(mrmlScene, run: str, nodes: dict, reports: list[dict]) -> None
                 series.SetColor(*COLOURS[terms.index(name.removeprefix(HELD_OUT)) % len(COLOURS)])
             if not chart.HasPlotSeriesNodeID(series.GetID()):
                 chart.AddAndObservePlotSeriesNodeID(series.GetID())
-        chart.SetTitle(f"{run}: {'loss' if role == 'loss' else 'held-out frames'}")
+        chart.SetTitle(f"{run}: {role}")
         chart.SetXAxisTitle("step")
 
 
-def _updatePreview(nodes: dict, path: Path) -> None:
-    """The two halves of the preview picture as two volumes, each a frame."""
-    reader = vtk.vtkPNGReader()
-    reader.SetFileName(str(path))
-    reader.Update()
-    image = reader.GetOutput()
-    if image.GetNumberOfPoints() == 0:
-        return
-    columns, rows, _one = image.GetDimensions()
-    pixels = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(rows, columns)
-    for role, half in zip(("before", "after"), np.hsplit(pixels[::-1], 2), strict=True):  # VTK's rows begin below
+def _updatePreview(nodes: dict, picture: np.ndarray) -> None:
+    """The two halves of a preview (H, 2 W) as two volumes, each a frame."""
+    for role, half in zip(("before", "after"), np.hsplit(picture, 2), strict=True):
         slicer.util.updateVolumeFromArray(nodes[role], np.ascontiguousarray(half[None]))
         nodes[role].SetIJKToRASDirections(-1, 0, 0, 0, -1, 0, 0, 0, 1)  # the first row on top, as in the picture
         nodes[role].CreateDefaultDisplayNodes()

@@ -67,6 +67,7 @@ class Saved:
     random: bool
     rng: dict
     precision: str
+    kept: int | None = None  # digest of the model file that holds the best so far
 
     def __post_init__(self):
         config, model = from_dict(TrainingConfig, self.config), from_dict(ModelConfig, self.model)
@@ -125,8 +126,9 @@ def _run(job: Job, device, report, stop, first: bool) -> Model | None:
     else:
         config, model, network, started_from = _start(job)
     cines, held_out, seen = _data(job, model, *paths)
+    apart = 0 if seen else sum(len(cine.frames) for cine in held_out)
     if job.estimate:
-        report({"estimate": _estimate(job, cines, held_out, config, model, network, device)})
+        report({"estimate": _estimate(job, cines, apart, config, model, network, device)})
         return None
     if saved is None and job.minutes is not None:
         rate, _ = _measured(cines, config, model, network, device)
@@ -143,8 +145,10 @@ def _run(job: Job, device, report, stop, first: bool) -> Model | None:
         "config": to_dict(config), "model": to_dict(model), "device": str(device), "precision": reached["precision"],
         "processes": dist.get_world_size() if dist.is_initialized() else 1,
         "recordings": [{"frames": len(c.frames), "grain": [round(g, 2) for g in c.recorded_grain]} for c in cines],
-        "held_out": sum(len(cine.frames) for cine in held_out), "seen": seen, "from_step": reached["step"],
+        "held_out": apart, "seen": seen, "from_step": reached["step"],
     })  # fmt: skip
+    if seen:
+        report({"message": "Too few frames to hold any out: the figures are of frames that are trained on."})
     told = time.monotonic()
 
     def made(done: int, count: int) -> None:
@@ -157,11 +161,15 @@ def _run(job: Job, device, report, stop, first: bool) -> Model | None:
             report({"simulated": done, "anatomies": count})
 
     training = Training(cines, config, model, network, device, held_out, made)
-    curve, start, best = [], {}, None
+    curve, start, digest = [], {}, None
     if saved:
         training.restore(*saved)
         curve, start = values["curve"], values["start"]
-        best = checkpoint.load(output) if output.exists() else None
+        if first and output.exists():
+            digest = _digest(output)
+            if digest != values.get("kept"):
+                digest = None
+                report({"message": f"{output} is not the file that this run kept last, and is written anew."})
     names = ("recipe", "steps", "simulated", "batch", "interval", "seed")
     if saved and (kept := [n for n in names if getattr(job, n) not in (None, getattr(config, n))]):
         kept = ", ".join(f"{name} = {getattr(config, name)}" for name in kept)
@@ -172,32 +180,33 @@ def _run(job: Job, device, report, stop, first: bool) -> Model | None:
         report({"message": f"There is no recording to show: {job.preview} is not written."})
 
     def card(figures):
+        apart = -(-len(curve) // CURVE) or 1
         return {
             "description": _description(config, cines),
             "start": started_from, "training": to_dict(config), "steps": training.step, "version": __version__,
-            "curve": curve[:: max(1, len(curve) // CURVE)], "figures": figures, "figures_at_start": start,
+            "curve": curve[(len(curve) - 1) % apart :: apart], "figures": figures, "figures_at_start": start,
             "figures_are_of": "frames trained on" if seen else "frames held out",
         }  # fmt: skip
 
     def save():
         tensors, values = training.state()
         values |= {"config": to_dict(config), "model": to_dict(model), "data": data}
-        values |= {"curve": curve, "start": start, "started_from": started_from}
+        values |= {"curve": curve, "start": start, "started_from": started_from, "kept": digest}
         checkpoint.save_state(state, tensors, values)
 
     def validate():
         """Figures, and what they lead to: the model file if it is the best, the run's state, the preview."""
-        nonlocal best
+        nonlocal digest
         if not first:
             return {}
         if training.step:
             save()  # before, for memory may be too short to validate; when it goes on, that is made up for
         figures, picture = training.validate()
         score = _score(figures, training.recorded)
-        if training.step and (score <= training.best or best is None):
+        if training.step and (score <= training.best or digest is None):
             training.best = score
-            best = model, training.network, card(figures)
-            checkpoint.save(output, *best)
+            checkpoint.save(output, model, training.network, card(figures))
+            digest = _digest(output)
             save()
         if picture is not None and job.preview:
             replace_file(job.preview, imwrite("<bytes>", picture, extension=".png"))
@@ -246,6 +255,11 @@ def _saved(state: Path) -> tuple[dict[str, torch.Tensor], dict]:
     except InputError as error:
         raise InputError(f"{state} is damaged: {str(error).rstrip('.')}.") from error
     return tensors, values
+
+
+def _digest(path: Path) -> int:
+    """Of a file's content, to know it again."""
+    return zlib.crc32(path.read_bytes())
 
 
 def _finished(job: Job) -> Model | None:
@@ -341,15 +355,20 @@ def _data(job: Job, model: ModelConfig, inputs, held_out) -> tuple[list[Cine], l
                 raise
             raise InputError(named(path, error)) from error
 
-    cines = [read(path) for path in inputs]
+    cines = list({cine.digest: cine for cine in map(read, inputs)}.values())  # copies once
+    others = [read(path) for path in held_out]
+    for path, other in zip(held_out, others, strict=True):
+        if other.digest in {cine.digest for cine in cines}:
+            raise InputError(f"{path}: a copy of this is to be trained on and held out; leave out one of them.")
     if held_out:
-        return cines, [read(path) for path in held_out], False
+        return cines, others, False
     if len(cines) > 2:
         count = max(1, len(cines) // 10)
-        return cines[:-count], cines[-count:], False
+        gap = len(cines) // 20 if all(len(cine.frames) == 1 for cine in cines) else 0  # they may be of one cine
+        return cines[: -count - gap], cines[-count:], False
     parts = [_split(cine) for cine in cines]
-    if cines and all(held is not None for _, held in parts):
-        return [taken for taken, _ in parts], [held for _, held in parts], False
+    if ends := [held for _, held in parts if held is not None]:
+        return [taken for taken, _ in parts], ends, False
     return cines, cines, bool(cines)
 
 
@@ -398,13 +417,13 @@ def _measured(cines, config, model, network, device) -> tuple[float, float]:
     return rate.item(), simulating
 
 
-def _estimate(job, cines, held_out, config, model, network, device) -> dict:
-    """What a run would take, and the speckle's grain as it is seen in its recordings."""
+def _estimate(job, cines, apart: int, config, model, network, device) -> dict:
+    """What a run would take, and the speckle's grain as it is seen in its recordings; apart: frames held out."""
     rate, simulating = _measured(cines, config, model, network, device)
     steps = config.steps if job.minutes is None else max(1, int(job.minutes * 60 * rate))
     curves = [[[round(float(v), 3) for v in axis] for axis in curve] for curve in map(_correlation, cines) if curve]
     return {
-        "frames": sum(len(cine.frames) for cine in cines), "held_out": sum(len(cine.frames) for cine in held_out),
+        "frames": sum(len(cine.frames) for cine in cines), "held_out": apart,
         "grain": [[round(g, 2) for g in cine.recorded_grain] for cine in cines], "correlation": curves,
         "steps": steps, "rate": round(rate, 3), "minutes": round((simulating + steps / rate) / 60, 2),
         "memory": _memory(device), "device": str(device),

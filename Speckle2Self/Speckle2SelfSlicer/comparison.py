@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Union
 
 import numpy as np
@@ -421,11 +422,11 @@ def asHtml(table) -> str:
     """A table node as text for a label."""
     table = table.GetTable()
     columns = range(table.GetNumberOfColumns())
-    rows = ["".join(f"<th align='right'>{table.GetColumnName(column)}</th>" for column in columns)]
+    rows = ["".join(f"<th align='right'>{escape(table.GetColumnName(column))}</th>" for column in columns)]
     for row in range(table.GetNumberOfRows()):
         values = [table.GetValue(row, column) for column in columns]
         texts = [value.ToString() if value.IsString() else f"{value.ToDouble():#.3g}" for value in values]
-        rows.append("".join(f"<td align='right'>{text}</td>" for text in texts))
+        rows.append("".join(f"<td align='right'>{escape(text)}</td>" for text in texts))
     return "<table cellspacing='4'>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
 
 

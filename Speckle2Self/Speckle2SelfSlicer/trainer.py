@@ -84,6 +84,7 @@ class TrainingJob:
         self.simulated: tuple[int, int] | None = None
         self.settings, self.reports, self._finishing = {}, [], False
         self._python, self._child = python, None
+        self._last: np.ndarray | None = None  # the picture of a run that is done, whose files are gone
         self.trainer: Trainer | None = None
 
     def wait(self, seconds: float | None = None) -> bool:
@@ -94,6 +95,16 @@ class TrainingJob:
     def preview(self) -> Path:
         """A held-out frame before and after, side by side; replaced at each validation."""
         return self.folder / "preview.png"
+
+    def picture(self) -> np.ndarray | None:
+        """The pixels (H, 2 W) uint8 of `preview`, of a run that is done, too; None where there is none yet."""
+        if self._last is not None:
+            return self._last
+        from imageio.v3 import imread
+
+        with suppress(OSError, ValueError):
+            picture = imread(self.preview)
+            return picture if picture.ndim == 2 and picture.shape[1] % 2 == 0 else None
 
     @property
     def resumable(self) -> bool:
@@ -111,8 +122,12 @@ class TrainingJob:
         return self.state in ("stopped", "done", "failed")
 
     def start(self) -> None:
-        """Starts the process; goes on from the checkpoint if there is one."""
-        job = replace(self.job, resume=(self.folder / f"{self.job.output}.state").exists())
+        """Starts the process; goes on from the checkpoint if there is one. A run that ended unseen is done."""
+        trained, state = self.folder / self.job.output, self.folder / f"{self.job.output}.state"
+        if trained.exists() and not state.exists() and library.card(trained).get("finished") is True:
+            self._end(0)
+            return
+        job = replace(self.job, resume=state.exists())
         replace_file(self.folder / "job.json", json.dumps(asdict(job), indent=1).encode())
         arguments = ["-m", "Speckle2SelfLib", "train", "--job", "job.json", "--listen"]
         self._child = Child(arguments, python=self._python, folder=self.folder)
@@ -147,7 +162,7 @@ class TrainingJob:
             try:
                 self.model = library.add(trained, library.free_name(self.name))
                 self.worse = library.worse_than_start(library.card(self.model))
-                self.state = "done"
+                self.state, self._last = "done", self.picture()
                 _remove(self.folder)
             except (InputError, OSError) as error:
                 self.state, self.message = "failed", f"The trained model could not be kept: {error}"
@@ -196,12 +211,13 @@ class TrainingJob:
 
         Raises InputError where another application trains it.
         """
+        if self.state == "done":  # its folder is gone; one of that name is another run's
+            return
         self.check()
         if self._child is not None:
             self._child.close()
             self._child = None
-        if self.state != "done":
-            self.state, self.message = "stopped", "Cancelled."
+        self.state, self.message = "stopped", "Cancelled."
         _remove(self.folder)
 
     def close(self) -> None:
@@ -354,14 +370,14 @@ class Estimate:
 def export(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Path:
     """A run as a folder with its frames and with scripts that start it anywhere; see `SCRIPTS`.
 
-    The folder is made; one that exists must be empty. A model of the user's to start from is copied along. Raises
-    InputError.
+    The folder is made; one that exists must be empty. A model to start from is copied along, unless it is bundled.
+    Raises InputError.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty; choose a new folder.")
     with _whole(folder) as part:
-        start = library.own_models().get(job.init) if job.init else None
-        if start:
+        if job.init and job.init not in library.bundled_models():
+            start = library.models().get(job.init, job.init)
             shutil.copyfile(start, part / "start.safetensors")
             job = replace(job, init="start.safetensors")
         recordings = [*recordings, *_read_files(job.inputs)]

@@ -33,8 +33,11 @@ def test_a_model_is_imported_renamed_exported_and_deleted(file, tmp_path):
     assert list(library.models()) == [*library.bundled_models(), "mine"]
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a\\b", "x" * 99, ".hidden", "a\n", " a", "default"])
-def test_a_name_cannot_lead_out_of_the_folder_or_hide_a_bundled_model(file, name):
+TAKEN = ["default", "lee"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a\\b", "x" * 99, ".hidden", "a\n", " a", *TAKEN])
+def test_a_name_cannot_lead_out_of_the_folder_or_hide_a_bundled_model_or_filter(file, name):
     with pytest.raises(InputError):
         library.add(file, name)
     library.add(file, "mine")
@@ -85,7 +88,7 @@ def test_any_name_becomes_one_that_can_be_used(file):
     assert library.free_name("  Carotid: 3/4 ") == "Carotid 3 4"
     assert library.free_name("///") == "model"
     assert library.free_name("") == "model"
-    assert library.free_name("default") == "default 2"
+    assert library.free_name("default") == "default 2" and library.free_name("SRAD") == "SRAD 2"
     assert library.free_name("Runs", {"runs"}) == "Runs 2", "not told apart by every file system"
 
 

@@ -151,6 +151,14 @@ def test_a_resumed_run_draws_the_same_curve(folder):
         assert curves[0] == curves[1], at
 
 
+def test_a_card_keeps_a_curve_of_few_points_to_its_end(folder, monkeypatch):
+    monkeypatch.setattr(runs, "CURVE", 8)
+    card = runs.run(job(steps=15)).card
+    assert len(card["curve"]) == 8 and card["curve"][-1][0] == 15
+    card = runs.run(job(steps=3)).card
+    assert [point[0] for point in card["curve"]] == [1, 2, 3]
+
+
 def test_a_finished_run_is_not_done_again(folder, short_interval):
     runs.run(job())
     content, lines = Path("m.model").read_bytes(), []
@@ -222,6 +230,18 @@ def test_no_recording_is_trained_on_twice_or_held_out_from_itself(folder):
     assert len(lines[0]["recordings"]) == 1 and not lines[0]["seen"]
 
 
+def test_a_copy_is_neither_trained_on_twice_nor_held_out_from_itself(folder):
+    frames = np.load("Doe^Jane.npy")
+    np.save("copy.npy", frames)
+    with pytest.raises(InputError, match=r"^copy\.npy: .*trained on and held out"):
+        runs.run(job(held_out=["copy.npy"]))
+    for number in range(2):
+        np.save(f"{number}.npy", np.roll(frames, number + 1, 1))
+    lines = []
+    runs.run(job(inputs=["Doe^Jane.npy", "0.npy", "1.npy", "copy.npy"], steps=1), lines.append)
+    assert [line["frames"] for line in lines[0]["recordings"]] == [24, 24]
+
+
 def test_the_recording_that_cannot_be_used_is_named(folder):
     np.save("constant.npy", np.full((3, 64, 64), 7, np.uint8))
     Path("text.npy").write_text("no array")
@@ -242,6 +262,30 @@ def test_a_run_does_not_go_on_with_other_data(folder, short_interval):
             runs.run(job(held_out=["held.npy"], resume=True))
         np.save(name, before)
     runs.run(job(held_out=["held.npy"], resume=True))
+
+
+@pytest.mark.parametrize("other", ["start.model", "Doe^Jane.npy"])
+def test_a_model_that_was_exchanged_meanwhile_is_not_taken_for_the_runs_own(folder, short_interval, other, monkeypatch):
+    stopped(job())
+    Path("m.model").write_bytes(Path(other).read_bytes())
+    scores = iter(range(100, 200))  # worse than what was kept
+    monkeypatch.setattr(runs, "_score", lambda *_: next(scores))
+    lines = []
+    runs.run(job(resume=True), lines.append)
+    assert any("not the file that this run kept" in line.get("message", "") for line in lines)
+    assert checkpoint.load("m.model")[2]["steps"] == 5, "the best that is known"
+
+
+def test_a_run_that_is_stopped_more_than_once_keeps_its_best(folder, short_interval, monkeypatch):
+    scores = iter([0, 1, 2, 3, *range(100)])  # the first checkpoint remains the best, in either run
+    monkeypatch.setattr(runs, "_score", lambda *_: next(scores))
+    runs.run(job(output="whole.model"))
+    stopped(job())
+    stopped(job(resume=True), 1)
+    lines = []
+    runs.run(job(resume=True), lines.append)
+    assert lines[0]["from_step"] == 6 and not any("not the file" in line.get("message", "") for line in lines)
+    assert checkpoint.load("m.model")[2]["steps"] == 4 and same(weights("m.model"), weights("whole.model"))
 
 
 def test_what_cannot_be_written_is_told_before_the_run(folder, monkeypatch):
@@ -324,10 +368,27 @@ def test_recordings_are_held_out_as_a_whole_where_there_are_several(folder):
     assert [line["frames"] for line in lines[0]["recordings"]] == [6, 6, 6] and lines[0]["held_out"] == 6
     lines = []
     runs.run(job(inputs=["0.npy"], steps=1), lines.append)
-    assert lines[0]["seen"], "six frames are too few to hold any out, and it says so"
+    assert lines[0]["seen"] and not lines[0]["held_out"]
+    assert "figures are of frames that are trained on" in lines[1]["message"], "six frames are too few"
+    lines = []
+    runs.run(job(inputs=["0.npy"], estimate=True), lines.append)
+    assert lines[-1]["estimate"]["held_out"] == 0
+    lines = []
+    runs.run(job(inputs=["0.npy", "Doe^Jane.npy"], steps=1), lines.append)
+    assert not lines[0]["seen"] and lines[0]["held_out"] == 4, "of the one that is long enough"
     lines = []
     runs.run(job(inputs=["0.npy"], held_out=["3.npy"], steps=1), lines.append)
     assert not lines[0]["seen"] and lines[0]["held_out"] == 6
+
+
+def test_single_frames_next_to_those_held_out_are_left_out(folder):
+    """They may be of one cine."""
+    Path("stills").mkdir()
+    for number in range(40):
+        np.save(f"stills/{number:02}.npy", np.roll(np.load("Doe^Jane.npy")[number % 24], number, 1))
+    lines = []
+    runs.run(job(inputs=["stills"], steps=1), lines.append)
+    assert len(lines[0]["recordings"]) == 34 and lines[0]["held_out"] == 4
 
 
 def test_nothing_outside_a_given_region_is_learnt_from(folder, capsys):

@@ -349,6 +349,18 @@ def test_curve_and_preview_fill_the_scene_and_the_model_is_at_hand(desk, train):
     assert panel._parameterNode.outputNode.GetName() == "Cine despeckled"
 
 
+def test_a_run_that_is_done_still_shows_its_last_preview(desk, train):
+    choose(train)
+    train.ui.stepsSpinBox.value = 3
+    train.ui.trainButton.click()
+    desk.wait(lambda: train.job.ended)
+    assert train.job.state == "done", train.job.message
+    train.ui.showButton.click()
+    for end in ("", " despeckled"):
+        volume = slicer.util.getNode(f"{train.job.name} held-out frame{end}")
+        assert volume.GetImageData() is not None and slicer.util.arrayFromVolume(volume).std() > 1
+
+
 def test_what_is_simulated_before_the_first_step_is_told_and_can_be_paused(desk, train, monkeypatch):
     import SpeckleTrain
 
@@ -545,6 +557,16 @@ def test_no_model_is_called_as_a_classical_filter(desk, train):
     assert train.job is None and not list(library.home().glob("runs/*"))
 
 
+def test_an_imported_model_that_is_worse_than_its_start_is_said_to_be_so(desk, train, tmp_path):
+    model = ModelConfig(width=4, grain=(0.75, 1.7))
+    card = {"figures_at_start": {"structure": 0.99}, "figures": {"structure": 0.9}}
+    checkpoint.save(tmp_path / "model.safetensors", model, build(model), card)
+    desk.answers["folder"] = str(tmp_path)
+    train.ui.importResultButton.click()
+    assert train.ui.modelSelector.currentText == "model"
+    assert "'model' is worse than the model that it started from: structure 0.9900 -> 0.9000" in desk.asked[-1][1]
+
+
 def test_a_model_is_compared_with_its_start_in_the_views(desk, train):
     choose(train)
     model = ModelConfig(width=4, grain=(0.75, 1.7))
@@ -590,6 +612,17 @@ def test_a_model_that_cannot_be_compared_is_told_and_no_former_image_is_taken_fo
         live._stream._fail("It broke.")
     desk.wait(lambda: not train._compared)
     assert "It broke." in desk.asked[-1][1]
+
+
+def test_a_comparison_says_what_its_figures_are_of_and_shows_a_cards_text_as_text(desk, train):
+    model = ModelConfig(width=4, grain=(0.75, 1.7))
+    card = {"figures": {"<img src=x>": 1.0}, "figures_are_of": "frames trained on"}
+    checkpoint.save(library.own_path("mine"), model, build(model), card)
+    train.fillModels()
+    train.ui.modelSelector.currentText = "mine"
+    train.ui.compareButton.click()
+    assert "&lt;img" in desk.asked[-1][1] and "<img" not in desk.asked[-1][1]
+    assert "frames trained on" in desk.asked[-1][1]
 
 
 def test_a_run_is_exported_as_a_folder_with_recipe_steps_and_region(desk, train, tmp_path):

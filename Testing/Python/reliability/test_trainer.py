@@ -130,6 +130,30 @@ def test_a_name_that_no_model_can_have_ends_no_run(trainer, job, name):
     assert run.model in library.own_models()
 
 
+def test_a_run_that_ended_unseen_is_not_done_again(trainer, job):
+    """The application was killed between the end of the process and its next look."""
+    run = trainer.add("unseen", [FRAMES], job)
+    assert run._child.process.wait(60) == 0
+    other = Trainer()
+    (left,) = other.unfinished()
+    other.resume(left)
+    assert other.wait(left, 60) and (left.state, left.model) == ("done", "unseen"), left.message
+    assert not left.settings, "no process was started"
+    assert not list(trainer.folder.iterdir())
+
+
+def test_a_run_that_is_done_leaves_another_of_its_name_alone(trainer, job):
+    done = trainer.add("twice", [FRAMES], replace(job, steps=1))
+    assert trainer.wait(done, 60) and done.state == "done", done.message
+    second = trainer.add("twice", [FRAMES], replace(job, steps=100_000))
+    until(trainer, lambda: len(second.reports) > 2)
+    done.cancel()
+    second.stop()
+    assert trainer.wait(second, 30) and second.state == "stopped"
+    done.cancel()
+    assert second.resumable and done.state == "done"
+
+
 def test_a_stopped_run_whose_model_is_worse_than_its_start_says_so(trainer, job):
     run = trainer.add("worse", [FRAMES], replace(job, steps=100_000))
     until(trainer, lambda: len(run.reports) > 2)

@@ -128,16 +128,13 @@ def test_a_comparison_updates_its_table_and_no_table_of_the_user(logic):
     assert trained(logic.compare("one"))[0] == "0.1250" and slicer.mrmlScene.GetNumberOfNodes() == count
 
 
-def test_the_preview_is_the_picture_of_a_frame_upright(logic, volume, tmp_path):
-    from imageio.v3 import imwrite
-
+def test_the_preview_is_the_picture_of_a_frame_upright(logic, volume):
     from SpeckleTrain import _runNodes, _updatePreview
 
     picture = np.zeros((40, 60), np.uint8)
     picture[:5, :7] = 200
-    imwrite(tmp_path / "preview.png", picture)
     nodes = _runNodes(slicer.mrmlScene, "x")
-    _updatePreview(nodes, tmp_path / "preview.png")
+    _updatePreview(nodes, picture)
     before = slicer.util.arrayFromVolume(nodes["before"])[0]
     assert before.shape == (40, 30) and before[:5, :7].min() == 200 and before[5:].max() == 0
     ras = nodes["before"]
@@ -199,6 +196,21 @@ def test_a_region_covers_its_own_pixels_of_each_recording_and_is_remembered(logi
     logic.exportJob([volume], tmp_path / "one", region=box)
     logic.exportJob([volume], tmp_path / "again", region="given")
     assert all(np.array_equal(np.load(tmp_path / name / "region.npy"), masks[0]) for name in ("one", "again"))
+
+
+def test_a_model_file_to_start_from_is_found_from_wherever_and_goes_along(logic, volume, tmp_path, monkeypatch):
+    (tmp_path / "file.model").write_bytes(library.own_path("start").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    job = logic.start([volume], init="file.model", steps=1, region="none")
+    assert job.wait(90) and job.state == "done", job.message
+    for init in ("file.model", tmp_path / "file.model"):
+        folder = logic.exportJob([volume], tmp_path / f"{len(str(init))}", init=init, region="none")
+        settings = json.loads((folder / "job.json").read_text())
+        assert settings["init"] == "start.safetensors" and (folder / settings["init"]).exists()
+    for refused in (logic.start, lambda *given, **options: logic.exportJob(*given, tmp_path / "x", **options)):
+        with pytest.raises(InputError, match="no model 'nowhere'"):
+            refused([volume], init="nowhere")
+    assert not (tmp_path / "x").exists() and len(logic.trainer.jobs) == 1
 
 
 def test_an_exported_run_trains_elsewhere_and_its_result_comes_back(logic, volume, box, tmp_path):
