@@ -358,9 +358,7 @@ def test_a_run_that_is_done_still_shows_its_last_preview(desk, train):
     train.ui.showButton.click()
     for end in ("", " despeckled"):
         volume = slicer.util.getNode(f"{train.job.name} held-out frame{end}")
-        assert (
-            volume.GetImageData() is not None and slicer.util.arrayFromVolume(volume).any()
-        )  # a random network's, too
+        assert volume.GetImageData() is not None and slicer.util.arrayFromVolume(volume).any()
 
 
 def test_what_is_simulated_before_the_first_step_is_told_and_can_be_paused(desk, train, monkeypatch):
