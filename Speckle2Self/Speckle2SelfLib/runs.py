@@ -136,11 +136,8 @@ def _run(job: Job, device, report, stop, first: bool) -> Model | None:
     data = [cine.digest for cine in (*cines, *held_out)]
     if saved and values["data"] != data:
         raise InputError("The recordings are not those that the unfinished run was started with.")
-    reached = (
-        values
-        if saved
-        else {"step": 0, "precision": str(choose_precision(device, training=True)).removeprefix("torch.")}
-    )
+    precision = str(choose_precision(device, training=True)).removeprefix("torch.")
+    reached = values if saved else {"step": 0, "precision": precision}
     report({
         "config": to_dict(config), "model": to_dict(model), "device": str(device), "precision": reached["precision"],
         "processes": dist.get_world_size() if dist.is_initialized() else 1,

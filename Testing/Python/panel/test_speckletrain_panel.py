@@ -567,13 +567,18 @@ def test_an_imported_model_that_is_worse_than_its_start_is_said_to_be_so(desk, t
     assert "'model' is worse than the model that it started from: structure 0.9900 -> 0.9000" in desk.asked[-1][1]
 
 
-def test_a_model_is_compared_with_its_start_in_the_views(desk, train):
-    choose(train)
+def compare(train, card) -> None:
+    """Compares a model of the user's that has this card."""
     model = ModelConfig(width=4, grain=(0.75, 1.7))
-    checkpoint.save(library.own_path("mine"), model, build(model), {"start": "start", "figures": {"structure": 1.0}})
+    checkpoint.save(library.own_path("mine"), model, build(model), card)
     train.fillModels()
     train.ui.modelSelector.currentText = "mine"
     train.ui.compareButton.click()
+
+
+def test_a_model_is_compared_with_its_start_in_the_views(desk, train):
+    choose(train)
+    compare(train, {"start": "start", "figures": {"structure": 1.0}})
     assert "structure" in desk.asked[-1][1]
     desk.wait(lambda: not train._compared)
     composites = {c.GetLayoutName(): c for c in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")}
@@ -601,11 +606,7 @@ def test_a_model_is_compared_with_its_start_in_the_views(desk, train):
 
 def test_a_model_that_cannot_be_compared_is_told_and_no_former_image_is_taken_for_its(desk, train):
     choose(train)
-    model = ModelConfig(width=4, grain=(0.75, 1.7))
-    checkpoint.save(library.own_path("mine"), model, build(model), {"start": "start", "figures": {"structure": 1.0}})
-    train.fillModels()
-    train.ui.modelSelector.currentText = "mine"
-    train.ui.compareButton.click()
+    compare(train, {"start": "start", "figures": {"structure": 1.0}})
     desk.wait(lambda: not train._compared)
     train.ui.compareButton.click()
     for live in train._compared.values():
@@ -615,12 +616,7 @@ def test_a_model_that_cannot_be_compared_is_told_and_no_former_image_is_taken_fo
 
 
 def test_a_comparison_says_what_its_figures_are_of_and_shows_a_cards_text_as_text(desk, train):
-    model = ModelConfig(width=4, grain=(0.75, 1.7))
-    card = {"figures": {"<img src=x>": 1.0}, "figures_are_of": "frames trained on"}
-    checkpoint.save(library.own_path("mine"), model, build(model), card)
-    train.fillModels()
-    train.ui.modelSelector.currentText = "mine"
-    train.ui.compareButton.click()
+    compare(train, {"figures": {"<img src=x>": 1.0}, "figures_are_of": "frames trained on"})
     assert "&lt;img" in desk.asked[-1][1] and "<img" not in desk.asked[-1][1]
     assert "frames trained on" in desk.asked[-1][1]
 
