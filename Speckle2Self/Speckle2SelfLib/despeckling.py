@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from .files import release
 from .filters import FILTERS
 from .frames import BRIGHTEST, box_of, fill_outside, grey_mapping, luminance
 from .layout import Layout, measure_grain
-from .library import models
+from .library import models, path_of
 from .look import check_look
 from .region import detect, grey
 
@@ -54,7 +53,7 @@ def load_model(name_or_path) -> Model:
 
     Raises InputError for an unknown name, and for a file that is no model (see `checkpoint.load`).
     """
-    path = _path_of(name_or_path)
+    path = path_of(name_or_path)
     if not path.exists():
         names = ", ".join(models()) or "none"
         raise InputError(
@@ -66,20 +65,17 @@ def load_model(name_or_path) -> Model:
 
 def kept_model(name_or_path) -> Model:
     """As `load_model`, but a file is read anew only if it has changed: for inference alone, as all share what it is."""
+    path = path_of(name_or_path)
     try:
-        status = os.stat(_path_of(name_or_path))
+        status = path.stat()
     except OSError:
         return load_model(name_or_path)  # says what is wrong
-    return _kept(_path_of(name_or_path), status.st_mtime_ns, status.st_size)
+    return _kept(path, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=4)
 def _kept(path: Path, *version: int) -> Model:
     return load_model(path)
-
-
-def _path_of(name_or_path) -> Path:
-    return models().get(str(name_or_path), Path(name_or_path))
 
 
 @cores_kept()
@@ -182,14 +178,14 @@ def _blocks(count: int, size: int, place: torch.device, alone: bool) -> tuple[li
 
     Args: count, frames; size, pixels of each; alone, one block at a time.
     """
-    cpu = place.type == "cpu"
-    most = max(1, (BLOCK_PIXELS_CPU if cpu else BLOCK_PIXELS) // size)
-    at_once = {"cpu": min(cores(), AT_ONCE_PIXELS // (most * size)), "cuda": AT_ONCE_CUDA}
-    at_once = 1 if alone else max(1, at_once.get(place.type, 1))
-    number = -(-count // most)
-    if cpu:  # no core waits for the last block; a GPU would rather have all of one size
-        number = min(count, -(-number // at_once) * at_once)
-    parts = np.array_split(np.arange(count), number) if cpu else np.split(np.arange(count), range(most, count, most))
+    if place.type == "cpu":  # blocks alike, so that no core waits for the last one
+        most = max(1, BLOCK_PIXELS_CPU // size)
+        at_once = 1 if alone else max(1, min(cores(), AT_ONCE_PIXELS // (most * size)))
+        parts = np.array_split(np.arange(count), min(count, -(-count // (most * at_once)) * at_once))
+    else:  # all but the last of one size, so that what is recorded serves them all
+        most = max(1, BLOCK_PIXELS // size)
+        at_once = AT_ONCE_CUDA if place.type == "cuda" else 1
+        parts = np.split(np.arange(count), range(most, count, most))
     return [slice(int(part[0]), int(part[-1]) + 1) for part in parts], at_once
 
 

@@ -123,16 +123,20 @@ def export(name: str, path) -> None:
     replace_file(path, source.read_bytes())
 
 
-def card(name: str) -> dict:
+def path_of(name_or_path) -> Path:
+    """The file of a model that is named, bundled or the user's own; of another name, the file of that path."""
+    return models().get(str(name_or_path), Path(name_or_path))
+
+
+def card(name_or_path) -> dict:
     """What is known of a model: description, recipe, figures; read without loading it. Raises InputError."""
-    path = models().get(name, Path(name))
     try:
-        with path.open("rb") as file:
+        with path_of(name_or_path).open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             metadata = json.loads(file.read(min(size, 10**7)))["__metadata__"]
         return {**json.loads(metadata["card"]), "config": json.loads(metadata["config"])}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"There is no model '{name}'.") from error
+        raise InputError(f"There is no model '{name_or_path}'.") from error
 
 
 def remember_region(key: str, picture: bytes) -> None:

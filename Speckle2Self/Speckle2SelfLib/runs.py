@@ -352,10 +352,10 @@ def _data(job: Job, model: ModelConfig, inputs, held_out) -> tuple[list[Cine], l
                 raise
             raise InputError(named(path, error)) from error
 
-    cines = list({cine.digest: cine for cine in map(read, inputs)}.values())  # copies once
-    others = [read(path) for path in held_out]
+    known = {cine.digest: cine for cine in map(read, inputs)}  # copies once
+    cines, others = list(known.values()), [read(path) for path in held_out]
     for path, other in zip(held_out, others, strict=True):
-        if other.digest in {cine.digest for cine in cines}:
+        if other.digest in known:
             raise InputError(f"{path}: a copy of this is to be trained on and held out; leave out one of them.")
     if held_out:
         return cines, others, False

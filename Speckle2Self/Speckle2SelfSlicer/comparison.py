@@ -54,17 +54,9 @@ def inViews(node) -> bool:
     return volume is not None and any(view.GetBackgroundVolumeID() == volume.GetID() for view in composites)
 
 
-def shape(volume) -> tuple[int, int, int]:
-    """A volume's voxels along (K, J, I); InputError where it has none."""
-    image = volume.GetImageData()
-    if image is None or not image.GetNumberOfPoints():
-        raise InputError(f"'{volume.GetName()}' has no image data; load or record an image first.")
-    return tuple(reversed(image.GetDimensions()))
-
-
 def frameSize(volume, axis: int) -> tuple[int, int]:
     """Rows and columns (H, W) of the frames that a volume is cut into along an axis of (K, J, I). InputError."""
-    return tuple(side for number, side in enumerate(shape(volume)) if number != axis)
+    return tuple(side for number, side in enumerate(scene.shapeOf(volume)) if number != axis)
 
 
 def axisOf(volume, axis: str = "auto") -> int:
@@ -91,7 +83,7 @@ def inside(volume, regionNode, which: str = "all") -> np.ndarray:
 
     which: of a segmentation, "all" visible segments, the "first" or the "last" one. InputError where none do.
     """
-    size = shape(volume)
+    size = scene.shapeOf(volume)
     if not isinstance(regionNode, (slicer.vtkMRMLSegmentationNode, slicer.vtkMRMLMarkupsROINode)):
         raise InputError("Choose a segmentation or a box (ROI) first.")
     if regionNode.IsA("vtkMRMLSegmentationNode"):
@@ -193,7 +185,7 @@ def showRegion(volume, region, axis: int) -> None:
     if region is not None:
         if region.shape not in ((1, 1), frameSize(volume, axis)):
             raise InputError(f"'{volume.GetName()}' has changed its size; show its region again.")
-        labels = np.broadcast_to(np.expand_dims(region, axis), shape(volume)).astype(np.uint8)
+        labels = np.broadcast_to(np.expand_dims(region, axis), scene.shapeOf(volume)).astype(np.uint8)
     outline = _made("vtkMRMLLabelMapVolumeNode", "outline", "Outline of the region", create=region is not None)
     views, composites = _each("vtkMRMLSliceNode"), _each("vtkMRMLSliceCompositeNode")
     if region is None:

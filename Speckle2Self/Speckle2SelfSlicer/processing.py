@@ -311,23 +311,23 @@ class Live:
 
     def _follow(self, size, axis: int) -> None:
         """Gives the stream what the segmentation or box covers now, where it or the frames' size has changed."""
-        if self._regionNode is None or self._regionNode.GetScene() is None:
-            return
-        if self._followed == (comparison.changed(self._regionNode), size, axis):
+        changed = self._regionChanged
+        if changed is None or self._followed == (changed, size, axis):
             return
         try:
             region = comparison.frameMask(self.node, self._regionNode, axis)
         except InputError:  # moved off the image: nothing of it is to be despeckled
             region = np.zeros(size, bool)
-        self._followed = comparison.changed(self._regionNode), size, axis  # after: reading a segmentation can touch it
+        self._followed = self._regionChanged, size, axis  # after: reading a segmentation can touch it
         if not np.array_equal(region, self._region):  # as it is where both move with one transform
             self._region = region
             self._stream.give(region)
 
     @property
-    def _regionMoved(self) -> bool:
+    def _regionChanged(self) -> int | None:
+        """When the segmentation or box was changed last; None where there is none, or no longer."""
         node = self._regionNode
-        return node is not None and node.GetScene() is not None and comparison.changed(node) != self._followed[0]
+        return None if node is None or node.GetScene() is None else comparison.changed(node)
 
     @property
     def waiting(self) -> bool:
@@ -357,7 +357,7 @@ class Live:
         if self._stream.state == "failed":
             self.stop("failed", self._stream.message)
             return False
-        if not self.once and self._regionMoved:
+        if not self.once and self._regionChanged not in (None, self._followed[0]):
             self._onModified()
         frame = self._stream.take()
         if frame is None:

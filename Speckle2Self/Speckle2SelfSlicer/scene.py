@@ -243,16 +243,21 @@ def _played(browser):
     return images[0]
 
 
+def shapeOf(volume) -> tuple[int, int, int]:
+    """A volume's voxels along (K, J, I); InputError where it has none."""
+    image = volume.GetImageData()
+    if image is None or not image.GetNumberOfPoints():
+        raise InputError(f"'{volume.GetName()}' has no image data; load or record an image first.")
+    return tuple(reversed(image.GetDimensions()))
+
+
 def size(node) -> tuple[int, int, int]:
     """How many frames `frames` gives, and their rows and columns, without reading them; zeros where there are none."""
     try:
         recording = source(node)
+        shape = list(shapeOf(recording.volumes[0]))
     except InputError:
         return 0, 0, 0
-    image = recording.volumes[0].GetImageData()
-    if image is None or not image.GetNumberOfPoints():
-        return 0, 0, 0
-    shape = list(reversed(image.GetDimensions()))
     (axis,) = volumes.slicing_axes(shape, recording.spacing, "auto")
     return len(recording.volumes) * shape.pop(axis), *shape
 

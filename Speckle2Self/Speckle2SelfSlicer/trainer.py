@@ -377,8 +377,7 @@ def export(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Path:
         raise InputError(f"{folder} is not empty; choose a new folder.")
     with _whole(folder) as part:
         if job.init and job.init not in library.bundled_models():
-            start = library.models().get(job.init, job.init)
-            shutil.copyfile(start, part / "start.safetensors")
+            shutil.copyfile(library.path_of(job.init), part / "start.safetensors")
             job = replace(job, init="start.safetensors")
         recordings = [*recordings, *_read_files(job.inputs)]
         write_job(part, recordings, replace(job, inputs=(), device="auto"), held_out, regions)
