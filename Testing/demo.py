@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
 
 def demonstrate(path: Path, model: str, output: Path) -> None:
     """Loads, despeckles, measures, writes and reads back. Raises ValueError for input that cannot be used."""
-    from Speckle2SelfLib.perturbation import evenly
+    from Speckle2SelfLib.grey import evenly
 
     node = loaders.load(path)
     check_writable(output)
@@ -113,7 +113,7 @@ def frames(node) -> list[np.ndarray]:
 def measure(before: np.ndarray, after: np.ndarray) -> dict[str, dict[str, float]]:
     """Figures {"before": ..., "after": ...} of frames (N, H, W[, C]): luminance, imaged region, 8-bit scale."""
     from Speckle2SelfLib import metrics
-    from Speckle2SelfLib.frames import luminance
+    from Speckle2SelfLib.grey import luminance
     from Speckle2SelfLib.region import detect
 
     region = detect(before)

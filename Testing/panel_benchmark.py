@@ -88,7 +88,8 @@ def network_alone(model, size, times=5, count=16):
     """Milliseconds a frame of a cine of the network by itself, in this process."""
     import torch
 
-    from Speckle2SelfLib import despeckling, speed
+    from Speckle2SelfBench import speed
+    from Speckle2SelfLib import despeckling
 
     device, model, frames = torch.device("cpu"), despeckling.load_model(model), simulated(size, count)
     run = speed.network_alone(model, device, despeckling.precision_of(model, device))

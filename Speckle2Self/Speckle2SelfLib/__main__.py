@@ -15,20 +15,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from . import __version__
-from .config import (
-    FILTER_NAMES,
-    PRESETS,
-    RECIPES,
-    Cancelled,
-    InputError,
-    Job,
-    from_dict,
-    keep_memory,
-    named,
-    out_of_memory,
-    replace_file,
-    torchrun_place,
-)
+from .config import FILTER_NAMES, PRESETS, RECIPES, Job, from_dict
+from .system import Cancelled, InputError, keep_memory, named, out_of_memory, replace_file, torchrun_place
 
 _interrupted = threading.Event()  # by Ctrl-C: some libraries swallow KeyboardInterrupt while they are imported
 
@@ -286,7 +274,7 @@ def evaluate(arguments) -> None:
     import numpy as np
 
     from . import files, metrics
-    from .frames import luminance
+    from .grey import luminance
 
     before, after = (luminance(files.read(path).frames) for path in (arguments.input, arguments.output))
     if before.shape != after.shape:
@@ -376,14 +364,15 @@ def benchmark(arguments) -> None:
             if what != arguments.what and getattr(arguments, name):
                 raise InputError(f"--{name} belongs to: speckle2self benchmark {what}.")
     given = {name: getattr(arguments, name) for name in (*ours[arguments.what], "quick", "device")}
-    if arguments.what == "speed":
-        from .speed import run
-    else:
-        from .benchmark import run
-
-        if arguments.minutes is not None and not 0 < arguments.minutes <= 10**4:
-            raise InputError(f"{arguments.minutes} minutes cannot be trained for.")
-    run(arguments.output, **given)
+    try:
+        from Speckle2SelfBench import quality, speed
+    except ModuleNotFoundError as error:
+        if error.name != "Speckle2SelfBench":
+            raise
+        raise InputError("Benchmarks are not installed with the extension; run them from the source code.") from error
+    if arguments.what == "quality" and arguments.minutes is not None and not 0 < arguments.minutes <= 10**4:
+        raise InputError(f"Training time must be between 0 and 10,000 minutes, not {arguments.minutes}.")
+    {"quality": quality, "speed": speed}[arguments.what].run(arguments.output, **given)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -9,8 +9,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
-from .config import InputError, ModelConfig, from_dict, replace_file, to_dict
+from .config import ModelConfig, from_dict, to_dict
 from .network import SpeckleReductionNetwork, build
+from .system import InputError, replace_file
 
 FORMAT = "speckle2self-1"
 STATE_FORMAT = "speckle2self-run-2"

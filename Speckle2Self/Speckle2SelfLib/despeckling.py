@@ -17,15 +17,17 @@ import torch
 import torch.nn.functional as F
 
 from . import checkpoint
-from .config import FILTER_NAMES, Cancelled, InputError, ModelConfig
+from .config import FILTER_NAMES, ModelConfig
 from .devices import Replayed, choose_device, choose_precision, cores, cores_kept
 from .files import release
 from .filters import FILTERS
-from .frames import BRIGHTEST, box_of, fill_outside, grey_mapping, luminance
-from .layout import Layout, measure_grain
+from .grain import measure_grain
+from .grey import BRIGHTEST, grey_mapping, luminance
 from .library import models, path_of
 from .look import check_look
-from .region import detect, grey
+from .region import box_of, detect, fill_outside, grey
+from .resampling import Resampling
+from .system import Cancelled, InputError
 
 BLOCK_PIXELS = 2**22  # pixels through the network at once: bounds the memory, whatever the cine's length
 BLOCK_PIXELS_CPU = 2**18  # no slower there, and a cancel is heard four times sooner
@@ -140,11 +142,11 @@ def despeckle(
 
     box = (slice(None), *box_of(region))
     cut, region, result = stack[box], region[box[1:]], output.reshape(stack.shape)[box]
-    layout = None
+    resampling = None
     if isinstance(model, Model) and model.config.grain is not None:
         grain = grain or measure_grain(luminance(cut[:: max(1, len(cut) // 8)]), region)
-        layout = Layout(region, grain, model.config.grain, place)
-    engine = _FilterEngine(model) if callable(model) else _NetworkEngine(model, place, precision, layout)
+        resampling = Resampling(region, grain, model.config.grain, place)
+    engine = _FilterEngine(model) if callable(model) else _NetworkEngine(model, place, precision, resampling)
     each = isinstance(model, Model) and model.config.normalisation == "frame"
     blocks, at_once = _blocks(len(cut), region.size, place, alone=callable(model))
 
@@ -425,14 +427,16 @@ class _NetworkEngine:
 
     brightest = BRIGHTEST
 
-    def __init__(self, model: Model, device: torch.device, precision: torch.dtype | None, layout: Layout | None):
-        self.network, self.layout = placed(model, device, precision or precision_of(model, device)), layout
+    def __init__(
+        self, model: Model, device: torch.device, precision: torch.dtype | None, resampling: Resampling | None
+    ):
+        self.network, self.resampling = placed(model, device, precision or precision_of(model, device)), resampling
 
     def __call__(self, frames: torch.Tensor) -> torch.Tensor:
         frames = frames[:, None]  # (N, 1, H, W)
-        if self.layout is None:
+        if self.resampling is None:
             return through_network(self.network, frames)[:, 0]
-        return self.layout.give(through_network(self.network, self.layout.take(frames)))[:, 0]
+        return self.resampling.to_recording(through_network(self.network, self.resampling.to_network(frames)))[:, 0]
 
 
 def through_network(network, x: torch.Tensor, tile: int = TILE) -> torch.Tensor:

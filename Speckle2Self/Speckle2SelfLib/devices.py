@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-from .config import InputError, out_of_memory
+from .system import InputError, out_of_memory
 
 TURNS = 12  # of the probe for the precision
 SHAPES = 4  # of inputs whose recorded operations are kept at a time

@@ -8,7 +8,8 @@ import re
 from contextlib import contextmanager
 from pathlib import Path
 
-from .config import FILTER_NAMES, InputError, refuse_filter, replace_file
+from .config import FILTER_NAMES, refuse_filter
+from .system import InputError, replace_file
 
 BUNDLED = Path(__file__).resolve().parent.parent / "Resources" / "Models"
 SUFFIX = ".safetensors"

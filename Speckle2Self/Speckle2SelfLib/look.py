@@ -1,19 +1,11 @@
-"""Grey values of colours, and the look of a despeckled image, changed without the network. No torch here."""
+"""The look of a despeckled image, strength and gamma, changed without the network. No torch here."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from .config import InputError
-
-LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
-
-
-def luminance(frames: np.ndarray) -> np.ndarray:
-    """Grey values (N, H, W) float32 in the range of the input, (N, H, W) or colour (N, H, W, 3 or 4)."""
-    if frames.ndim == 4:
-        return frames[..., :3].astype(np.float32) @ LUMINANCE
-    return frames.astype(np.float32)
+from .grey import luminance
+from .system import InputError
 
 
 def check_look(strength: float, gamma: float) -> None:

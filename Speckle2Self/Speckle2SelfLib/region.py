@@ -7,12 +7,26 @@ from scipy import ndimage
 from skimage.measure import label as label_equal
 from skimage.morphology import convex_hull_image
 
-from .frames import box_of, luminance
-from .perturbation import evenly
+from .grey import evenly, luminance
 
 HUE_TOLERANCE = 0.12  # of the brightest channel, plus HUE_NOISE; JPEG leaves grey tissue a little coloured
 HUE_NOISE = 0.04  # of the type's range
 SMALLEST = 64  # pixels of a part of the region: the inside of a letter is none
+
+
+def box_of(region: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns that a region (H, W) bool, with a pixel at least, lies in."""
+    filled = (np.flatnonzero(region.any(axis)) for axis in (1, 0))  # of a live image, too, so nothing slower
+    rows, columns = (slice(int(lines[0]), int(lines[-1]) + 1) for lines in filled)
+    return rows, columns
+
+
+def fill_outside(frames: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """`frames` (N, H, W) with every pixel outside `inside` (H, W) bool replaced by the nearest one inside."""
+    if inside.all() or not inside.any():
+        return frames
+    rows, columns = ndimage.distance_transform_edt(~inside, return_distances=False, return_indices=True)
+    return frames[:, rows, columns]
 
 
 def grey(frames: np.ndarray, brightest_of_all: float | None = None) -> np.ndarray:

@@ -25,24 +25,14 @@ import torch.distributed as dist
 from imageio.v3 import imwrite
 
 from . import __version__, checkpoint, files, region
-from .config import (
-    Cancelled,
-    InputError,
-    Job,
-    ModelConfig,
-    TrainingConfig,
-    from_dict,
-    locked,
-    named,
-    replace_file,
-    to_dict,
-    torchrun_place,
-)
+from .config import Job, ModelConfig, TrainingConfig, from_dict, to_dict
 from .despeckling import Model, load_model
 from .devices import choose_device, choose_precision
-from .frames import fill_outside
+from .grain import speckle_correlation
+from .grey import evenly
 from .library import bundled_models, worse_than_start
-from .perturbation import evenly, speckle_correlation
+from .region import fill_outside
+from .system import Cancelled, InputError, locked, named, replace_file, torchrun_place
 from .training import FAST_GRAIN, Cine, Training, prepare_cine
 
 TOLD = 2.0  # seconds from one report on the simulation to the next
@@ -429,7 +419,7 @@ def _estimate(job, cines, apart: int, config, model, network, device) -> dict:
 
 def _correlation(cine: Cine) -> list[np.ndarray]:
     """`speckle_correlation` of a cine, at lags of pixels of the recording; empty where it cannot be measured."""
-    curves, wide = [], cine.recorded_grain if cine.layout is None else cine.grain
+    curves, wide = [], cine.recorded_grain if cine.resampling is None else cine.grain
     measured = speckle_correlation(cine.frames[:: max(1, len(cine.frames) // 4), 0].numpy())
     for curve, grain, recorded in zip(measured or (), wide, cine.recorded_grain, strict=False):
         curves.append(np.interp(np.arange(0, len(curve) - 1, grain / recorded), np.arange(len(curve)), curve))

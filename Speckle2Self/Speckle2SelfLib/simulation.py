@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from imageio.v3 import imread, imwrite
 from scipy.ndimage import convolve1d, fourier_gaussian, gaussian_filter, gaussian_filter1d
 
-from .config import InputError
-from .frames import resample
+from .resampling import resample
+from .system import InputError
 
 LAYOUTS = ("phantom", "vessel", "layers", "organ", "flat")
 GEOMETRIES = ("linear", "sector", "piece")

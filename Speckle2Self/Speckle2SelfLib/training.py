@@ -15,24 +15,19 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from . import metrics
-from .config import InputError, ModelConfig, TrainingConfig, out_of_memory
+from .augmentation import Augmentation, augment, draw_augmentation
+from .config import ModelConfig, TrainingConfig
 from .despeckling import each_in_order, through_network
 from .devices import SHAPES, Replayed, choose_precision
-from .frames import (
-    BRIGHTEST,
-    Augmentation,
-    augment,
-    box_of,
-    draw_augmentation,
-    fill_outside,
-    grey_mapping,
-    luminance,
-)
-from .layout import Layout, measure_grain
+from .grain import measure_grain
+from .grey import BRIGHTEST, evenly, grey_mapping, luminance
 from .loss import disjoint_loss, published_loss
 from .network import LatticePair, build
-from .perturbation import LatticeViews, evenly, lattice_views, min_max, published_views
+from .perturbation import LatticeViews, lattice_views, min_max, published_views
+from .region import box_of, fill_outside
+from .resampling import Resampling
 from .simulation import simulate_recorded
+from .system import InputError, out_of_memory
 
 FAST_GRAIN = (0.65, 1.45)  # pixels, as `estimate_grain` measures it; other recordings are resampled to it
 SIMULATED_GRAIN = (0.85, 2.6)  # pixels, as the simulator counts it: 0.8 to 2 as measured
@@ -53,7 +48,7 @@ class Cine:
     frames: torch.Tensor  # (N, 1, H, W) at the model's grain, float32 about [0, 1], or uint8 as recorded
     grain: tuple[float, float] = (1.0, 1.0)  # (axial, lateral) pixels, as `estimate_grain` measures it
     truth: torch.Tensor | None = None  # (N, 1, H, W) for simulated frames
-    layout: Layout | None = None  # that brought it to the model's grain
+    resampling: Resampling | None = None  # that brought it to the model's grain
     recorded_grain: tuple[float, float] | None = None  # pixels of the recording
     digest: int = 0  # of the recording, to know it again
 
@@ -102,15 +97,15 @@ def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConf
         eight_bit = frames.dtype == np.uint8 and frames.ndim == 3
         frames = frames.copy() if eight_bit else np.nan_to_num(luminance(frames), False, low, high, low)
         return Cine(torch.from_numpy(frames)[:, None], recorded_grain=grain)
-    layout = Layout(region, grain, model.grain)
-    if min(layout.size) < 16:
+    resampling = Resampling(region, grain, model.grain)
+    if min(resampling.size) < 16:
         raise InputError("Frames or regions are too small for the grain of their speckle: nothing can be learnt.")
     prepared = []
     for frame in frames:
         frame = np.nan_to_num(luminance(frame[None]), nan=low, posinf=high, neginf=low)
         frame = torch.from_numpy((fill_outside(frame, region) - low) / (high - low))
-        prepared.append(layout.take(frame[:, None]))
-    return Cine(torch.cat(prepared), layout.grain, layout=layout, recorded_grain=grain)
+        prepared.append(resampling.to_network(frame[:, None]))
+    return Cine(torch.cat(prepared), resampling.grain, resampling=resampling, recorded_grain=grain)
 
 
 def simulate_cines(count: int, crop: int, rng: np.random.Generator, grains=(), made: Made = lambda *_: None) -> Cine:
@@ -323,7 +318,7 @@ class Training:
                     figures.setdefault("rms", []).append((after - truth).square().mean().sqrt().item())
                     continue
                 if picture is None:
-                    picture = np.hstack([to_8_bit(_as_recorded(x, cine.layout)) for x in (before, after)])
+                    picture = np.hstack([to_8_bit(_as_recorded(x, cine.resampling)) for x in (before, after)])
                 before, after = (to_8_bit(x) for x in (before, after))
                 for name, value in metrics.evaluate(before[None], after[None]).items():
                     figures.setdefault(name, []).append(value)
@@ -416,9 +411,9 @@ def _near(cine: Cine, device: torch.device) -> Cine:
     return replace(cine, **{name: x.to(device) for name, x in tensors.items()})
 
 
-def _as_recorded(x: torch.Tensor, layout: Layout | None) -> torch.Tensor:
+def _as_recorded(x: torch.Tensor, resampling: Resampling | None) -> torch.Tensor:
     """(1, 1, h, w) at the model's grain -> (1, 1, H, W) in the recording's region, black around it."""
-    return x if layout is None else layout.give(x.cpu()) * torch.from_numpy(layout.region)
+    return x if resampling is None else resampling.to_recording(x.cpu()) * torch.from_numpy(resampling.region)
 
 
 def to_8_bit(x: torch.Tensor) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .config import InputError
+from .system import InputError
 
 AXES = ("k", "j", "i")  # of an array (K, J, I), slowest first
 CHOICES = ("auto", *AXES, "average")

@@ -18,7 +18,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from .config import keep_memory
+from .system import keep_memory
 
 SLOTS = 3  # frames of a stream in shared memory, on either side
 HEADER = 2 * SLOTS + 2  # int64: the newest pushed number, that in each slot (inputs, outputs), how many regions came
@@ -136,7 +136,7 @@ class Stream:
     def _lit(self, frame: np.ndarray) -> tuple[float, float]:
         """The pixels that are lit outside the region (if it is not found but given: anywhere), and those in it that are
         brighter than what the model takes for 1; as shares of the region's."""
-        from .frames import luminance
+        from .grey import luminance
 
         region, options = self.fixed
         low, high = options["mapping"]
@@ -151,9 +151,9 @@ class Stream:
 
     def _find(self, frames: np.ndarray) -> tuple[np.ndarray, dict]:
         from .despeckling import Model
-        from .frames import box_of, grey_mapping, luminance
-        from .layout import measure_grain
-        from .region import detect
+        from .grain import measure_grain
+        from .grey import grey_mapping, luminance
+        from .region import box_of, detect
 
         region = self.request["region"]
         if region == "given":
@@ -248,7 +248,7 @@ class Server:
 
     def _despeckle(self, request: dict) -> None:
         from .despeckling import checked, despeckle
-        from .frames import grey_mapping
+        from .grey import grey_mapping
 
         arrays = job_arrays(request["shape"], request["dtype"])
         frames, output, region = views(attach(*request["memory"], layout(*arrays)[1]), *arrays)
@@ -284,7 +284,7 @@ class Server:
 
     def guarded(self, request: dict, work) -> None:
         """Does `work`; what goes wrong becomes an answer, and ends the request."""
-        from .config import Cancelled, InputError, out_of_memory
+        from .system import Cancelled, InputError, out_of_memory
 
         kind = "job" if "job" in request else "stream"
         answer = {}

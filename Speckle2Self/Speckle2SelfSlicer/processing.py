@@ -10,8 +10,8 @@ import slicer
 import vtk
 
 from Speckle2SelfLib import volumes
-from Speckle2SelfLib.config import Cancelled, InputError
 from Speckle2SelfLib.look import check_look, look
+from Speckle2SelfLib.system import Cancelled, InputError
 
 from . import comparison, scene
 

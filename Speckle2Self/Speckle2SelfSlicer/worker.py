@@ -24,8 +24,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Speckle2SelfLib.config import InputError
 from Speckle2SelfLib.look import check_look
+from Speckle2SelfLib.system import InputError
 from Speckle2SelfLib.worker_process import SLOTS, job_arrays, layout, stream_arrays, views
 
 from .processes import GRACE, LONGEST, Child, kill_tree

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from Speckle2SelfLib import baselines, benchmark, metrics
-from Speckle2SelfLib.chart import draw
-from Speckle2SelfLib.report import picture
+from Speckle2SelfBench import baselines, quality
+from Speckle2SelfBench.phantom import draw
+from Speckle2SelfBench.report import picture
+from Speckle2SelfLib import metrics
 
 SIZE = 96
 
@@ -102,17 +103,17 @@ def test_all_files_are_written(tmp_path, monkeypatch, capsys):
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 255, (2, 64, 64), dtype=np.uint8)
     np.savez(tmp_path / "real.npz", input=frames, srad=frames // 2, other=np.zeros(3))
-    monkeypatch.setattr(benchmark, "SCANNERS", {"fine": ((1.0, 1.3), "linear"), "sector": ((1.2, 2.0), "sector")})
-    monkeypatch.setattr(benchmark, "LAYOUTS", ("vessel",))
-    monkeypatch.setattr(benchmark, "loop_rates", lambda *arguments: (1.0, 3.5))
-    everything = benchmark.methods
+    monkeypatch.setattr(quality, "SCANNERS", {"fine": ((1.0, 1.3), "linear"), "sector": ((1.2, 2.0), "sector")})
+    monkeypatch.setattr(quality, "LAYOUTS", ("vessel",))
+    monkeypatch.setattr(quality, "loop_rates", lambda *arguments: (1.0, 3.5))
+    everything = quality.methods
     few = ["input", "srad", "BM3D", "ours, frames alone", "Speckle2Self as published"]
     few += ["Noise2True", "deep image prior"]
-    monkeypatch.setattr(benchmark, "methods", lambda device: [m for m in everything(device) if m.name in few])
-    monkeypatch.setattr(benchmark, "SLOW", {"deep image prior": 1})
+    monkeypatch.setattr(quality, "methods", lambda device: [m for m in everything(device) if m.name in few])
+    monkeypatch.setattr(quality, "SLOW", {"deep image prior": 1})
     monkeypatch.setitem(sys.modules, "bm3d", None)
     output = tmp_path / "found"
-    benchmark.run(output, real=[tmp_path / "real.npz"], minutes=0.0005, device="cpu", size=SIZE)
+    quality.run(output, real=[tmp_path / "real.npz"], minutes=0.0005, device="cpu", size=SIZE)
     rows = list(csv.DictReader((output / "quality.csv").open()))
     simulated = [row for row in rows if row["set"] == "simulated"]
     assert {row["case"] for row in simulated} == {"phantom, fine", "vessel, fine", "vessel, sector"}
@@ -127,7 +128,7 @@ def test_all_files_are_written(tmp_path, monkeypatch, capsys):
 
 
 def test_both_loops_of_the_published_recipe_run():
-    rates = benchmark.loop_rates(32, 2, 0.01, "cpu")
+    rates = quality.loop_rates(32, 2, 0.01, "cpu")
     assert len(rates) == 2 and min(rates) > 0
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from Speckle2SelfLib import checkpoint, config, despeckling, runs
-from Speckle2SelfLib.config import Cancelled, Job, ModelConfig, TrainingConfig
+from Speckle2SelfLib.config import Job, ModelConfig, TrainingConfig
 from Speckle2SelfLib.despeckling import Model, despeckle, load_model
 from Speckle2SelfLib.network import SpeckleReductionNetwork
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
+from Speckle2SelfLib.system import Cancelled
 from Speckle2SelfLib.training import Training, prepare_cine
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")

@@ -10,11 +10,13 @@ import torch
 
 from Speckle2SelfLib import checkpoint, despeckling
 from Speckle2SelfLib import network as networks
-from Speckle2SelfLib.config import Cancelled, InputError, ModelConfig, out_of_memory
+from Speckle2SelfLib.config import ModelConfig
 from Speckle2SelfLib.despeckling import Model, despeckle, kept_model, load_model, through_network
 from Speckle2SelfLib.filters import median
-from Speckle2SelfLib.frames import box_of, grey_mapping
+from Speckle2SelfLib.grey import grey_mapping
 from Speckle2SelfLib.network import FastNetwork, SpeckleReductionNetwork
+from Speckle2SelfLib.region import box_of
+from Speckle2SelfLib.system import Cancelled, InputError, out_of_memory
 
 
 def blur(frames):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from Speckle2SelfLib import devices
-from Speckle2SelfLib.config import InputError
+from Speckle2SelfLib.system import InputError
 
 
 class Recorded:

@@ -6,9 +6,10 @@ import sys
 import pytest
 
 from Speckle2SelfLib import checkpoint, library
-from Speckle2SelfLib.config import InputError, Job, ModelConfig, locked
+from Speckle2SelfLib.config import Job, ModelConfig
 from Speckle2SelfLib.despeckling import load_model
 from Speckle2SelfLib.network import build
+from Speckle2SelfLib.system import InputError, locked
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_a_free_name_can_be_used_however_often_it_is_asked_for(file, wanted):
 
 def test_a_file_that_a_process_makes_is_its_own_until_that_ends_even_killed(tmp_path):
     path = tmp_path / "x.model"
-    code = "import sys, time; from Speckle2SelfLib.config import locked\n"
+    code = "import sys, time; from Speckle2SelfLib.system import locked\n"
     code += "with locked(sys.argv[1]): print(flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE) as holder:
         holder.stdout.readline()

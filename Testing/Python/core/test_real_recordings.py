@@ -11,7 +11,7 @@ from Speckle2SelfLib import files, metrics
 from Speckle2SelfLib.__main__ import main
 from Speckle2SelfLib.despeckling import despeckle, load_model
 from Speckle2SelfLib.filters import FILTERS
-from Speckle2SelfLib.frames import luminance
+from Speckle2SelfLib.grey import luminance
 from Speckle2SelfLib.region import detect, grey
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
 

@@ -15,10 +15,11 @@ import torch
 
 from Speckle2SelfLib import checkpoint, runs
 from Speckle2SelfLib.__main__ import main
-from Speckle2SelfLib.config import Cancelled, InputError, Job, ModelConfig
+from Speckle2SelfLib.config import Job, ModelConfig
+from Speckle2SelfLib.grain import estimate_grain
 from Speckle2SelfLib.network import build
-from Speckle2SelfLib.perturbation import estimate_grain
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
+from Speckle2SelfLib.system import Cancelled, InputError
 from Speckle2SelfLib.training import Training
 
 TRAIN = [sys.executable, "-m", "Speckle2SelfLib", "train"]

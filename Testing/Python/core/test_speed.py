@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from Speckle2SelfLib import speed
+from Speckle2SelfBench import speed
 from Speckle2SelfLib.__main__ import main
-from Speckle2SelfLib.config import InputError
+from Speckle2SelfLib.system import InputError
 
 CPU = torch.device("cpu")
 SIZES = ((32, 48), (64, 64))
@@ -123,7 +123,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path, capsys):
 def test_freed_memory_is_kept(first, kept):
     program = f"""
 import resource, numpy
-from Speckle2SelfLib.config import keep_memory
+from Speckle2SelfLib.system import keep_memory
 {first}
 faults = []
 for _ in range(10):

@@ -7,13 +7,16 @@ import pytest
 import torch
 
 from Speckle2SelfLib import devices
-from Speckle2SelfLib.config import InputError, ModelConfig, TrainingConfig
+from Speckle2SelfLib.augmentation import Augmentation, augment, draw_augmentation
+from Speckle2SelfLib.config import ModelConfig, TrainingConfig
 from Speckle2SelfLib.despeckling import Model, despeckle
-from Speckle2SelfLib.frames import Augmentation, augment, draw_augmentation
+from Speckle2SelfLib.grain import estimate_grain
+from Speckle2SelfLib.grey import evenly
 from Speckle2SelfLib.loss import published_loss
 from Speckle2SelfLib.network import build
-from Speckle2SelfLib.perturbation import estimate_grain, evenly, published_views
+from Speckle2SelfLib.perturbation import published_views
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
+from Speckle2SelfLib.system import InputError
 from Speckle2SelfLib.training import Cine, Training, prepare_cine, simulate_cines
 
 FAST = ModelConfig(width=32, grain=(0.75, 1.7))
@@ -239,7 +242,7 @@ def test_a_sector_is_learnt_along_its_beams_and_shown_as_recorded():
     made = simulate(SimulationConfig((150, 180), 2, (1.2, 2.4), "organ", "sector"), np.random.default_rng(1))
     cine = prepare_cine(made.frames, made.region, FAST)
     rows, columns = made.region.any(1), made.region.any(0)
-    assert cine.frames.shape[-2:] == cine.layout.size != (rows.sum(), columns.sum())
+    assert cine.frames.shape[-2:] == cine.resampling.size != (rows.sum(), columns.sum())
     training = Training([cine], TrainingConfig(steps=1, batch=2), FAST, held_out=[cine])
     _, picture = training.validate()
     inside = made.region[np.ix_(rows, columns)]

@@ -21,8 +21,9 @@ import pytest
 import torch
 
 from Speckle2SelfLib import checkpoint, files, library
-from Speckle2SelfLib.config import InputError, Job, ModelConfig, from_dict
+from Speckle2SelfLib.config import Job, ModelConfig, from_dict
 from Speckle2SelfLib.network import build
+from Speckle2SelfLib.system import InputError
 from Speckle2SelfSlicer.trainer import Trainer, export
 from Speckle2SelfSlicer.worker import Worker
 

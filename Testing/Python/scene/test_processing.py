@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from Speckle2SelfLib.config import InputError
+from Speckle2SelfLib.system import InputError
 
 slicer = pytest.importorskip("slicer")
 
@@ -474,7 +474,7 @@ def test_live_follows_a_volume_that_changes_and_stops_when_it_goes(worker, seque
 
     def expected(number):
         from Speckle2SelfLib.despeckling import despeckle
-        from Speckle2SelfLib.frames import grey_mapping
+        from Speckle2SelfLib.grey import grey_mapping
 
         return despeckle(FRAMES[number], FILTERS["median"], region=None, mapping=grey_mapping(FRAMES[3:4], None))
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import gaussian_filter, gaussian_gradient_magnitude, minimum_filter
 
-from .frames import fill_outside
+from Speckle2SelfLib.region import fill_outside
 
 MEASURES = {  # name: heading, decimals, and whether more is better (None: neither)
     "psnr": ("PSNR dB", 2, True),

@@ -23,18 +23,28 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
-from . import __version__, files, region
+from Speckle2SelfLib import __version__, files, region
+from Speckle2SelfLib.config import ModelConfig
+from Speckle2SelfLib.despeckling import (
+    Model,
+    despeckle,
+    each_in_order,
+    load_model,
+    placed,
+    precision_of,
+    through_network,
+)
+from Speckle2SelfLib.devices import choose_device, choose_precision, sixteen_bits
+from Speckle2SelfLib.filters import FILTERS
+from Speckle2SelfLib.grain import measure_grain
+from Speckle2SelfLib.grey import grey_mapping, luminance
+from Speckle2SelfLib.library import bundled_models
+from Speckle2SelfLib.network import SpeckleReductionNetwork
+from Speckle2SelfLib.perturbation import published_views
+from Speckle2SelfLib.simulation import SimulationConfig, simulate
+from Speckle2SelfLib.system import InputError
+
 from .baselines import bm3d
-from .config import InputError, ModelConfig
-from .despeckling import Model, despeckle, each_in_order, load_model, placed, precision_of, through_network
-from .devices import choose_device, choose_precision, sixteen_bits
-from .filters import FILTERS
-from .frames import grey_mapping, luminance
-from .layout import measure_grain
-from .library import bundled_models
-from .network import SpeckleReductionNetwork
-from .perturbation import published_views
-from .simulation import SimulationConfig, simulate
 
 SIZES = ((256, 256), (512, 512), (616, 820), (1024, 1024))  # (H, W) pixels
 CLASSICAL = {"srad": FILTERS["srad"], "nlm": FILTERS["nlm"], "BM3D": bm3d, "median": FILTERS["median"]}

@@ -15,19 +15,24 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import maximum_filter, minimum_filter
 
-from . import baselines, files, metrics, region
-from .chart import Chart, draw
-from .config import PRESETS, InputError, ModelConfig, TrainingConfig
-from .despeckling import Model, despeckle, load_model
-from .devices import choose_device
-from .filters import FILTERS
-from .frames import augment, draw_augmentation, fill_outside, grey_mapping, luminance
-from .loss import published_loss
-from .network import SpeckleReductionNetwork
-from .perturbation import PUBLISHED_SCALES, evenly, min_max
+from Speckle2SelfLib import files, metrics, region
+from Speckle2SelfLib.augmentation import augment, draw_augmentation
+from Speckle2SelfLib.config import PRESETS, ModelConfig, TrainingConfig
+from Speckle2SelfLib.despeckling import Model, despeckle, load_model
+from Speckle2SelfLib.devices import choose_device
+from Speckle2SelfLib.filters import FILTERS
+from Speckle2SelfLib.grey import evenly, grey_mapping, luminance
+from Speckle2SelfLib.loss import published_loss
+from Speckle2SelfLib.network import SpeckleReductionNetwork
+from Speckle2SelfLib.perturbation import PUBLISHED_SCALES, min_max
+from Speckle2SelfLib.region import fill_outside
+from Speckle2SelfLib.simulation import SimulationConfig, simulate
+from Speckle2SelfLib.system import InputError
+from Speckle2SelfLib.training import FAST_GRAIN, Training, prepare_cine
+
+from . import baselines
+from .phantom import Chart, draw
 from .report import page, picture, table, write_csv
-from .simulation import SimulationConfig, simulate
-from .training import FAST_GRAIN, Training, prepare_cine
 
 SCANNERS = {  # speckle grain (axial, lateral) in pixels, and geometry
     "fine": ((0.9, 1.3), "linear"),

@@ -1,4 +1,4 @@
-"""How a recording is laid out for a network: resampled to the model's grain, and a sector along its beams.
+"""Where the beams of a sector image lie, and the way from the image to its beams and back.
 
 In a sector image the speckle's grain turns with the beam and widens with depth; along the beams it does neither.
 """
@@ -11,11 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-
-from .frames import resample, size_at_grain
-from .perturbation import estimate_grain, evenly
-
-WIDEST = 1.25  # of a model's largest grain: how wide it gets along a fan's columns; at 1, leaflets of valves end short
 
 
 class Fan(NamedTuple):
@@ -83,58 +78,7 @@ def _line(at: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
     return float(slope), float(height), float(np.median(rest))
 
 
-def measure_grain(frames: np.ndarray, region: np.ndarray) -> tuple[float, float]:
-    """The speckle's grain (axial, lateral) in pixels, as `estimate_grain` has it; in a fan along and across its beams,
-    the latter at half of its largest depth.
-
-    Args: frames (N, H, W) of any range; region (H, W) bool.
-    """
-    fan = find_fan(region)
-    if fan is None:
-        return estimate_grain(frames, region)
-    beams, frames = _Beams(fan, region.shape, fan.depths[1] / 2), frames[evenly(len(frames), 8)]
-    there = [torch.from_numpy(np.ascontiguousarray(x, np.float32))[:, None] for x in (frames, region[None])]
-    frames, region = (_sampled(x, beams.there)[:, 0].numpy() for x in there)
-    return estimate_grain(frames, region[0] > 0.99)
-
-
-class Layout:
-    """A recording's frames as the network sees them.
-
-    Fans come as their beams: rows are depths, columns are angles, so that the grain lies along the axes. The columns
-    are a pixel apart as far down as the lateral grain stays within the model's, and spread with the beams from there.
-
-    Args: region (H, W) bool; grain, as `measure_grain` gives it; bounds, the model's grain, pixels; device.
-    Attributes: region; size, (h, w) for the network; grain, pixels there.
-    """
-
-    def __init__(self, region: np.ndarray, grain: tuple[float, float], bounds: tuple[float, float], device="cpu"):
-        self.region, self.shape, self._beams = region, region.shape, None
-        size, fan = self.shape, find_fan(region)
-        within = grain
-        if fan is not None:
-            half, far = fan.depths[1] / 2, fan.depths[1]
-            even = min(WIDEST * bounds[1] * half / grain[1], far)
-            grain = grain[0], grain[1] * even / half
-            within = grain[0], min(grain[1], bounds[1])
-            place = torch.device(device)
-            self._beams = _beams(fan, self.shape, even, torch.device("cpu") if place.type == "mps" else place)
-            size = self._beams.size
-        self.size = size_at_grain(size, within, bounds)
-        self.grain = tuple(g * new / old for g, new, old in zip(grain, self.size, size, strict=True))
-
-    def take(self, frames: torch.Tensor) -> torch.Tensor:
-        """(N, 1, H, W) -> (N, 1, h, w)."""
-        return resample(frames if self._beams is None else _sampled(frames, self._beams.there), self.size)
-
-    def give(self, frames: torch.Tensor) -> torch.Tensor:
-        """(N, 1, h, w) -> (N, 1, H, W); outside a fan, its outermost pixels are repeated."""
-        if self._beams is None:
-            return resample(frames, self.shape)
-        return _sampled(resample(frames, self._beams.size), self._beams.back)
-
-
-class _Beams:
+class Beams:
     """The sampling grids from the image of a fan, of (H, W) pixels, to its beams, and back.
 
     even: pixels from the apex; so far down the columns are a pixel apart.
@@ -162,7 +106,7 @@ class _Beams:
         return _grid(depth - fan.depths[0], across - fan.angles[0] * even, self.size).to(self.there.device)
 
 
-_beams = lru_cache(maxsize=4)(_Beams)  # made once, not for each frame of a live image
+beams_of = lru_cache(maxsize=4)(Beams)  # made once, not for each frame of a live image
 
 
 def _grid(y, x, size) -> torch.Tensor:
@@ -171,7 +115,7 @@ def _grid(y, x, size) -> torch.Tensor:
     return torch.stack(torch.broadcast_tensors(*at), -1).float()[None]
 
 
-def _sampled(frames: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+def sampled(frames: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
     """(N, 1, H, W) at the grid's places, (N, 1, h, w). Frames go as channels: weights are worked out once for all.
 
     On the grid's device, which is the processor where torch's MPS knows no cubic sampling.
