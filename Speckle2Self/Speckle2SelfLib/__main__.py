@@ -286,10 +286,7 @@ def evaluate(arguments) -> None:
     before, after = (np.nan_to_num(x, nan=low, posinf=high, neginf=low) for x in (before, after))
     before, after = ((x - low) / (high - low) * 255 for x in (before, after))
     rois = _rois(arguments.rois, before.shape) if arguments.rois else None
-    figures = {
-        "before": metrics.evaluate(before, before, rois),
-        "after": metrics.evaluate(before, after, rois),
-    }
+    truth = None
     if arguments.truth:
         truth = luminance(files.read(arguments.truth, key="truth").frames)
         if truth.shape[1:] != before.shape[1:] or len(truth) not in (1, len(before)) or min(before.shape[1:]) < 7:
@@ -298,11 +295,8 @@ def evaluate(arguments) -> None:
         if not 0 < truth.max() < np.inf:  # not where a value is no number
             raise InputError(f"{arguments.truth} holds no echogenicity: values that are finite, not all of them zero.")
         truth = np.broadcast_to(truth * (255 / truth.max()), before.shape)
-        for name, frames in (("before", before), ("after", after)):
-            for measure in (metrics.psnr, metrics.ssim):
-                figures[name][measure.__name__] = float(
-                    np.mean([measure(x, t) for x, t in zip(frames, truth, strict=True)])
-                )
+    pairs = {"before": before, "after": after}
+    figures = {name: metrics.evaluate(before, frames, rois, truth) for name, frames in pairs.items()}
     if arguments.json:  # which knows no infinite numbers
         figures = {name: {k: v if np.isfinite(v) else None for k, v in some.items()} for name, some in figures.items()}
         print(json.dumps(figures, allow_nan=False))
