@@ -134,18 +134,12 @@ def methods(device) -> list[Method]:
 def _authors_loop(network, frames: np.ndarray, rng, device):
     """The authors' loop as re-enacted here; a step at each turn.
 
-    In 32 bits: each sample on its own on the main thread, resized by OpenCV (by torch where there is none, which is not
-    slower), normalized, its three views augmented; then the batch through network, losses and Adam.
+    In 32 bits: each sample on its own on the main thread, resized (by torch, which is not slower than their OpenCV),
+    normalized, its three views augmented; then the batch through network, losses and Adam.
     """
-    try:
-        import cv2
-    except ImportError:
-        cv2 = None
     size = frames.shape[-1]
 
     def resize(image, to):
-        if cv2:
-            return cv2.resize(image, (to, to))
         return F.interpolate(torch.from_numpy(image).float()[None, None], (to, to), mode="bilinear")[0, 0].numpy()
 
     def sample(frame):

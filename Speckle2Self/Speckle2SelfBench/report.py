@@ -40,7 +40,7 @@ def _best(means: dict, figure: str) -> str | None:
     return pick(there, key=lambda method: means[method][figure]) if pick and there else None
 
 
-def _markdown(lines: list[list[str]]) -> str:
+def markdown(lines: list[list[str]]) -> str:
     """A table whose first line is its heading and whose first column is text."""
     lines = [lines[0], ["---", *("---:" for _ in lines[0][1:])], *lines[1:]]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
@@ -60,7 +60,7 @@ def table(rows: list[dict], name: str) -> str:
         return f"**{text}**" if first else text
 
     heading = ["method", *(FIGURES[figure].heading for figure in columns)]
-    return _markdown([heading, *([method, *(cell(method, figure) for figure in columns)] for method in means)])
+    return markdown([heading, *([method, *(cell(method, figure) for figure in columns)] for method in means)])
 
 
 def _by_case(rows: list[dict]) -> str:
@@ -70,7 +70,7 @@ def _by_case(rows: list[dict]) -> str:
     for method in dict.fromkeys(row["method"] for row in known):
         values = [[row["ssim"] for row in known if (row["method"], row["case"]) == (method, case)] for case in cases]
         lines.append([method, *(f"{np.mean(some):.3f}" if some else "" for some in values)])
-    return _markdown([["SSIM", *cases], *lines])
+    return markdown([["SSIM", *cases], *lines])
 
 
 def home_ground(rows: list[dict], ours: str) -> list[str]:

@@ -44,7 +44,7 @@ from Speckle2SelfLib.simulation import SimulationConfig, simulate
 from Speckle2SelfLib.system import InputError
 
 from .baselines import bm3d
-from .report import plot
+from .report import markdown, plot
 
 SIZES = ((256, 256), (512, 512), (616, 820), (1024, 1024))  # (H, W) pixels
 CLASSICAL = {"srad": FILTERS["srad"], "nlm": FILTERS["nlm"], "BM3D": bm3d, "median": FILTERS["median"]}
@@ -418,10 +418,8 @@ def stages(device, frames: int, size=(480, 640)) -> dict[str, float]:
             return y
 
         network.forward = timed
-        result = stage(
-            "despeckling",
-            lambda: despeckle(read.frames, model, calibration=calibration, device=str(device)),
-        )
+        given = {"calibration": calibration, "device": str(device)}
+        result = stage("despeckling", lambda: despeckle(read.frames, model, **given))
         network.forward = run
         found["of it, network"] = 1000 * sum(spent) / len(threads) / frames
         stage("write", lambda: files.write(target, result, read))
@@ -479,12 +477,10 @@ def _ratios(rows) -> dict[tuple[str, str], float]:
 
 def table(rows: list[dict]) -> str:
     """In Markdown."""
-    text = "| " + " | ".join(heading for heading, _ in COLUMNS.values()) + " |\n"
-    text += "| " + " | ".join("---" if form == "s" else "---:" for _, form in COLUMNS.values()) + " |\n"
+    lines = [[heading for heading, _ in COLUMNS.values()]]
     for row in rows:
-        cells = ["" if row.get(name) is None else f"{row[name]:{form}}" for name, (_, form) in COLUMNS.items()]
-        text += "| " + " | ".join(cells) + " |\n"
-    return text
+        lines.append(["" if row.get(name) is None else f"{row[name]:{form}}" for name, (_, form) in COLUMNS.items()])
+    return markdown(lines)
 
 
 def picture(rows: list[dict], rates):
