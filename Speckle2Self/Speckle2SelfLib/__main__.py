@@ -279,16 +279,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     before, after = (np.nan_to_num(x, nan=low, posinf=high, neginf=low) for x in (before, after))
     before, after = ((x - low) / (high - low) * 255 for x in (before, after))
     rois = _rois(arguments.rois, before.shape) if arguments.rois else None
-    figures = {
-        "before": metrics.evaluate(before, before, rois),
-        "after": metrics.evaluate(before, after, rois),
-    }
-    if arguments.truth:
-        truth = _truth(arguments.truth, before.shape)
-        for name, frames in (("before", before), ("after", after)):
-            for measure in (metrics.psnr, metrics.ssim):
-                values = [measure(x, t) for x, t in zip(frames, truth, strict=True)]
-                figures[name][measure.__name__] = float(np.mean(values))
+    truth = _truth(arguments.truth, before.shape) if arguments.truth else None
+    pairs = {"before": before, "after": after}
+    figures = {name: metrics.evaluate(before, frames, rois, truth) for name, frames in pairs.items()}
     if arguments.json:  # which knows no infinite numbers
         figures = {name: {k: v if np.isfinite(v) else None for k, v in some.items()} for name, some in figures.items()}
         print(json.dumps(figures, allow_nan=False))

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .config import FILTER_NAMES, refuse_filter
+from .metrics import FIGURES, JUDGED
 from .system import InputError, replace_file
 
 BUNDLED = Path(__file__).resolve().parent.parent / "Resources" / "Models"
@@ -71,11 +72,11 @@ def own_path(name: str) -> Path:
 def worse_than_start(card: dict) -> str:
     """In which figures a trained model is clearly worse than the one that it started from; empty: in none."""
     start, end = card.get("figures_at_start") or {}, card.get("figures") or {}
-    limits = {"homogeneity": -0.005, "structure": -0.005, "holes": 0.001, "rms": 0.002}
-    worse = []
-    for name, limit in limits.items():
-        if name in start and name in end and (end[name] - start[name]) / limit > 1:
-            worse.append(f"{name} {start[name]:.4f} -> {end[name]:.4f}")
+    worse = [
+        f"{name} {start[name]:.4f} -> {end[name]:.4f}"
+        for name in JUDGED
+        if name in start and name in end and FIGURES[name].is_worse(start[name], end[name])
+    ]
     return ", ".join(worse)
 
 

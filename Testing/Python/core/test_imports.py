@@ -19,7 +19,7 @@ RANKS = [
     {"runs"},
     {"__main__"},
 ]
-BENCH = [{"baselines", "phantom", "report"}, {"quality", "speed"}]
+BENCH = [{"baselines", "phantom", "report"}, {"cases", "speed"}, {"natural"}, {"quality"}]
 
 
 def scripts(project, package):
