@@ -99,7 +99,7 @@ def find_model(model: FilePath | Model | Filter) -> Model | Filter:
     """Return a model or filter by its name or file; models and functions are returned unchanged."""
     if isinstance(model, Model) or callable(model):
         return model
-    return FILTERS.get(model) or cached_model(model)
+    return FILTERS.get(str(model)) or cached_model(model)
 
 
 def needs_grain(model: Model | Filter) -> bool:
@@ -174,7 +174,7 @@ class _Pipeline:
         np.copyto(result[block], self.stack[block])
         part = self.stack[block][:, *self.box]
         before = _grey_values(part, self.device)
-        finite = before.isfinite().cpu().numpy() if part.dtype.kind == "f" else np.True_
+        finite = before.isfinite().cpu().numpy() if part.dtype.kind == "f" else np.array(True)
         after, change = self.despeckle(before, finite)
         if part.ndim == 4:
             change = change & grey(part, float(self.bounds[1]))
@@ -188,6 +188,8 @@ class _Pipeline:
         filled = _fill_gaps(before, self.region, finite)
         change = self.region if finite.all() else self.region & finite
         excess = None
+        low: Any
+        span: Any  # numbers, or tensors (N, 1, 1)
         if self.mapping is None:  # each frame's own smallest and largest value become 0 and 1
             low = filled.amin((1, 2), keepdim=True)
             span = filled.amax((1, 2), keepdim=True) - low

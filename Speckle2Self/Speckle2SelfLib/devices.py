@@ -17,7 +17,8 @@ from .system import InputError
 
 TURNS = 12  # of the probe for the precision
 AT_ONCE_CUDA = 3  # blocks: while one is in the network, others are copied from and to the computer's memory
-_preserving, _preserved_cores = threading.Lock(), []  # of `preserve_cores`
+_preserving = threading.Lock()
+_preserved_cores: list[int] = []  # of those who are within `preserve_cores`
 
 
 def available_devices() -> list[str]:
@@ -127,11 +128,11 @@ def each_in_order(
         return
     # Or the first one's work keeps Python from starting the others for a while.
     all_there = threading.Barrier(workers, timeout=1)  # s
-    streams, ready = (iter(_streams(device)), torch.cuda.current_stream(device)) if cuda else (iter(()), None)
+    streams, ready = iter(_streams(device) if cuda else ()), torch.cuda.current_stream(device) if cuda else None
 
     def begin() -> None:
         torch.set_num_threads(max(1, threads // workers))
-        if cuda:
+        if ready is not None:
             stream = next(streams)
             stream.wait_stream(ready)
             torch.cuda.set_stream(stream)

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import lru_cache
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from torch import nn
 
 from .checkpoint import Model
 from .devices import choose_precision
-from .network import GREY, FastBlock, FastNetwork, NormalisedConvolution, SpeckleReductionNetwork, double
+from .network import GREY, NETWORKS, FastBlock, FastNetwork, NormalisedConvolution, SpeckleReductionNetwork, double
 from .system import out_of_memory
 
 REPLAYED = 2**23  # pixels; CUDA graphs of at most so many, and the memory that they take, are kept
@@ -36,7 +37,18 @@ logger = logging.getLogger(__name__)
 # --- From a model to a fast callable.
 
 
-def fast_network(model: Model, device: torch.device, precision: torch.dtype | None = None) -> nn.Module:
+class Runnable(Protocol):
+    """A network, or a faster form of it: (N, 1, H, W) float32 -> the same, H and W multiples of `multiple`.
+
+    margin: no input pixel further away than this changes an output pixel; 0: all of them may.
+    """
+
+    multiple: Any
+    margin: Any
+    __call__: Callable[..., Any]
+
+
+def fast_network(model: Model, device: torch.device, precision: torch.dtype | None = None) -> Runnable:
     """Return the model's network as a function for inference on a device.
 
     It maps (N, 1, H, W) float32 on the device to the same, where H and W are multiples of its `multiple`; see
@@ -50,10 +62,10 @@ def fast_network(model: Model, device: torch.device, precision: torch.dtype | No
 
 
 @lru_cache(maxsize=4)
-def _fast_network(model: Model, device: torch.device, precision: torch.dtype, version: int) -> nn.Module:
+def _fast_network(model: Model, device: torch.device, precision: torch.dtype, version: int) -> Runnable:
     kind = RUNNERS.get(type(model.network))
     network = copy.deepcopy(model.network).to(device).eval()
-    runner = network if kind is None else kind(network, precision)
+    runner: Any = network if kind is None else kind(network, precision)
     if device.type == "cuda":
         runner.forward = Replayed(runner.forward, REPLAYED)
     return runner
@@ -68,7 +80,7 @@ def precision_of(model: Model, device: torch.device) -> torch.dtype:
     weights that do not fit in them.
     """
     precision = choose_precision(device)
-    if model.config.architecture == "published" or precision == torch.float32:
+    if NETWORKS[model.config.architecture] is SpeckleReductionNetwork or precision == torch.float32:
         return torch.float32
     noise = torch.rand(1, 1, 128, 128, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.inference_mode():
@@ -79,13 +91,13 @@ def precision_of(model: Model, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def through_network(network: nn.Module, x: torch.Tensor, tile: int = TILE) -> torch.Tensor:
+def through_network(network: Runnable, x: torch.Tensor, tile: int = TILE) -> torch.Tensor:
     """Run (N, 1, H, W) of any size through a network, by reflection padding and, where possible, in tiles.
 
     A tile includes its surroundings of `network.margin` pixels, so that tiles and whole frames give the same. Returns
     (N, C, H, W) float32.
     """
-    height, width = x.shape[-2:]
+    height, width = int(x.shape[-2]), int(x.shape[-1])
     edge = EDGE if network.margin else 0
     pads: list[int] = []
     for size in (width, height):
@@ -103,9 +115,9 @@ def through_network(network: nn.Module, x: torch.Tensor, tile: int = TILE) -> to
     return y[..., edge : edge + height, edge : edge + width]
 
 
-def _in_tiles(network: nn.Module, x: torch.Tensor, tile: int) -> torch.Tensor:
+def _in_tiles(network: Runnable, x: torch.Tensor, tile: int) -> torch.Tensor:
     """(N, 1, H, W) -> (N, C, H, W), a tile of `tile` x `tile` pixels and its surroundings at a time."""
-    whole, margin = None, network.margin
+    whole, margin = x, network.margin
     for top in range(0, x.shape[-2], tile):
         for left in range(0, x.shape[-1], tile):
             outer, core = [], []
@@ -114,7 +126,7 @@ def _in_tiles(network: nn.Module, x: torch.Tensor, tile: int) -> torch.Tensor:
                 outer.append(slice(first, last))
                 core.append(slice(start - first, min(start + tile, size) - first))
             y = network(x[..., outer[0], outer[1]])
-            if whole is None:
+            if whole is x:
                 whole = y.new_empty((*y.shape[:2], *x.shape[-2:]))
             whole[..., top : top + tile, left : left + tile] = y[..., core[0], core[1]]
     return whole
@@ -139,7 +151,7 @@ def accelerate(network: nn.Module) -> nn.Module:
     """Make the normalizations of a network, in training too, those of `fast_instance_norm`; return the network."""
     for layer in network.modules():
         if isinstance(layer, NormalisedConvolution):
-            layer.normalise = fast_instance_norm
+            layer.normalise = fast_instance_norm  # type: ignore[assignment]
     return network
 
 
@@ -155,8 +167,8 @@ class PublishedRunner(nn.Module):
         self.branch = accelerate(nn.Sequential(network.encoder_highRes, network.decoder))
         for layer in self.branch.modules():
             if isinstance(layer, NormalisedConvolution):
-                layer.conv.bias = None
-        self.branch.to(dtype=precision, memory_format=layout)
+                layer.conv.bias = None  # type: ignore[assignment]
+        self.branch.to(dtype=precision, memory_format=layout)  # type: ignore[call-overload]
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         return self.branch(frames.to(self.precision)).float()
@@ -165,8 +177,10 @@ class PublishedRunner(nn.Module):
 # --- Our network.
 
 # Convolutions of oneDNN that cut at zero, or add to a tensor, before they write: half the traffic to memory.
-_CONVOLVE = getattr(torch.ops.mkldnn, "_convolution_pointwise", None) if torch.backends.mkldnn.is_available() else None
-_CONVOLVE_ONTO = getattr(torch.ops.mkldnn, "_convolution_pointwise_", None) if _CONVOLVE else None
+_CONVOLVE: Any = (
+    getattr(torch.ops.mkldnn, "_convolution_pointwise", None) if torch.backends.mkldnn.is_available() else None
+)
+_CONVOLVE_ONTO: Any = getattr(torch.ops.mkldnn, "_convolution_pointwise_", None) if _CONVOLVE else None
 # They refuse 16 bits on processors without instructions for them (AVX2), where torch has slow ones of its own.
 _IN_16_BITS = bool(_CONVOLVE) and getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)()
 
@@ -182,9 +196,10 @@ class FastRunner(nn.Module):
         self.multiple, self.margin, self.precision = network.multiple, network.margin, precision
         # The head's output is counted from the middle of the grey scale: in 16 bits it is then rounded by a quarter of
         # a grey level (of 256) at most, and the filter behind it leaves half of that.
-        bias = network.head.bias.detach().float() + GREY - MIDDLE
-        self.network = network.to(dtype=precision, memory_format=torch.channels_last)
         stem, head = network.stem, network.head
+        assert head.bias is not None
+        bias = head.bias.detach().float() + GREY - MIDDLE
+        self.network = network.to(dtype=precision, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if stem.weight.is_cuda and precision != torch.float32:  # whose fast kernels take eight channels or more
             weight = F.pad(stem.weight.detach(), (0, 0, 0, 0, 0, -stem.in_channels % 8))
             stem.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
@@ -236,7 +251,7 @@ def pack(layer: nn.Conv2d) -> None:
 def convolve(layer: nn.Conv2d, x: torch.Tensor, relu: bool = False) -> torch.Tensor:
     """Return `layer(x)`, cut at zero if `relu`."""
     if has_fused_operations(x):
-        how = layer.padding, layer.stride, layer.dilation, layer.groups, "relu" if relu else "none", [], ""
+        how: Any = layer.padding, layer.stride, layer.dilation, layer.groups, "relu" if relu else "none", [], ""
         return _CONVOLVE(x, getattr(layer, "packed", layer.weight), layer.bias, *how)
     if relu and x.is_cuda and torch.version.cuda:
         how = layer.stride, layer.padding, layer.dilation, layer.groups
@@ -250,7 +265,7 @@ def through_blocks(blocks: Iterable[FastBlock], x: torch.Tensor) -> torch.Tensor
     for block in blocks:
         inner, second = convolve(block.first, x, relu=True), block.second
         if has_fused_operations(x):
-            how = second.padding, second.stride, second.dilation, second.groups, "add", 1.0, None, [], None
+            how: Any = second.padding, second.stride, second.dilation, second.groups, "add", 1.0, None, [], None
             x = _CONVOLVE_ONTO.binary(x, inner, getattr(second, "packed", second.weight), second.bias, *how)
         else:
             x = x + second(inner)
@@ -326,9 +341,11 @@ class Replayed:
     to the function directly; None: as many as SHAPES; parameters, whose gradients the function computes.
     """
 
-    def __init__(self, function: Callable, most: int | None = None, parameters=()):
+    def __init__(self, function: Callable, most: int | None = None, parameters: Iterable[torch.Tensor] = ()):
         self.function, self.most, self.parameters = function, most, list(parameters)
-        self.recorded, self.lock, self.works, self.last = {}, threading.Lock(), True, None
+        self.recorded: dict[tuple[torch.Size, ...], Any] = {}
+        self.lock, self.works = threading.Lock(), True
+        self.last: torch.cuda.Stream | None = None
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         shapes = tuple(x.shape for x in inputs)
@@ -351,7 +368,7 @@ class Replayed:
                     parameter.grad = None
                 return self.function(*inputs)
             stream = torch.cuda.current_stream(inputs[0].device)
-            if self.last not in (None, stream):
+            if self.last is not None and self.last != stream:
                 stream.wait_stream(self.last)  # which may still be at work with what it was given
             self.last = stream
             for to, x in zip(given, inputs, strict=True):
@@ -371,7 +388,8 @@ class Replayed:
                     self.last.synchronize()  # its memory may still be in use
                 del self.recorded[shapes]
 
-    def _record(self, inputs):
+    def _record(self, inputs: tuple[torch.Tensor, ...]) -> tuple[Any, list, torch.Tensor, list]:
+        """Return the graph, the tensors it reads and writes, and the gradients that it leaves."""
         given, place = [x.clone() for x in inputs], inputs[0].device
         stream, graph, now = torch.cuda.Stream(place), torch.cuda.CUDAGraph(), torch.cuda.current_stream(place)
         stream.wait_stream(now)

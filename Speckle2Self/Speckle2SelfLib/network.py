@@ -58,7 +58,7 @@ def _doubling(inputs: int, outputs: int) -> NormalisedConvolution:
 class Encoder(nn.Module):
     """(B, 1, H, W) -> (B, 256, H / 16, W / 16)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.conv_block_1, self.residual_block_1 = _halving(1, 32), ResidualBlock(32)
         self.conv_block_2, self.residual_block_2 = _halving(32, 64), ResidualBlock(64)
@@ -74,7 +74,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """(B, 256, H / 16, W / 16) -> (B, 1, H, W), never negative: the last layer is normalized and cut at zero, too."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.residual_block_start = ResidualBlock(256)
         self.conv_block_1, self.residual_block_1 = _doubling(256, 128), ResidualBlock(128)
@@ -130,8 +130,8 @@ class FastBlock(nn.Module):
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.kaiming_normal_(self.first.weight, nonlinearity="relu")
-        nn.init.zeros_(self.second.weight)  # a block starts as the identity
-        nn.init.zeros_(self.second.bias)
+        for parameter in self.second.parameters():
+            nn.init.zeros_(parameter)  # a block starts as the identity
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.second(F.relu(self.first(x)))
@@ -184,7 +184,7 @@ class FastNetwork(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         fine = self.features(x)
         with torch.autocast(x.device.type, enabled=False):  # the grey values in 32 bits, also in training with 16
-            x = F.conv2d(fine.float(), self.head.weight, self.head.bias + GREY)  # (B, cell^2, H / cell, W / cell)
+            x = self.head(fine.float()) + GREY  # (B, cell^2, H / cell, W / cell)
         return smooth(F.pixel_shuffle(x, self.cell)) if self.cell > 1 else x  # (B, 1, H, W)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
@@ -225,8 +225,11 @@ class LatticePair(nn.Module):
         return LatticePredictions(self.low(lattice)[..., :height, :width], frame)
 
 
+NETWORKS = {"fast": FastNetwork, "published": SpeckleReductionNetwork}  # by `ModelConfig.architecture`
+
+
 def build(config: ModelConfig) -> FastNetwork | SpeckleReductionNetwork:
     """Return the network that `config` describes, with random weights."""
-    if config.architecture == "published":
+    if NETWORKS[config.architecture] is SpeckleReductionNetwork:
         return SpeckleReductionNetwork(config.scales)
     return FastNetwork(config.width)

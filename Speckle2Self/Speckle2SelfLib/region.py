@@ -196,7 +196,7 @@ def _ruled(values: np.ndarray, span: float) -> np.ndarray:
     return ruled
 
 
-def _eroded(mask: np.ndarray, size) -> np.ndarray:
+def _eroded(mask: np.ndarray, size: list[int]) -> np.ndarray:
     """`binary_erosion` of (H, W) by a rectangle, whatever its size in the same time."""
     return ndimage.minimum_filter(mask, size, mode="constant")
 
