@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -70,7 +72,7 @@ def estimate_grain(frames: np.ndarray, region: np.ndarray | None = None) -> tupl
     """
     frames = np.asarray(frames)
     frames = frames[evenly(len(frames), 8)].astype(np.float32)
-    inside: np.ndarray = np.ones(frames.shape[1:], bool) if region is None else np.asarray(region, bool)
+    inside: Any = np.ones(frames.shape[1:], bool) if region is None else np.asarray(region, bool)
     found, scale, last, axes = np.ones(2), np.ones(2), np.full(2, np.inf), [0, 1]
     while axes and (correlation := speckle_correlation(frames, inside)) is not None:
         lengths = [_half_length(falling) for falling in correlation]

@@ -334,11 +334,12 @@ class Replayed:
     """A function's operations on a CUDA device, recorded once for each shape of its inputs and started as one (a CUDA
     graph): one by one, starting them takes several times as long as they do.
 
-    A shape is recorded when it comes for the second time; the latest are kept. Where a device, a driver or its memory
-    cannot, the function is called as it is. Threads take turns, and so do their streams.
+    A shape is recorded when it comes for the second time; the latest are kept. If the device, its driver or its memory
+    does not allow it, the function is called directly. Threads take turns, and so do their streams.
 
-    Args: function, from tensors to one tensor; most, numbers in the first inputs of all that are kept; larger ones go
-    to the function directly; None: as many as SHAPES; parameters, whose gradients the function computes.
+    Args: function, from tensors to one tensor; most, total of the numbers in the first inputs of all recordings that
+    are kept (larger inputs go to the function directly), None: any number, in SHAPES recordings; parameters, whose
+    gradients the function computes.
     """
 
     def __init__(self, function: Callable, most: int | None = None, parameters: Iterable[torch.Tensor] = ()):
@@ -379,7 +380,7 @@ class Replayed:
             return made.clone()
 
     def _forget(self) -> None:
-        """All but the latest shapes, so that not more than `most` is kept."""
+        """Drop all but the latest shapes, so that not more than `most` is kept."""
         kept = 0
         for number, shapes in enumerate(reversed(list(self.recorded))):
             kept += shapes[0].numel()
@@ -390,8 +391,8 @@ class Replayed:
 
     def _record(self, inputs: tuple[torch.Tensor, ...]) -> tuple[Any, list, torch.Tensor, list]:
         """Return the graph, the tensors it reads and writes, and the gradients that it leaves."""
-        given, place = [x.clone() for x in inputs], inputs[0].device
-        stream, graph, now = torch.cuda.Stream(place), torch.cuda.CUDAGraph(), torch.cuda.current_stream(place)
+        given, device = [x.clone() for x in inputs], inputs[0].device
+        stream, graph, now = torch.cuda.Stream(device), torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
         stream.wait_stream(now)
         with torch.cuda.stream(stream):
             self.function(*given)  # libraries set up what they need
