@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 
 from Speckle2SelfLib.augmentation import augment, draw_augmentation
+from Speckle2SelfLib.checkpoint import Model
 from Speckle2SelfLib.config import PRESETS, ModelConfig, TrainingConfig
-from Speckle2SelfLib.despeckling import Model, despeckle, load_model
+from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.devices import choose_device
 from Speckle2SelfLib.filters import FILTERS
+from Speckle2SelfLib.library import load_model
 from Speckle2SelfLib.loss import published_loss
 from Speckle2SelfLib.network import SpeckleReductionNetwork
 from Speckle2SelfLib.perturbation import PUBLISHED_SCALES, min_max

@@ -25,9 +25,9 @@ _interrupted = threading.Event()  # by Ctrl-C: some libraries swallow KeyboardIn
 def despeckle(arguments: argparse.Namespace) -> None:
     """Remove the speckle of files. Under torchrun the processes share the files of an archive."""
     from . import files
-    from .despeckling import load_model
     from .devices import choose_device
     from .filters import FILTERS
+    from .library import load_model
 
     *inputs, output = arguments.paths
     if not inputs:

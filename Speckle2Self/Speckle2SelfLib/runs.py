@@ -25,12 +25,12 @@ import torch.distributed as dist
 from imageio.v3 import imwrite
 
 from . import __version__, checkpoint, files, region
+from .checkpoint import Model
 from .config import Job, ModelConfig, TrainingConfig, from_dict, to_dict
-from .despeckling import Model, load_model
 from .devices import choose_device, choose_precision
 from .grain import speckle_correlation
 from .grey import evenly
-from .library import bundled_models, worse_than_start
+from .library import bundled_models, load_model, worse_than_start
 from .region import fill_outside
 from .system import Cancelled, InputError, locked, named, replace_file, torchrun_place
 from .training import FAST_GRAIN, Cine, Training, prepare_cine

@@ -17,10 +17,10 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from . import metrics
 from .augmentation import Augmentation, augment, draw_augmentation
 from .config import ModelConfig, TrainingConfig
-from .despeckling import each_in_order, through_network
-from .devices import SHAPES, Replayed, choose_precision
+from .devices import choose_precision, each_in_order
 from .grain import measure_grain
 from .grey import BRIGHTEST, evenly, grey_mapping, luminance
+from .inference import SHAPES, Replayed, accelerate, through_network
 from .loss import disjoint_loss, published_loss
 from .network import LatticePair, build
 from .perturbation import LatticeViews, lattice_views, min_max, published_views
@@ -193,7 +193,7 @@ class Training:
         with torch.random.fork_rng(devices=()):
             torch.default_generator.manual_seed(config.seed)
             network = network or build(model)
-            self.pair = network if published else LatticePair(network)
+            self.pair = accelerate(network if published else LatticePair(network))
         network, self.pair = network.to(self.device), self.pair.to(self.device)
         self.views, self.loss = self._published_views, published_loss
         if not published:

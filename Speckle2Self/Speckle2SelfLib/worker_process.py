@@ -155,7 +155,7 @@ class Stream:
 
     def _find(self, frames: np.ndarray) -> Calibration:
         from .calibration import calibrate, find_region
-        from .despeckling import Model
+        from .despeckling import needs_grain
 
         region = self.request["region"]
         if region == "given":
@@ -164,8 +164,7 @@ class Stream:
             region = find_region(frames, region)
             if region.any() or self.fixed is None:  # else what was found before serves the frames that follow
                 self.region[...] = region
-        resamples = isinstance(self.engine, Model) and self.engine.config.grain is not None
-        return calibrate(frames, region, with_grain=resamples)
+        return calibrate(frames, region, with_grain=needs_grain(self.engine))
 
 
 class Server:
@@ -205,15 +204,16 @@ class Server:
 
     def engine(self, request: dict) -> tuple:
         """The filter or `Model` of a request, the options of `despeckle` that belong to it, and both in words."""
-        from .despeckling import kept_model, precision_of
         from .devices import choose_device
         from .filters import FILTERS
+        from .inference import precision_of
+        from .library import cached_model
 
         options = {"strength": request["strength"], "gamma": request["gamma"]}
         if request["model"] in FILTERS:
             return FILTERS[request["model"]], options, {"device": "cpu", "precision": "float32"}
         device = choose_device(request["device"])
-        model = kept_model(request["model"])
+        model = cached_model(request["model"])
         precision = precision_of(model, device)
         options |= {"device": str(device), "precision": precision}
         words = {"device": str(device), "precision": str(precision).removeprefix("torch.")}
@@ -245,14 +245,13 @@ class Server:
 
     def _despeckle(self, request: dict) -> None:
         from .calibration import calibrate
-        from .despeckling import Model, despeckle
+        from .despeckling import despeckle, needs_grain
 
         arrays = job_arrays(request["shape"], request["dtype"])
         frames, output, region = views(attach(*request["memory"], layout(*arrays)[1]), *arrays)
         model, options, words = self.engine(request)
-        resamples = isinstance(model, Model) and model.config.grain is not None
         given = region.copy() if request["region"] == "given" else request["region"]
-        calibration = calibrate(frames, given, with_grain=resamples)
+        calibration = calibrate(frames, given, with_grain=needs_grain(model))
         region[...] = calibration.region
         self.say(event="started", job=request["job"], mapping=calibration.mapping, **words)
         started = told = time.monotonic()

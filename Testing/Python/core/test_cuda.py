@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from Speckle2SelfLib import checkpoint, config, despeckling, runs
+from Speckle2SelfLib.calibration import Calibration
+from Speckle2SelfLib.checkpoint import Model
 from Speckle2SelfLib.config import Job, ModelConfig, TrainingConfig
-from Speckle2SelfLib.despeckling import Model, despeckle, load_model
+from Speckle2SelfLib.despeckling import despeckle
+from Speckle2SelfLib.library import load_model
 from Speckle2SelfLib.network import SpeckleReductionNetwork
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
 from Speckle2SelfLib.system import Cancelled
@@ -23,6 +26,11 @@ def recording(size, count=2, geometry="linear"):
     large = tuple(max(32, n) for n in size)
     made = simulate(SimulationConfig(large, count, (1.2, 1.8), "vessel", geometry), np.random.default_rng(1))
     return np.round(made.frames * 255).astype(np.uint8)[:, : size[0], : size[1]], made.region
+
+
+def found(size, mapping=(0.0, 255.0)):
+    """The calibration of a recording whose frames, of (H, W), are imaged everywhere."""
+    return Calibration(np.ones(size, bool), mapping, (1.2, 1.8))
 
 
 def both(frames, model="default", **options):
@@ -94,7 +102,7 @@ def test_a_frame_alone_is_what_it_is_in_a_cine():
     """Frames by themselves are replayed; a cine goes through in blocks of many."""
     frames = recording((512, 512), 3)[0]
     cine = np.concatenate([frames] * 9)
-    given = {"region": None, "mapping": (0.0, 255.0), "grain": (1.2, 1.8), "device": "cuda"}
+    given = {"calibration": found(frames.shape[1:3]), "device": "cuda"}
     whole = despeckle(cine, **given)
     for number in (0, 1, 2, 0):
         alone = despeckle(frames[number : number + 1], **given)
@@ -127,10 +135,10 @@ def test_replayed_frames_of_many_shapes_and_threads_keep_apart():
 def test_blocks_in_streams_of_their_own_give_what_each_gives_alone(monkeypatch, kind, side):
     """Small ones are replayed, large ones are not; nothing is read before it is there or after it is overwritten."""
     frames = recording((side, side), 61)[0]
-    model, given = "default", {"region": None, "mapping": (0.0, 255.0), "grain": (1.2, 1.8), "device": "cuda"}
+    model, given = "default", {"calibration": found((side, side)), "device": "cuda"}
     if kind == "int16":
         frames = frames.astype(np.int16) - 100
-        given["mapping"] = -100.0, 155.0
+        given["calibration"] = found((side, side), (-100.0, 155.0))
     elif kind == "colour":
         frames = np.repeat(frames[..., None], 3, -1)
     elif kind == "published":
@@ -147,7 +155,7 @@ def test_blocks_in_streams_of_their_own_give_what_each_gives_alone(monkeypatch, 
 
 def test_a_cancel_is_heard_and_memory_does_not_grow():
     frames = np.concatenate([recording((512, 512), 1)[0]] * 256)
-    given = {"region": None, "mapping": (0.0, 255.0), "grain": (1.2, 1.8), "device": "cuda"}
+    given = {"calibration": found(frames.shape[1:3]), "device": "cuda"}
     peaks = []
     for count in (96, 192):  # blocks of 16
         torch.cuda.reset_peak_memory_stats()

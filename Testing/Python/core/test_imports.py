@@ -13,7 +13,7 @@ RANKS = [
     {"volumes", "look", "augmentation", "perturbation", "network", "loss", "beams", "devices"},
     {"region", "grain", "resampling"},
     {"checkpoint", "simulation", "metrics", "filters", "files"},
-    {"library", "calibration"},
+    {"library", "calibration", "inference"},
     {"despeckling"},
     {"training", "worker_process"},
     {"runs"},
