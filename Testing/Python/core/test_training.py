@@ -7,17 +7,20 @@ import pytest
 import torch
 
 from Speckle2SelfLib import devices
-from Speckle2SelfLib.augmentation import Augmentation, augment, draw_augmentation
+from Speckle2SelfLib.augmentation import Augmentation, augment
+from Speckle2SelfLib.checkpoint import Model
 from Speckle2SelfLib.config import ModelConfig, TrainingConfig
-from Speckle2SelfLib.despeckling import Model, despeckle
+from Speckle2SelfLib.dataset import Cine, prepare_cine, simulate_cines
+from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.grain import estimate_grain
 from Speckle2SelfLib.grey import evenly
 from Speckle2SelfLib.loss import published_loss
 from Speckle2SelfLib.network import build
 from Speckle2SelfLib.perturbation import published_views
+from Speckle2SelfLib.recipes import RECIPES
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
 from Speckle2SelfLib.system import InputError
-from Speckle2SelfLib.training import Cine, Training, prepare_cine, simulate_cines
+from Speckle2SelfLib.training import Training
 
 FAST = ModelConfig(width=32, grain=(0.75, 1.7))
 CONFIG = TrainingConfig(steps=6, batch=2, crop=32)
@@ -47,13 +50,13 @@ def test_the_averaged_weights_of_a_short_run_are_those_of_its_steps_and_are_what
     before = [parameter.clone() for parameter in training.network.parameters()]
     reports = list(training.run())
     moved = sum(((p - q) ** 2).sum() for p, q in zip(training.network.parameters(), before, strict=True))
-    whole = sum(((p - q) ** 2).sum() for p, q in zip(training.pair.high.parameters(), before, strict=True))
+    whole = sum(((p - q) ** 2).sum() for p, q in zip(training.learner.high.parameters(), before, strict=True))
     assert len(reports) == 30 and moved > 0.5 * whole
     figures, _ = training.validate()
     with torch.no_grad():
-        for parameter in training.pair.high.parameters():
+        for parameter in training.learner.high.parameters():
             parameter.zero_()
-    assert training.validate()[0] == figures and training.pair.training
+    assert training.validate()[0] == figures and training.learner.training
 
 
 def test_the_published_recipe_judges_the_averaged_network_that_is_kept(cine):
@@ -191,7 +194,7 @@ def test_training_starts_from_a_given_network_and_leaves_it_trained(cine):
 
 def test_a_loss_that_is_no_number_ends_training_with_an_explanation(cine):
     broken = Cine(torch.full((1, 1, 64, 64), float("nan")))
-    with pytest.raises(InputError, match="no longer a number"):
+    with pytest.raises(InputError, match="became NaN"):
         finish(Training([broken], CONFIG, FAST))
 
 
@@ -232,7 +235,7 @@ def test_frames_are_cut_to_their_region_and_brought_to_the_models_grain():
 @pytest.mark.parametrize("recipe", ["disjoint", "published"])
 def test_what_is_drawn_once_is_applied_alike(recipe):
     x = torch.rand(5, 1, 24, 24)
-    drawn = draw_augmentation(np.random.default_rng(3), 5, recipe)
+    drawn = RECIPES[recipe](TrainingConfig(recipe)).draw_augmentation(np.random.default_rng(3), 5)
     assert torch.equal(augment(x, drawn), augment(x.clone(), drawn))
     assert augment(x, drawn).shape == x.shape
     assert not torch.equal(augment(x, drawn), x)
