@@ -131,9 +131,7 @@ class Run:
     def carry_out(self) -> Model | None:
         """Do the job; see `run`."""
         if not self.job.resume and self.state.exists():
-            raise InputError(
-                f"{self.output} has an unfinished run: add --resume to continue it, or remove {self.state}."
-            )
+            raise InputError(f"{self.output} has an unfinished run: add --resume, or remove {self.state}.")
         if self.job.resume and self.state.exists():
             self.saved = _saved(self.state)
         elif self.job.resume and not self.job.estimate and (model := self.finished_before()):
@@ -150,6 +148,10 @@ class Run:
         self.train()
         return self.finish(began)
 
+    def say(self, message: str) -> None:
+        """Report a sentence for the user."""
+        self.report({"message": message})
+
     def finished_before(self) -> Model | None:
         """Return the job's model where a run with its settings has ended with it."""
         if not self.output.exists():
@@ -161,7 +163,7 @@ class Run:
             wanted["steps"] = settings.get("steps")
         if model.card.get("finished") is not True or settings != wanted:
             return None
-        self.report({"message": f"{self.output} is finished; to train it again, leave --resume out."})
+        self.say(f"{self.output} is finished; to train it again, leave --resume out.")
         self.report({"model": str(self.output), "minutes": 0.0, "worse": worse_than_start(model.card)})
         return model
 
@@ -231,7 +233,7 @@ class Run:
             "held_out": self.count_held_out, "seen": self.seen, "from_step": reached["step"],
         })  # fmt: skip
         if self.seen:
-            self.report({"message": "Too few frames to hold any out: the figures are of frames that are trained on."})
+            self.say("Too few frames to hold any out: the figures are of frames that are trained on.")
         self.reported = time.monotonic()
         return Training(
             self.cines, start.config, start.model, start.network, self.device, self.held_out, self.simulated
@@ -240,7 +242,7 @@ class Run:
     def simulated(self, done: int, count: int) -> None:
         """Report how many anatomies are simulated, now and then. Raises Cancelled if asked to stop."""
         if not dist.is_initialized() and self.stop():  # processes that have to agree do so from the first step on
-            self.report({"message": "Stopped during simulation. Resuming will simulate the anatomies again."})
+            self.say("Stopped during simulation. Resuming will simulate the anatomies again.")
             raise Cancelled
         if time.monotonic() > self.reported + SIMULATION_REPORTS:
             self.reported = time.monotonic()
@@ -255,20 +257,18 @@ class Run:
             self.kept = _digest(self.output)
             if self.kept != values.get("kept"):
                 self.kept = None
-                self.report(
-                    {"message": f"{self.output} is not the file that this run kept last, and will be overwritten."}
-                )
+                self.say(f"{self.output} is not the file that this run kept last, and will be overwritten.")
 
     def report_what_differs(self) -> None:
         """Report what of the job has no effect."""
         job, config = self.job, self.start.config
         if self.saved and (kept := [n for n in OVERRIDES if getattr(job, n) not in (None, getattr(config, n))]):
             kept = ", ".join(f"{name} = {getattr(config, name)}" for name in kept)
-            self.report({"message": f"Resumed with the original settings ({kept}); the new values are ignored."})
+            self.say(f"Resumed with the original settings ({kept}); the new values are ignored.")
         if job.resume and not self.saved:
-            self.report({"message": "There is no unfinished run to continue; a new one starts."})
+            self.say("There is no unfinished run to continue; a new one starts.")
         if job.preview and not self.held_out:
-            self.report({"message": f"There is no recording to show: {job.preview} is not written."})
+            self.say(f"There is no recording to show: {job.preview} is not written.")
 
     def train(self) -> None:
         """Train to the last step; report, validate and save on the way. Raises Cancelled if asked to stop."""
@@ -286,7 +286,7 @@ class Run:
         line = {"step": done.step, "steps": done.steps, **done.terms, "rate": round(done.rate, 3)}
         line["seconds_left"] = round(done.seconds_left, 1)
         if done.message:
-            self.report({"message": done.message})
+            self.say(done.message)
         validates = last or done.step % self.start.config.interval == 0
         due = validates or done.step % self.job.report == 0
         if due:
@@ -297,7 +297,7 @@ class Run:
         if due or stopping:
             self.report(line)
         if stopping:
-            self.report({"message": f"Stopped at step {done.step}; --resume goes on from there."})
+            self.say(f"Stopped at step {done.step}; --resume goes on from there.")
             raise Cancelled
 
     def validate(self) -> dict:
@@ -355,7 +355,7 @@ class Run:
         self.state.unlink(missing_ok=True)
         worse = worse_than_start(model.card)
         if worse:
-            self.report({"message": f"This model is worse than the one it started from: {worse}."})
+            self.say(f"This model is worse than the one it started from: {worse}.")
         minutes = round((time.monotonic() - began) / 60, 2)
         self.report({"model": str(self.output), "minutes": minutes, "worse": worse})
         return model
