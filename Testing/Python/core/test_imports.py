@@ -14,8 +14,10 @@ RANKS = [
     {"region", "grain", "resampling"},
     {"checkpoint", "simulation", "metrics", "filters", "files"},
     {"library", "calibration", "inference"},
-    {"despeckling"},
-    {"training", "worker_process"},
+    {"despeckling", "dataset"},
+    {"recipes", "worker_process"},
+    {"validation"},
+    {"training"},
     {"runs"},
     {"__main__"},
 ]
