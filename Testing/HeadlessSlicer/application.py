@@ -30,18 +30,9 @@ CORE_MODULES = {
     "Texts": "vtkSlicerTextsLogic",
 }
 
-# What gets an item in the subject hierarchy: of these classes, unless hidden, there is a plugin.
-HIERARCHY = (
-    "ScalarVolume",
-    "Segmentation",
-    "Transform",
-    "Model",
-    "Markups",
-    "Table",
-    "Text",
-    "PlotChart",
-    "PlotSeries",
-)
+# What gets an item in the subject hierarchy, unless it is hidden: for these classes there is a plugin.
+HIERARCHY = ["ScalarVolume", "Segmentation", "Transform", "Model", "Markups", "Table", "Text"]
+HIERARCHY += ["PlotChart", "PlotSeries"]
 
 
 class Application:

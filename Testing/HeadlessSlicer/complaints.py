@@ -1,4 +1,4 @@
-"""What Slicer's own code complains of in the log while a test runs: errors of VTK and MRML, and of what is modelled here.
+"""What Slicer's own code complains of in the log while a test runs: errors of VTK and MRML, and of the models here.
 
 Nothing is raised by them, in the application as here; a test that cares looks into `heard`.
 """

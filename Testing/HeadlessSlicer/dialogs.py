@@ -14,26 +14,16 @@ from PySide6.QtCore import Property
 asked: list[tuple[str, str]] = []  # (kind, text) of what would have waited for the user
 answers: dict[str, object] = {}  # kind -> what the user answers: a button, a file, a text
 patience = 0.03  # seconds that a user takes
-DEEPEST = 20  # boxes upon each other
-_open = []  # the texts of the boxes that are open
 
 
 def _ask(kind: str, text: str, default):
-    """What the user answers, once they have: everything else has gone on meanwhile.
-
-    RuntimeError where boxes are opened upon boxes without end, as by a timer that fails each time.
-    """
+    """What the user answers, once they have; everything else continues meanwhile."""
     asked.append((kind, text))
-    if len(_open) >= DEEPEST:
-        raise RuntimeError(f"There are {DEEPEST} boxes upon each other: {_open[-1]}")
-    _open.append(text)
-    try:
-        end = time.monotonic() + patience
-        while time.monotonic() < end:  # not QEventLoop, which would delete what Slicer gives to deleteLater() before
-            QtCore.QCoreApplication.processEvents()
-            time.sleep(0.001)
-    finally:
-        _open.pop()
+    end, turns = time.monotonic() + patience, 0
+    while time.monotonic() < end or turns < 10:
+        QtCore.QCoreApplication.processEvents()  # no QEventLoop: it would delete what was given to deleteLater() before
+        time.sleep(0.001)
+        turns += 1
     return answers.get(kind, default)
 
 

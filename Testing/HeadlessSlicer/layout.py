@@ -143,7 +143,9 @@ class qSlicerLayoutManager(QtCore.QObject):
         if old is not None:
             old.widget().deleteLater()
         shown = set()
-        self._views.layout().addWidget(self._part(ElementTree.fromstring(described), shown))
+        part = self._part(ElementTree.fromstring(described), shown)
+        self._views.layout().addWidget(part)
+        part.show()
         for node in slicer.util.getNodesByClass("vtkMRMLAbstractViewNode"):
             node.SetMappedInLayout(f"{node.GetClassName()} {node.GetSingletonTag()}" in shown)
 

@@ -297,7 +297,7 @@ class _Module(ModuleType):
 
 
 def install(modules) -> None:
-    """Makes `import qt` and `import ctk` work, and puts Slicer's widgets into `slicer`; all are taken from `modules`."""
+    """Makes `import qt` and `import ctk` work, and puts Slicer's widgets into `slicer`, all from `modules`."""
     import slicer
 
     replaced, ctk, known = ModuleType("replaced"), ModuleType("ctk"), {}

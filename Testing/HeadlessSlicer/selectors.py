@@ -207,9 +207,12 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
             self._scene.RemoveNode(self._current)
         elif action == "edit":
             self._scene.GetFirstNodeByClass("vtkMRMLInteractionNode").EditNode(self._current)
-        elif action == "create" or (
-            action == "create as" and dialogs.QInputDialog.getText(self, "Create", "New name:")
-        ):
+        elif action == "create as":
+            if name := dialogs.QInputDialog.getText(self, "Create", "New name:"):
+                node = self.addNode(kind)
+                node.SetName(name)
+                self._select(node)
+        elif action == "create":
             node = self.addNode(kind)
             self._select(node)
             if slicer.app.minorVersion <= 10:  # there it comes twice
@@ -230,7 +233,7 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
     def setCurrentNode(self, node) -> None:
         if self._scene is None:
             self._requested = node
-        if isinstance(node, str):
+        elif isinstance(node, str):
             self.setCurrentNodeID(node)
         else:
             self._select(node if node is not None and self._accepts(node) else None)

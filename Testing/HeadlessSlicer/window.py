@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import slicer
-from PySide6 import QtCore, QtWidgets
+from PySide6 import QtWidgets
 from PySide6.QtCore import Property, Qt, Signal, Slot
 
 from . import pythonqt

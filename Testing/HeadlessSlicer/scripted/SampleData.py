@@ -17,15 +17,16 @@ class SampleDataSource:
     """One or several files: lists of the same length, or one text each."""
 
     def __init__(self, sampleName=None, uris=None, fileNames=None, nodeNames=None, checksums=None, loadFiles=None,
-                 customDownloader=None, thumbnailFileName=None, loadFileTypes=None, loadFileProperties=None):  # fmt: skip
+                 customDownloader=None, thumbnailFileName=None, loadFileTypes=None,
+                 loadFileProperties=None):  # fmt: skip
         several = isinstance(uris, list | tuple)
         lists = {}
         for name, value in (
             ("uris", uris), ("fileNames", fileNames), ("nodeNames", nodeNames), ("checksums", checksums),
             ("loadFiles", loadFiles), ("loadFileTypes", loadFileTypes),
         ):  # fmt: skip
-            alone = not several or value is None or (name == "loadFileTypes" and isinstance(value, str))
-            lists[name] = [value] * (len(uris) if several else 1) if alone else value
+            single = not several or value is None or (name == "loadFileTypes" and isinstance(value, str))
+            lists[name] = [value] * (len(uris) if several else 1) if single else value
         if len({len(value) for value in lists.values()}) > 1:
             raise ValueError(f"All fields of sample data source must have the same length: {lists}")
         self.__dict__.update(lists)

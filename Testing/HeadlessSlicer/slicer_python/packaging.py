@@ -6,9 +6,8 @@ from __future__ import annotations
 import logging
 from importlib.metadata import PackageNotFoundError, version
 
-from packaging.requirements import Requirement
-
 import slicer
+from packaging.requirements import Requirement
 
 
 def load_requirements(path) -> list[Requirement]:
@@ -27,10 +26,11 @@ def _requirements(given) -> list[Requirement]:
 def pip_check(req) -> bool:
     """Whether all are installed, in a version that fits."""
     for wanted in _requirements(req):
+        if wanted.marker is not None and not wanted.marker.evaluate():
+            continue
         try:
-            if wanted.marker is None or wanted.marker.evaluate():
-                if version(wanted.name) not in wanted.specifier:
-                    return False
+            if version(wanted.name) not in wanted.specifier:
+                return False
         except PackageNotFoundError:
             return False
     return True

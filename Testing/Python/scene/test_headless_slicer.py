@@ -3,6 +3,7 @@
 import enum
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from typing import Annotated, ClassVar, Optional, Union
@@ -578,3 +579,29 @@ def test_a_missing_system_library_is_one_line_with_its_package(project, tmp_path
     assert len(done.stderr.splitlines()) == 1
     assert "libGL.so.1" in done.stderr
     assert "apt-get install" in done.stderr
+
+
+# Slicer's own Python layer
+
+
+def test_a_checkout_of_slicer_takes_the_place_of_our_python_layer(project, tmp_path):
+    python = tmp_path / "Base" / "Python" / "slicer"
+    shutil.copytree(project / "Testing" / "HeadlessSlicer" / "slicer_python", python)
+    (python / "util.py").write_text(pathlib.Path(slicer.util.__file__).read_text() + "\nmark = 'the checkout'\n")
+    (tmp_path / "CMakeLists.txt").write_text('set(Slicer_VERSION_MAJOR "5")\nset(Slicer_VERSION_MINOR "12")\n')
+    (tmp_path / "script.py").write_text(
+        "import slicer.i18n, slicer.parameterNodeWrapper, slicer.ScriptedLoadableModule\n"
+        "parts = slicer.util, slicer.i18n, slicer.parameterNodeWrapper, slicer.ScriptedLoadableModule\n"
+        "print(slicer.util.mark, slicer.app.applicationVersion)\n"
+        f"print(all(part.__file__.startswith({str(python)!r}) for part in parts))\n"
+    )
+    done = launch(project, "--main-window", tmp_path / "script.py", SLICER_SOURCE=str(tmp_path))
+    assert done.stdout.splitlines() == ["the checkout 5.12.0", "True"]
+
+
+def test_a_folder_that_is_no_checkout_is_one_line(project, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("print('started')")
+    done = launch(project, "--main-window", script, SLICER_SOURCE=str(tmp_path / "none"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(done.stderr.splitlines()) == 1 and "SLICER_SOURCE" in done.stderr
