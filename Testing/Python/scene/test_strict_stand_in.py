@@ -271,7 +271,8 @@ def test_properties_of_a_ui_file_are_set_in_its_order(tmp_path, heard):
     for number, order in enumerate((name + kinds, kinds + name)):
         path = tmp_path / f"{number}.ui"
         path.write_text(
-            '<ui version="4.0"><class>Panel</class><widget class="qMRMLWidget" name="Panel"><layout class="QVBoxLayout">'
+            '<ui version="4.0"><class>Panel</class><widget class="qMRMLWidget" name="Panel">'
+            '<layout class="QVBoxLayout">'
             f'<item><widget class="qMRMLNodeComboBox" name="box">{order}</widget></item></layout></widget></ui>'
         )
         ui = slicer.util.childWidgetVariables(slicer.util.loadUI(str(path)))
