@@ -2,8 +2,8 @@
 
 Slicer --no-splash --python-script install_pytorch_extension.py FILE
 
-For the workflow: its self-tests run with `--testing`, which disregards installed extensions, so that they are given that
-folder, and which installs nothing.
+For the workflow: its self-tests run with `--testing`, which disregards installed extensions, so that they are given
+that folder, and which installs nothing.
 """
 
 import sys
