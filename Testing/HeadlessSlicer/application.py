@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import slicer
 import vtk
@@ -35,6 +34,17 @@ HIERARCHY = ["ScalarVolume", "Segmentation", "Transform", "Model", "Markups", "T
 HIERARCHY += ["PlotChart", "PlotSeries"]
 
 
+class CommandOptions:
+    """How the application was started."""
+
+    def __init__(self, app):
+        self._app, self.runPythonAndExit = app, True
+
+    @property
+    def testingEnabled(self) -> bool:
+        return self._app.testingEnabled()
+
+
 class Application:
     """The running application; without main window (as with `--no-main-window`), or with one, which takes Qt."""
 
@@ -45,7 +55,7 @@ class Application:
         self._arguments = arguments
         self._testing = testing
         self._temporary = tempfile.TemporaryDirectory(prefix="Slicer-")
-        self._options = SimpleNamespace(runPythonAndExit=True)
+        self._options = CommandOptions(self)
         complaints.listen()
         self._programs = tempfile.TemporaryDirectory(prefix="PythonSlicer-")
         launcher.install(Path(self._programs.name))

@@ -37,6 +37,12 @@ class qMRMLSliceWidget(QtWidgets.QWidget):
     def fitSliceToBackground(self) -> None:
         self.sliceLogic().FitSliceToBackground()
 
+    def filled(self) -> float:
+        """The share of the view, 0 to 1, that the box around what is not black fills; for tests, not in Slicer."""
+        image = pixels(self.sliceLogic()) if self.mrmlSliceNode() is not None else None
+        lit = np.argwhere(image.max(-1) > 0) if image is not None else ()
+        return float(np.prod(np.ptp(lit, 0) + 1) / np.prod(image.shape[:2])) if len(lit) else 0.0
+
     def resizeEvent(self, event) -> None:
         """Slicer's own resizing: the height that is seen stays, the width follows the window."""
         if self.mrmlSliceNode() is not None:

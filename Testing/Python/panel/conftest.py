@@ -39,6 +39,17 @@ class Desk:
             longest, last = max(longest, now - last), now
         return longest
 
+    def arrange(self, layout: str) -> None:
+        """The views as they are at first in that layout: Red axial, Yellow sagittal, Green coronal."""
+        manager = self.slicer.app.layoutManager()
+        manager.setLayout(getattr(self.slicer.vtkMRMLLayoutNode, f"SlicerLayout{layout}View"))
+        for name, orientation in (("Red", "Axial"), ("Yellow", "Sagittal"), ("Green", "Coronal")):
+            manager.sliceWidget(name).mrmlSliceNode().SetOrientation(orientation)
+
+    def filled(self, name: str) -> float:
+        """The share of a slice view, 0 to 1, that images fill."""
+        return self.slicer.app.layoutManager().sliceWidget(name).filled()
+
     def rest(self, seconds: float = 0.1) -> None:
         """Lets events happen for a while."""
         end = time.monotonic() + seconds
@@ -80,6 +91,7 @@ def desk(monkeypatch, tmp_path):
     for kept in (desk.errors, desk.asked, desk.answers, desk.complaints):
         kept.clear()
     slicer.mrmlScene.Clear()
+    desk.arrange("Initial")
     yield desk
     slicer.mrmlScene.Clear()
     assert not desk.errors
