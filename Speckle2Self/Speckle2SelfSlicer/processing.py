@@ -48,7 +48,7 @@ class Run:
         self._shape, self._dtype = (len(self.source.volumes), *first.shape), first.dtype
         self.axes = volumes.slicing_axes(first.shape[:3], self.source.spacing, axis)
         self.source = scene.held(self.source)
-        self.total = len(self.axes) * self._shape[0] * self._shape[1 + self.axes[0]]
+        self.total = sum(self._shape[0] * self._shape[1 + along] for along in self.axes)
         self._steps = self._work()
 
     @property
@@ -109,7 +109,7 @@ class Run:
                 if self._onlyRegion and self.region is not None:
                     self._worker.cancel(job)
                     raise Cancelled
-                self.done = number * job.total + job.done
+                self.done = sum(each.total for each in self._jobs[:number]) + job.done
                 self.rate, self.seconds_left, self.device = job.rate, job.seconds_left, job.device
                 yield "wait"
             self.device = job.device
