@@ -22,9 +22,10 @@ class Desk:
     """The application as a user has it before them."""
 
     def __init__(self, slicer):
-        from HeadlessSlicer import pythonqt, widgets
+        from HeadlessSlicer import complaints, dialogs, pythonqt
 
-        self.slicer, self.errors, self.asked, self.answers = slicer, pythonqt.errors, widgets.asked, widgets.answers
+        self.slicer, self.errors, self.asked, self.answers = slicer, pythonqt.errors, dialogs.asked, dialogs.answers
+        self.complaints = complaints.heard  # errors in the log
 
     def wait(self, condition, seconds: float = 60) -> float:
         """Lets events happen until `condition`; the longest time in seconds that they were held up."""
@@ -70,17 +71,19 @@ class Desk:
 
 @pytest.fixture
 def desk(monkeypatch, tmp_path):
-    """The application with an empty scene, with message boxes that are kept, not shown; no slot may raise."""
+    """The application with an empty scene, with message boxes that are kept and answered; no slot may raise, and Slicer
+    may find no error."""
     slicer = pytest.importorskip("slicer")
     monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(slicer.app, "_testing", False)
     desk = Desk(slicer)
-    for kept in (desk.errors, desk.asked, desk.answers):
+    for kept in (desk.errors, desk.asked, desk.answers, desk.complaints):
         kept.clear()
     slicer.mrmlScene.Clear()
     yield desk
     slicer.mrmlScene.Clear()
     assert not desk.errors
+    assert not desk.complaints
 
 
 @pytest.fixture

@@ -551,7 +551,8 @@ def test_other_module_folders_take_the_place_of_ours(project, tmp_path):
     modules.mkdir()
     (modules / "Other.py").write_text(
         "from slicer.ScriptedLoadableModule import *\n"
-        "class Other(ScriptedLoadableModule):\n    pass\n"
+        "class Other(ScriptedLoadableModule):\n"
+        "    def __init__(self, parent):\n        super().__init__(parent)\n        parent.title = 'Other'\n"
         "class OtherWidget(ScriptedLoadableModuleWidget):\n    pass\n"
         "class OtherLogic(ScriptedLoadableModuleLogic):\n    pass\n"
     )
