@@ -27,11 +27,11 @@ from slicer.util import VTKObservationMixin
 
 from Speckle2SelfLib.config import FILTER_NAMES
 from Speckle2SelfLib.system import Cancelled, InputError
-from Speckle2SelfSlicer import comparison, dependencies, sample_data, scene
-from Speckle2SelfSlicer.comparison import RegionNode
+from Speckle2SelfSlicer import comparison, dependencies, regions, results, sample_data, scene, views
 from Speckle2SelfSlicer.dependencies import shownErrors
+from Speckle2SelfSlicer.regions import RegionNode
 
-UltrasoundNode = Union[  # noqa: UP007, see comparison.RegionNode
+UltrasoundNode = Union[  # noqa: UP007, see regions.RegionNode
     vtkMRMLScalarVolumeNode, vtkMRMLVectorVolumeNode, vtkMRMLStreamingVolumeNode, vtkMRMLSequenceNode, None
 ]
 
@@ -129,7 +129,7 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui = slicer.util.childWidgetVariables(widget)
         widget.setMRMLScene(slicer.mrmlScene)
         self.logic = Speckle2SelfLogic()
-        self.outline = comparison.Outline(self.logic)
+        self.outline = regions.Outline(self.logic)
         self.timer = qt.QTimer()
         self.timer.setInterval(10)
         self.timer.timeout.connect(self.onTimer)
@@ -181,6 +181,7 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def exit(self) -> None:
         self.ui.flickerButton.checked = False
+        views.restore()
         self.hideOutline()
         self.setParameterNode(None)
 
@@ -431,15 +432,15 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             )
             self.setStatus(f"{run.message} '{name}'" if run.message else f"'{name}': {seconds}.")
             parameters = self._parameterNode or self.logic.getParameterNode()  # another module may be open
-            comparison.fade(run.source.node, run.result.node, 1.0)
+            comparison.fade(run.recording.node, run.result.node, 1.0)
             self.ui.fadeSlider.value = 1.0
-            if parameters.inputNode is not run.source.node:  # another one was chosen meanwhile
+            if parameters.inputNode is not run.recording.node:  # another one was chosen meanwhile
                 self.forgetResult()
             else:
                 parameters.outputNode = run.result.node
             if self._parameterNode and self.result is not None:
                 self._seen = self.parameters()
-                if (run.look["strength"], run.look["gamma"]) != (self._seen["strength"], self._seen["gamma"]):
+                if (run.options.strength, run.options.gamma) != (self._seen["strength"], self._seen["gamma"]):
                     self.startRelook()
                 self.showRegion()
         elif run.state == "cancelled":
@@ -461,10 +462,10 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def found(self):
         """The region (H, W) bool that the last run found in the whole input, as it would be found again; else None."""
         parameters, result = self._parameterNode, self.result
-        if result is None or parameters.region != "auto" or parameters.axis != result.found:
+        if result is None or parameters.region != "auto" or parameters.axis != result.automaticAxis:
             return None
         with suppress(InputError):  # a stream can change its size, or have no image for a moment
-            if comparison.frameSize(comparison.placed(parameters.inputNode), result.axes[0]) == result.region.shape:
+            if scene.frameSize(scene.referenceVolume(parameters.inputNode), result.axes[0]) == result.region.shape:
                 return result.region
         return None
 
@@ -478,10 +479,10 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             return
         with shownErrors(_("The region cannot be shown.")):
             if found is not None:
-                comparison.showRegion(comparison.placed(node), found, self.result.axes[0])
+                regions.showOutline(scene.referenceVolume(node), found, self.result.axes[0])
             else:
                 if region == "given" and parameters.regionNode is not None:
-                    self._outlined = self._rested = comparison.changed(parameters.regionNode)
+                    self._outlined = self._rested = regions.lastChange(parameters.regionNode)
                     self.followTimer.start()
                 self.outline.show(node, region, parameters.regionNode, parameters.axis)
                 self.timer.start()
@@ -494,7 +495,7 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Outlines a box or a segmentation anew once it rests after a change; not where it has left the image."""
         parameters = self._parameterNode
         node = parameters.regionNode if parameters else None
-        changed = comparison.changed(node) if node is not None else self._outlined
+        changed = regions.lastChange(node) if node is not None else self._outlined
         if changed != self._outlined and changed == self._rested:
             self._outlined = changed
             with suppress(InputError):
@@ -551,7 +552,7 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         it: renamed it, or chosen it as the output of Apply."""
         live, name = self._ended or (None, "")
         parameters = self._parameterNode
-        if live is None or not live.hasOutput or live.node is not comparison.seen(parameters.inputNode):
+        if live is None or not live.hasOutput or live.node is not scene.proxyOrNone(parameters.inputNode):
             return None
         taken = live.output.GetName() != name or live.output is parameters.outputNode
         return None if taken else live.output
@@ -602,12 +603,12 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onDifference(self) -> None:
         with shownErrors(_("The difference could not be made.")):
             node = comparison.difference(self._parameterNode.inputNode, self._parameterNode.outputNode)
-            slicer.util.setSliceViewerLayers(background=node, foreground=None)
+            views.showInViews(node)
 
     def onBoxAdded(self, node) -> None:
         """A new box lies in the middle of the image, to be moved from there."""
         if node.IsA("vtkMRMLMarkupsROINode") and self._parameterNode.inputNode is not None:
-            comparison.placeBox(node, comparison.shown(self._parameterNode.inputNode))
+            regions.placeBox(node, self._parameterNode.inputNode)
 
     def onEvaluate(self) -> None:
         parameters = self._parameterNode
@@ -635,8 +636,8 @@ class Speckle2SelfWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if parameters is None or slicer.mrmlScene.IsClosing():
             return
         output = parameters.outputNode
-        if output is not None and node in (output, comparison.seen(output)):
-            comparison.restoreViews(node, comparison.seen(parameters.inputNode))
+        if output is not None and node in (output, scene.proxyOrNone(output)):
+            comparison.restoreViews(node, scene.proxyOrNone(parameters.inputNode))
             self.ui.flickerButton.checked = False
             self.forgetResult()
         for name in ("inputNode", "outputNode", "regionNode", "tissueNode", "lumenNode"):
@@ -716,28 +717,7 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
 
         regionNode: None: what was given last for this scanner and frames of this size. Raises InputError.
         """
-        volume = comparison.placed(scene.find(node))
-        axis = comparison.axisOf(volume, axis)
-        if regionNode is None:
-            return comparison.rememberedRegion(volume, comparison.frameSize(volume, axis))
-        region = comparison.frameMask(volume, regionNode, axis)
-        comparison.rememberRegion(volume, region)
-        return region
-
-    def _regionNode(self, region="auto", **_):
-        """The node that the `region` of `process` is; None for all that is none. Raises InputError."""
-        if isinstance(region, str) and region not in ("auto", "none", "given"):
-            return scene.findRegion(region)
-        return region if isinstance(region, vtk.vtkObject) else None
-
-    def _settled(self, node, region="auto", axis: str = "auto", **_):
-        """The `region` of `process` as "auto", "none" or pixels (H, W). Raises InputError."""
-        regionNode = self._regionNode(region)
-        if regionNode is not None or (isinstance(region, str) and region == "given"):
-            return self.region(node, regionNode, axis)
-        if not (region is None or isinstance(region, str)) and axis.lower() == "average":
-            raise InputError("axis='average' takes no region array: frames of three orientations differ in size.")
-        return region
+        return regions.pixels(scene.find(node), regionNode, axis)
 
     def start(self, inputNode, outputNode=None, keepPartial: bool = False, onlyRegion: bool = False, **options):
         """Despeckles in the background; returns a `processing.Run` at once, whose `step` is to be called now and then.
@@ -749,7 +729,7 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         from Speckle2SelfSlicer.processing import Run
 
         nodes = scene.find(inputNode), scene.find(outputNode)
-        options["region"] = self._settled(nodes[0], **options)
+        options["region"] = regions.settle(nodes[0], options.get("region", "auto"), options.get("axis", "auto"))
         return Run(self.worker, *nodes, keepPartial=keepPartial, onlyRegion=onlyRegion, **options)
 
     def live(self, inputNode, output=None, once: bool = False, **options):
@@ -760,11 +740,11 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         as `region` is followed where it is changed. Raises InputError.
         """
         dependencies.ensure()
-        from Speckle2SelfSlicer.processing import Live
+        from Speckle2SelfSlicer.live import Live
 
         node, view = scene.find(inputNode), slicer.mrmlScene.GetNodeByID("vtkMRMLSliceNodeRed")
-        regionNode = self._regionNode(**options)
-        options["region"] = self._settled(node, **options)
+        regionNode = regions.nodeOf(options.get("region", "auto"))
+        options["region"] = regions.settle(node, options.get("region", "auto"), options.get("axis", "auto"))
         output = scene.find(output)
         return Live(self.worker, node, sliceNode=view, once=once, output=output, regionNode=regionNode, **options)
 
@@ -807,18 +787,17 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         from Speckle2SelfLib import volumes
 
         inputNode, outputNode = scene.find(inputNode), scene.find(outputNode)
-        source = scene.source(inputNode)
-        scene.checkOutput(source, outputNode)
-        stack = scene.read(source)
-        axes = volumes.slicing_axes(stack.shape[1:4], source.spacing, axis)
-        region = self._settled(inputNode, region, axis)
+        source = scene.Recording.of(inputNode)
+        results.checkOutput(source, outputNode)
+        stack, axes = source.read(), source.axes(axis)
+        region = regions.settle(source, region, axis)
         started = time.perf_counter()
         despeckle = self._engine(model, strength, gamma, region, device, cancelled)
         result = volumes.process(stack, axes, despeckle, progress)
         del stack
         if cancelled and cancelled():
             raise Cancelled
-        node = scene.write(source, result, outputNode)
+        node = results.write(source, result, outputNode)
         seconds = time.perf_counter() - started
         logging.info(f"Despeckled '{inputNode.GetName()}' into '{node.GetName()}' in {seconds:.1f} s.")
         return node

@@ -23,9 +23,9 @@ from slicer.util import VTKObservationMixin
 
 from Speckle2SelfLib.config import PRESETS, RECIPES, Job
 from Speckle2SelfLib.system import InputError
-from Speckle2SelfSlicer import comparison, dependencies, scene
-from Speckle2SelfSlicer.comparison import RegionNode
+from Speckle2SelfSlicer import comparison, dependencies, regions, scene, views
 from Speckle2SelfSlicer.dependencies import shownErrors
+from Speckle2SelfSlicer.regions import RegionNode
 
 RUN, ROLE = "SpeckleTrain.run", "SpeckleTrain.role"  # attributes of the nodes that show a run
 COMPARED = "SpeckleTrain.compared"  # attribute of what a comparison made: its name then; and to which node it belongs
@@ -128,7 +128,7 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui = slicer.util.childWidgetVariables(widget)
         widget.setMRMLScene(slicer.mrmlScene)
         self.logic = SpeckleTrainLogic()
-        self.outline = comparison.Outline(slicer.util.getModuleLogic("Speckle2Self"), orWhole=True)
+        self.outline = regions.Outline(slicer.util.getModuleLogic("Speckle2Self"), orWhole=True)
         self.ui.estimateLabel.visible = self.ui.correlationLabel.visible = False
         self.timer = qt.QTimer()
         self.timer.setInterval(100)
@@ -169,6 +169,7 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.timer.start()
 
     def exit(self) -> None:
+        views.restore()
         self.setParameterNode(None)
 
     def onSceneStartClose(self, caller, event) -> None:
@@ -317,12 +318,12 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         nodes = self.ui.inputsSelector.checkedNodes()
         if not parameters.showRegion or not nodes:
             return None
-        seen = [node for node in nodes if comparison.inViews(node)]
+        seen = [node for node in nodes if views.inViews(node)]
         region, given = parameters.region, parameters.regionNode if parameters.region == "given" else None
         recipe = PRESETS[parameters.preset].recipe if parameters.recipe == "preset" else parameters.recipe
         if region == "auto" and recipe == "published":
             region = "none"  # as `Speckle2SelfLib.runs` takes it
-        return (seen or nodes)[0], region, given, comparison.changed(given) if given is not None else 0
+        return (seen or nodes)[0], region, given, regions.lastChange(given) if given is not None else 0
 
     def showRegion(self) -> None:
         """Outlines what would be trained on, of the chosen recording that the slice views show, else of the first."""
@@ -335,9 +336,9 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             return
         try:
             self.outline.show(*wanted[:3])
-            volume = comparison.placed(wanted[0])
-            if volume.GetScene() is slicer.mrmlScene and not comparison.inViews(volume):  # else no browser shows it
-                slicer.util.setSliceViewerLayers(background=volume, foreground=None, fit=True)
+            volume = scene.referenceVolume(wanted[0])
+            if volume.GetScene() is slicer.mrmlScene and not views.inViews(volume):  # else no browser shows it
+                views.showInViews(volume)
         except InputError as error:
             self._outlineError = str(error)
         self.timer.start()
@@ -531,10 +532,7 @@ class SpeckleTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._shown = self.job, len(self.job.reports)
             slicer.modules.plots.logic().ShowChartInLayout(nodes["loss"])
             for name, role in (("Red", "before"), ("Yellow", "after")):
-                composite = slicer.mrmlScene.GetNodeByID(f"vtkMRMLSliceCompositeNode{name}")
-                composite.SetBackgroundVolumeID(nodes[role].GetID())
-                composite.SetForegroundVolumeID(None)
-                slicer.app.layoutManager().sliceWidget(name).sliceLogic().FitSliceToBackground()
+                views.showInViews(nodes[role], (name,))
 
     #
     # Models
@@ -782,13 +780,13 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         if not nodes:
             raise InputError("A region needs a recording in the scene to lie on; of files alone take 'auto' or 'none'.")
         find = slicer.util.getModuleLogic("Speckle2Self").region
-        given = None if region == "given" else scene.findRegion(region)
-        regions = [find(node, given) for node in nodes]
-        if files and not alike(regions):
+        given = None if region == "given" else regions.find(region)
+        masks = [find(node, given) for node in nodes]
+        if files and not alike(masks):
             raise InputError(
                 "The region is not the same in all recordings of the scene: train on the files by themselves."
             )
-        return regions
+        return masks
 
     def freeName(self, wanted: str) -> str:
         """`wanted` made fit for a name, with a number where a model or an unfinished run has that name."""
@@ -849,7 +847,7 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         that model is not at hand. Images of an earlier comparison are brought up to date, unless they were renamed."""
         from Speckle2SelfLib import library
 
-        other, volume = slicer.util.getModuleLogic("Speckle2Self"), comparison.shown(scene.find(node))
+        other, volume = slicer.util.getModuleLogic("Speckle2Self"), scene.proxyOf(scene.find(node))
         names = [name for name in (library.card(model).get("start"), model) if name in library.models()]
         kind = scene.VOLUMES.get(volume.GetClassName(), "")
         earlier = {name: _claimed(kind, _previewTitle(volume, name), volume) for name in names}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
 
 from .config import FILTER_NAMES, refuse_filter
 from .system import InputError, replace_file
@@ -140,22 +143,27 @@ def card(name_or_path) -> dict:
         raise InputError(f"There is no model '{name_or_path}'.") from error
 
 
-def remember_region(key: str, picture: bytes) -> None:
-    """Keeps a region, a PNG file's content, for recordings of the same kind (scanner, size of frames)."""
-    path = _region_path(key)
+def remember_region(key: str, region: np.ndarray) -> None:
+    """Keep a region (H, W) bool for recordings of the same kind (scanner, frame size)."""
+    path, content = _region_path(key), io.BytesIO()
+    np.save(content, np.asarray(region, bool), allow_pickle=False)
     with _told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, picture)
+    replace_file(path, content.getvalue())
 
 
-def remembered_region(key: str) -> Path | None:
-    """The PNG file of the region that was kept last for this kind of recordings; None where there is none."""
-    path = _region_path(key)
-    return path if path.exists() else None
+def recall_region(key: str) -> np.ndarray | None:
+    """Return the region (H, W) bool that was kept last for this kind of recording; None if there is none."""
+    try:
+        with _region_path(key).open("rb") as file:
+            region = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return region if region.ndim == 2 and region.dtype == bool else None
 
 
 def _region_path(key: str) -> Path:
-    return home() / "regions" / (re.sub(r"[^\w.+-]", "_", key)[:100] + ".png")
+    return home() / "regions" / (re.sub(r"[^\w.+-]", "_", key)[:100] + ".npy")
 
 
 @contextmanager

@@ -37,24 +37,24 @@ def box(name, columns, rows):
 
 
 def test_a_box_takes_the_voxels_that_lie_in_it(pair):
-    from Speckle2SelfSlicer import comparison
+    from Speckle2SelfSlicer import regions
 
-    mask = comparison.inside(pair[0], box("tissue", (50, 70), (30, 50)))
+    mask = regions.voxelsInside(pair[0], box("tissue", (50, 70), (30, 50)))
     assert mask.shape == (1, 64, 80)
     assert mask[0, 30:51, 50:71].all() and mask.sum() == 21 * 21
     with pytest.raises(InputError, match="covers no part"):
-        comparison.inside(pair[0], box("away", (500, 600), (0, 9)))
+        regions.voxelsInside(pair[0], box("away", (500, 600), (0, 9)))
 
 
 def test_a_box_on_an_image_under_a_warp_is_refused(pair):
-    from Speckle2SelfSlicer import comparison
+    from Speckle2SelfSlicer import regions
 
     warp = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLBSplineTransformNode", "Warp")
     transform = slicer.vtkOrientedBSplineTransform()
     warp.SetAndObserveTransformFromParent(transform)
     pair[0].SetAndObserveTransformNodeID(warp.GetID())
     with pytest.raises(InputError, match="'in' is under the transform 'Warp', which is not linear"):
-        comparison.inside(pair[0], box("tissue", (50, 70), (30, 50)))
+        regions.voxelsInside(pair[0], box("tissue", (50, 70), (30, 50)))
 
 
 def test_figures_before_and_after_go_into_a_table_a_plot_and_a_file(pair, tmp_path):
@@ -111,46 +111,46 @@ def test_the_difference_has_a_fixed_scale_and_the_place_of_the_input(pair):
 
 
 def test_views_show_input_and_output(pair):
-    from Speckle2SelfSlicer import comparison
+    from Speckle2SelfSlicer import comparison, regions, views
 
-    if not comparison._each("vtkMRMLSliceCompositeNode"):
+    if not views.nodesOf("vtkMRMLSliceCompositeNode"):
         slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
     comparison.fade(*pair, 0.25)
-    composites = comparison._each("vtkMRMLSliceCompositeNode")
+    composites = views.nodesOf("vtkMRMLSliceCompositeNode")
     assert composites
     for composite in composites:
         assert composite.GetBackgroundVolumeID() == pair[0].GetID()
         assert composite.GetForegroundVolumeID() == pair[1].GetID() and composite.GetForegroundOpacity() == 0.25
     region = np.zeros((64, 80), bool)
     region[10:30, 20:50] = True
-    comparison.showRegion(pair[0], region, 0)
+    regions.showOutline(pair[0], region, 0)
     labels = slicer.mrmlScene.GetNodeByID(composites[0].GetLabelVolumeID())
     assert np.array_equal(slicer.util.arrayFromVolume(labels)[0], region)
-    assert all(view.GetUseLabelOutline() for view in comparison._each("vtkMRMLSliceNode"))
-    comparison.showRegion(pair[0], None, 0)
+    assert all(view.GetUseLabelOutline() for view in views.nodesOf("vtkMRMLSliceNode"))
+    regions.hideOutline()
     assert composites[0].GetLabelVolumeID() is None
 
 
 def test_the_views_own_label_map_comes_back(pair):
-    from Speckle2SelfSlicer import comparison
+    from Speckle2SelfSlicer import regions, views
 
     for kind in ("vtkMRMLSliceNode", "vtkMRMLSliceCompositeNode"):
-        if not comparison._each(kind):
+        if not views.nodesOf(kind):
             slicer.mrmlScene.AddNewNodeByClass(kind)
-    view, composite = (comparison._each(kind)[0] for kind in ("vtkMRMLSliceNode", "vtkMRMLSliceCompositeNode"))
+    view, composite = (views.nodesOf(kind)[0] for kind in ("vtkMRMLSliceNode", "vtkMRMLSliceCompositeNode"))
     mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "Mine")
     view.SetUseLabelOutline(False)
     composite.SetLabelVolumeID(mine.GetID())
     for _ in range(2):  # as it is outlined anew
-        comparison.showRegion(pair[0], np.ones((64, 80), bool), 0)
+        regions.showOutline(pair[0], np.ones((64, 80), bool), 0)
     assert view.GetUseLabelOutline() and composite.GetLabelVolumeID() != mine.GetID()
-    comparison.showRegion(None, None, 0)
+    regions.hideOutline()
     assert not view.GetUseLabelOutline() and composite.GetLabelVolumeID() == mine.GetID()
     slicer.mrmlScene.RemoveNode(mine)
 
 
 def test_a_segmentation_gives_a_mask(pair):
-    from Speckle2SelfSlicer import comparison
+    from Speckle2SelfSlicer import regions
 
     segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Regions")
     segmentation.SetReferenceImageGeometryParameterFromVolumeNode(pair[0])
@@ -158,13 +158,13 @@ def test_a_segmentation_gives_a_mask(pair):
     wanted[0, 5:20, 30:60] = 1
     segment = segmentation.GetSegmentation().AddEmptySegment("tissue")
     slicer.util.updateSegmentBinaryLabelmapFromArray(wanted, segmentation, segment, pair[0])
-    assert np.array_equal(comparison.inside(pair[0], segmentation, "first"), wanted != 0)
-    assert np.array_equal(comparison.frameMask(pair[0], segmentation, 0), wanted[0] != 0)
+    assert np.array_equal(regions.voxelsInside(pair[0], segmentation, "first"), wanted != 0)
+    assert np.array_equal(regions.frameMask(pair[0], segmentation, 0), wanted[0] != 0)
 
 
 @pytest.mark.parametrize("kind", ["box", "given", "none"])
 def test_a_proxy_without_image_is_told_where_a_region_is_wanted(slicer_app, kind):
-    from Speckle2SelfSlicer import comparison, scene
+    from Speckle2SelfSlicer import regions, scene
 
     sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Cine")
     volume = slicer.vtkMRMLScalarVolumeNode()
@@ -173,17 +173,17 @@ def test_a_proxy_without_image_is_told_where_a_region_is_wanted(slicer_app, kind
     browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "Browser")
     browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
     slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
-    scene.proxy(sequence).SetAndObserveImageData(None)
+    scene.proxyOf(sequence).SetAndObserveImageData(None)
     logic = slicer.util.getModuleLogic("Speckle2Self")
     with pytest.raises(InputError, match="has no image data"):
         if kind == "none":
-            comparison.Outline(logic).show(sequence, "none")
+            regions.Outline(logic).show(sequence, "none")
         else:
             logic.region(sequence, box("tissue", (50, 70), (30, 50)) if kind == "box" else None)
 
 
 def test_what_changes_a_region_is_seen_and_reading_it_is_no_change(pair):
-    from Speckle2SelfSlicer import comparison
+    from Speckle2SelfSlicer import regions
 
     segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Regions")
     segmentation.CreateDefaultDisplayNodes()
@@ -203,9 +203,9 @@ def test_what_changes_a_region_is_seen_and_reading_it_is_no_change(pair):
         lambda: segmentation.GetDisplayNode().SetSegmentVisibility(segments[0], False),
         lambda: segmentation.GetSegmentation().RemoveSegment(segments[0]),
     ):
-        comparison.frameMask(pair[0], segmentation, 0)
-        before = comparison.changed(segmentation)
-        comparison.frameMask(pair[0], segmentation, 0)
-        assert comparison.changed(segmentation) == before
+        regions.frameMask(pair[0], segmentation, 0)
+        before = regions.lastChange(segmentation)
+        regions.frameMask(pair[0], segmentation, 0)
+        assert regions.lastChange(segmentation) == before
         change()
-        assert comparison.changed(segmentation) > before
+        assert regions.lastChange(segmentation) > before

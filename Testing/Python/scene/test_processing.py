@@ -150,7 +150,9 @@ def test_the_look_finds_frames_by_their_index_value(worker, sequence, tmp_path):
     output.GetStorageNode().SetFileName(str(tmp_path / "saved.seq.nrrd"))
     assert output.GetStorageNode().WriteData(output) and not output.GetModifiedSinceRead()
     look(run.result, 0.0)
-    assert np.array_equal(slicer.util.arrayFromVolume(scene.proxy(output))[0], FRAMES[3]), "0.30, item 6 of the master"
+    assert np.array_equal(slicer.util.arrayFromVolume(scene.proxyOf(output))[0], FRAMES[3]), (
+        "0.30, item 6 of the master"
+    )
     assert output.GetModifiedSinceRead(), "it is to be saved again"
     output.RemoveDataNodeAtValue("0.00")
     added = slicer.vtkMRMLScalarVolumeNode()
@@ -162,7 +164,7 @@ def test_the_look_finds_frames_by_their_index_value(worker, sequence, tmp_path):
         image = slicer.util.arrayFromVolume(output.GetNthDataNode(number))[0]
         assert np.array_equal(image, FRAMES[number + 1])
     assert (slicer.util.arrayFromVolume(output.GetNthDataNode(11)) == 7).all()
-    shown = scene.proxy(output)
+    shown = scene.proxyOf(output)
     slicer.mrmlScene.RemoveNode(browser)
     look(run.result, 1.0)
     assert np.array_equal(slicer.util.arrayFromVolume(shown)[0], FRAMES[3]), "nothing tells what it shows now"
@@ -200,11 +202,11 @@ def test_a_sequence_of_transforms_is_no_output(worker, sequence):
 
 
 def test_the_outline_lies_where_the_recording_is_shown(worker, sequence):
-    from Speckle2SelfSlicer import comparison, scene
+    from Speckle2SelfSlicer import regions, scene
 
     transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "Probe")
-    scene.proxy(sequence).SetAndObserveTransformNodeID(transform.GetID())
-    outline, own = comparison.Outline(logic()), logic()
+    scene.proxyOf(sequence).SetAndObserveTransformNodeID(transform.GetID())
+    outline, own = regions.Outline(logic()), logic()
     outline.show(sequence, "auto")
     end = time.monotonic() + 60
     while outline.searching and time.monotonic() < end:
@@ -218,7 +220,7 @@ def test_the_outline_lies_where_the_recording_is_shown(worker, sequence):
 
 
 def test_live_takes_the_slice_at_which_the_view_stands_and_shows_it_there(worker, slicer_app):
-    from Speckle2SelfSlicer.processing import Live
+    from Speckle2SelfSlicer.live import Live
 
     volume = slicer.util.addVolumeFromArray(np.repeat(np.arange(40, dtype=np.uint8), 48 * 56).reshape(40, 48, 56))
     transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "Shift")
@@ -232,6 +234,7 @@ def test_live_takes_the_slice_at_which_the_view_stands_and_shows_it_there(worker
     for position in (30, 31, 34):
         view.GetSliceToRAS().SetElement(2, 3, position)
         view.Modified()
+        live.step()  # as the timer does: the slice is taken here
         end = time.monotonic() + 60
         while live.waiting and time.monotonic() < end:
             worker.poll()
@@ -244,7 +247,7 @@ def test_live_takes_the_slice_at_which_the_view_stands_and_shows_it_there(worker
 
 
 def test_live_waits_while_there_is_no_image(worker, slicer_app):
-    from Speckle2SelfSlicer.processing import Live
+    from Speckle2SelfSlicer.live import Live
 
     volume = slicer.util.addVolumeFromArray(FRAMES[:1], name="US")
     live = Live(worker, volume, model="median", region="none")
@@ -406,7 +409,8 @@ def test_live_follows_a_region_that_is_moved(slicer_app, kind, tmp_path, monkeyp
 
 @pytest.mark.parametrize("wrong", [{"strength": 2}, {"strength": float("nan")}, {"gamma": 0}])
 def test_a_strength_or_gamma_that_is_none_is_refused_before_any_work(worker, sequence, wrong):
-    from Speckle2SelfSlicer.processing import Live, Run
+    from Speckle2SelfSlicer.live import Live
+    from Speckle2SelfSlicer.processing import Run
 
     (name,) = wrong
     for kind in (Run, Live):
@@ -465,7 +469,7 @@ def test_live_finds_grain_and_grey_values_anew_in_a_region_that_is_moved(slicer_
 
 
 def test_live_follows_a_volume_that_changes_and_stops_when_it_goes(worker, sequence):
-    from Speckle2SelfSlicer.processing import Live
+    from Speckle2SelfSlicer.live import Live
 
     browser = slicer.mrmlScene.GetFirstNodeByName("Browser")
     live = Live(worker, sequence, model="median", region="none")
@@ -493,7 +497,7 @@ def test_live_follows_a_volume_that_changes_and_stops_when_it_goes(worker, seque
 
 
 def test_a_preview_is_one_slice_in_its_place(worker, slicer_app):
-    from Speckle2SelfSlicer.processing import Live
+    from Speckle2SelfSlicer.live import Live
 
     volume = slicer.util.addVolumeFromArray(FRAMES, name="Volume")
     volume.SetSpacing(1, 1, 3)
@@ -507,7 +511,7 @@ def test_a_preview_is_one_slice_in_its_place(worker, slicer_app):
 
 
 def test_live_drops_what_it_cannot_keep_up_with(worker, slicer_app):
-    from Speckle2SelfSlicer.processing import Live
+    from Speckle2SelfSlicer.live import Live
 
     large = np.kron(FRAMES, np.ones((8, 8), np.uint8))
     volume = slicer.util.addVolumeFromArray(large[:1], name="Stream")
