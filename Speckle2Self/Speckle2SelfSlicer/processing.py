@@ -111,7 +111,7 @@ class Run:
                 if cancelled is not None and cancelled():
                     self.cancel()
                 self._worker.poll()
-                self.step()
+                self.step(0)
                 if progress is not None and self.done > reported:
                     reported = self.done
                     progress(reported, self.total)
@@ -159,6 +159,7 @@ class Run:
         cut = self._jobs[0].state == "cancelled"
         self.done = self._wholeVolumes(self._jobs[0]) if cut else self.total
         self.state = "writing"
+        yield None  # a caller may still stop it
         yield from self._write(cut)
         self._end("done", self._remark(cut))
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import slicer
 import vtk
-from slicer import vtkMRMLNode, vtkMRMLSliceCompositeNode, vtkMRMLSliceNode, vtkMRMLVolumeNode
+from slicer import vtkMRMLNode, vtkMRMLScene, vtkMRMLSliceCompositeNode, vtkMRMLSliceNode, vtkMRMLVolumeNode
 
-from .scene import ijkToWorld, proxyOrNone
+from .scene import ijkToWorld, proxyOrNone, shapeOf
 
 FOREGROUND = "Speckle2Self.foreground"  # attribute of a composite node: the foreground that was put there from here
 
@@ -43,27 +43,40 @@ class View:
 
         axis: of (K, J, I), across which to look; None: that of the only slice, else the closest.
         """
-        before = [self.node.GetSliceToRAS().GetElement(row, 3) for row in range(3)]
+        place = self.place
+        shape = shapeOf(volume)
+        axis = shape.index(1) if axis is None and 1 in shape else axis
         if axis is None:
             self.node.RotateToVolumePlane(volume)
-        else:
-            self.node.RotateToAxes(ijkToWorld(volume), 2 - axis)
-        self.fit(volume)
-        matrix, toSlice, bounds = self.node.GetSliceToRAS(), vtk.vtkMatrix4x4(), [0.0] * 6
-        vtk.vtkMatrix4x4.Invert(matrix, toSlice)
-        volume.GetSliceBounds(bounds, toSlice, True)
-        depth = toSlice.MultiplyPoint([*before, 1])[2]
-        if bounds[4] <= depth <= bounds[5]:
-            for row, place in enumerate(matrix.MultiplyPoint([0, 0, depth, 1])[:3]):
-                matrix.SetElement(row, 3, place)
-            self.node.UpdateMatrices()
+        else:  # from the anatomical plane that is the closest, so that all views have the same side up
+            toWorld = ijkToWorld(volume)
+            normal = [abs(toWorld.GetElement(row, 2 - axis)) for row in range(3)]
+            preset = ("Sagittal", "Coronal", "Axial")[normal.index(max(normal))]
+            if self.node.HasSliceOrientationPreset(preset):
+                self.node.SetOrientation(preset)
+            self.node.RotateToAxes(toWorld, 2 - axis)
+        self.fit(volume, place)
 
-    def fit(self, volume: vtkMRMLVolumeNode) -> None:
-        """Fit a volume into the view, whose aspect stays as it is."""
+    def fit(self, volume: vtkMRMLVolumeNode, place: list[float] | None = None) -> None:
+        """Fit a volume into the view as it is turned; stay at the slice of `place` (RAS), or else of the view now."""
+        place = place or self.place
         manager = slicer.app.layoutManager()
         widget = manager.sliceWidget(self.node.GetLayoutName()) if manager is not None else None
         if widget is not None:
             widget.sliceLogic().FitSliceToVolume(volume, *self.node.GetDimensions()[:2])
+        matrix, toSlice, bounds = self.node.GetSliceToRAS(), vtk.vtkMatrix4x4(), [0.0] * 6
+        vtk.vtkMatrix4x4.Invert(matrix, toSlice)
+        volume.GetSliceBounds(bounds, toSlice, True)
+        depth = toSlice.MultiplyPoint([*place, 1])[2]
+        if bounds[4] <= depth <= bounds[5]:
+            for row, at in enumerate(matrix.MultiplyPoint([0, 0, depth, 1])[:3]):
+                matrix.SetElement(row, 3, at)
+            self.node.UpdateMatrices()
+
+    @property
+    def place(self) -> list[float]:
+        """The point (RAS) in the middle of the view."""
+        return [self.node.GetSliceToRAS().GetElement(row, 3) for row in range(3)]
 
 
 @dataclass
@@ -81,6 +94,7 @@ class _Before:
 
 
 _users: dict[str, _Before] = {}  # by the ids of slice nodes: what is to come back
+_observed: list[int] = []  # the scene's closing, once it is of interest
 _layouts: list[int] = []  # the user's layout and the one that took its place; empty: none did
 
 
@@ -127,6 +141,18 @@ def setLayout(layout: int) -> None:
     if manager is not None and manager.layout != layout:
         _layouts[:] = [_layouts[0] if _layouts and _layouts[1] == manager.layout else manager.layout, layout]
         manager.setLayout(layout)
+        import qt
+
+        qt.QTimer.singleShot(0, _fitAgain)  # views have their new sizes only once Qt has laid them out
+
+
+def _fitAgain() -> None:
+    """Fit what is shown from here into views whose size has changed."""
+    for view in viewsOfLayout():
+        known, background = _users.get(view.node.GetID()), view.composite.GetBackgroundVolumeID()
+        volume = slicer.mrmlScene.GetNodeByID(background) if background else None
+        if known is not None and known.put == background and volume is not None and volume.GetImageData() is not None:
+            view.fit(volume)
 
 
 def restore() -> None:
@@ -156,6 +182,8 @@ def _remember(view: View) -> None:
     composite, known = view.composite, _users.get(view.node.GetID())
     if known is not None and known.put == composite.GetBackgroundVolumeID():
         return
+    if not _observed:
+        _observed.append(slicer.mrmlScene.AddObserver(slicer.mrmlScene.StartCloseEvent, _forget))
     turned = vtk.vtkMatrix4x4()
     turned.DeepCopy(view.node.GetSliceToRAS())
     background = composite.GetBackgroundVolumeID()
@@ -169,3 +197,9 @@ def _remember(view: View) -> None:
         turned=turned,
         fieldOfView=view.node.GetFieldOfView(),
     )
+
+
+def _forget(mrmlScene: vtkMRMLScene, event: str) -> None:
+    """Nothing is to come back once the scene is closed: its ids are given to other nodes."""
+    _users.clear()
+    _layouts.clear()

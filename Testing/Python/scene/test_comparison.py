@@ -209,3 +209,211 @@ def test_what_changes_a_region_is_seen_and_reading_it_is_no_change(pair):
         assert regions.lastChange(segmentation) == before
         change()
         assert regions.lastChange(segmentation) > before
+
+
+#
+# Views
+#
+
+ORIENTATIONS = {
+    "axial": np.diag([0.5, 0.5, 1, 1.0]),
+    "coronal": np.array([[0.5, 0, 0, 40], [0, 0, 1, -30], [0, -0.5, 0, 20], [0, 0, 0, 1.0]]),
+    "oblique": np.array([[0.35, 0.35, 0, -60], [-0.25, 0.25, 0.71, 15], [0.25, -0.25, 0.71, 70], [0, 0, 0, 1.0]]),
+}
+
+
+def placed_pair(orientation, shape=(1, 64, 80)):
+    """Two bright volumes of this orientation."""
+    volumes = [slicer.util.addVolumeFromArray(np.full(shape, value, np.uint8)) for value in (150, 200)]
+    for volume in volumes:
+        volume.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(ORIENTATIONS[orientation]))
+        volume.CreateDefaultDisplayNodes()
+        volume.GetDisplayNode().AutoWindowLevelOff()
+        volume.GetDisplayNode().SetWindowLevel(255, 127)
+    return volumes
+
+
+def share_filled(name) -> float:
+    """How much of what the frame could fill of a slice view it fills: its area over that of 64 x 80 pixels, fitted."""
+    from HeadlessSlicer.views import pixels
+
+    seen = pixels(slicer.app.layoutManager().sliceWidget(name).sliceLogic())
+    rows, columns = seen.shape[:2]
+    return (seen.max(-1) > 60).sum() / (64 * 80 * min(rows / 64, columns / 80) ** 2)
+
+
+def view_node(name):
+    return slicer.mrmlScene.GetNodeByID(f"vtkMRMLSliceNode{name}")
+
+
+def composite_node(name):
+    return slicer.mrmlScene.GetNodeByID(f"vtkMRMLSliceCompositeNode{name}")
+
+
+def set_layout(name):
+    slicer.app.layoutManager().setLayout(getattr(slicer.vtkMRMLLayoutNode, f"SlicerLayout{name}View"))
+    slicer.app.processEvents()
+    for view, orientation in (("Red", "Axial"), ("Yellow", "Sagittal"), ("Green", "Coronal")):
+        view_node(view).SetOrientation(orientation)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("layout", ["FourUp", "Conventional"])
+def test_frames_side_by_side_fill_their_views_whatever_their_orientation(slicer_app, layout, orientation):
+    from Speckle2SelfSlicer import comparison
+
+    set_layout(layout)
+    view_node("Red").SetFieldOfView(900, 900, 1)  # the user has looked at something else
+    view_node("Red").GetSliceToRAS().SetElement(2, 3, 400)
+    view_node("Red").UpdateMatrices()
+    before, after = placed_pair(orientation)
+    comparison.sideBySide(before, after)
+    slicer.app.processEvents()
+    for name, volume in (("Red", before), ("Yellow", after)):
+        assert composite_node(name).GetBackgroundVolumeID() == volume.GetID()
+        assert 0.9 < share_filled(name) < 1.1
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("layout", ["FourUp", "Conventional"])
+def test_a_difference_fills_all_views_of_the_layout(slicer_app, layout, orientation):
+    from Speckle2SelfSlicer import comparison, views
+
+    set_layout(layout)
+    node = comparison.difference(*placed_pair(orientation))
+    node.GetDisplayNode().SetWindowLevel(10, -60)  # it is -50 everywhere: bright
+    views.showInViews(node)
+    for name in ("Red", "Yellow", "Green"):
+        assert 0.9 < share_filled(name) < 1.1
+
+
+def test_frames_that_are_stacked_in_a_volume_are_seen_from_their_front(slicer_app):
+    from Speckle2SelfSlicer import comparison
+
+    set_layout("FourUp")
+    before, after = placed_pair("coronal", (10, 64, 80))
+    view_node("Red").JumpSliceByCentering(before.GetOrigin()[0], -30 + 7, 0)  # the user is at frame 7
+    comparison.sideBySide(before, after)
+    slicer.app.processEvents()
+    for name in ("Red", "Yellow"):
+        assert 0.9 < share_filled(name) < 1.1
+        assert abs(view_node(name).GetSliceToRAS().GetElement(1, 3) - (-30 + 7)) < 1e-6
+
+
+def test_side_by_side_takes_a_reformatted_view_as_it_is_and_keeps_each_views_aspect(pair):
+    from HeadlessSlicer import complaints
+    from Speckle2SelfSlicer import comparison
+
+    complaints.listen()
+    set_layout("SideBySide")
+    view_node("Red").GetSliceToRAS().DeepCopy(
+        slicer.util.vtkMatrixFromArray(np.array([[0, -1, 0, 0], [0.6, 0, 0.8, 0], [-0.8, 0, 0.6, 0], [0, 0, 0, 1.0]]))
+    )
+    view_node("Red").UpdateMatrices()
+    assert view_node("Red").GetOrientation() == "Reformat"
+    view_node("Yellow").SetDimensions(300, 200, 1)
+    complaints.heard.clear()
+    comparison.sideBySide(*pair)
+    assert not complaints.heard
+    for name in ("Red", "Yellow"):
+        wide, tall, _ = view_node(name).GetFieldOfView()
+        columns, rows, _ = view_node(name).GetDimensions()
+        assert wide / tall == pytest.approx(columns / rows)
+    turned = [slicer.util.arrayFromVTKMatrix(view_node(name).GetSliceToRAS()) for name in ("Red", "Yellow")]
+    assert np.allclose(*turned)
+
+
+def test_fading_leaves_hidden_views_and_a_foreground_of_the_users_own(pair):
+    from Speckle2SelfSlicer import comparison
+
+    set_layout("SideBySide")  # red and yellow
+    mine = slicer.util.addVolumeFromArray(np.zeros((1, 8, 8), np.uint8), name="PET")
+    for name in ("Red", "Yellow", "Green"):
+        composite_node(name).SetBackgroundVolumeID(mine.GetID())
+        composite_node(name).SetForegroundVolumeID(None)
+    composite_node("Yellow").SetForegroundVolumeID(mine.GetID())
+    comparison.fade(*pair, 1.0)
+    layers = {
+        name: (composite_node(name).GetBackgroundVolumeID(), composite_node(name).GetForegroundVolumeID())
+        for name in ("Red", "Yellow", "Green")
+    }
+    before, after, own = (node.GetID() for node in (*pair, mine))
+    assert layers == {"Red": (before, after), "Yellow": (own, own), "Green": (own, None)}
+    again = slicer.util.addVolumeFromArray(np.zeros((1, 64, 80), np.uint8), name="second result")
+    comparison.fade(pair[0], again, 0.5)
+    assert composite_node("Red").GetForegroundVolumeID() == again.GetID(), "what it put there itself"
+    assert composite_node("Red").GetForegroundOpacity() == 0.5
+
+
+def test_the_users_views_come_back(pair):
+    from Speckle2SelfSlicer import comparison, views
+
+    set_layout("FourUp")
+    mine = slicer.util.addVolumeFromArray(np.zeros((1, 8, 8), np.uint8), name="Mine")
+    for name in ("Red", "Yellow", "Green"):
+        composite_node(name).SetBackgroundVolumeID(mine.GetID())
+    view_node("Yellow").SetFieldOfView(77, 55, 1)
+
+    def state():
+        nodes = [(view_node(name), composite_node(name)) for name in ("Red", "Yellow", "Green")]
+        return [
+            (slicer.util.arrayFromVTKMatrix(view.GetSliceToRAS()).tolist(), view.GetOrientation(),
+             composite.GetBackgroundVolumeID(), composite.GetForegroundVolumeID(), composite.GetLinkedControl())
+            for view, composite in nodes
+        ]  # fmt: skip
+
+    before, layout = state(), slicer.app.layoutManager().layout
+    views.showInViews(pair[0])
+    comparison.sideBySide(*pair)
+    comparison.fade(*pair, 0.5)
+    assert state() != before and slicer.app.layoutManager().layout != layout
+    views.restore()
+    slicer.app.processEvents()
+    assert state() == before and slicer.app.layoutManager().layout == layout
+    views.showInViews(pair[0])
+    composite_node("Red").SetBackgroundVolumeID(mine.GetID())  # the user is elsewhere by now
+    turned = state()[0]
+    views.restore()
+    assert state()[0] == turned and state()[1:] == before[1:]
+
+
+#
+# Regions
+#
+
+
+def test_a_new_box_lies_in_a_recording_that_no_browser_shows(slicer_app):
+    from Speckle2SelfSlicer import regions
+
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Cine")
+    roi = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
+    regions.placeBox(roi, sequence)  # no image yet: it stays
+    volume = slicer.vtkMRMLScalarVolumeNode()
+    slicer.util.updateVolumeFromArray(volume, np.ones((1, 64, 80), np.uint8))
+    sequence.SetDataNodeAtValue(volume, "0")
+    regions.placeBox(roi, sequence)
+    assert np.allclose(roi.GetSize(), (20, 16, 1)) and np.allclose(roi.GetCenter(), (39.5, 31.5, 0))
+
+
+def test_a_dicom_database_is_asked_for_the_scanner_only_where_it_is_open(pair, monkeypatch, tmp_path):
+    from HeadlessSlicer import complaints
+    from Speckle2SelfSlicer import regions
+
+    monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path))
+    pair[0].SetAttribute("DICOM.instanceUIDs", "1.2.3 1.2.4")
+    database = slicer.dicomDatabase
+    database.closeDatabase()
+    complaints.heard.clear()
+    region = np.zeros((64, 80), bool)
+    region[3:9, 4:40] = True
+    regions.remember(pair[0], region)
+    assert np.array_equal(regions.remembered(pair[0], (64, 80)), region) and not complaints.heard
+    database.openWith({("1.2.3", "0008,0070"): "Acme", ("1.2.3", "0008,1090"): "Sono/1"})
+    with pytest.raises(InputError, match="none was given"):
+        regions.remembered(pair[0], (64, 80))
+    regions.remember(pair[0], ~region)
+    assert np.array_equal(regions.remembered(pair[0], (64, 80)), ~region)
+    with pytest.raises(InputError, match="none was given"):
+        regions.remembered(pair[0], (80, 64))
+    database.closeDatabase()
+    assert np.array_equal(regions.remembered(pair[0], (64, 80)), region)
