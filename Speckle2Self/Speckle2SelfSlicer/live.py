@@ -14,7 +14,6 @@ from Speckle2SelfLib.system import InputError
 from Speckle2SelfLib.volumes import slicing_axes
 
 from . import results, scene
-from .processing import checkedOptions, requestOf
 from .regions import MovingRegion
 from .scene import VOLUMES, Recording
 
@@ -25,24 +24,24 @@ class Live:
     The newest image comes first; what cannot be kept up with is dropped. output: a volume `<input> live` in the same
     place, or a given one. state: "running", "stopped", "failed" (message). latency, rate: measured. once: a preview,
     only what is shown now; `refresh` takes what is shown then. regionNode: the segmentation or box that `region` (H, W)
-    was taken from; where it is changed, the images follow. options: see `processing.checkedOptions`. Raises InputError.
+    was taken from; where it is changed, the images follow. options: the others of
+    `config.DespeckleOptions`; region may also be pixels (H, W). Raises InputError.
 
     Observers only note that something has changed: OpenIGTLink overwrites an image, reports it, and gives the volume
     its new place after that. `step` reads both together, once for all events of an image.
     """
 
     def __init__(
-        self, worker, node: vtkMRMLNode, sliceNode: vtkMRMLSliceNode | None = None, once: bool = False,
-        output: vtkMRMLVolumeNode | None = None, regionNode: vtkMRMLNode | None = None, **options,
+        self, worker, node: vtkMRMLNode, axis: str = "auto", sliceNode: vtkMRMLSliceNode | None = None,
+        once: bool = False, output: vtkMRMLVolumeNode | None = None, regionNode: vtkMRMLNode | None = None, **options,
     ):  # fmt: skip
         node = scene.proxyOf(node)
         self.recording = Recording.of(node)
         if output is not None and (output is node or scene.sequenceBehind(output) is not None):
             raise InputError(f"'{output.GetName()}' is a recording, which live images never change; choose another.")
         self.node, self.output, self.once, self.state, self.message = node, output, once, "running", ""
-        self.options, mask = checkedOptions(options)
-        self._sliceNode, self._worker, self._request = sliceNode, worker, requestOf(self.options, mask)
-        self._region = MovingRegion(regionNode, self._request["region"])
+        self._sliceNode, self._axis, self._worker, self._options = sliceNode, axis, worker, options
+        self._region = MovingRegion(regionNode, options.get("region"))
         self._stream, self._observed, self._moments = None, [], []
         self._pushed, self._taken, self._places, self._slice = 0, 0, {}, None
         self._imageChanged = self._viewMoved = False
@@ -95,7 +94,7 @@ class Live:
         axis, number = self._sliceOf(voxels.shape)
         frame = np.moveaxis(voxels, axis, 0)[number]
         if self._stream is None:
-            self._stream = self._worker.live(frame.shape, frame.dtype, self._request)
+            self._stream = self._worker.live(frame.shape, frame.dtype, self._options)
         region = self._region.update(self.node, frame.shape[:2], axis)
         if region is not None:
             self._stream.give(region)
@@ -105,7 +104,7 @@ class Live:
 
     def _sliceOf(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """The axis of (K, J, I), and the slice: of a 3D volume where the slice view stands; else the middle one."""
-        chosen = "auto" if self.options.axis == "average" else self.options.axis
+        chosen = "auto" if self._axis == "average" else self._axis
         (axis,) = slicing_axes(shape[:3], self.recording.spacing, chosen)
         if shape[axis] == 1 or self._sliceNode is None:
             return axis, shape[axis] // 2

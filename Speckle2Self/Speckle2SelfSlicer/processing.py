@@ -4,47 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
 
 import numpy as np
 import slicer
 from slicer import vtkMRMLNode, vtkMRMLVolumeNode
 
 from Speckle2SelfLib import volumes
-from Speckle2SelfLib.config import DespeckleOptions
 from Speckle2SelfLib.look import look
 from Speckle2SelfLib.system import Cancelled, InputError
 
 from . import results
 from .scene import CHANGED, Recording, browsers, sequenceOf, voxelsOf
+from .worker import checked_options
 
 PARTIAL = " (partial)"  # in the name of a result of which only the first frames are done
 PIECE = 0.02  # seconds of work at most between two returns to the event loop
 PAUSE = 0.005  # seconds between two looks at the worker, where a caller waits
-
-
-def checkedOptions(options: dict) -> tuple[DespeckleOptions, np.ndarray | None]:
-    """Return options of despeckling, and the pixels (H, W) where the region is given by these. Raises InputError.
-
-    options: the fields of `DespeckleOptions`; as region also pixels, or None for whole frames.
-    """
-    unknown = set(options) - {each.name for each in fields(DespeckleOptions)}
-    if unknown:
-        raise InputError(f"Unknown options of despeckling: {', '.join(sorted(unknown))}.")
-    region, mask = options.get("region", "auto"), None
-    if region is None:
-        region = "none"
-    elif not isinstance(region, str):
-        region, mask = "given", region
-    changed = {"region": region, "axis": str(options.get("axis", "auto")).lower()}
-    changed |= {name: float(options[name]) for name in ("strength", "gamma") if name in options}
-    return DespeckleOptions(**{**options, **changed}), mask
-
-
-def requestOf(options: DespeckleOptions, mask: np.ndarray | None) -> dict:
-    """Return checked options as the worker takes them; the axis is ours: the worker sees frames."""
-    request = {each.name: getattr(options, each.name) for each in fields(options) if each.name != "axis"}
-    return request if mask is None else {**request, "region": mask}
 
 
 class Run:
@@ -53,7 +28,8 @@ class Run:
     state: "reading", "despeckling", "writing", "done", "cancelled", "failed" (message says why, for the user). done,
     total: frames; rate: per second; seconds: since the start; seconds_left: None where unknown. region: (H, W) bool of
     what is despeckled, None as long as it is unknown. result: a `Result`, once done.
-    onlyRegion: it ends as soon as `region` is known, and writes nothing. options: see `checkedOptions`.
+    onlyRegion: it ends as soon as `region` is known, and writes nothing. options: those of
+    `config.DespeckleOptions`; region may also be pixels (H, W).
     Raises InputError where the nodes or the options do not fit.
     """
 
@@ -63,16 +39,16 @@ class Run:
     ):  # fmt: skip
         self.recording = Recording.of(node)
         results.checkOutput(self.recording, output)
-        self.options, self._mask = checkedOptions(options)
+        options["axis"] = str(options.get("axis", "auto")).lower()
+        self.axes, self._shape, self._dtype = self.recording.axes(options["axis"]), *self.recording.kind
+        self.options, self._mask = checked_options(options, np.delete(self._shape[1:4], self.axes[0]))
         self.output, self.keepPartial = output, keepPartial
         self.state, self.message, self.result = "reading", "", None
         self.done, self.total, self.rate, self.seconds_left, self.device = 0, 0, 0.0, None, ""
         self.region, self._onlyRegion, self._started = None, onlyRegion, time.monotonic()
         self._worker, self._jobs, self._asked = worker, [], False
-        self._shape, self._dtype = self.recording.shape, self.recording.dtype
-        self.axes = self.recording.axes(self.options.axis)
         self.recording = self.recording.snapshot()
-        self.total = len(self.axes) * self._shape[0] * self._shape[1 + self.axes[0]]
+        self.total = sum(self._shape[0] * self._shape[1 + axis] for axis in self.axes)
         self._steps = self._work()
 
     @property
@@ -179,13 +155,14 @@ class Run:
 
     def _despeckle(self, number: int, job) -> Iterator[str]:
         """A job, the number-th, through the worker. Strength and gamma are applied to what comes out, by `Result`."""
-        self._worker.start(job, requestOf(replace(self.options, strength=1.0, gamma=1.0), self._mask))
+        region = self.options.region if self._mask is None else self._mask
+        self._worker.start(job, {"model": self.options.model, "device": self.options.device, "region": region})
         while not job.ended:
             self._takeRegion(number, job)
             if self._onlyRegion and self.region is not None:
                 self._worker.cancel(job)
                 raise Cancelled
-            self.done = number * job.total + job.done
+            self.done = sum(each.total for each in self._jobs[:number]) + job.done
             self.rate, self.seconds_left, self.device = job.rate, job.seconds_left, job.device
             yield "wait"
         self.device = job.device

@@ -115,19 +115,20 @@ class Recording:
         return self.volumes[0].GetSpacing()[::-1]
 
     @cached_property
-    def _kind(self) -> tuple[tuple[int, ...], np.dtype]:
+    def kind(self) -> tuple[tuple[int, ...], np.dtype]:
+        """`shape` and `dtype`, as the first volume was when they were first asked for. Raises InputError."""
         first = next(self.voxels())
         return (len(self.volumes), *first.shape), first.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(T, K, J, I) or (T, K, J, I, C), as the first volume was when this was first asked. Raises InputError."""
-        return self._kind[0]
+        """(T, K, J, I) or (T, K, J, I, C), see `kind`."""
+        return self.kind[0]
 
     @property
     def dtype(self) -> np.dtype:
-        """Type of the voxels, as `shape`."""
-        return self._kind[1]
+        """Type of the voxels, see `kind`."""
+        return self.kind[1]
 
     @property
     def size(self) -> tuple[int, int, int]:

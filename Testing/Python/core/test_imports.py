@@ -10,7 +10,7 @@ import pytest
 RANKS = [
     {"system"},
     {"config", "grey"},
-    {"volumes", "look", "augmentation", "perturbation", "network", "loss", "beams", "devices"},
+    {"protocol", "volumes", "look", "augmentation", "perturbation", "network", "loss", "beams", "devices"},
     {"region", "grain", "resampling"},
     {"checkpoint", "simulation", "metrics", "filters", "files"},
     {"library", "calibration"},

@@ -409,16 +409,17 @@ def test_a_worker_of_little_memory_says_so_and_takes_the_next_job(tmp_path):
 def test_a_device_that_disappears_fails_the_job_alone():
     from types import SimpleNamespace
 
+    from Speckle2SelfLib.protocol import Failed
     from Speckle2SelfLib.worker_process import Server
 
     said = []
-    server = Server(SimpleNamespace(), lambda **answer: said.append(answer))
+    server = Server(SimpleNamespace(), said.append)
 
     def lost():
         raise RuntimeError("CUDA error: device-side failure\nmore lines")
 
-    server.guarded({"job": 1}, lost)
-    assert said[0]["event"] == "failed" and "\n" not in said[0]["message"] and "CUDA error" in said[0]["message"]
+    server.guarded(SimpleNamespace(job=1), lost)
+    assert isinstance(said[0], Failed) and "\n" not in said[0].message and "CUDA error" in said[0].message
 
 
 # --- The scene changes while a run goes on

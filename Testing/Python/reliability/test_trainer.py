@@ -77,7 +77,7 @@ def test_a_stopped_run_is_resumed_also_by_another_application(trainer, job):
     until(trainer, lambda: len(run.reports) > 4)
     assert run.preview.read_bytes().startswith(b"\x89PNG")
     pid = run._child.process.pid
-    run.stop()
+    run.pause()
     assert trainer.wait(run, 30) and run.state == "stopped" and run.resumable
     assert not alive(pid)
     reached = run.reports[-1]["step"]
@@ -99,12 +99,12 @@ def test_a_run_that_another_application_trains_is_left_to_it(trainer, job):
     assert not other.unfinished() and not other.jobs
     with pytest.raises(InputError, match="'shared' goes on in another application"):
         other.add("shared", [FRAMES], job)
-    run.stop()
+    run.pause()
     assert trainer.wait(run, 30)
     (seen,) = other.unfinished()
     trainer.resume(run)
     until(trainer, lambda: run.settings.get("from_step"))
-    for tried in (lambda: other.resume(seen), seen.finish, seen.cancel):
+    for tried in (lambda: other.resume(seen), seen.stop, seen.cancel):
         with pytest.raises(InputError, match="'shared' goes on in another application"):
             tried()
     assert seen.state == "stopped" and run.folder.exists() and not trainer.poll() and run.state == "running"
@@ -149,7 +149,7 @@ def test_a_run_that_is_done_leaves_another_of_its_name_alone(trainer, job):
     second = trainer.add("twice", [FRAMES], replace(job, steps=100_000))
     until(trainer, lambda: len(second.reports) > 2)
     done.cancel()
-    second.stop()
+    second.pause()
     assert trainer.wait(second, 30) and second.state == "stopped"
     done.cancel()
     assert second.resumable and done.state == "done"
@@ -158,25 +158,25 @@ def test_a_run_that_is_done_leaves_another_of_its_name_alone(trainer, job):
 def test_a_stopped_run_whose_model_is_worse_than_its_start_says_so(trainer, job):
     run = trainer.add("worse", [FRAMES], replace(job, steps=100_000))
     until(trainer, lambda: len(run.reports) > 2)
-    run.stop()
+    run.pause()
     assert trainer.wait(run, 30) and run.state == "stopped" and run.stoppable
     path = run.folder / "model.safetensors"
     model, network, card = checkpoint.load(path)
     card |= {"figures_at_start": {"structure": 0.99}, "figures": {"structure": 0.9}}
     checkpoint.save(path, model, network, card)
-    run.finish()
+    run.stop()
     assert (run.state, run.worse) == ("done", "structure 0.9900 -> 0.9000")
 
 
 def test_a_run_that_was_ended_before_it_had_a_model_can_be_resumed_and_paused(trainer, job):
     run = trainer.add("early", [FRAMES], replace(job, steps=100_000, simulated=4000))
     until(trainer, lambda: run.simulated)
-    run.finish()
+    run.stop()
     assert trainer.wait(run, 30) and run.state == "stopped" and run.resumable
     run.job = replace(run.job, simulated=0)
     trainer.resume(run)
     until(trainer, lambda: len(run.reports) > 2)
-    run.stop()
+    run.pause()
     assert trainer.wait(run, 30) and run.state == "stopped" and run.resumable, "paused, not ended"
 
 
@@ -184,7 +184,7 @@ def test_a_run_that_waits_can_be_stopped_and_put_back(trainer, job):
     first = trainer.add("first", [FRAMES], replace(job, steps=100_000))
     second = trainer.add("second", [FRAMES], job)
     assert not second.stoppable
-    second.stop()
+    second.pause()
     assert second.state == "stopped" and second.resumable and not second.stoppable
     trainer.resume(second)
     assert (first.state, second.state) == ("running", "waiting")

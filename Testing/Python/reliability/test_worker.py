@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.filters import FILTERS
+from Speckle2SelfLib.protocol import Failed
 from Speckle2SelfLib.system import InputError
 from Speckle2SelfLib.worker_process import Server
 from Speckle2SelfSlicer.worker import Worker, _Block
@@ -126,8 +128,8 @@ def test_what_goes_wrong_in_the_process_becomes_a_sentence(error, sentence):
         raise error
 
     said = []
-    Server(None, lambda **answer: said.append(answer)).guarded({"job": 3}, work)
-    assert [(answer["event"], answer["job"]) for answer in said] == [("failed", 3)] and sentence in said[0]["message"]
+    Server(None, said.append).guarded(SimpleNamespace(job=3), work)
+    assert [(type(answer), answer.job) for answer in said] == [(Failed, 3)] and sentence in said[0].message
 
 
 def test_a_result_grows_block_by_block_and_is_cancelled_between_blocks(shared):
