@@ -529,7 +529,9 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         dependencies.ensure()
         name = data.name or self.freeName(f"{data.title} {preset}")
         logging.info(f"Training '{name}' on {len(data.recordings)} recordings.")
-        return self.trainer.add(name, data.recordings, data.job, data.heldOut, onReport, data.regions)
+        job = self.trainer.add(name, data.recordings, data.job, data.heldOut, onReport, data.regions)
+        job.nodes = data.nodes
+        return job
 
     def freeName(self, wanted: str) -> str:
         """Return `wanted` made fit for a name, with a number where a model or an unfinished run has that name."""

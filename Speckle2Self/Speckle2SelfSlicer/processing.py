@@ -41,7 +41,8 @@ class Run:
         results.checkOutput(self.recording, output)
         options["axis"] = str(options.get("axis", "auto")).lower()
         self.axes, self._shape, self._dtype = self.recording.axes(options["axis"]), *self.recording.kind
-        self.options, self._mask = checked_options(options, np.delete(self._shape[1:4], self.axes[0]))
+        self.options, mask = checked_options(options, np.delete(self._shape[1:4], self.axes[0]))
+        self._region = self.options.region if mask is None else options["region"]
         self.output, self.keepPartial = output, keepPartial
         self.state, self.message, self.result = "reading", "", None
         self.done, self.total, self.rate, self.seconds_left, self.device = 0, 0, 0.0, None, ""
@@ -155,8 +156,8 @@ class Run:
 
     def _despeckle(self, number: int, job) -> Iterator[str]:
         """A job, the number-th, through the worker. Strength and gamma are applied to what comes out, by `Result`."""
-        region = self.options.region if self._mask is None else self._mask
-        self._worker.start(job, {"model": self.options.model, "device": self.options.device, "region": region})
+        request = {"model": self.options.model, "device": self.options.device, "region": self._region}
+        self._worker.start(job, request)
         while not job.ended:
             self._takeRegion(number, job)
             if self._onlyRegion and self.region is not None:

@@ -20,7 +20,8 @@ from .session import Session
 @dataclass(frozen=True)
 class TrainingData:
     """What a run needs. recordings, heldOut: (N, H, W[, C]) each; regions: a mask (H, W) bool of each recording and
-    then of each one held out, or none; name: that of the model, or None; title: the name of the first recording."""
+    then of each one held out, or none; name: that of the model, or None; title: the name of the first recording;
+    nodes: what is in the scene of it, first what is held out."""
 
     job: Job
     recordings: list[np.ndarray]
@@ -28,6 +29,7 @@ class TrainingData:
     regions: list[np.ndarray]
     name: str | None
     title: str
+    nodes: list[vtkMRMLNode]
 
 
 def gather(
@@ -56,7 +58,8 @@ def gather(
               minutes=minutes, region="auto" if regions else region, device=device, seed=seed,
               report=2 if preset == "adapt" else 10)  # fmt: skip
     recordings, held = ([scene.frames(node) for node in some] for some in (nodes, heldOut))
-    return TrainingData(job, recordings, held, regions, name, nodes[0].GetName() if nodes else files[0].stem)
+    title = nodes[0].GetName() if nodes else files[0].stem
+    return TrainingData(job, recordings, held, regions, name, title, [*heldOut, *nodes])
 
 
 def _recordingNodes(nodes) -> list[vtkMRMLNode]:

@@ -417,3 +417,34 @@ def test_a_dicom_database_is_asked_for_the_scanner_only_where_it_is_open(pair, m
         regions.remembered(pair[0], (80, 64))
     database.closeDatabase()
     assert np.array_equal(regions.remembered(pair[0], (64, 80)), region)
+
+
+#
+# Previews of training
+#
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("layout", ["FourUp", "Conventional"])
+def test_held_out_frames_lie_where_their_recording_lies_and_fill_their_views(slicer_app, layout, orientation):
+    from Speckle2SelfSlicer import curves, views
+
+    set_layout(layout)
+    (recording, _other) = placed_pair(orientation, (5, 64, 80))
+    small = slicer.util.addVolumeFromArray(np.zeros((1, 8, 8), np.uint8))
+    shift = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "Probe")
+    recording.SetAndObserveTransformNodeID(shift.GetID())
+    nodes = curves.runNodes(slicer.mrmlScene, "run")
+    curves.updatePreview(nodes, np.full((64, 160), 200, np.uint8), [small, recording])
+    middle = ORIENTATIONS[orientation] @ [0, 0, 2, 1]
+    for name, role in (("Red", "before"), ("Yellow", "after")):
+        volume = nodes[role]
+        assert np.allclose(volume.GetSpacing(), recording.GetSpacing())
+        assert np.allclose(volume.GetOrigin(), middle[:3]) and volume.GetTransformNodeID() == shift.GetID()
+        volume.GetDisplayNode().AutoWindowLevelOff()
+        volume.GetDisplayNode().SetWindowLevel(255, 127)
+        views.showInViews(volume, (name,))
+        assert 0.9 < share_filled(name) < 1.1
+    slicer.mrmlScene.RemoveNode(recording)
+    curves.updatePreview(nodes, np.full((64, 160), 200, np.uint8), [small, recording])
+    assert nodes["before"].GetImageData().GetDimensions() == (80, 64, 1)
