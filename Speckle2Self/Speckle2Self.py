@@ -184,7 +184,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
     #
 
     def parameters(self) -> dict:
-        """What the parameter node holds, nodes as their ids."""
+        """Return the values of the parameter node, nodes as their ids."""
         values = {name: self._parameterNode.getValue(name) for name in self._parameterNode.allParameters}
         return {name: value.GetID() if hasattr(value, "GetID") else value for name, value in values.items()}
 
@@ -224,7 +224,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
         both = parameters.inputNode is not None and parameters.outputNode is not None
         self.ui.applyButton.enabled = parameters.inputNode is not None and self.run is None
         self.ui.applyButton.toolTip = (
-            _("Despeckles the input into the output.") if parameters.inputNode else _("Choose an input first.")
+            _("Despeckle the input into the output.") if parameters.inputNode else _("Choose an input first.")
         )
         self.ui.regionNodeSelector.enabled = parameters.region == "given"
         for widget in (self.ui.previewButton, self.ui.liveCheckBox, self.ui.trainButton):
@@ -289,7 +289,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
     #
 
     def request(self) -> dict:
-        """The options of despeckling that the panel shows."""
+        """Return the options of despeckling that the panel shows."""
         parameters = self._parameterNode
         names = {each.name for each in fields(DespeckleOptions)} & set(parameters.allParameters)
         options = {name: parameters.getValue(name) for name in names}
@@ -325,10 +325,11 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
             if self.run.ended:
                 self.finishRun()
         if self.outline.searching:
-            with reporting_errors(_("The region cannot be shown.")):
+            with reporting_errors(_("The region cannot be shown."), cleanUp=self.hideOutline):
                 self.outline.step()
         if self.live is not None:
-            self.stepLive()
+            with reporting_errors(_("Live despeckling failed."), cleanUp=self.endLive):
+                self.stepLive()
         if self._relook is not None:
             with reporting_errors(_("The output could not be brought up to date.")):
                 if next(self._relook, "done") == "done":
@@ -338,7 +339,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
             self.timer.stop()
 
     def showRunning(self) -> None:
-        """Apply, or Cancel and progress."""
+        """Show Apply, or Cancel and progress."""
         running = self.run is not None
         self.ui.applyButton.visible = not running
         self.ui.cancelButton.visible = self.ui.progressBar.visible = running
@@ -362,7 +363,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
             self.setStatus(_("Writing into the scene..."))
 
     def finishRun(self) -> None:
-        """What a run that has ended leaves."""
+        """Take over the result of a run that has ended."""
         run, self.run = self.run, None
         if run.state == "done":
             self.forgetResult()
@@ -373,9 +374,10 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
             )
             self.setStatus(f"{run.message} '{name}'" if run.message else f"'{name}': {seconds}.")
             parameters = self._parameterNode or self.logic.getParameterNode()  # another module may be open
-            comparison.fade(run.recording.node, run.result.node, 1.0)
+            if self._parameterNode:  # else the views are another module's
+                comparison.fade(run.recording.node, run.result.node, 1.0)
             self.ui.fadeSlider.value = 1.0
-            if parameters.inputNode is not run.recording.node:  # another one was chosen meanwhile
+            if parameters.inputNode is not run.recording.node:  # another one was chosen in the meantime
                 self.forgetResult()
             else:
                 parameters.outputNode = run.result.node
@@ -395,13 +397,13 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
         self.ui.statusLabel.setStyleSheet("color: #c0392b" if failed else "")
 
     def startRelook(self) -> None:
-        """Strength and gamma on the result that is there; a restart takes the newest values."""
+        """Apply strength and gamma to the existing result; a restart uses the newest values."""
         if self.result is not None and self.result.node is self._parameterNode.outputNode:
             self._relook = self.result.relook(self._parameterNode.strength, self._parameterNode.gamma)
             self.timer.start()
 
-    def found(self):
-        """The region (H, W) bool that the last run found in the whole input, as it would be found again; else None."""
+    def found(self) -> np.ndarray | None:
+        """Return the region (H, W) bool that the last run found in the whole input, if it would be found again."""
         parameters, result = self._parameterNode, self.result
         if result is None or parameters.region != "auto" or parameters.axis != result.automaticAxis:
             return None
@@ -411,7 +413,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
         return None
 
     def showRegion(self) -> None:
-        """Outlines what is despeckled, or takes the outline away."""
+        """Outline the pixels to be despeckled, or remove the outline."""
         parameters, found = self._parameterNode, self.found()
         node, region = parameters.inputNode, parameters.region
         self.followTimer.stop()
@@ -433,7 +435,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
         self.outline.hide()
 
     def followRegion(self) -> None:
-        """Outlines a box or a segmentation anew once it rests after a change; not where it has left the image."""
+        """Outline a box or a segmentation again once it rests after a change; not where it has left the image."""
         parameters = self._parameterNode
         node = parameters.regionNode if parameters else None
         changed = regions.lastChange(node) if node is not None else self._outlined
@@ -444,7 +446,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
         self._rested = changed
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
-    def onNodeAboutToBeRemoved(self, caller, event, node) -> None:
+    def onNodeAboutToBeRemoved(self, caller, event, node: vtkMRMLNode) -> None:
         """Show the input again when its output is removed, and clear selections of the removed node."""
         parameters = self._parameterNode
         if parameters is not None and not slicer.mrmlScene.IsClosing():

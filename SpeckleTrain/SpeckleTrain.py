@@ -164,15 +164,15 @@ class SpeckleTrainWidget(ModelsPart, Panel):
             self.check(selector, training_data.references(parameterNode.parameterNode, role))
         self.fillModels(parameterNode)
 
-    def check(self, selector, nodes) -> None:
-        """Checks these nodes of a selector and no others."""
+    def check(self, selector, nodes: list[vtkMRMLNode]) -> None:
+        """Check these nodes of a selector, and only these."""
         import qt
 
         for node in (*selector.checkedNodes(), *nodes):
             selector.setCheckState(node, qt.Qt.Checked if node in nodes else qt.Qt.Unchecked)
 
-    def choose(self, nodes) -> None:
-        """Chooses nodes to train on, alone; a proxy stands for its recording."""
+    def choose(self, nodes: list[vtkMRMLNode]) -> None:
+        """Choose only these nodes to train on; a proxy stands for its recording."""
         nodes = [scene.sequenceBehind(node) or node for node in nodes if node is not None]
         self.check(self.ui.inputsSelector, nodes)
 
@@ -215,12 +215,12 @@ class SpeckleTrainWidget(ModelsPart, Panel):
             selector.currentText = chosen
 
     def data(self) -> list:
-        """What to train on: the checked nodes, and the folder."""
+        """Return what to train on: the checked nodes, and the folder."""
         folder = self._parameterNode.folder.strip()
         return [*self.ui.inputsSelector.checkedNodes(), *([Path(folder)] if folder else [])]
 
     def description(self) -> str:
-        """The data, each with its frames, and what keeps the region from being outlined."""
+        """Return a list of the data with their frames, and why the region cannot be outlined."""
         lines, total = [], 0
         for selector, words in ((self.ui.inputsSelector, ""), (self.ui.heldOutSelector, _(", held out"))):
             for node in selector.checkedNodes():
@@ -240,11 +240,11 @@ class SpeckleTrainWidget(ModelsPart, Panel):
         elif len(lines) > 1 and total:
             lines.append(_("In all {total} frames of the scene to train on.").format(total=total))
         if self.outline.searching:
-            lines.append(_("The region is being looked for..."))
+            lines.append(_("Detecting the region..."))
         return "\n".join([*lines, *([self._outlineError] if self._outlineError else [])])
 
-    def toOutline(self):
-        """What is to be outlined: the node, the region and its node, and when that was changed last; or None."""
+    def toOutline(self) -> tuple | None:
+        """Return what should be outlined: the node, the region and its node, and when that was changed last."""
         parameters = self._parameterNode
         nodes = self.ui.inputsSelector.checkedNodes()
         if not parameters.showRegion or not nodes:
@@ -257,7 +257,7 @@ class SpeckleTrainWidget(ModelsPart, Panel):
         return (seen or nodes)[0], region, given, regions.lastChange(given) if given is not None else 0
 
     def showRegion(self) -> None:
-        """Outlines what would be trained on, of the chosen recording that the slice views show, else of the first."""
+        """Outline the pixels used for training, on the chosen recording in the slice views, else on the first one."""
         wanted = self.toOutline()
         if wanted == self._outlined:
             return
@@ -275,8 +275,8 @@ class SpeckleTrainWidget(ModelsPart, Panel):
         self.timer.start()
 
     def followRegion(self) -> None:
-        """Brings the outline up to date: with what was found, with another recording in the views, with a box that was
-        moved, once it rests."""
+        """Update the outline: with a detected region, for another recording in the views, or for a box that was moved,
+        once it rests."""
         wanted = self.toOutline()
         if self.outline.searching:
             try:
@@ -298,7 +298,7 @@ class SpeckleTrainWidget(ModelsPart, Panel):
             self._parameterNode.folder = folder
 
     def options(self) -> dict:
-        """The settings as `SpeckleTrainLogic.start` takes them."""
+        """Return the settings as `SpeckleTrainLogic.start` takes them."""
         parameters = self._parameterNode
         region = parameters.region
         return {
@@ -344,7 +344,7 @@ class SpeckleTrainWidget(ModelsPart, Panel):
             return
         grains = ", ".join("{:.1f} x {:.1f}".format(*grain) for grain in found["grain"])
         self.ui.estimateLabel.text = _(
-            "{frames} frames to train on, {held_out} held out. Speckle grain, down x across: {grains} pixels. {steps} "
+            "{frames} frames to train on, {held_out} held out. Speckle size, down x across: {grains} pixels. {steps} "
             "steps take about {minutes:.1f} min on {device} and {memory} MB of memory."
         ).format(**{**found, "grains": grains})
         if found["correlation"]:
@@ -353,13 +353,13 @@ class SpeckleTrainWidget(ModelsPart, Panel):
 
     @property
     def job(self):
-        """The chosen run; None where there is none."""
+        """The chosen run; None if there is none."""
         jobs = self.logic.trainer.jobs
         number = self.ui.runSelector.currentIndex
         return jobs[number] if 0 <= number < len(jobs) else None
 
     def fillRuns(self, chosen=None) -> None:
-        """The runs; `chosen` becomes the current one."""
+        """List the runs; `chosen` becomes the current one."""
         jobs, chosen = self.logic.trainer.jobs, chosen or self.job
         self.ui.runSelector.blockSignals(True)
         self.ui.runSelector.clear()
@@ -389,7 +389,7 @@ class SpeckleTrainWidget(ModelsPart, Panel):
         if self._outlined is not None:
             self.followRegion()
         if self._compared is not None:
-            with reporting_errors(_("The models could not be compared.")):
+            with reporting_errors(_("The models could not be compared."), cleanUp=self.endCompared):
                 self.stepCompared()
         if not self.session.training and not (self.estimate or self._compared or self._outlined):
             self.timer.stop()

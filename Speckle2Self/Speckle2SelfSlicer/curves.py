@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import slicer
@@ -53,10 +55,14 @@ def _pixels(png: bytes | None) -> np.ndarray | None:
     """Return the pixels (H, 2 W) uint8 of a run's preview; None where it is not one."""
     if not png:
         return None
-    reader, content = vtk.vtkPNGReader(), np.frombuffer(png, np.uint8)
-    reader.SetMemoryBuffer(content)
-    reader.SetMemoryBufferLength(len(content))
-    reader.Update()
+    reader = vtk.vtkPNGReader()
+    with tempfile.TemporaryDirectory() as folder:  # VTK's way to read memory changed with version 9.6
+        path = Path(folder, "preview.png")
+        path.write_bytes(png)
+        if not reader.CanReadFile(str(path)):
+            return None
+        reader.SetFileName(str(path))
+        reader.Update()
     image = reader.GetOutput()
     columns, rows, _one = image.GetDimensions()
     scalars = image.GetPointData().GetScalars()

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import slicer
 import vtk
-from slicer.ScriptedLoadableModule import ScriptedLoadableModuleWidget
+from slicer import vtkMRMLNode
+from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic, ScriptedLoadableModuleWidget
 from slicer.util import VTKObservationMixin
 
 from Speckle2SelfLib.config import DespeckleOptions, help_of
@@ -34,10 +35,13 @@ def box() -> Iterator[None]:
 
 
 @contextmanager
-def reporting_errors(message: str, waitCursor: bool = False) -> Iterator[None]:
+def reporting_errors(
+    message: str, waitCursor: bool = False, cleanUp: Callable[[], None] | None = None
+) -> Iterator[None]:
     """Show errors to the user: an `InputError` as is, anything else as `message` with details.
 
-    Whatever happened, the code after the `with` block is run, so that no panel is left half way.
+    Whatever happened, the code after the `with` block is run, so no panel is left half way. cleanUp: called after an
+    error, before it is shown.
     """
     failed = False
     try:
@@ -47,6 +51,8 @@ def reporting_errors(message: str, waitCursor: bool = False) -> Iterator[None]:
             except Exception as error:
                 failed = True
                 _Boxes.open += 1
+                if cleanUp is not None:
+                    cleanUp()
                 if not isinstance(error, InputError):
                     raise
                 slicer.util.errorDisplay(str(error))
@@ -80,7 +86,7 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._connected = None  # wrapper whose parameters the widgets show, and the tag of that connection
         self._timers: list = []
 
-    def build(self, logic) -> None:
+    def build(self, logic: ScriptedLoadableModuleLogic) -> None:
         """Make the widgets and connect buttons and scene events."""
         self.logic, self.session = logic, logic.session
         widget = slicer.util.loadUI(self.resourcePath(f"UI/{self.moduleName}.ui"))
@@ -213,7 +219,7 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.enter()
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
-    def onNodeAboutToBeRemoved(self, caller, event, node) -> None:
+    def onNodeAboutToBeRemoved(self, caller, event, node: vtkMRMLNode) -> None:
         """Clear the selections of a node that is removed: the selector would take the next node."""
         connected = self._connected and self._connected[0]
         if connected is not None and not slicer.mrmlScene.IsClosing():
@@ -230,6 +236,7 @@ class WrapperCache:
 
     def of(self, node: slicer.vtkMRMLScriptedModuleNode):
         """Return the node's wrapper."""
-        if self._wrapper is None or self._wrapper.parameterNode is not node:
+        closed = not node.GetParameterCount()  # closing the scene has emptied it: a new wrapper fills in the defaults
+        if self._wrapper is None or self._wrapper.parameterNode is not node or closed:
             self._wrapper = self._kind(node)
         return self._wrapper

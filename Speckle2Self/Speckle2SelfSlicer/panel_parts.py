@@ -183,6 +183,9 @@ class ModelsPart:
             with box():
                 slicer.util.infoDisplay(text, windowTitle=table.GetName())
 
+    def endCompared(self) -> None:
+        self._compared = None
+
     def stepCompared(self) -> None:
         """Show the previews of both models side by side once they are there."""
         self.session.worker.poll()

@@ -76,6 +76,9 @@ def desk(monkeypatch, tmp_path):
     slicer = pytest.importorskip("slicer")
     monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(slicer.app, "_testing", False)
+    from Speckle2SelfSlicer import session
+
+    monkeypatch.setattr(session, "PACKAGES", ())  # a reload renews no class that other tests have imported
     desk = Desk(slicer)
     for kept in (desk.errors, desk.asked, desk.answers, desk.complaints):
         kept.clear()

@@ -139,9 +139,9 @@ def test_what_would_be_trained_on_is_outlined(desk, train, tmp_path):
     train.ui.showRegionCheckBox.checked = True
     assert outlined().all(), "no region: whole frames"
     train.ui.regionSelector.currentText = "auto"
-    assert outlined() is None and "being looked for" in train.ui.dataLabel.text
+    assert outlined() is None and "Detecting the region" in train.ui.dataLabel.text
     desk.wait(lambda: outlined() is not None)
-    assert "being looked for" not in train.ui.dataLabel.text
+    assert "Detecting the region" not in train.ui.dataLabel.text
     desk.answers["save"] = str(tmp_path / "run")
     train.ui.exportJobButton.click()
     from Speckle2SelfLib import region
@@ -311,7 +311,7 @@ def test_what_a_run_would_take_is_told(desk, train):
     choose(train)
     train.ui.estimateButton.click()
     desk.wait(lambda: train.estimate is None)
-    for words in ("frames to train on", "grain", "steps", "min on cpu", "MB"):
+    for words in ("frames to train on", "Speckle size", "steps", "min on cpu", "MB"):
         assert words in train.ui.estimateLabel.text
     assert not train.ui.correlationLabel.pixmap.isNull()
 
