@@ -1,7 +1,6 @@
 """The module Speckle2Self: removes the speckle of ultrasound volumes and recordings in the scene."""
 
 import logging
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
@@ -28,14 +27,14 @@ from slicer.ScriptedLoadableModule import (
 
 from Speckle2SelfLib import library
 from Speckle2SelfLib.config import AXES, FILTER_NAMES, DespeckleOptions
-from Speckle2SelfLib.system import Cancelled, InputError
-from Speckle2SelfSlicer import comparison, dependencies, sample_data
-from Speckle2SelfSlicer.comparison import RegionNode
+from Speckle2SelfLib.system import InputError
+from Speckle2SelfSlicer import comparison, dependencies, regions, sample_data, scene, views
 from Speckle2SelfSlicer.panel import Panel, WrapperCache, box, reporting_errors
 from Speckle2SelfSlicer.panel_parts import ComparePart, LivePart
+from Speckle2SelfSlicer.regions import RegionNode
 from Speckle2SelfSlicer.session import Session, shared
 
-UltrasoundNode = Union[  # noqa: UP007, see comparison.RegionNode
+UltrasoundNode = Union[  # noqa: UP007, see regions.RegionNode
     vtkMRMLScalarVolumeNode, vtkMRMLVectorVolumeNode, vtkMRMLStreamingVolumeNode, vtkMRMLSequenceNode, None
 ]
 
@@ -122,7 +121,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
     def setup(self) -> None:
         super().setup()
         self.build(Speckle2SelfLogic())
-        self.outline = comparison.Outline(self.session)
+        self.outline = regions.Outline(self.session)
         self.timer = self.makeTimer(10, self.onTimer)
         self.followTimer = self.makeTimer(300, self.followRegion)  # no event reports every change of a segmentation
         self.setupLive()
@@ -145,6 +144,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
 
     def exit(self) -> None:
         self.ui.flickerButton.checked = False
+        views.restore()
         self.hideOutline()
         super().exit()
 
@@ -375,15 +375,15 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
             self.setStatus(f"{run.message} '{name}'" if run.message else f"'{name}': {seconds}.")
             parameters = self._parameterNode or self.logic.getParameterNode()  # another module may be open
             if self._parameterNode:  # else the views are another module's
-                comparison.fade(run.source.node, run.result.node, 1.0)
+                comparison.fade(run.recording.node, run.result.node, 1.0)
             self.ui.fadeSlider.value = 1.0
-            if parameters.inputNode is not run.source.node:  # another one was chosen in the meantime
+            if parameters.inputNode is not run.recording.node:  # another one was chosen in the meantime
                 self.forgetResult()
             else:
                 parameters.outputNode = run.result.node
             if self._parameterNode and self.result is not None:
                 self._seen = self.parameters()
-                if (run.look["strength"], run.look["gamma"]) != (self._seen["strength"], self._seen["gamma"]):
+                if (run.options.strength, run.options.gamma) != (self._seen["strength"], self._seen["gamma"]):
                     self.startRelook()
                 self.showRegion()
         elif run.state == "cancelled":
@@ -405,10 +405,10 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
     def found(self) -> np.ndarray | None:
         """Return the region (H, W) bool that the last run found in the whole input, if it would be found again."""
         parameters, result = self._parameterNode, self.result
-        if result is None or parameters.region != "auto" or parameters.axis != result.found:
+        if result is None or parameters.region != "auto" or parameters.axis != result.automaticAxis:
             return None
         with suppress(InputError):  # a stream can change its size, or have no image for a moment
-            if comparison.frameSize(comparison.placed(parameters.inputNode), result.axes[0]) == result.region.shape:
+            if scene.frameSize(scene.referenceVolume(parameters.inputNode), result.axes[0]) == result.region.shape:
                 return result.region
         return None
 
@@ -422,10 +422,10 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
             return
         with reporting_errors(_("The region cannot be shown.")):
             if found is not None:
-                comparison.showRegion(comparison.placed(node), found, self.result.axes[0])
+                regions.showOutline(scene.referenceVolume(node), found, self.result.axes[0])
             else:
                 if region == "given" and parameters.regionNode is not None:
-                    self._outlined = self._rested = comparison.changed(parameters.regionNode)
+                    self._outlined = self._rested = regions.lastChange(parameters.regionNode)
                     self.followTimer.start()
                 self.outline.show(node, region, parameters.regionNode, parameters.axis)
                 self.timer.start()
@@ -438,7 +438,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
         """Outline a box or a segmentation again once it rests after a change; not where it has left the image."""
         parameters = self._parameterNode
         node = parameters.regionNode if parameters else None
-        changed = comparison.changed(node) if node is not None else self._outlined
+        changed = regions.lastChange(node) if node is not None else self._outlined
         if changed != self._outlined and changed == self._rested:
             self._outlined = changed
             with suppress(InputError):
@@ -451,8 +451,8 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
         parameters = self._parameterNode
         if parameters is not None and not slicer.mrmlScene.IsClosing():
             output = parameters.outputNode
-            if output is not None and node in (output, comparison.seen(output)):
-                comparison.restoreViews(node, comparison.seen(parameters.inputNode))
+            if output is not None and node in (output, scene.proxyOrNone(output)):
+                comparison.restoreViews(node, scene.proxyOrNone(parameters.inputNode))
                 self.ui.flickerButton.checked = False
                 self.forgetResult()
         super().onNodeAboutToBeRemoved(caller, event, node)
@@ -558,26 +558,10 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         for a proxy. Raises InputError (a ValueError) with one sentence on what is wrong and what to do. On an error,
         or when cancelled, no node is left behind; the input never changes.
         """
-        run, reported = self.start(inputNode, outputNode, model=model, **options), 0
-        try:
-            while not run.ended:
-                self.worker.poll()
-                if cancelled and cancelled():
-                    run.cancel()
-                run.step()
-                if progress and run.done > reported:
-                    reported = run.done
-                    progress(run.done, run.total)
-                time.sleep(0 if run.ended else 0.002)
-        finally:
-            run.abandon()
-        if run.state == "failed":
-            raise InputError(run.message)
-        if run.state == "cancelled":
-            raise Cancelled
-        node = run.result.node
+        run = self.start(inputNode, outputNode, model=model, **options)
+        node = run.wait(progress, cancelled)
         run.result.release()
-        logging.info(f"Despeckled '{run.source.node.GetName()}' into '{node.GetName()}' in {run.seconds:.1f} s.")
+        logging.info(f"Despeckled '{run.recording.name}' into '{node.GetName()}' in {run.seconds:.1f} s.")
         if run.message:
             logging.warning(run.message)
         return node

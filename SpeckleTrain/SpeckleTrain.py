@@ -19,10 +19,10 @@ from slicer.ScriptedLoadableModule import (
 from Speckle2SelfLib import library
 from Speckle2SelfLib.config import PRESETS, RECIPES
 from Speckle2SelfLib.system import InputError
-from Speckle2SelfSlicer import comparison, curves, dependencies, scene, training_data
-from Speckle2SelfSlicer.comparison import RegionNode
+from Speckle2SelfSlicer import curves, dependencies, regions, scene, training_data, views
 from Speckle2SelfSlicer.panel import Panel, WrapperCache, confirmed, reporting_errors
 from Speckle2SelfSlicer.panel_parts import ModelsPart
+from Speckle2SelfSlicer.regions import RegionNode
 from Speckle2SelfSlicer.session import Session, shared
 
 LISTED = 8  # recordings that the panel names; of more it gives the number
@@ -99,7 +99,7 @@ class SpeckleTrainWidget(ModelsPart, Panel):
     def setup(self) -> None:
         super().setup()
         self.build(SpeckleTrainLogic())
-        self.outline = comparison.Outline(self.session, orWhole=True)
+        self.outline = regions.Outline(self.session, orWhole=True)
         self.hideEstimate()
         self.timer = self.makeTimer(100, self.onTimer)
         self.ui.inputsSelector.connect("checkedNodesChanged()", self.onNodesChecked)
@@ -249,12 +249,12 @@ class SpeckleTrainWidget(ModelsPart, Panel):
         nodes = self.ui.inputsSelector.checkedNodes()
         if not parameters.showRegion or not nodes:
             return None
-        seen = [node for node in nodes if comparison.inViews(node)]
+        seen = [node for node in nodes if views.inViews(node)]
         region, given = parameters.region, parameters.regionNode if parameters.region == "given" else None
         recipe = PRESETS[parameters.preset].recipe if parameters.recipe == "preset" else parameters.recipe
         if region == "auto" and recipe == "published":
             region = "none"  # as `Speckle2SelfLib.runs` takes it
-        return (seen or nodes)[0], region, given, comparison.changed(given) if given is not None else 0
+        return (seen or nodes)[0], region, given, regions.lastChange(given) if given is not None else 0
 
     def showRegion(self) -> None:
         """Outline the pixels used for training, on the chosen recording in the slice views, else on the first one."""
@@ -267,9 +267,9 @@ class SpeckleTrainWidget(ModelsPart, Panel):
             return
         try:
             self.outline.show(*wanted[:3])
-            volume = comparison.placed(wanted[0])
-            if volume.GetScene() is slicer.mrmlScene and not comparison.inViews(volume):  # else no browser shows it
-                slicer.util.setSliceViewerLayers(background=volume, foreground=None, fit=True)
+            volume = scene.referenceVolume(wanted[0])
+            if volume.GetScene() is slicer.mrmlScene and not views.inViews(volume):  # else no browser shows it
+                views.showInViews(volume)
         except InputError as error:
             self._outlineError = str(error)
         self.timer.start()
@@ -464,10 +464,7 @@ class SpeckleTrainWidget(ModelsPart, Panel):
             self._shown = self.job, len(self.job.reports)
             slicer.modules.plots.logic().ShowChartInLayout(nodes["loss"])
             for name, role in (("Red", "before"), ("Yellow", "after")):
-                composite = slicer.mrmlScene.GetNodeByID(f"vtkMRMLSliceCompositeNode{name}")
-                composite.SetBackgroundVolumeID(nodes[role].GetID())
-                composite.SetForegroundVolumeID(None)
-                slicer.app.layoutManager().sliceWidget(name).sliceLogic().FitSliceToBackground()
+                views.showInViews(nodes[role], (name,))
 
     def onExportJob(self) -> None:
         import qt
@@ -532,7 +529,9 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         dependencies.ensure()
         name = data.name or self.freeName(f"{data.title} {preset}")
         logging.info(f"Training '{name}' on {len(data.recordings)} recordings.")
-        return self.trainer.add(name, data.recordings, data.job, data.heldOut, onReport, data.regions)
+        job = self.trainer.add(name, data.recordings, data.job, data.heldOut, onReport, data.regions)
+        job.nodes = data.nodes
+        return job
 
     def freeName(self, wanted: str) -> str:
         """Return `wanted` made fit for a name, with a number where a model or an unfinished run has that name."""

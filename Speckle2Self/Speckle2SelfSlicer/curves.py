@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def showRun(job) -> dict[str, vtkMRMLNode]:
     updateCharts(slicer.mrmlScene, job.name, nodes, job.reports)
     picture = _pixels(job.picture())
     if picture is not None:
-        updatePreview(nodes, picture)
+        updatePreview(nodes, picture, job.nodes)
     return nodes
 
 
@@ -128,12 +129,33 @@ def updateCharts(mrmlScene, run: str, nodes: dict, reports: list[dict]) -> None:
         chart.SetXAxisTitle("step")
 
 
-def updatePreview(nodes: dict, picture: np.ndarray) -> None:
-    """The two halves of a preview (H, 2 W) as two volumes, each a frame."""
-    for role, half in zip(("before", "after"), np.hsplit(picture, 2), strict=True):
-        slicer.util.updateVolumeFromArray(nodes[role], np.ascontiguousarray(half[None]))
-        nodes[role].SetIJKToRASDirections(-1, 0, 0, 0, -1, 0, 0, 0, 1)  # the first row on top, as in the picture
-        nodes[role].CreateDefaultDisplayNodes()
+def updatePreview(nodes: dict, picture: np.ndarray, recordings: Iterable[vtkMRMLNode] = ()) -> None:
+    """Show the two halves of a preview (H, 2 W) as two volumes, each a frame.
+
+    They lie where the middle frame of the first of the recordings lies that has frames of this size; where none has,
+    upright in the axial plane.
+    """
+    halves = np.hsplit(picture, 2)
+    alike = (_recordingOfSize(node, halves[0].shape) for node in recordings)
+    recording = next((each for each in alike if each is not None), None)
+    for role, half in zip(("before", "after"), halves, strict=True):
+        volume, axis = nodes[role], recording.axis() if recording else 0
+        slicer.util.updateVolumeFromArray(volume, np.ascontiguousarray(np.expand_dims(half, axis)))
+        if recording:
+            middle = recording.shape[1 + axis] // 2
+            scene.placeLike(volume, recording.reference, scene.slicePlace(recording.reference, axis, middle))
+        else:
+            volume.SetIJKToRASDirections(-1, 0, 0, 0, -1, 0, 0, 0, 1)  # the first row on top, as in the picture
+        volume.CreateDefaultDisplayNodes()
+
+
+def _recordingOfSize(node: vtkMRMLNode, size: tuple[int, int]) -> scene.Recording | None:
+    """Return the recording of a node if its frames have this size (H, W)."""
+    try:
+        recording = scene.Recording.of(node)
+        return recording if recording.size[1:] == size else None
+    except InputError:  # it has been removed, or has no image any longer
+        return None
 
 
 def correlationPicture(curves):
@@ -195,7 +217,7 @@ class Comparison:
     """
 
     def __init__(self, session: Session, node: vtkMRMLNode | str, model: str):
-        volume = comparison.shown(scene.find(node))
+        volume = scene.proxyOf(scene.find(node))
         names = [name for name in (library.card(model).get("start"), model) if name in library.models()]
         kind = scene.VOLUMES.get(volume.GetClassName(), "")
         self.previews = {}

@@ -12,7 +12,7 @@ from slicer.i18n import tr as _
 from Speckle2SelfLib import library
 from Speckle2SelfLib.system import InputError
 
-from . import comparison
+from . import comparison, regions, scene, views
 from .panel import box, confirmed, reporting_errors
 
 
@@ -72,7 +72,7 @@ class LivePart:
         user has renamed it or chosen it as the output of Apply."""
         live, name = self._ended or (None, "")
         parameters = self._parameterNode
-        if live is None or not live.hasOutput or live.node is not comparison.seen(parameters.inputNode):
+        if live is None or not live.hasOutput or live.node is not scene.proxyOrNone(parameters.inputNode):
             return None
         taken = live.output.GetName() != name or live.output is parameters.outputNode
         return None if taken else live.output
@@ -130,13 +130,12 @@ class ComparePart:
     def onDifference(self) -> None:
         with reporting_errors(_("The difference could not be made.")):
             node = comparison.difference(self._parameterNode.inputNode, self._parameterNode.outputNode)
-            slicer.util.setSliceViewerLayers(background=node, foreground=None)
+            views.showInViews(node)
 
     def onBoxAdded(self, node: vtkMRMLNode) -> None:
         """Put a new box into the middle of the image."""
         if node.IsA("vtkMRMLMarkupsROINode") and self._parameterNode.inputNode is not None:
-            with suppress(InputError):  # of an input without image
-                comparison.placeBox(node, comparison.placed(self._parameterNode.inputNode))
+            regions.placeBox(node, self._parameterNode.inputNode)
 
     def onEvaluate(self) -> None:
         parameters = self._parameterNode

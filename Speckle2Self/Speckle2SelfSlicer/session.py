@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import slicer
-import vtk
 from slicer import vtkMRMLNode
 
 from Speckle2SelfLib import library
 from Speckle2SelfLib.config import FILTER_NAMES
-from Speckle2SelfLib.system import InputError
 
-from . import comparison, dependencies, scene
+from . import dependencies, regions, scene
 
 if TYPE_CHECKING:
-    from .processing import Live, Run
+    from .live import Live
+    from .processing import Run
     from .trainer import Trainer
     from .worker import Worker
 
@@ -83,28 +82,7 @@ class Session:
 
         regionNode: None: what was given last for this scanner and frames of this size. Raises InputError.
         """
-        volume = comparison.placed(scene.find(node))
-        axis = comparison.axisOf(volume, axis)
-        if regionNode is None:
-            return comparison.rememberedRegion(volume, comparison.frameSize(volume, axis))
-        region = comparison.frameMask(volume, regionNode, axis)
-        comparison.rememberRegion(volume, region)
-        return region
-
-    def _regionNode(self, region: Any) -> vtkMRMLNode | None:
-        """Return the node that a region is; None for all that is none. Raises InputError."""
-        if isinstance(region, str) and region not in ("auto", "none", "given"):
-            return scene.findRegion(region)
-        return region if isinstance(region, vtk.vtkObject) else None
-
-    def _settledRegion(self, node: vtkMRMLNode, region: Any = "auto", axis: str = "auto", **_: Any) -> Any:
-        """Return a region as "auto", "none" or pixels (H, W). Raises InputError."""
-        regionNode = self._regionNode(region)
-        if regionNode is not None or (isinstance(region, str) and region == "given"):
-            return self.region(node, regionNode, axis)
-        if not (region is None or isinstance(region, str)) and axis.lower() == "average":
-            raise InputError("axis='average' takes no region array: frames of three orientations differ in size.")
-        return region
+        return regions.pixels(scene.find(node), regionNode, axis)
 
     def start(
         self, inputNode: vtkMRMLNode | str, outputNode: vtkMRMLNode | str | None = None, keepPartial: bool = False,
@@ -119,8 +97,8 @@ class Session:
         from .processing import Run
 
         nodes = scene.find(inputNode), scene.find(outputNode)
-        scene.source(nodes[0])  # its checks come before those of the options
-        options["region"] = self._settledRegion(nodes[0], **options)
+        scene.Recording.of(nodes[0])  # its checks come before those of the options
+        options["region"] = regions.settle(nodes[0], options.get("region", "auto"), options.get("axis", "auto"))
         run = Run(self.worker, *nodes, keepPartial=keepPartial, onlyRegion=onlyRegion, **options)
         dependencies.ensure()  # only for input that can be used; the process starts later
         return run
@@ -135,11 +113,11 @@ class Session:
         or a box as `region` take effect at once. Raises InputError.
         """
         dependencies.ensure()
-        from .processing import Live
+        from .live import Live
 
         node, view = scene.find(inputNode), slicer.mrmlScene.GetNodeByID("vtkMRMLSliceNodeRed")
-        regionNode = self._regionNode(options.get("region", "auto"))
-        options["region"] = self._settledRegion(node, **options)
+        regionNode = regions.nodeOf(options.get("region", "auto"))
+        options["region"] = regions.settle(node, options.get("region", "auto"), options.get("axis", "auto"))
         output = scene.find(output)
         return Live(self.worker, node, sliceNode=view, once=once, output=output, regionNode=regionNode, **options)
 

@@ -88,6 +88,7 @@ class TrainingJob:
         self._python, self._child = python, None
         self._picture: bytes | None = None  # of a run that is done, whose files are removed
         self.trainer: Trainer | None = None
+        self.nodes: list = []  # of the scene that it was started from: where its preview lies
 
     def wait(self, seconds: float | None = None) -> bool:
         """Blocks until the run has ended; False if it has not after `seconds`."""

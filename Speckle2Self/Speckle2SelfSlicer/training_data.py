@@ -13,14 +13,15 @@ from Speckle2SelfLib import library
 from Speckle2SelfLib.config import Job
 from Speckle2SelfLib.system import InputError
 
-from . import scene
+from . import regions, scene
 from .session import Session
 
 
 @dataclass(frozen=True)
 class TrainingData:
     """What a run needs. recordings, heldOut: (N, H, W[, C]) each; regions: a mask (H, W) bool of each recording and
-    then of each one held out, or none; name: that of the model, or None; title: the name of the first recording."""
+    then of each one held out, or none; name: that of the model, or None; title: the name of the first recording;
+    nodes: what is in the scene of it, first what is held out."""
 
     job: Job
     recordings: list[np.ndarray]
@@ -28,6 +29,7 @@ class TrainingData:
     regions: list[np.ndarray]
     name: str | None
     title: str
+    nodes: list[vtkMRMLNode]
 
 
 def gather(
@@ -56,7 +58,8 @@ def gather(
               minutes=minutes, region="auto" if regions else region, device=device, seed=seed,
               report=2 if preset == "adapt" else 10)  # fmt: skip
     recordings, held = ([scene.frames(node) for node in some] for some in (nodes, heldOut))
-    return TrainingData(job, recordings, held, regions, name, nodes[0].GetName() if nodes else files[0].stem)
+    title = nodes[0].GetName() if nodes else files[0].stem
+    return TrainingData(job, recordings, held, regions, name, title, [*heldOut, *nodes])
 
 
 def _recordingNodes(nodes) -> list[vtkMRMLNode]:
@@ -75,11 +78,11 @@ def _regions(session: Session, nodes: list[vtkMRMLNode], region: Any, files: lis
         return []
     if not nodes:
         raise InputError("A region needs a recording in the scene. For files, choose 'auto' or 'none'.")
-    given = None if isinstance(region, str) and region == "given" else scene.findRegion(region)
-    regions = [session.region(node, given) for node in nodes]
-    if files and not alike(regions):
+    given = None if isinstance(region, str) and region == "given" else regions.find(region)
+    masks = [session.region(node, given) for node in nodes]
+    if files and not alike(masks):
         raise InputError("The region is not the same in all recordings of the scene: train on the files separately.")
-    return regions
+    return masks
 
 
 def references(node: vtkMRMLNode, role: str) -> list[vtkMRMLNode]:

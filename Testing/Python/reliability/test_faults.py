@@ -135,7 +135,7 @@ from pathlib import Path
 import numpy as np
 import slicer
 from Speckle2SelfLib import library
-from Speckle2SelfSlicer import comparison
+from Speckle2SelfSlicer import comparison, regions, scene
 source, start, folder, what = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
 despeckle, train = (slicer.util.getModuleLogic(name) for name in ("Speckle2Self", "SpeckleTrain"))
 frame = np.zeros((128, 128), bool)
@@ -166,7 +166,7 @@ while True:
             run.step()
         assert run.state == "done", run.message
     now("keeping region, figures and model")
-    comparison.rememberRegion(comparison.shown(cine), frame)
+    regions.remember(scene.proxyOf(cine), frame)
     figures = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", "figures")
     slicer.util.updateTableFromArray(figures, np.arange(3000.0).reshape(1000, 3), ["a", "b", "c"])
     comparison.writeTable(figures, folder / "figures.csv")
