@@ -196,8 +196,8 @@ def whole(folder, home, recording):
         assert {"run.sh", "run.slurm", "run-hosts.sh"} <= {entry.name for entry in path.iterdir()}
     for path in folder.glob("figures.csv"):
         assert np.loadtxt(path, delimiter=",", skiprows=1).shape == (1000, 3)
-    for path in home.glob("regions/*.png"):
-        assert files.read(path).frames.sum() == 255 * 36 * 46
+    for path in home.glob("regions/*.npy"):
+        assert np.load(path).sum() == 36 * 46
     kinds = {"in.seq.nrrd", "start.model", "figures.csv", "copy.safetensors", "home"}
     assert {path.name for path in folder.iterdir() if not path.name.startswith((".", "export-"))} <= kinds
 
@@ -247,7 +247,7 @@ def test_the_application_is_killed_at_any_moment(job, tmp_path, project):
     assert process.returncode == 0 and "ending" in said, errors
     assert not running(home) and source.read_bytes() == content
     assert list(tmp_path.glob("export-*")) and (tmp_path / "figures.csv").exists()
-    assert list(home.glob("models/*.safetensors")) and list(home.glob("regions/*.png"))
+    assert list(home.glob("models/*.safetensors")) and list(home.glob("regions/*.npy"))
     assert not [path for path in home.glob("runs/*") if not path.name.endswith(".part")], "the run was removed"
 
 
@@ -319,7 +319,7 @@ for recording in recordings:
     refused(lambda: files.write("out" + "".join(recording.path.suffixes), recording.frames, recording))
 refused(lambda: library.export("default", "out.safetensors"))
 refused(lambda: library.add(library.models()["default"], "mine"))
-refused(lambda: library.remember_region("a", b"a" * 5000))
+refused(lambda: library.remember_region("a", np.ones((50, 100), bool)))
 from Speckle2SelfLib.config import Job
 refused(lambda: export(Path("run"), [recordings[0].frames], Job("", preset="standard")))
 """
@@ -352,7 +352,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch):
         lambda: files.write(closed / "out.npy", FRAMES, files.read(tmp_path / "in.npy")),
         lambda: checkpoint.save(closed / "a.model", ModelConfig(width=4), build(ModelConfig(width=4)), {}),
         lambda: library.add(library.models()["default"], "mine"),
-        lambda: library.remember_region("a", b"png"),
+        lambda: library.remember_region("a", np.ones((2, 2), bool)),
         lambda: library.export("default", closed / "out.safetensors"),
         lambda: export(closed / "run", [FRAMES], Job("")),
         lambda: Trainer().add("run", [FRAMES], Job("")),
