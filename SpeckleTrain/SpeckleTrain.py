@@ -139,6 +139,7 @@ class SpeckleTrainWidget(ModelsPart, Panel):
             self.reconnect()
 
     def onSceneEndImport(self, caller=None, event=None) -> None:
+        self.letGo()
         self.onSceneEndClose()
 
     def reconnect(self) -> None:
@@ -492,10 +493,10 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
     def __init__(self, trainer: Any = None, session: Session | None = None) -> None:
         ScriptedLoadableModuleLogic.__init__(self)
         self.session = session or (shared() if trainer is None else Session(trainer=trainer))
-        self._wrappers = WrapperCache(SpeckleTrainParameterNode)
+        self.wrappers = WrapperCache(SpeckleTrainParameterNode)
 
     def getParameterNode(self) -> SpeckleTrainParameterNode:
-        return self._wrappers.of(super().getParameterNode())
+        return self.wrappers.of(super().getParameterNode())
 
     @property
     def trainer(self):
