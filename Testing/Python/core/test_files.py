@@ -12,6 +12,7 @@ import torch
 
 from Speckle2SelfBench import speed
 from Speckle2SelfLib import files
+from Speckle2SelfLib.formats import arrays
 from Speckle2SelfLib.system import InputError
 
 FRAMES = np.random.default_rng(0).integers(0, 255, (3, 20, 30)).astype(np.uint8)
@@ -586,7 +587,7 @@ def test_a_failing_write_keeps_the_earlier_file(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "_raw", full)
+    monkeypatch.setattr(arrays, "write_raw", full)
     with pytest.raises(InputError, match="No space left"):
         files.write(tmp_path / "out.npy", FRAMES, recording)
     assert (tmp_path / "out.npy").read_bytes() == b"earlier"
