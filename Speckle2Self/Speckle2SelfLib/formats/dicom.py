@@ -33,6 +33,8 @@ class Dicom(Format):
             claimed = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("NumberOfFrames", 1) or 1)
             if claimed < 1 or claimed > len(dataset.PixelData) * DEFLATE_LIMIT:
                 raise InputError(f"{path} is damaged: it promises {claimed} pixels in {len(dataset.PixelData)} bytes.")
+            if dataset.get("NumberOfFrames", 1) in (0, None):
+                dataset.NumberOfFrames = 1
             photometric = dataset.PhotometricInterpretation
             array = _decoded(dataset)
         except InputError:
