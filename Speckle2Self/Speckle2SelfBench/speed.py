@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 from Speckle2SelfLib import __version__, files, region
+from Speckle2SelfLib.calibration import Calibration, calibrate
 from Speckle2SelfLib.config import ModelConfig
 from Speckle2SelfLib.despeckling import (
     Model,
@@ -36,8 +37,7 @@ from Speckle2SelfLib.despeckling import (
 )
 from Speckle2SelfLib.devices import choose_device, choose_precision, sixteen_bits
 from Speckle2SelfLib.filters import FILTERS
-from Speckle2SelfLib.grain import measure_grain
-from Speckle2SelfLib.grey import grey_mapping, luminance
+from Speckle2SelfLib.grey import grey_mapping
 from Speckle2SelfLib.library import bundled_models
 from Speckle2SelfLib.network import SpeckleReductionNetwork
 from Speckle2SelfLib.perturbation import published_views
@@ -229,15 +229,15 @@ def entries(size, threads: int, quick: bool, device, precisions, networks) -> li
     models = {f"{name} model": load_model(path) for name, path in bundled_models().items()}
     cine = recording(size, max(2, min(8 if quick else 16, CINE_PIXELS // (size[0] * size[1]))))
     everywhere = np.ones(size, bool)
-    given = {"region": everywhere, "mapping": grey_mapping(cine, everywhere), "device": str(device)}
+    found_once = Calibration(everywhere, grey_mapping(cine, everywhere), (1.1, 1.5))
     small = torch.rand(1, 1, 64, 64)
 
     def work(network, inputs=small):
         return count(network.cpu().eval(), inputs, 64 * 64)
 
     def engine(model, precision):
-        grain = None if model.config.grain is None else (1.1, 1.5)
-        return lambda frames: despeckle(frames, model, precision=precision, grain=grain, **given)
+        given = {"precision": precision, "calibration": found_once, "device": str(device)}
+        return lambda frames: despeckle(frames, model, **given)
 
     works = {ENGINE: work(half.network)} | {name: work(model.network) for name, model in models.items()}
     three, default = work(whole, (small,) * 3), models[DEFAULT]
@@ -250,7 +250,7 @@ def entries(size, threads: int, quick: bool, device, precisions, networks) -> li
     found.append(Entry(f"{DEFAULT}, network alone", cine, precisions[0], alone, works[DEFAULT]))
     if threads == torch.get_num_threads() and device.type == "cpu":
         for name in ("median",) if quick else CLASSICAL:
-            run = _filtered(CLASSICAL[name], given)
+            run = _filtered(CLASSICAL[name], {"calibration": found_once})
             if name != "BM3D" or find_spec("bm3d"):
                 found.append(Entry(name, cine[:1], torch.float32, run, once=name != "median"))
     return found
@@ -341,7 +341,7 @@ def differences(networks, device, precisions, size: int = 128) -> dict[str, floa
 def by_length(device, lengths, size: tuple[int, int], turns: int = 3) -> dict[int, float]:
     """Milliseconds a frame of cines (H, W) of these lengths, in turns; region, mapping and grain are given."""
     model, cine = load_model("default"), recording(size, max(lengths))
-    given = {"region": np.ones(size, bool), "mapping": (0, 255), "grain": (1.1, 1.5), "device": str(device)}
+    given = {"calibration": Calibration(np.ones(size, bool), (0, 255), (1.1, 1.5)), "device": str(device)}
     found: dict[int, list[float]] = {length: [] for length in lengths}
     for length in lengths * 2:  # what is done once only
         despeckle(cine[:length], model, **given)
@@ -370,13 +370,7 @@ def stages(device, frames: int, size=(480, 640)) -> dict[str, float]:
         despeckle(cine[:1], model, region=None, device=str(device))  # what is done once only
         read = stage("read", lambda: files.read(source))
         inside = stage("region", lambda: region.detect(read.frames))
-        mapping, grain = stage(
-            "grey values, grain",
-            lambda: (
-                grey_mapping(read.frames, inside),
-                measure_grain(luminance(read.frames[:: max(1, frames // 8)]), inside),
-            ),
-        )
+        calibration = stage("grey values, grain", lambda: calibrate(read.frames, inside))
         spent, threads = [], set()  # which run side by side
         network = placed(model, device, precision_of(model, device))
         run = network.forward
@@ -392,7 +386,7 @@ def stages(device, frames: int, size=(480, 640)) -> dict[str, float]:
         network.forward = timed
         result = stage(
             "despeckling",
-            lambda: despeckle(read.frames, model, region=inside, mapping=mapping, grain=grain, device=str(device)),
+            lambda: despeckle(read.frames, model, calibration=calibration, device=str(device)),
         )
         network.forward = run
         found["of it, network"] = 1000 * sum(spent) / len(threads) / frames

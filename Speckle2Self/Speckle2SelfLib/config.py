@@ -1,11 +1,15 @@
-"""What a model is and how it is trained, as plain frozen dataclasses. Standard library only."""
+"""What a model is, how it is trained and how frames are despeckled, as plain frozen dataclasses.
+
+The fields carry their help, unit and limits: the command line, the panels, the documentation and the checks read them
+from there. Standard library only.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
-from typing import get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from .system import InputError
 
@@ -13,6 +17,41 @@ ARCHITECTURES = ("fast", "published")
 NORMALISATIONS = ("cine", "frame")
 RECIPES = ("disjoint", "published")
 FILTER_NAMES = ("median", "lee", "srad", "nlm", "curvature")
+
+
+AXES = ("auto", "k", "j", "i", "average")
+
+
+def option(
+    default: Any = MISSING, help: str = "", *, low: float | None = None, high: float | None = None,
+    choices: tuple[str, ...] = (), metavar: str | None = None, flag: str | None = None,
+) -> Any:  # fmt: skip
+    """Return a dataclass field that carries what a user should know of it.
+
+    Args: help, a phrase; low, high, the smallest and largest value; choices, the values that are allowed; metavar,
+    what the command line calls its value; flag, its name there where that is not the field's.
+    """
+    known = {"help": help, "low": low, "high": high, "choices": choices, "metavar": metavar, "flag": flag}
+    return field(default=default, metadata=known)
+
+
+def check_limits(config: Any) -> None:
+    """Raise InputError where a field's value is outside its limits or is not one of its choices; None is allowed."""
+    for each in fields(config):
+        value, known = getattr(config, each.name), each.metadata
+        if value is None or not known:
+            continue
+        low, high = known["low"], known["high"]
+        if not (low is None or value >= low) or not (high is None or value <= high):  # NaN is outside
+            upper = f"between {low} and {high}" if high is not None else f"at least {low}"
+            raise InputError(f"{each.name} must be {upper}, not {value}.")
+        if known["choices"] and value not in known["choices"]:
+            raise InputError(f"There is no {each.name} '{value}'; known are {', '.join(known['choices'])}.")
+
+
+def help_of(kind: type, name: str) -> str:
+    """Return the help of a config's field, for a tool tip or a table."""
+    return next(each.metadata["help"] for each in fields(kind) if each.name == name)
 
 
 def refuse_filter(name: str) -> None:
@@ -145,6 +184,24 @@ class Job:
         if not self.inputs and self.preset != "default":
             changes = {"simulated": 0} | changes  # without recordings there is no grain to simulate
         return replace(PRESETS[self.preset], seed=self.seed or 0, **changes)
+
+
+@dataclass(frozen=True)
+class DespeckleOptions:
+    """How a recording is despeckled: what the command line, the panel and the console ask for."""
+
+    model: str = option("default", f"a model's name, a model file (also the authors' .pth), or a filter: "
+                        f"{', '.join(FILTER_NAMES)}")  # fmt: skip
+    device: str = option("auto", "auto, cpu, cuda or mps")
+    strength: float = option(1.0, "how much of the speckle to remove: 0 (the input) to 1 (despeckled)", low=0, high=1)
+    gamma: float = option(1.0, "exponent on the despeckled grey values; above 1 darkens", low=0.2, high=5)
+    axis: str = option("auto", "slices of a volume: auto, k (as stored), j, i, or average over all three", choices=AXES)
+    region: str = option("auto", "auto detects the imaged region, none takes whole frames; or a mask")
+
+    def __post_init__(self):
+        check_limits(self)
+        if not self.region:
+            raise InputError("The region is 'auto', 'none' or a mask.")
 
 
 def to_dict(config) -> dict:

@@ -17,15 +17,14 @@ import torch
 import torch.nn.functional as F
 
 from . import checkpoint
-from .config import FILTER_NAMES, ModelConfig
+from .calibration import Calibration, as_stack, calibrate, grain_in, value_range
+from .config import FILTER_NAMES, DespeckleOptions, ModelConfig
 from .devices import Replayed, choose_device, choose_precision, cores, cores_kept
 from .files import release
 from .filters import FILTERS
-from .grain import measure_grain
-from .grey import BRIGHTEST, grey_mapping, luminance
+from .grey import BRIGHTEST, luminance
 from .library import models, path_of
-from .look import check_look
-from .region import box_of, detect, fill_outside, grey
+from .region import box_of, fill_outside, grey
 from .resampling import Resampling
 from .system import Cancelled, InputError
 
@@ -37,7 +36,6 @@ REPLAYED = 2**23  # pixels whose recorded operations, and the memory that they t
 EDGE = 4  # pixels around a frame, which keep the network's zero padding away from it
 TILE = 1152  # pixels; larger images go through a network without normalisation layers in tiles
 SAME = 0.03  # of the grey range: about four times what rounding to bfloat16 makes of noise
-SMALLEST = 8  # pixels, of either side of a frame
 logger = logging.getLogger(__name__)
 
 
@@ -90,8 +88,7 @@ def despeckle(
     gamma: float = 1.0,
     device: str | torch.device = "auto",
     precision: torch.dtype | None = None,
-    grain: tuple[float, float] | None = None,
-    mapping: tuple[float, float] | None = None,
+    calibration: Calibration | None = None,
     output: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -107,9 +104,8 @@ def despeckle(
         gamma: exponent on the despeckled grey values, 0.2 to 5; above 1 darkens.
         device: "auto", "cpu", "cuda", "cuda:1", "mps", or a torch device.
         precision: torch.float32, bfloat16 or (CUDA) float16; None: see `precision_of`.
-        grain: the speckle's grain (axial, lateral) in pixels; in a fan, see `measure_grain`; None: measured once for
-            the recording.
-        mapping: the grey values that the model takes for 0 and 1; None: found once for the recording.
+        calibration: what was found in the recording that these frames are of, in place of `region`; None: found here,
+            once for all frames.
         output: an array of the frames' shape and type to write into, complete as far as `progress` told; None: a new
             one.
         progress: called with (frames done, frames).
@@ -120,17 +116,16 @@ def despeckle(
     published model alone normalises every frame by itself, as published).
     Raises InputError with one clear sentence, Cancelled.
     """
-    stack, region, bounds = checked(frames, region)
-    check_look(strength, gamma)
-    if grain is not None and not all(0 < length < np.inf for length in grain):
-        raise InputError(f"A grain of {grain} is not two lengths in pixels.")
-    if mapping is not None and not np.isfinite(mapping).all():
-        raise InputError(f"A mapping of {mapping} is not two grey values.")
+    DespeckleOptions(strength=strength, gamma=gamma, device=str(device))  # its checks
     if not callable(model) and not isinstance(model, Model):
         model = FILTERS.get(model) or kept_model(model)
     place = torch.device("cpu") if callable(model) else choose_device(device)
-    output = _made(frames, output)
-    low, high = grey_mapping(stack, region) if mapping is None else mapping
+    resamples = isinstance(model, Model) and model.config.grain is not None
+    if calibration is None:
+        calibration = calibrate(frames, region, with_grain=resamples)
+    stack, region = as_stack(frames), calibration.region
+    bounds = calibration.bounds or value_range(stack)
+    output, (low, high) = _made(frames, output), calibration.mapping
     if not region.any():
         logger.warning("The frames stay as they are: no part looks like ultrasound, or the region is empty. "
                        "The region 'none' takes whole frames, a mask any part of them.")  # fmt: skip
@@ -141,11 +136,10 @@ def despeckle(
         return output
 
     box = (slice(None), *box_of(region))
-    cut, region, result = stack[box], region[box[1:]], output.reshape(stack.shape)[box]
-    resampling = None
-    if isinstance(model, Model) and model.config.grain is not None:
-        grain = grain or measure_grain(luminance(cut[:: max(1, len(cut) // 8)]), region)
-        resampling = Resampling(region, grain, model.config.grain, place)
+    cut, result = stack[box], output.reshape(stack.shape)[box]
+    grain = (calibration.grain or grain_in(stack, region)) if resamples else None
+    region = region[box[1:]]
+    resampling = Resampling(region, grain, model.config.grain, place) if resamples else None
     engine = _FilterEngine(model) if callable(model) else _NetworkEngine(model, place, precision, resampling)
     each = isinstance(model, Model) and model.config.normalisation == "frame"
     blocks, at_once = _blocks(len(cut), region.size, place, alone=callable(model))
@@ -236,48 +230,6 @@ def _made(frames: np.ndarray, output: np.ndarray | None) -> np.ndarray:
     if output.shape != frames.shape or output.dtype != frames.dtype or not output.flags.c_contiguous:
         raise InputError(f"The output is no contiguous array of {frames.dtype} of shape {frames.shape}.")
     return output
-
-
-def checked(frames, region) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
-    """The frames as (N, H, W[, C]), the region as (H, W) bool, and the range of the finite values; or InputError."""
-    frames = np.asarray(frames)
-    if frames.dtype.kind not in "uif":
-        raise InputError(f"Frames of type {frames.dtype} cannot be despeckled; give integers or floating point.")
-    stack = frames[None] if frames.ndim == 2 else frames
-    if stack.ndim not in (3, 4) or (stack.ndim == 4 and stack.shape[-1] not in (3, 4)):
-        raise InputError(f"Frames of shape {frames.shape} are not (H, W), (N, H, W) or (N, H, W, 3 or 4).")
-    if len(stack) == 0 or min(stack.shape[1:3]) < SMALLEST:
-        raise InputError(
-            f"Frames of shape {frames.shape} are too small: at least one of {SMALLEST} x {SMALLEST} pixels."
-        )
-    if frames.dtype.kind == "f" and not any(np.isfinite(frame).any() for frame in stack):
-        raise InputError("The frames hold no finite value.")
-    bounds = _value_range(stack)
-    if bounds[0] == bounds[1]:
-        raise InputError(f"The frames are constant ({bounds[0]}): there is nothing to despeckle.")
-    if isinstance(region, str):
-        if region != "auto":
-            raise InputError(f"A region is 'auto', None or a mask, not '{region}'.")
-        region = detect(stack)
-    if region is None:
-        region = np.ones(stack.shape[1:3], bool)
-    region = np.asarray(region).astype(bool, copy=False)
-    if region.shape != stack.shape[1:3]:
-        raise InputError(f"A region of {region.shape} does not fit frames of {stack.shape[1:3]} pixels.")
-    return stack, region, bounds
-
-
-def _value_range(frames: np.ndarray) -> tuple[float, float]:
-    """The smallest and largest finite grey or colour value, frame by frame to spare memory."""
-    frames = frames[..., :3] if frames.ndim == 4 else frames
-    lows, highs = [], []
-    for frame in frames:
-        values = frame[np.isfinite(frame)] if frames.dtype.kind == "f" else frame
-        if values.size:
-            lows.append(values.min())
-            highs.append(values.max())
-        release(frames)
-    return min(lows), max(highs)
 
 
 def _greys(part: np.ndarray, place: torch.device) -> torch.Tensor:

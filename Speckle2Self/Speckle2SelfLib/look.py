@@ -5,15 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from .grey import luminance
-from .system import InputError
-
-
-def check_look(strength: float, gamma: float) -> None:
-    """Raises InputError for a strength outside 0 to 1, or a gamma outside 0.2 to 5."""
-    if not 0 <= strength <= 1:
-        raise InputError(f"A strength of {strength} is outside 0 to 1.")
-    if not 0.2 <= gamma <= 5:
-        raise InputError(f"A gamma of {gamma} is outside 0.2 to 5.")
 
 
 def look(before, after, region, mapping, strength: float, gamma: float) -> np.ndarray:

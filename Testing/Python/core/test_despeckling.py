@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from Speckle2SelfLib import checkpoint, despeckling
 from Speckle2SelfLib import network as networks
+from Speckle2SelfLib.calibration import Calibration, calibrate
 from Speckle2SelfLib.config import ModelConfig
 from Speckle2SelfLib.despeckling import Model, despeckle, kept_model, load_model, through_network
 from Speckle2SelfLib.filters import median
@@ -354,12 +356,12 @@ def three_at_once(monkeypatch):
 
 def test_blocks_that_are_worked_on_at_once_give_what_each_gives_alone(rng, network, three_at_once):
     model, frames, steps = Model(ModelConfig(), network), rng.integers(20, 220, (7, 40, 48)).astype(np.uint8), []
-    mapping = (0, 255)
-    together = despeckle(frames, model, region=None, mapping=mapping, progress=lambda *step: steps.append(step))
+    found = replace(calibrate(frames, None), mapping=(0, 255), bounds=None)
+    together = despeckle(frames, model, calibration=found, progress=lambda *step: steps.append(step))
     assert steps == [(n, 7) for n in range(1, 8)] and torch.get_num_threads() == 3
     torch.set_num_threads(1)
     for frame, output in zip(frames, together, strict=True):
-        assert np.array_equal(despeckle(frame, model, region=None, mapping=mapping), output)
+        assert np.array_equal(despeckle(frame, model, calibration=found), output)
 
 
 def test_a_cancel_or_an_error_stops_the_blocks_that_have_not_begun(rng, three_at_once):
@@ -437,9 +439,6 @@ def test_a_thread_that_cannot_start_is_told_at_once(cine, network, three_at_once
         (np.full((3, 32, 32), 7, np.uint8), {}),
         (np.eye(32), {"strength": 1.5}),
         (np.eye(32), {"gamma": 0}),
-        (np.eye(32), {"grain": (np.nan, 1.0), "model": "default"}),
-        (np.eye(32), {"grain": (0, 1), "model": "default"}),
-        (np.eye(32), {"mapping": (0, np.nan)}),
         (np.eye(32), {"region": np.ones((3, 3), bool)}),
         (np.eye(32), {"region": "nonsense"}),
         (np.eye(32), {"model": "no such model"}),
@@ -450,6 +449,12 @@ def test_bad_input_is_refused_in_one_sentence(frames, options):
     with pytest.raises(InputError) as error:
         despeckle(frames, **{"model": nothing, "region": None, **options})
     assert "\n" not in str(error.value) and str(error.value).endswith(".")
+
+
+@pytest.mark.parametrize("wrong", [{"grain": (np.nan, 1.0)}, {"grain": (0, 1)}, {"mapping": (0, np.nan)}])
+def test_a_calibration_that_is_no_lengths_or_grey_values_is_refused(wrong):
+    with pytest.raises(InputError, match=r"^[A-Z][^\n]*\.$"):
+        Calibration(**{"region": np.ones((32, 32), bool), "mapping": (0, 255), **wrong})
 
 
 def test_the_result_can_go_into_the_callers_array(cine):
@@ -464,8 +469,9 @@ def test_the_result_can_go_into_the_callers_array(cine):
 
 
 def test_with_a_given_mapping_a_frame_does_not_depend_on_its_neighbours(cine):
-    alone = despeckle(cine[1], blur, region=None, mapping=(0, 255))
-    together = despeckle(cine, blur, region=None, mapping=(0, 255))[1]
+    found = replace(calibrate(cine, None), mapping=(0, 255), bounds=None)
+    alone = despeckle(cine[1], blur, calibration=found)
+    together = despeckle(cine, blur, calibration=found)[1]
     assert (alone != cine[1]).any() and np.abs(alone.astype(int) - together).max() == 0
 
 
