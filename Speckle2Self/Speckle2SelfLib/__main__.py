@@ -79,7 +79,10 @@ def _found(inputs, output: Path) -> list[Path]:
 
     found, results = [], output.resolve()
     for entry in inputs:
-        inside = files.find([entry])
+        passed_over: list[Path] = []
+        inside = files.find([entry], passed_over)
+        if names := [str(path) for path in passed_over if results not in path.resolve().parents]:
+            print(f"{entry}: passed over, as no images: {', '.join(names)}.", file=sys.stderr)
         if Path(entry).is_dir():
             inside = [path for path in inside if results not in path.resolve().parents]
             if not inside:
@@ -116,17 +119,21 @@ def _despeckle_file(path: Path, target: Path, model, device: str, arguments) -> 
     from . import files, region, volumes
     from .despeckling import despeckle as despeckle_frames
 
-    recording = files.read(path)
-    frames = recording.frames
-    files.check_output(target, recording)
+    with _named(path):
+        recording = files.read(path)
+        files.check_output(target, recording)
+    output = Path(arguments.paths[-1]).resolve()
+    settings = (getattr(arguments, name) for name in ("model", "strength", "gamma", "axis", "region"))
+    recording.run = " ".join(map(str, (output if output.is_dir() else output.parent, *settings)))
+    frames = recording.frames.reshape(recording.volumes, -1, *recording.frames.shape[1:])  # (T, K, J, I[, C])
     axis = "k" if arguments.axis == "auto" and recording.sequence else arguments.axis
-    axes = volumes.slicing_axes(frames.shape, recording.spacing, axis)
+    axes = volumes.slicing_axes(frames.shape[1:], recording.spacing, axis)
     if arguments.region not in ("auto", "none"):
         if len(axes) > 1:
             raise InputError("A mask fits the frames of one axis: give --axis k, j or i.")
-        imaged = files.read_mask(arguments.region, tuple(np.delete(frames.shape[:3], axes[0])))
+        imaged = files.read_mask(arguments.region, tuple(np.delete(frames.shape[1:4], axes[0])))
     elif arguments.region == "auto" and recording.region is not None and axes == [0]:
-        imaged = region.detect(frames, recording.region)
+        imaged = region.detect(recording.frames, recording.region)
     else:
         imaged = "auto" if arguments.region == "auto" else None
 
@@ -136,10 +143,10 @@ def _despeckle_file(path: Path, target: Path, model, device: str, arguments) -> 
             device=device, output=output if axes == [0] else None, progress=progress, cancelled=_interrupted.is_set,
         )  # fmt: skip
 
-    with files.like(frames, target.parent) as output:
+    with files.like(recording.frames, target.parent) as output:
         with _Bar(path.name) as bar, _named(path):
-            result = volumes.process(frames[None], axes, run, bar.update)[0]
-        files.write(target, result, recording)
+            result = volumes.process(frames, axes, run, bar.update)
+        files.write(target, result.reshape(recording.frames.shape), recording)
     if arguments.axis == "auto" and axes != [0]:
         name = volumes.AXES[axes[0]]
         print(f"{path} was cut along its coarsest axis, {name}; --axis k takes frames as stored.", file=sys.stderr)

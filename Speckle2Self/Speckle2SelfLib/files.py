@@ -3,6 +3,7 @@ is in `formats`."""
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -16,16 +17,23 @@ from .formats.base import Format, Recording, release
 from .system import InputError
 
 __all__ = ["Recording", "check_output", "find", "is_readable", "like", "read", "read_mask", "release", "write"]
+logger = logging.getLogger(__name__)
 BESIDE = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz"), ".hdr": (".img", ".img.gz")}  # data of headers
 
 
-def find(inputs) -> list[Path]:
-    """The readable files among `inputs`, folders searched through; InputError where there are none."""
+def find(inputs, passed_over: list[Path] | None = None) -> list[Path]:
+    """The readable files among `inputs`, folders searched through; InputError where there are none.
+
+    passed_over: gets the other files of folders, besides hidden ones and those that hold a header's pixels.
+    """
     found: list[Path] = []
     for entry in map(Path, inputs):
         if entry.is_dir():
-            inside = (p for p in sorted(entry.rglob("*")) if p.is_file() and not p.name.startswith("."))
-            inside = [p for p in inside if is_readable(p)]
+            inside = [p for p in sorted(entry.rglob("*")) if p.is_file() and not p.name.startswith(".")]
+            others = [p for p in inside if not is_readable(p)]
+            inside = [p for p in inside if p not in set(others)]
+            if passed_over is not None:
+                passed_over += [p for p in others if not _is_part(p)]
             if not inside:
                 raise InputError(f"The folder {entry} holds no image file.")
             found += inside
@@ -37,8 +45,19 @@ def find(inputs) -> list[Path]:
 
 
 def is_readable(path: Path) -> bool:
-    """Whether a file is taken for a recording, by its name, or by its first bytes where it has no suffix."""
-    return by_name(path) is not None or (not path.suffix and by_content(path) is not None)
+    """Whether a file is taken for a recording, by its first bytes, or by its name where they say nothing."""
+    try:
+        found = by_content(path)
+    except OSError:
+        found = None
+    found = found or by_name(path)
+    return found is not None and found.holds_image(path)
+
+
+def _is_part(path: Path) -> bool:
+    """Whether a file holds the pixels of a header beside it."""
+    return any(path.name.lower().endswith(ends) and path.with_name(path.name[: -len(end)] + header).exists()
+               for header, ends in BESIDE.items() for end in ends if path.name.lower().endswith(end))  # fmt: skip
 
 
 def read(path, key: str = "frames") -> Recording:
@@ -56,9 +75,9 @@ def _read(path: Path, kinds: str, key: str = "frames") -> Recording:
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty.")
     try:
-        found = by_name(path)
-        if found is None or found is FORMATS[-1]:
-            found = by_content(path) or FORMATS[-1]
+        found = by_content(path) or by_name(path)
+        if found is None:
+            raise InputError(f"{path} is not an image that can be read.")
         recording = found.read(path, key)
     except MemoryError as error:
         raise InputError(f"{path} cannot be read: there is not enough memory.") from error
@@ -118,8 +137,13 @@ def check_output(path, recording: Recording) -> Format:
         raise InputError(f"The folder {path.parent} cannot be written to.")
     own = next(one for one in FORMATS if one.name == recording.format)
     found = by_name(path)
-    if found is None and not path.suffix and own.unnamed:
+    if found is None and own.unnamed:
         found = own
+    volume = own.geometric and not (recording.sequence or recording.single or recording.volumes > 1)
+    if base.has_suffix(path, base.SEQUENCES) and volume:
+        raise InputError(f"{path.name} cannot be written: {recording.path.name} is a volume and no sequence.")
+    if found is not own and np.min(recording.source.get("alpha", 255)) < 255:
+        raise InputError(f"{path.name} cannot be written: transparency would be lost; choose .png.")
     if own.fields and found is not own and (found is None or not found.takes_all):
         suffix = recording.path.suffix
         raise InputError(
@@ -128,6 +152,8 @@ def check_output(path, recording: Recording) -> Format:
     if found is None:
         raise InputError(f"{path.name} cannot be written: its format is not known; choose .mha, .nrrd, .tif or .npy.")
     found.check(path, recording)
+    if recording.times is not None and found is not own and not found.keeps_times(path):
+        logger.warning("%s does not hold the times of the frames, which .seq.nrrd and .seq.mha do.", path.name)
     return found
 
 

@@ -5,18 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 from .arrays import Arrays
-from .base import Format, has_suffix
+from .base import HEAD, Format, has_suffix
 from .dicom import Dicom
 from .itk import Images
 from .metaimage import MetaImage
+from .nifti import Nifti
 from .nrrd import Nrrd
+from .pictures import Pictures
+from .tiff import Tiff
 
 FORMATS: tuple[Format, ...] = (
     MetaImage(),
     Nrrd(),
     Arrays(),
-    Dicom(),
+    Tiff(),
+    Nifti(),
+    Pictures(),
     Images(),
+    Dicom(),  # last, as files of no other format may be DICOM without a preamble
 )
 
 
@@ -26,5 +32,7 @@ def by_name(path: Path) -> Format | None:
 
 
 def by_content(path: Path) -> Format | None:
-    """The format that a file's content is of."""
-    return next((one for one in FORMATS if one.recognizes(path)), None)
+    """The format that a file's content is of; raises OSError where it cannot be read."""
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    return next((one for one in FORMATS if one.recognizes(head, path)), None)

@@ -11,13 +11,16 @@ import numpy as np
 
 from ..system import InputError
 from . import base
-from .base import DEFLATE_LIMIT, Format, Recording, write_raw
+from .base import DEFLATE_LIMIT, Format, Recording, has_suffix, write_raw
 
 
 class Arrays(Format):
     name = "NumPy"
     suffixes = (".npy", ".npz")
     takes_all = True
+
+    def recognizes(self, head: bytes, path: Path) -> bool:
+        return head.startswith(b"\x93NUMPY") or (head.startswith(b"PK") and has_suffix(path, self.suffixes))
 
     def read(self, path: Path, key: str) -> Recording:
         name, size = None, path.stat().st_size

@@ -13,6 +13,8 @@ import numpy as np
 
 from ..system import InputError
 
+HEAD = 512  # bytes, by which formats are told apart
+SEQUENCES = tuple(f".{kind}{suffix}" for kind in ("seq", "igs") for suffix in (".mha", ".mhd", ".nrrd", ".nhdr"))
 LARGE = 2**28  # bytes; larger recordings stay on the disk while they are worked on
 DEFLATE_LIMIT = 1040  # no deflated stream can be longer than this many times its file
 
@@ -27,8 +29,11 @@ class Recording:
     region: np.ndarray | None = None  # (H, W) bool: where the file says its image is (DICOM)
     single: bool = False  # the file held one two-dimensional image
     sequence: bool = False  # the file says that its frames follow each other in time
+    volumes: int = 1  # of as many slices each, one after the other, that `frames` are
+    times: np.ndarray | None = None  # (N,) s: when each frame (or volume) was, from the first on
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)  # (between frames, axial, lateral), mm
     source: dict = field(default_factory=dict, repr=False)  # headers, as their format keeps them
+    run: str = ""  # what its frames are made with: slices of one series that share it stay one series
     parts: tuple[Path, ...] = ()  # the files that it was read from, where `path` is not the only one
 
 
@@ -40,12 +45,16 @@ class Format:
 
     name = ""
     suffixes: tuple[str, ...] = ()  # lower case, with the dot
+    geometric = False  # its files say whether they hold a volume
     fields = False  # holds fields for each frame that no other format holds
     takes_all = False  # takes the frames of every recording, without such fields
     unnamed = False  # its files may have no suffix
 
-    def recognizes(self, path: Path) -> bool:
-        """Whether the content of a file says that it is of this format, whatever its name."""
+    def recognizes(self, head: bytes, path: Path) -> bool:
+        """Whether the content of a file, which begins with `head`, says that it is of this format, whatever its name.
+
+        head: the first `HEAD` bytes.
+        """
         return False
 
     def read(self, path: Path, key: str) -> Recording:
@@ -54,6 +63,14 @@ class Format:
         key: of several arrays in a file, the one to take, if it is there.
         """
         raise NotImplementedError
+
+    def holds_image(self, path: Path) -> bool:
+        """Whether a file of this format holds frames at all, as far as can be seen without reading it."""
+        return True
+
+    def keeps_times(self, path: Path) -> bool:
+        """Whether a file of this name, made of a recording of another format, holds the times of frames."""
+        return False
 
     def check(self, path: Path, recording: Recording) -> None:
         """Raises InputError where `recording` cannot be written to `path` without losing what it held."""
@@ -132,9 +149,35 @@ def count_values(sizes: list[int], path) -> int:
 
 
 def check_dimensions(count: int, path) -> None:
-    """InputError for a sequence of volumes."""
-    if count > 3:
-        raise InputError(f"{path} has {count} dimensions; a sequence of volumes opens in Slicer alone.")
+    """InputError for more than volumes in time."""
+    if count > 4:
+        raise InputError(f"{path} has {count} dimensions; save frames, a volume or volumes in time, of 4 at most.")
+
+
+def frame_times(values, count: int) -> np.ndarray | None:
+    """Times in seconds, from that of the first of `count` frames on; None where they are none, or do not rise."""
+    try:
+        times = np.asarray([float(value) for value in values])
+    except (TypeError, ValueError):
+        return None
+    if (
+        len(times) != count
+        or count < 2
+        or not np.isfinite(times).all()
+        or np.diff(times).min() < 0
+        or not np.ptp(times)
+    ):
+        return None
+    return times - times[0]
+
+
+def steady_times(step, count: int) -> np.ndarray | None:
+    """The times of `count` frames that are `step` seconds apart; None where that is no time."""
+    try:
+        step = float(step)
+    except (TypeError, ValueError):
+        return None
+    return np.arange(count) * step if 0 < step < math.inf and count > 1 else None
 
 
 def data_file(path: Path, name: str):
@@ -161,6 +204,12 @@ def header_lines(file, path, is_last, detached: bool = False) -> list[str]:
     raise InputError(f"{path} is not what its name says: its header does not end.")
 
 
+def not_held(path: Path, name: str, recording: Recording) -> InputError:
+    """The error of a format, of `name`, that does not hold the type of the frames."""
+    kind = recording.frames.dtype
+    return InputError(f"{path.name} cannot be written: {name} does not hold frames of type {kind}; choose .npy.")
+
+
 def release(array: np.ndarray) -> None:
     """Lets go of the memory that an array on the disk has taken up; nothing for others, and for those of the mode "c",
     whose changes are in memory alone."""
@@ -177,3 +226,24 @@ def write_raw(path: Path, header: bytes, array: np.ndarray) -> None:
         for part in array if array.ndim > 2 else [array]:
             file.write(np.ascontiguousarray(part).data)
             release(array)
+
+
+def sequence_times(recording: Recording, count: int) -> tuple[list[str], bool]:
+    """The times of `count` frames or volumes as text, in seconds, and True; their numbers and False where there are
+    none."""
+    if recording.times is None:
+        return [str(number) for number in range(count)], False
+    return [f"{time:.9g}" for time in recording.times], True
+
+
+def axes_of_sequence(recording: Recording) -> tuple[np.ndarray, tuple[float, ...], np.ndarray]:
+    """The directions (3, 3), one a column, the spacings and the origin (mm) of the frames or volumes of a sequence, all
+    fastest first and in LPS."""
+    geometry = recording.source.get("geometry", {})
+    direction = np.asarray(geometry.get("direction", np.eye(3)), float)
+    size = math.isqrt(direction.size)
+    placed = np.eye(3)
+    if size >= 3:
+        placed = direction.reshape(size, size)[:3, :3]
+    origin = (*geometry.get("origin", ()), 0.0, 0.0, 0.0)[:3] if size >= 3 else (0.0, 0.0, 0.0)
+    return placed, recording.spacing[::-1], np.asarray(origin)

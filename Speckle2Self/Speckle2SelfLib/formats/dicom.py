@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import copy
-import io
 from pathlib import Path
 
 import numpy as np
 import pydicom
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.sequence import Sequence
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 
 from ..system import InputError
-from .base import DEFLATE_LIMIT, Format, Recording, lengths
+from .base import DEFLATE_LIMIT, Format, Recording, frame_times, lengths, steady_times
+from .dicom_pixels import decoded, encoded, quiet, set_pixels
+
+OURS = "2.25.95834162705421935262184372517093826165"  # a UUID: the class of what writes the files
+STALE = (  # of the input's pixels, or of how they were compressed
+    "SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries", "LargestPixelValueInSeries",
+    "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelDataProviderURL", "IconImageSequence",
+)  # fmt: skip
+SENDERS = (
+    "SourceApplicationEntityTitle", "SendingApplicationEntityTitle", "ReceivingApplicationEntityTitle",
+    "PrivateInformationCreatorUID", "PrivateInformation",
+)  # fmt: skip
 
 
 class Dicom(Format):
@@ -19,16 +30,24 @@ class Dicom(Format):
     suffixes = (".dcm", ".dicom", ".ima")
     unnamed = True
 
-    def recognizes(self, path: Path) -> bool:
-        return pydicom.misc.is_dicom(path)
+    def recognizes(self, head: bytes, path: Path) -> bool:
+        if head[128:132] == b"DICM":
+            return True
+        if head[:2] not in (b"\x02\0", b"\x08\0") or head[3:4] != b"\0":  # no preamble: the first group is one of these
+            return False
+        header = _header(path)
+        return header is not None and "SOPClassUID" in header
+
+    def holds_image(self, path: Path) -> bool:
+        """Not a DICOMDIR, a report or a document, which lie beside the images."""
+        header = _header(path)
+        return header is None or ("Rows" in header and "Columns" in header)
 
     def read(self, path: Path, key: str) -> Recording:
-        try:
-            dataset = pydicom.dcmread(path)
-        except Exception as error:  # pydicom raises many kinds on damaged files
-            raise InputError(f"{path} is not a DICOM file, or it is damaged.") from error
+        dataset = _dataset(path)
         if "PixelData" not in dataset:
-            raise InputError(f"{path} is a DICOM file without an image.")
+            what = "a DICOMDIR; name its folder instead" if "DirectoryRecordSequence" in dataset else "without an image"
+            raise InputError(f"{path} is a DICOM file {what}." if what == "without an image" else f"{path} is {what}.")
         try:
             claimed = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("NumberOfFrames", 1) or 1)
             if claimed < 1 or claimed > len(dataset.PixelData) * DEFLATE_LIMIT:
@@ -36,7 +55,7 @@ class Dicom(Format):
             if dataset.get("NumberOfFrames", 1) in (0, None):
                 dataset.NumberOfFrames = 1
             photometric = dataset.PhotometricInterpretation
-            array = _decoded(dataset)
+            array = decoded(dataset)
         except InputError:
             raise
         except Exception as error:
@@ -55,6 +74,7 @@ class Dicom(Format):
             region=region,
             single=single,
             sequence=True,
+            times=_times(dataset, len(frames)),
             spacing=_spacing(dataset, region),
             source={"dataset": dataset, "turn": (int(frames.max()), int(frames.min()))},
         )
@@ -64,44 +84,52 @@ class Dicom(Format):
             raise InputError(
                 f"{path.name} cannot be written: only DICOM becomes DICOM; keep the input's format, or choose .npy."
             )
-        if recording.source["dataset"].is_little_endian is False:
+        if recording.source["dataset"].file_meta.TransferSyntaxUID == ExplicitVRBigEndian:
             raise InputError(f"{recording.path.name} is big endian, which DICOM has given up; choose .mha or .npy.")
 
     def write(self, path: Path, frames: np.ndarray, recording: Recording) -> None:
-        """A derived series: the same data set with new identifiers and the frames uncompressed."""
+        """A derived series: the same data set with new identifiers and the frames without loss."""
         try:
-            path.write_bytes(_derived(frames, recording))
+            with quiet():
+                path.write_bytes(_derived(frames, recording))
         except (OSError, MemoryError):
             raise
         except Exception as error:  # pydicom keeps damaged values as they are until they are written
             name = recording.path.name
-            raise InputError(
-                f"{name} has damaged fields and cannot become DICOM again; choose .npy or .mha."
-            ) from error
+            raise InputError(f"{name} has damaged fields and cannot be DICOM again; choose .npy or .mha.") from error
 
 
-def _decoded(dataset) -> np.ndarray:
-    """The pixels of a data set, colours as RGB; raises many kinds of errors on damaged ones."""
-    photometric = dataset.PhotometricInterpretation
+def _header(path: Path):
+    """A few fields of a file, with or without a preamble; None where it cannot be read."""
     try:
-        from pydicom.pixels import apply_color_lut, pixel_array
-    except ImportError:  # pydicom 2.4, as in Slicer 5.10
-        from pydicom.pixel_data_handlers.util import apply_color_lut, convert_color_space
+        with quiet():
+            return pydicom.dcmread(
+                path, stop_before_pixels=True, force=True, specific_tags=["SOPClassUID", "Rows", "Columns"]
+            )
+    except Exception:  # pydicom raises many kinds on damaged files
+        return None
 
-        array = dataset.pixel_array
-        if photometric.startswith("YBR_FULL"):
-            array = convert_color_space(array, photometric, "RGB", per_frame=True)
-    else:
-        array = pixel_array(dataset)
-    if photometric == "PALETTE COLOR":
-        array = apply_color_lut(array, dataset)
-        wide = array.max(initial=0) > 255  # entries of 16 bits; some write those of 8 as such
-        array = (array >> 8 if wide else array).astype(np.uint8)
-    return array
+
+def _dataset(path: Path):
+    """The data set of a file, with or without a preamble; InputError where it is none."""
+    try:
+        with quiet():
+            dataset = pydicom.dcmread(path, force=True)
+            if not len(dataset):
+                raise ValueError("it has no fields")
+        if "TransferSyntaxUID" not in dataset.file_meta:
+            explicit = not dataset.is_implicit_VR
+            dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if explicit else ImplicitVRLittleEndian
+    except Exception as error:  # as above
+        raise InputError(f"{path} is not a DICOM file, or it is damaged.") from error
+    if "SOPClassUID" not in dataset and "Rows" not in dataset and "DirectoryRecordSequence" not in dataset:
+        raise InputError(f"{path} is not a DICOM file, or it is damaged.")
+    return dataset
 
 
 def _region(dataset, shape) -> np.ndarray | None:
-    """The two-dimensional regions of SequenceOfUltrasoundRegions; None without any, or where one leaves the image."""
+    """The two-dimensional regions of SequenceOfUltrasoundRegions; None without any, or where one leaves the image. The
+    last row and column may be given as those after them, as some scanners do."""
     region = np.zeros(shape, bool)
     try:
         for item in dataset.get("SequenceOfUltrasoundRegions") or []:
@@ -109,7 +137,7 @@ def _region(dataset, shape) -> np.ndarray | None:
                 continue
             top, bottom = item.get("RegionLocationMinY0", -1), item.get("RegionLocationMaxY1", -1)
             left, right = item.get("RegionLocationMinX0", -1), item.get("RegionLocationMaxX1", -1)
-            if not (0 <= top <= bottom < shape[0] and 0 <= left <= right < shape[1]):
+            if not (0 <= top <= bottom <= shape[0] and 0 <= left <= right <= shape[1]):
                 return None  # an image that was scaled after its regions had been written down
             region[top : bottom + 1, left : right + 1] = True
     except Exception:  # pydicom reads a value when it is asked for, and raises many kinds on damaged ones
@@ -131,9 +159,24 @@ def _spacing(dataset, region) -> tuple[float, float, float]:
         return (1.0, 1.0, 1.0)
 
 
+def _times(dataset, count: int) -> np.ndarray | None:
+    """The times of frames (s) by the durations between them, or their rate."""
+    try:
+        if vector := dataset.get("FrameTimeVector"):
+            steps = [float(step) / 1000 for step in vector]
+            return frame_times(np.cumsum(steps), count)
+        if dataset.get("FrameTime"):
+            return steady_times(float(dataset.FrameTime) / 1000, count)
+        rate = dataset.get("CineRate") or dataset.get("RecommendedDisplayFrameRate")
+        return steady_times(1 / float(rate), count) if rate else None
+    except Exception:  # as above
+        return None
+
+
 def _derived(frames: np.ndarray, recording: Recording) -> bytes:
     dataset = copy.deepcopy(recording.source["dataset"])
     photometric, bits = dataset.PhotometricInterpretation, dataset.BitsStored
+    packed = dataset.file_meta.TransferSyntaxUID.is_encapsulated
     if photometric == "MONOCHROME1":
         high, low = recording.source["turn"]
         frames = (high + low - frames.astype(np.int64)).astype(frames.dtype)
@@ -142,45 +185,43 @@ def _derived(frames: np.ndarray, recording: Recording) -> bytes:
         for keyword in ("Red", "Green", "Blue"):
             for part in ("Descriptor", "Data"):
                 dataset.pop(f"{keyword}PaletteColorLookupTable{part}", None)
-    for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):  # of the compressed frames
+    for keyword in STALE:
         dataset.pop(keyword, None)
-    _set_pixels(dataset, frames if len(frames) > 1 or "NumberOfFrames" in dataset else frames[0], photometric, bits)
-    dataset.SOPInstanceUID, dataset.SeriesInstanceUID = generate_uid(), generate_uid()
-    kind = list(dataset.get("ImageType", ["ORIGINAL", "PRIMARY"]))
+    several = len(frames) > 1 or "NumberOfFrames" in dataset
+    set_pixels(dataset, frames if several else frames[0], photometric, bits, packed)
+    _identify(dataset, recording)
+    return encoded(dataset, dataset.file_meta.TransferSyntaxUID)
+
+
+def _identify(dataset, recording: Recording) -> None:
+    """New identifiers, and what the image was derived from and how. Slices of one series stay one series."""
+    original = recording.source["dataset"]
+    sources = [original.get("SeriesInstanceUID", ""), recording.run]
+    dataset.SeriesInstanceUID = generate_uid(entropy_srcs=sources) if recording.run and sources[0] else generate_uid()
+    dataset.SOPInstanceUID = generate_uid()
+    kind = list(dataset.get("ImageType") or ["ORIGINAL", "PRIMARY"])
     dataset.ImageType = ["DERIVED", "SECONDARY", *kind[2:]]
     dataset.DerivationDescription = "Speckle reduced by Speckle2Self; not for diagnosis"
+    dataset.DerivationCodeSequence = Sequence([_code("113087", "Smoothing")])
     dataset.SeriesDescription = (str(dataset.get("SeriesDescription", "")) + " despeckled").strip()[:64]
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    return _encoded(dataset)
+    if "SOPClassUID" in original and "SOPInstanceUID" in original:
+        source = pydicom.Dataset()
+        source.ReferencedSOPClassUID = original.SOPClassUID
+        source.ReferencedSOPInstanceUID = original.SOPInstanceUID
+        purpose = _code("121322", "Source image for image processing operation")
+        source.PurposeOfReferenceCodeSequence = Sequence([purpose])
+        dataset.SourceImageSequence = Sequence([source])
+    meta = dataset.file_meta
+    for keyword in SENDERS:
+        meta.pop(keyword, None)
+    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    if "SOPClassUID" in dataset:
+        meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    meta.ImplementationClassUID, meta.ImplementationVersionName = OURS, "SPECKLE2SELF"
 
 
-def _set_pixels(dataset, array: np.ndarray, photometric: str, bits: int) -> None:
-    """Puts (N, H, W), (H, W) or colours into a data set of `bits` stored of each value, uncompressed."""
-    array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
-    if hasattr(dataset, "set_pixel_data") and array.dtype.itemsize <= 2:
-        dataset.set_pixel_data(array, photometric, bits)
-        return
-    colour = photometric == "RGB"  # pydicom 2.4, as in Slicer 5.10, or values of 32 bits
-    dataset.PhotometricInterpretation, dataset.SamplesPerPixel = photometric, 3 if colour else 1
-    if colour:
-        dataset.PlanarConfiguration, dataset.PixelRepresentation = 0, 0
-        dataset.BitsAllocated = dataset.BitsStored = bits
-        dataset.HighBit = bits - 1
-    if array.ndim == (4 if colour else 3):
-        dataset.NumberOfFrames = len(array)
-    data = array.tobytes()
-    dataset.PixelData = data + b"\0" * (len(data) % 2)
-    dataset["PixelData"].VR = "OB" if array.dtype.itemsize == 1 else "OW"
-    dataset["PixelData"].is_undefined_length = False
-
-
-def _encoded(dataset) -> bytes:
-    """The file of a data set, with the preamble that files of some scanners lack."""
-    buffer = io.BytesIO()
-    if hasattr(dataset, "set_pixel_data"):
-        dataset.save_as(buffer, implicit_vr=False, little_endian=True, enforce_file_format=True)
-    else:
-        dataset.is_implicit_VR, dataset.is_little_endian = False, True
-        dataset.save_as(buffer, write_like_original=False)
-    return buffer.getvalue()
+def _code(value: str, meaning: str):
+    """An item of a code sequence, of DICOM's own codes."""
+    item = pydicom.Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "DCM", meaning
+    return item

@@ -86,12 +86,25 @@ def test_frames_of_a_plus_recording_may_have_a_third_axis_of_one(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["v.mha", "v.nrrd", "v.nii.gz"])
-def test_volumes_in_time_are_refused_by_what_they_are(tmp_path, name):
-    volumes = np.zeros((2, 5, 20, 3), np.uint8)  # as wide as colours are deep
+def test_volumes_in_time_are_read_slice_after_slice_and_written_as_they_were(tmp_path, name):
+    volumes = np.random.default_rng(0).integers(0, 255, (2, 5, 20, 3)).astype(np.uint8)  # as wide as colours are deep
     path = str(tmp_path / name)
-    sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(volume) for volume in volumes]), path)
-    with pytest.raises(InputError, match="has 4 dimensions; a sequence of volumes opens in Slicer alone"):
-        files.read(path)
+    image = sitk.JoinSeries([sitk.GetImageFromArray(volume) for volume in volumes])
+    image.SetSpacing((0.2, 0.3, 2, 0.5))
+    sitk.WriteImage(image, path)
+    recording = files.read(path)
+    assert recording.volumes == 2 and np.array_equal(recording.frames, volumes.reshape(10, 20, 3))
+    assert recording.spacing == pytest.approx((2, 0.3, 0.2))
+    files.write(tmp_path / f"out.{name}", inverted(recording), recording)
+    again = sitk.ReadImage(str(tmp_path / f"out.{name}"))
+    assert np.array_equal(sitk.GetArrayFromImage(again).reshape(volumes.shape), 255 - volumes)
+    assert again.GetSpacing() == pytest.approx((0.2, 0.3, 2, 0.5))
+
+
+def test_more_dimensions_are_refused_by_their_number(tmp_path):
+    write_nrrd(tmp_path / "a.nrrd", FRAMES.repeat(4, 0), "30 20 2 2 3", "domain domain domain domain list")
+    with pytest.raises(InputError, match="has 5 dimensions; save frames"):
+        files.read(tmp_path / "a.nrrd")
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -500,12 +513,12 @@ def test_a_mask_may_be_of_booleans_or_hold_nan(tmp_path):
 @pytest.mark.parametrize(
     ("array", "target"),
     [
-        (FRAMES.astype(np.float64), "out.tif"),
+        (FRAMES[0].astype(np.float64), "out.bmp"),
         (FRAMES[0].astype(np.float32), "out.png"),
         (FRAMES.astype(np.float16), "out.mha"),
         (COLOUR, "out.gipl"),
     ],
-    ids=["float64 tif", "float32 png", "float16 mha", "colour gipl"],
+    ids=["float64 bmp", "float32 png", "float16 mha", "colour gipl"],
 )
 def test_a_format_that_does_not_hold_the_type_is_told_before_the_work(tmp_path, array, target):
     np.save(tmp_path / "in.npy", array)
@@ -539,8 +552,8 @@ def wrong_file(kind, folder):
         path.write_bytes(path.read_bytes().replace(b"LOCAL", b"/etc/passwd"))
     elif kind == "r short":
         write_nrrd(path, FRAMES[:2])
-    elif kind == "r four dimensions":
-        write_nrrd(path, np.repeat(FRAMES, 4, 0), "30 20 4 3", "domain domain domain list")
+    elif kind == "r five dimensions":
+        write_nrrd(path, np.repeat(FRAMES, 4, 0), "30 20 2 2 3", "domain domain domain domain list")
     elif kind == "n objects":
         np.save(path, np.array([{"a": 1}, None], object), allow_pickle=True)
     elif kind == "n complex":
@@ -561,7 +574,7 @@ def wrong_file(kind, folder):
 @pytest.mark.parametrize(
     "kind",
     ["m missing", "m empty", "m text", "d text", "r text", "n text", "p text", "m short", "m short packed", "m type",
-     "m huge", "m zero", "m elsewhere", "r short", "r four dimensions", "n objects", "n complex", "n dimensions",
+     "m huge", "m zero", "m elsewhere", "r short", "r five dimensions", "n objects", "n complex", "n dimensions",
      "n none", "d no image", "d huge"],
 )  # fmt: skip
 def test_what_is_no_recording_is_refused_in_one_sentence(tmp_path, kind):
