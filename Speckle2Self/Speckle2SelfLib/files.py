@@ -124,12 +124,16 @@ def _keep_input(targets, recording: Recording) -> None:
                 raise InputError(f"{target} is the input; choose another output, the input is never overwritten.")
 
 
-def check_output(path, recording: Recording) -> Format:
-    """The format in which `recording` can be written to `path`; InputError where it cannot be written there.
+def check_output(path, recording: Recording) -> None:
+    """Raises InputError where `recording` cannot be written to `path` without losing what its file held, and warns
+    where times are lost. To be called before hours of work."""
+    found = _format_of(Path(path), recording)
+    if recording.times is not None and found.name != recording.format and not found.keeps_times(Path(path)):
+        logger.warning("%s does not hold the times of the frames, as .seq.nrrd and .seq.mha do.", Path(path).name)
 
-    To be called before hours of work, too.
-    """
-    path = Path(path)
+
+def _format_of(path: Path, recording: Recording) -> Format:
+    """The format in which `recording` can be written to `path`; InputError where it cannot be written there."""
     _keep_input([path, *(path.with_suffix(suffix) for suffix in BESIDE.get(path.suffix.lower(), ()))], recording)
     if path.is_dir() or not path.parent.is_dir():
         raise InputError(f"{path} is a folder or in a folder that does not exist; choose another output file.")
@@ -152,8 +156,6 @@ def check_output(path, recording: Recording) -> Format:
     if found is None:
         raise InputError(f"{path.name} cannot be written: its format is not known; choose .mha, .nrrd, .tif or .npy.")
     found.check(path, recording)
-    if recording.times is not None and found is not own and not found.keeps_times(path):
-        logger.warning("%s does not hold the times of the frames, which .seq.nrrd and .seq.mha do.", path.name)
     return found
 
 
@@ -165,7 +167,7 @@ def write(path, frames: np.ndarray, recording: Recording) -> None:
     Raises InputError: for the input itself as output, formats that cannot hold it, folders that cannot be written.
     """
     path = Path(path)
-    found = check_output(path, recording)
+    found = _format_of(path, recording)
     if frames.shape != recording.frames.shape or frames.dtype != recording.frames.dtype:
         raise ValueError("The frames differ from the recording's in shape or type.")
     try:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import mmap
 import os
+import warnings
 import zlib
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -208,6 +211,38 @@ def not_held(path: Path, name: str, recording: Recording) -> InputError:
     """The error of a format, of `name`, that does not hold the type of the frames."""
     kind = recording.frames.dtype
     return InputError(f"{path.name} cannot be written: {name} does not hold frames of type {kind}; choose .npy.")
+
+
+@contextmanager
+def quiet(name: str):
+    """What a library, whose logger is of that name, says of odd files is no message of ours: warnings, too, and what
+    libraries in C write to the standard error."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings(), _no_standard_error():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _no_standard_error():
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def release(array: np.ndarray) -> None:

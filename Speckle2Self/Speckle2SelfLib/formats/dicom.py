@@ -11,8 +11,8 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 
 from ..system import InputError
-from .base import DEFLATE_LIMIT, Format, Recording, frame_times, lengths, steady_times
-from .dicom_pixels import decoded, encoded, quiet, set_pixels
+from .base import DEFLATE_LIMIT, Format, Recording, frame_times, lengths, quiet, steady_times
+from .dicom_pixels import decoded, encoded, set_pixels
 
 OURS = "2.25.95834162705421935262184372517093826165"  # a UUID: the class of what writes the files
 STALE = (  # of the input's pixels, or of how they were compressed
@@ -60,7 +60,7 @@ class Dicom(Format):
             raise
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(" .:")
-            raise InputError(f"The image in {path} cannot be decoded: {reason}.") from error
+            raise InputError(f"{path} cannot be decoded: {reason}.") from error
         colour = photometric not in ("MONOCHROME1", "MONOCHROME2")
         single = array.ndim == (3 if colour else 2)
         frames = array[None] if single else array
@@ -90,7 +90,7 @@ class Dicom(Format):
     def write(self, path: Path, frames: np.ndarray, recording: Recording) -> None:
         """A derived series: the same data set with new identifiers and the frames without loss."""
         try:
-            with quiet():
+            with quiet("pydicom"):
                 path.write_bytes(_derived(frames, recording))
         except (OSError, MemoryError):
             raise
@@ -102,7 +102,7 @@ class Dicom(Format):
 def _header(path: Path):
     """A few fields of a file, with or without a preamble; None where it cannot be read."""
     try:
-        with quiet():
+        with quiet("pydicom"):
             return pydicom.dcmread(
                 path, stop_before_pixels=True, force=True, specific_tags=["SOPClassUID", "Rows", "Columns"]
             )
@@ -113,7 +113,7 @@ def _header(path: Path):
 def _dataset(path: Path):
     """The data set of a file, with or without a preamble; InputError where it is none."""
     try:
-        with quiet():
+        with quiet("pydicom"):
             dataset = pydicom.dcmread(path, force=True)
             if not len(dataset):
                 raise ValueError("it has no fields")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 import tempfile
-import warnings
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,8 @@ import pydicom
 from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
+
+from .base import quiet
 
 # What GDCM needs of a data set to decode its pixels.
 PIXEL_MODULE = (
@@ -25,7 +24,7 @@ PIXEL_MODULE = (
 def decoded(dataset) -> np.ndarray:
     """The pixels of a data set, colours as RGB; raises many kinds of errors on damaged ones."""
     photometric = dataset.PhotometricInterpretation
-    with quiet():
+    with quiet("pydicom"):
         try:
             array = _by_pydicom(dataset)
         except Exception as error:
@@ -38,26 +37,6 @@ def decoded(dataset) -> np.ndarray:
     if photometric == "PALETTE COLOR":
         array = _colours(array, dataset)
     return array
-
-
-@contextmanager
-def quiet():
-    """Warnings of pydicom, and what libraries in C write of odd images, are no messages of ours."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            kept = os.dup(2)
-        except OSError:  # no standard error at all
-            yield
-            return
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            os.close(nothing)
 
 
 def _by_pydicom(dataset) -> np.ndarray:

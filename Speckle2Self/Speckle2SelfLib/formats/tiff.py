@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ import tifffile
 
 from ..system import InputError
 from . import base
-from .base import DEFLATE_LIMIT, Format, Recording, frame_times, not_held, steady_times
+from .base import DEFLATE_LIMIT, Format, Recording, frame_times, not_held, quiet, steady_times
 
 MILLIMETRES = {"inch": 25.4, "in": 25.4, "cm": 10.0, "mm": 1.0, "um": 1e-3, "µm": 1e-3, "\\u00B5m": 1e-3,
                "micron": 1e-3, "microns": 1e-3, "m": 1000.0, "nm": 1e-6}  # fmt: skip
@@ -34,7 +32,7 @@ class Tiff(Format):
 
     def read(self, path: Path, key: str) -> Recording:
         try:
-            with _quiet(), tifffile.TiffFile(path) as file:
+            with quiet("tifffile"), tifffile.TiffFile(path) as file:
                 series = _only_series(file, path)
                 page = series.keyframe
                 claimed = math.prod(series.shape) * series.dtype.itemsize
@@ -58,20 +56,8 @@ class Tiff(Format):
 
     def write(self, path: Path, frames: np.ndarray, recording: Recording) -> None:
         own = recording.format == self.name
-        with _quiet():
+        with quiet("tifffile"):
             (_write_again if own else _write_new)(path, frames, recording)
-
-
-@contextmanager
-def _quiet():
-    """What tifffile logs of odd files is no message of ours."""
-    logger = logging.getLogger("tifffile")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _only_series(file, path: Path):
@@ -140,7 +126,8 @@ def _source(file, series, page) -> dict:
     tags = [tag for tag in tags if isinstance(tag.value, (int, float, str, bytes, tuple)) and tag.code not in FOLDERS]
     source = {
         "axes": series.axes, "shape": series.shape, "imagej": file.is_imagej, "ome": file.is_ome,
-        "photometric": page.photometric.name, "planar": page.planarconfig.name, "byteorder": file.byteorder,
+        "photometric": tifffile.PHOTOMETRIC(page.photometric).name,
+        "planar": tifffile.PLANARCONFIG(page.planarconfig).name, "byteorder": file.byteorder,
         "bigtiff": file.is_bigtiff, "resolution": page.resolution, "unit": int(page.resolutionunit),
         "tile": page.tile if page.is_tiled else None, "extrasamples": tuple(int(x) for x in page.extrasamples),
         "packed": page.compression != tifffile.COMPRESSION.NONE,
