@@ -15,6 +15,7 @@ from .pictures import Pictures
 from .tiff import Tiff
 
 FORMATS: tuple[Format, ...] = (
+    Dicom(),  # first, as its files may begin as those of others do
     MetaImage(),
     Nrrd(),
     Arrays(),
@@ -22,7 +23,6 @@ FORMATS: tuple[Format, ...] = (
     Nifti(),
     Pictures(),
     Images(),
-    Dicom(),  # last, as files of no other format may be DICOM without a preamble
 )
 
 
