@@ -120,7 +120,7 @@ def _despeckle_file(path: Path, target: Path, model, device: str, arguments) -> 
     from .despeckling import despeckle as despeckle_frames
 
     with _named(path):
-        recording = files.read(path)
+        recording = files.read(path, dynamic_range=arguments.dynamic_range)
         files.check_output(target, recording)
     output = Path(arguments.paths[-1]).resolve()
     settings = (getattr(arguments, name) for name in ("model", "strength", "gamma", "axis", "region"))
@@ -422,6 +422,7 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--region", default="auto", help="auto, none, or a mask file (default: %(default)s)")
     one.add_argument("--skip-existing", action="store_true", help="go on with a folder: leave out what is there")
+    one.add_argument("--dynamic-range", type=float, metavar="DB", help="of signals and envelopes (default: 60 dB)")
 
     one = command(train)
     one.add_argument("inputs", nargs="*", metavar="INPUT", help="recordings: files or folders")

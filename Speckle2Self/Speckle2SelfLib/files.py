@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from .formats import FORMATS, base, by_content, by_name
+from .formats.arrays import Arrays
 from .formats.base import Format, Recording, release
+from .formats.signals import to_decibels
 from .system import InputError
 
 __all__ = ["Recording", "check_output", "find", "is_readable", "like", "read", "read_mask", "release", "write"]
@@ -60,12 +62,18 @@ def _is_part(path: Path) -> bool:
                for header, ends in BESIDE.items() for end in ends if path.name.lower().endswith(end))  # fmt: skip
 
 
-def read(path, key: str = "frames") -> Recording:
+def read(path, key: str = "frames", dynamic_range: float | None = None) -> Recording:
     """The recording in one file. Raises InputError, in one sentence, for whatever cannot be read as frames.
 
-    key: of several arrays in an archive (.npz), the one to take, if it is there.
+    key: of several arrays in a file, the one to take, if it is there. dynamic_range: see `to_decibels`, which takes
+    data before log compression to decibels.
     """
-    return _read(Path(path), "uif", key)
+    recording = _read(Path(path), "uifc", key)
+    own = next(one for one in FORMATS if one.name == recording.format)
+    recording = to_decibels(recording, dynamic_range, own.name if own.fields else Arrays.name)
+    if recording.frames.ndim == 4 and recording.frames.shape[-1] not in (3, 4):
+        raise _no_frames(path, recording.frames)
+    return recording
 
 
 def _read(path: Path, kinds: str, key: str = "frames") -> Recording:
@@ -86,11 +94,13 @@ def _read(path: Path, kinds: str, key: str = "frames") -> Recording:
     frames = recording.frames
     if frames.dtype.kind not in kinds:
         raise InputError(f"{path} holds values of type {frames.dtype}, not grey values.")
-    if frames.ndim not in (3, 4) or (frames.ndim == 4 and frames.shape[-1] not in (3, 4)) or 0 in frames.shape:
-        raise InputError(
-            f"{path} holds an array of shape {frames.shape}, which is not frames, colour frames or a volume."
-        )
+    if frames.ndim not in (3, 4) or (frames.ndim == 4 and frames.shape[-1] not in (2, 3, 4)) or 0 in frames.shape:
+        raise _no_frames(path, frames)
     return recording
+
+
+def _no_frames(path, frames: np.ndarray) -> InputError:
+    return InputError(f"{path} holds an array of shape {frames.shape}, which is not frames, colour frames or a volume.")
 
 
 def read_mask(path, shape: tuple[int, int]) -> np.ndarray:

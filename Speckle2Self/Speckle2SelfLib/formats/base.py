@@ -6,6 +6,7 @@ import logging
 import math
 import mmap
 import os
+import tempfile
 import warnings
 import zlib
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ class Recording:
 
     frames: np.ndarray  # (N, H, W) or (N, H, W, 3 or 4), the file's own type
     path: Path
-    format: str  # the name of the format that read it
+    format: str  # the name of the format that read it, or of the one that it is written as if it came from
     region: np.ndarray | None = None  # (H, W) bool: where the file says its image is (DICOM)
     single: bool = False  # the file held one two-dimensional image
     sequence: bool = False  # the file says that its frames follow each other in time
@@ -205,6 +206,15 @@ def header_lines(file, path, is_last, detached: bool = False) -> list[str]:
     if detached and not line:
         return lines
     raise InputError(f"{path} is not what its name says: its header does not end.")
+
+
+def roomy(shape: tuple[int, ...], dtype) -> np.ndarray:
+    """A new array, on the disk if it is large; it is gone with the last that refers to it."""
+    if math.prod(shape) * np.dtype(dtype).itemsize < LARGE:
+        return np.zeros(shape, dtype)
+    with tempfile.TemporaryFile(prefix="speckle2self-") as file:
+        file.truncate(math.prod(shape) * np.dtype(dtype).itemsize)
+        return np.memmap(file, dtype, "r+", shape=shape)
 
 
 def not_held(path: Path, name: str, recording: Recording) -> InputError:

@@ -127,9 +127,11 @@ class MetaImage(Format):
             "ElementByteOrderMSB": "False",
             "ElementDataFile": name,
         }
-        written = []
+        written, kind = [], array.dtype.str[1:]
         for line in lines:
             key = line.partition("=")[0].strip()
+            if key == "ElementType" and META_TYPES[line.partition("=")[2].strip()] != kind:  # of decibels
+                line = f"ElementType = {WRITTEN[kind]}"
             if key != "HeaderSize":
                 written.append(f"{key} = {changed[key]}" if key in changed else line)
         header = "".join(line + "\n" for line in written).encode("utf-8", "surrogateescape")

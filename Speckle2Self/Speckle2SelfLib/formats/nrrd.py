@@ -152,6 +152,8 @@ class Nrrd(Format):
             key = line.partition(":")[0].strip().lower()
             if not line or key in ("data file", "datafile", "line skip", "lineskip", "byte skip", "byteskip"):
                 continue
+            if key == "type" and NRRD_TYPES[line.partition(":")[2].strip().lower()] != array.dtype.str[1:]:
+                line = f"type: {WRITTEN[array.dtype.str[1:]]}"  # of decibels
             if key == "encoding":
                 packed = "raw" not in line
             lines.append("endian: little" if key == "endian" else line)

@@ -556,8 +556,8 @@ def wrong_file(kind, folder):
         write_nrrd(path, np.repeat(FRAMES, 4, 0), "30 20 2 2 3", "domain domain domain domain list")
     elif kind == "n objects":
         np.save(path, np.array([{"a": 1}, None], object), allow_pickle=True)
-    elif kind == "n complex":
-        np.save(path, FRAMES.astype(complex))
+    elif kind == "n words":
+        np.save(path, FRAMES.astype(str))
     elif kind == "n dimensions":
         np.save(path, np.zeros((2, 3, 4, 5, 6)))
     elif kind == "n none":
@@ -574,7 +574,7 @@ def wrong_file(kind, folder):
 @pytest.mark.parametrize(
     "kind",
     ["m missing", "m empty", "m text", "d text", "r text", "n text", "p text", "m short", "m short packed", "m type",
-     "m huge", "m zero", "m elsewhere", "r short", "r five dimensions", "n objects", "n complex", "n dimensions",
+     "m huge", "m zero", "m elsewhere", "r short", "r five dimensions", "n objects", "n words", "n dimensions",
      "n none", "d no image", "d huge"],
 )  # fmt: skip
 def test_what_is_no_recording_is_refused_in_one_sentence(tmp_path, kind):
