@@ -20,9 +20,8 @@ def echoes(count=2, shape=(128, 96), seed=0):
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[: shape[0], : shape[1]]
     strength = np.where(y % 40 < 8, 10.0, 1.0) * np.where(np.hypot(y - 64, x - 48) < 20, 0.05, 1.0) * 10 ** (-y / 128)
-    values = rng.normal(size=(count, *shape)) + 1j * rng.normal(size=(count, *shape))
-    smooth = gaussian_filter(values.real, (0, 2, 1)) + 1j * gaussian_filter(values.imag, (0, 2, 1))
-    return (smooth * strength).astype(np.complex64)
+    values = (rng.normal(size=(count, *shape)) + 1j * rng.normal(size=(count, *shape))) * strength
+    return (gaussian_filter(values.real, (0, 2, 1)) + 1j * gaussian_filter(values.imag, (0, 2, 1))).astype(np.complex64)
 
 
 def lines(values, cycles=0.2):
