@@ -327,11 +327,11 @@ def test_a_mask_fits_the_frames_as_they_are_cut(folder, capsys):
 
 
 def test_an_interruption_that_a_library_swallows_still_stops_the_run(folder, monkeypatch):
-    def swallowing(path):
+    def swallowing(path, **options):
         try:
             signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt:
-            return read(path)
+            return read(path, **options)
 
     read = files.read
     monkeypatch.setattr(files, "read", swallowing)

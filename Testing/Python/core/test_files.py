@@ -527,58 +527,50 @@ def test_a_format_that_does_not_hold_the_type_is_told_before_the_work(tmp_path, 
     assert [path.name for path in tmp_path.iterdir()] == ["in.npy"]
 
 
-def wrong_file(kind, folder):
-    path = folder / {"n": "wrong.npy", "m": "wrong.mha", "d": "wrong.dcm", "r": "wrong.nrrd", "p": "wrong.png"}[kind[0]]
-    if kind == "m empty":
-        path.write_bytes(b"")
-    elif kind in ("m text", "d text", "r text", "n text", "p text"):
-        path.write_text("this is not an image\n" * 20)
-    elif kind == "m short":
-        write_meta(path)
-        path.write_bytes(path.read_bytes()[:-10])
-    elif kind == "m short packed":
-        write_meta(path, packed=True)
-        path.write_bytes(path.read_bytes()[:-10])
-    elif kind == "m type":
-        write_meta(path, kind="MET_STRING")
-    elif kind == "m huge":
-        write_meta(path)
-        path.write_bytes(path.read_bytes().replace(b"30 20 3 ", b"65535 65535 65535 "))
-    elif kind == "m zero":
-        write_meta(path)
-        path.write_bytes(path.read_bytes().replace(b"30 20 3 ", b"30 20 0 "))
-    elif kind == "m elsewhere":
-        write_meta(path)
-        path.write_bytes(path.read_bytes().replace(b"LOCAL", b"/etc/passwd"))
-    elif kind == "r short":
-        write_nrrd(path, FRAMES[:2])
-    elif kind == "r five dimensions":
-        write_nrrd(path, np.repeat(FRAMES, 4, 0), "30 20 2 2 3", "domain domain domain domain list")
-    elif kind == "n objects":
-        np.save(path, np.array([{"a": 1}, None], object), allow_pickle=True)
-    elif kind == "n words":
-        np.save(path, FRAMES.astype(str))
-    elif kind == "n dimensions":
-        np.save(path, np.zeros((2, 3, 4, 5, 6)))
-    elif kind == "n none":
-        np.save(path, FRAMES[:0])
-    elif kind == "d no image":
-        dataset = pydicom.dcmread(pydicom.examples.get_path("ybr_color"))
-        del dataset.PixelData
-        dataset.save_as(path)
-    elif kind == "d huge":
-        monochrome(folder, "wrong.dcm", Rows=65535, Columns=65535)
-    return path
+def changed_meta(path, old, new):
+    write_meta(path)
+    path.write_bytes(path.read_bytes().replace(old, new))
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["m missing", "m empty", "m text", "d text", "r text", "n text", "p text", "m short", "m short packed", "m type",
-     "m huge", "m zero", "m elsewhere", "r short", "r five dimensions", "n objects", "n words", "n dimensions",
-     "n none", "d no image", "d huge"],
-)  # fmt: skip
+def cut(path, packed=False):
+    write_meta(path, packed=packed)
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def without_pixels(path):
+    dataset = pydicom.dcmread(pydicom.examples.get_path("ybr_color"))
+    del dataset.PixelData
+    dataset.save_as(path)
+
+
+WRONG = {
+    "m missing": lambda path: None,
+    "m empty": lambda path: path.write_bytes(b""),
+    **{f"{kind} text": lambda path: path.write_text("this is not an image\n" * 20) for kind in "mdrnp"},
+    "m short": cut,
+    "m short packed": lambda path: cut(path, packed=True),
+    "m type": lambda path: write_meta(path, kind="MET_STRING"),
+    "m huge": lambda path: changed_meta(path, b"30 20 3 ", b"65535 65535 65535 "),
+    "m zero": lambda path: changed_meta(path, b"30 20 3 ", b"30 20 0 "),
+    "m elsewhere": lambda path: changed_meta(path, b"LOCAL", b"/etc/passwd"),
+    "r short": lambda path: write_nrrd(path, FRAMES[:2]),
+    "r five dimensions": lambda path: write_nrrd(
+        path, np.repeat(FRAMES, 4, 0), "30 20 2 2 3", "domain domain domain domain list"
+    ),
+    "n objects": lambda path: np.save(path, np.array([{"a": 1}, None], object), allow_pickle=True),
+    "n words": lambda path: np.save(path, FRAMES.astype(str)),
+    "n dimensions": lambda path: np.save(path, np.zeros((2, 3, 4, 5, 6))),
+    "n none": lambda path: np.save(path, FRAMES[:0]),
+    "d no image": without_pixels,
+    "d huge": lambda path: monochrome(path.parent, path.name, Rows=65535, Columns=65535),
+}
+SUFFIXES = {"n": ".npy", "m": ".mha", "d": ".dcm", "r": ".nrrd", "p": ".png"}
+
+
+@pytest.mark.parametrize("kind", WRONG)
 def test_what_is_no_recording_is_refused_in_one_sentence(tmp_path, kind):
-    path = wrong_file(kind, tmp_path)
+    path = tmp_path / f"wrong{SUFFIXES[kind[0]]}"
+    WRONG[kind](path)
     with pytest.raises(InputError) as error:
         files.read(path)
     assert "\n" not in str(error.value) and str(path) in str(error.value)

@@ -98,7 +98,9 @@ def grey_images():
     yield "mostly black", dark
 
 
-@pytest.mark.parametrize(("name", "frames"), grey_images(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("name", "frames"), list(grey_images()), ids=lambda value: value if isinstance(value, str) else ""
+)
 @pytest.mark.parametrize("dtype", [np.float32, np.int16])
 def test_grey_values_stay_grey_values(name, frames, dtype):
     values = frames * (2000 if dtype == np.int16 and np.abs(frames).max() < 100 else 1)

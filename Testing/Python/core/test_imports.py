@@ -10,20 +10,22 @@ import pytest
 RANKS = [
     {"system"},
     {"config", "grey"},
-    {"volumes", "look", "augmentation", "perturbation", "network", "loss", "beams", "devices"},
+    {"protocol", "volumes", "look", "augmentation", "perturbation", "network", "loss", "beams", "devices"},
     {"region", "grain", "resampling"},
     {"formats.base"},
     {"formats.arrays", "formats.dicom_pixels", "formats.itk", "formats.tiff", "formats.signals"},
     {"formats.dicom", "formats.metaimage", "formats.nrrd", "formats.nifti", "formats.pictures"},
     {"formats"},
     {"checkpoint", "simulation", "metrics", "filters", "files"},
-    {"library", "calibration"},
-    {"despeckling"},
-    {"training", "worker_process"},
+    {"library", "calibration", "inference"},
+    {"despeckling", "dataset"},
+    {"recipes", "worker_process"},
+    {"validation"},
+    {"training"},
     {"runs"},
     {"__main__"},
 ]
-BENCH = [{"baselines", "phantom", "report"}, {"quality", "speed"}]
+BENCH = [{"baselines", "phantom", "report"}, {"cases", "speed"}, {"natural"}, {"quality"}]
 
 
 def scripts(project, package):
