@@ -212,6 +212,19 @@ class DespeckleOptions:
             raise InputError("The region is 'auto', 'none' or a mask.")
 
 
+@dataclass(frozen=True)
+class ReadOptions:
+    """How files are read, where they do not say it."""
+
+    dynamic_range: float | None = option(
+        None, "dB below the largest value that signals and linear envelopes keep; 60 for those that are recognized",
+        low=1, high=200, metavar="DB",
+    )  # fmt: skip
+
+    def __post_init__(self):
+        check_limits(self)
+
+
 def to_dict(config) -> dict:
     """Return a config as plain JSON types."""
     return asdict(config)
