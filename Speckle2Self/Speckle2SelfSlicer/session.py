@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import slicer
@@ -17,11 +17,9 @@ from Speckle2SelfLib.config import FILTER_NAMES
 from Speckle2SelfLib.system import InputError
 
 from . import comparison, dependencies, scene
-
-if TYPE_CHECKING:
-    from .processing import Live, Run
-    from .trainer import Trainer
-    from .worker import Worker
+from .processing import Live, Run
+from .trainer import Trainer
+from .worker import Worker
 
 PACKAGES = ("Speckle2SelfLib", "Speckle2SelfSlicer")  # beside the modules; Slicer's Reload leaves them as they are
 MODULES = ("Speckle2Self", "SpeckleTrain")
@@ -41,8 +39,6 @@ class Session:
     def worker(self) -> Worker:
         """The process that despeckles in the background; it starts when it is needed."""
         if self._worker is None:
-            from .worker import Worker
-
             self._worker = Worker()
         return self._worker
 
@@ -50,8 +46,6 @@ class Session:
     def trainer(self) -> Trainer:
         """The queue of training runs."""
         if self._trainer is None:
-            from .trainer import Trainer
-
             self._trainer = Trainer()
         return self._trainer
 
@@ -116,8 +110,6 @@ class Session:
         find the region, and write nothing. options: fields of `config.DespeckleOptions`, where region may also be a
         segmentation, a box (ROI) or pixels. Raises InputError.
         """
-        from .processing import Run
-
         nodes = scene.find(inputNode), scene.find(outputNode)
         scene.source(nodes[0])  # its checks come before those of the options
         options["region"] = self._settledRegion(nodes[0], **options)
@@ -135,8 +127,6 @@ class Session:
         or a box as `region` take effect at once. Raises InputError.
         """
         dependencies.ensure()
-        from .processing import Live
-
         node, view = scene.find(inputNode), slicer.mrmlScene.GetNodeByID("vtkMRMLSliceNodeRed")
         regionNode = self._regionNode(options.get("region", "auto"))
         options["region"] = self._settledRegion(node, **options)
