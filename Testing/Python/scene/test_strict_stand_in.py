@@ -447,7 +447,7 @@ def test_reload_reads_the_module_file_and_no_package_beside_it(tmp_path, capsys)
     slicer.util.reloadScriptedModule("StrictReload")
     widget = slicer.modules.StrictReloadWidget
     assert widget.seen == 1  # the package is the old one
-    assert widget.kept == []  # class attributes start anew
+    assert widget.kept == []  # class attributes are new
     sys.path.remove(str(tmp_path))
 
 
