@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from scipy.ndimage import uniform_filter
 from torch import nn
 
-from Speckle2SelfLib.despeckling import through_network
 from Speckle2SelfLib.devices import choose_precision
 from Speckle2SelfLib.filters import speckle_level
+from Speckle2SelfLib.inference import through_network
 from Speckle2SelfLib.network import FastNetwork
 
 BATCH = 6

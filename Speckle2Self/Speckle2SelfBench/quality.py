@@ -13,16 +13,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from Speckle2SelfLib.augmentation import augment, draw_augmentation
+from Speckle2SelfLib.augmentation import augment, draw_affine
+from Speckle2SelfLib.checkpoint import Model
 from Speckle2SelfLib.config import PRESETS, ModelConfig, TrainingConfig
-from Speckle2SelfLib.despeckling import Model, despeckle, load_model
+from Speckle2SelfLib.dataset import prepare_cine
+from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.devices import choose_device
 from Speckle2SelfLib.filters import FILTERS
+from Speckle2SelfLib.library import load_model
 from Speckle2SelfLib.loss import published_loss
 from Speckle2SelfLib.network import SpeckleReductionNetwork
 from Speckle2SelfLib.perturbation import PUBLISHED_SCALES, min_max
+from Speckle2SelfLib.recipes import Disjoint
 from Speckle2SelfLib.region import fill_outside
-from Speckle2SelfLib.training import FAST_GRAIN, Training, prepare_cine
+from Speckle2SelfLib.training import Training
 
 from . import baselines
 from .cases import SCANNERS, Case, real_case, simulated_cases
@@ -76,7 +80,7 @@ def _ours(device, recipe: str, start: Model | None = None, simulated: int = PRES
             model = ModelConfig("published", normalisation="frame")
             config = TrainingConfig(recipe, batch=4, crop=min(512, *cases[0].region.shape), averaging=0.0)
         else:
-            model = start.config if start else ModelConfig(grain=FAST_GRAIN)
+            model = start.config if start else Disjoint.model
             config = replace(
                 PRESETS["adapt" if start else "standard"],
                 batch=baselines.BATCH,
@@ -144,7 +148,7 @@ def _authors_loop(network, frames: np.ndarray, rng, device):
 
     def sample(frame):
         scaled = [resize(resize(frame, round(size * scale)), size) for scale in PUBLISHED_SCALES]
-        drawn = draw_augmentation(rng, 1, "published")
+        drawn = draw_affine(rng, 1)
         return [augment(min_max(torch.from_numpy(view).float()[None, None]), drawn)[0] for view in scaled]
 
     optimizer = torch.optim.Adam(network.parameters(), 1e-3, (0.5, 0.999))

@@ -24,20 +24,14 @@ import torch.nn.functional as F
 
 from Speckle2SelfLib import __version__, files, region
 from Speckle2SelfLib.calibration import Calibration, calibrate
+from Speckle2SelfLib.checkpoint import Model
 from Speckle2SelfLib.config import ModelConfig
-from Speckle2SelfLib.despeckling import (
-    Model,
-    despeckle,
-    each_in_order,
-    load_model,
-    placed,
-    precision_of,
-    through_network,
-)
-from Speckle2SelfLib.devices import choose_device, choose_precision, sixteen_bits
+from Speckle2SelfLib.despeckling import despeckle
+from Speckle2SelfLib.devices import choose_device, choose_precision, each_in_order, sixteen_bits
 from Speckle2SelfLib.filters import FILTERS
 from Speckle2SelfLib.grey import grey_mapping
-from Speckle2SelfLib.library import bundled_models
+from Speckle2SelfLib.inference import fast_network, through_network
+from Speckle2SelfLib.library import bundled_models, load_model
 from Speckle2SelfLib.network import SpeckleReductionNetwork
 from Speckle2SelfLib.perturbation import published_views
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
@@ -297,7 +291,7 @@ def _filtered(function, given) -> Callable:
 
 def network_alone(model: Model, device, precision) -> Callable:
     """The network and nothing else, on frames (N, H, W) uint8 that are on the device from the second call on."""
-    network, kept = placed(model, device, precision), {}
+    network, kept = fast_network(model, device, precision), {}
 
     def run(frames):
         if id(frames) not in kept:
@@ -406,7 +400,7 @@ def stages(device, frames: int, size=(480, 640)) -> dict[str, float]:
         inside = stage("region", lambda: region.detect(read.frames))
         calibration = stage("grey values, grain", lambda: calibrate(read.frames, inside))
         spent, threads = [], set()  # which run side by side
-        network = placed(model, device, precision_of(model, device))
+        network = fast_network(model, device)
         run = network.forward
 
         def timed(x):

@@ -13,23 +13,24 @@ import torch.nn.functional as F
 class Augmentation:
     """What to do with a batch; drawn once, applied to every view alike."""
 
-    matrices: torch.Tensor | None  # (B, 2, 3) of `affine_grid`; None: leave as it is
+    matrices: torch.Tensor | None = None  # (B, 2, 3) of `affine_grid`; None: leave positions unchanged
     flips: tuple[int, ...] = ()  # axes
     gain: float = 1.0
 
     def share(self, part: slice) -> Augmentation:
-        """What concerns this part of the batch."""
+        """Return the augmentation of this part of the batch."""
         return self if self.matrices is None else replace(self, matrices=self.matrices[part])
 
 
-def draw_augmentation(rng: np.random.Generator, batch: int, recipe: str) -> Augmentation:
-    """For "published": each frame flipped in either direction (p = 0.3 each) and, with p = 0.3, shifted up to 10 %,
-    scaled up to 20 % and turned up to 30 degrees, as in the paper. For "disjoint": the batch flipped (p = 0.5 each)
-    and its gain changed by up to 20 %; turning would turn the grain with it.
-    """
-    if recipe == "disjoint":
-        flips = tuple(axis for axis in (-1, -2) if rng.random() < 0.5)
-        return Augmentation(None, flips, float(rng.uniform(0.8, 1.2)))
+def draw_flip_and_gain(rng: np.random.Generator) -> Augmentation:
+    """Draw flips of a batch (p = 0.5 in each direction) and a change of its gain by up to 20 %."""
+    flips = tuple(axis for axis in (-1, -2) if rng.random() < 0.5)
+    return Augmentation(None, flips, float(rng.uniform(0.8, 1.2)))
+
+
+def draw_affine(rng: np.random.Generator, batch: int) -> Augmentation:
+    """Draw the paper's augmentation of each frame: flips (p = 0.3 in each direction) and, with p = 0.3, a shift by up
+    to 10 %, a scaling by up to 20 % and a rotation by up to 30 degrees."""
     matrices = np.zeros((batch, 2, 3), np.float32)
     for matrix in matrices:
         flip = np.diag(np.where(rng.random(2) < 0.3, -1.0, 1.0))
@@ -43,12 +44,12 @@ def draw_augmentation(rng: np.random.Generator, batch: int, recipe: str) -> Augm
 
 
 def augment(x: torch.Tensor, drawn: Augmentation) -> torch.Tensor:
-    """(B, C, H, W) -> the same shape."""
+    """Apply an augmentation to a view (B, C, H, W); the shape is kept."""
     if drawn.matrices is not None:
         matrices, (height, width) = drawn.matrices.to(x, copy=True), x.shape[-2:]
         matrices[:, 0, 1] *= height / width  # positions count from -1 to 1 along either side
         matrices[:, 1, 0] *= width / height
-        grid = F.affine_grid(matrices, list(x.shape), align_corners=False)
+        grid = F.affine_grid(matrices, list(x.shape), align_corners=False)  # (B, H, W, 2)
         x = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
     if drawn.flips:
         x = x.flip(drawn.flips)

@@ -1,4 +1,4 @@
-"""Where the beams of a sector image lie, and the way from the image to its beams and back.
+"""Find the beams of a sector image, and resample the image along its beams and back.
 
 In a sector image the speckle's grain turns with the beam and widens with depth; along the beams it does neither.
 """
@@ -22,19 +22,19 @@ class Fan(NamedTuple):
 
 
 def find_fan(region: np.ndarray) -> Fan | None:
-    """The fan that a region (H, W) bool has the shape of; None where it has another.
+    """Return the fan whose shape a region (H, W) bool has; None for any other shape.
 
-    Its sides are straight and part downwards at 12 to 75 degrees on either side, up to where they may be cut off, and
-    its end is an arc about the point where they meet.
+    A fan's sides are straight and diverge downwards at 12 to 75 degrees on either side, up to where they may be cut
+    off, and its end is an arc about the point where they meet.
     """
     if region.all():
         return None
     return _find_fan(np.ascontiguousarray(region, bool).tobytes(), region.shape)
 
 
-@lru_cache(maxsize=16)  # found once, not in each frame of a live image
-def _find_fan(region: bytes, shape: tuple[int, int]) -> Fan | None:
-    region = np.frombuffer(region, bool).reshape(shape)
+@lru_cache(maxsize=16)  # searched once, not in each frame of a live image
+def _find_fan(inside: bytes, shape: tuple[int, int]) -> Fan | None:
+    region = np.frombuffer(inside, bool).reshape(shape)
     rows = np.flatnonzero(region.any(1))
     if len(rows) < 32:
         return None
@@ -47,10 +47,10 @@ def _find_fan(region: bytes, shape: tuple[int, int]) -> Fan | None:
         return None
     sides = []
     for edge, end in ((left, left.min()), (right, right.max())):
-        free = edge[straight] != end  # where the image is cut off, its side is the beam's no more
+        free = edge[straight] != end  # where the image is cut off, its side is no longer a beam
         if free.sum() < max(16, 0.3 * len(free)):
             return None
-        sides.append(_line(rows[straight][free].astype(float), edge[straight][free]))
+        sides.append(_fit_line(rows[straight][free].astype(float), edge[straight][free]))
     turns = [np.arctan(sign * slope) for sign, (slope, _, _) in zip((-1, 1), sides, strict=True)]
     off = max(rest for _, _, rest in sides)
     if min(turns) < np.deg2rad(12) or max(turns) > np.deg2rad(75) or off > max(1.5, 0.01 * width.max()):
@@ -68,23 +68,23 @@ def _find_fan(region: bytes, shape: tuple[int, int]) -> Fan | None:
     return Fan((float(y), float(x)), (float(depth.min()), float(depth.max())), (float(angle.min()), float(angle.max())))
 
 
-def _line(at: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
-    """Slope, height at 0 and usual distance of the line through most of the values."""
-    taken = np.ones(len(at), bool)
+def _fit_line(at: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
+    """Fit a line through most of the values; return its slope, its height at 0 and their median distance from it."""
+    near = np.ones(len(at), bool)
     for _ in range(4):
-        slope, height = np.polyfit(at[taken], values[taken], 1)
+        slope, height = np.polyfit(at[near], values[near], 1)
         rest = np.abs(values - slope * at - height)
-        taken = rest <= max(1.0, 2 * float(np.median(rest)))
+        near = rest <= max(1.0, 2 * float(np.median(rest)))
     return float(slope), float(height), float(np.median(rest))
 
 
 class Beams:
     """The sampling grids from the image of a fan, of (H, W) pixels, to its beams, and back.
 
-    even: pixels from the apex; so far down the columns are a pixel apart.
+    even: depth in pixels from the apex down to which the columns are a pixel apart.
     """
 
-    def __init__(self, fan: Fan, shape: tuple[int, int], even: float, device="cpu"):
+    def __init__(self, fan: Fan, shape: tuple[int, int], even: float, device: torch.device | str = "cpu"):
         (near, far), (leftmost, rightmost) = fan.depths, fan.angles
         self.size = int(np.ceil(far - near)) + 1, max(8, int(np.ceil((rightmost - leftmost) * even)) + 1)
         rows, columns = (torch.arange(n, dtype=torch.float64) for n in self.size)
@@ -97,7 +97,7 @@ class Beams:
 
     @cached_property
     def back(self) -> torch.Tensor:
-        """The grid from the beams to the image; not needed to measure a grain."""
+        """Return the grid from the beams to the image; not needed to measure a grain."""
         fan, shape, even = self._back
         y, x = (torch.arange(n, dtype=torch.float64) - at for n, at in zip(shape, fan.apex, strict=True))
         y, x = torch.meshgrid(y, x, indexing="ij")  # (H, W)
@@ -109,17 +109,18 @@ class Beams:
 beams_of = lru_cache(maxsize=4)(Beams)  # made once, not for each frame of a live image
 
 
-def _grid(y, x, size) -> torch.Tensor:
-    """Positions in pixels as `grid_sample` counts them, (1, h, w, 2) float32."""
+def _grid(y: torch.Tensor, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Return positions in pixels as `grid_sample` counts them, (1, h, w, 2) float32."""
     at = [(2 * v + 1) / n - 1 for v, n in ((x, size[1]), (y, size[0]))]
     return torch.stack(torch.broadcast_tensors(*at), -1).float()[None]
 
 
-def sampled(frames: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    """(N, 1, H, W) at the grid's places, (N, 1, h, w). Frames go as channels: weights are worked out once for all.
+def sample_at(frames: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    """Sample (N, 1, H, W) at the grid's positions, (N, 1, h, w).
 
-    On the grid's device, which is the processor where torch's MPS knows no cubic sampling.
+    Frames are passed as channels, so that weights are computed once for all, on the grid's device: it is the CPU for
+    torch's MPS, which has no cubic sampling.
     """
-    place, frames = frames.device, frames.to(grid.device).transpose(0, 1)
+    device, frames = frames.device, frames.to(grid.device).transpose(0, 1)
     frames = F.grid_sample(frames, grid, mode="bicubic", padding_mode="border", align_corners=False)
-    return frames.transpose(0, 1).to(place)
+    return frames.transpose(0, 1).to(device)

@@ -24,7 +24,7 @@ class Calibration:
     grain: tuple[float, float] | None = None  # of the speckle, (axial, lateral) pixels; None: not measured
     bounds: tuple[float, float] | None = None  # the smallest and largest finite value; None: those of the frames given
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.grain is not None and not all(0 < length < np.inf for length in self.grain):
             raise InputError(f"A grain of {self.grain} is not two lengths in pixels.")
         if not np.isfinite(self.mapping).all():

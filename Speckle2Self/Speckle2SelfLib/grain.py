@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
-from .beams import Beams, find_fan, sampled
+from .beams import Beams, find_fan, sample_at
 from .grey import evenly
 
 LONG = 2.0  # pixels; longer grains are measured in halved frames
 
 
-def speckle_correlation(frames, region=None) -> tuple[np.ndarray, np.ndarray] | None:
-    """The speckle's autocorrelation (axial, lateral) at lags of 0, 1, ... pixels; None where it cannot be measured.
+def speckle_correlation(frames: np.ndarray, region: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the speckle's autocorrelation (axial, lateral) at lags of 0, 1, ... pixels; None if not measurable.
 
-    Measured in small patches inside the region, of at most eight frames. A quadratic trend is taken off each patch;
-    patches that are mostly clipped are left out; of the others, those with the least peaked values (edges and layers
-    make peaks, speckle does not) vote, and the lower third of their correlations counts, since structure only adds.
+    It is measured in small patches inside the region, of at most eight frames. A quadratic trend is subtracted from
+    each patch, and patches that are mostly clipped are left out. The half of the others with the least peaked values
+    (edges and layers make peaks, speckle does not) vote, and the lower third of their correlations counts, since
+    structure only adds.
     Small patches shorten long grains (5 pixels measure as 3), but large ones take anatomy for speckle.
 
     Args: frames (N, H, W) of any range; region (H, W) bool, or None for everything.
@@ -58,35 +61,36 @@ def speckle_correlation(frames, region=None) -> tuple[np.ndarray, np.ndarray] | 
     return np.concatenate([[1], axial]), np.concatenate([[1], lateral])
 
 
-def estimate_grain(frames, region=None) -> tuple[float, float]:
-    """The speckle's grain (axial, lateral) in pixels: where `speckle_correlation` has fallen to one half.
+def estimate_grain(frames: np.ndarray, region: np.ndarray | None = None) -> tuple[float, float]:
+    """Return the speckle's grain (axial, lateral) in pixels: where `speckle_correlation` has fallen to one half.
 
     Its patches shorten long grains. So along an axis where the grain is longer than `LONG`, pairs of pixels are
-    averaged, and it is measured anew.
+    averaged, and it is measured again.
 
     Args: frames (N, H, W) of any range; region (H, W) bool, or None for everything.
     Returns lengths between 0.5 and 16; (1, 1) where nothing can be measured (constant or tiny frames).
     """
     frames = np.asarray(frames)
     frames = frames[evenly(len(frames), 8)].astype(np.float32)
-    region = np.ones(frames.shape[1:], bool) if region is None else np.asarray(region, bool)
+    inside: Any = np.ones(frames.shape[1:], bool) if region is None else np.asarray(region, bool)
     found, scale, last, axes = np.ones(2), np.ones(2), np.full(2, np.inf), [0, 1]
-    while axes and (correlation := speckle_correlation(frames, region)) is not None:
-        lengths = [_half(falling) for falling in correlation]
+    while axes and (correlation := speckle_correlation(frames, inside)) is not None:
+        lengths = [_half_length(falling) for falling in correlation]
         axes = [axis for axis in axes if lengths[axis] < last[axis]]  # it grows only where anatomy is taken for speckle
         for axis in axes:
             last[axis] = lengths[axis]
             found[axis] = np.clip(lengths[axis] * scale[axis], 0.5, 16)
         axes = [axis for axis in axes if lengths[axis] > LONG and scale[axis] < 4]
         for axis in axes:
-            frames, region = _in_pairs(frames, axis + 1).mean(axis + 2), _in_pairs(region, axis).all(axis + 1)
+            frames = _split_into_pairs(frames, axis + 1).mean(axis + 2)
+            inside = _split_into_pairs(inside, axis).all(axis + 1)
             scale[axis] *= 2
     return float(found[0]), float(found[1])
 
 
 def measure_grain(frames: np.ndarray, region: np.ndarray) -> tuple[float, float]:
-    """The speckle's grain (axial, lateral) in pixels, as `estimate_grain` has it; in a fan along and across its beams,
-    the latter at half of its largest depth.
+    """Return the speckle's grain (axial, lateral) in pixels, as `estimate_grain` does; in a fan along its beams, and
+    across them at half of its largest depth.
 
     Args: frames (N, H, W) of any range; region (H, W) bool.
     """
@@ -94,13 +98,13 @@ def measure_grain(frames: np.ndarray, region: np.ndarray) -> tuple[float, float]
     if fan is None:
         return estimate_grain(frames, region)
     beams, frames = Beams(fan, region.shape, fan.depths[1] / 2), frames[evenly(len(frames), 8)]
-    there = [torch.from_numpy(np.ascontiguousarray(x, np.float32))[:, None] for x in (frames, region[None])]
-    frames, region = (sampled(x, beams.there)[:, 0].numpy() for x in there)
-    return estimate_grain(frames, region[0] > 0.99)
+    images = [torch.from_numpy(np.ascontiguousarray(x, np.float32))[:, None] for x in (frames, region[None])]
+    along, inside = (sample_at(x, beams.there)[:, 0].numpy() for x in images)
+    return estimate_grain(along, inside[0] > 0.99)
 
 
-def _half(falling: np.ndarray) -> float:
-    """Where a correlation, given at lags of 0, 1, ..., has fallen to one half; the last lag if nowhere."""
+def _half_length(falling: np.ndarray) -> float:
+    """Return where a correlation, at lags of 0, 1, ..., has fallen to one half; the last lag if nowhere."""
     below = np.flatnonzero(falling < 0.5)
     if len(below) == 0:
         return len(falling) - 1.0
@@ -108,7 +112,7 @@ def _half(falling: np.ndarray) -> float:
     return last - (0.5 - falling[last]) / max(falling[last - 1] - falling[last], 1e-6)
 
 
-def _in_pairs(x: np.ndarray, axis: int) -> np.ndarray:
-    """An axis of n as two, of n // 2 and of 2."""
+def _split_into_pairs(x: np.ndarray, axis: int) -> np.ndarray:
+    """Split an axis of n into two, of n // 2 and of 2."""
     x = x.take(range(x.shape[axis] // 2 * 2), axis)
     return x.reshape(*x.shape[:axis], -1, 2, *x.shape[axis + 1 :])

@@ -1,4 +1,4 @@
-"""Grey values: luminance of colours, and which grey values a model takes for 0 and 1. No torch here."""
+"""Grey values: luminance of colors, and which grey values a model takes for 0 and 1. No torch here."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ DISPLAY = 60.0  # dB below the brightest echo that scanners usually show; lower 
 
 
 def evenly(count: int, most: int) -> np.ndarray:
-    """Numbers of at most `most` of `count` frames, evenly spread, the first and the last among them."""
+    """Return the numbers of at most `most` of `count` frames, evenly spread, including the first and the last."""
     return np.unique(np.linspace(0, count - 1, most).astype(int))
 
 
 def luminance(frames: np.ndarray) -> np.ndarray:
-    """Grey values (N, H, W) float32 in the range of the input, (N, H, W) or colour (N, H, W, 3 or 4)."""
+    """Return grey values (N, H, W) float32 in the range of the input, (N, H, W) or color (N, H, W, 3 or 4)."""
     if frames.ndim == 4:
         return frames[..., :3].astype(np.float32) @ LUMINANCE
     return frames.astype(np.float32)
 
 
 def grey_mapping(frames: np.ndarray, region: np.ndarray | None) -> tuple[float, float]:
-    """The values that become 0 and 1: one pair for a whole cine, so that brightness does not flicker.
+    """Return the values that become 0 and 1: one pair for a whole cine, so that brightness does not flicker.
 
     They are the 0.1 and 99.9 per cent points of the finite pixels inside the region, of at most 16 frames, so that a
     few overlay pixels do not shift them; but 99.99 per cent stay below 1.25, unless they are more than twice as bright.
-    Of decibels, what stands for nothing received may lie far below all else: the lowest value does not count, and low
-    is DISPLAY below high, unless the others reach further.
+    Images in decibels may use any value for "no signal", far below all others: the lowest value does not count, and low
+    is DISPLAY below high, unless the other values reach further.
 
     Args: frames (N, H, W[, C]); region (H, W) bool or None. Returns low <= high; equal for constant frames.
     """

@@ -1,7 +1,7 @@
 """The child process that holds the models: jobs and live streams as JSON lines, arrays in shared memory.
 
 `python -m Speckle2SelfLib.worker_process` reads one request per line from standard input and ends when that closes. The
-parent alone makes and frees shared memory; it asks, and the child answers {"event": ..., "job" or "stream": number}.
+parent makes and frees all shared memory; it sends requests and gets answers, the messages of `protocol`.
 """
 
 from __future__ import annotations
@@ -15,22 +15,28 @@ import threading
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from . import protocol
+from .config import DespeckleOptions, from_dict
 from .system import keep_memory
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
     from .calibration import Calibration
 
+SETTLED = ("model", "device", "region", "axis")  # options that `despeckle` takes in another form, or not at all
 SLOTS = 3  # frames of a stream in shared memory, on either side
 HEADER = 2 * SLOTS + 2  # int64: the newest pushed number, that in each slot (inputs, outputs), how many regions came
 TORN = 5.0  # seconds within which a frame that is being written must be whole
-EVERY = 8  # pixels, along rows and columns, of a stream's frame that are looked at for what is new in it
-GROWN = 0.3  # of the region's pixels: so many more are lit than when region and grain were found, and both are anew
-OVER = 0.02  # of the region's pixels: so many are brighter than what the model takes for 1, and that is found anew
+EVERY = 8  # px between the rows and columns of a stream's frame that are checked for changes
+GROWN = 0.3  # fraction of region pixels; if this many more light up, find region and grain again
+OVER = 0.02  # fraction of region pixels; if this many are brighter than the model's 1, find the mapping again
 
 
 def layout(*arrays: tuple[tuple[int, ...], str]) -> tuple[list[int], int]:
@@ -83,13 +89,15 @@ class Stream:
     another region is given, or one shows far more, or is far brighter, as the first one with the probe on the skin is.
     """
 
-    def __init__(self, server: Server, request: dict):
-        self.number, self.request = request["stream"], request
-        arrays = stream_arrays(request["shape"], request["dtype"])
-        block = attach(*request["memory"], layout(*arrays)[1])
+    def __init__(self, server: Server, request: protocol.OpenStream):
+        self.number, self.request = request.stream, request
+        arrays = stream_arrays(request.shape, request.dtype)
+        block = attach(request.block, request.inode, layout(*arrays)[1])
         self.header, self.inputs, self.outputs, self.region = views(block, *arrays)
-        self.last, self.fixed, self.given = request["last"], None, int(self.header[-1])
-        self.engine, self.options, self.about = server.engine(request)
+        self.last, self.fixed, self.given = request.last, None, int(self.header[-1])
+        asked = from_dict(DespeckleOptions, request.options)
+        self.engine, self.options, self.about = server.engine(asked)
+        self.region_asked = asked.region
 
     @property
     def waits(self) -> bool:
@@ -97,7 +105,7 @@ class Stream:
         return int(self.header[0]) > self.last
 
     def newest(self) -> tuple[int, np.ndarray]:
-        """A copy of the newest frame and its number; one that the parent overwrites meanwhile is left for its heir."""
+        """Return the newest frame's number and a copy; try again if the parent overwrites the slot in between."""
         end = time.monotonic() + TORN
         while time.monotonic() < end:
             number = int(self.header[0])
@@ -129,7 +137,7 @@ class Stream:
             return frame  # black, as before the probe touches: nothing to find, nothing to do
         if self.header[-1] != self.given:
             self.given, self.fixed = int(self.header[-1]), None
-            self.request["region"] = "given"
+            self.region_asked = "given"
         if self.fixed is None or self._outgrown(frame):
             found = self._find(frame[None])
             if not found.region.any():
@@ -145,7 +153,7 @@ class Stream:
 
         region, (low, high) = self.fixed.region, self.fixed.mapping
         values, inside = luminance(frame[None, ::EVERY, ::EVERY])[0], region[::EVERY, ::EVERY]
-        found = inside & (self.request["region"] == "auto")
+        found = inside & (self.region_asked == "auto")
         lit, over = values[~found] > low + (high - low) / 10, values[inside] > high
         return lit.sum() / max(1, inside.sum()), over.sum() / max(1, inside.sum())
 
@@ -155,30 +163,29 @@ class Stream:
 
     def _find(self, frames: np.ndarray) -> Calibration:
         from .calibration import calibrate, find_region
-        from .despeckling import Model
+        from .despeckling import needs_grain
 
-        region = self.request["region"]
-        if region == "given":
+        if self.region_asked == "given":
             region = self.region.copy()
         else:
-            region = find_region(frames, region)
+            region = find_region(frames, None if self.region_asked == "none" else self.region_asked)
             if region.any() or self.fixed is None:  # else what was found before serves the frames that follow
                 self.region[...] = region
-        resamples = isinstance(self.engine, Model) and self.engine.config.grain is not None
-        return calibrate(frames, region, with_grain=resamples)
+        return calibrate(frames, region, with_grain=needs_grain(self.engine))
 
 
 class Server:
-    """Takes requests from `lines`, answers through `say`. One job at a time; streams go on between its blocks."""
+    """Takes requests, the dicts in `lines`, and answers through `say`, which is called with one message of `protocol`.
+    One job at a time; streams continue between its blocks."""
 
-    def __init__(self, lines: queue.SimpleQueue, say):
+    def __init__(self, lines: queue.SimpleQueue, say: Callable[[Any], None]):
         self.lines, self.say = lines, say
         self.streams: dict[int, Stream] = {}
-        self.jobs: list[dict] = []
+        self.jobs: list[protocol.Despeckle] = []
         self.cancelled: set[int] = set()
 
     def run(self) -> None:
-        """Until standard input closes."""
+        """Serve until standard input closes. Raises InputError for a line that is no request."""
         while True:
             self.listen(wait=not self.jobs and not any(stream.waits for stream in self.streams.values()))
             self.serve_streams()
@@ -186,44 +193,45 @@ class Server:
                 self.despeckle(self.jobs.pop(0))
 
     def listen(self, wait: bool) -> None:
-        """Takes the requests at hand; `wait`: for one at least."""
+        """Take the requests that have come; `wait`: for one at least."""
         with suppress(queue.Empty):
             while True:
-                request = self.lines.get(block=wait)
+                request = protocol.decode_request(self.lines.get(block=wait))
                 wait = False
-                command = request["command"]
-                if command == "despeckle":
+                if isinstance(request, protocol.Despeckle):
                     self.jobs.append(request)
-                elif command == "cancel":
-                    self.cancelled.add(request["job"])
-                elif command == "stream":
+                elif isinstance(request, protocol.Cancel):
+                    self.cancelled.add(request.job)
+                elif isinstance(request, protocol.OpenStream):
                     self.guarded(request, lambda request=request: self.open(request))
-                elif command == "stop":
-                    self.streams.pop(request["stream"], None)
-                elif command == "look" and request["stream"] in self.streams:
-                    self.streams[request["stream"]].options |= {name: request[name] for name in ("strength", "gamma")}
+                elif isinstance(request, protocol.Stop):
+                    self.streams.pop(request.stream, None)
+                elif isinstance(request, protocol.Look) and request.stream in self.streams:
+                    changed = {"strength": request.strength, "gamma": request.gamma}
+                    self.streams[request.stream].options |= changed
 
-    def engine(self, request: dict) -> tuple:
-        """The filter or `Model` of a request, the options of `despeckle` that belong to it, and both in words."""
-        from .despeckling import kept_model, precision_of
+    def engine(self, asked: DespeckleOptions) -> tuple:
+        """Return the filter or `Model`, the options of `despeckle` that are not settled by it, the region and the axis,
+        and what it runs on in words."""
         from .devices import choose_device
         from .filters import FILTERS
+        from .inference import precision_of
+        from .library import cached_model
 
-        options = {"strength": request["strength"], "gamma": request["gamma"]}
-        if request["model"] in FILTERS:
-            return FILTERS[request["model"]], options, {"device": "cpu", "precision": "float32"}
-        device = choose_device(request["device"])
-        model = kept_model(request["model"])
+        options = {name: value for name, value in asdict(asked).items() if name not in SETTLED}
+        if asked.model in FILTERS:
+            return FILTERS[asked.model], options, {"device": "cpu", "precision": "float32"}
+        device = choose_device(asked.device)
+        model = cached_model(asked.model)
         precision = precision_of(model, device)
         options |= {"device": str(device), "precision": precision}
-        words = {"device": str(device), "precision": str(precision).removeprefix("torch.")}
-        return model, options, words
+        return model, options, {"device": str(device), "precision": str(precision).removeprefix("torch.")}
 
-    def open(self, request: dict) -> None:
-        """Starts a stream."""
+    def open(self, request: protocol.OpenStream) -> None:
+        """Start a stream."""
         stream = Stream(self, request)
         self.streams[stream.number] = stream
-        self.say(event="open", stream=stream.number, **stream.about)
+        self.say(protocol.Opened(stream.number, **stream.about))
 
     def serve_streams(self) -> None:
         """One frame of each stream that has a new one."""
@@ -234,27 +242,27 @@ class Server:
     def step(self, stream: Stream) -> None:
         """One frame."""
         number, seconds = stream.step()
-        self.say(event="frame", stream=stream.number, number=number, seconds=seconds)
+        self.say(protocol.Frame(stream.number, number, seconds))
 
-    def despeckle(self, request: dict) -> None:
+    def despeckle(self, request: protocol.Despeckle) -> None:
         """One job."""
         self.guarded(request, lambda: self._despeckle(request))
-        self.cancelled.discard(request["job"])
+        self.cancelled.discard(request.job)
         if not self.streams:
             self.free()
 
-    def _despeckle(self, request: dict) -> None:
+    def _despeckle(self, request: protocol.Despeckle) -> None:
         from .calibration import calibrate
-        from .despeckling import Model, despeckle
+        from .despeckling import despeckle, needs_grain
 
-        arrays = job_arrays(request["shape"], request["dtype"])
-        frames, output, region = views(attach(*request["memory"], layout(*arrays)[1]), *arrays)
-        model, options, words = self.engine(request)
-        resamples = isinstance(model, Model) and model.config.grain is not None
-        given = region.copy() if request["region"] == "given" else request["region"]
-        calibration = calibrate(frames, given, with_grain=resamples)
+        asked = from_dict(DespeckleOptions, request.options)
+        arrays = job_arrays(request.shape, request.dtype)
+        frames, output, region = views(attach(request.block, request.inode, layout(*arrays)[1]), *arrays)
+        model, options, words = self.engine(asked)
+        given = region.copy() if asked.region == "given" else None if asked.region == "none" else asked.region
+        calibration = calibrate(frames, given, with_grain=needs_grain(model))
         region[...] = calibration.region
-        self.say(event="started", job=request["job"], mapping=calibration.mapping, **words)
+        self.say(protocol.Started(request.job, mapping=tuple(map(float, calibration.mapping)), **words))
         started = told = time.monotonic()
 
         def progress(done: int, total: int) -> None:
@@ -262,12 +270,12 @@ class Server:
             now = time.monotonic()
             if done == total or now > told + 0.02:
                 told = now
-                self.say(event="progress", job=request["job"], done=done, seconds=now - started)
+                self.say(protocol.Progress(request.job, done, now - started))
 
         def cancelled() -> bool:
             self.listen(wait=False)
             self.serve_streams()
-            return request["job"] in self.cancelled
+            return request.job in self.cancelled
 
         despeckle(
             frames,
@@ -278,21 +286,20 @@ class Server:
             cancelled=cancelled,
             **options,
         )
-        self.say(event="done", job=request["job"])
+        self.say(protocol.Done(request.job))
 
-    def guarded(self, request: dict, work) -> None:
-        """Does `work`; what goes wrong becomes an answer, and ends the request."""
+    def guarded(self, request: protocol.Despeckle | protocol.OpenStream, work: Callable[[], None]) -> None:
+        """Do `work`; an error becomes an answer and ends the request."""
         from .system import Cancelled, InputError, out_of_memory
 
-        kind = "job" if "job" in request else "stream"
-        answer = {}
+        job, stream = getattr(request, "job", None), getattr(request, "stream", None)
         try:
             work()
             return
         except Cancelled:
-            answer = {"event": "cancelled"}
+            answer = protocol.Cancelled(job)
         except InputError as error:
-            answer = {"event": "failed", "message": str(error)}
+            answer = protocol.Failed(str(error), job, stream)
         except Exception as error:
             if out_of_memory(error):
                 where = "the graphics card" if "CUDA" in str(error) or "MPS" in str(error) else "this computer"
@@ -300,10 +307,10 @@ class Server:
             else:
                 traceback.print_exc()
                 text = f"Despeckling failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            answer = {"event": "failed", "message": text[:500]}
-        self.streams.pop(request.get("stream"), None)
+            answer = protocol.Failed(text, job, stream)
+        self.streams.pop(stream, None)
         self.free()
-        self.say(**answer, **{kind: request[kind]})
+        self.say(answer)
 
     @staticmethod
     def free() -> None:
@@ -327,15 +334,15 @@ def main() -> None:
         finally:
             os._exit(0)
 
-    def say(**answer) -> None:
-        answers.write(json.dumps(answer) + "\n")
+    def say(answer) -> None:
+        answers.write(json.dumps(protocol.encode(answer)) + "\n")
 
-    say(event="ready", pid=os.getpid())
+    say(protocol.Ready(os.getpid()))
     threading.Thread(target=read, daemon=True).start()
     with suppress(ImportError):  # told when the first request needs it
         from . import despeckling, devices, filters  # noqa: F401
 
-        say(event="devices", devices=devices.available_devices())
+        say(protocol.Devices(tuple(devices.available_devices())))
     try:
         Server(lines, say).run()
     except BaseException:  # a request that cannot be understood; the thread that reads must not keep the process

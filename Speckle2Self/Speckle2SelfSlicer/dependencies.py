@@ -1,10 +1,9 @@
 """The Python packages that Slicer does not bundle, or may bundle in too old a version, installed on first use and with
-the user's consent; and errors."""
+the user's consent."""
 
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,16 +19,6 @@ REQUESTER = "Speckle2Self"
 _one = threading.Lock()  # installation at a time
 
 
-@contextmanager
-def shownErrors(message: str, waitCursor: bool = False):
-    """Tells the user what goes wrong: a sentence of ours as it is, anything else with `message` and details."""
-    with slicer.util.tryWithErrorDisplay(message, waitCursor=waitCursor):
-        try:
-            yield
-        except InputError as error:
-            slicer.util.errorDisplay(str(error))
-
-
 def packages() -> dict[str, str]:
     """Imported name -> what to install."""
     lines = (line.strip() for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines())
@@ -40,6 +29,12 @@ def packages() -> dict[str, str]:
 def missing() -> list[str]:
     """Imported names of the packages that are not installed."""
     return [name for name in ("torch", *packages()) if find_spec(name) is None]
+
+
+def missing_in_testing() -> list[str]:
+    """Return what a self-test lacks and must not install: in testing mode Slicer asks nobody, and installs nothing or
+    downloads gigabytes."""
+    return missing() if slicer.app.testingEnabled() else []
 
 
 def ensure() -> None:

@@ -1,4 +1,4 @@
-"""A child process of the same Python, in a process group of its own, that speaks JSON lines; standard library alone.
+"""A child process of the same Python, in a process group of its own, that speaks JSON lines; standard library only.
 
 It is read without threads: in Slicer, the timer that polls it may be all that runs Python.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,17 +20,41 @@ from pathlib import Path
 LIBRARY = Path(__file__).resolve().parent.parent  # where Speckle2SelfLib lies, in the sources and when installed
 LONGEST = 2**16  # bytes that are read at once
 GRACE = 0.5  # seconds that a process has to end by itself
+KILLED = (134, 137, 139)  # exit codes that shells give for the signals ABRT, KILL and SEGV
+ABNORMAL = "exit abnormally"  # what CTK's launcher says of a program that a signal ended
+BAD_CPU = 86  # errno of macOS: a program for another processor
 _children: weakref.WeakSet = weakref.WeakSet()
 
 
 def python_executable() -> str:
-    """The interpreter for child processes: this one, or PythonSlicer where this is the application."""
-    here = Path(sys.executable)
-    if here.stem.lower().startswith("python"):
-        return str(here)
+    """Return the interpreter for child processes: PythonSlicer where there is one, else this one.
+
+    Slicer's own `sys.executable` is PythonSlicer or empty since version 5.10, and the application before.
+    """
+    launcher = shutil.which("PythonSlicer")
+    if launcher:
+        return launcher
+    here = Path(sys.executable or sys.argv[0] or ".").resolve()
+    if sys.executable and here.stem.lower().startswith("python"):
+        return sys.executable
     folders = [here.parent, here.parent / "bin", here.parent.parent / "bin"]
     found = [folder / name for folder in folders for name in ("PythonSlicer", "PythonSlicer.exe")]
     return str(next((path for path in found if path.exists()), here))
+
+
+def was_killed(code: int, errors: list[str]) -> bool:
+    """Return whether a process crashed or was stopped by the system, from its exit code and its last lines.
+
+    Slicer's Python is started by a launcher, which stays as its parent, returns 1 for any signal and says so.
+    """
+    return code < 0 or code in KILLED or (code == 1 and any(ABNORMAL in line for line in errors))
+
+
+def why_not_started(error: OSError) -> str:
+    """Return why a process could not be started, and what to do where that is known."""
+    if sys.platform == "darwin" and error.errno == BAD_CPU:
+        return "Slicer's Python needs Rosetta; install it with 'softwareupdate --install-rosetta' and try again"
+    return error.strerror or str(error).rstrip(".")
 
 
 class Child:

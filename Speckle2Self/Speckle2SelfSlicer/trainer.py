@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -18,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from Speckle2SelfLib import library
+from Speckle2SelfLib import library, protocol
 from Speckle2SelfLib.config import Job, from_dict, refuse_filter
 from Speckle2SelfLib.system import InputError, locked, replace_file
 
-from .processes import Child
+from .processes import Child, was_killed, why_not_started
 
 # TORCH_DISABLE_SHARE_RDZV_TCP_STORE: each start gets a store of its own, in which the processes find each other. Else
 # torchrun keeps one, and those that it starts anew after one was killed look there for the dead ones, and wait.
@@ -62,20 +63,20 @@ srun ./run-hosts.sh
 """,
 }
 PART, STALE = ".part", 3600  # of a folder that is not complete; seconds after which nobody is at work on it
-GONE = "The training process ended unexpectedly (exit code {code}). Resume goes on from the last checkpoint.{last}"
-KILLED = (-9, -11, 137, 139)  # exit codes: by the signals KILL and SEGV, also as a shell tells them
+GONE = "The training process ended unexpectedly (exit code {code}). Resume continues from the last checkpoint.{last}"
 NO_MEMORY = (
-    "The training process ended unexpectedly: the system stopped it, probably for lack of memory. Resume goes on from "
-    "the last checkpoint."
+    "The training process ended unexpectedly: the system stopped it, probably for lack of memory. Resume continues "
+    "from the last checkpoint."
 )
+BUSY = "The run '{name}' goes on in another application; pause it there first."
 
 
 class TrainingJob:
     """One run. `poll` it on the main thread, or `wait` for it.
 
-    state: "waiting", "running", "stopped" (it can be resumed), "done", "failed" (message says why; it can be resumed,
-    too). simulated: before the first step, how many anatomies are simulated, and of how many. settings: what the run
-    trains, on what. reports: those with a step. message: the last one for the user. model: the name of the trained
+    state: "waiting", "running", "stopped" (it can be resumed), "done", "failed" (message says why; it can be resumed
+    as well). simulated: before the first step, how many anatomies are simulated, and of how many. settings: what the
+    run trains, on what. reports: those with a step. message: the last one for the user. model: the name of the trained
     model among the user's models, once done. worse: in which figures it is worse than what it started from.
     """
 
@@ -85,8 +86,9 @@ class TrainingJob:
         self.simulated: tuple[int, int] | None = None
         self.settings, self.reports, self._finishing = {}, [], False
         self._python, self._child = python, None
-        self._last: np.ndarray | None = None  # the picture of a run that is done, whose files are gone
+        self._picture: bytes | None = None  # of a run that is done, whose files are removed
         self.trainer: Trainer | None = None
+        self.nodes: list = []  # of the scene that it was started from: where its preview lies
 
     def wait(self, seconds: float | None = None) -> bool:
         """Blocks until the run has ended; False if it has not after `seconds`."""
@@ -97,24 +99,21 @@ class TrainingJob:
         """A held-out frame before and after, side by side; replaced at each validation."""
         return self.folder / "preview.png"
 
-    def picture(self) -> np.ndarray | None:
-        """The pixels (H, 2 W) uint8 of `preview`, of a run that is done, too; None where there is none yet."""
-        if self._last is not None:
-            return self._last
-        from imageio.v3 import imread
-
-        with suppress(OSError, ValueError):
-            picture = imread(self.preview)
-            return picture if picture.ndim == 2 and picture.shape[1] % 2 == 0 else None
+    def picture(self) -> bytes | None:
+        """Return the content of `preview`, also of a run that is done; None where there is none yet."""
+        if self._picture is None:
+            with suppress(OSError):
+                return self.preview.read_bytes()
+        return self._picture
 
     @property
     def resumable(self) -> bool:
-        """Whether it can go on, from its last checkpoint or, without any, from the beginning."""
+        """Whether it can be resumed, from its last checkpoint or, without any, from the beginning."""
         return self.state in ("stopped", "failed") and (self.folder / "job.json").exists()
 
     @property
     def stoppable(self) -> bool:
-        """Whether `finish` keeps a model."""
+        """Whether `stop` keeps a model."""
         return self.state == "running" or (self.resumable and (self.folder / self.job.output).exists())
 
     @property
@@ -147,23 +146,25 @@ class TrainingJob:
             self._end(ended)
         return fresh
 
-    def _take(self, line: dict) -> None:
-        with suppress(OSError), (self.folder / "log.jsonl").open("a") as log:  # the process tells of a full disk
-            log.write(json.dumps(line) + "\n")
-        self.simulated = (line["simulated"], line["anatomies"]) if "anatomies" in line else None
-        if "config" in line:
-            self.settings = line
-        elif "message" in line:
-            self.message = str(line["message"])
-        add_report(self.reports, line)
+    def _take(self, values: dict) -> None:
+        with suppress(OSError), (self.folder / "log.jsonl").open("a") as log:  # the process reports a full disk
+            log.write(json.dumps(values) + "\n")
+        with suppress(InputError):  # a library may print JSON as well
+            line = protocol.training_line(values)
+            self.simulated = (line.simulated, line.anatomies) if line.anatomies is not None else None
+            if line.from_step is not None:
+                self.settings = values
+            elif line.message is not None:
+                self.message = in_panel_words(line.message)
+            add_report(self.reports, line)
 
     def _end(self, code: int) -> None:
         trained = self.folder / self.job.output
         if code == 0 or (code == 130 and self._finishing and trained.exists()):
             try:
-                self.model = library.add(trained, library.free_name(self.name))
+                self.model, self._picture = keep_model(trained, library.free_name(self.name)), self.picture()
                 self.worse = library.worse_than_start(library.card(self.model))
-                self.state, self._last = "done", self.picture()
+                self.state = "done"
                 _remove(self.folder)
             except (InputError, OSError) as error:
                 self.state, self.message = "failed", f"The trained model could not be kept: {error}"
@@ -171,11 +172,11 @@ class TrainingJob:
             self.state = "stopped"
         else:
             self.state = "failed"
-            last = self._child.errors()[-1:]
-            told = last and last[0].startswith("speckle2self: ")
-            if told:
-                self.message = last[0].removeprefix("speckle2self: ")
-            elif code in KILLED:
+            errors = self._child.errors()
+            last = [line for line in errors if line.startswith("speckle2self: ")][-1:] or errors[-1:]
+            if last and last[0].startswith("speckle2self: "):
+                self.message = in_panel_words(last[0].removeprefix("speckle2self: "))
+            elif was_killed(code, errors):
                 self.message = NO_MEMORY
             else:
                 self.message = GONE.format(code=code, last="".join(f" It said: {line}" for line in last))
@@ -186,33 +187,43 @@ class TrainingJob:
     def check(self) -> None:
         """Raises InputError where another application trains this run."""
         if self._child is None and self.folder.exists() and _at_work(self.folder):
-            raise InputError(f"The run '{self.name}' goes on in another application; pause it there first.")
+            raise InputError(BUSY.format(name=self.name))
 
-    def stop(self) -> None:
-        """Asks the process to save the run and end; it can be resumed."""
+    def pause(self) -> None:
+        """Ask the process to save the run and end; it can be resumed."""
         if self.state == "waiting":
             self.state = "stopped"
         elif self._child is not None:
             self._child.send("stop")
 
-    def finish(self) -> None:
-        """Ends the run early: its best model so far is kept, where there is one, and it cannot be resumed then.
+    def resume(self) -> None:
+        """Put a paused or failed run back into the queue. Raises InputError where another application trains it."""
+        self.trainer.resume(self)
+
+    def stop(self) -> None:
+        """End the run early and keep its best model so far; where there is one, the run cannot be resumed then.
 
         Raises InputError where another application trains it.
         """
         self.check()
         self._finishing = True
         if self._child is not None:
-            self.stop()
+            self.pause()
         elif self.state != "done":
             self._end(130)
 
+    def remove(self) -> None:
+        """Cancel the run, and take it off the list. Raises InputError where another application trains it."""
+        self.cancel()
+        if self.trainer is not None and self in self.trainer.jobs:
+            self.trainer.jobs.remove(self)
+
     def cancel(self) -> None:
-        """Ends the process and all that it started at once, and removes the run; models stay.
+        """End the process and all that it started at once, and remove the run's files; models are kept.
 
         Raises InputError where another application trains it.
         """
-        if self.state == "done":  # its folder is gone; one of that name is another run's
+        if self.state == "done":  # its folder is removed; one of that name belongs to another run
             return
         self.check()
         if self._child is not None:
@@ -322,7 +333,7 @@ class Trainer:
                 try:
                     waiting.start()
                 except (OSError, InputError) as error:
-                    reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+                    reason = why_not_started(error) if isinstance(error, OSError) else str(error).rstrip(".")
                     waiting.state, waiting.message = "failed", f"Training could not be started: {reason}."
 
     def wait(self, job: TrainingJob, seconds: float | None = None) -> bool:
@@ -356,10 +367,13 @@ class Estimate:
         """Whether it has ended; then the listener has been told."""
         if self._child.poll() is None:
             return False
-        found = [line["estimate"] for line in self._child.lines() if "estimate" in line]
+        found = None
+        for values in self._child.lines():
+            with suppress(InputError):
+                found = found or protocol.training_line(values).estimate
         message = "".join(self._child.errors()[-1:]).removeprefix("speckle2self: ")
         self.close()
-        self._listener(found[0] if found else InputError(message or "The estimate ended unexpectedly."))
+        self._listener(found or InputError(in_panel_words(message) or "The estimate ended unexpectedly."))
         return True
 
     def close(self) -> None:
@@ -410,8 +424,25 @@ def _whole(folder: Path):
             shutil.rmtree(part, ignore_errors=True)
 
 
+def keep_model(trained: Path, name: str) -> str:
+    """Copy a model that our own process has written among the user's models; return its name there.
+
+    Unlike `library.add`, which reads any file, this does not need torch, whose import takes a second. InputError.
+    """
+    library.card(trained)  # its check
+    target = library.own_path(name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(target, trained.read_bytes())
+    return name
+
+
+def in_panel_words(message: str) -> str:
+    """Return a message of the command line without what it says about the command line's options."""
+    return re.sub(r"[;:](?=[^;]*\s--\w)[^;]*$", ".", message)
+
+
 def _remove(folder: Path) -> None:
-    """Removes a run's folder; killed meanwhile, no half of it has the run's name."""
+    """Remove a run's folder; if the application is killed on the way, no half of it has the run's name."""
     gone = folder.with_name(f".{folder.name}.{time.monotonic_ns()}{PART}")
     with suppress(OSError):
         folder = folder.rename(gone)
@@ -441,23 +472,20 @@ def write_job(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Jo
 
 
 def read_reports(path: Path) -> list[dict]:
-    """The reports of steps in a run's log; lines that an end in the middle of writing left are passed over."""
+    """Return the reports of steps in a run's log; skips lines truncated by a crash."""
     reports = []
     for text in path.read_bytes().splitlines():
-        with suppress(ValueError, RecursionError):
-            line = json.loads(text)
-            if isinstance(line, dict):
-                add_report(reports, line)
+        with suppress(InputError):
+            add_report(reports, protocol.training_line(protocol.parse(text)))
     return reports
 
 
-def add_report(reports: list[dict], line: dict) -> None:
-    """Adds what a process said if it is the report of a step; those of steps that are done anew go."""
-    start = line.get("from_step")
-    if isinstance(start, int):
-        reports[:] = [report for report in reports if start and report["step"] <= start]
-    elif isinstance(line.get("step"), int):
-        reports.append(line)
+def add_report(reports: list[dict], line: protocol.TrainingLine) -> None:
+    """Add a line if it is the report of a step; drops earlier reports of steps that are repeated after a resume."""
+    if line.from_step is not None:
+        reports[:] = [report for report in reports if line.from_step and report["step"] <= line.from_step]
+    elif line.step is not None:
+        reports.append(line.values)
 
 
 def _read_files(paths) -> list[np.ndarray]:

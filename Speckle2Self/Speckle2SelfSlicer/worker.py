@@ -8,7 +8,6 @@ fails its job with one sentence, and the next job gets a fresh one.
 from __future__ import annotations
 
 import json
-import math
 import mmap
 import os
 import sys
@@ -19,45 +18,43 @@ import uuid
 import weakref
 from collections import deque
 from contextlib import suppress
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from Speckle2SelfLib import protocol
 from Speckle2SelfLib.config import DespeckleOptions
 from Speckle2SelfLib.system import InputError
 from Speckle2SelfLib.worker_process import SLOTS, job_arrays, layout, stream_arrays, views
 
-from .processes import GRACE, LONGEST, Child, kill_tree
+from .processes import GRACE, LONGEST, Child, kill_tree, was_killed, why_not_started
 
 ENDED = (
     "The despeckling process ended unexpectedly ({how}); nothing was changed. Apply again to start a fresh one.{last}"
 )
+KILLED = "it crashed, or the system stopped it, perhaps for lack of memory"
 NONSENSE = "The despeckling process gave an answer that cannot be understood and was ended; nothing was changed. Apply again to start a fresh one."  # noqa: E501 (one sentence for the user)
 
 
 class _Child(Child):
-    """A child that must not talk nonsense."""
+    """A child whose answers are messages of `protocol`."""
 
     def answers(self):
-        """The dicts that came since the last call; raises ValueError at the first line that is none."""
+        """Yield the answers since the last call; raise InputError at the first line that is not one."""
         for line in self._fresh(self.process.stdout):
-            try:
-                answer = json.loads(line)
-            except RecursionError:
-                answer = None
-            if not isinstance(answer, dict):
-                raise ValueError(f"not an answer: {line[:80]!r}")
-            yield answer
+            yield protocol.decode_answer(line)
         if len(self._rest[self.process.stdout]) > LONGEST:
-            raise ValueError("an endless line")
+            raise InputError("The line of an answer does not end.")
 
 
 class _Block:
     """Memory that a child attaches by `name` (path, inode); freed when the last array in it goes, or this process.
 
     No multiprocessing.shared_memory: its tracker would start a second process of `sys.executable`, which in Slicer is
-    the application. On Linux the memory has no name in any folder, so that nothing stays whoever is killed.
+    the application. On Linux the memory has no name in any folder, so nothing is left behind if either process
+    is killed.
     Raises InputError where there is not enough memory.
     """
 
@@ -123,7 +120,8 @@ class Job:
         self.number, self.state, self.message = number, "waiting", ""
         self.done, self.total, self.rate, self.seconds_left = 0, int(shape[0]), 0.0, None
         self.device, self.precision, self.mapping = "", "", None
-        self._request, self._found, self._deadline = {}, False, None
+        self._request: protocol.Despeckle | None = None
+        self._found, self._deadline = False, None
 
     @property
     def ended(self) -> bool:
@@ -147,25 +145,25 @@ class Job:
         self._hide()
         self._block = self.input = self.output = self._region = None
 
-    def _take(self, event: str, answer: dict) -> None:
-        """What the process said of this job; raises ValueError where that cannot be."""
-        if event == "started":
-            self.device, self.precision = _text(answer["device"]), _text(answer["precision"])
-            low, high = answer["mapping"]
-            self.mapping = _number(low), _number(high)
+    def _take(self, answer) -> None:
+        """Take an answer about this job; raise ValueError where that cannot be."""
+        if isinstance(answer, protocol.Started):
+            self.device, self.precision, self.mapping = answer.device, answer.precision, answer.mapping
             self._found = True
             self._hide()
-        elif event == "progress":
-            self.done = _integer(answer["done"], self.done, self.total)
-            self.rate = self.done / max(_seconds(answer["seconds"]), 1e-6)
+        elif isinstance(answer, protocol.Progress):
+            self.done = _within(answer.done, self.done, self.total)
+            self.rate = self.done / max(answer.seconds, 1e-6)
             self.seconds_left = (self.total - self.done) / self.rate if self.rate else None
-        elif event == "done":
-            _integer(self.done, self.total, self.total)
+        elif isinstance(answer, protocol.Done):
+            _within(self.done, self.total, self.total)
             self._end("done")
-        elif event in ("cancelled", "failed"):
-            self._end(event, _text(answer["message"]) if event == "failed" else "")
+        elif isinstance(answer, protocol.Cancelled):
+            self._end("cancelled")
+        elif isinstance(answer, protocol.Failed):
+            self._end("failed", answer.message)
         else:
-            raise ValueError(f"unknown event {event!r}")
+            raise ValueError(f"a job gives no {answer!r:.100}")
 
     def _end(self, state: str, message: str = "") -> None:
         self.state, self.message, self.seconds_left = state, message, None
@@ -192,8 +190,8 @@ class Stream:
     or is far brighter, or has a new size, or another region is given.
     """
 
-    def __init__(self, worker: Worker, shape, dtype, request: dict, region: np.ndarray | None):
-        self._worker, self._request, self._given = weakref.proxy(worker), request, region
+    def __init__(self, worker: Worker, shape, dtype, options: DespeckleOptions, region: np.ndarray | None):
+        self._worker, self._options, self._given = weakref.proxy(worker), asdict(options), region
         self.state, self.message, self.device, self.precision = "running", "", "", ""
         self.pushed = self.done = self.dropped = 0
         self._finished = self._taken = 0
@@ -206,26 +204,27 @@ class Stream:
         self._block = _Block(layout(*arrays)[1])
         self._header, self._inputs, self._outputs, self._region = views(self._block.map, *arrays)
         self._times: dict[int, float] = {}
-        request = {**self._request, "shape": shape, "dtype": dtype.str, "memory": self._block.name}
         if self._given is not None:
             fits = self._given.shape == shape[:2]
-            request["region"] = "given" if fits else "auto"
+            self._options["region"] = "given" if fits else "auto"
             if fits:
                 self._region[...] = self._given
-        self._opening = {"command": "stream", "stream": self.number, **request}
         self._woken = False
 
     def _open(self) -> None:
         """Tells a process of this stream."""
         self._woken = False
-        self._worker._send({**self._opening, "last": self._finished})
+        block, inode = self._block.name
+        self._worker._send(protocol.OpenStream(
+            self.number, self.shape, self.dtype.str, block, inode, self._options, self._finished
+        ))  # fmt: skip
         self._wake()
 
     def _wake(self) -> None:
         """Tells the process that there is a newer frame, unless it has not answered since it was told last."""
         if self.state == "running" and not self._woken and self._finished < self.pushed:
             self._woken = True
-            self._worker._send({"command": "wake"})
+            self._worker._send(protocol.Wake())
 
     def push(self, frame: np.ndarray) -> int:
         """Hands a frame in, never waits; returns its number, from 1. A frame of another size or type starts anew."""
@@ -234,7 +233,7 @@ class Stream:
             return self.pushed
         if frame.shape != self.shape or frame.dtype != self.dtype:
             _check_frames((1, *frame.shape), frame.dtype)
-            self._worker._send({"command": "stop", "stream": self.number})
+            self._worker._send(protocol.Stop(self.number))
             self._worker._forget(self)
             self.dropped += self.pushed - self._finished
             self._finished = self._taken = self.pushed
@@ -257,7 +256,7 @@ class Stream:
         if self.state == "running" and region.shape == self.shape[:2]:  # else it waits for frames of its size
             self._region[...] = region
             self._header[-1] += 1
-            self._opening["region"] = "given"
+            self._options["region"] = "given"
 
     def take(self) -> Frame | None:
         """The newest despeckled frame that was not taken yet, as a copy; else None."""
@@ -283,17 +282,15 @@ class Stream:
 
     def look(self, strength: float, gamma: float) -> None:
         """Strength and gamma of the frames that follow. Raises InputError."""
-        DespeckleOptions(strength=strength, gamma=gamma)  # its checks
-        changed = {"strength": float(strength), "gamma": float(gamma)}
-        self._request |= changed
-        self._opening |= changed
-        self._worker._send({"command": "look", "stream": self.number, **changed})
+        look = DespeckleOptions(strength=float(strength), gamma=float(gamma))
+        self._options |= {"strength": look.strength, "gamma": look.gamma}
+        self._worker._send(protocol.Look(self.number, look.strength, look.gamma))
 
     def stop(self) -> None:
         """Ends the stream and frees its memory."""
         if self._block is not None:
             with suppress(ReferenceError):
-                self._worker._send({"command": "stop", "stream": self.number})
+                self._worker._send(protocol.Stop(self.number))
                 self._worker._forget(self)
         if self.state == "running":
             self.state = "stopped"
@@ -304,12 +301,12 @@ class Stream:
             self._block.hide()
         self._block = self._header = self._inputs = self._outputs = self._region = None
 
-    def _take(self, event: str, answer: dict) -> None:
-        """What the process said of this stream; raises ValueError where that cannot be."""
-        if event == "open":
-            self.device, self.precision = _text(answer["device"]), _text(answer["precision"])
-        elif event == "frame":
-            number = _integer(answer["number"], self._finished + 1, self.pushed)
+    def _take(self, answer) -> None:
+        """Take an answer about this stream; raise ValueError where that cannot be."""
+        if isinstance(answer, protocol.Opened):
+            self.device, self.precision = answer.device, answer.precision
+        elif isinstance(answer, protocol.Frame):
+            number = _within(answer.number, self._finished + 1, self.pushed)
             self.done += 1
             self.dropped += number - self._finished - 1
             self._finished, self._woken = number, False
@@ -317,10 +314,10 @@ class Stream:
             self._times = {n: t for n, t in self._times.items() if n > number}
             self._latencies.append(self._latency)
             self._wake()
-        elif event == "failed":
-            self._fail(_text(answer["message"]))
+        elif isinstance(answer, protocol.Failed):
+            self._fail(answer.message)
         else:
-            raise ValueError(f"unknown event {event!r}")
+            raise ValueError(f"a stream gives no {answer!r:.100}")
 
     def _fail(self, message: str) -> None:
         if self.state == "running":
@@ -366,11 +363,11 @@ class Worker:
 
     def start(self, job: Job, request: dict | None = None) -> Job:
         """Puts a filled job into the queue. request: see `despeckle`. Raises InputError."""
-        request, region = _checked_request(request or {}, job.input.shape[1:3])
+        options, region = checked_options(request or {}, job.input.shape[1:3])
         if region is not None:
             job._region[...] = region
         shape, dtype = job.input.shape, job.input.dtype.str
-        job._request = {"shape": shape, "dtype": dtype, "memory": job._block.name, **request}
+        job._request = protocol.Despeckle(job.number, shape, dtype, *job._block.name, asdict(options))
         self._waiting.append(job)
         self.poll()
         return job
@@ -378,8 +375,7 @@ class Worker:
     def despeckle(self, frames: np.ndarray, **request) -> Job:
         """A job on a copy of `frames` (N, H, W[, C]).
 
-        model: a model's name or file, or a filter's name. region: "auto", None (whole frames) or a mask (H, W).
-        device: "auto", "cpu", "cuda", ...; strength: 0 to 1; gamma: 0.2 to 5. Raises InputError.
+        request: fields of `config.DespeckleOptions`; region may also be a mask (H, W). Raises InputError.
         """
         frames = np.asarray(frames)
         job = self.allocate(frames.shape, frames.dtype)
@@ -389,7 +385,7 @@ class Worker:
     def live(self, shape, dtype, request: dict | None = None) -> Stream:
         """A stream of frames (H, W[, C]); request: see `despeckle`. Raises InputError, OSError."""
         _check_frames((1, *shape), np.dtype(dtype))
-        stream = Stream(self, shape, dtype, *_checked_request(request or {}, tuple(shape[:2])))
+        stream = Stream(self, shape, dtype, *checked_options(request or {}, tuple(shape[:2])))
         self._add(stream)
         return stream
 
@@ -402,7 +398,7 @@ class Worker:
                 child.errors()
                 for answer in child.answers():
                     self._take(answer)
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError):
                 self._end_child()
                 self._fail(NONSENSE)
             else:
@@ -424,15 +420,15 @@ class Worker:
                     self._running = job
                     self.warm_up()
                     job.state = "running"
-                    self._send({"command": "despeckle", "job": job.number, **job._request})
+                    self._send(job._request)
         except OSError as error:
-            self._fail(f"The despeckling process could not be started: {error.strerror or error}.")
+            self._fail(f"The despeckling process could not be started: {why_not_started(error)}.")
 
     def cancel(self, job: Job) -> None:
         """Asks for a stop between two blocks of frames; a process that goes on for half a second is ended."""
         if job is self._running and job._deadline is None:
             job._deadline = time.monotonic() + GRACE
-            self._send({"command": "cancel", "job": job.number})
+            self._send(protocol.Cancel(job.number))
         elif job.state == "waiting":
             job._end("cancelled")
             with suppress(ValueError):
@@ -472,26 +468,25 @@ class Worker:
     def _forget(self, stream: Stream) -> None:
         self._streams.pop(stream.number, None)
 
-    def _send(self, request: dict) -> None:
+    def _send(self, request) -> None:
         if self._child is not None:
-            self._child.send(json.dumps(request))
+            self._child.send(json.dumps(protocol.encode(request)))
 
-    def _take(self, answer: dict) -> None:
-        event = answer["event"]
-        if event == "ready":
+    def _take(self, answer) -> None:
+        if isinstance(answer, protocol.Ready):
             return
-        if event == "devices":
-            self.devices = [_text(name) for name in answer["devices"]]
+        if isinstance(answer, protocol.Devices):
+            self.devices = list(answer.devices)
             return
-        if "stream" in answer:
-            number = _integer(answer["stream"], 1, self._numbers)
-            if number in self._streams:  # else it has been stopped
-                self._streams[number]._take(event, answer)
+        number = getattr(answer, "stream", None)
+        if number is not None:
+            if _within(number, 1, self._numbers) in self._streams:  # else it has been stopped
+                self._streams[number]._take(answer)
             return
         job = self._running
-        if job is None or answer["job"] != job.number:
+        if job is None or answer.job != job.number:
             raise ValueError("an answer for no job")
-        job._take(event, answer)
+        job._take(answer)
         if job.ended:
             self._running = None
 
@@ -524,52 +519,41 @@ def _check_frames(shape: tuple, dtype: np.dtype) -> None:
         raise InputError(f"Frames of type {dtype} cannot be despeckled; give integers or floating point.")
 
 
-def _checked_request(request: dict, size: tuple) -> tuple[dict, np.ndarray | None]:
-    """A request as JSON types with all defaults, and the region where it is given as a mask; or InputError."""
-    defaults = {"model": "default", "region": "auto", "device": "auto", "strength": 1.0, "gamma": 1.0}
-    if unknown := set(request) - set(defaults):
+def checked_options(options: dict, size: tuple) -> tuple[DespeckleOptions, np.ndarray | None]:
+    """Return options of despeckling, and the region where it is a mask, which has to fit frames of `size` (H, W).
+
+    A region of None is "none". Raises InputError.
+    """
+    options = dict(options)
+    if unknown := set(options) - {each.name for each in fields(DespeckleOptions)}:
         raise InputError(f"Unknown options of despeckling: {', '.join(sorted(unknown))}.")
-    request = {**defaults, **request}
-    if not isinstance(request["model"], str | os.PathLike):
+    if not isinstance(options.get("model", ""), str | os.PathLike):
         raise InputError("The despeckling process takes a model by its name or file, or a filter by its name.")
-    mask = None
-    if isinstance(request["region"], str | None):
-        request["region"] = None if request["region"] == "none" else request["region"]
-    else:
-        mask = np.asarray(request["region"]) != 0
-        request["region"] = "given"
+    mask, region = None, options.get("region", "auto")
+    if region is None:
+        options["region"] = "none"
+    elif not isinstance(region, str):
+        mask, options["region"] = np.asarray(region) != 0, "given"
         if mask.shape != tuple(size):
             raise InputError(f"A region of {mask.shape} does not fit frames of {tuple(size)} pixels.")
-    request |= {"model": str(request["model"]), "device": str(request["device"])}
-    request |= {name: float(request[name]) for name in ("strength", "gamma")}
-    DespeckleOptions(strength=request["strength"], gamma=request["gamma"])  # its checks
-    return request, mask
+    for name, value in options.items():
+        kind = type(DespeckleOptions.__dataclass_fields__[name].default)
+        try:
+            options[name] = kind(value)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{name} cannot be {value!r:.100}.") from error
+    return DespeckleOptions(**options), mask
 
 
 def _how_it_ended(code: int, errors: list[str]) -> str:
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return ENDED.format(how=how, last=f" It said: {errors[-1]}" if errors and code > 0 else "")
+    if code < 0:
+        return ENDED.format(how=f"signal {-code}", last="")
+    if was_killed(code, errors):
+        return ENDED.format(how=KILLED, last="")
+    return ENDED.format(how=f"exit code {code}", last=f" It said: {errors[-1]}" if errors and code else "")
 
 
-def _integer(value, low: int, high: int) -> int:
-    if type(value) is not int or not low <= value <= high:
-        raise ValueError(f"{value!r} is no number from {low} to {high}")
+def _within(value: int, low: int, high: int) -> int:
+    if not low <= value <= high:
+        raise ValueError(f"{value} is no number from {low} to {high}")
     return value
-
-
-def _seconds(value) -> float:
-    if not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ValueError(f"{value!r} are no seconds")
-    return float(value)
-
-
-def _number(value) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise ValueError(f"{value!r} is no number")
-    return float(value)
-
-
-def _text(value) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no text")
-    return value[:500]

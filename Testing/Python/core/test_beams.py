@@ -7,9 +7,9 @@ import torch
 from Speckle2SelfLib.beams import find_fan
 from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.grain import estimate_grain, measure_grain
+from Speckle2SelfLib.recipes import FAST_GRAIN
 from Speckle2SelfLib.resampling import Resampling
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
-from Speckle2SelfLib.training import FAST_GRAIN
 
 
 def fan(shape=(240, 320), apex=(-30.0, 160.0), depths=(40.0, 260.0), half=0.6):

@@ -10,12 +10,14 @@ import pytest
 RANKS = [
     {"system"},
     {"config", "grey"},
-    {"volumes", "look", "augmentation", "perturbation", "network", "loss", "beams", "devices"},
+    {"protocol", "volumes", "look", "augmentation", "perturbation", "network", "loss", "beams", "devices"},
     {"region", "grain", "resampling"},
     {"checkpoint", "simulation", "metrics", "filters", "files"},
-    {"library", "calibration"},
-    {"despeckling"},
-    {"training", "worker_process"},
+    {"library", "calibration", "inference"},
+    {"despeckling", "dataset"},
+    {"recipes", "worker_process"},
+    {"validation"},
+    {"training"},
     {"runs"},
     {"__main__"},
 ]

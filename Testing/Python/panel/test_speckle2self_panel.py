@@ -573,9 +573,9 @@ def composites():
 
 
 def test_side_by_side_flicker_fade_and_difference(desk, panel, done):
-    from Speckle2SelfSlicer import comparison
+    from Speckle2SelfSlicer import scene
 
-    before, after = (comparison.shown(n).GetID() for n in (panel._parameterNode.inputNode, done))
+    before, after = (scene.proxyOf(n).GetID() for n in (panel._parameterNode.inputNode, done))
     panel.ui.sideBySideButton.click()
     assert composites()["Red"].GetBackgroundVolumeID() == before
     assert composites()["Yellow"].GetBackgroundVolumeID() == after
@@ -618,11 +618,11 @@ def test_figures_come_into_a_table_and_into_a_file(desk, panel, done, tmp_path):
 
 
 def test_when_the_output_goes_the_views_show_the_input_again(desk, panel, done):
-    from Speckle2SelfSlicer import comparison
+    from Speckle2SelfSlicer import scene
 
     panel.ui.sideBySideButton.click()
-    before = comparison.shown(panel._parameterNode.inputNode).GetID()
-    slicer.mrmlScene.RemoveNode(comparison.shown(done))
+    before = scene.proxyOf(panel._parameterNode.inputNode).GetID()
+    slicer.mrmlScene.RemoveNode(scene.proxyOf(done))
     assert composites()["Yellow"].GetBackgroundVolumeID() == before
     slicer.mrmlScene.RemoveNode(done)
     desk.rest()

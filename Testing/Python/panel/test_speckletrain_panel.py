@@ -22,20 +22,20 @@ FRAMES = np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype
 def train(desk, monkeypatch):
     """The panel, with a home of its own in which there is a small model `start`, and a cine in the scene."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    import SpeckleTrain
+    from Speckle2SelfSlicer import training_data
+    from Speckle2SelfSlicer.session import shared
     from Speckle2SelfSlicer.trainer import Trainer
-    from SpeckleTrain import SpeckleTrainLogic
 
     def quick(*arguments, **options):  # the 400 anatomies of the preset take ten seconds
         few = {} if options["recipe"] == "published" or options["preset"] == "paper" else {"simulated": 20}
         return Job(*arguments, **few, **options)
 
-    monkeypatch.setattr(SpeckleTrain, "Job", quick)
+    monkeypatch.setattr(training_data, "Job", quick)
 
     model = ModelConfig(width=4, grain=(0.75, 1.7))
     library.own_path("start").parent.mkdir(parents=True)
     checkpoint.save(library.own_path("start"), model, build(model), {"description": "Small."})
-    SpeckleTrainLogic._trainer = Trainer()
+    shared().trainer = Trainer()
     desk.cine(FRAMES)
     slicer.util.selectModule("Speckle2Self")
     slicer.util.selectModule("SpeckleTrain")
@@ -45,7 +45,7 @@ def train(desk, monkeypatch):
     yield panel
     panel.logic.trainer.close()
     slicer.util.selectModule("Speckle2Self")
-    SpeckleTrainLogic._trainer = None
+    shared().trainer = None
 
 
 def choose(panel):
@@ -139,9 +139,9 @@ def test_what_would_be_trained_on_is_outlined(desk, train, tmp_path):
     train.ui.showRegionCheckBox.checked = True
     assert outlined().all(), "no region: whole frames"
     train.ui.regionSelector.currentText = "auto"
-    assert outlined() is None and "being looked for" in train.ui.dataLabel.text
+    assert outlined() is None and "Detecting the region" in train.ui.dataLabel.text
     desk.wait(lambda: outlined() is not None)
-    assert "being looked for" not in train.ui.dataLabel.text
+    assert "Detecting the region" not in train.ui.dataLabel.text
     desk.answers["save"] = str(tmp_path / "run")
     train.ui.exportJobButton.click()
     from Speckle2SelfLib import region
@@ -311,7 +311,7 @@ def test_what_a_run_would_take_is_told(desk, train):
     choose(train)
     train.ui.estimateButton.click()
     desk.wait(lambda: train.estimate is None)
-    for words in ("frames to train on", "grain", "steps", "min on cpu", "MB"):
+    for words in ("frames to train on", "Speckle size", "steps", "min on cpu", "MB"):
         assert words in train.ui.estimateLabel.text
     assert not train.ui.correlationLabel.pixmap.isNull()
 
@@ -362,9 +362,9 @@ def test_a_run_that_is_done_still_shows_its_last_preview(desk, train):
 
 
 def test_what_is_simulated_before_the_first_step_is_told_and_can_be_paused(desk, train, monkeypatch):
-    import SpeckleTrain
+    from Speckle2SelfSlicer import training_data
 
-    monkeypatch.setattr(SpeckleTrain, "Job", lambda *given, **options: Job(*given, **options, simulated=4000))
+    monkeypatch.setattr(training_data, "Job", lambda *given, **options: Job(*given, **options, simulated=4000))
     choose(train)
     train.ui.trainButton.click()
     desk.wait(lambda: train.ui.progressBar.visible)
@@ -372,7 +372,7 @@ def test_what_is_simulated_before_the_first_step_is_told_and_can_be_paused(desk,
     assert train.ui.progressBar.maximum == 4000 and 0 < train.ui.progressBar.value < 4000
     train.ui.pauseButton.click()
     desk.wait(lambda: train.job.ended)
-    assert train.ui.runLabel.text.startswith("Paused. Stopped while anatomies were simulated")
+    assert train.ui.runLabel.text.startswith("Paused. Stopped during simulation")
     assert train.ui.resumeButton.enabled and not train.ui.progressBar.visible
 
 
@@ -457,15 +457,15 @@ def test_a_scene_that_is_saved_during_a_run_shows_how_it_went_on_when_it_is_load
 
 
 def test_a_paused_run_goes_on_where_it_was_even_after_the_application(desk, train):
+    from Speckle2SelfSlicer.session import shared
     from Speckle2SelfSlicer.trainer import Trainer
-    from SpeckleTrain import SpeckleTrainLogic
 
     job = start(desk, train)
     train.ui.pauseButton.click()
     desk.wait(lambda: job.ended)
     assert job.state == "stopped" and train.ui.runLabel.text.startswith("Paused")
     step = job.reports[-1]["step"]
-    SpeckleTrainLogic._trainer = Trainer()  # the application was started anew
+    shared().trainer = Trainer()  # the application was started again
     slicer.util.selectModule("Speckle2Self")
     slicer.util.selectModule("SpeckleTrain")
     assert train.job is not job and train.job.name == job.name and train.ui.resumeButton.enabled
@@ -580,7 +580,7 @@ def test_a_model_is_compared_with_its_start_in_the_views(desk, train):
     choose(train)
     compare(train, {"start": "start", "figures": {"structure": 1.0}})
     assert "structure" in desk.asked[-1][1]
-    desk.wait(lambda: not train._compared)
+    desk.wait(lambda: train._compared is None)
     composites = {c.GetLayoutName(): c for c in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")}
     shown = [slicer.mrmlScene.GetNodeByID(composites[name].GetBackgroundVolumeID()) for name in ("Red", "Yellow")]
     assert [node.GetName() for node in shown] == ["Cine by start", "Cine by mine"]
@@ -588,30 +588,30 @@ def test_a_model_is_compared_with_its_start_in_the_views(desk, train):
     kept = slicer.util.arrayFromVolume(shown[1]).copy()
     slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSequenceBrowserNode").SetSelectedItemNumber(5)
     train.ui.compareButton.click()
-    desk.wait(lambda: not train._compared)
+    desk.wait(lambda: train._compared is None)
     again = [slicer.mrmlScene.GetNodeByID(composites[name].GetBackgroundVolumeID()) for name in ("Red", "Yellow")]
     assert again[0] is shown[0] and again[1] is not shown[1] and again[1].GetName() == "Cine by mine"
     assert np.array_equal(slicer.util.arrayFromVolume(shown[1]), kept), "a renamed one is the user's"
     train.ui.inputsSelector.uncheck(slicer.util.getFirstNodeByClassByName("vtkMRMLSequenceNode", "Cine"))
     train.ui.inputsSelector.check(desk.cine(FRAMES[::-1]))
     train.ui.compareButton.click()
-    desk.wait(lambda: not train._compared)
+    desk.wait(lambda: train._compared is None)
     names = [node.GetName() for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")]
     assert names.count("Cine by start") == 2, "another recording of the same name"
     count = slicer.mrmlScene.GetNumberOfNodes()
     train.ui.compareButton.click()
-    desk.wait(lambda: not train._compared)
+    desk.wait(lambda: train._compared is None)
     assert slicer.mrmlScene.GetNumberOfNodes() == count
 
 
 def test_a_model_that_cannot_be_compared_is_told_and_no_former_image_is_taken_for_its(desk, train):
     choose(train)
     compare(train, {"start": "start", "figures": {"structure": 1.0}})
-    desk.wait(lambda: not train._compared)
+    desk.wait(lambda: train._compared is None)
     train.ui.compareButton.click()
-    for live in train._compared.values():
+    for live in train._compared.previews.values():
         live._stream._fail("It broke.")
-    desk.wait(lambda: not train._compared)
+    desk.wait(lambda: train._compared is None)
     assert "It broke." in desk.asked[-1][1]
 
 

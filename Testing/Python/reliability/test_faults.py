@@ -135,7 +135,7 @@ from pathlib import Path
 import numpy as np
 import slicer
 from Speckle2SelfLib import library
-from Speckle2SelfSlicer import comparison
+from Speckle2SelfSlicer import comparison, regions, scene
 source, start, folder, what = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
 despeckle, train = (slicer.util.getModuleLogic(name) for name in ("Speckle2Self", "SpeckleTrain"))
 frame = np.zeros((128, 128), bool)
@@ -166,7 +166,7 @@ while True:
             run.step()
         assert run.state == "done", run.message
     now("keeping region, figures and model")
-    comparison.rememberRegion(comparison.shown(cine), frame)
+    regions.remember(scene.proxyOf(cine), frame)
     figures = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", "figures")
     slicer.util.updateTableFromArray(figures, np.arange(3000.0).reshape(1000, 3), ["a", "b", "c"])
     comparison.writeTable(figures, folder / "figures.csv")
@@ -319,7 +319,7 @@ for recording in recordings:
     refused(lambda: files.write("out" + "".join(recording.path.suffixes), recording.frames, recording))
 refused(lambda: library.export("default", "out.safetensors"))
 refused(lambda: library.add(library.models()["default"], "mine"))
-refused(lambda: library.remember_region("a", b"a" * 5000))
+refused(lambda: library.remember_region("a", np.ones((80, 80), bool)))
 from Speckle2SelfLib.config import Job
 refused(lambda: export(Path("run"), [recordings[0].frames], Job("", preset="standard")))
 """
@@ -352,7 +352,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch):
         lambda: files.write(closed / "out.npy", FRAMES, files.read(tmp_path / "in.npy")),
         lambda: checkpoint.save(closed / "a.model", ModelConfig(width=4), build(ModelConfig(width=4)), {}),
         lambda: library.add(library.models()["default"], "mine"),
-        lambda: library.remember_region("a", b"png"),
+        lambda: library.remember_region("a", np.ones((8, 8), bool)),
         lambda: library.export("default", closed / "out.safetensors"),
         lambda: export(closed / "run", [FRAMES], Job("")),
         lambda: Trainer().add("run", [FRAMES], Job("")),
@@ -409,16 +409,17 @@ def test_a_worker_of_little_memory_says_so_and_takes_the_next_job(tmp_path):
 def test_a_device_that_disappears_fails_the_job_alone():
     from types import SimpleNamespace
 
+    from Speckle2SelfLib.protocol import Failed
     from Speckle2SelfLib.worker_process import Server
 
     said = []
-    server = Server(SimpleNamespace(), lambda **answer: said.append(answer))
+    server = Server(SimpleNamespace(), said.append)
 
     def lost():
         raise RuntimeError("CUDA error: device-side failure\nmore lines")
 
-    server.guarded({"job": 1}, lost)
-    assert said[0]["event"] == "failed" and "\n" not in said[0]["message"] and "CUDA error" in said[0]["message"]
+    server.guarded(SimpleNamespace(job=1), lost)
+    assert isinstance(said[0], Failed) and "\n" not in said[0].message and "CUDA error" in said[0].message
 
 
 # --- The scene changes while a run goes on

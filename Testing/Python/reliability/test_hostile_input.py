@@ -30,6 +30,7 @@ from Speckle2SelfLib import checkpoint, files, library, runs, worker_process
 from Speckle2SelfLib.__main__ import main
 from Speckle2SelfLib.config import Job, ModelConfig, TrainingConfig, from_dict
 from Speckle2SelfLib.network import SpeckleReductionNetwork, build
+from Speckle2SelfLib.protocol import encode
 from Speckle2SelfLib.system import Cancelled, InputError
 from Speckle2SelfSlicer import worker as worker_module
 from Speckle2SelfSlicer.trainer import Trainer
@@ -659,10 +660,10 @@ class Ended(Exception):
 
 
 REQUESTS = [
-    {"command": "despeckle", "job": 1, "shape": [3, 24, 32], "dtype": "|u1", "memory": ["", 0], "model": "median",
-     "region": None, "device": "cpu", "strength": 1.0, "gamma": 1.0},
-    {"command": "stream", "stream": 2, "shape": [24, 32], "dtype": "|u1", "memory": ["", 0], "model": "median",
-     "region": "auto", "device": "cpu", "strength": 1.0, "gamma": 1.0, "last": 0},
+    {"command": "despeckle", "job": 1, "shape": [3, 24, 32], "dtype": "|u1", "block": "", "inode": 0,
+     "options": {"model": "median", "region": "none", "device": "cpu", "strength": 1.0, "gamma": 1.0}},
+    {"command": "stream", "stream": 2, "shape": [24, 32], "dtype": "|u1", "block": "", "inode": 0,
+     "options": {"model": "median", "region": "auto", "device": "cpu", "strength": 1.0, "gamma": 1.0}, "last": 0},
     {"command": "cancel", "job": 1}, {"command": "stop", "stream": 2}, {"command": "wake"},
 ]  # fmt: skip
 ODD = [*VALUES, "O", "|V8", [1e9, 1e9, 1e9], [3, 10**9, 10**9], [-3, 24, 32], [0, 0, 0], ["/etc/passwd", 0], 1 << 70]
@@ -687,14 +688,15 @@ def test_nonsense_for_the_worker_is_answered_or_ends_it(tmp_path, monkeypatch):
 
         for index in rng.integers(0, len(REQUESTS), rng.integers(1, 4)):
             request = json.loads(json.dumps(REQUESTS[index]))
-            if "memory" in request:
-                request["memory"] = [str(block), block.stat().st_ino]
+            if "block" in request:
+                request |= {"block": str(block), "inode": block.stat().st_ino}
             if rng.random() < 0.8:
-                request[str(rng.choice([*request, "extra"]))] = ODD[rng.integers(len(ODD))]
+                changed = request["options"] if "options" in request and rng.random() < 0.5 else request
+                changed[str(rng.choice([*changed, "extra"]))] = ODD[rng.integers(len(ODD))]
             if rng.random() < 0.2:
                 request.pop(str(rng.choice(list(request))))
             lines.put(request)
-        server = worker_process.Server(SimpleNamespace(get=get), lambda said=said, **answer: said.append(answer))
+        server = worker_process.Server(SimpleNamespace(get=get), lambda answer, said=said: said.append(encode(answer)))
         try:
             with bounded():
                 server.run()

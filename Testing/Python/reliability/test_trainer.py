@@ -17,7 +17,7 @@ from Speckle2SelfLib import checkpoint, files, library
 from Speckle2SelfLib.config import Job, ModelConfig
 from Speckle2SelfLib.network import build
 from Speckle2SelfLib.system import InputError
-from Speckle2SelfSlicer.trainer import Trainer, export, read_reports, write_job, write_recordings
+from Speckle2SelfSlicer.trainer import Trainer, export, in_panel_words, read_reports, write_job, write_recordings
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_a_stopped_run_is_resumed_also_by_another_application(trainer, job):
     until(trainer, lambda: len(run.reports) > 4)
     assert run.preview.read_bytes().startswith(b"\x89PNG")
     pid = run._child.process.pid
-    run.stop()
+    run.pause()
     assert trainer.wait(run, 30) and run.state == "stopped" and run.resumable
     assert not alive(pid)
     reached = run.reports[-1]["step"]
@@ -99,12 +99,12 @@ def test_a_run_that_another_application_trains_is_left_to_it(trainer, job):
     assert not other.unfinished() and not other.jobs
     with pytest.raises(InputError, match="'shared' goes on in another application"):
         other.add("shared", [FRAMES], job)
-    run.stop()
+    run.pause()
     assert trainer.wait(run, 30)
     (seen,) = other.unfinished()
     trainer.resume(run)
     until(trainer, lambda: run.settings.get("from_step"))
-    for tried in (lambda: other.resume(seen), seen.finish, seen.cancel):
+    for tried in (lambda: other.resume(seen), seen.stop, seen.cancel):
         with pytest.raises(InputError, match="'shared' goes on in another application"):
             tried()
     assert seen.state == "stopped" and run.folder.exists() and not trainer.poll() and run.state == "running"
@@ -149,7 +149,7 @@ def test_a_run_that_is_done_leaves_another_of_its_name_alone(trainer, job):
     second = trainer.add("twice", [FRAMES], replace(job, steps=100_000))
     until(trainer, lambda: len(second.reports) > 2)
     done.cancel()
-    second.stop()
+    second.pause()
     assert trainer.wait(second, 30) and second.state == "stopped"
     done.cancel()
     assert second.resumable and done.state == "done"
@@ -158,25 +158,25 @@ def test_a_run_that_is_done_leaves_another_of_its_name_alone(trainer, job):
 def test_a_stopped_run_whose_model_is_worse_than_its_start_says_so(trainer, job):
     run = trainer.add("worse", [FRAMES], replace(job, steps=100_000))
     until(trainer, lambda: len(run.reports) > 2)
-    run.stop()
+    run.pause()
     assert trainer.wait(run, 30) and run.state == "stopped" and run.stoppable
     path = run.folder / "model.safetensors"
     model, network, card = checkpoint.load(path)
     card |= {"figures_at_start": {"structure": 0.99}, "figures": {"structure": 0.9}}
     checkpoint.save(path, model, network, card)
-    run.finish()
+    run.stop()
     assert (run.state, run.worse) == ("done", "structure 0.9900 -> 0.9000")
 
 
 def test_a_run_that_was_ended_before_it_had_a_model_can_be_resumed_and_paused(trainer, job):
     run = trainer.add("early", [FRAMES], replace(job, steps=100_000, simulated=4000))
     until(trainer, lambda: run.simulated)
-    run.finish()
+    run.stop()
     assert trainer.wait(run, 30) and run.state == "stopped" and run.resumable
     run.job = replace(run.job, simulated=0)
     trainer.resume(run)
     until(trainer, lambda: len(run.reports) > 2)
-    run.stop()
+    run.pause()
     assert trainer.wait(run, 30) and run.state == "stopped" and run.resumable, "paused, not ended"
 
 
@@ -184,7 +184,7 @@ def test_a_run_that_waits_can_be_stopped_and_put_back(trainer, job):
     first = trainer.add("first", [FRAMES], replace(job, steps=100_000))
     second = trainer.add("second", [FRAMES], job)
     assert not second.stoppable
-    second.stop()
+    second.pause()
     assert second.state == "stopped" and second.resumable and not second.stoppable
     trainer.resume(second)
     assert (first.state, second.state) == ("running", "waiting")
@@ -252,6 +252,66 @@ def test_a_run_that_the_system_ends_for_its_memory_says_so(trainer, job):
     os.kill(run._child.process.pid, signal.SIGKILL)
     assert trainer.wait(run, 30) and run.state == "failed"
     assert "ended unexpectedly" in run.message and "for lack of memory" in run.message, run.message
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_behind_slicers_launcher_a_run_that_the_system_ends_says_so(trainer, job, tmp_path):
+    """CTK's launcher stays as the parent, and returns 1 where a signal ended the program."""
+    launcher = tmp_path / "PythonSlicer"
+    launcher.write_text(f"""#!/bin/sh
+{sys.executable} "$@" <&0 &
+wait $!
+code=$?
+if [ $code -gt 128 ]; then echo "python-real exit abnormally - Report the problem." >&2; exit 1; fi
+exit $code
+""")
+    launcher.chmod(0o755)
+    behind = Trainer(python=str(launcher))
+    run = behind.add("large", [FRAMES], replace(job, steps=100_000))
+    until(behind, lambda: run.reports)
+    pid = run._child.process.pid
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    os.kill(int(child), signal.SIGKILL)
+    assert behind.wait(run, 30) and run.state == "failed"
+    assert "for lack of memory" in run.message and "Report the problem" not in run.message, run.message
+    run.cancel()
+
+
+def test_what_the_panel_says_names_no_option_of_the_command_line(trainer, job):
+    run = trainer.add("words", [FRAMES], replace(job, steps=100_000))
+    until(trainer, lambda: len(run.reports) > 2)
+    run.pause()
+    assert trainer.wait(run, 30) and run.message.startswith("Stopped at step ") and "--" not in run.message
+    assert in_panel_words("m.pt is finished; to train it anew, leave --resume out.") == "m.pt is finished."
+    assert in_panel_words("Nothing to learn: 3 -- or 4; choose more.") == "Nothing to learn: 3 -- or 4; choose more."
+
+
+def test_the_end_of_a_run_does_not_keep_the_application_waiting(job, tmp_path):
+    """Nothing over 0.1 s on the main thread; torch, whose import takes a second, stays out of the application."""
+    code = """
+import sys, time, numpy as np
+from Speckle2SelfLib.config import Job
+from Speckle2SelfSlicer.trainer import Trainer
+trainer, longest = Trainer(), 0.0
+frames = np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)
+run = trainer.add("run", [frames], Job("", preset="adapt", init=sys.argv[1], steps=10**6, simulated=0, batch=2,
+                                       interval=2, device="cpu", report=1))
+stopped = False
+while not run.ended:
+    if not stopped and len(run.reports) > 4:
+        stopped = not run.stop()
+    began = time.process_time()
+    trainer.poll()
+    longest = max(longest, time.process_time() - began)
+    time.sleep(0.01)
+assert run.state == "done", run.message
+assert not {"torch", "imageio", "scipy"} & set(sys.modules)
+print(longest)
+"""
+    environment = {**os.environ, "SPECKLE2SELF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code, job.init], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 0.1
 
 
 def test_a_run_ends_with_the_application_that_started_it(tmp_path, job):

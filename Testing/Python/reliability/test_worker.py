@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.filters import FILTERS
+from Speckle2SelfLib.protocol import Failed
 from Speckle2SelfLib.system import InputError
 from Speckle2SelfLib.worker_process import Server
 from Speckle2SelfSlicer.worker import Worker, _Block
@@ -126,8 +128,8 @@ def test_what_goes_wrong_in_the_process_becomes_a_sentence(error, sentence):
         raise error
 
     said = []
-    Server(None, lambda **answer: said.append(answer)).guarded({"job": 3}, work)
-    assert [(answer["event"], answer["job"]) for answer in said] == [("failed", 3)] and sentence in said[0]["message"]
+    Server(None, said.append).guarded(SimpleNamespace(job=3), work)
+    assert [(type(answer), answer.job) for answer in said] == [(Failed, 3)] and sentence in said[0].message
 
 
 def test_a_result_grows_block_by_block_and_is_cancelled_between_blocks(shared):
@@ -261,6 +263,60 @@ def test_a_process_that_ends_early_says_what_it_can(code, said):
     job = finish(worker, worker.despeckle(FRAMES))
     assert job.state == "failed" and said in job.message
     worker.close()
+
+
+LAUNCHER = """#!/bin/sh
+# As CTK's launcher: it stays as the parent, and returns 1 where a signal ended the program.
+{python} "$@" <&0 &
+child=$!
+wait $child
+code=$?
+if [ $code -gt 128 ]; then echo "{python} exit abnormally - Report the problem." >&2; exit 1; fi
+exit $code
+"""
+
+
+@pytest.fixture
+def launcher(tmp_path):
+    path = tmp_path / "PythonSlicer"
+    path.write_text(LAUNCHER.format(python=sys.executable))
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_behind_slicers_launcher_a_killed_process_is_still_said_to_be_killed(launcher):
+    worker = Worker(python=str(launcher))
+    job = worker.despeckle(MANY, model="nlm")
+    until(worker, lambda: job.region is not None)
+    (child,) = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
+    os.kill(int(child), signal.SIGKILL)
+    finish(worker, job)
+    worker.close()
+    assert job.state == "failed" and "the system stopped it, perhaps for lack of memory" in job.message, job.message
+    assert "exit code" not in job.message and "Report the problem" not in job.message
+
+
+def test_slicers_own_python_is_what_child_processes_run(launcher, monkeypatch):
+    from Speckle2SelfSlicer.processes import python_executable
+
+    assert python_executable() == sys.executable
+    monkeypatch.setenv("PATH", f"{launcher.parent}{os.pathsep}{os.environ['PATH']}")
+    for executable in ("", str(launcher), "/opt/Slicer/bin/SlicerApp-real"):  # of several versions of Slicer
+        monkeypatch.setattr(sys, "executable", executable)
+        assert python_executable() == str(launcher)
+
+
+def test_on_apple_silicon_without_rosetta_it_says_why_nothing_starts(monkeypatch):
+    from Speckle2SelfSlicer import processes
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    error = OSError(86, "Bad CPU type in executable")
+    monkeypatch.setattr(processes.subprocess, "Popen", lambda *_, **__: (_ for _ in ()).throw(error))
+    worker = Worker()
+    job = worker.despeckle(FRAMES)
+    worker.close()
+    assert job.state == "failed" and "could not be started" in job.message and "softwareupdate" in job.message
 
 
 def test_a_process_that_cannot_be_started():

@@ -37,24 +37,24 @@ def box(name, columns, rows):
 
 
 def test_a_box_takes_the_voxels_that_lie_in_it(pair):
-    from Speckle2SelfSlicer import comparison
+    from Speckle2SelfSlicer import regions
 
-    mask = comparison.inside(pair[0], box("tissue", (50, 70), (30, 50)))
+    mask = regions.voxelsInside(pair[0], box("tissue", (50, 70), (30, 50)))
     assert mask.shape == (1, 64, 80)
     assert mask[0, 30:51, 50:71].all() and mask.sum() == 21 * 21
     with pytest.raises(InputError, match="covers no part"):
-        comparison.inside(pair[0], box("away", (500, 600), (0, 9)))
+        regions.voxelsInside(pair[0], box("away", (500, 600), (0, 9)))
 
 
 def test_a_box_on_an_image_under_a_warp_is_refused(pair):
-    from Speckle2SelfSlicer import comparison
+    from Speckle2SelfSlicer import regions
 
     warp = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLBSplineTransformNode", "Warp")
     transform = slicer.vtkOrientedBSplineTransform()
     warp.SetAndObserveTransformFromParent(transform)
     pair[0].SetAndObserveTransformNodeID(warp.GetID())
     with pytest.raises(InputError, match="'in' is under the transform 'Warp', which is not linear"):
-        comparison.inside(pair[0], box("tissue", (50, 70), (30, 50)))
+        regions.voxelsInside(pair[0], box("tissue", (50, 70), (30, 50)))
 
 
 def test_figures_before_and_after_go_into_a_table_a_plot_and_a_file(pair, tmp_path):
@@ -111,46 +111,46 @@ def test_the_difference_has_a_fixed_scale_and_the_place_of_the_input(pair):
 
 
 def test_views_show_input_and_output(pair):
-    from Speckle2SelfSlicer import comparison
+    from Speckle2SelfSlicer import comparison, regions, views
 
-    if not comparison._each("vtkMRMLSliceCompositeNode"):
+    if not views.nodesOf("vtkMRMLSliceCompositeNode"):
         slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
     comparison.fade(*pair, 0.25)
-    composites = comparison._each("vtkMRMLSliceCompositeNode")
+    composites = views.nodesOf("vtkMRMLSliceCompositeNode")
     assert composites
     for composite in composites:
         assert composite.GetBackgroundVolumeID() == pair[0].GetID()
         assert composite.GetForegroundVolumeID() == pair[1].GetID() and composite.GetForegroundOpacity() == 0.25
     region = np.zeros((64, 80), bool)
     region[10:30, 20:50] = True
-    comparison.showRegion(pair[0], region, 0)
+    regions.showOutline(pair[0], region, 0)
     labels = slicer.mrmlScene.GetNodeByID(composites[0].GetLabelVolumeID())
     assert np.array_equal(slicer.util.arrayFromVolume(labels)[0], region)
-    assert all(view.GetUseLabelOutline() for view in comparison._each("vtkMRMLSliceNode"))
-    comparison.showRegion(pair[0], None, 0)
+    assert all(view.GetUseLabelOutline() for view in views.nodesOf("vtkMRMLSliceNode"))
+    regions.hideOutline()
     assert composites[0].GetLabelVolumeID() is None
 
 
 def test_the_views_own_label_map_comes_back(pair):
-    from Speckle2SelfSlicer import comparison
+    from Speckle2SelfSlicer import regions, views
 
     for kind in ("vtkMRMLSliceNode", "vtkMRMLSliceCompositeNode"):
-        if not comparison._each(kind):
+        if not views.nodesOf(kind):
             slicer.mrmlScene.AddNewNodeByClass(kind)
-    view, composite = (comparison._each(kind)[0] for kind in ("vtkMRMLSliceNode", "vtkMRMLSliceCompositeNode"))
+    view, composite = (views.nodesOf(kind)[0] for kind in ("vtkMRMLSliceNode", "vtkMRMLSliceCompositeNode"))
     mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "Mine")
     view.SetUseLabelOutline(False)
     composite.SetLabelVolumeID(mine.GetID())
     for _ in range(2):  # as it is outlined anew
-        comparison.showRegion(pair[0], np.ones((64, 80), bool), 0)
+        regions.showOutline(pair[0], np.ones((64, 80), bool), 0)
     assert view.GetUseLabelOutline() and composite.GetLabelVolumeID() != mine.GetID()
-    comparison.showRegion(None, None, 0)
+    regions.hideOutline()
     assert not view.GetUseLabelOutline() and composite.GetLabelVolumeID() == mine.GetID()
     slicer.mrmlScene.RemoveNode(mine)
 
 
 def test_a_segmentation_gives_a_mask(pair):
-    from Speckle2SelfSlicer import comparison
+    from Speckle2SelfSlicer import regions
 
     segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Regions")
     segmentation.SetReferenceImageGeometryParameterFromVolumeNode(pair[0])
@@ -158,13 +158,13 @@ def test_a_segmentation_gives_a_mask(pair):
     wanted[0, 5:20, 30:60] = 1
     segment = segmentation.GetSegmentation().AddEmptySegment("tissue")
     slicer.util.updateSegmentBinaryLabelmapFromArray(wanted, segmentation, segment, pair[0])
-    assert np.array_equal(comparison.inside(pair[0], segmentation, "first"), wanted != 0)
-    assert np.array_equal(comparison.frameMask(pair[0], segmentation, 0), wanted[0] != 0)
+    assert np.array_equal(regions.voxelsInside(pair[0], segmentation, "first"), wanted != 0)
+    assert np.array_equal(regions.frameMask(pair[0], segmentation, 0), wanted[0] != 0)
 
 
 @pytest.mark.parametrize("kind", ["box", "given", "none"])
 def test_a_proxy_without_image_is_told_where_a_region_is_wanted(slicer_app, kind):
-    from Speckle2SelfSlicer import comparison, scene
+    from Speckle2SelfSlicer import regions, scene
 
     sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Cine")
     volume = slicer.vtkMRMLScalarVolumeNode()
@@ -173,17 +173,17 @@ def test_a_proxy_without_image_is_told_where_a_region_is_wanted(slicer_app, kind
     browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "Browser")
     browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
     slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
-    scene.proxy(sequence).SetAndObserveImageData(None)
+    scene.proxyOf(sequence).SetAndObserveImageData(None)
     logic = slicer.util.getModuleLogic("Speckle2Self")
     with pytest.raises(InputError, match="has no image data"):
         if kind == "none":
-            comparison.Outline(logic).show(sequence, "none")
+            regions.Outline(logic).show(sequence, "none")
         else:
             logic.region(sequence, box("tissue", (50, 70), (30, 50)) if kind == "box" else None)
 
 
 def test_what_changes_a_region_is_seen_and_reading_it_is_no_change(pair):
-    from Speckle2SelfSlicer import comparison
+    from Speckle2SelfSlicer import regions
 
     segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Regions")
     segmentation.CreateDefaultDisplayNodes()
@@ -203,9 +203,248 @@ def test_what_changes_a_region_is_seen_and_reading_it_is_no_change(pair):
         lambda: segmentation.GetDisplayNode().SetSegmentVisibility(segments[0], False),
         lambda: segmentation.GetSegmentation().RemoveSegment(segments[0]),
     ):
-        comparison.frameMask(pair[0], segmentation, 0)
-        before = comparison.changed(segmentation)
-        comparison.frameMask(pair[0], segmentation, 0)
-        assert comparison.changed(segmentation) == before
+        regions.frameMask(pair[0], segmentation, 0)
+        before = regions.lastChange(segmentation)
+        regions.frameMask(pair[0], segmentation, 0)
+        assert regions.lastChange(segmentation) == before
         change()
-        assert comparison.changed(segmentation) > before
+        assert regions.lastChange(segmentation) > before
+
+
+#
+# Views
+#
+
+ORIENTATIONS = {
+    "axial": np.diag([0.5, 0.5, 1, 1.0]),
+    "coronal": np.array([[0.5, 0, 0, 40], [0, 0, 1, -30], [0, -0.5, 0, 20], [0, 0, 0, 1.0]]),
+    "oblique": np.array([[0.35, 0.35, 0, -60], [-0.25, 0.25, 0.71, 15], [0.25, -0.25, 0.71, 70], [0, 0, 0, 1.0]]),
+}
+
+
+def placed_pair(orientation, shape=(1, 64, 80)):
+    """Two bright volumes of this orientation."""
+    volumes = [slicer.util.addVolumeFromArray(np.full(shape, value, np.uint8)) for value in (150, 200)]
+    for volume in volumes:
+        volume.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(ORIENTATIONS[orientation]))
+        volume.CreateDefaultDisplayNodes()
+        volume.GetDisplayNode().AutoWindowLevelOff()
+        volume.GetDisplayNode().SetWindowLevel(255, 127)
+    return volumes
+
+
+def share_filled(name) -> float:
+    """How much of what the frame could fill of a slice view it fills: its area over that of 64 x 80 pixels, fitted."""
+    from HeadlessSlicer.views import pixels
+
+    seen = pixels(slicer.app.layoutManager().sliceWidget(name).sliceLogic())
+    rows, columns = seen.shape[:2]
+    return (seen.max(-1) > 60).sum() / (64 * 80 * min(rows / 64, columns / 80) ** 2)
+
+
+def view_node(name):
+    return slicer.mrmlScene.GetNodeByID(f"vtkMRMLSliceNode{name}")
+
+
+def composite_node(name):
+    return slicer.mrmlScene.GetNodeByID(f"vtkMRMLSliceCompositeNode{name}")
+
+
+def set_layout(name):
+    slicer.app.layoutManager().setLayout(getattr(slicer.vtkMRMLLayoutNode, f"SlicerLayout{name}View"))
+    slicer.app.processEvents()
+    for view, orientation in (("Red", "Axial"), ("Yellow", "Sagittal"), ("Green", "Coronal")):
+        view_node(view).SetOrientation(orientation)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("layout", ["FourUp", "Conventional"])
+def test_frames_side_by_side_fill_their_views_whatever_their_orientation(slicer_app, layout, orientation):
+    from Speckle2SelfSlicer import comparison
+
+    set_layout(layout)
+    view_node("Red").SetFieldOfView(900, 900, 1)  # the user has looked at something else
+    view_node("Red").GetSliceToRAS().SetElement(2, 3, 400)
+    view_node("Red").UpdateMatrices()
+    before, after = placed_pair(orientation)
+    comparison.sideBySide(before, after)
+    slicer.app.processEvents()
+    for name, volume in (("Red", before), ("Yellow", after)):
+        assert composite_node(name).GetBackgroundVolumeID() == volume.GetID()
+        assert 0.9 < share_filled(name) < 1.1
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("layout", ["FourUp", "Conventional"])
+def test_a_difference_fills_all_views_of_the_layout(slicer_app, layout, orientation):
+    from Speckle2SelfSlicer import comparison, views
+
+    set_layout(layout)
+    node = comparison.difference(*placed_pair(orientation))
+    node.GetDisplayNode().SetWindowLevel(10, -60)  # it is -50 everywhere: bright
+    views.showInViews(node)
+    for name in ("Red", "Yellow", "Green"):
+        assert 0.9 < share_filled(name) < 1.1
+
+
+def test_frames_that_are_stacked_in_a_volume_are_seen_from_their_front(slicer_app):
+    from Speckle2SelfSlicer import comparison
+
+    set_layout("FourUp")
+    before, after = placed_pair("coronal", (10, 64, 80))
+    view_node("Red").JumpSliceByCentering(before.GetOrigin()[0], -30 + 7, 0)  # the user is at frame 7
+    comparison.sideBySide(before, after)
+    slicer.app.processEvents()
+    for name in ("Red", "Yellow"):
+        assert 0.9 < share_filled(name) < 1.1
+        assert abs(view_node(name).GetSliceToRAS().GetElement(1, 3) - (-30 + 7)) < 1e-6
+
+
+def test_side_by_side_takes_a_reformatted_view_as_it_is_and_keeps_each_views_aspect(pair):
+    from HeadlessSlicer import complaints
+    from Speckle2SelfSlicer import comparison
+
+    complaints.listen()
+    set_layout("SideBySide")
+    view_node("Red").GetSliceToRAS().DeepCopy(
+        slicer.util.vtkMatrixFromArray(np.array([[0, -1, 0, 0], [0.6, 0, 0.8, 0], [-0.8, 0, 0.6, 0], [0, 0, 0, 1.0]]))
+    )
+    view_node("Red").UpdateMatrices()
+    assert view_node("Red").GetOrientation() == "Reformat"
+    view_node("Yellow").SetDimensions(300, 200, 1)
+    complaints.heard.clear()
+    comparison.sideBySide(*pair)
+    assert not complaints.heard
+    for name in ("Red", "Yellow"):
+        wide, tall, _ = view_node(name).GetFieldOfView()
+        columns, rows, _ = view_node(name).GetDimensions()
+        assert wide / tall == pytest.approx(columns / rows)
+    turned = [slicer.util.arrayFromVTKMatrix(view_node(name).GetSliceToRAS()) for name in ("Red", "Yellow")]
+    assert np.allclose(*turned)
+
+
+def test_fading_leaves_hidden_views_and_a_foreground_of_the_users_own(pair):
+    from Speckle2SelfSlicer import comparison
+
+    set_layout("SideBySide")  # red and yellow
+    mine = slicer.util.addVolumeFromArray(np.zeros((1, 8, 8), np.uint8), name="PET")
+    for name in ("Red", "Yellow", "Green"):
+        composite_node(name).SetBackgroundVolumeID(mine.GetID())
+        composite_node(name).SetForegroundVolumeID(None)
+    composite_node("Yellow").SetForegroundVolumeID(mine.GetID())
+    comparison.fade(*pair, 1.0)
+    layers = {
+        name: (composite_node(name).GetBackgroundVolumeID(), composite_node(name).GetForegroundVolumeID())
+        for name in ("Red", "Yellow", "Green")
+    }
+    before, after, own = (node.GetID() for node in (*pair, mine))
+    assert layers == {"Red": (before, after), "Yellow": (own, own), "Green": (own, None)}
+    again = slicer.util.addVolumeFromArray(np.zeros((1, 64, 80), np.uint8), name="second result")
+    comparison.fade(pair[0], again, 0.5)
+    assert composite_node("Red").GetForegroundVolumeID() == again.GetID(), "what it put there itself"
+    assert composite_node("Red").GetForegroundOpacity() == 0.5
+
+
+def test_the_users_views_come_back(pair):
+    from Speckle2SelfSlicer import comparison, views
+
+    set_layout("FourUp")
+    mine = slicer.util.addVolumeFromArray(np.zeros((1, 8, 8), np.uint8), name="Mine")
+    for name in ("Red", "Yellow", "Green"):
+        composite_node(name).SetBackgroundVolumeID(mine.GetID())
+    view_node("Yellow").SetFieldOfView(77, 55, 1)
+
+    def state():
+        nodes = [(view_node(name), composite_node(name)) for name in ("Red", "Yellow", "Green")]
+        return [
+            (slicer.util.arrayFromVTKMatrix(view.GetSliceToRAS()).tolist(), view.GetOrientation(),
+             composite.GetBackgroundVolumeID(), composite.GetForegroundVolumeID(), composite.GetLinkedControl())
+            for view, composite in nodes
+        ]  # fmt: skip
+
+    before, layout = state(), slicer.app.layoutManager().layout
+    views.showInViews(pair[0])
+    comparison.sideBySide(*pair)
+    comparison.fade(*pair, 0.5)
+    assert state() != before and slicer.app.layoutManager().layout != layout
+    views.restore()
+    slicer.app.processEvents()
+    assert state() == before and slicer.app.layoutManager().layout == layout
+    views.showInViews(pair[0])
+    composite_node("Red").SetBackgroundVolumeID(mine.GetID())  # the user is elsewhere by now
+    turned = state()[0]
+    views.restore()
+    assert state()[0] == turned and state()[1:] == before[1:]
+
+
+#
+# Regions
+#
+
+
+def test_a_new_box_lies_in_a_recording_that_no_browser_shows(slicer_app):
+    from Speckle2SelfSlicer import regions
+
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Cine")
+    roi = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
+    regions.placeBox(roi, sequence)  # no image yet: it stays
+    volume = slicer.vtkMRMLScalarVolumeNode()
+    slicer.util.updateVolumeFromArray(volume, np.ones((1, 64, 80), np.uint8))
+    sequence.SetDataNodeAtValue(volume, "0")
+    regions.placeBox(roi, sequence)
+    assert np.allclose(roi.GetSize(), (20, 16, 1)) and np.allclose(roi.GetCenter(), (39.5, 31.5, 0))
+
+
+def test_a_dicom_database_is_asked_for_the_scanner_only_where_it_is_open(pair, monkeypatch, tmp_path):
+    from HeadlessSlicer import complaints
+    from Speckle2SelfSlicer import regions
+
+    monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path))
+    pair[0].SetAttribute("DICOM.instanceUIDs", "1.2.3 1.2.4")
+    database = slicer.dicomDatabase
+    database.closeDatabase()
+    complaints.heard.clear()
+    region = np.zeros((64, 80), bool)
+    region[3:9, 4:40] = True
+    regions.remember(pair[0], region)
+    assert np.array_equal(regions.remembered(pair[0], (64, 80)), region) and not complaints.heard
+    database.openWith({("1.2.3", "0008,0070"): "Acme", ("1.2.3", "0008,1090"): "Sono/1"})
+    with pytest.raises(InputError, match="none was given"):
+        regions.remembered(pair[0], (64, 80))
+    regions.remember(pair[0], ~region)
+    assert np.array_equal(regions.remembered(pair[0], (64, 80)), ~region)
+    with pytest.raises(InputError, match="none was given"):
+        regions.remembered(pair[0], (80, 64))
+    database.closeDatabase()
+    assert np.array_equal(regions.remembered(pair[0], (64, 80)), region)
+
+
+#
+# Previews of training
+#
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("layout", ["FourUp", "Conventional"])
+def test_held_out_frames_lie_where_their_recording_lies_and_fill_their_views(slicer_app, layout, orientation):
+    from Speckle2SelfSlicer import curves, views
+
+    set_layout(layout)
+    (recording, _other) = placed_pair(orientation, (5, 64, 80))
+    small = slicer.util.addVolumeFromArray(np.zeros((1, 8, 8), np.uint8))
+    shift = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "Probe")
+    recording.SetAndObserveTransformNodeID(shift.GetID())
+    nodes = curves.runNodes(slicer.mrmlScene, "run")
+    curves.updatePreview(nodes, np.full((64, 160), 200, np.uint8), [small, recording])
+    middle = ORIENTATIONS[orientation] @ [0, 0, 2, 1]
+    for name, role in (("Red", "before"), ("Yellow", "after")):
+        volume = nodes[role]
+        assert np.allclose(volume.GetSpacing(), recording.GetSpacing())
+        assert np.allclose(volume.GetOrigin(), middle[:3]) and volume.GetTransformNodeID() == shift.GetID()
+        volume.GetDisplayNode().AutoWindowLevelOff()
+        volume.GetDisplayNode().SetWindowLevel(255, 127)
+        views.showInViews(volume, (name,))
+        assert 0.9 < share_filled(name) < 1.1
+    slicer.mrmlScene.RemoveNode(recording)
+    curves.updatePreview(nodes, np.full((64, 160), 200, np.uint8), [small, recording])
+    assert nodes["before"].GetImageData().GetDimensions() == (80, 64, 1)

@@ -4,30 +4,62 @@ import numpy as np
 import pytest
 
 slicer = pytest.importorskip("slicer")
+from Speckle2SelfLib.look import look  # noqa: E402
 from Speckle2SelfLib.system import Cancelled, InputError  # noqa: E402
 
 FRAMES = np.random.default_rng(0).integers(20, 200, (3, 32, 24)).astype(np.uint8)
 
 
-class Fake:
-    """Stands for the core's despeckling: inverts frames and remembers how it was called."""
+class FakeJob:
+    """A recording in memory; `release` keeps it, so that a test can look at it."""
 
-    def __init__(self):
-        self.calls = []
+    def __init__(self, shape, dtype):
+        self.input, self.output = np.zeros(shape, dtype), np.zeros(shape, dtype)
+        self.state, self.message, self.done, self.total = "waiting", "", 0, shape[0]
+        self.rate, self.seconds_left, self.device, self.mapping = 1.0, None, "cpu", (0.0, 255.0)
+        self.region = np.ones(shape[1:3], bool)
 
-    def __call__(self, frames, model, *, region, progress, cancelled, **options):
-        self.calls.append({"shape": frames.shape, "model": model, "region": region, **options})
-        for done in range(len(frames)):
-            if cancelled and cancelled():
-                raise Cancelled
-            if progress:
-                progress(done + 1, len(frames))
-        return 255 - frames
+    @property
+    def ended(self):
+        return self.state in ("done", "cancelled", "failed")
+
+    def release_input(self):
+        pass
+
+    release = release_input
+
+
+class FakeWorker:
+    """Stands for the despeckling process: inverts one frame at each poll, and remembers how it was called."""
+
+    def __init__(self, message=""):
+        self.calls, self.devices, self._running, self._message = [], [], None, message
+
+    def allocate(self, shape, dtype):
+        return FakeJob(shape, dtype)
+
+    def start(self, job, request):
+        self.calls.append({"shape": job.input.shape, **request})
+        job.state, job.message = ("failed", self._message) if self._message else ("running", "")
+        self._running = job
+
+    def poll(self):
+        job = self._running
+        if job is not None and job.state == "running":
+            job.output[job.done] = 255 - job.input[job.done]
+            job.done += 1
+            job.state = "done" if job.done == job.total else "running"
+
+    def cancel(self, job):
+        job.state = job.state if job.ended else "cancelled"
+
+    def close(self):
+        pass
 
 
 @pytest.fixture
 def fake():
-    return Fake()
+    return FakeWorker()
 
 
 @pytest.fixture
@@ -35,7 +67,7 @@ def logic(fake):
     from Speckle2Self import Speckle2SelfLogic
 
     slicer.mrmlScene.Clear()
-    return Speckle2SelfLogic(despeckle=fake)
+    return Speckle2SelfLogic(worker=fake)
 
 
 @pytest.fixture
@@ -74,18 +106,19 @@ def node_ids():
 def test_a_volume_is_despeckled_with_the_settings_given(logic, fake):
     region = np.ones((32, 24), bool)
     output = logic.process(add_volume(FRAMES[:1]), model="m", strength=0.5, gamma=2.0, region=region, device="cpu")
-    assert np.array_equal(voxels(output), 255 - FRAMES[:1])
+    expected = look(FRAMES[:1], 255 - FRAMES[:1], region, (0, 255), strength=0.5, gamma=2.0)
+    assert np.array_equal(voxels(output), expected) and not np.array_equal(expected, 255 - FRAMES[:1])
     assert len(fake.calls) == 1
     call = fake.calls[0]
     assert call.pop("region") is region
-    assert call == {"shape": (1, 32, 24), "model": "m", "strength": 0.5, "gamma": 2.0, "device": "cpu"}
+    assert call == {"shape": (1, 32, 24), "model": "m", "device": "cpu"}
 
 
 def test_none_stands_for_whole_frames(logic, fake):
     node = add_volume(FRAMES[:1])
     logic.process(node)
     logic.process(node, region="none")
-    assert [call["region"] for call in fake.calls] == ["auto", None]
+    assert [call["region"] for call in fake.calls] == ["auto", "none"]
 
 
 def test_a_sequence_is_despeckled_at_once_and_its_sequence_returned(logic, fake):
@@ -271,13 +304,10 @@ def test_cancelling_leaves_the_scene_as_it_was(logic):
 
 
 def test_an_error_of_the_core_passes_and_leaves_the_scene_as_it_was(logic):
-    def refuse(frames, model, **options):
-        raise InputError("The frames are constant; record an image.")
-
     node = add_volume(FRAMES[:1])
     before = node_ids()
     with pytest.raises(ValueError, match=r"^The frames are constant; record an image.$"):
-        type(logic)(despeckle=refuse).process(node)
+        type(logic)(worker=FakeWorker("The frames are constant; record an image.")).process(node)
     assert node_ids() == before
 
 

@@ -105,6 +105,27 @@ def test_the_self_test_passes():
     Speckle2SelfTest().runTest()
 
 
+@pytest.mark.parametrize("name", ["Speckle2Self", "SpeckleTrain"])
+def test_a_self_test_on_the_dashboard_installs_nothing_and_skips_what_needs_torch(name, monkeypatch):
+    """In testing mode Slicer's pip_ensure installs nothing, and PyTorchUtils downloads without asking."""
+    import importlib
+
+    from Speckle2SelfSlicer import dependencies
+
+    def fail(*arguments, **options):
+        raise AssertionError("something was installed")
+
+    monkeypatch.setattr(slicer.app, "_testing", True)
+    monkeypatch.setattr(dependencies, "find_spec", lambda name: None if name == "torch" else name)
+    monkeypatch.setattr(dependencies, "_installTorch", fail)
+    monkeypatch.setattr(dependencies, "_install", fail)
+    said = []
+    test = getattr(importlib.import_module(name), f"{name}Test")()
+    monkeypatch.setattr(test, "delayDisplay", lambda text, *arguments: said.append(text))
+    test.runTest()
+    assert any(text.startswith("Skipped") for text in said) and len(said) > 1, "the rest is tested"
+
+
 def test_nothing_is_installed_where_all_is_there(monkeypatch):
     from Speckle2SelfSlicer import dependencies
 

@@ -8,7 +8,8 @@ import vtk  # noqa: E402
 from vtk.util.numpy_support import vtk_to_numpy  # noqa: E402
 
 from Speckle2SelfLib.system import InputError  # noqa: E402
-from Speckle2SelfSlicer import scene as glue  # noqa: E402
+from Speckle2SelfSlicer import results  # noqa: E402
+from Speckle2SelfSlicer.scene import Recording  # noqa: E402
 
 OBLIQUE = (0, -0.3, 0.1, 12.5, 0.4, 0, 0, -7.25, 0, 0.05, 2, 1e-3, 0, 0, 0, 1)
 DATA = {1: "vtkMRMLScalarVolumeNode", 3: "vtkMRMLVectorVolumeNode", 4: "vtkMRMLVectorVolumeNode"}
@@ -81,9 +82,9 @@ def add_sequence(scene, arrays, values=("0.10", "0.2", "1e0"), kind=None, browse
 
 def despeckle(node, output=None, by=1):
     """The glue's whole way round with a despeckling that adds `by` to each voxel."""
-    source = glue.source(node)
-    glue.checkOutput(source, output)
-    return glue.write(source, glue.read(source) + np.uint8(by), output)
+    source = Recording.of(node)
+    results.checkOutput(source, output)
+    return results.write(source, source.read() + np.uint8(by), output)
 
 
 def nodes(scene):
@@ -115,8 +116,8 @@ def test_the_scalar_type_is_kept_where_numpy_knows_several_names_for_it(scene):
     image.AllocateScalars(vtk.VTK_LONG_LONG, 1)
     image.GetPointData().GetScalars().Fill(3)
     node.SetAndObserveImageData(image)
-    source = glue.source(node)
-    output = glue.write(source, glue.read(source) * 2)
+    source = Recording.of(node)
+    output = results.write(source, source.read() * 2)
     assert output.GetImageData().GetScalarType() == vtk.VTK_LONG_LONG
     assert voxels_of(output).tolist() == np.full((1, 9, 8), 6).tolist()
 
@@ -168,7 +169,7 @@ def test_the_input_is_left_as_it_was(scene):
 
 
 def test_the_input_cannot_be_written_through_its_frames(scene):
-    frames = glue.read(glue.source(add_volume(scene, ramp(1, 9, 8))))
+    frames = Recording.of(add_volume(scene, ramp(1, 9, 8))).read()
     with pytest.raises(ValueError, match="read-only"):
         frames[0, 0, 0, 0] = 9
 
@@ -381,7 +382,7 @@ def test_a_sequence_of_three_dimensional_colour_volumes_works(scene):
     arrays = [ramp(4, 9, 8, 3, start=i) for i in range(2)]
     sequence, *_ = add_sequence(scene, arrays, ("0", "1"))
     output = despeckle(sequence)
-    assert glue.read(glue.source(sequence)).shape == (2, 4, 9, 8, 3)
+    assert Recording.of(sequence).read().shape == (2, 4, 9, 8, 3)
     assert np.array_equal(voxels_of(output.GetNthDataNode(1)), arrays[1] + 1)
 
 
@@ -526,18 +527,18 @@ def test_what_is_no_ultrasound_is_named_in_one_sentence_and_adds_no_node(scene, 
 def test_no_node_at_all_is_refused():
     for node in (None, slicer.vtkMRMLScalarVolumeNode()):
         with pytest.raises(InputError, match="no input node"):
-            glue.source(node)
+            Recording.of(node)
 
 
 @pytest.mark.parametrize("which", ["sequence", "proxy"])
 def test_an_input_that_was_removed_meanwhile_is_no_crash(scene, which):
     sequence, _, proxy = add_sequence(scene, CINE)
-    source = glue.source({"sequence": sequence, "proxy": proxy}[which])
-    frames = glue.read(source)
+    source = Recording.of({"sequence": sequence, "proxy": proxy}[which])
+    frames = source.read()
     scene.RemoveNode(sequence)
     before = nodes(scene)
     with pytest.raises(InputError, match="removed from the scene meanwhile"):
-        glue.write(source, frames)
+        results.write(source, frames)
     assert nodes(scene) == before
 
 
@@ -548,7 +549,7 @@ def test_a_failure_halfway_takes_back_what_was_added(scene, monkeypatch):
     def fail(*_):
         raise RuntimeError("the display broke")
 
-    monkeypatch.setattr(glue, "_showLike", fail)
+    monkeypatch.setattr(results, "showLike", fail)
     with pytest.raises(RuntimeError, match="the display broke"):
         despeckle(sequence)
     assert nodes(scene) == before
@@ -560,7 +561,7 @@ def test_a_failure_halfway_takes_back_what_was_added(scene, monkeypatch):
 
 def test_the_spacing_is_in_the_order_of_the_arrays_axes(scene):
     node = add_volume(scene, ramp(1, 9, 8), matrix=(0, 0, -2, 0, 0.5, 0, 0, 0, 0, 0.25, 0, 0, 0, 0, 0, 1))
-    assert glue.source(node).spacing == (2, 0.25, 0.5)
+    assert Recording.of(node).spacing == (2, 0.25, 0.5)
 
 
 # Files

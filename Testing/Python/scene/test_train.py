@@ -31,7 +31,7 @@ def logic(slicer_app, tmp_path, monkeypatch):
     logic = SpeckleTrainLogic(Trainer())
     yield logic
     logic.trainer.close()
-    SpeckleTrainLogic._trainer = None
+    logic.session.closeWorker()
 
 
 @pytest.fixture
@@ -75,12 +75,12 @@ def test_a_given_trainer_is_of_its_logic_alone(logic):
 
 def test_recordings_are_told_apart_by_what_they_are_and_not_by_their_names(logic, volume):
     same = slicer.util.addVolumeFromArray(FRAMES[::-1].copy(), name=volume.GetName())
-    options = dict.fromkeys(("name", "recipe", "init", "steps", "minutes"))
-    options |= {"preset": "adapt", "region": "none", "device": "cpu", "seed": 0}
-    _, recordings, held, _, _ = logic._job([volume, volume], heldOut=[same], **options)
-    assert [len(some) for some in (recordings, held)] == [1, 1]
+    from Speckle2SelfSlicer import training_data
+
+    data = training_data.gather(logic.session, [volume, volume], heldOut=[same], region="none", device="cpu")
+    assert [len(some) for some in (data.recordings, data.heldOut)] == [1, 1]
     with pytest.raises(InputError, match="at once"):
-        logic._job([volume], heldOut=[volume], **options)
+        training_data.gather(logic.session, [volume], heldOut=[volume], region="none", device="cpu")
 
 
 def test_curves_and_previews_are_nodes_that_are_kept_up_to_date(logic, volume):
@@ -130,12 +130,12 @@ def test_a_comparison_updates_its_table_and_no_table_of_the_user(logic):
 
 
 def test_the_preview_is_the_picture_of_a_frame_upright(logic, volume):
-    from SpeckleTrain import _runNodes, _updatePreview
+    from Speckle2SelfSlicer.curves import runNodes, updatePreview
 
     picture = np.zeros((40, 60), np.uint8)
     picture[:5, :7] = 200
-    nodes = _runNodes(slicer.mrmlScene, "x")
-    _updatePreview(nodes, picture)
+    nodes = runNodes(slicer.mrmlScene, "x")
+    updatePreview(nodes, picture)
     before = slicer.util.arrayFromVolume(nodes["before"])[0]
     assert before.shape == (40, 30) and before[:5, :7].min() == 200 and before[5:].max() == 0
     ras = nodes["before"]

@@ -1,0 +1,244 @@
+"""Messages between the application and its processes, as dataclasses; each message is one JSON line. No torch here.
+
+The despeckling process takes the `REQUESTS` and gives the `ANSWERS`; the training process reports `TrainingLine`s. A
+line that does not fit its dataclass is refused, so no other code has to check types.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from .config import from_dict
+from .system import InputError
+
+LONGEST = 500  # characters of a message; a longer one is cut
+
+
+#
+# To the despeckling process
+#
+
+
+@dataclass(frozen=True)
+class Despeckle:
+    """Despeckle the frames of a job. block, inode: its shared memory; options: a `config.DespeckleOptions` as a dict,
+    in which the region "given" is the mask in that memory."""
+
+    job: int
+    shape: tuple[int, ...]
+    dtype: str
+    block: str
+    inode: int
+    options: dict
+
+
+@dataclass(frozen=True)
+class OpenStream:
+    """Despeckle live frames, those after frame number `last`. The other fields are those of `Despeckle`."""
+
+    stream: int
+    shape: tuple[int, ...]
+    dtype: str
+    block: str
+    inode: int
+    options: dict
+    last: int
+
+
+@dataclass(frozen=True)
+class Look:
+    """Change the strength and gamma of a stream."""
+
+    stream: int
+    strength: float
+    gamma: float
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Stop a job between two blocks of frames."""
+
+    job: int
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Close a stream."""
+
+    stream: int
+
+
+@dataclass(frozen=True)
+class Wake:
+    """Look for new frames in the streams."""
+
+
+#
+# From the despeckling process
+#
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The process runs and reads requests."""
+
+    pid: int
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What it can compute on, the best one first."""
+
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Started:
+    """The region of a job is known and its first block is being despeckled. mapping: the grey values that the model
+    takes for 0 and 1."""
+
+    job: int
+    device: str
+    precision: str
+    mapping: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mapping) != 2:
+            raise InputError(f"{self.mapping!r} are not two grey values.")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` frames of a job are despeckled, `seconds` after it started."""
+
+    job: int
+    done: int
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if self.seconds < 0:
+            raise InputError(f"{self.seconds} seconds cannot have passed.")
+
+
+@dataclass(frozen=True)
+class Done:
+    """All frames of a job are despeckled."""
+
+    job: int
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """A job was stopped as asked."""
+
+    job: int
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A stream takes frames."""
+
+    stream: int
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Frame `number` of a stream is despeckled; it took `seconds`."""
+
+    stream: int
+    number: int
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A job or a stream ended; the message is one sentence for the user."""
+
+    message: str
+    job: int | None = None
+    stream: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", self.message[:LONGEST])
+
+
+REQUESTS = {
+    "despeckle": Despeckle, "stream": OpenStream, "look": Look, "cancel": Cancel, "stop": Stop, "wake": Wake,
+}  # fmt: skip
+ANSWERS = {
+    "ready": Ready, "devices": Devices, "started": Started, "progress": Progress, "done": Done, "cancelled": Cancelled,
+    "open": Opened, "frame": Frame, "failed": Failed,
+}  # fmt: skip
+TYPE = {kind: ("command", name) for name, kind in REQUESTS.items()}
+TYPE |= {kind: ("event", name) for name, kind in ANSWERS.items()}
+
+
+def encode(message) -> dict:
+    """Return a message as JSON types: its name, as `command` of a request or `event` of an answer, and its fields."""
+    key, kind = TYPE[type(message)]
+    return {key: kind, **{name: value for name, value in asdict(message).items() if value is not None}}
+
+
+def decode_request(line: str | bytes | dict):
+    """Return the request that a JSON line is, or the dict in it. Raises InputError for what is not a request."""
+    return _decode(REQUESTS, "command", line)
+
+
+def decode_answer(line: str | bytes | dict):
+    """Return the answer that a JSON line is, or the dict in it. Raises InputError for what is not an answer."""
+    return _decode(ANSWERS, "event", line)
+
+
+def _decode(kinds: dict[str, type], key: str, line: str | bytes | dict):
+    values = dict(line) if isinstance(line, dict) else parse(line)
+    name = values.pop(key, None)
+    if not isinstance(name, str) or name not in kinds:
+        raise InputError(f"There is no {key} {name!r:.100}.")
+    return from_dict(kinds[name], values)
+
+
+def parse(line: str | bytes) -> dict:
+    """Return the JSON object that a line holds. Raises InputError where it holds none."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"Not a message: {line[:80]!r}.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"Not a message: {line[:80]!r}.")
+    return values
+
+
+#
+# From the training process
+#
+
+
+@dataclass(frozen=True)
+class TrainingLine:
+    """One line of `train --listen`; entries that the line does not have are None.
+
+    from_step: the step at which the run begins or resumes; the line holds its settings. simulated: of `anatomies`, how
+    many are simulated. step: the line is the report of this step. message: a sentence for the user. estimate: what the
+    run would take.
+    """
+
+    values: dict  # the whole line
+    from_step: int | None = None
+    simulated: int | None = None
+    anatomies: int | None = None
+    step: int | None = None
+    message: str | None = None
+    estimate: dict | None = None
+
+    def __post_init__(self) -> None:
+        if (self.anatomies is None) != (self.simulated is None):
+            raise InputError("A line counts anatomies without their total.")
+
+
+def training_line(values: dict) -> TrainingLine:
+    """Return a line of the training process. Raises InputError where one of its entries has the wrong type."""
+    names = ["from_step", "step", "message", "estimate", *(("simulated", "anatomies") if "anatomies" in values else ())]
+    return from_dict(TrainingLine, {"values": values, **{name: values[name] for name in names if name in values}})

@@ -1,0 +1,264 @@
+"""How a training run went, in the scene: curves, charts, previews, and trained models compared."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import slicer
+import vtk
+from slicer import vtkMRMLNode, vtkMRMLTableNode
+from slicer.i18n import tr as _
+from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
+
+from Speckle2SelfLib import library
+from Speckle2SelfLib.system import InputError
+
+from . import comparison, scene
+from .session import Session
+
+RUN, ROLE = "SpeckleTrain.run", "SpeckleTrain.role"  # attributes of the nodes that show a run
+COMPARED = "SpeckleTrain.compared"  # attribute of what a comparison made: its name then; and to which node it belongs
+ROLES = {  # role -> class and title
+    "table": ("vtkMRMLTableNode", "curve"),
+    "loss": ("vtkMRMLPlotChartNode", "loss"),
+    "figures": ("vtkMRMLPlotChartNode", "figures"),
+    "before": ("vtkMRMLScalarVolumeNode", "held-out frame"),
+    "after": ("vtkMRMLScalarVolumeNode", "held-out frame despeckled"),
+}
+LEGEND = 10  # points; the default of 20 hides half of the curves
+FIGURES = ["homogeneity", "structure", "holes", "rms"]
+HELD_OUT = "held-out "  # before the name of a term of the loss
+COLORS = [  # of curves; Okabe and Ito's, which color-blind people tell apart, without the yellow
+    (0.0, 0.45, 0.70), (0.84, 0.37, 0.0), (0.0, 0.62, 0.45), (0.8, 0.47, 0.65), (0.90, 0.60, 0.0), (0.34, 0.71, 0.91),
+]  # fmt: skip
+
+
+def showRun(job) -> dict[str, vtkMRMLNode]:
+    """Show a run's curves and its preview in the scene; called again, it updates the same nodes.
+
+    Returns them: `table`, `loss` and `figures` (charts), `before` and `after` (a held-out frame).
+    """
+    nodes = runNodes(slicer.mrmlScene, job.name)
+    updateTable(nodes["table"], job.reports)
+    updateCharts(slicer.mrmlScene, job.name, nodes, job.reports)
+    picture = _pixels(job.picture())
+    if picture is not None:
+        updatePreview(nodes, picture, job.nodes)
+    return nodes
+
+
+def _pixels(png: bytes | None) -> np.ndarray | None:
+    """Return the pixels (H, 2 W) uint8 of a run's preview; None where it is not one."""
+    if not png:
+        return None
+    reader = vtk.vtkPNGReader()
+    with tempfile.TemporaryDirectory() as folder:  # VTK's way to read memory changed with version 9.6
+        path = Path(folder, "preview.png")
+        path.write_bytes(png)
+        if not reader.CanReadFile(str(path)):
+            return None
+        reader.SetFileName(str(path))
+        reader.Update()
+    image = reader.GetOutput()
+    columns, rows, _one = image.GetDimensions()
+    scalars = image.GetPointData().GetScalars()
+    if scalars is None or scalars.GetNumberOfComponents() != 1 or not rows or columns % 2:
+        return None
+    return vtk_to_numpy(scalars).reshape(rows, columns)[::-1]  # VTK's rows begin below
+
+
+def runNodes(mrmlScene, name: str) -> dict:
+    """The nodes that show a run, found by their attribute, or made."""
+    return {role: _node(mrmlScene, kind, name, role, f"{name} {title}") for role, (kind, title) in ROLES.items()}
+
+
+def _node(mrmlScene, kind: str, run: str, role: str, title: str):
+    for number in range(mrmlScene.GetNumberOfNodesByClass(kind)):
+        node = mrmlScene.GetNthNodeByClass(number, kind)
+        if (node.GetAttribute(RUN), node.GetAttribute(ROLE)) == (run, role):
+            return node
+    node = mrmlScene.AddNewNodeByClass(kind, title)
+    node.SetAttribute(RUN, run)
+    node.SetAttribute(ROLE, role)
+    return node
+
+
+def _columns(reports: list[dict]) -> list[str]:
+    """Names of the columns of a run's table, `step` first."""
+    left_out = {"step", "steps", "rate", "seconds_left", "preview"}
+    names = {name: None for report in reports for name, value in report.items() if isinstance(value, (int, float))}
+    return ["step", *(name for name in names if name not in left_out)]
+
+
+def updateTable(node, reports: list[dict]) -> None:
+    with slicer.util.NodeModify(node):
+        node.RemoveAllColumns()
+        for name in _columns(reports):
+            values = np.array([report.get(name, np.nan) for report in reports], float)
+            column = numpy_to_vtk(values, deep=True)
+            column.SetName(name)
+            node.AddColumn(column)
+
+
+def updateCharts(mrmlScene, run: str, nodes: dict, reports: list[dict]) -> None:
+    """Series of a chart of the losses and of one of the figures of merit; a new series where a term turns up. Held-out
+    values are circles, of their term's color: VTK draws no line across the steps between them."""
+    for role, names in (("loss", [n for n in _columns(reports)[1:] if n not in FIGURES]), ("figures", FIGURES)):
+        chart, terms = nodes[role], list(dict.fromkeys(name.removeprefix(HELD_OUT) for name in names))
+        for name in names:
+            if name not in _columns(reports):
+                continue
+            series = _node(mrmlScene, "vtkMRMLPlotSeriesNode", run, name, name)
+            if series.GetTableNode() is not nodes["table"]:
+                series.SetAndObserveTableNodeID(nodes["table"].GetID())
+                series.SetXColumnName("step")
+                series.SetYColumnName(name)
+                series.SetPlotType(slicer.vtkMRMLPlotSeriesNode.PlotTypeScatter)
+                held = name.startswith(HELD_OUT) or role == "figures"
+                series.SetMarkerStyle(series.MarkerStyleCircle if held else series.MarkerStyleNone)
+                series.SetLineStyle(series.LineStyleNone if held else series.LineStyleSolid)
+                series.SetColor(*COLORS[terms.index(name.removeprefix(HELD_OUT)) % len(COLORS)])
+            if not chart.HasPlotSeriesNodeID(series.GetID()):
+                chart.AddAndObservePlotSeriesNodeID(series.GetID())
+        chart.SetLegendFontSize(LEGEND)
+        chart.SetTitle(f"{run}: {role}")
+        chart.SetXAxisTitle("step")
+
+
+def updatePreview(nodes: dict, picture: np.ndarray, recordings: Iterable[vtkMRMLNode] = ()) -> None:
+    """Show the two halves of a preview (H, 2 W) as two volumes, each a frame.
+
+    They lie where the middle frame of the first of the recordings lies that has frames of this size; where none has,
+    upright in the axial plane.
+    """
+    halves = np.hsplit(picture, 2)
+    alike = (_recordingOfSize(node, halves[0].shape) for node in recordings)
+    recording = next((each for each in alike if each is not None), None)
+    for role, half in zip(("before", "after"), halves, strict=True):
+        volume, axis = nodes[role], recording.axis() if recording else 0
+        slicer.util.updateVolumeFromArray(volume, np.ascontiguousarray(np.expand_dims(half, axis)))
+        if recording:
+            middle = recording.shape[1 + axis] // 2
+            scene.placeLike(volume, recording.reference, scene.slicePlace(recording.reference, axis, middle))
+        else:
+            volume.SetIJKToRASDirections(-1, 0, 0, 0, -1, 0, 0, 0, 1)  # the first row on top, as in the picture
+        volume.CreateDefaultDisplayNodes()
+
+
+def _recordingOfSize(node: vtkMRMLNode, size: tuple[int, int]) -> scene.Recording | None:
+    """Return the recording of a node if its frames have this size (H, W)."""
+    try:
+        recording = scene.Recording.of(node)
+        return recording if recording.size[1:] == size else None
+    except InputError:  # it has been removed, or has no image any longer
+        return None
+
+
+def correlationPicture(curves):
+    """Return a pixmap of the speckle's autocorrelation against distance, along the columns and along the rows."""
+    import qt
+
+    width, height = 320, 90
+    picture = qt.QPixmap(width, height)
+    picture.fill(qt.QColor("white"))
+    pen = qt.QPainter(picture)
+    pen.setPen(qt.QColor("#bbbbbb"))
+    pen.drawLine(0, height // 2, width, height // 2)
+    for curve, color, words, place in zip(
+        curves, ("#2471a3", "#ca6f1e"), (_("down"), _("across")), (60, 120), strict=True
+    ):
+        pen.setPen(qt.QColor(color))
+        points = [(4 + i * (width - 8) // max(1, len(curve) - 1), 4 + (1 - value) * (height - 8))
+                  for i, value in enumerate(curve)]  # fmt: skip
+        for (x0, y0), (x1, y1) in itertools.pairwise(points):
+            pen.drawLine(int(x0), int(y0), int(x1), int(y1))
+        pen.drawText(width - place, 14, words)
+    pen.end()
+    return picture
+
+
+#
+# Models compared
+#
+
+
+def comparisonTable(model: str) -> vtkMRMLTableNode:
+    """Return a table node: figures of merit of a trained model and of the one that it started from, on held-out frames.
+    Called again, it updates the same table, unless that was renamed. Raises InputError."""
+    card = library.card(model)
+    start, end = card.get("figures_at_start") or {}, card.get("figures") or {}
+    name = f"{model} compared"
+    table = _claimed("vtkMRMLTableNode", name) or slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode")
+    _claim(table, name)
+    columns = (
+        ("figure", list(end)), ("start", [start.get(name, "") for name in end]), ("trained", list(end.values())),
+    )  # fmt: skip
+    with slicer.util.NodeModify(table):
+        table.RemoveAllColumns()
+        for title, values in columns:
+            column = vtk.vtkStringArray()
+            column.SetName(title)
+            for value in values:
+                column.InsertNextValue(f"{value:.4f}" if isinstance(value, float) else str(value))
+            table.AddColumn(column)
+    table.SetAttribute("Speckle2Self.figuresAreOf", str(card.get("figures_are_of", "")))
+    return table
+
+
+class Comparison:
+    """What a node shows now, despeckled by the model that `model` started from, where that is available, and by
+    `model`. Call `step` from a timer until it returns True, then `show`.
+
+    Images of an earlier comparison are updated, unless they were renamed. Raises InputError.
+    """
+
+    def __init__(self, session: Session, node: vtkMRMLNode | str, model: str):
+        volume = scene.proxyOf(scene.find(node))
+        names = [name for name in (library.card(model).get("start"), model) if name in library.models()]
+        kind = scene.VOLUMES.get(volume.GetClassName(), "")
+        self.previews = {}
+        for name in names:
+            earlier = _claimed(kind, _previewTitle(volume, name), volume)
+            self.previews[name] = session.live(volume, once=True, model=name, output=earlier)
+
+    def step(self) -> bool:
+        """Take what has come; return whether all has."""
+        for preview in self.previews.values():
+            preview.step()
+        return not any(preview.waiting for preview in self.previews.values())
+
+    def show(self) -> None:
+        """Name the images, and show them side by side. Raises InputError where one failed."""
+        outputs = []
+        for name, preview in self.previews.items():
+            preview.stop()
+            if preview.state == "failed":
+                raise InputError(preview.message)
+            if preview.output is not None:
+                _claim(preview.output, _previewTitle(preview.node, name), preview.node)
+                outputs.append(preview.output)
+        if len(outputs) == 2:
+            comparison.sideBySide(*outputs)
+
+
+def _previewTitle(volume, model: str) -> str:
+    return f"{volume.GetName()} by {model}"
+
+
+def _claimed(kind: str, title: str, of=None):
+    """The node that a comparison (of the node `of`) made and called so, and that nobody has renamed since; or None."""
+    for node in slicer.util.getNodesByClass(kind) if kind else []:
+        if node.GetName() == title == node.GetAttribute(COMPARED) and node.GetNodeReference(COMPARED) is of:
+            return node
+    return None
+
+
+def _claim(node, title: str, of=None) -> None:
+    """Names what a comparison has made, so that `_claimed` finds it."""
+    node.SetName(title)
+    node.SetAttribute(COMPARED, title)
+    node.SetNodeReferenceID(COMPARED, of.GetID() if of is not None else None)

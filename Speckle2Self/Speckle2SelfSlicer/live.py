@@ -1,0 +1,228 @@
+"""Despeckling what a volume shows, again whenever it changes: a stream, a playing recording, a slice that is moved."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import slicer
+import vtk
+from slicer import vtkMRMLNode, vtkMRMLSliceNode, vtkMRMLStreamingVolumeNode, vtkMRMLVolumeNode
+from vtk.util.numpy_support import get_vtk_array_type, vtk_to_numpy
+
+from Speckle2SelfLib.system import InputError
+from Speckle2SelfLib.volumes import slicing_axes
+
+from . import results, scene
+from .regions import MovingRegion
+from .scene import VOLUMES, Recording
+
+
+class Live:
+    """Images despeckled one after the other. Call `step` from a timer.
+
+    The newest image comes first; what cannot be kept up with is dropped. output: a volume `<input> live` in the same
+    place, or a given one. state: "running", "stopped", "failed" (message). latency, rate: measured. once: a preview,
+    only what is shown now; `refresh` takes what is shown then. regionNode: the segmentation or box that `region` (H, W)
+    was taken from; where it is changed, the images follow. options: the others of
+    `config.DespeckleOptions`; region may also be pixels (H, W). Raises InputError.
+
+    Observers only note that something has changed: OpenIGTLink overwrites an image, reports it, and gives the volume
+    its new place after that. `step` reads both together, once for all events of an image.
+    """
+
+    def __init__(
+        self, worker, node: vtkMRMLNode, axis: str = "auto", sliceNode: vtkMRMLSliceNode | None = None,
+        once: bool = False, output: vtkMRMLVolumeNode | None = None, regionNode: vtkMRMLNode | None = None, **options,
+    ):  # fmt: skip
+        node = scene.proxyOf(node)
+        self.recording = Recording.of(node)
+        if output is not None and (output is node or scene.sequenceBehind(output) is not None):
+            raise InputError(f"'{output.GetName()}' is a recording, which live images never change; choose another.")
+        self.node, self.output, self.once, self.state, self.message = node, output, once, "running", ""
+        self._sliceNode, self._axis, self._worker, self._options = sliceNode, axis, worker, options
+        self._region = MovingRegion(regionNode, options.get("region"))
+        self._stream, self._observed, self._moments = None, [], []
+        self._pushed, self._taken, self._places, self._slice = 0, 0, {}, None
+        self._imageChanged = self._viewMoved = False
+        self.refresh()
+        if not once:
+            self._observe(node, slicer.vtkMRMLVolumeNode.ImageDataModifiedEvent, self._onImage)
+            if node.IsA("vtkMRMLStreamingVolumeNode"):  # encoded images come without the event above
+                self._observe(node, vtkMRMLStreamingVolumeNode.FrameModifiedEvent, self._onImage)
+            if sliceNode is not None:
+                self._observe(sliceNode, "ModifiedEvent", self._onView)
+
+    def _observe(self, node: vtkMRMLNode, event: int | str, function) -> None:
+        self._observed.append((node, node.AddObserver(event, function)))
+
+    def _onImage(self, caller=None, event=None) -> None:
+        self._imageChanged = True
+
+    def _onView(self, caller=None, event=None) -> None:
+        self._viewMoved = True
+
+    def look(self, strength: float, gamma: float) -> None:
+        """Set strength and gamma from now on, and of what is shown now. Raises InputError."""
+        if self.state == "running":
+            self._stream.look(strength, gamma)
+            self._imageChanged = True
+
+    @property
+    def hasOutput(self) -> bool:
+        """Whether its output is in the scene."""
+        return self.output is not None and self.output.GetScene() is not None
+
+    def refresh(self) -> None:
+        """Despeckle what the volume shows now. Raises InputError."""
+        self._imageChanged = False
+        if self.node.GetScene() is None:
+            self.stop()
+            return
+        image = self._image()
+        self._imageChanged = False  # decoding it was no change of it
+        self._push(scene.imageArray(image, self.node.GetName()))
+
+    def _image(self) -> vtk.vtkImageData | None:
+        """The volume's image; encoded ones are decoded by the volume, which keeps its decoder and decodes each once."""
+        node = self.node
+        if node.IsA("vtkMRMLStreamingVolumeNode") and node.GetFrame() is not None and node.GetCodec() is None:
+            raise InputError(scene.NO_CODEC.format(node.GetName(), node.GetCodecFourCC()))
+        return node.GetImageData()
+
+    def _push(self, voxels: np.ndarray) -> None:
+        axis, number = self._sliceOf(voxels.shape)
+        frame = np.moveaxis(voxels, axis, 0)[number]
+        if self._stream is None:
+            self._stream = self._worker.live(frame.shape, frame.dtype, self._options)
+        region = self._region.update(self.node, frame.shape[:2], axis)
+        if region is not None:
+            self._stream.give(region)
+        self._pushed = self._stream.push(frame)
+        self._places[self._pushed] = axis, scene.slicePlace(self.node, axis, number)
+        self._slice = axis, number
+
+    def _sliceOf(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """The axis of (K, J, I), and the slice: of a 3D volume where the slice view stands; else the middle one."""
+        chosen = "auto" if self._axis == "average" else self._axis
+        (axis,) = slicing_axes(shape[:3], self.recording.spacing, chosen)
+        if shape[axis] == 1 or self._sliceNode is None:
+            return axis, shape[axis] // 2
+        toIJK = vtk.vtkMatrix4x4()
+        vtk.vtkMatrix4x4.Invert(scene.ijkToWorld(self.node), toIJK)
+        toRAS = self._sliceNode.GetSliceToRAS()
+        point = toIJK.MultiplyPoint([toRAS.GetElement(i, 3) for i in range(3)] + [1])
+        return axis, int(np.clip(round(point[2 - axis]), 0, shape[axis] - 1))
+
+    def _hasNews(self) -> bool:
+        """Whether there is something to despeckle that was not pushed yet."""
+        changed = self._imageChanged or (not self.once and self._region.changed)
+        if not (changed or self._viewMoved) or not self._imageIsWhole():
+            return False
+        self._viewMoved = False
+        return changed or self._sliceOf(scene.shapeOf(self.node)) != self._slice
+
+    def _imageIsWhole(self) -> bool:
+        """Whether the volume has an image now; not while its size changes, before its voxels do."""
+        image = self._image()
+        scalars = image.GetPointData().GetScalars() if image is not None else None
+        return scalars is not None and 0 < scalars.GetNumberOfTuples() == image.GetNumberOfPoints()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a result is still to come."""
+        return self.state == "running" and (self._imageChanged or self._taken < self._pushed)
+
+    def step(self) -> bool:
+        """Hand in what has changed, and take what is done into the scene; return whether there was something new."""
+        if self.state != "running":
+            return False
+        if self.node.GetScene() is None or (self.output is not None and self.output.GetScene() is None):
+            self.stop()
+            return False
+        try:
+            if self._hasNews():
+                self.refresh()
+        except InputError as error:
+            self.stop("failed", str(error))
+            return False
+        if self._stream.state == "failed":
+            self.stop("failed", self._stream.message)
+            return False
+        return self._take()
+
+    def _take(self) -> bool:
+        frame = self._stream.take()
+        if frame is None:
+            return False
+        self._taken = frame.number
+        axis, place = self._places[frame.number]
+        self._places = {number: place for number, place in self._places.items() if number > frame.number}
+        voxels = np.expand_dims(frame.image, axis)  # (K, J, I[, C]) with one voxel along the axis
+        if self.output is None:
+            self.output = _makeOutput(self.node, voxels, place)
+        else:
+            _update(self.output, self.node, voxels, place)
+        self._moments = [m for m in self._moments if m > time.monotonic() - 2] + [time.monotonic()]
+        return True
+
+    @property
+    def rate(self) -> float:
+        """Images per second, over the last two."""
+        if len(self._moments) < 2:
+            return 0.0
+        return (len(self._moments) - 1) / max(self._moments[-1] - self._moments[0], 1e-6)
+
+    @property
+    def dropped(self) -> int:
+        """Images that could not be kept up with."""
+        return self._stream.dropped if self._stream else 0
+
+    @property
+    def latency(self) -> float:
+        """Milliseconds from handing an image in to its result, median."""
+        return 1000 * (self._stream.latency() or 0) if self._stream else 0.0
+
+    @property
+    def device(self) -> str:
+        """What the worker runs on."""
+        return self._stream.device if self._stream else ""
+
+    def stop(self, state: str = "stopped", message: str = "") -> None:
+        """End it; the output stays."""
+        for node, tag in self._observed:
+            node.RemoveObserver(tag)
+        self._observed = []
+        self._region.remember(self.node)
+        if self._stream is not None and self.state == "running":
+            self._stream.stop()
+        if self.state == "running":
+            self.state, self.message = state, message
+
+
+def _makeOutput(node: vtkMRMLVolumeNode, voxels: np.ndarray, place: vtk.vtkMatrix4x4) -> vtkMRMLVolumeNode:
+    """A new volume `<input> live` for one slice of `node`, see `_update`."""
+    volume = getattr(slicer, VOLUMES[node.GetClassName()])()
+    volume.SetName(results.freeName(node, "live"))
+    volume = node.GetScene().AddNode(volume)
+    _update(volume, node, voxels, place)
+    results.showLike(node, volume, [])
+    results.placeBeside(node, volume)
+    return volume
+
+
+def _update(volume: vtkMRMLVolumeNode, node: vtkMRMLVolumeNode, voxels: np.ndarray, place: vtk.vtkMatrix4x4) -> None:
+    """Put voxels (K, J, I[, C]) into `volume`, in a place of `slicePlace` under the parent transform of `node`."""
+    image, size = volume.GetImageData(), tuple(voxels.shape[2::-1])
+    components, kind = (voxels.shape[3] if voxels.ndim == 4 else 1), get_vtk_array_type(voxels.dtype)
+    current = image and (image.GetDimensions(), image.GetNumberOfScalarComponents(), image.GetScalarType())
+    with slicer.util.NodeModify(volume):
+        scene.placeLike(volume, node, place)
+        if current != (size, components, kind):
+            image = vtk.vtkImageData()
+            image.SetDimensions(size)
+            image.AllocateScalars(kind, components)
+            volume.SetAndObserveImageData(image)
+        vtk_to_numpy(image.GetPointData().GetScalars()).reshape(voxels.shape)[:] = voxels
+        image.GetPointData().GetScalars().Modified()
+        image.Modified()

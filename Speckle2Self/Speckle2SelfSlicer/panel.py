@@ -1,0 +1,242 @@
+"""What both panels do in the same way: the parameter node, scene events, timers, buttons, and errors shown once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import slicer
+import vtk
+from slicer import vtkMRMLNode
+from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic, ScriptedLoadableModuleWidget
+from slicer.util import VTKObservationMixin
+
+from Speckle2SelfLib.config import DespeckleOptions, help_of
+from Speckle2SelfLib.system import InputError
+
+from . import session
+
+
+class _Boxes:
+    """How many message boxes are open: events, and so timers, run on while one is shown."""
+
+    open = 0
+
+
+@contextmanager
+def box() -> Iterator[None]:
+    """While a message box is shown, no timer of our panels does anything."""
+    _Boxes.open += 1
+    try:
+        yield
+    finally:
+        _Boxes.open -= 1
+
+
+@contextmanager
+def reporting_errors(
+    message: str, waitCursor: bool = False, cleanUp: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """Show errors to the user: an `InputError` as is, anything else as `message` with details.
+
+    Whatever happened, the code after the `with` block is run, so no panel is left half way. cleanUp: called after an
+    error, before it is shown.
+    """
+    failed = False
+    try:
+        with slicer.util.tryWithErrorDisplay(message, waitCursor=waitCursor):
+            try:
+                yield
+            except Exception as error:
+                failed = True
+                _Boxes.open += 1
+                if cleanUp is not None:
+                    cleanUp()
+                if not isinstance(error, InputError):
+                    raise
+                slicer.util.errorDisplay(str(error))
+    except Exception:
+        logging.exception(message)
+    finally:
+        _Boxes.open -= failed
+
+
+def confirmed(question: str) -> bool:
+    """Return whether the user agrees."""
+    with box():
+        return slicer.util.confirmOkCancelDisplay(question)
+
+
+class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """A module's panel: the widgets of its .ui file, bound to the logic's parameter node.
+
+    A subclass has `onParameters`, called when a parameter was changed; `updatePanel`; and a slot `onTrain` for each
+    button `trainButton`. nodeParameters: parameters that become None when their node is removed; else the selector
+    would take the next node.
+    """
+
+    nodeParameters: tuple[str, ...] = ()
+
+    def __init__(self, parent=None) -> None:
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self.logic = None
+        self._parameterNode = None  # while the panel is entered
+        self._connected = None  # wrapper whose parameters the widgets show, and the tag of that connection
+        self._timers: list = []
+
+    def build(self, logic: ScriptedLoadableModuleLogic) -> None:
+        """Make the widgets and connect buttons and scene events."""
+        self.logic, self.session = logic, logic.session
+        widget = slicer.util.loadUI(self.resourcePath(f"UI/{self.moduleName}.ui"))
+        self.layout.addWidget(widget)
+        self.ui = slicer.util.childWidgetVariables(widget)
+        widget.setMRMLScene(slicer.mrmlScene)
+        for event, slot in (
+            ("StartClose", self.onSceneStartClose), ("EndClose", self.onSceneEndClose),
+            ("StartImport", self.onSceneStartImport), ("EndImport", self.onSceneEndImport),
+            ("NodeAboutToBeRemoved", self.onNodeAboutToBeRemoved),
+        ):  # fmt: skip
+            self.addObserver(slicer.mrmlScene, getattr(slicer.mrmlScene, f"{event}Event"), slot)
+        for name, button in vars(self.ui).items():
+            slot = f"on{name[0].upper()}{name[1:].removesuffix('Button')}"
+            if name.endswith("Button") and hasattr(self, slot):
+                button.connect("clicked()", getattr(self, slot))
+
+    def makeTimer(self, milliseconds: int, step: Callable[[], None]):
+        """Return a timer, not started, whose `step` is not called while a message box is open."""
+        import qt
+
+        def guarded() -> None:
+            if not _Boxes.open:
+                step()
+
+        timer = qt.QTimer()
+        timer.setInterval(milliseconds)
+        timer.timeout.connect(guarded)
+        self._timers.append(timer)
+        return timer
+
+    def showHelp(self, **widgets) -> None:
+        """Set tool tips from the help of the options of despeckling: option=widget."""
+        for name, widget in widgets.items():
+            text = help_of(DespeckleOptions, name)
+            widget.toolTip = f"{text[0].upper()}{text[1:]}."
+
+    def cleanup(self) -> None:
+        for timer in self._timers:
+            timer.stop()
+        self.setParameterNode(None)
+        self.disconnectGui()
+        self.removeObservers()
+
+    def onReload(self) -> None:
+        """Reload the module, with what lies beside it where that is possible."""
+        session.reloadModules(self.moduleName)
+
+    #
+    # The parameter node
+    #
+
+    def enter(self) -> None:
+        self.initializeParameterNode()
+
+    def exit(self) -> None:
+        self.setParameterNode(None)
+
+    def initializeParameterNode(self) -> None:
+        """Bind the panel to the scene's parameter node, which is made if there is none."""
+        self.setParameterNode(self.logic.getParameterNode())
+
+    def setParameterNode(self, parameterNode) -> None:
+        """Bind the panel to a parameter node, or to none.
+
+        The widgets remain connected to a node that the panel only leaves: in Slicer 5.10 each connection leaves an
+        observer behind.
+        """
+        if self._parameterNode:
+            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameters)
+        self._parameterNode = None
+        if parameterNode is None:
+            return
+        self.fillSelectors(parameterNode)
+        if self._connected is None or self._connected[0] is not parameterNode:
+            self.disconnectGui()
+            self._connected = parameterNode, parameterNode.connectGui(self.ui)
+        self._parameterNode = parameterNode
+        self.addObserver(parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameters)
+        self.updatePanel()
+
+    def disconnectGui(self) -> None:
+        """Let go of the parameters: the node selectors empty themselves when a scene is closed or imported."""
+        connected, self._connected = self._connected, None
+        if connected is not None:
+            connected[0].disconnectGui(connected[1])
+
+    def fillSelectors(self, parameterNode) -> None:
+        """Fill selectors that are not bound to a parameter."""
+
+    def updatePanel(self) -> None:
+        """Show what can be done."""
+
+    def onParameters(self, caller=None, event=None) -> None:
+        """Follow a change of the parameters, by the panel or by a script."""
+        self.updatePanel()
+
+    def onModelOrDevice(self, parameter: str, name: str) -> None:
+        """Take a choice of a selector that is not bound to its parameter, as its entries change."""
+        if self._parameterNode and name:
+            self._parameterNode.setValue(parameter, name)
+
+    def fillSelector(self, selector, names: list[str], chosen: str, keep: bool = True) -> None:
+        """Fill a selector without signals; keep: `chosen` is an entry even if it is not one of the names."""
+        blocked = selector.blockSignals(True)
+        selector.clear()
+        selector.addItems(names if chosen in names or not keep else [*names, chosen])
+        if keep or chosen in names:
+            selector.currentText = chosen
+        selector.blockSignals(blocked)
+
+    #
+    # The scene
+    #
+
+    def onSceneStartClose(self, caller=None, event=None) -> None:
+        self.setParameterNode(None)
+        self.disconnectGui()
+
+    def onSceneEndClose(self, caller=None, event=None) -> None:
+        if self.parent.isEntered:
+            self.enter()
+
+    def onSceneStartImport(self, caller=None, event=None) -> None:
+        self.setParameterNode(None)
+        self.disconnectGui()
+
+    def onSceneEndImport(self, caller=None, event=None) -> None:
+        if self.parent.isEntered:
+            self.enter()
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def onNodeAboutToBeRemoved(self, caller, event, node: vtkMRMLNode) -> None:
+        """Clear the selections of a node that is removed: the selector would take the next node."""
+        connected = self._connected and self._connected[0]
+        if connected is not None and not slicer.mrmlScene.IsClosing():
+            for name in self.nodeParameters:
+                if connected.getValue(name) is node:
+                    connected.setValue(name, None)
+
+
+class WrapperCache:
+    """One parameter node wrapper for one node: in Slicer each wrapper observes its node for as long as that lives."""
+
+    def __init__(self, kind: type) -> None:
+        self._kind, self._wrapper = kind, None
+
+    def of(self, node: slicer.vtkMRMLScriptedModuleNode):
+        """Return the node's wrapper."""
+        closed = not node.GetParameterCount()  # closing the scene has emptied it: a new wrapper fills in the defaults
+        if self._wrapper is None or self._wrapper.parameterNode is not node or closed:
+            self._wrapper = self._kind(node)
+        return self._wrapper

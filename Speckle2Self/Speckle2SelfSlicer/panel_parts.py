@@ -1,0 +1,248 @@
+"""Parts of the panels: preview and live images, comparing output and input, and the user's models."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from html import escape
+
+import slicer
+from slicer import vtkMRMLNode, vtkMRMLVolumeNode
+from slicer.i18n import tr as _
+
+from Speckle2SelfLib import library
+from Speckle2SelfLib.system import InputError
+
+from . import comparison, regions, scene, views
+from .panel import box, confirmed, reporting_errors
+
+
+class LivePart:
+    """Preview and live images."""
+
+    def setupLive(self) -> None:
+        self.live = None  # processing.Live under way, or the preview that is shown
+        self._ended = None  # the last processing.Live, and the name of its output then
+        self._faded = False  # whether the views show its output
+        self.ui.liveLabel.visible = False
+        self.ui.liveCheckBox.connect("toggled(bool)", self.onLiveToggled)
+
+    def onPreview(self) -> None:
+        live = self.live
+        if live is not None and live.once and live.hasOutput:
+            with reporting_errors(_("The preview failed.")):  # region, grey values and grain are known already
+                live.refresh()
+                self._faded = False
+                self.timer.start()
+        else:
+            self.startLive(once=True)
+
+    def onLiveToggled(self, on: bool) -> None:
+        if on:
+            try:
+                self.startLive(once=False)
+            finally:
+                self.ui.liveCheckBox.checked = self.live is not None
+        else:
+            self.endLive()
+
+    def endLive(self) -> None:
+        """End live images or the preview; their output is kept."""
+        live, self.live = self.live, None
+        if live is not None:
+            live.stop()
+            self._ended = (live, live.output.GetName()) if live.hasOutput else None
+        self.ui.liveCheckBox.checked = False
+        self.ui.liveLabel.visible = False
+
+    def startLive(self, once: bool) -> None:
+        """Start a preview or live stream, replacing the current one and reusing its output node."""
+        former, self.live = self.live, None
+        if former is not None:
+            former.stop()
+        with reporting_errors(_("Live despeckling failed.")):
+            parameters, request = self._parameterNode, self.request()
+            if self.found() is not None and parameters.axis != "average":
+                request["region"] = self.found()  # in the whole recording, not in one frame
+            output = former.output if former is not None and former.hasOutput else self.lastOutput()
+            self.live, self._faded = self.logic.live(parameters.inputNode, once=once, output=output, **request), False
+            self.timer.start()
+
+    def lastOutput(self) -> vtkMRMLVolumeNode | None:
+        """Return the output of the last live images or preview of this input; None where there is none, or where the
+        user has renamed it or chosen it as the output of Apply."""
+        live, name = self._ended or (None, "")
+        parameters = self._parameterNode
+        if live is None or not live.hasOutput or live.node is not scene.proxyOrNone(parameters.inputNode):
+            return None
+        taken = live.output.GetName() != name or live.output is parameters.outputNode
+        return None if taken else live.output
+
+    def stepLive(self) -> None:
+        live = self.live
+        if live.step():
+            if not self._faded:  # once: the views are the user's
+                self._faded = True
+                comparison.fade(live.node, live.output, self.ui.fadeSlider.value)
+            words = _("{latency:.0f} ms").format(latency=live.latency)
+            if not live.once:
+                words += _(", {rate:.0f} images per second, {dropped} dropped").format(
+                    rate=live.rate, dropped=live.dropped
+                )
+            self.ui.liveLabel.visible = True
+            self.ui.liveLabel.text = _("'{name}': {words}, on {device}").format(
+                name=live.output.GetName(), words=words, device=live.device
+            )
+        if live.state != "running":
+            self.endLive()
+            if live.message:
+                self.ui.liveLabel.visible = True
+                self.ui.liveLabel.text = live.message
+
+
+class ComparePart:
+    """Views of input and output, and figures of merit."""
+
+    def setupCompare(self) -> None:
+        self.flickerTimer = self.makeTimer(600, self.flicker)
+        self.ui.flickerButton.connect("toggled(bool)", self.onFlickerToggled)
+        self.ui.fadeSlider.connect("valueChanged(double)", self.onFade)
+        for selector in (self.ui.tissueSelector, self.ui.lumenSelector):
+            selector.connect("nodeAddedByUser(vtkMRMLNode*)", self.onBoxAdded)
+
+    def onSideBySide(self) -> None:
+        with reporting_errors(_("The views could not be set.")):
+            comparison.sideBySide(self._parameterNode.inputNode, self._parameterNode.outputNode)
+
+    def onFade(self, share: float) -> None:
+        if self._parameterNode and self._parameterNode.inputNode and self._parameterNode.outputNode:
+            with suppress(InputError):  # of what no browser shows; a message at each step would be too many
+                comparison.fade(self._parameterNode.inputNode, self._parameterNode.outputNode, share)
+
+    def onFlickerToggled(self, on: bool) -> None:
+        if on:
+            self.flickerTimer.start()
+        else:
+            self.flickerTimer.stop()
+
+    def flicker(self) -> None:
+        self.ui.fadeSlider.value = 0.0 if self.ui.fadeSlider.value > 0.5 else 1.0
+
+    def onDifference(self) -> None:
+        with reporting_errors(_("The difference could not be made.")):
+            node = comparison.difference(self._parameterNode.inputNode, self._parameterNode.outputNode)
+            views.showInViews(node)
+
+    def onBoxAdded(self, node: vtkMRMLNode) -> None:
+        """Put a new box into the middle of the image."""
+        if node.IsA("vtkMRMLMarkupsROINode") and self._parameterNode.inputNode is not None:
+            regions.placeBox(node, self._parameterNode.inputNode)
+
+    def onEvaluate(self) -> None:
+        parameters = self._parameterNode
+        with reporting_errors(_("The figures could not be measured."), waitCursor=True):
+            table, _chart = comparison.evaluate(
+                parameters.inputNode, parameters.outputNode, parameters.tissueNode, parameters.lumenNode,
+                parameters.filter,
+            )  # fmt: skip
+            self.ui.evaluateLabel.text = comparison.asHtml(table)
+        self.updatePanel()
+
+    def onExport(self) -> None:
+        import qt
+
+        path = qt.QFileDialog.getSaveFileName(self.parent, _("Export figures"), "figures.csv", "CSV (*.csv)")
+        if path:
+            with reporting_errors(_("The figures could not be exported.")):
+                comparison.writeTable(comparison.figures(), path)
+
+
+class ModelsPart:
+    """The user's models: compare, rename, delete, import, export."""
+
+    def setupModels(self) -> None:
+        self._compared = None  # curves.Comparison under way
+        self.ui.modelSelector.connect("currentIndexChanged(int)", self.onModelSelected)
+
+    def onModelSelected(self, number=0) -> None:
+        chosen = bool(self.ui.modelSelector.currentText)
+        for name in ("compare", "rename", "delete", "export"):
+            getattr(self.ui, f"{name}Button").enabled = chosen
+
+    def onCompare(self) -> None:
+        with reporting_errors(_("The models could not be compared.")):
+            name = self.ui.modelSelector.currentText
+            table = self.logic.compare(name)
+            nodes = self.ui.heldOutSelector.checkedNodes() or self.ui.inputsSelector.checkedNodes()
+            if nodes:
+                with suppress(InputError):  # of a recording that no browser shows there are only figures
+                    self._compared = self.logic.previews(nodes[0], name)
+                    self.timer.start()
+            text, measuredOn = comparison.asHtml(table), table.GetAttribute("Speckle2Self.figuresAreOf")
+            if measuredOn:
+                text += "<p>{}</p>".format(escape(_("Measured on {frames}.").format(frames=measuredOn)))
+            with box():
+                slicer.util.infoDisplay(text, windowTitle=table.GetName())
+
+    def endCompared(self) -> None:
+        self._compared = None
+
+    def stepCompared(self) -> None:
+        """Show the previews of both models side by side once they are there."""
+        self.session.worker.poll()
+        if self._compared.step():
+            compared, self._compared = self._compared, None
+            compared.show()
+
+    def onRename(self) -> None:
+        import qt
+
+        name = self.ui.modelSelector.currentText
+        to = qt.QInputDialog.getText(None, _("Rename"), _("Name of the model:"), qt.QLineEdit.Normal, name)
+        if to and to != name:
+            with reporting_errors(_("The model could not be renamed.")):
+                library.rename(name, to)
+                self.fillModels()
+                self.ui.modelSelector.currentText = to
+
+    def onDelete(self) -> None:
+        name = self.ui.modelSelector.currentText
+        if confirmed(_("Delete the model '{name}' permanently?").format(name=name)):
+            with reporting_errors(_("The model could not be deleted.")):
+                library.delete(name)
+                self.fillModels()
+
+    def onImport(self) -> None:
+        import qt
+
+        path = qt.QFileDialog.getOpenFileName(
+            None, _("Import a model"), "", _("Models (*.safetensors *.pth);;All files (*)")
+        )
+        self.importModel(path)
+
+    def onImportResult(self) -> None:
+        import qt
+
+        self.importModel(qt.QFileDialog.getExistingDirectory(None, _("Folder of the exported run")))
+
+    def importModel(self, path: str) -> None:
+        if path:
+            with reporting_errors(_("The model could not be imported.")):
+                name = self.logic.importModel(path)
+                self.fillModels()
+                self.ui.modelSelector.currentText = name
+                worse = library.worse_than_start(library.card(name))
+                if worse:
+                    words = _("'{model}' is worse than the model that it started from: {worse}.")
+                    with box():
+                        slicer.util.warningDisplay(words.format(model=name, worse=worse))
+
+    def onExport(self) -> None:
+        import qt
+
+        name = self.ui.modelSelector.currentText
+        path = qt.QFileDialog.getSaveFileName(
+            None, _("Export the model"), f"{name}.safetensors", _("Models (*.safetensors)")
+        )
+        if path:
+            with reporting_errors(_("The model could not be exported.")):
+                library.export(name, path)

@@ -1,0 +1,354 @@
+"""Regions: which pixels of a recording's frames are despeckled, or measured. All that is known of them is here.
+
+A region is "auto" (what looks like ultrasound is searched for), "none" (whole frames), a segmentation or a box
+(markups ROI), "given" (what was given last for this scanner and frames of this size), or pixels (H, W) bool.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Union
+
+import numpy as np
+import slicer
+import vtk
+from slicer import vtkMRMLMarkupsROINode, vtkMRMLNode, vtkMRMLSegmentationNode, vtkMRMLVolumeNode
+
+from Speckle2SelfLib import library
+from Speckle2SelfLib.system import InputError
+
+from . import scene
+from .scene import Recording, frameSize, shapeOf
+from .views import everyView
+
+if TYPE_CHECKING:
+    from .processing import Run
+
+# For parameter nodes: Slicer binds node selectors only to typing.Union (not to A | B), and stores "no node" only where
+# None is one of them.
+RegionNode = Union[vtkMRMLSegmentationNode, vtkMRMLMarkupsROINode, None]  # noqa: UP007
+WORDS = ("auto", "none", "given")
+OUTLINE = "Speckle2Self.outline"  # attribute of the label map that outlines a region
+
+
+#
+# What is asked for
+#
+
+
+def find(region: vtkMRMLNode | str) -> vtkMRMLNode:
+    """Return a node as it is, or the segmentation or box with that id or name. InputError where none is, or several."""
+    node = slicer.mrmlScene.GetNodeByID(region) if isinstance(region, str) else region
+    if node is not None:
+        return node
+    named = [each for each in scene.nodesNamed(region) if _isRegion(each)]
+    if not named:
+        known = "auto, none, given, a segmentation or a box (ROI), or a bool array"
+        raise InputError(f"There is no region '{region}'; known are {known}.")
+    return scene.onlyNode(named, "regions are named", region)
+
+
+def nodeOf(region: object = "auto") -> vtkMRMLNode | None:
+    """Return the segmentation or box that is asked for; None for all other regions. Raises InputError."""
+    if isinstance(region, str) and region not in WORDS:
+        return find(region)
+    return region if isinstance(region, vtk.vtkObject) else None
+
+
+def settle(node: vtkMRMLNode | Recording, region: object = "auto", axis: str = "auto") -> str | np.ndarray | None:
+    """Return a region of a recording as "auto", "none" or pixels (H, W). Raises InputError."""
+    regionNode = nodeOf(region)
+    if regionNode is not None or (isinstance(region, str) and region == "given"):
+        return pixels(node, regionNode, axis)
+    if not (region is None or isinstance(region, str)) and axis.lower() == "average":
+        raise InputError("axis='average' takes no region array: frames of three orientations differ in size.")
+    return region
+
+
+def pixels(node: vtkMRMLNode | Recording, regionNode: vtkMRMLNode | None = None, axis: str = "auto") -> np.ndarray:
+    """Return the pixels (H, W) bool of a recording's frames that a segmentation or a box covers, and remember them.
+
+    regionNode: None: what was given last for this scanner and frames of this size. Raises InputError.
+    """
+    recording = Recording.of(node)
+    volume, axis = recording.reference, recording.axis(axis)
+    if regionNode is None:
+        return remembered(volume, frameSize(volume, axis))
+    region = frameMask(volume, regionNode, axis)
+    remember(volume, region)
+    return region
+
+
+#
+# What segmentations and boxes cover
+#
+
+
+def _isRegion(node: vtkMRMLNode | None) -> bool:
+    return isinstance(node, (vtkMRMLSegmentationNode, vtkMRMLMarkupsROINode))
+
+
+def voxelsInside(volume: vtkMRMLVolumeNode, regionNode: vtkMRMLNode, which: str = "all") -> np.ndarray:
+    """Return (K, J, I) bool: the voxels of a volume that lie in a box (markups ROI) or in segments.
+
+    which: of a segmentation, "all" visible segments, the "first" or the "last" one. InputError where none do.
+    """
+    shape = shapeOf(volume)
+    if not _isRegion(regionNode):
+        raise InputError("Choose a segmentation or a box (ROI) first.")
+    inBox = regionNode.IsA("vtkMRMLMarkupsROINode")
+    mask = _inBox(volume, regionNode, shape) if inBox else _inSegments(volume, regionNode, shape, which)
+    if not mask.any():
+        raise InputError(f"'{regionNode.GetName()}' covers no part of '{volume.GetName()}'.")
+    return mask
+
+
+def _inSegments(
+    volume: vtkMRMLVolumeNode, segmentation: vtkMRMLSegmentationNode, shape: tuple[int, ...], which: str
+) -> np.ndarray:
+    segments, display = segmentation.GetSegmentation(), segmentation.GetDisplayNode()
+    names = [segments.GetNthSegmentID(number) for number in range(segments.GetNumberOfSegments())]
+    if which == "all" and display is not None:
+        names = [name for name in names if display.GetSegmentVisibility(name)]
+    names = names if which == "all" else names[:1] if which == "first" else names[-1:]
+    mask = np.zeros(shape, bool)
+    for name in names:
+        labels = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, name, volume)
+        if labels is not None:
+            mask |= labels != 0
+    return mask
+
+
+def _inBox(volume: vtkMRMLVolumeNode, box: vtkMRMLMarkupsROINode, shape: tuple[int, ...]) -> np.ndarray:
+    warp = volume.GetParentTransformNode()
+    if warp is not None and not warp.IsTransformToWorldLinear():
+        raise InputError(
+            f"'{volume.GetName()}' is under the transform '{warp.GetName()}', which is not linear; take a segmentation."
+        )
+    toBox = vtk.vtkMatrix4x4()
+    vtk.vtkMatrix4x4.Invert(box.GetObjectToWorldMatrix(), toBox)
+    vtk.vtkMatrix4x4.Multiply4x4(toBox, scene.ijkToWorld(volume), toBox)
+    matrix = slicer.util.arrayFromVTKMatrix(toBox)
+    grid = np.ix_(*(np.arange(n, dtype=np.float32) for n in shape))[::-1]  # I, J, K, to be broadcast
+    mask = np.ones(shape, bool)
+    for row, side in zip(matrix[:3], box.GetSize(), strict=True):
+        along = sum(weight * axis for weight, axis in zip(row[:3], grid, strict=True)) + row[3]
+        mask &= np.abs(along) <= side / 2 + 1e-3
+    return mask
+
+
+def frameMask(volume: vtkMRMLVolumeNode, regionNode: vtkMRMLNode, axis: int) -> np.ndarray:
+    """Return `voxelsInside` for frames cut along an axis of (K, J, I): the pixels (H, W) inside in any of them."""
+    return voxelsInside(volume, regionNode).any(axis)
+
+
+def placeBox(box: vtkMRMLMarkupsROINode, node: vtkMRMLNode | Recording) -> None:
+    """Put a box into the middle of a recording, over a quarter of each side and the whole depth.
+
+    It stays where it is if the recording has no image.
+    """
+    with suppress(InputError):
+        volume = Recording.of(node).reference
+        shapeOf(volume)  # raises where there is no image
+        bounds = [0.0] * 6
+        volume.GetRASBounds(bounds)
+        low, high = np.array(bounds[::2]), np.array(bounds[1::2])
+        sides = high - low
+        box.SetCenterWorld(*(low + high) / 2)
+        depth = np.argmin(sides)
+        box.SetSizeWorld(*(side if i == depth else side / 4 for i, side in enumerate(sides)))
+    if box.GetDisplayNode() is None:
+        box.CreateDefaultDisplayNodes()
+
+
+def lastChange(regionNode: vtkMRMLNode) -> int:
+    """Return when a segmentation or a box was changed last, in VTK's count."""
+    parts = [regionNode]
+    if regionNode.IsA("vtkMRMLSegmentationNode"):
+        segments = regionNode.GetSegmentation()
+        chosen = [segments.GetNthSegment(number) for number in range(segments.GetNumberOfSegments())]
+        drawn = [segment.GetRepresentation(segments.GetSourceRepresentationName()) for segment in chosen]
+        parts += [segments, *chosen, *drawn, regionNode.GetDisplayNode()]  # which knows what segments are visible
+    return max(part.GetMTime() for part in parts if part is not None)
+
+
+class MovingRegion:
+    """The pixels of frames that a segmentation or a box covers, followed as it is moved or drawn.
+
+    regionNode: None: the region stays as it is. region: pixels (H, W), or what else the frames began with.
+    """
+
+    def __init__(self, regionNode: vtkMRMLNode | None, region: object):
+        self._node, self._first, self._region, self._followed = regionNode, region, region, (None,)
+
+    @property
+    def changed(self) -> bool:
+        """Whether it was changed since `update`; not where there is none, or it has been removed."""
+        return self._lastChange not in (None, self._followed[0])
+
+    @property
+    def _lastChange(self) -> int | None:
+        node = self._node
+        return None if node is None or node.GetScene() is None else lastChange(node)
+
+    def update(self, volume: vtkMRMLVolumeNode, size: tuple[int, int], axis: int) -> np.ndarray | None:
+        """Return the pixels (H, W) bool of a volume's frames of this size where they are others than before."""
+        changed = self._lastChange
+        if changed is None or self._followed == (changed, size, axis):
+            return None
+        try:
+            region = frameMask(volume, self._node, axis)
+        except InputError:  # moved off the image: nothing of it is to be despeckled
+            region = np.zeros(size, bool)
+        self._followed = self._lastChange, size, axis  # after: reading a segmentation can touch it
+        if np.array_equal(region, self._region):  # where both move with one transform
+            return None
+        self._region = region
+        return region
+
+    def remember(self, volume: vtkMRMLVolumeNode) -> None:
+        """Remember where it was moved to; to be called at the end, as that writes a file."""
+        if self._region is not self._first and self._region.any():
+            with suppress(InputError):
+                remember(volume, self._region)
+
+
+#
+# What was given before
+#
+
+
+def remember(volume: vtkMRMLVolumeNode, region: np.ndarray) -> None:
+    """Keep a region (H, W) bool for other recordings of this scanner with frames of this size. Raises InputError."""
+    library.remember_region(_key(volume, region.shape), region)
+
+
+def remembered(volume: vtkMRMLVolumeNode, size: tuple[int, int]) -> np.ndarray:
+    """Return the region (H, W) bool kept last for this scanner and this size of frames. InputError where none is."""
+    region = library.recall_region(_key(volume, size))
+    if region is None or region.shape != tuple(size):
+        raise InputError("Choose a segmentation or a box (ROI) first; none was given for frames of this size before.")
+    return region
+
+
+def _key(volume: vtkMRMLVolumeNode, size: tuple[int, ...]) -> str:
+    """What recordings share a region: the scanner, where DICOM says it, and the size of their frames."""
+    identifiers = (volume.GetAttribute("DICOM.instanceUIDs") or "").split()
+    database = getattr(slicer, "dicomDatabase", None)
+    isKnown = bool(identifiers) and database is not None and database.isOpen
+    tags = ("0008,0070", "0008,1090")  # manufacturer, model
+    scanner = [database.instanceValue(identifiers[0], tag) for tag in tags] if isKnown else []
+    return "_".join([*scanner, f"{size[1]}x{size[0]}"])
+
+
+#
+# Outlines
+#
+
+
+def showOutline(volume: vtkMRMLVolumeNode, region: np.ndarray, axis: int) -> None:
+    """Outline a region (H, W) or (1, 1) bool on the volume in all slice views. It is not saved.
+
+    Raises InputError where the region does not fit.
+    """
+    if region.shape not in ((1, 1), frameSize(volume, axis)):
+        raise InputError(f"'{volume.GetName()}' has changed its size; show its region again.")
+    labels = np.broadcast_to(np.expand_dims(region, axis), shapeOf(volume)).astype(np.uint8)
+    outline, views = _outline(), everyView()
+    if outline is None:
+        outline = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "Outline of the region")
+        outline.SetAttribute(OUTLINE, "1")
+        outline.SetSaveWithScene(False)
+        outline.CreateDefaultDisplayNodes()
+        outline.GetDisplayNode().SetSaveWithScene(False)
+        for view in views:
+            outline.SetAttribute(view.node.GetID(), "outlined" if view.node.GetUseLabelOutline() else "filled")
+            outline.SetAttribute(view.composite.GetID(), view.composite.GetLabelVolumeID() or "")
+    slicer.util.updateVolumeFromArray(outline, labels)
+    scene.placeLike(outline, volume)
+    for view in views:
+        view.node.SetUseLabelOutline(True)
+        view.composite.SetLabelVolumeID(outline.GetID())
+
+
+def hideOutline() -> None:
+    """Take the outline away, and bring back what the views showed of label maps."""
+    outline = _outline()
+    if outline is None:
+        return
+    for view in everyView():
+        if outline.GetAttribute(view.node.GetID()) == "filled":
+            view.node.SetUseLabelOutline(False)
+        if view.composite.GetLabelVolumeID() == outline.GetID():
+            before = slicer.mrmlScene.GetNodeByID(outline.GetAttribute(view.composite.GetID()) or "")
+            view.composite.SetLabelVolumeID(before.GetID() if before is not None else None)
+    slicer.mrmlScene.RemoveNode(outline.GetDisplayNode())
+    slicer.mrmlScene.RemoveNode(outline)
+
+
+def _outline() -> vtkMRMLVolumeNode | None:
+    labels = slicer.util.getNodesByClass("vtkMRMLLabelMapVolumeNode")
+    return next((node for node in labels if node.GetAttribute(OUTLINE)), None)
+
+
+class Outline:
+    """The region of a node, outlined in the slice views. What is not given is searched for in the background: call
+    `step` from a timer while it is `searching`.
+
+    logic: that of Speckle2Self. orWhole: where nothing looks like ultrasound, it is whole frames, and not nothing.
+    """
+
+    def __init__(self, logic, orWhole: bool = False):
+        self._logic, self._orWhole = logic, orWhole
+        self._search: Run | None = None
+
+    @property
+    def searching(self) -> bool:
+        """Whether the region is still to be found."""
+        return self._search is not None
+
+    def show(self, node: vtkMRMLNode, region: str, regionNode: vtkMRMLNode | None = None, axis: str = "auto") -> None:
+        """Outline "auto": what looks like ultrasound, "none": whole frames, "given": what regionNode covers, or where
+        that is None, what was given last. Raises InputError, and shows nothing then."""
+        self._end()
+        try:
+            if region == "auto":
+                self.hide()
+                self._search = self._logic.start(node, axis=axis, model="median", onlyRegion=True)
+            else:
+                recording = Recording.of(node)
+                given = pixels(recording, regionNode, axis) if region == "given" else np.ones((1, 1), bool)
+                showOutline(recording.reference, given, recording.axis(axis))
+        except InputError:
+            self.hide()
+            raise
+
+    def step(self) -> None:
+        """Show what has been found; return at once. Raises InputError where that failed."""
+        search = self._search
+        self._logic.worker.poll()
+        search.step()
+        if search.region is None and not search.ended:
+            return
+        self._end()
+        if search.state == "failed":
+            raise InputError(search.message)
+        region = search.region
+        if self._orWhole and region is not None and not region.any():
+            region = ~region
+        if search.recording.scene is None:
+            return
+        if region is None:
+            self.hide()
+        else:
+            showOutline(search.recording.reference, region, search.axes[0])
+
+    def hide(self) -> None:
+        """Take the outline away, or end the search for it."""
+        self._end()
+        hideOutline()
+
+    def _end(self) -> None:
+        if self._search is not None:
+            self._search.abandon()
+            self._search = None

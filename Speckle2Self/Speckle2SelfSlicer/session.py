@@ -1,0 +1,149 @@
+"""What both modules share: the process that despeckles, the queue of training runs, the models and devices."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import slicer
+from slicer import vtkMRMLNode
+
+from Speckle2SelfLib import library
+from Speckle2SelfLib.config import FILTER_NAMES
+
+from . import dependencies, regions, scene
+
+if TYPE_CHECKING:
+    from .live import Live
+    from .processing import Run
+    from .trainer import Trainer
+    from .worker import Worker
+
+PACKAGES = ("Speckle2SelfLib", "Speckle2SelfSlicer")  # beside the modules; Slicer's Reload leaves them as they are
+MODULES = ("Speckle2Self", "SpeckleTrain")
+
+
+class Session:
+    """Despeckles nodes of the scene in the background, and holds the training runs.
+
+    worker, trainer: in place of a `Worker` and a `Trainer`, which are made when they are needed; for tests.
+    """
+
+    def __init__(self, worker: Worker | None = None, trainer: Trainer | None = None) -> None:
+        self._worker, self._trainer = worker, trainer
+        self.toTrainOn: list[vtkMRMLNode] = []  # nodes chosen in Speckle2Self for SpeckleTrain, which takes them
+
+    @property
+    def worker(self) -> Worker:
+        """The process that despeckles in the background; it starts when it is needed."""
+        if self._worker is None:
+            from .worker import Worker
+
+            self._worker = Worker()
+        return self._worker
+
+    @property
+    def trainer(self) -> Trainer:
+        """The queue of training runs."""
+        if self._trainer is None:
+            from .trainer import Trainer
+
+            self._trainer = Trainer()
+        return self._trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Trainer | None) -> None:
+        self._trainer = trainer
+
+    @property
+    def training(self) -> bool:
+        """Whether a run trains or waits for its turn."""
+        return self._trainer is not None and any(not job.ended for job in self._trainer.jobs)
+
+    def closeWorker(self) -> None:
+        """End despeckling in the background, with all its processes."""
+        if self._worker is not None:
+            self._worker.close()
+
+    def models(self) -> list[str]:
+        """Return the names of the bundled models, the user's and the classical filters."""
+        return [*library.models(), *FILTER_NAMES]
+
+    def devices(self) -> list[str]:
+        """Return names for `device`; more than these once the process in the background has reported them."""
+        names = self._worker.devices if self._worker is not None else []
+        return ["auto", *(names or ["cpu"])]
+
+    def region(self, node: vtkMRMLNode | str, regionNode: vtkMRMLNode | None = None, axis: str = "auto") -> np.ndarray:
+        """Return the pixels (H, W) bool that a segmentation or a box (ROI) covers.
+
+        regionNode: None: what was given last for this scanner and frames of this size. Raises InputError.
+        """
+        return regions.pixels(scene.find(node), regionNode, axis)
+
+    def start(
+        self, inputNode: vtkMRMLNode | str, outputNode: vtkMRMLNode | str | None = None, keepPartial: bool = False,
+        onlyRegion: bool = False, **options: Any,
+    ) -> Run:  # fmt: skip
+        """Despeckle in the background; return a `processing.Run` at once, whose `step` has to be called regularly.
+
+        keepPartial: when cancelled, the frames that are done are kept as `<input> despeckled (partial)`. onlyRegion:
+        find the region, and write nothing. options: fields of `config.DespeckleOptions`, where region may also be a
+        segmentation, a box (ROI) or pixels. Raises InputError.
+        """
+        from .processing import Run
+
+        nodes = scene.find(inputNode), scene.find(outputNode)
+        scene.Recording.of(nodes[0])  # its checks come before those of the options
+        options["region"] = regions.settle(nodes[0], options.get("region", "auto"), options.get("axis", "auto"))
+        run = Run(self.worker, *nodes, keepPartial=keepPartial, onlyRegion=onlyRegion, **options)
+        dependencies.ensure()  # only for input that can be used; the process starts later
+        return run
+
+    def live(
+        self, inputNode: vtkMRMLNode | str, output: vtkMRMLNode | None = None, once: bool = False, **options: Any
+    ) -> Live:
+        """Despeckle what a volume shows whenever it changes, into `<input> live`; return a `processing.Live`, whose
+        `step` has to be called regularly.
+
+        once: only what it shows now. output: of an earlier call. options: as those of `start`; edits of a segmentation
+        or a box as `region` take effect at once. Raises InputError.
+        """
+        dependencies.ensure()
+        from .live import Live
+
+        node, view = scene.find(inputNode), slicer.mrmlScene.GetNodeByID("vtkMRMLSliceNodeRed")
+        regionNode = regions.nodeOf(options.get("region", "auto"))
+        options["region"] = regions.settle(node, options.get("region", "auto"), options.get("axis", "auto"))
+        output = scene.find(output)
+        return Live(self.worker, node, sliceNode=view, once=once, output=output, regionNode=regionNode, **options)
+
+
+_shared: Session | None = None
+
+
+def shared() -> Session:
+    """Return the application's session, which both modules hold and which outlives their panels."""
+    global _shared
+    if _shared is None:
+        _shared = Session()
+    return _shared
+
+
+def reloadModules(name: str) -> None:
+    """Reload a module. Where no training runs, both modules are reloaded with the packages beside them, so that all
+    code is equally new; else only the module's own file, as a run keeps the code that it was started with."""
+    if shared().training:
+        logging.info("Training runs: the packages beside the modules are not reloaded.")
+        slicer.util.reloadScriptedModule(name)
+        return
+    shared().closeWorker()
+    for package in [each for each in sys.modules if each.split(".")[0] in PACKAGES]:
+        del sys.modules[package]
+    importlib.invalidate_caches()
+    for each in MODULES:
+        if each == name or hasattr(slicer.modules, each.lower()):
+            slicer.util.reloadScriptedModule(each)

@@ -1,0 +1,205 @@
+"""The slice views of the current layout: what they show, how they are turned, and what the user had in them before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import slicer
+import vtk
+from slicer import vtkMRMLNode, vtkMRMLScene, vtkMRMLSliceCompositeNode, vtkMRMLSliceNode, vtkMRMLVolumeNode
+
+from .scene import ijkToWorld, proxyOrNone, shapeOf
+
+FOREGROUND = "Speckle2Self.foreground"  # attribute of a composite node: the foreground that was put there from here
+
+
+@dataclass(frozen=True)
+class View:
+    """A slice view: how it is turned, and what it shows."""
+
+    node: vtkMRMLSliceNode
+    composite: vtkMRMLSliceCompositeNode
+
+    def put(self, background: str | None, foreground: str | None = None, share: float | None = None) -> None:
+        """Show volumes by their ids; share: opacity of the foreground. A view that is to be restored stays so."""
+        self.composite.SetBackgroundVolumeID(background)
+        self.composite.SetForegroundVolumeID(foreground)
+        self.composite.SetAttribute(FOREGROUND, foreground or "")
+        if share is not None:
+            self.composite.SetForegroundOpacity(share)
+        before = _users.get(self.node.GetID())
+        if before is not None:
+            before.put = background
+
+    @property
+    def hasOwnForeground(self) -> bool:
+        """Whether there is a foreground that was not put there from here."""
+        foreground = self.composite.GetForegroundVolumeID()
+        return foreground is not None and foreground != self.composite.GetAttribute(FOREGROUND)
+
+    def face(self, volume: vtkMRMLVolumeNode, axis: int | None = None) -> None:
+        """Turn to a volume's plane, go to its slice and fit it; of several slices, to that of the view's own place.
+
+        axis: of (K, J, I), across which to look; None: that of the only slice, else the closest.
+        """
+        place = self.place
+        shape = shapeOf(volume)
+        axis = shape.index(1) if axis is None and 1 in shape else axis
+        if axis is None:
+            self.node.RotateToVolumePlane(volume)
+        else:  # from the anatomical plane that is the closest, so that all views have the same side up
+            toWorld = ijkToWorld(volume)
+            normal = [abs(toWorld.GetElement(row, 2 - axis)) for row in range(3)]
+            preset = ("Sagittal", "Coronal", "Axial")[normal.index(max(normal))]
+            if self.node.HasSliceOrientationPreset(preset):
+                self.node.SetOrientation(preset)
+            self.node.RotateToAxes(toWorld, 2 - axis)
+        self.fit(volume, place)
+
+    def fit(self, volume: vtkMRMLVolumeNode, place: list[float] | None = None) -> None:
+        """Fit a volume into the view as it is turned; stay at the slice of `place` (RAS), or else of the view now."""
+        place = place or self.place
+        manager = slicer.app.layoutManager()
+        widget = manager.sliceWidget(self.node.GetLayoutName()) if manager is not None else None
+        if widget is not None:
+            widget.sliceLogic().FitSliceToVolume(volume, *self.node.GetDimensions()[:2])
+        matrix, toSlice, bounds = self.node.GetSliceToRAS(), vtk.vtkMatrix4x4(), [0.0] * 6
+        vtk.vtkMatrix4x4.Invert(matrix, toSlice)
+        volume.GetSliceBounds(bounds, toSlice, True)
+        depth = toSlice.MultiplyPoint([*place, 1])[2]
+        if bounds[4] <= depth <= bounds[5]:
+            for row, at in enumerate(matrix.MultiplyPoint([0, 0, depth, 1])[:3]):
+                matrix.SetElement(row, 3, at)
+            self.node.UpdateMatrices()
+
+    @property
+    def place(self) -> list[float]:
+        """The point (RAS) in the middle of the view."""
+        return [self.node.GetSliceToRAS().GetElement(row, 3) for row in range(3)]
+
+
+@dataclass
+class _Before:
+    """What a view was like before something was shown in it from here."""
+
+    put: str | None  # the background that is there instead; where it is another, the view is the user's again
+    background: str | None
+    foreground: str | None
+    ours: str  # the foreground that had been put there from here
+    share: float
+    linked: bool
+    turned: vtk.vtkMatrix4x4
+    fieldOfView: tuple[float, ...]
+
+
+_users: dict[str, _Before] = {}  # by the ids of slice nodes: what is to come back
+_observed: list[int] = []  # the scene's closing, once it is of interest
+_layouts: list[int] = []  # the user's layout and the one that took its place; empty: none did
+
+
+def nodesOf(kind: str) -> list[vtkMRMLNode]:
+    """Return the scene's nodes of a class."""
+    return [slicer.mrmlScene.GetNthNodeByClass(i, kind) for i in range(slicer.mrmlScene.GetNumberOfNodesByClass(kind))]
+
+
+def everyView() -> list[View]:
+    """Return all slice views of the scene, whether the layout has them or not."""
+    composites = {composite.GetLayoutName(): composite for composite in nodesOf("vtkMRMLSliceCompositeNode")}
+    nodes = {node.GetLayoutName(): node for node in nodesOf("vtkMRMLSliceNode")}
+    return [View(node, composites[name]) for name, node in nodes.items() if name in composites]
+
+
+def viewsOfLayout(names: Iterable[str] | None = None) -> list[View]:
+    """Return the slice views that the current layout has; of these names only, and in their order, if given."""
+    views = {view.node.GetLayoutName(): view for view in everyView() if view.node.IsMappedInLayout()}
+    return [views[name] for name in (views if names is None else names) if name in views]
+
+
+def inViews(node: vtkMRMLNode) -> bool:
+    """Return whether a slice view of the current layout shows a node."""
+    volume = proxyOrNone(node)
+    return volume is not None and any(
+        view.composite.GetBackgroundVolumeID() == volume.GetID() for view in viewsOfLayout()
+    )
+
+
+def showInViews(volume: vtkMRMLVolumeNode, names: Iterable[str] | None = None, axis: int | None = None) -> None:
+    """Show only this volume in slice views of the layout, turned to its plane, at its slice, and fitted.
+
+    names: of the views; None: all. axis: see `View.face`. What the user had there comes back with `restore`.
+    """
+    for view in viewsOfLayout(names):
+        _remember(view)
+        view.put(volume.GetID())
+        view.face(volume, axis)
+
+
+def setLayout(layout: int) -> None:
+    """Change the layout; `restore` brings the user's back. Without main window there is none to change."""
+    manager = slicer.app.layoutManager()
+    if manager is not None and manager.layout != layout:
+        _layouts[:] = [_layouts[0] if _layouts and _layouts[1] == manager.layout else manager.layout, layout]
+        manager.setLayout(layout)
+        import qt
+
+        qt.QTimer.singleShot(0, _fitAgain)  # views have their new sizes only once Qt has laid them out
+
+
+def _fitAgain() -> None:
+    """Fit what is shown from here into views whose size has changed."""
+    for view in viewsOfLayout():
+        known, background = _users.get(view.node.GetID()), view.composite.GetBackgroundVolumeID()
+        volume = slicer.mrmlScene.GetNodeByID(background) if background else None
+        if known is not None and known.put == background and volume is not None and volume.GetImageData() is not None:
+            view.fit(volume)
+
+
+def restore() -> None:
+    """Give the views back that were turned to something from here, and the layout; not what the user changed since."""
+    for view in everyView():
+        before = _users.pop(view.node.GetID(), None)
+        if before is None or view.composite.GetBackgroundVolumeID() != before.put:
+            continue
+        there = [i if i and slicer.mrmlScene.GetNodeByID(i) else None for i in (before.background, before.foreground)]
+        view.composite.SetBackgroundVolumeID(there[0])
+        view.composite.SetForegroundVolumeID(there[1])
+        view.composite.SetForegroundOpacity(before.share)
+        view.composite.SetLinkedControl(before.linked)
+        view.composite.SetAttribute(FOREGROUND, before.ours)
+        view.node.GetSliceToRAS().DeepCopy(before.turned)
+        view.node.SetFieldOfView(*before.fieldOfView)
+        view.node.UpdateMatrices()
+    _users.clear()
+    manager = slicer.app.layoutManager()
+    if _layouts and manager is not None and manager.layout == _layouts[1]:
+        manager.setLayout(_layouts[0])
+    _layouts.clear()
+
+
+def _remember(view: View) -> None:
+    """Keep what the user has in a view, unless that is what was put there from here."""
+    composite, known = view.composite, _users.get(view.node.GetID())
+    if known is not None and known.put == composite.GetBackgroundVolumeID():
+        return
+    if not _observed:
+        _observed.append(slicer.mrmlScene.AddObserver(slicer.mrmlScene.StartCloseEvent, _forget))
+    turned = vtk.vtkMatrix4x4()
+    turned.DeepCopy(view.node.GetSliceToRAS())
+    background = composite.GetBackgroundVolumeID()
+    _users[view.node.GetID()] = _Before(
+        put=background,
+        background=background,
+        foreground=composite.GetForegroundVolumeID(),
+        ours=composite.GetAttribute(FOREGROUND) or "",
+        share=composite.GetForegroundOpacity(),
+        linked=composite.GetLinkedControl(),
+        turned=turned,
+        fieldOfView=view.node.GetFieldOfView(),
+    )
+
+
+def _forget(mrmlScene: vtkMRMLScene, event: str) -> None:
+    """Nothing is to come back once the scene is closed: its ids are given to other nodes."""
+    _users.clear()
+    _layouts.clear()

@@ -1,0 +1,184 @@
+"""What both panels do in the same way: errors, message boxes, parameter nodes, reload."""
+
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+slicer = pytest.importorskip("slicer")
+pytest.importorskip("PySide6")
+
+FRAMES = np.random.default_rng(0).rayleigh(40, (3, 48, 56)).clip(0, 255).astype(np.uint8)
+
+
+def test_after_an_error_of_any_kind_the_panel_can_be_used_again(desk, panel, monkeypatch):
+    panel.ui.inputSelector.setCurrentNode(desk.volume())
+
+    def broken(*arguments, **options):
+        panel.setStatus("Installing Python packages...")
+        raise RuntimeError("It broke.")
+
+    monkeypatch.setattr(panel.logic, "start", broken)
+    panel.ui.applyButton.click()
+    assert [kind for kind, _ in desk.asked] == ["message"] and "Despeckling failed." in desk.asked[0][1]
+    assert panel.ui.statusLabel.text == "" and panel.ui.applyButton.visible and panel.ui.applyButton.enabled
+
+
+def test_one_failure_is_one_box_and_no_timer_steps_while_it_is_open(desk, panel, monkeypatch):
+    panel.ui.inputSelector.setCurrentNode(desk.volume())
+    boxes, steps = [], []
+
+    def box(*arguments, **options):
+        """A modal box: events happen while it is open."""
+        boxes.append(arguments[0])
+        before, end = len(steps), time.monotonic() + 0.3
+        while time.monotonic() < end:
+            slicer.app.processEvents()
+            time.sleep(0.005)
+        assert len(steps) == before
+
+    class Broken:
+        ended = False
+
+        def step(self):
+            steps.append(1)
+            self.ended, self.state, self.message = True, "failed", "Despeckling failed: RuntimeError: It broke."
+            self.total = self.done = 0
+            raise RuntimeError("It broke.")
+
+        def abandon(self):
+            pass
+
+    monkeypatch.setattr(slicer.util, "errorDisplay", box)
+    monkeypatch.setattr(panel.logic, "start", lambda *arguments, **options: Broken())
+    panel.ui.applyButton.click()
+    desk.wait(lambda: panel.run is None, 10)
+    assert len(boxes) == len(steps) == 1
+    assert "It broke." in panel.ui.statusLabel.text and panel.ui.applyButton.visible
+
+
+@pytest.mark.parametrize("name", ["Speckle2Self", "SpeckleTrain"])
+def test_a_panel_keeps_one_wrapper_and_one_connection_for_a_parameter_node(desk, panel, monkeypatch, name):
+    """In Slicer 5.10 each wrapper, and each connection, observes the node for as long as that lives."""
+    slicer.util.selectModule(name)
+    panel = getattr(slicer.modules, f"{name}Widget")
+    wrapper, connected = panel._parameterNode, []
+    monkeypatch.setattr(type(wrapper), "connectGui", lambda self, gui: connected.append(gui) or 0)
+    for _ in range(3):
+        slicer.util.selectModule("Sequences" if hasattr(slicer.modules, "SequencesWidget") else other(name))
+        slicer.util.selectModule(name)
+    assert panel._parameterNode is wrapper is panel.logic.getParameterNode() and not connected
+
+
+def other(name):
+    return "SpeckleTrain" if name == "Speckle2Self" else "Speckle2Self"
+
+
+def test_a_change_of_a_parameter_does_not_read_the_models_file(desk, panel, monkeypatch):
+    read = []
+    monkeypatch.setattr(panel.logic, "description", lambda model: read.append(model) or "")
+    panel.ui.strengthSlider.value = 0.5
+    panel.ui.showRegionCheckBox.checked = True
+    assert not read
+    panel.ui.modelSelector.currentText = "median"
+    assert read == ["median"]
+
+
+def test_a_box_on_a_recording_that_no_browser_shows_lies_on_its_first_frame(desk, panel):
+    sequence = desk.cine(FRAMES)
+    panel.ui.inputSelector.setCurrentNode(sequence)
+    browser = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSequenceBrowserNode")
+    slicer.mrmlScene.RemoveNode(browser.GetProxyNode(sequence))
+    slicer.mrmlScene.RemoveNode(browser)
+    panel.ui.tissueSelector.addNode("vtkMRMLMarkupsROINode")
+    assert panel._parameterNode.tissueNode.GetSize()[0] == pytest.approx(56 / 4)
+    empty = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Empty")
+    panel.ui.inputSelector.setCurrentNode(empty)
+    panel.ui.lumenSelector.addNode("vtkMRMLMarkupsROINode")
+    assert not desk.asked
+
+
+def test_closing_the_scene_clears_what_was_said_about_it(desk, panel):
+    panel.ui.inputSelector.setCurrentNode(desk.cine(FRAMES))
+    panel.ui.modelSelector.currentText = "median"
+    panel.ui.applyButton.click()
+    desk.wait(lambda: panel.run is None)
+    assert "'Cine despeckled'" in panel.ui.statusLabel.text
+    slicer.mrmlScene.Clear()
+    assert panel.ui.statusLabel.text == ""
+    panel.ui.inputSelector.setCurrentNode(desk.cine(np.kron(FRAMES, np.ones((1, 8, 8), np.uint8))))
+    panel.ui.modelSelector.currentText = "nlm"
+    panel.ui.applyButton.click()
+    desk.wait(lambda: panel.run.state == "despeckling")
+    slicer.mrmlScene.Clear()
+    desk.rest(0.2)
+    assert panel.ui.statusLabel.text == "" and panel.run is None
+
+
+def test_the_modules_name_the_modules_whose_nodes_they_need():
+    needed = {"Sequences", "Segmentations", "Markups"}
+    assert needed <= set(slicer.modules.speckle2self.dependencies)
+    assert needed | {"Plots"} <= set(slicer.modules.speckletrain.dependencies)
+
+
+def test_the_modules_do_not_ask_for_each_other(project):
+    for name in ("Speckle2Self", "SpeckleTrain"):
+        text = (project / name / f"{name}.py").read_text()
+        assert f"import {other(name)}" not in text and f"from {other(name)} " not in text
+        assert f'getModuleLogic("{other(name)}")' not in text and "getModuleWidget" not in text
+    for path in (project / "Speckle2Self" / "Speckle2SelfSlicer").glob("*.py"):
+        assert "getModuleLogic" not in path.read_text() and "getModuleWidget" not in path.read_text(), path.name
+
+
+RELOAD = """
+import os, sys, time
+import numpy as np
+import slicer
+from Speckle2SelfLib.config import Job
+from Speckle2SelfSlicer import session
+
+def alive(pid):
+    return os.path.exists(f"/proc/{pid}/stat") and open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] != "Z"
+
+slicer.util.selectModule("Speckle2Self")
+slicer.util.selectModule("SpeckleTrain")
+held = session.shared()
+train, despeckle = slicer.modules.SpeckleTrainWidget, slicer.modules.Speckle2SelfWidget
+held.worker.warm_up()
+frames = np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)
+run = held.trainer.add("long", [frames], Job("", preset="standard", steps=10**6, simulated=0, batch=2, width=4,
+                                             device="cpu"))
+pid = run._child.process.pid
+train.onReload()
+fresh = slicer.modules.SpeckleTrainWidget
+assert fresh is not train and fresh.logic.trainer is held.trainer and run in fresh.logic.trainer.jobs
+assert alive(pid) and fresh.ui.runSelector.currentText == "long" and fresh.job is run
+despeckle.onReload()
+fresh.session.worker.warm_up()
+assert slicer.modules.Speckle2SelfWidget.session is fresh.session is held, "one worker for both"
+assert run in slicer.modules.SpeckleTrainWidget.logic.trainer.jobs and alive(pid)
+run.cancel()
+assert not alive(pid)
+first = held.worker.pid
+slicer.modules.Speckle2SelfWidget.onReload()
+assert not alive(first)
+from Speckle2SelfSlicer import session as renewed
+assert renewed is not session, "the packages beside the modules are read again"
+one, two = slicer.modules.Speckle2SelfWidget, slicer.modules.SpeckleTrainWidget
+assert one.session is two.session is renewed.shared() and type(one).__mro__[3].__module__ in sys.modules
+volume = slicer.util.addVolumeFromArray(frames[:1], name="Liver")
+one.logic.process(volume, model="median", region="none")
+print("well")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_reload_loses_no_training_starts_no_second_worker_and_reads_the_packages_again(project, tmp_path):
+    (tmp_path / "reload.py").write_text(RELOAD)
+    command = [project / "Testing" / "headless-slicer", "--main-window", tmp_path / "reload.py"]
+    environment = {**os.environ, "SPECKLE2SELF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "well" in done.stdout, done.stderr[-3000:]
