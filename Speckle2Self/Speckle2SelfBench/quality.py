@@ -24,7 +24,7 @@ from Speckle2SelfLib.library import load_model
 from Speckle2SelfLib.loss import published_loss
 from Speckle2SelfLib.network import SpeckleReductionNetwork
 from Speckle2SelfLib.perturbation import PUBLISHED_SCALES, min_max
-from Speckle2SelfLib.recipes import Disjoint
+from Speckle2SelfLib.recipes import recipe_of
 from Speckle2SelfLib.region import fill_outside
 from Speckle2SelfLib.training import Training
 
@@ -71,23 +71,14 @@ def _trained_by(name: str, device, given=None) -> Callable:
     return train
 
 
-def _ours(device, recipe: str, start: Model | None = None, simulated: int = PRESETS["adapt"].simulated) -> Callable:
-    """`Training` on the set's frames, a cine for each case, for a time; from a model where one is given. Anatomies
-    with known truth are simulated beforehand, except as published."""
+def _ours(device, preset: TrainingConfig, start: Model | None = None) -> Callable:
+    """`Training` on the set's frames, a cine for each case, for a time; from a model where one is given."""
 
     def train(cases, seconds):
-        if recipe == "published":
-            model = ModelConfig("published", normalisation="frame")
-            config = TrainingConfig(recipe, batch=4, crop=min(512, *cases[0].region.shape), averaging=0.0)
-        else:
-            model = start.config if start else Disjoint.model
-            config = replace(
-                PRESETS["adapt" if start else "standard"],
-                batch=baselines.BATCH,
-                crop=baselines.CROP,
-                simulated=simulated,
-            )
-        frames = [case.filled if recipe == "published" else case.frames for case in cases]
+        config = replace(preset, crop=min(preset.crop, *cases[0].region.shape))
+        model = start.config if start else recipe_of(config).new_model()
+        # Where each frame has a grey mapping of its own, what is around it counts.
+        frames = [case.filled if model.normalisation == "frame" else case.frames for case in cases]
         cines = [prepare_cine(each, case.region, model) for each, case in zip(frames, cases, strict=True)]
         for cut in (0.1, 1.0):  # a short run tells how many steps the time allows: the rate of learning ends with it
             network = copy.deepcopy(start.network) if start else None
@@ -107,6 +98,8 @@ def _ours(device, recipe: str, start: Model | None = None, simulated: int = PRES
 def methods(device) -> list[Method]:
     """All that take part, in the table's order."""
     default = load_model("default")
+    adapt = replace(PRESETS["adapt"], batch=baselines.BATCH, crop=baselines.CROP)
+    new = replace(PRESETS["standard"], batch=adapt.batch, crop=adapt.crop, simulated=adapt.simulated)
 
     def plain(function):
         return lambda cases, seconds: lambda case: function(case.filled)
@@ -121,14 +114,14 @@ def methods(device) -> list[Method]:
     ):  # fmt: skip
         found.append(Method(title, _trained_by(name, device), True))
     found += [
-        Method("Speckle2Self as published", _ours(device, "published"), True),
-        Method("ours, frames alone", _ours(device, "disjoint", simulated=0), True),
-        Method("ours, from nothing", _ours(device, "disjoint"), True),
+        Method("Speckle2Self as published", _ours(device, replace(PRESETS["paper"], batch=4)), True),
+        Method("ours, frames alone", _ours(device, replace(new, simulated=0)), True),
+        Method("ours, from nothing", _ours(device, new), True),
         Method(
             OURS,
             lambda cases, seconds: lambda c: despeckle(c.frames, default, region=c.region, device=str(device)),
         ),
-        Method("ours, default adapted", _ours(device, "disjoint", default), True),
+        Method("ours, default adapted", _ours(device, adapt, default), True),
         Method("Noise2Noise", _trained_by("noise2noise", device, "second"), True, "a second look"),
         Method("Noise2True", _trained_by("noise2true", device, "truth"), True, "the truth"),
     ]
