@@ -1,12 +1,13 @@
-# make demo [INPUT=path], make test, make bench, make lint, make audit, make screenshots, make model. The first call
-# sets up .venv; later ones skip that.
+# make demo [INPUT=path], make test, make test-5.10, make bench, make lint, make audit, make screenshots, make model. The
+# first call sets up .venv; later ones skip that.
 PYTHON ?= python3
 # Some package indexes resolve a bare "torch" to gigabytes of CUDA libraries; any build from 2.2 on will do.
 TORCH ?= torch==2.13.0
 INPUT ?=
 READY := .venv/.ready
+OLDEST := build/slicer-5.10
 
-.PHONY: demo test bench bench-panel lint audit screenshots model clean
+.PHONY: demo test test-5.10 bench bench-panel lint audit screenshots model clean
 
 demo: $(READY)
 	Testing/headless-slicer Testing/demo.py $(if $(INPUT),"$(INPUT)")
@@ -14,6 +15,11 @@ demo: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto Testing/Python/core Testing/Python/scene
 	.venv/bin/python -m pytest -n 2 --dist loadfile Testing/Python/panel Testing/Python/reliability
+
+# With what Slicer 5.10 bundles; its pydicom comes without the examples of later ones.
+test-5.10: $(OLDEST)/.ready
+	OMP_NUM_THREADS=1 PYDICOM_EXAMPLES="$(CURDIR)/$(OLDEST)/later/pydicom/data/test_files" \
+	  $(OLDEST)/bin/python -m pytest -n auto Testing/Python/core Testing/Python/scene
 
 bench: $(READY)
 	.venv/bin/speckle2self benchmark speed build/bench --history Documentation/speed_history.csv
@@ -53,6 +59,13 @@ $(READY): pyproject.toml
 	@$(PYTHON) -m venv .venv || { echo "Python's venv is missing; on Debian: apt-get install python3-venv"; exit 1; }
 	.venv/bin/python -m pip install --quiet "$(TORCH)"
 	.venv/bin/python -m pip install --quiet --editable ".[test]"
+	@touch $@
+
+$(OLDEST)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet "$(TORCH)"
+	$(OLDEST)/bin/python -m pip install --quiet --editable ".[test]" numpy==2.0.2 scipy==1.13.1 pydicom==2.4.4
+	$(OLDEST)/bin/python -m pip install --quiet --no-deps --target $(OLDEST)/later pydicom==3.0.2
 	@touch $@
 
 clean:

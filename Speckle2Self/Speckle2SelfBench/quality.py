@@ -76,9 +76,9 @@ def _ours(device, preset: TrainingConfig, start: Model | None = None) -> Callabl
 
     def train(cases, seconds):
         config = replace(preset, crop=min(preset.crop, *cases[0].region.shape))
-        model = start.config if start else recipe_of(config).new_model()
-        # Where each frame has a grey mapping of its own, what is around it counts.
-        frames = [case.filled if model.normalisation == "frame" else case.frames for case in cases]
+        recipe = recipe_of(config)
+        model = start.config if start else recipe.new_model()
+        frames = [case.frames if recipe.detects_region else case.filled for case in cases]
         cines = [prepare_cine(each, case.region, model) for each, case in zip(frames, cases, strict=True)]
         for cut in (0.1, 1.0):  # a short run tells how many steps the time allows: the rate of learning ends with it
             network = copy.deepcopy(start.network) if start else None

@@ -11,12 +11,12 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 from . import __version__
-from .config import DespeckleOptions, Job, from_dict
+from .config import DespeckleOptions, Job, ReadOptions, from_dict
 from .system import Cancelled, InputError, keep_memory, named, out_of_memory, replace_file, torchrun_place
 
 _interrupted = threading.Event()  # by Ctrl-C: some libraries swallow KeyboardInterrupt while they are imported
@@ -33,6 +33,7 @@ def despeckle(arguments: argparse.Namespace) -> None:
     if not inputs:
         raise InputError("Name an input and an output: speckle2self despeckle INPUT OUTPUT.")
     options, output = DespeckleOptions(**_given(DespeckleOptions, arguments)), Path(output)
+    reading = ReadOptions(**_given(ReadOptions, arguments))
     found = _found(inputs, output)
     unnamed = not output.suffix and found[0].suffix and files.is_readable(found[0])  # DICOM files may have no suffix
     many = len(found) > 1 or unnamed or output.is_dir() or any(Path(entry).is_dir() for entry in inputs)
@@ -45,7 +46,7 @@ def despeckle(arguments: argparse.Namespace) -> None:
     choose_device(options.device)  # report a wrong one before anything is read
     if not many:
         if not (arguments.skip_existing and output.exists()):
-            _despeckle_file(found[0], output, model, options)
+            _despeckle_file(found[0], output, output.parent, model, options, reading)
         return
     made = not output.exists()
     failed, written = [], 0
@@ -56,7 +57,7 @@ def despeckle(arguments: argparse.Namespace) -> None:
         for path, target in left:
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _despeckle_file(path, target, model, options)
+                _despeckle_file(path, target, output, model, options, reading)
                 written += 1
             except InputError as error:
                 if len(found) == 1:
@@ -78,7 +79,10 @@ def _found(inputs, output: Path) -> list[Path]:
 
     found, results = [], output.resolve()
     for entry in inputs:
-        inside = files.find([entry])
+        passed_over: list[Path] = []
+        inside = files.find([entry], passed_over)
+        if names := [str(path) for path in passed_over if results not in path.resolve().parents]:
+            print(f"{entry}: passed over, as no images: {', '.join(names)}.", file=sys.stderr)
         if Path(entry).is_dir():
             inside = [path for path in inside if results not in path.resolve().parents]
             if not inside:
@@ -109,16 +113,21 @@ def remove_empty_folders(folder: Path) -> None:
     folder.rmdir()
 
 
-def _despeckle_file(path: Path, target: Path, model, options: DespeckleOptions) -> None:
+def _despeckle_file(
+    path: Path, target: Path, folder: Path, model, options: DespeckleOptions, reading: ReadOptions
+) -> None:
+    """Despeckle one file. folder: that of all outputs, which with the options tells one run from another."""
     from . import files, volumes
     from .despeckling import despeckle as despeckle_frames
 
-    recording = files.read(path)
-    frames = recording.frames
-    files.check_output(target, recording)
+    with _warnings_named(path):
+        recording = files.read(path, dynamic_range=reading.dynamic_range)
+        files.check_output(target, recording)
+    recording.run = f"{folder.resolve()} {asdict(options)}"
+    frames = recording.frames.reshape(recording.volumes, -1, *recording.frames.shape[1:])  # (T, K, J, I[, C])
     axis = "k" if options.axis == "auto" and recording.sequence else options.axis
-    axes = volumes.slicing_axes(frames.shape, recording.spacing, axis)
-    imaged = _region(recording, options.region, axes)
+    axes = volumes.slicing_axes(frames.shape[1:], recording.spacing, axis)
+    imaged = _region(recording, frames.shape[1:4], options.region, axes)
     given = {"strength": options.strength, "gamma": options.gamma, "device": options.device}
 
     def run(stack, progress):
@@ -127,17 +136,17 @@ def _despeckle_file(path: Path, target: Path, model, options: DespeckleOptions) 
             stack, model, region=imaged, output=into, progress=progress, cancelled=_interrupted.is_set, **given
         )
 
-    with files.like(frames, target.parent) as output:
+    with files.like(recording.frames, target.parent) as output:
         with _bar(path.name, "frame") as progress, _warnings_named(path):
-            result = volumes.process(frames[None], axes, run, progress)[0]
-        files.write(target, result, recording)
+            result = volumes.process(frames, axes, run, progress)
+        files.write(target, result.reshape(recording.frames.shape), recording)
     if options.axis == "auto" and axes != [0]:
         name = volumes.AXES[axes[0]]
         print(f"{path} was cut along its coarsest axis, {name}; --axis k takes frames as stored.", file=sys.stderr)
 
 
-def _region(recording, wanted: str, axes: list[int]):
-    """The region for `despeckle`: a mask (H, W) bool, "auto" or None."""
+def _region(recording, shape: tuple[int, ...], wanted: str, axes: list[int]):
+    """The region for `despeckle`: a mask (H, W) bool, "auto" or None. shape: of a volume (K, J, I)."""
     import numpy as np
 
     from . import files
@@ -146,7 +155,7 @@ def _region(recording, wanted: str, axes: list[int]):
     if wanted not in ("auto", "none"):
         if len(axes) > 1:
             raise InputError("A mask fits the frames of one axis: give --axis k, j or i.")
-        return files.read_mask(wanted, tuple(np.delete(recording.frames.shape[:3], axes[0])))
+        return files.read_mask(wanted, tuple(np.delete(shape, axes[0])))
     if wanted == "auto" and recording.region is not None and axes == [0]:
         return detect(recording.frames, recording.region)
     return "auto" if wanted == "auto" else None
@@ -425,6 +434,7 @@ def _add_despeckle(command: argparse.ArgumentParser) -> None:
     help = "files or folders; several, or an output without suffix, mean an output folder"
     command.add_argument("paths", nargs="+", metavar="INPUT... OUTPUT", help=help)
     add_options(command, DespeckleOptions)
+    add_options(command, ReadOptions)
     command.add_argument("--skip-existing", action="store_true", help="skip files whose output exists")
 
 

@@ -14,7 +14,7 @@ from Speckle2SelfLib.system import InputError
 # What to install, and what of it is imported under another name. PyTorch is not among them: the PyTorch extension
 # chooses its build.
 REQUIREMENTS = Path(__file__).resolve().parent / "requirements.txt"
-IMPORTED_AS = {"scikit-image": "skimage"}
+IMPORTED_AS = {"scikit-image": "skimage", "pillow": "PIL"}
 REQUESTER = "Speckle2Self"
 _one = threading.Lock()  # installation at a time
 

@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from Speckle2SelfLib import checkpoint, files
 from Speckle2SelfLib.__main__ import main
 from Speckle2SelfLib.config import ModelConfig
+from Speckle2SelfLib.formats import base
 from Speckle2SelfLib.network import build
 
 FRAMES = np.random.default_rng(0).integers(20, 200, (3, 40, 48)).astype(np.uint8)
@@ -326,11 +327,11 @@ def test_a_mask_fits_the_frames_as_they_are_cut(folder, capsys):
 
 
 def test_an_interruption_that_a_library_swallows_still_stops_the_run(folder, monkeypatch):
-    def swallowing(path):
+    def swallowing(path, **options):
         try:
             signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt:
-            return read(path)
+            return read(path, **options)
 
     read = files.read
     monkeypatch.setattr(files, "read", swallowing)
@@ -360,7 +361,7 @@ def test_a_large_recording_stays_on_the_disk_and_gives_the_same(folder, monkeypa
         header = "NDims = 3\nDimSize = 48 40 3\nElementType = MET_UCHAR\nSeq_Frame0000_A = b\nElementDataFile = LOCAL\n"
         (folder / "long.igs.mha").write_bytes(header.encode() + FRAMES.tobytes())
     for name in ("memory", "disk"):
-        monkeypatch.setattr(files, "LARGE", 1 if name == "disk" else 10**9)
+        monkeypatch.setattr(base, "LARGE", 1 if name == "disk" else 10**9)
         assert isinstance(files.read(f"long.{suffix}").frames.base, np.memmap) == (name == "disk")
         assert main(["despeckle", f"long.{suffix}", f"{name}.{suffix}", "--model", "median"]) == 0
     written = (folder / f"disk.{suffix}").read_bytes()

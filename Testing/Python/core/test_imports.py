@@ -12,6 +12,10 @@ RANKS = [
     {"config", "grey"},
     {"protocol", "volumes", "look", "augmentation", "perturbation", "network", "loss", "beams", "devices"},
     {"region", "grain", "resampling"},
+    {"formats.base"},
+    {"formats.arrays", "formats.dicom_pixels", "formats.itk", "formats.tiff", "formats.signals"},
+    {"formats.dicom", "formats.metaimage", "formats.nrrd", "formats.nifti", "formats.pictures"},
+    {"formats"},
     {"checkpoint", "simulation", "metrics", "filters", "files"},
     {"library", "calibration", "inference"},
     {"despeckling", "dataset"},
@@ -25,33 +29,39 @@ BENCH = [{"baselines", "phantom", "report"}, {"cases", "speed"}, {"natural"}, {"
 
 
 def scripts(project, package):
-    return sorted((project / "Speckle2Self" / package).glob("*.py"))
+    """Module's name -> file; a package inside is a module by its `__init__.py`, and the name of each of its own."""
+    folder = project / "Speckle2Self" / package
+    inside = {path: ".".join(path.relative_to(folder).with_suffix("").parts) for path in folder.rglob("*.py")}
+    return {name.removesuffix(".__init__"): path for path, name in sorted(inside.items())}
 
 
-def imports(path):
+def imports(folder, path, known):
     """Names of the modules of its own package that a file imports, at any level of nesting."""
-    found = set()
+    found, inside = set(), path.parent.relative_to(folder).parts
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
-            found |= {node.module} if node.module else {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.level:
+            place = [*inside[: len(inside) - node.level + 1], *(node.module.split(".") if node.module else [])]
+            for alias in node.names:
+                names = [".".join([*place, alias.name]), ".".join(place)]
+                named = [name for name in names if name in {*known, ""}]
+                assert named, f"{path} imports {names[0]}"
+                found |= {*named[:1]} - {""}
         elif isinstance(node, ast.ImportFrom) and path.stem != "__main__" and "Lib" in str(path.parent):
             assert not (node.module or "").startswith("Speckle2Self"), f"{path.name} imports {node.module}"
-    return found - {"__version__"}
+    return found
 
 
 @pytest.mark.parametrize(("package", "ranks"), [("Speckle2SelfLib", RANKS), ("Speckle2SelfBench", BENCH)])
 def test_imports_point_one_way(project, package, ranks):
     rank = {name: number for number, names in enumerate(ranks) for name in names}
-    assert {path.stem for path in scripts(project, package)} == {*rank, "__init__"}
-    for path in scripts(project, package):
-        for name in imports(path):
-            assert rank[name] < rank[path.stem], f"{path.stem} imports {name}"
+    assert set(scripts(project, package)) == {*rank, "__init__"}
+    for own, path in scripts(project, package).items():
+        for name in imports(project / "Speckle2Self" / package, path, set(rank)):
+            assert rank[name] < rank[own], f"{own} imports {name}"
 
 
 def test_the_core_needs_no_slicer_no_qt_and_no_vtk(project):
-    names = [
-        f"Speckle2SelfLib.{path.stem}" for path in scripts(project, "Speckle2SelfLib") if not path.stem.startswith("__")
-    ]
+    names = [f"Speckle2SelfLib.{name}" for name in scripts(project, "Speckle2SelfLib") if not name.startswith("__")]
     code = f"""
 import sys, importlib
 for name in ("slicer", "qt", "ctk", "vtk", "vtkmodules", "PySide6", "Speckle2SelfSlicer"):

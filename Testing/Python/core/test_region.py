@@ -101,7 +101,7 @@ CINE_TEXT = [(0, 30, 0, 40), (10, 34, 300, 320), (60, 100, 300, 320), (115, 145,
 
 
 def test_the_cardiac_cine_keeps_its_text_out_and_its_tissue_grey():
-    frames = pydicom.examples.ybr_color.pixel_array
+    frames = files.read(pydicom.examples.get_path("ybr_color")).frames
     region = detect(frames)
     for top, bottom, left, right in CINE_TEXT:
         assert not region[top:bottom, left:right].any()

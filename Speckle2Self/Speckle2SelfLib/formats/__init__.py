@@ -1,0 +1,38 @@
+"""The formats of files. A new one is a file with a class of its own and its line in `FORMATS`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .arrays import Arrays
+from .base import HEAD, Format, has_suffix
+from .dicom import Dicom
+from .itk import Images
+from .metaimage import MetaImage
+from .nifti import Nifti
+from .nrrd import Nrrd
+from .pictures import Pictures
+from .tiff import Tiff
+
+FORMATS: tuple[Format, ...] = (
+    Dicom(),  # first, as its files may begin as those of others do
+    MetaImage(),
+    Nrrd(),
+    Arrays(),
+    Tiff(),
+    Nifti(),
+    Pictures(),
+    Images(),
+)
+
+
+def by_name(path: Path) -> Format | None:
+    """The format whose suffix a file's name has."""
+    return next((one for one in FORMATS if has_suffix(path, one.suffixes)), None)
+
+
+def by_content(path: Path) -> Format | None:
+    """The format that a file's content is of; raises OSError where it cannot be read."""
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    return next((one for one in FORMATS if one.recognizes(head, path)), None)

@@ -1,0 +1,227 @@
+"""DICOM, read by pydicom, and written as a derived series."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.sequence import Sequence
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
+
+from ..system import InputError
+from .base import DEFLATE_LIMIT, Format, Recording, frame_times, lengths, quiet, steady_times
+from .dicom_pixels import decoded, encoded, set_pixels
+
+OURS = "2.25.95834162705421935262184372517093826165"  # a UUID: the class of what writes the files
+STALE = (  # of the input's pixels, or of how they were compressed
+    "SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries", "LargestPixelValueInSeries",
+    "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelDataProviderURL", "IconImageSequence",
+)  # fmt: skip
+SENDERS = (
+    "SourceApplicationEntityTitle", "SendingApplicationEntityTitle", "ReceivingApplicationEntityTitle",
+    "PrivateInformationCreatorUID", "PrivateInformation",
+)  # fmt: skip
+
+
+class Dicom(Format):
+    name = "DICOM"
+    suffixes = (".dcm", ".dicom", ".ima")
+    unnamed = True
+
+    def recognizes(self, head: bytes, path: Path) -> bool:
+        if head[128:132] == b"DICM":
+            return True
+        if head[:2] not in (b"\x02\0", b"\x08\0") or head[3:4] != b"\0":  # no preamble: the first group is one of these
+            return False
+        header = _header(path)
+        return header is not None and "SOPClassUID" in header
+
+    def holds_image(self, path: Path) -> bool:
+        """Not a DICOMDIR, a report or a document, which lie beside the images."""
+        header = _header(path)
+        return header is None or ("Rows" in header and "Columns" in header)
+
+    def read(self, path: Path, key: str) -> Recording:
+        dataset = _dataset(path)
+        if "PixelData" not in dataset:
+            what = "a DICOMDIR; name its folder instead" if "DirectoryRecordSequence" in dataset else "without an image"
+            raise InputError(f"{path} is a DICOM file {what}." if what == "without an image" else f"{path} is {what}.")
+        try:
+            claimed = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("NumberOfFrames", 1) or 1)
+            if claimed < 1 or claimed > len(dataset.PixelData) * DEFLATE_LIMIT:
+                raise InputError(f"{path} is damaged: it promises {claimed} pixels in {len(dataset.PixelData)} bytes.")
+            if dataset.get("NumberOfFrames", 1) in (0, None):
+                dataset.NumberOfFrames = 1
+            photometric = dataset.PhotometricInterpretation
+            array = decoded(dataset)
+        except InputError:
+            raise
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(" .:")
+            raise InputError(f"{path} cannot be decoded: {reason}.") from error
+        colour = photometric not in ("MONOCHROME1", "MONOCHROME2")
+        single = array.ndim == (3 if colour else 2)
+        frames = array[None] if single else array
+        if photometric == "MONOCHROME1":  # stored inverted: echoes shall be bright
+            frames = frames.max() + frames.min() - frames
+        region = _region(dataset, frames.shape[1:3])
+        return Recording(
+            frames,
+            path,
+            self.name,
+            region=region,
+            single=single,
+            sequence=True,
+            times=_times(dataset, len(frames)),
+            spacing=_spacing(dataset, region),
+            source={"dataset": dataset, "turn": (int(frames.max()), int(frames.min()))},
+        )
+
+    def check(self, path: Path, recording: Recording) -> None:
+        if recording.format != self.name:
+            raise InputError(
+                f"{path.name} cannot be written: only DICOM becomes DICOM; keep the input's format, or choose .npy."
+            )
+        if recording.source["dataset"].file_meta.TransferSyntaxUID == ExplicitVRBigEndian:
+            raise InputError(f"{recording.path.name} is big endian, which DICOM has given up; choose .mha or .npy.")
+
+    def write(self, path: Path, frames: np.ndarray, recording: Recording) -> None:
+        """A derived series: the same data set with new identifiers and the frames without loss."""
+        try:
+            with quiet("pydicom"):
+                path.write_bytes(_derived(frames, recording))
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # pydicom keeps damaged values as they are until they are written
+            name = recording.path.name
+            raise InputError(f"{name} has damaged fields and cannot be DICOM again; choose .npy or .mha.") from error
+
+
+def _header(path: Path):
+    """A few fields of a file, with or without a preamble; None where it cannot be read."""
+    try:
+        with quiet("pydicom"):
+            return pydicom.dcmread(
+                path, stop_before_pixels=True, force=True, specific_tags=["SOPClassUID", "Rows", "Columns"]
+            )
+    except Exception:  # pydicom raises many kinds on damaged files
+        return None
+
+
+def _dataset(path: Path):
+    """The data set of a file, with or without a preamble; InputError where it is none."""
+    try:
+        with quiet("pydicom"):
+            dataset = pydicom.dcmread(path, force=True)
+            if not len(dataset):
+                raise ValueError("it has no fields")
+        if "TransferSyntaxUID" not in dataset.file_meta:
+            explicit = not dataset.is_implicit_VR
+            dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if explicit else ImplicitVRLittleEndian
+    except Exception as error:  # as above
+        raise InputError(f"{path} is not a DICOM file, or it is damaged.") from error
+    if "SOPClassUID" not in dataset and "Rows" not in dataset and "DirectoryRecordSequence" not in dataset:
+        raise InputError(f"{path} is not a DICOM file, or it is damaged.")
+    return dataset
+
+
+def _region(dataset, shape) -> np.ndarray | None:
+    """The two-dimensional regions of SequenceOfUltrasoundRegions; None without any, or where one leaves the image. The
+    last row and column may be given as those after them, as some scanners do."""
+    region = np.zeros(shape, bool)
+    try:
+        for item in dataset.get("SequenceOfUltrasoundRegions") or []:
+            if item.get("RegionSpatialFormat") != 1:
+                continue
+            top, bottom = item.get("RegionLocationMinY0", -1), item.get("RegionLocationMaxY1", -1)
+            left, right = item.get("RegionLocationMinX0", -1), item.get("RegionLocationMaxX1", -1)
+            if not (0 <= top <= bottom <= shape[0] and 0 <= left <= right <= shape[1]):
+                return None  # an image that was scaled after its regions had been written down
+            region[top : bottom + 1, left : right + 1] = True
+    except Exception:  # pydicom reads a value when it is asked for, and raises many kinds on damaged ones
+        return None
+    return region if region.any() else None
+
+
+def _spacing(dataset, region) -> tuple[float, float, float]:
+    """(1, axial, lateral) of PixelSpacing, else of the only region; 1 where neither says, or can be believed."""
+    try:
+        spacing = dataset.get("PixelSpacing")
+        if not spacing and region is not None:
+            (item,) = (i for i in dataset.SequenceOfUltrasoundRegions if i.get("RegionSpatialFormat") == 1)
+            if item.PhysicalUnitsXDirection == item.PhysicalUnitsYDirection == 3:  # cm
+                spacing = (10 * item.PhysicalDeltaY, 10 * item.PhysicalDeltaX)
+        axial, lateral = spacing or (1, 1)
+        return (1.0, *lengths((axial, lateral)))
+    except Exception:  # as above
+        return (1.0, 1.0, 1.0)
+
+
+def _times(dataset, count: int) -> np.ndarray | None:
+    """The times of frames (s) by the durations between them, or their rate."""
+    try:
+        if vector := dataset.get("FrameTimeVector"):
+            steps = [float(step) / 1000 for step in vector]
+            return frame_times(np.cumsum(steps), count)
+        if dataset.get("FrameTime"):
+            return steady_times(float(dataset.FrameTime) / 1000, count)
+        rate = dataset.get("CineRate") or dataset.get("RecommendedDisplayFrameRate")
+        return steady_times(1 / float(rate), count) if rate else None
+    except Exception:  # as above
+        return None
+
+
+def _derived(frames: np.ndarray, recording: Recording) -> bytes:
+    dataset = copy.deepcopy(recording.source["dataset"])
+    photometric, bits = dataset.PhotometricInterpretation, dataset.BitsStored
+    packed = dataset.file_meta.TransferSyntaxUID.is_encapsulated
+    if photometric == "MONOCHROME1":
+        high, low = recording.source["turn"]
+        frames = (high + low - frames.astype(np.int64)).astype(frames.dtype)
+    if frames.ndim == 4:
+        photometric, bits, frames = "RGB", 8 * frames.dtype.itemsize, frames[..., :3]
+        for keyword in ("Red", "Green", "Blue"):
+            for part in ("Descriptor", "Data"):
+                dataset.pop(f"{keyword}PaletteColorLookupTable{part}", None)
+    for keyword in STALE:
+        dataset.pop(keyword, None)
+    several = len(frames) > 1 or "NumberOfFrames" in dataset
+    set_pixels(dataset, frames if several else frames[0], photometric, bits, packed)
+    _identify(dataset, recording)
+    return encoded(dataset, dataset.file_meta.TransferSyntaxUID)
+
+
+def _identify(dataset, recording: Recording) -> None:
+    """New identifiers, and what the image was derived from and how. Slices of one series stay one series."""
+    original = recording.source["dataset"]
+    sources = [original.get("SeriesInstanceUID", ""), recording.run]
+    dataset.SeriesInstanceUID = generate_uid(entropy_srcs=sources) if recording.run and sources[0] else generate_uid()
+    dataset.SOPInstanceUID = generate_uid()
+    kind = list(dataset.get("ImageType") or ["ORIGINAL", "PRIMARY"])
+    dataset.ImageType = ["DERIVED", "SECONDARY", *kind[2:]]
+    dataset.DerivationDescription = "Speckle reduced by Speckle2Self; not for diagnosis"
+    dataset.DerivationCodeSequence = Sequence([_code("113087", "Smoothing")])
+    dataset.SeriesDescription = (str(dataset.get("SeriesDescription", "")) + " despeckled").strip()[:64]
+    if "SOPClassUID" in original and "SOPInstanceUID" in original:
+        source = pydicom.Dataset()
+        source.ReferencedSOPClassUID = original.SOPClassUID
+        source.ReferencedSOPInstanceUID = original.SOPInstanceUID
+        purpose = _code("121322", "Source image for image processing operation")
+        source.PurposeOfReferenceCodeSequence = Sequence([purpose])
+        dataset.SourceImageSequence = Sequence([source])
+    meta = dataset.file_meta
+    for keyword in SENDERS:
+        meta.pop(keyword, None)
+    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    if "SOPClassUID" in dataset:
+        meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    meta.ImplementationClassUID, meta.ImplementationVersionName = OURS, "SPECKLE2SELF"
+
+
+def _code(value: str, meaning: str):
+    """An item of a code sequence, of DICOM's own codes."""
+    item = pydicom.Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "DCM", meaning
+    return item

@@ -1,0 +1,142 @@
+"""The pixels of DICOM data sets: decoded by pydicom and its plugins, else by the GDCM inside SimpleITK; encoded."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from PIL import Image
+from pydicom.encaps import encapsulate
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
+
+from .base import quiet
+
+# What GDCM needs of a data set to decode its pixels.
+PIXEL_MODULE = (
+    "SOPClassUID", "SOPInstanceUID", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PlanarConfiguration",
+    "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData",
+)  # fmt: skip
+
+
+def decoded(dataset) -> np.ndarray:
+    """The pixels of a data set, colours as RGB; raises many kinds of errors on damaged ones."""
+    photometric = dataset.PhotometricInterpretation
+    with quiet("pydicom"):
+        try:
+            array = _by_pydicom(dataset)
+        except Exception as error:
+            if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+                raise
+            try:
+                array = _by_gdcm(dataset)
+            except Exception:
+                raise error from None
+    if photometric == "PALETTE COLOR":
+        array = _colours(array, dataset)
+    return array
+
+
+def _by_pydicom(dataset) -> np.ndarray:
+    try:
+        from pydicom.pixels import pixel_array
+    except ImportError:  # pydicom 2.4, as in Slicer 5.10
+        from pydicom.pixel_data_handlers.util import convert_color_space
+
+        array = dataset.pixel_array
+        if dataset.PhotometricInterpretation.startswith("YBR_FULL"):
+            array = convert_color_space(array, dataset.PhotometricInterpretation, "RGB", per_frame=True)
+        return array
+    return pixel_array(dataset)
+
+
+def _by_gdcm(dataset) -> np.ndarray:
+    """As `_by_pydicom`, of JPEG Lossless, JPEG-LS, JPEG of 12 bits and whatever else GDCM decodes."""
+    import SimpleITK as sitk
+
+    plain = pydicom.Dataset()
+    for keyword in PIXEL_MODULE:
+        if keyword in dataset:
+            plain[keyword] = dataset[keyword]
+    if dataset.SamplesPerPixel == 1:  # stored values, neither turned nor coloured
+        plain.PhotometricInterpretation = "MONOCHROME2"
+    plain.file_meta = pydicom.dataset.FileMetaDataset()
+    plain.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
+    plain.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    plain.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    with tempfile.TemporaryDirectory(prefix="speckle2self-") as folder:
+        path = Path(folder) / "image.dcm"
+        path.write_bytes(encoded(plain, dataset.file_meta.TransferSyntaxUID))
+        array = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="GDCMImageIO"))
+    count = int(dataset.get("NumberOfFrames", 1) or 1)
+    shape = [*([count] if count > 1 else []), dataset.Rows, dataset.Columns, *([3] if array.ndim == 4 else [])]
+    return array.reshape(shape)
+
+
+def _colours(array: np.ndarray, dataset) -> np.ndarray:
+    """RGB of 8 bits for the entries of a palette."""
+    try:
+        from pydicom.pixels import apply_color_lut
+    except ImportError:  # as above
+        from pydicom.pixel_data_handlers.util import apply_color_lut
+
+    array = apply_color_lut(array, dataset)
+    wide = array.max(initial=0) > 255  # entries of 16 bits; some write those of 8 as such
+    return (array >> 8 if wide else array).astype(np.uint8)
+
+
+def set_pixels(dataset, array: np.ndarray, photometric: str, bits: int, compressed: bool) -> None:
+    """Puts (N, H, W), (H, W) or colours into a data set, of `bits` stored of each value; compressed: without loss, as
+    JPEG 2000, where Pillow writes such values, else not at all."""
+    array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    if hasattr(dataset, "set_pixel_data") and array.dtype.itemsize <= 2:
+        dataset.set_pixel_data(array, photometric, bits)
+    else:
+        _set_pixels(dataset, array, photometric, bits)
+    whole = bits == 8 * array.dtype.itemsize and min(array.shape[-3 if photometric == "RGB" else -2 :][:2]) >= 32
+    if not compressed or not whole or array.dtype not in (np.uint8, np.uint16):
+        return
+    if photometric == "RGB" and array.dtype != np.uint8:
+        return
+    frames = array.reshape(-1, *array.shape[-3 if photometric == "RGB" else -2 :])
+    dataset.PixelData = encapsulate([_jpeg_2000(frame) for frame in frames])
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    dataset.PhotometricInterpretation = "YBR_RCT" if photometric == "RGB" else photometric
+    dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+
+
+def _jpeg_2000(frame: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(frame).save(stream, "JPEG2000", irreversible=False, no_jp2=True, mct=frame.ndim == 3)
+    return stream.getvalue()
+
+
+def _set_pixels(dataset, array: np.ndarray, photometric: str, bits: int) -> None:
+    """As pydicom 3's `set_pixel_data`, for pydicom 2.4, as in Slicer 5.10, and for values of 32 bits."""
+    colour = photometric == "RGB"
+    dataset.PhotometricInterpretation, dataset.SamplesPerPixel = photometric, 3 if colour else 1
+    if colour:
+        dataset.PlanarConfiguration, dataset.PixelRepresentation = 0, 0
+        dataset.BitsAllocated = dataset.BitsStored = bits
+        dataset.HighBit = bits - 1
+    if array.ndim == (4 if colour else 3):
+        dataset.NumberOfFrames = len(array)
+    data = array.tobytes()
+    dataset.PixelData = data + b"\0" * (len(data) % 2)
+    dataset["PixelData"].VR = "OB" if array.dtype.itemsize == 1 else "OW"
+    dataset["PixelData"].is_undefined_length = False
+
+
+def encoded(dataset, syntax) -> bytes:
+    """The file of a data set, with the preamble that files of some scanners lack."""
+    buffer, explicit = io.BytesIO(), not syntax.is_implicit_VR
+    if hasattr(dataset, "set_pixel_data"):
+        dataset.save_as(buffer, implicit_vr=not explicit, little_endian=True, enforce_file_format=True)
+    else:
+        dataset.is_implicit_VR, dataset.is_little_endian = not explicit, True
+        dataset.save_as(buffer, write_like_original=False)
+    return buffer.getvalue()

@@ -1,0 +1,161 @@
+"""Whatever else SimpleITK reads: BMP, Analyze, GIPL, VTK; and volumes in the formats that ITK writes."""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..system import InputError
+from .base import DEFLATE_LIMIT, Format, Recording, check_dimensions, has_suffix, lengths
+
+FRAME_FORMATS = (".png", ".bmp", ".jpg", ".jpeg")  # of one frame
+
+
+class Images(Format):
+    """Those that no other format takes."""
+
+    name = "image"
+    suffixes = (".bmp", ".hdr", ".img", ".img.gz", ".gipl", ".gipl.gz", ".vtk")
+    geometric = True
+
+    def recognizes(self, head: bytes, path: Path) -> bool:
+        return head.startswith((b"BM", b"# vtk DataFile")) and has_suffix(path, self.suffixes)
+
+    def read(self, path: Path, key: str) -> Recording:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        try:
+            reader.ReadImageInformation()
+            check_dimensions(reader.GetDimension(), path)
+            claimed = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
+            parts = _pair(path)
+            size = sum(part.stat().st_size for part in parts)
+            if claimed > 8 * size * DEFLATE_LIMIT:  # 8 values of one bit in a byte
+                raise InputError(f"{path} is damaged: it promises {claimed} values in {size} bytes.")
+            image = reader.Execute()
+        except RuntimeError as error:
+            raise InputError(f"{path} is not an image that can be read.") from error
+        array = sitk.GetArrayFromImage(image)
+        dimension = image.GetDimension()
+        geometry = {"spacing": image.GetSpacing(), "origin": image.GetOrigin(), "direction": image.GetDirection()}
+        metadata = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
+        source = {"geometry": geometry, "metadata": metadata, "shape": array.shape[:dimension]}
+        volumes, flat = (array.shape[0] if dimension == 4 else 1), dimension == 4 and array.shape[1] == 1
+        return Recording(
+            array[None] if dimension == 2 else array.reshape(-1, *array.shape[dimension - 2 :]),
+            path,
+            self.name,
+            single=dimension == 2,
+            sequence=flat,
+            volumes=1 if flat else volumes,
+            spacing=(*lengths(image.GetSpacing()), 1.0)[:3][::-1],
+            source=source,
+            parts=parts,
+        )
+
+    def check(self, path: Path, recording: Recording) -> None:
+        if has_suffix(path, FRAME_FORMATS) and len(recording.frames) > 1:
+            raise InputError(f"{path.name} cannot be written: it holds one frame only; choose .tif, .mha or .npy.")
+        check_image(path, recording)
+
+    def write(self, path: Path, frames: np.ndarray, recording: Recording) -> None:
+        write_image(path, frames, recording)
+
+
+def check_image(path: Path, recording: Recording) -> None:
+    """InputError where the format that `path` names does not hold the frames; for all formats that ITK writes."""
+    if recording.source.get("geometry", {}).get("sheared"):
+        raise InputError(f"{path.name} cannot be written: its axes would not be at right angles; choose .nii.gz.")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".speckle2self-", dir=path.parent) as folder:
+            array = _shaped(recording.frames, recording)
+            small = array[(slice(2),) * (array.ndim - (recording.frames.ndim == 4))]
+            _write(Path(folder) / path.name, np.ascontiguousarray(small), recording)
+    except (OSError, RuntimeError, TypeError) as error:
+        kind = f"{'colour ' if recording.frames.ndim == 4 else ''}frames of type {recording.frames.dtype}"
+        reason = getattr(error, "strerror", None) or f"its format does not hold {kind}, or the disk is full"
+        raise InputError(f"{path.name} cannot be written: {reason}; choose .npy.") from error
+
+
+def write_image(path: Path, frames: np.ndarray, recording: Recording) -> None:
+    """Writes frames, a volume or volumes in time by ITK, with their geometry and metadata, and reads them again."""
+    _write(path, _shaped(frames, recording), recording)
+
+
+def _shaped(frames: np.ndarray, recording: Recording) -> np.ndarray:
+    """The frames in the dimensions that their file has."""
+    if recording.single:
+        return frames[0]
+    if recording.sequence and len(recording.source.get("shape", ())) == 4:
+        return frames[:, None]
+    return frames if recording.volumes == 1 else frames.reshape(recording.volumes, -1, *frames.shape[1:])
+
+
+def _write(path: Path, array: np.ndarray, recording: Recording) -> None:
+    colour = recording.frames.ndim == 4
+    image = sitk.GetImageFromArray(array, isVector=colour)
+    dimension, geometry = image.GetDimension(), recording.source.get("geometry")
+    if geometry and dimension == 4 and len(geometry["spacing"]) == 3:  # of volumes in time
+        turned = np.eye(4)
+        turned[:3, :3] = np.reshape(geometry["direction"], (3, 3))
+        step = 1.0 if recording.times is None else float(np.mean(np.diff(recording.times))) or 1.0
+        image.SetSpacing((*geometry["spacing"], step))
+        image.SetOrigin((*geometry["origin"], 0.0))
+        image.SetDirection(turned.ravel())
+    elif geometry and len(geometry["spacing"]) == dimension:
+        image.SetSpacing(geometry["spacing"])
+        image.SetOrigin(geometry["origin"])
+        image.SetDirection(geometry["direction"])
+    else:
+        image.SetSpacing((*recording.spacing[::-1], 1.0)[:dimension])
+    for key, value in recording.source.get("metadata", {}).items():
+        if not value.startswith("[UNKNOWN_PRINT_CHARACTERISTICS]"):
+            image.SetMetaData(_as_text(key), _as_text(value))
+    for key, value in _times(path, recording).items():
+        image.SetMetaData(key, value)
+    writer = sitk.ImageFileWriter()
+    writer.SetFileName(str(path))
+    writer.SetUseCompression(True)
+    writer.Execute(image)
+    image = sitk.ReadImage(str(path))  # ITK tells neither of every full disk nor of all that a format does not hold
+    again = sitk.GetArrayViewFromImage(image)
+    if again.size % array.size or not all(map(_equal, again.reshape(*array.shape, -1), array)):
+        raise RuntimeError("not what was written")
+    if again.dtype != array.dtype:
+        raise RuntimeError(f"written as {again.dtype}")
+
+
+def _times(path: Path, recording: Recording) -> dict[str, str]:
+    """The times of frames as PLUS writes them, for files with fields of any name."""
+    if recording.times is None or not has_suffix(path, (".mha", ".mhd", ".nrrd", ".nhdr")):
+        return {}
+    return {f"Seq_Frame{number:04}_Timestamp": f"{time:.9g}" for number, time in enumerate(recording.times)}
+
+
+def _equal(read: np.ndarray, written: np.ndarray) -> bool:
+    """Whether a frame is as it was written; grey values may come back as equal colours, on a last axis of `read`."""
+    written = np.broadcast_to(written[..., None], read.shape)
+    return np.array_equal(read, written, equal_nan=written.dtype.kind == "f")
+
+
+def _as_text(read: str) -> str:
+    """Text that ITK read; bytes that are no UTF-8 are taken for Latin-1, since ITK refuses to take them back."""
+    try:
+        read.encode()
+        return read
+    except UnicodeEncodeError:
+        return read.encode("utf-8", "surrogateescape").decode("latin-1")
+
+
+def _pair(path: Path) -> tuple[Path, ...]:
+    """The file, and what belongs to it if it is one of an Analyze or NIfTI pair."""
+    stem = re.sub(r"\.(hdr|img)(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+    if stem == path.name:
+        return (path,)
+    pair = {path, *(path.with_name(stem + end) for end in (".hdr", ".hdr.gz", ".img", ".img.gz"))}
+    return tuple(part for part in pair if part.is_file())

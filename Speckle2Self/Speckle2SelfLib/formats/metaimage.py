@@ -1,0 +1,188 @@
+"""MetaImage (.mha, .mhd), read and written here rather than by ITK, which drops the fields that PLUS keeps for every
+frame (transforms, statuses, time stamps): volume reconstruction needs them."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from ..system import InputError
+from . import base
+from .base import (
+    SEQUENCES,
+    Format,
+    Recording,
+    axes_of_sequence,
+    bytes_before_pixels,
+    check_dimensions,
+    count_values,
+    data_file,
+    frame_times,
+    has_suffix,
+    header_lines,
+    lengths,
+    not_held,
+    numbers,
+    pixels,
+    sequence_times,
+    write_raw,
+)
+from .itk import check_image, write_image
+
+META_TYPES = {
+    "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
+    "MET_LONG": "i8", "MET_ULONG": "u8", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4",
+    "MET_DOUBLE": "f8",
+}  # fmt: skip
+WRITTEN = {
+    "i1": "MET_CHAR", "u1": "MET_UCHAR", "i2": "MET_SHORT", "u2": "MET_USHORT", "i4": "MET_INT", "u4": "MET_UINT",
+    "i8": "MET_LONG_LONG", "u8": "MET_ULONG_LONG", "f4": "MET_FLOAT", "f8": "MET_DOUBLE",
+}  # fmt: skip
+
+
+class MetaImage(Format):
+    name = "MetaImage"
+    suffixes = (".mha", ".mhd")
+    geometric = True
+    fields = True
+
+    def recognizes(self, head: bytes, path: Path) -> bool:
+        return head.startswith((b"ObjectType", b"NDims")) and b"NDims" in head
+
+    def read(self, path: Path, key: str) -> Recording:
+        with path.open("rb") as file:
+            lines = header_lines(file, path, lambda line: line.split("=")[0].strip() == "ElementDataFile")
+            end = file.tell()
+        entries = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
+        sizes = numbers(entries.get("DimSize", ""), int, path, "DimSize")
+        channels = numbers(entries.get("ElementNumberOfChannels", "1"), int, path, "ElementNumberOfChannels")
+        flat = len(sizes) == 4 and sizes[2] == 1  # PLUS can give flat frames a third axis
+        sizes = [*sizes[:2], sizes[3]] if flat else sizes
+        check_dimensions(len(sizes), path)
+        volumes = sizes.pop() if len(sizes) == 4 else 1
+        if entries.get("ElementType") not in META_TYPES or len(channels) != 1 or len(sizes) < 2:
+            raise InputError(f"{path} is not an image or a sequence of images of a known type.")
+        if not _is_true(entries.get("BinaryData", "True")):
+            raise InputError(f"{path} holds its pixels as text; save it with BinaryData = True.")
+        order = entries.get("BinaryDataByteOrderMSB", entries.get("ElementByteOrderMSB", ""))
+        dtype = np.dtype((">" if _is_true(order) else "<") + META_TYPES[entries["ElementType"]])
+        count = count_values([*channels, *sizes, volumes], path)
+        packed = "zlib" if _is_true(entries.get("CompressedData", "")) else ""
+        skip = bytes_before_pixels(entries.get("HeaderSize", "0"), packed, path, "HeaderSize")
+        name = entries["ElementDataFile"]
+        data, end = (path, end) if name == "LOCAL" else (data_file(path, name), 0)
+        values = pixels(data, skip or end, count, dtype, packed, path)
+        count = volumes * sizes[2] if len(sizes) == 3 else 1
+        shape = [count, *sizes[1::-1], *(channels if channels[0] > 1 else [])]
+        spacing = entries.get("ElementSpacing", entries.get("ElementSize", "1 1 1"))
+        spacing = numbers(spacing, float, path, "ElementSpacing")
+        spacing = (*lengths(spacing), 1.0)[:3][::-1] if len(spacing) >= 2 else (1.0, 1.0, 1.0)
+        return Recording(
+            values.astype(dtype.newbyteorder("="), copy=False).reshape(shape),
+            path,
+            self.name,
+            single=len(sizes) == 2,
+            sequence=flat or any(line.startswith("Seq_Frame") for line in lines),
+            volumes=volumes,
+            times=_times(entries, volumes if volumes > 1 else count),
+            spacing=spacing,
+            source={"lines": lines, "packed": packed},
+            parts=(data,),
+        )
+
+    def keeps_times(self, path: Path) -> bool:
+        return True
+
+    def check(self, path: Path, recording: Recording) -> None:
+        if self._verbatim(path, recording):
+            return
+        if not has_suffix(path, SEQUENCES):
+            check_image(path, recording)
+        elif recording.frames.dtype.str[1:] not in WRITTEN:
+            raise not_held(path, self.name, recording)
+
+    def _verbatim(self, path: Path, recording: Recording) -> bool:
+        """Whether the input's own header is written."""
+        made = recording.sequence or recording.single or recording.volumes > 1
+        return recording.format == self.name and (made or not has_suffix(path, SEQUENCES))
+
+    def write(self, path: Path, frames: np.ndarray, recording: Recording) -> None:
+        if self._verbatim(path, recording):
+            lines, packed = recording.source["lines"], recording.source["packed"]
+        elif has_suffix(path, SEQUENCES):
+            packed = frames.nbytes < base.LARGE  # else part by part
+            lines = _sequence_lines(frames, recording, packed)
+        else:
+            write_image(path, frames, recording)
+            return
+        local = path.suffix.lower() == ".mha"
+        array = frames.astype(frames.dtype.newbyteorder("<"), copy=False)
+        data = zlib.compress(np.ascontiguousarray(array), 3) if packed else b""
+        name = "LOCAL" if local else path.stem + (".zraw" if packed else ".raw")
+        changed = {
+            "CompressedDataSize": str(len(data)) if packed else str(array.nbytes),
+            "BinaryDataByteOrderMSB": "False",
+            "ElementByteOrderMSB": "False",
+            "ElementDataFile": name,
+        }
+        written, kind = [], array.dtype.str[1:]
+        for line in lines:
+            key = line.partition("=")[0].strip()
+            if key == "ElementType" and META_TYPES[line.partition("=")[2].strip()] != kind:  # of decibels
+                line = f"ElementType = {WRITTEN[kind]}"
+            if key != "HeaderSize":
+                written.append(f"{key} = {changed[key]}" if key in changed else line)
+        header = "".join(line + "\n" for line in written).encode("utf-8", "surrogateescape")
+        if not local:
+            path.write_bytes(header)
+            path, header = path.parent / name, b""
+        if packed:
+            path.write_bytes(header + data)
+        else:
+            write_raw(path, header, array)
+
+
+def _is_true(text: str) -> bool:
+    """A boolean of a MetaImage, as MetaIO takes it."""
+    return text[:1] in ("T", "t", "1")
+
+
+def _times(entries: dict[str, str], count: int) -> np.ndarray | None:
+    """The time stamps of PLUS, one for each of `count` frames."""
+    return frame_times([entries.get(f"Seq_Frame{number:04}_Timestamp") for number in range(count)], count)
+
+
+def _sequence_lines(frames: np.ndarray, recording: Recording, packed: bool) -> list[str]:
+    """The header of a sequence as PLUS and SlicerIGSIO read it; sizes of the data are put in when it is written."""
+    volumes = recording.volumes
+    count, (directions, spacing, origin) = len(frames) // volumes, axes_of_sequence(recording)
+    axes = 4 if volumes > 1 else 3
+    sizes = [frames.shape[2], frames.shape[1], *([count] if volumes > 1 else []), volumes if volumes > 1 else count]
+    placed = np.eye(axes)
+    placed[:3, :3] = directions.T  # a row for each axis
+    origin = [*origin, 0.0][:axes]
+    spacing = [*spacing[: axes - 1], 1.0]
+    times, _ = sequence_times(recording, sizes[-1])
+    orientation = "MFA" if volumes > 1 else "MF"
+    kind = "RGB_COLOR" if frames.ndim == 4 else "BRIGHTNESS"
+    return [
+        "ObjectType = Image", f"NDims = {axes}", "BinaryData = True", "BinaryDataByteOrderMSB = False",
+        f"CompressedData = {packed}", *(["CompressedDataSize = 0"] if packed else []), f"DimSize = {_words(sizes)}",
+        f"Kinds = {'domain ' * (axes - 1)}list",
+        f"ElementNumberOfChannels = {frames.shape[3] if frames.ndim == 4 else 1}",
+        f"ElementSpacing = {_words(spacing)}", f"ElementType = {WRITTEN[frames.dtype.str[1:]]}",
+        f"Offset = {_words(origin)}", f"TransformMatrix = {_words(placed.ravel())}",
+        f"UltrasoundImageOrientation = {orientation}", f"UltrasoundImageType = {kind}",
+        *(
+            f"Seq_Frame{number:04}_{field}"
+            for number, time in enumerate(times)
+            for field in (f"Timestamp = {time}", "ImageStatus = OK")
+        ),
+        "ElementDataFile = LOCAL",
+    ]  # fmt: skip
+
+
+def _words(values) -> str:
+    return " ".join(f"{value:.9g}" for value in values)

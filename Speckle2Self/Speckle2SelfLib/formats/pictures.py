@@ -1,0 +1,85 @@
+"""PNG and JPEG, by ITK; Pillow tells how they are to be turned, and reads grey with transparency."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..system import InputError
+from .base import DEFLATE_LIMIT, HEAD, Recording, has_suffix
+from .itk import Images
+
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+GREY_WITH_ALPHA = 4  # of a PNG's colour types
+ORIENTATION = 274  # EXIF's tag
+TURNS = {  # orientation -> how an array (H, W[, C]) as stored is shown
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: np.rot90(x, 2).swapaxes(0, 1),
+    8: lambda x: np.rot90(x),
+}
+
+
+class Pictures(Images):
+    name = "picture"
+    suffixes = (".png", ".jpg", ".jpeg")
+    geometric = False
+
+    def recognizes(self, head: bytes, path: Path) -> bool:
+        return head.startswith((PNG, JPEG))
+
+    def read(self, path: Path, key: str) -> Recording:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+        if head.startswith(PNG) and head[25:26] == bytes([GREY_WITH_ALPHA]):
+            recording = self._read_grey_with_alpha(path, head[24])
+        else:
+            recording = super().read(path, key)
+        turn = TURNS.get(_orientation(path))
+        if turn is None:
+            return recording
+        alpha = recording.source.get("alpha")
+        source = {**recording.source, **({} if alpha is None else {"alpha": turn(alpha)})}
+        return replace(recording, frames=np.ascontiguousarray(turn(recording.frames[0]))[None], source=source)
+
+    def _read_grey_with_alpha(self, path: Path, bits: int) -> Recording:
+        if bits != 8:
+            raise InputError(f"{path} is grey of {bits} bits with transparency; save it without transparency.")
+
+        try:
+            with Image.open(path) as image:
+                if image.width * image.height > path.stat().st_size * DEFLATE_LIMIT:
+                    raise InputError(f"{path} is damaged: it promises {image.width} x {image.height} pixels.")
+                array = np.asarray(image)
+        except (OSError, MemoryError, InputError):
+            raise
+        except Exception as error:  # Pillow raises many kinds on damaged files
+            raise InputError(f"{path} is not an image that can be read.") from error
+        return Recording(array[None, ..., 0], path, self.name, single=True, source={"alpha": array[..., 1]})
+
+    def check(self, path: Path, recording: Recording) -> None:
+        if has_suffix(path, (".jpg", ".jpeg")):
+            raise InputError(f"{path.name} cannot be written: JPEG loses detail; choose .png, .tif, .mha or .npy.")
+        if "alpha" not in recording.source:
+            super().check(path, recording)
+
+    def write(self, path: Path, frames: np.ndarray, recording: Recording) -> None:
+        if "alpha" in recording.source:
+            Image.fromarray(np.dstack([frames[0], recording.source["alpha"]])).save(path)
+        else:
+            super().write(path, frames, recording)
+
+
+def _orientation(path: Path) -> int:
+    """How the file says that it is to be turned; 1, not at all, where it says nothing that can be read."""
+    try:
+        with Image.open(path) as image:
+            return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # as above; the pixels can be good all the same
+        return 1

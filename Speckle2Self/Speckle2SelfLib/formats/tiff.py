@@ -1,0 +1,262 @@
+"""TIFF (.tif, .tiff), by tifffile: of any type, layout and axes, with what ImageJ and OME say of them."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from ..system import InputError
+from . import base
+from .base import DEFLATE_LIMIT, Format, Recording, frame_times, not_held, quiet, steady_times
+
+MILLIMETRES = {"inch": 25.4, "in": 25.4, "cm": 10.0, "mm": 1.0, "um": 1e-3, "µm": 1e-3, "\\u00B5m": 1e-3,
+               "micron": 1e-3, "microns": 1e-3, "m": 1000.0, "nm": 1e-6}  # fmt: skip
+SECONDS = {"s": 1.0, "sec": 1.0, "ms": 1e-3, "msec": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0}
+MOST = 2**32 - 2**25  # bytes; files of ImageJ, and those that are not BigTIFF, hold no more
+KEPT = {269, 271, 272, 274, 285, 305, 306, 315, 316, 33432, 34675}  # texts, orientation, copyright, colour profile
+FOLDERS = {34665, 34853}  # of EXIF and of places: offsets in the input
+IMAGEJ = {50838, 50839}  # which tifffile writes by itself
+PACKED = {"DEFLATE", "ADOBE_DEFLATE"}  # which needs no further package
+
+
+class Tiff(Format):
+    name = "TIFF"
+    suffixes = (".tif", ".tiff", ".btf", ".tf8")
+
+    def recognizes(self, head: bytes, path: Path) -> bool:
+        return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+    def read(self, path: Path, key: str) -> Recording:
+        try:
+            with quiet("tifffile"), tifffile.TiffFile(path) as file:
+                series = _only_series(file, path)
+                page = series.keyframe
+                claimed = math.prod(series.shape) * series.dtype.itemsize
+                if min(series.shape) < 1 or claimed > 8 * path.stat().st_size * DEFLATE_LIMIT:
+                    raise InputError(f"{path} is damaged: it promises {claimed} bytes of pixels.")
+                array = _pixels(series, page, path)
+                source = _source(file, series, page)
+                spacing, times = _units(file, series, page)
+        except (InputError, OSError, MemoryError):
+            raise
+        except Exception as error:  # tifffile raises many kinds on damaged files
+            raise InputError(f"{path} is not an image that can be read, or it is damaged.") from error
+        return _recording(path, array, series.axes, source, spacing, times)
+
+    def keeps_times(self, path: Path) -> bool:
+        return True
+
+    def check(self, path: Path, recording: Recording) -> None:
+        if recording.frames.dtype.kind not in "uif" or recording.frames.dtype.itemsize > 8:
+            raise not_held(path, self.name, recording)
+
+    def write(self, path: Path, frames: np.ndarray, recording: Recording) -> None:
+        own = recording.format == self.name
+        with quiet("tifffile"):
+            (_write_again if own else _write_new)(path, frames, recording)
+
+
+def _only_series(file, path: Path):
+    """The series of a file, besides smaller copies of it; InputError where there are others."""
+    series = [one for one in file.series if not one.keyframe.is_reduced] or list(file.series)
+    if len(series) > 1:
+        shapes = ", ".join(str(one.shape) for one in series[:4])
+        raise InputError(f"{path} holds {len(series)} stacks, of {shapes}; save each to a file of its own.")
+    if not series:
+        raise InputError(f"{path} is a TIFF file without an image.")
+    return series[0]
+
+
+def _pixels(series, page, path: Path) -> np.ndarray:
+    """The values of a series as shown: white as the largest value, colours instead of a palette."""
+    try:
+        large = series.dataoffset is not None and series.nbytes >= base.LARGE
+        array = series.asarray(out="memmap") if large else series.asarray()
+    except Exception as error:
+        if "imagecodecs" not in str(error) and "codec" not in str(error).lower():
+            raise
+        return _pixels_by_itk(series, page, path)
+    if array.shape != series.shape:
+        raise InputError(f"{path} is damaged: it holds {array.shape} values instead of {series.shape}.")
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * np.uint8(255)
+    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+        array = _turned(array, *_bounds(array, page))
+    if page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None:
+        colours = np.moveaxis(page.colormap[:, array], 0, -1)
+        array = (colours >> 8 if colours.max(initial=0) > 255 else colours).astype(np.uint8)
+    return array
+
+
+def _pixels_by_itk(series, page, path: Path) -> np.ndarray:
+    """As `_pixels`, of compressions that ITK knows and tifffile without imagecodecs does not."""
+    import SimpleITK as sitk
+
+    try:
+        array = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    except RuntimeError:
+        array = np.zeros(0)
+    if array.dtype != series.dtype or array.size != math.prod(series.shape) or page.planarconfig != 1 or page.is_tiled:
+        name = getattr(page.compression, "name", page.compression)
+        raise InputError(f"{path} is compressed as {name}; install the package imagecodecs to read it.") from None
+    return array.reshape(series.shape)
+
+
+def _bounds(array: np.ndarray, page) -> tuple[float, float]:
+    """The values of black and white."""
+    if array.dtype.kind == "u":
+        return 0, 2 ** (8 if page.bitspersample == 1 else page.bitspersample) - 1
+    return array.min(), array.max()
+
+
+def _turned(array: np.ndarray, low, high) -> np.ndarray:
+    """Values with black and white exchanged."""
+    if array.dtype.kind == "f":
+        return array.dtype.type(low) + array.dtype.type(high) - array
+    return (int(low) + int(high) - array.astype(np.int64)).astype(array.dtype)
+
+
+def _source(file, series, page) -> dict:
+    """What is needed to write the file again, besides its values."""
+    tags = [tag for tag in page.tags.values() if tag.code in KEPT or (tag.code >= 32768 and tag.code not in IMAGEJ)]
+    tags = [tag for tag in tags if isinstance(tag.value, (int, float, str, bytes, tuple)) and tag.code not in FOLDERS]
+    source = {
+        "axes": series.axes, "shape": series.shape, "imagej": file.is_imagej, "ome": file.is_ome,
+        "photometric": tifffile.PHOTOMETRIC(page.photometric).name,
+        "planar": tifffile.PLANARCONFIG(page.planarconfig).name, "byteorder": file.byteorder,
+        "bigtiff": file.is_bigtiff, "resolution": page.resolution, "unit": int(page.resolutionunit),
+        "tile": page.tile if page.is_tiled else None, "extrasamples": tuple(int(x) for x in page.extrasamples),
+        "packed": page.compression != tifffile.COMPRESSION.NONE,
+        "tags": [(tag.code, int(tag.dtype), tag.count, tag.value, True) for tag in tags],
+        "metadata": dict(file.imagej_metadata or {}), "description": page.description,
+        "bilevel": page.bitspersample == 1,
+    }  # fmt: skip
+    if file.is_ome:
+        source["description"] = file.ome_metadata
+    return source
+
+
+def _units(file, series, page) -> tuple[tuple[float, float, float], np.ndarray | None]:
+    """The spacing (slices, axial, lateral) in mm and the times of frames or volumes, as far as the file says them."""
+    x, y = (1 / value if value and math.isfinite(value) else 1.0 for value in page.resolution)
+    frames = series.shape[series.axes.index("T")] if "T" in series.axes else 1
+    if file.is_imagej:
+        known = file.imagej_metadata or {}
+        unit = MILLIMETRES.get(str(known.get("unit", "")).lower())
+        step = known.get("finterval") or (1 / known["fps"] if known.get("fps") else None)
+        apart = float(known.get("spacing", 1)) * unit if unit and known.get("spacing") else 1.0
+        count = frames if "T" in series.axes else math.prod(series.shape[: -3 if series.axes.endswith("S") else -2])
+        times = steady_times(step, count) if "Z" not in series.axes or "T" in series.axes else None
+        return ((abs(apart), y * unit, x * unit) if unit else (1.0, 1.0, 1.0)), times
+    if file.is_ome:
+        return _units_of_ome(file.ome_metadata or "", frames)
+    unit = {2: 25.4, 3: 10.0}.get(int(page.resolutionunit))
+    return ((1.0, y * unit, x * unit) if unit else (1.0, 1.0, 1.0)), None
+
+
+def _units_of_ome(text: str, count: int):
+    def value(name: str, units: dict, usual: str) -> float | None:
+        found = re.search(rf'\b{name}="([^"]+)"', text)
+        unit = re.search(rf'\b{name}Unit="([^"]+)"', text)
+        try:
+            return float(found[1]) * units[unit[1] if unit else usual] if found else None
+        except (KeyError, ValueError):
+            return None
+
+    spacing = [value(f"PhysicalSize{axis}", MILLIMETRES, "µm") or 1.0 for axis in "ZYX"]
+    times = [float(word) for word in re.findall(r'\bDeltaT="([-\d.eE+]+)"', text)]
+    step = value("TimeIncrement", SECONDS, "s")
+    return tuple(base.lengths(spacing)), steady_times(step, count) if step else frame_times(times, count)
+
+
+def _recording(path: Path, array, axes: str, source: dict, spacing, times) -> Recording:
+    """Frames of an array with named axes: samples last, all before rows and columns one after the other."""
+    if len(axes) != array.ndim:  # the colours of a palette
+        axes += "S"
+    rows, columns = axes.index("Y"), axes.index("X")
+    colour = [axes.index("S")] if "S" in axes and array.shape[axes.index("S")] > 1 else []
+    before = [axis for axis in range(array.ndim) if axis not in (rows, columns, *colour)]
+    moved = array.transpose([*before, rows, columns, *colour])
+    source["order"] = [*before, rows, columns, *colour]
+    source["array"] = array.shape
+    frames = moved.reshape(-1, *moved.shape[len(before) :])
+    names = {axes[axis]: array.shape[axis] for axis in before if array.shape[axis] > 1}
+    several = set(names) == {"T", "Z"} and [axes[axis] for axis in before if axes[axis] in "TZ"] == ["T", "Z"]
+    volumes = names["T"] if several else 1
+    length = volumes if volumes > 1 else len(frames)
+    return Recording(
+        frames,
+        path,
+        Tiff.name,
+        single=len(frames) == 1 and not before,
+        sequence=set(names) == {"T"} or (times is not None and volumes == 1 and "Z" not in names),
+        volumes=volumes,
+        times=times if times is not None and len(times) == length else None,
+        spacing=spacing,
+        source=source,
+    )
+
+
+def _write_again(path: Path, frames: np.ndarray, recording: Recording) -> None:
+    """With the layout, axes, units and texts of the input; compressed ones by deflate."""
+    source = recording.source
+    moved = frames.reshape([source["array"][axis] for axis in source["order"]])
+    array = moved.transpose(np.argsort(source["order"]))
+    photometric = source["photometric"]
+    if photometric == "MINISWHITE":
+        unsigned = frames.dtype.kind == "u"
+        bounds = (0, np.iinfo(frames.dtype).max) if unsigned else (recording.frames.min(), recording.frames.max())
+        array = _turned(array, *bounds)
+    if photometric not in ("MINISBLACK", "MINISWHITE"):
+        photometric = "RGB" if frames.ndim == 4 else "MINISBLACK"
+    planar = source["planar"] if frames.ndim == 4 and array.ndim == len(source["axes"]) else None
+    given = {
+        "photometric": photometric, "resolution": source["resolution"], "resolutionunit": source["unit"],
+        "byteorder": source["byteorder"], "extratags": source["tags"],
+        "compression": "zlib" if source["packed"] else None, "tile": source["tile"],
+    }  # fmt: skip
+    if planar:
+        given["planarconfig"] = planar
+    if frames.ndim == 4 and frames.shape[-1] == 4:
+        given["extrasamples"] = source["extrasamples"] or ("UNASSALPHA",)
+    if source["imagej"]:
+        known = {name: value for name, value in source["metadata"].items() if name not in ("ImageJ", "images")}
+        for name in ("tile", "planarconfig"):  # which ImageJ's files have not
+            given.pop(name, None)
+        tifffile.imwrite(path, array, imagej=True, metadata={"axes": source["axes"], **known}, **given)
+        return
+    text = source["description"] or None
+    given |= {"description": text and text.encode(), "bigtiff": source["bigtiff"] or array.nbytes > MOST}
+    tifffile.imwrite(path, array, metadata=None, software=False, **given)
+    with tifffile.TiffFile(path) as file:  # a layout of its own may have come out otherwise
+        again = file.series[0]
+        if math.prod(again.shape) != array.size or again.dtype != array.dtype:
+            raise RuntimeError("not what was written")
+
+
+def _write_new(path: Path, frames: np.ndarray, recording: Recording) -> None:
+    """What came from another format: with ImageJ's fields where it holds the type, which are size, rate and axes."""
+    colour, dtype = frames.ndim == 4, frames.dtype
+    axial, lateral = recording.spacing[1:]
+    array = frames[0] if recording.single else frames
+    photometric = {"photometric": "RGB" if colour else "MINISBLACK"}
+    if colour and frames.shape[-1] == 4:
+        photometric["extrasamples"] = ("UNASSALPHA",)
+    imagej = dtype in (np.uint8,) if colour else dtype in (np.uint8, np.uint16, np.float32)
+    if not imagej or frames.nbytes > MOST:
+        given = {"resolution": (10 / lateral, 10 / axial), "resolutionunit": "CENTIMETER", **photometric}
+        tifffile.imwrite(path, array, metadata=None, software=False, bigtiff=array.nbytes > MOST, **given)
+        return
+    axes, metadata = "T" if recording.sequence else "Z", {"unit": "mm"}
+    if recording.volumes > 1:
+        axes, array = "TZ", frames.reshape(recording.volumes, -1, *frames.shape[1:])
+    if recording.times is not None:
+        metadata["finterval"] = float(np.mean(np.diff(recording.times)))
+    if "Z" in axes:
+        metadata["spacing"] = recording.spacing[0]
+    metadata["axes"] = ("" if recording.single else axes) + ("YXS" if colour else "YX")
+    tifffile.imwrite(path, array, imagej=True, metadata=metadata, resolution=(1 / lateral, 1 / axial), **photometric)
