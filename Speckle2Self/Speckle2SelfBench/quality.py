@@ -33,7 +33,6 @@ from .cases import SCANNERS, Case, real_case, simulated_cases
 from .natural import natural_cases
 from .report import page, picture, plot, table, write_csv
 
-OURS = "ours, default model"
 SLOW = {"deep image prior": 4}  # methods that get this many frames of each set only
 # What gave the filters the best SSIM of a few strengths on 27 other simulated frames of these scanners; those that are
 # bundled are weaker, since points and layers go first.
@@ -118,7 +117,7 @@ def methods(device) -> list[Method]:
         Method("ours, frames alone", _ours(device, replace(new, simulated=0)), True),
         Method("ours, from nothing", _ours(device, new), True),
         Method(
-            OURS,
+            "ours, default model",
             lambda cases, seconds: lambda c: despeckle(c.frames, default, region=c.region, device=str(device)),
         ),
         Method("ours, default adapted", _ours(device, adapt, default), True),
@@ -199,7 +198,7 @@ def run(output, *, quick=False, real=(), minutes: float | None = None, device="a
         print("\n" + table(rows, name), flush=True)
     write_csv(folder / "quality.csv", rows)
     frames = {name: sum(len(case.frames) for case in cases) for name, cases in sets.items()}
-    (folder / "quality.md").write_text(page(rows, notes, rates, frames, seconds, OURS))
+    (folder / "quality.md").write_text(page(rows, notes, rates, frames, seconds, "ours"))
     picture(pictures).savefig(folder / "quality.png")
 
 

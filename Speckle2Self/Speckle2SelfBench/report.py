@@ -74,17 +74,17 @@ def _by_case(rows: list[dict]) -> str:
 
 
 def home_ground(rows: list[dict], ours: str) -> list[str]:
-    """Sentences on the figures in which the method `ours` is first on simulated frames, which resemble what it was
-    trained on, and not on natural anatomy."""
+    """Sentences on the figures in which one of our methods, whose names begin with `ours`, is first on simulated
+    frames, which resemble what it was trained on, and none of them on natural anatomy."""
     home, away = _means(rows, "simulated"), _means(rows, "natural")
     lines = []
     for name in TELLING:
         first, there, text = _best(home, name), _best(away, name), FIGURES[name].text
-        if first == ours and there not in (ours, None) and name in away.get(ours, {}):
+        if first and there and first.startswith(ours) and not there.startswith(ours) and name in away.get(first, {}):
             lines.append(
-                f"**On our own phantoms only**: in {FIGURES[name].heading}, *{ours}* is first on simulated frames "
-                f"({text(home[ours][name])}); on natural anatomy *{there}* is ({text(away[there][name])}, "
-                f"*{ours}* {text(away[ours][name])})."
+                f"**On our own phantoms only**: in {FIGURES[name].heading}, *{first}* is first on simulated frames "
+                f"({text(home[first][name])}); on natural anatomy *{there}* is ({text(away[there][name])}, "
+                f"*{first}* {text(away[first][name])})."
             )
     return lines
 
