@@ -10,14 +10,33 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
-from typing import get_args, get_origin, get_type_hints
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin, get_type_hints
 
 from . import __version__
 from .config import DespeckleOptions, Job, ReadOptions, from_dict
-from .system import Cancelled, InputError, keep_memory, named, out_of_memory, replace_file, torchrun_place
+from .system import (
+    Cancelled,
+    FilePath,
+    InputError,
+    Progress,
+    keep_memory,
+    named,
+    out_of_memory,
+    replace_file,
+    torchrun_place,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .checkpoint import Model
+    from .despeckling import Filter
+    from .files import Recording
 
 _interrupted = threading.Event()  # by Ctrl-C: some libraries swallow KeyboardInterrupt while they are imported
 
@@ -73,7 +92,7 @@ def despeckle(arguments: argparse.Namespace) -> None:
         raise InputError(f"{len(failed)} of {len(found)} files could not be despeckled:\n" + "\n".join(failed))
 
 
-def _found(inputs, output: Path) -> list[Path]:
+def _found(inputs: Iterable[FilePath], output: Path) -> list[Path]:
     """The files to read; of a folder, without those in the output folder, which are results."""
     from . import files
 
@@ -114,7 +133,7 @@ def remove_empty_folders(folder: Path) -> None:
 
 
 def _despeckle_file(
-    path: Path, target: Path, folder: Path, model, options: DespeckleOptions, reading: ReadOptions
+    path: Path, target: Path, folder: Path, model: Model | Filter, options: DespeckleOptions, reading: ReadOptions
 ) -> None:
     """Despeckle one file. folder: that of all outputs, which with the options tells one run from another."""
     from . import files, volumes
@@ -128,9 +147,9 @@ def _despeckle_file(
     axis = "k" if options.axis == "auto" and recording.sequence else options.axis
     axes = volumes.slicing_axes(frames.shape[1:], recording.spacing, axis)
     imaged = _region(recording, frames.shape[1:4], options.region, axes)
-    given = {"strength": options.strength, "gamma": options.gamma, "device": options.device}
+    given: dict[str, Any] = {"strength": options.strength, "gamma": options.gamma, "device": options.device}
 
-    def run(stack, progress):
+    def run(stack: np.ndarray, progress: Progress) -> np.ndarray:
         into = output if axes == [0] else None
         return despeckle_frames(
             stack, model, region=imaged, output=into, progress=progress, cancelled=_interrupted.is_set, **given
@@ -145,7 +164,7 @@ def _despeckle_file(
         print(f"{path} was cut along its coarsest axis, {name}; --axis k takes frames as stored.", file=sys.stderr)
 
 
-def _region(recording, shape: tuple[int, ...], wanted: str, axes: list[int]):
+def _region(recording: Recording, shape: tuple[int, ...], wanted: str, axes: list[int]) -> np.ndarray | str | None:
     """The region for `despeckle`: a mask (H, W) bool, "auto" or None. shape: of a volume (K, J, I)."""
     import numpy as np
 
@@ -161,7 +180,7 @@ def _region(recording, shape: tuple[int, ...], wanted: str, axes: list[int]):
     return "auto" if wanted == "auto" else None
 
 
-def _targets(found: list[Path], inputs, output: Path) -> list[Path]:
+def _targets(found: list[Path], inputs: Iterable[FilePath], output: Path) -> list[Path]:
     """One file below the output folder for each input, laid out as below the folder that it was found in. JPEG files,
     which would lose detail, become PNG files."""
     folders = [Path(entry) for entry in inputs if Path(entry).is_dir()]
@@ -177,7 +196,7 @@ def _targets(found: list[Path], inputs, output: Path) -> list[Path]:
 
 
 @contextmanager
-def _warnings_named(path: Path):
+def _warnings_named(path: Path) -> Iterator[None]:
     """Send the core's warnings to the standard error with the file's name before them."""
     handler, logger = logging.StreamHandler(), logging.getLogger(__package__)
     handler.setFormatter(logging.Formatter(str(path).replace("%", "%%") + ": %(message)s"))
@@ -189,7 +208,7 @@ def _warnings_named(path: Path):
 
 
 @contextmanager
-def _bar(name: str, unit: str):
+def _bar(name: str, unit: str) -> Iterator[Progress]:
     """A function of (done, total) that shows a progress bar, silent where the output is not a terminal."""
     from tqdm import tqdm
 
@@ -209,10 +228,10 @@ def train(arguments: argparse.Namespace) -> None:
     given = _given(Job, arguments)
     if arguments.job:
         try:
-            job = json.loads(Path(arguments.job).read_text())
+            settings = json.loads(Path(arguments.job).read_text())
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{arguments.job} is not a job file (JSON).") from error
-        given = (job if isinstance(job, dict) else {"": job}) | given
+        given = (settings if isinstance(settings, dict) else {"": settings}) | given
     if "output" not in given:
         raise InputError("Name the model file to write: speckle2self train INPUT... --output MODEL.")
     job, asked = from_dict(Job, given), threading.Event()
@@ -224,7 +243,7 @@ def train(arguments: argparse.Namespace) -> None:
         _stop_request(asked, arguments.listen) as stop,
     ):
 
-        def report(line):
+        def report(line: dict[str, Any]) -> None:
             try:
                 print(json.dumps(line, allow_nan=False), flush=True)
                 if "anatomies" in line:
@@ -239,7 +258,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _stop_request(asked: threading.Event, listen: bool):
+def _stop_request(asked: threading.Event, listen: bool) -> Iterator[Callable[[], bool]]:
     """A function that tells whether to stop: once `asked` is set, as Ctrl-C and SIGTERM do (a second one ends at once),
     a terminal that is closed, and, where `listen` is set, anything on the standard input, whose end counts too: whoever
     started us is gone.
@@ -247,9 +266,9 @@ def _stop_request(asked: threading.Event, listen: bool):
     The signals are caught from its first call on. Before, there is nothing to save, and a process that waits for others
     that are gone has to end at once: torchrun starts none anew until it has.
     """
-    handlers = {}
+    handlers: dict[int, Any] = {}
 
-    def on_signal(number, frame):
+    def on_signal(number: int, frame: FrameType | None) -> None:
         if asked.is_set() and number in (signal.SIGINT, signal.SIGTERM):
             raise KeyboardInterrupt
         asked.set()
@@ -262,8 +281,12 @@ def _stop_request(asked: threading.Event, listen: bool):
             handlers.update({number: signal.signal(number, on_signal) for number in numbers})
         return asked.is_set()
 
+    def wait_for_line() -> None:
+        sys.stdin.readline()
+        asked.set()
+
     if listen:
-        threading.Thread(target=lambda: (sys.stdin.readline(), asked.set()), daemon=True).start()
+        threading.Thread(target=wait_for_line, daemon=True).start()
     try:
         yield stop
     finally:
@@ -292,15 +315,15 @@ def evaluate(arguments: argparse.Namespace) -> None:
     pairs = {"before": before, "after": after}
     figures = {name: metrics.evaluate(before, frames, rois, truth) for name, frames in pairs.items()}
     if arguments.json:  # which knows no infinite numbers
-        figures = {name: {k: v if np.isfinite(v) else None for k, v in some.items()} for name, some in figures.items()}
-        print(json.dumps(figures, allow_nan=False))
+        known = {name: {k: v if np.isfinite(v) else None for k, v in some.items()} for name, some in figures.items()}
+        print(json.dumps(known, allow_nan=False))
         return
     print(f"{'':12s}{'before':>10s}{'after':>10s}")
     for name in figures["before"]:
         print(f"{name:12s}{figures['before'][name]:10.4f}{figures['after'][name]:10.4f}")
 
 
-def _truth(path: str, shape: tuple[int, int, int]):
+def _truth(path: str, shape: tuple[int, int, int]) -> np.ndarray:
     """The known echogenicity in a file, 0 to 255, for frames of `shape` (N, H, W). InputError where it does not fit."""
     import numpy as np
 
@@ -316,7 +339,7 @@ def _truth(path: str, shape: tuple[int, int, int]):
     return np.broadcast_to(truth * (255 / truth.max()), shape)
 
 
-def _rois(path: str, shape) -> dict:
+def _rois(path: str, shape: Sequence[int]) -> dict:
     """The boxes of `metrics.evaluate` from a JSON file, for frames of `shape`; InputError where they do not fit."""
     try:
         rois = json.loads(Path(path).read_text())
@@ -336,7 +359,7 @@ def _rois(path: str, shape) -> dict:
     return rois
 
 
-def simulate(arguments) -> None:
+def simulate(arguments: argparse.Namespace) -> None:
     """Frames with known truth: an .npz file with frames, truth, labels and region."""
     import io
 
@@ -360,7 +383,7 @@ def simulate(arguments) -> None:
     replace_file(arguments.output, buffer.getvalue())
 
 
-def benchmark(arguments) -> None:
+def benchmark(arguments: argparse.Namespace) -> None:
     """Measures quality (all methods on the same frames for the same time) or speed: a CSV file, tables, a picture."""
     ours = {"quality": ("real", "minutes"), "speed": ("history", "record")}
     for what, names in ours.items():
@@ -382,7 +405,7 @@ def benchmark(arguments) -> None:
 class _Parser(argparse.ArgumentParser):
     """One that says what is wrong in one line, without its usage."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"speckle2self: {message}; see {self.prog} --help.\n")
 
 
@@ -455,12 +478,11 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
 
 
 def _add_simulate(command: argparse.ArgumentParser) -> None:
-    size = {"nargs": 2, "default": (256, 256), "metavar": ("H", "W"), "help": "pixels (default: 256 256)"}
-    grain = {"nargs": 2, "metavar": ("Y", "X"), "help": "of the speckle, pixels (default: drawn)"}
+    size, grain = "pixels (default: 256 256)", "of the speckle, pixels (default: drawn)"
     command.add_argument("output", help="the .npz file to write")
     command.add_argument("--frames", type=int, default=10, help="with independent speckle (default: %(default)s)")
-    command.add_argument("--size", type=int, **size)
-    command.add_argument("--grain", type=float, **grain)
+    command.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"), help=size)
+    command.add_argument("--grain", type=float, nargs=2, metavar=("Y", "X"), help=grain)
     command.add_argument("--layout", help="phantom, vessel, layers, organ or flat (default: drawn)")
     command.add_argument("--geometry", default="linear", help="linear, sector or piece (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: %(default)s)")
@@ -512,7 +534,7 @@ def _end_with_launcher() -> None:
     """Ends this process when torchrun, which starts each in a session of its own, has gone in whatever way."""
     launcher = os.getppid()
 
-    def watch():
+    def watch() -> None:
         while os.getppid() == launcher:
             time.sleep(0.5)
         os._exit(1)
@@ -520,7 +542,7 @@ def _end_with_launcher() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _interrupt(number, frame) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
     _interrupted.set()
     raise KeyboardInterrupt
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,11 @@ from safetensors.torch import save as to_bytes
 
 from .config import ModelConfig, from_dict, to_dict
 from .network import SpeckleReductionNetwork, build
-from .system import InputError, replace_file
+from .system import FilePath, InputError, replace_file
 
 FORMAT = "speckle2self-1"
 STATE_FORMAT = "speckle2self-run-2"
 PRECISIONS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # of weights in a file
-FilePath = str | PathLike
 
 
 @dataclass(frozen=True, eq=False)  # a copy is not equal to its original, as its weights may change

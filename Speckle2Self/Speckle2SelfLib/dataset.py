@@ -39,16 +39,16 @@ class Cine:
     grain: tuple[float, float] = (1.0, 1.0)  # (axial, lateral) pixels, as `estimate_grain` measures it
     truth: torch.Tensor | None = None  # (N, 1, H, W) for simulated frames
     resampling: Resampling | None = None  # that brought it to the model's grain
-    recorded_grain: tuple[float, float] | None = None  # pixels of the recording
+    recorded_grain: tuple[float, float] = (1.0, 1.0)  # (axial, lateral) pixels of the recording
     digest: int = 0  # of the recording, to recognize it
 
     def near(self, device: torch.device) -> Cine:
         """Move the frames to the device, unless they take more than a quarter of the memory that is free there."""
-        tensors = {"frames": self.frames} if self.truth is None else {"frames": self.frames, "truth": self.truth}
-        size = sum(tensor.nbytes for tensor in tensors.values())
+        size = self.frames.nbytes + (0 if self.truth is None else self.truth.nbytes)
         if device.type != "cuda" or 4 * size > torch.cuda.mem_get_info(device)[0]:
             return self
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+        truth = None if self.truth is None else self.truth.to(device)
+        return replace(self, frames=self.frames.to(device), truth=truth)
 
     def as_recorded(self, x: torch.Tensor) -> torch.Tensor:
         """(1, 1, h, w) at the model's grain -> (1, 1, H, W) in the recording's region, black around it."""
@@ -75,14 +75,14 @@ def read_cine(path: Path, region: str, model: ModelConfig, detects: bool = True)
     """
     recording = files.read(path)
     frames, imaged = recording.frames, None
-    digest = zlib.crc32(np.ascontiguousarray(frames[evenly(len(frames), 4)]), len(frames))
+    digest = zlib.crc32(frames[evenly(len(frames), 4)].tobytes(), len(frames))
     if region not in ("auto", "none"):
         masks = Path(region)
         if masks.is_dir():
             masks = next((mask for mask in sorted(masks.iterdir()) if mask.stem == path.stem), masks / path.name)
         imaged = files.read_mask(masks, frames.shape[1:3])
         frames = fill_outside(frames, imaged)  # frames that stay as recorded would else show what is around it
-        digest = zlib.crc32(np.packbits(imaged), digest)
+        digest = zlib.crc32(np.packbits(imaged).tobytes(), digest)
     elif region == "auto" and detects:
         imaged = detect(frames, recording.region)
     return replace(prepare_cine(frames, imaged, model), digest=digest)
@@ -105,7 +105,7 @@ def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConf
     except InputError as error:
         raise InputError(NOTHING) from error
     low, high = found.mapping
-    if high <= low:
+    if high <= low or found.grain is None:  # which is measured wherever there is something to see
         raise InputError(NOTHING)
     if model.normalisation == "frame" and model.grain is None:
         eight_bit = frames.dtype == np.uint8 and frames.ndim == 3
@@ -177,7 +177,8 @@ def _anatomy(seed: int, crop: int, grains: Sequence[tuple[float, float]]) -> tup
         measured = grains[int(rng.integers(len(grains)))]
         grain = tuple(np.interp(measured, MEASURED, COUNTED) * np.exp(rng.uniform(-0.15, 0.15, 2)))
     else:
-        grain = tuple(np.exp(rng.uniform(*np.log(SIMULATED_GRAIN), 2)))
+        smallest, largest = np.log(SIMULATED_GRAIN)
+        grain = tuple(np.exp(rng.uniform(smallest, largest, 2)))
     geometry = "linear" if grains or rng.random() >= PIECES else "piece"
     frame, truth = simulate_recorded((crop, crop), grain, geometry, rng)
     low, high = grey_mapping(frame[None], None)

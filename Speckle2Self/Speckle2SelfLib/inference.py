@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,7 @@ SAME = 0.03  # of the grey range: about four times the difference that rounding 
 MIDDLE = 0.5  # of the grey scale
 SHARE = 1 / 16  # of its output that a head gives; the sum in `smooth_sixteenfold` makes up for it
 logger = logging.getLogger(__name__)
+Network = TypeVar("Network", bound=nn.Module)
 
 # --- From a model to a fast callable.
 
@@ -155,6 +156,11 @@ def accelerate(network: nn.Module) -> nn.Module:
     return network
 
 
+def convert(network: Network, memory_format: torch.memory_format, precision: torch.dtype | None = None) -> Network:
+    """Change the memory format of a network's weights, and their type if given, in place; return the network."""
+    return network.to(dtype=precision, memory_format=memory_format)  # type: ignore[call-overload]
+
+
 class PublishedRunner(nn.Module):
     """The full-scale branch of the published network for inference, (N, 1, H, W) float32 -> the same."""
 
@@ -168,7 +174,7 @@ class PublishedRunner(nn.Module):
         for layer in self.branch.modules():
             if isinstance(layer, NormalisedConvolution):
                 layer.conv.bias = None  # type: ignore[assignment]
-        self.branch.to(dtype=precision, memory_format=layout)  # type: ignore[call-overload]
+        convert(self.branch, layout, precision)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         return self.branch(frames.to(self.precision)).float()
@@ -199,7 +205,7 @@ class FastRunner(nn.Module):
         stem, head = network.stem, network.head
         assert head.bias is not None
         bias = head.bias.detach().float() + GREY - MIDDLE
-        self.network = network.to(dtype=precision, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network: Any = convert(network, torch.channels_last, precision)  # torch types no layers in containers
         if stem.weight.is_cuda and precision != torch.float32:  # whose fast kernels take eight channels or more
             weight = F.pad(stem.weight.detach(), (0, 0, 0, 0, 0, -stem.in_channels % 8))
             stem.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))

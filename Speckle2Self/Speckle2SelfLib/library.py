@@ -16,10 +16,10 @@ import numpy as np
 
 from .config import FILTER_NAMES, refuse_filter
 from .metrics import FIGURES, JUDGED
-from .system import InputError, replace_file
+from .system import FilePath, InputError, replace_file
 
 if TYPE_CHECKING:
-    from .checkpoint import FilePath, Model
+    from .checkpoint import Model
 
 BUNDLED = Path(__file__).resolve().parent.parent / "Resources" / "Models"
 SUFFIX = ".safetensors"

@@ -17,7 +17,7 @@ from torch import nn
 from .augmentation import Augmentation, augment, draw_affine, draw_flip_and_gain
 from .config import WHOLE_FRAMES, ModelConfig, TrainingConfig
 from .dataset import Batch, Cine, Made, simulate_cines
-from .loss import disjoint_loss, published_loss
+from .loss import disjoint_loss, published_loss, total
 from .network import LatticePair, LatticePredictions
 from .perturbation import LatticeViews, lattice_views, min_max, published_views
 from .system import InputError
@@ -96,7 +96,7 @@ class Recipe:
 
     def objective(self, terms: dict[str, torch.Tensor], step: int) -> torch.Tensor:
         """Return what a step minimizes: the sum of the terms."""
-        return sum(terms.values())
+        return total(terms.values())
 
     def predict(self, learner: nn.Module, network: nn.Module, views: Any) -> Any:
         """Return the learner's predictions with the averaged network, the one that is saved, in place of its own."""
@@ -183,9 +183,9 @@ class Disjoint(Recipe):
     def objective(self, terms: dict[str, torch.Tensor], step: int) -> torch.Tensor:
         """Return the sum of the terms; while the lattice's network leads, without the consistency."""
         leads = step < self.config.lead * self.config.steps
-        return sum(term for name, term in terms.items() if not (leads and name == "consistency"))
+        return total(term for name, term in terms.items() if not (leads and name == "consistency"))
 
-    def predict(self, learner: LatticePair, network: nn.Module, views: LatticeViews) -> LatticePredictions:
+    def predict(self, learner: nn.Module, network: nn.Module, views: LatticeViews) -> LatticePredictions:
         return learner(views, network)
 
     def replays(self, cine: Cine) -> bool:

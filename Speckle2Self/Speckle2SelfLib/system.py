@@ -7,15 +7,19 @@ import errno
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+FilePath = str | os.PathLike[str]
+Progress = Callable[[int, int], None]  # called with how many are done, and how many there are
 
 
 class InputError(ValueError):
     """The user's input cannot be used. The message is one sentence: what is wrong and what to do."""
 
 
-def named(path, error: Exception) -> str:
+def named(path: FilePath, error: Exception) -> str:
     """An error's message with its file before it, which it may begin with already."""
     return f"{path}: {str(error).removeprefix(f'{path} ')}"
 
@@ -61,7 +65,7 @@ def out_of_memory(error: Exception) -> bool:
     return getattr(error, "errno", None) == errno.ENOMEM or any(words in str(error) for words in said)
 
 
-def replace_file(path, content: bytes) -> None:
+def replace_file(path: FilePath, content: bytes) -> None:
     """Writes a file whole or not at all: into a temporary one beside it, then renamed.
 
     Raises InputError where the folder does not exist or cannot be written.
@@ -83,7 +87,7 @@ def replace_file(path, content: bytes) -> None:
 
 
 @contextmanager
-def locked(path):
+def locked(path: FilePath) -> Iterator[None]:
     """Keeps a file that takes long to make to this process: holds the system's lock on `<path>.lock` meanwhile.
 
     The lock ends with the process, in whichever way that ends; a file that is left then locks nothing. Where the file
@@ -97,7 +101,7 @@ def locked(path):
         raise InputError(f"{lock} cannot be written: {error.strerror or error}.") from error
     with file:
         try:
-            if os.name == "nt":
+            if sys.platform == "win32":
                 import msvcrt
 
                 msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)

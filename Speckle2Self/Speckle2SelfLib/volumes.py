@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from .config import AXES as CHOICES
-from .system import InputError
+from .system import InputError, Progress
 
 AXES = ("k", "j", "i")  # of an array (K, J, I), slowest first
 COARSER = 1.5  # times the next spacing: from here on, one axis is taken for the axis of acquisition
 logger = logging.getLogger(__name__)
 
 
-def slicing_axes(shape, spacing, axis: str = "auto") -> list[int]:
+def slicing_axes(shape: Sequence[int], spacing: Sequence[float], axis: str = "auto") -> list[int]:
     """The axes of (K, J, I) along which frames follow each other: one, or all three for "average".
 
     axis: "k", "j", "i"; "auto": an axis of one voxel, else the one whose spacing (mm, as (k, j, i)) is at least 1.5
@@ -37,7 +37,9 @@ def slicing_axes(shape, spacing, axis: str = "auto") -> list[int]:
     return [coarsest if spacing[coarsest] >= COARSER * spacing[second] else 0]
 
 
-def process(volumes: np.ndarray, axes: list[int], despeckle: Callable, progress=None) -> np.ndarray:
+def process(
+    volumes: np.ndarray, axes: list[int], despeckle: Callable[..., np.ndarray], progress: Progress | None = None
+) -> np.ndarray:
     """`despeckle(frames, progress=...)`, which maps (N, H, W[, C]), on volumes (T, K, J, I[, C]).
 
     Volumes are cut across each of `axes`; the results of several are averaged, without those of orientations in which
@@ -48,10 +50,11 @@ def process(volumes: np.ndarray, axes: list[int], despeckle: Callable, progress=
         cut = np.moveaxis(volumes, 1 + axis, 1)  # (T, slices, H, W[, C])
         frames = cut.reshape(-1, *cut.shape[2:])  # (N, H, W[, C])
 
-        def tell(done, total, number=number):
-            progress(number * total + done, len(axes) * total)
+        def report(done: int, total: int, number: int = number) -> None:
+            if progress:
+                progress(number * total + done, len(axes) * total)
 
-        result = despeckle(frames, progress=tell if progress else None)
+        result = despeckle(frames, progress=report)
         results.append(np.moveaxis(result.reshape(cut.shape), 1, 1 + axis))
     if len(axes) == 1:
         return results[0]

@@ -16,6 +16,7 @@ import time
 import traceback
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,10 +26,12 @@ from .config import DespeckleOptions, from_dict
 from .system import keep_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from .calibration import Calibration
+    from .checkpoint import Model
+    from .despeckling import Filter
 
 SETTLED = ("model", "device", "region", "axis")  # options that `despeckle` takes in another form, or not at all
 SLOTS = 3  # frames of a stream in shared memory, on either side
@@ -37,9 +40,11 @@ TORN = 5.0  # seconds within which a frame that is being written must be whole
 EVERY = 8  # px between the rows and columns of a stream's frame that are checked for changes
 GROWN = 0.3  # fraction of region pixels; if this many more light up, find region and grain again
 OVER = 0.02  # fraction of region pixels; if this many are brighter than the model's 1, find the mapping again
+DType = str | np.dtype
+Array = tuple[tuple[int, ...], DType]  # shape and type
 
 
-def layout(*arrays: tuple[tuple[int, ...], str]) -> tuple[list[int], int]:
+def layout(*arrays: Array) -> tuple[list[int], int]:
     """Where arrays of these (shape, dtype) begin in one block, and the block's size; bytes, aligned to 64."""
     starts, end = [], 0
     for shape, dtype in arrays:
@@ -51,7 +56,7 @@ def layout(*arrays: tuple[tuple[int, ...], str]) -> tuple[list[int], int]:
     return starts, max(end, 64)
 
 
-def views(block, *arrays: tuple[tuple[int, ...], str]) -> list[np.ndarray]:
+def views(block: mmap.mmap, *arrays: Array) -> list[np.ndarray]:
     """The arrays of `layout` in a block; they keep the block alive."""
     starts, _ = layout(*arrays)
     return [
@@ -60,12 +65,12 @@ def views(block, *arrays: tuple[tuple[int, ...], str]) -> list[np.ndarray]:
     ]
 
 
-def job_arrays(shape, dtype) -> list:
+def job_arrays(shape: Sequence[int], dtype: DType) -> list[Array]:
     """What a job's block holds: input, output, region (found by the child, or given)."""
     return [(tuple(shape), dtype), (tuple(shape), dtype), (tuple(shape[1:3]), "bool")]
 
 
-def stream_arrays(shape, dtype) -> list:
+def stream_arrays(shape: Sequence[int], dtype: DType) -> list[Array]:
     """What a stream's block holds: header, input slots, output slots, region."""
     frames = (SLOTS, *shape)
     return [((HEADER,), "int64"), (frames, dtype), (frames, dtype), (tuple(shape[:2]), "bool")]
@@ -73,7 +78,7 @@ def stream_arrays(shape, dtype) -> list:
 
 def attach(name: str, inode: int, size: int) -> mmap.mmap:
     """The parent's block: a file (of memory, where the system has such), on Windows a named block."""
-    if os.name == "nt":
+    if sys.platform == "win32":
         return mmap.mmap(-1, size, tagname=name)
     handle = os.open(name, os.O_RDWR)
     try:
@@ -94,7 +99,8 @@ class Stream:
         arrays = stream_arrays(request.shape, request.dtype)
         block = attach(request.block, request.inode, layout(*arrays)[1])
         self.header, self.inputs, self.outputs, self.region = views(block, *arrays)
-        self.last, self.fixed, self.given = request.last, None, int(self.header[-1])
+        self.last, self.given = request.last, int(self.header[-1])
+        self.fixed: Calibration | None = None  # of the first usable frame
         asked = from_dict(DespeckleOptions, request.options)
         self.engine, self.options, self.about = server.engine(asked)
         self.region_asked = asked.region
@@ -151,6 +157,7 @@ class Stream:
         brighter than what the model takes for 1; as shares of the region's."""
         from .grey import luminance
 
+        assert self.fixed is not None
         region, (low, high) = self.fixed.region, self.fixed.mapping
         values, inside = luminance(frame[None, ::EVERY, ::EVERY])[0], region[::EVERY, ::EVERY]
         found = inside & (self.region_asked == "auto")
@@ -178,7 +185,7 @@ class Server:
     """Takes requests, the dicts in `lines`, and answers through `say`, which is called with one message of `protocol`.
     One job at a time; streams continue between its blocks."""
 
-    def __init__(self, lines: queue.SimpleQueue, say: Callable[[Any], None]):
+    def __init__(self, lines: queue.SimpleQueue, say: Callable[[protocol.Answer], None]):
         self.lines, self.say = lines, say
         self.streams: dict[int, Stream] = {}
         self.jobs: list[protocol.Despeckle] = []
@@ -203,14 +210,14 @@ class Server:
                 elif isinstance(request, protocol.Cancel):
                     self.cancelled.add(request.job)
                 elif isinstance(request, protocol.OpenStream):
-                    self.guarded(request, lambda request=request: self.open(request))
+                    self.guarded(request, partial(self.open, request))
                 elif isinstance(request, protocol.Stop):
                     self.streams.pop(request.stream, None)
                 elif isinstance(request, protocol.Look) and request.stream in self.streams:
                     changed = {"strength": request.strength, "gamma": request.gamma}
                     self.streams[request.stream].options |= changed
 
-    def engine(self, asked: DespeckleOptions) -> tuple:
+    def engine(self, asked: DespeckleOptions) -> tuple[Model | Filter, dict[str, Any], dict[str, str]]:
         """Return the filter or `Model`, the options of `despeckle` that are not settled by it, the region and the axis,
         and what it runs on in words."""
         from .devices import choose_device
@@ -237,7 +244,7 @@ class Server:
         """One frame of each stream that has a new one."""
         for stream in list(self.streams.values()):
             if stream.waits:
-                self.guarded(stream.request, lambda stream=stream: self.step(stream))
+                self.guarded(stream.request, partial(self.step, stream))
 
     def step(self, stream: Stream) -> None:
         """One frame."""
@@ -246,7 +253,7 @@ class Server:
 
     def despeckle(self, request: protocol.Despeckle) -> None:
         """One job."""
-        self.guarded(request, lambda: self._despeckle(request))
+        self.guarded(request, partial(self._despeckle, request))
         self.cancelled.discard(request.job)
         if not self.streams:
             self.free()
@@ -292,7 +299,9 @@ class Server:
         """Do `work`; an error becomes an answer and ends the request."""
         from .system import Cancelled, InputError, out_of_memory
 
-        job, stream = getattr(request, "job", None), getattr(request, "stream", None)
+        job: Any = getattr(request, "job", None)  # a request has one or the other
+        stream: Any = getattr(request, "stream", None)
+        answer: protocol.Answer
         try:
             work()
             return
@@ -334,7 +343,7 @@ def main() -> None:
         finally:
             os._exit(0)
 
-    def say(answer) -> None:
+    def say(answer: protocol.Answer) -> None:
         answers.write(json.dumps(protocol.encode(answer)) + "\n")
 
     say(protocol.Ready(os.getpid()))
