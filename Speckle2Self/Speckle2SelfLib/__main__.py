@@ -25,10 +25,10 @@ from .system import (
     InputError,
     Progress,
     keep_memory,
-    named,
     out_of_memory,
     replace_file,
     torchrun_place,
+    with_path,
 )
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def despeckle(arguments: argparse.Namespace) -> None:
             except InputError as error:
                 if len(found) == 1:
                     raise
-                failed.append(named(path, error))
+                failed.append(with_path(path, error))
     finally:
         if made and not written and processes == 1:
             with suppress(OSError):
@@ -139,7 +139,7 @@ def _despeckle_file(
     from . import files, volumes
     from .despeckling import despeckle as despeckle_frames
 
-    with _warnings_named(path):
+    with _warnings_with_path(path):
         recording = files.read(path, dynamic_range=reading.dynamic_range)
         files.check_output(target, recording)
     recording.run = f"{folder.resolve()} {asdict(options)}"
@@ -156,7 +156,7 @@ def _despeckle_file(
         )
 
     with files.like(recording.frames, target.parent) as output:
-        with _bar(path.name, "frame") as progress, _warnings_named(path):
+        with _bar(path.name, "frame") as progress, _warnings_with_path(path):
             result = volumes.process(frames, axes, run, progress)
         files.write(target, result.reshape(recording.frames.shape), recording)
     if options.axis == "auto" and axes != [0]:
@@ -196,7 +196,7 @@ def _targets(found: list[Path], inputs: Iterable[FilePath], output: Path) -> lis
 
 
 @contextmanager
-def _warnings_named(path: Path) -> Iterator[None]:
+def _warnings_with_path(path: Path) -> Iterator[None]:
     """Send the core's warnings to the standard error with the file's name before them."""
     handler, logger = logging.StreamHandler(), logging.getLogger(__package__)
     handler.setFormatter(logging.Formatter(str(path).replace("%", "%%") + ": %(message)s"))

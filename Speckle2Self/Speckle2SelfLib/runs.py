@@ -33,7 +33,7 @@ from .devices import choose_device, choose_precision
 from .grain import speckle_correlation
 from .library import bundled_models, load_model, worse_than_start
 from .recipes import WIDTH, recipe_of
-from .system import Cancelled, FilePath, InputError, locked, named, replace_file, torchrun_place
+from .system import Cancelled, FilePath, InputError, locked, replace_file, torchrun_place, with_path
 from .training import Report, Training
 from .validation import score
 
@@ -460,7 +460,7 @@ def _read(path: Path, job: Job, start: Start, names: bool) -> Cine:
     except InputError as error:
         if not names:
             raise
-        raise InputError(named(path, error)) from error
+        raise InputError(with_path(path, error)) from error
 
 
 def _correlation(cine: Cine) -> list[np.ndarray]:

@@ -19,8 +19,8 @@ class InputError(ValueError):
     """The user's input cannot be used. The message is one sentence: what is wrong and what to do."""
 
 
-def named(path: FilePath, error: Exception) -> str:
-    """An error's message with its file before it, which it may begin with already."""
+def with_path(path: FilePath, error: Exception) -> str:
+    """Return an error's message with its file before it, once if it begins with it already."""
     return f"{path}: {str(error).removeprefix(f'{path} ')}"
 
 
