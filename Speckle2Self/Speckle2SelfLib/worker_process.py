@@ -44,7 +44,7 @@ DType = str | np.dtype
 Array = tuple[tuple[int, ...], DType]  # shape and type
 
 
-def layout(*arrays: Array) -> tuple[list[int], int]:
+def offsets_of(*arrays: Array) -> tuple[list[int], int]:
     """Where arrays of these (shape, dtype) begin in one block, and the block's size; bytes, aligned to 64."""
     starts, end = [], 0
     for shape, dtype in arrays:
@@ -57,8 +57,8 @@ def layout(*arrays: Array) -> tuple[list[int], int]:
 
 
 def views(block: mmap.mmap, *arrays: Array) -> list[np.ndarray]:
-    """The arrays of `layout` in a block; they keep the block alive."""
-    starts, _ = layout(*arrays)
+    """The arrays of `offsets_of` in a block; they keep the block alive."""
+    starts, _ = offsets_of(*arrays)
     return [
         np.ndarray(shape, dtype, buffer=block, offset=start)
         for start, (shape, dtype) in zip(starts, arrays, strict=True)
@@ -97,7 +97,7 @@ class Stream:
     def __init__(self, server: Server, request: protocol.OpenStream):
         self.number, self.request = request.stream, request
         arrays = stream_arrays(request.shape, request.dtype)
-        block = attach(request.block, request.inode, layout(*arrays)[1])
+        block = attach(request.block, request.inode, offsets_of(*arrays)[1])
         self.header, self.inputs, self.outputs, self.region = views(block, *arrays)
         self.last, self.given = request.last, int(self.header[-1])
         self.fixed: Calibration | None = None  # of the first usable frame
@@ -264,7 +264,7 @@ class Server:
 
         asked = from_dict(DespeckleOptions, request.options)
         arrays = job_arrays(request.shape, request.dtype)
-        frames, output, region = views(attach(request.block, request.inode, layout(*arrays)[1]), *arrays)
+        frames, output, region = views(attach(request.block, request.inode, offsets_of(*arrays)[1]), *arrays)
         model, options, words = self.engine(asked)
         given = region.copy() if asked.region == "given" else None if asked.region == "none" else asked.region
         calibration = calibrate(frames, given, with_grain=needs_grain(model))

@@ -27,7 +27,7 @@ import numpy as np
 from Speckle2SelfLib import protocol
 from Speckle2SelfLib.config import DespeckleOptions
 from Speckle2SelfLib.system import InputError
-from Speckle2SelfLib.worker_process import SLOTS, job_arrays, layout, stream_arrays, views
+from Speckle2SelfLib.worker_process import SLOTS, job_arrays, offsets_of, stream_arrays, views
 
 from .processes import GRACE, LONGEST, Child, kill_tree, was_killed, why_not_started
 
@@ -115,7 +115,7 @@ class Job:
 
     def __init__(self, number: int, shape, dtype: np.dtype):
         arrays = job_arrays(shape, dtype)
-        self._block = _Block(layout(*arrays)[1])
+        self._block = _Block(offsets_of(*arrays)[1])
         self.input, self.output, self._region = views(self._block.map, *arrays)
         self.number, self.state, self.message = number, "waiting", ""
         self.done, self.total, self.rate, self.seconds_left = 0, int(shape[0]), 0.0, None
@@ -201,7 +201,7 @@ class Stream:
     def _allocate(self, shape, dtype) -> None:
         arrays = stream_arrays(shape, dtype)
         self.shape, self.dtype, self.number = shape, dtype, self._worker._next_number()
-        self._block = _Block(layout(*arrays)[1])
+        self._block = _Block(offsets_of(*arrays)[1])
         self._header, self._inputs, self._outputs, self._region = views(self._block.map, *arrays)
         self._times: dict[int, float] = {}
         if self._given is not None:
