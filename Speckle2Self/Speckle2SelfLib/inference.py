@@ -169,12 +169,12 @@ class PublishedRunner(nn.Module):
         self.multiple, self.margin, self.precision = network.multiple, network.margin, precision
         # In 32 bits the normalization is faster and more exact on contiguous channels, in 16 bits the convolutions are
         # many times faster on interleaved ones. No bias survives the normalization.
-        layout = torch.channels_last if precision == torch.bfloat16 else torch.contiguous_format
+        memory_format = torch.channels_last if precision == torch.bfloat16 else torch.contiguous_format
         self.branch = accelerate(nn.Sequential(network.encoder_highRes, network.decoder))
         for layer in self.branch.modules():
             if isinstance(layer, NormalisedConvolution):
                 layer.conv.bias = None  # type: ignore[assignment]
-        convert(self.branch, layout, precision)
+        convert(self.branch, memory_format, precision)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         return self.branch(frames.to(self.precision)).float()

@@ -38,7 +38,7 @@ class Recipe:
     betas = (0.9, 0.99)  # of Adam
     multiple = 8  # pixels; sides of crops are multiples of it
     learns_truth = True  # whether the known truth of simulated frames is used
-    cuda_layout = torch.channels_last  # of the weights and activations on a CUDA device
+    cuda_memory_format = torch.channels_last  # of the weights and activations on a CUDA device
 
     def __init__(self, config: TrainingConfig):
         self.config = config
@@ -126,7 +126,7 @@ class Published(Recipe):
     betas = (0.5, 0.999)
     multiple = 16
     learns_truth = False
-    cuda_layout = torch.contiguous_format  # CUDA's normalization would convert channels-last back
+    cuda_memory_format = torch.contiguous_format  # CUDA's normalization would convert channels-last back
 
     def new_model(self, width: int | None = None) -> ModelConfig:
         if width is not None:

@@ -84,8 +84,8 @@ class Training:
         self.recorded = [cine.near(self.device) for cine in cines]
         self.simulated = simulated and simulated.near(self.device)
         self.held_out = [*held_out, apart] if apart else list(held_out)
-        layout = self.recipe.cuda_layout if cuda else torch.channels_last
-        self.learner = self.model = convert(self.learner, layout).train()
+        memory_format = self.recipe.cuda_memory_format if cuda else torch.channels_last
+        self.learner = self.model = convert(self.learner, memory_format).train()
         if self.processes > 1:
             unused = bool(config.simulated or config.lead)  # such steps leave a part of the learner out
             self.model = DistributedDataParallel(self.learner, find_unused_parameters=unused)
