@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from .grey import BRIGHTEST, evenly, grey_mapping, luminance
 from .region import box_of, detect, fill_outside
 from .resampling import Resampling
 from .simulation import simulate_recorded
-from .system import InputError
+from .system import InputError, Progress
 
 SIMULATED_GRAIN = (0.85, 2.6)  # pixels, as the simulator counts it: 0.8 to 2 as measured
 COUNTED = (0.85, 1.2, 1.7, 2.2, 2.6, 3.2)  # pixels, grains of the simulator
@@ -28,7 +28,6 @@ PIECES = 0.3  # fraction of the simulated frames spanning all grains that are pi
 SIDE_BY_SIDE = 4  # anatomies that are made at a time; Python itself uses a single thread
 NOTHING = "Nothing can be learnt from frames or regions that are constant or smaller than 32 pixels."
 UNCHANGED = Augmentation()
-Made = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -150,12 +149,12 @@ def simulate_cines(
     crop: int,
     rng: np.random.Generator,
     grains: Sequence[tuple[float, float]] = (),
-    made: Made = lambda *_: None,
+    progress: Progress = lambda *_: None,
 ) -> Cine:
     """Simulate `count` anatomies of crop x crop pixels with their truth, as recorders store them, mapped as recordings.
 
     grains: those of recordings, as measured; each anatomy has one of them, give or take 15 %. Without, they span all.
-    made: called after each with (anatomies made, anatomies); an exception that it raises ends the simulation.
+    progress: called after each with (anatomies simulated, anatomies); an exception that it raises ends the simulation.
     Each anatomy has a seed of its own, so that they can be made side by side.
     """
     frames, truths = np.empty((2, count, 1, crop, crop), np.float32)
@@ -166,7 +165,7 @@ def simulate_cines(
 
     with each_in_order(make, range(count), SIDE_BY_SIDE, torch.device("cpu")) as anatomies:
         for number, _ in enumerate(anatomies, 1):
-            made(number, count)
+            progress(number, count)
     return Cine(torch.from_numpy(frames), truth=torch.from_numpy(truths))
 
 

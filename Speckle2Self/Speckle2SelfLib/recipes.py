@@ -16,11 +16,11 @@ from torch import nn
 
 from .augmentation import Augmentation, augment, draw_affine, draw_flip_and_gain
 from .config import WHOLE_FRAMES, ModelConfig, TrainingConfig
-from .dataset import Batch, Cine, Made, simulate_cines
+from .dataset import Batch, Cine, simulate_cines
 from .loss import disjoint_loss, published_loss, total
 from .network import LatticePair, LatticePredictions
 from .perturbation import LatticeViews, lattice_views, min_max, published_views
-from .system import InputError
+from .system import InputError, Progress
 
 FAST_GRAIN = (0.65, 1.45)  # pixels, as `estimate_grain` measures it; other recordings are resampled to it
 HELD_OUT_ANATOMIES = (16, 64)  # at least and at most, a hundredth of those trained on in between
@@ -61,19 +61,19 @@ class Recipe:
         return network
 
     def simulate(
-        self, cines: Sequence[Cine], network: nn.Module, rng: np.random.Generator, made: Made = lambda *_: None
+        self, cines: Sequence[Cine], network: nn.Module, rng: np.random.Generator, progress: Progress = lambda *_: None
     ) -> tuple[Cine | None, Cine | None]:
         """Make frames with known truth before the first step: those to train on, and those held out.
 
         Here, `config.simulated` anatomies of the simulator with the recordings' grain. A recipe may take the recordings
         and the network that the run starts from into account.
 
-        Args: cines, as `dataset.prepare_cine` makes them; network, in evaluation mode; made, see `simulate_cines`.
+        Args: cines, as `dataset.prepare_cine` makes them; network, in evaluation mode; progress, see `simulate_cines`.
         """
         config, grains = self.config, [cine.grain for cine in cines]
         if not config.simulated:
             return None, None
-        taken = simulate_cines(min(config.simulated, config.steps * config.batch), config.crop, rng, grains, made)
+        taken = simulate_cines(min(config.simulated, config.steps * config.batch), config.crop, rng, grains, progress)
         count = int(np.clip(config.simulated // 100, *HELD_OUT_ANATOMIES))
         return taken, simulate_cines(count, config.crop, np.random.default_rng([config.seed, 1]), grains)
 

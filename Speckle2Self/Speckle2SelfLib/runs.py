@@ -200,16 +200,16 @@ class Run:
 
     def measure(self) -> tuple[float, float]:
         """Return steps per second, and the seconds that simulating takes before, by a short run that is discarded."""
-        config, made = self.start.config, [time.monotonic()]
+        config, moments = self.start.config, [time.monotonic()]
         trial = replace(config, steps=WARM_UP, simulated=min(config.simulated, WARM_UP))
         training = Training(
             self.cines, trial, self.start.model, copy.deepcopy(self.start.network), self.device,
-            made=lambda *_: made.append(time.monotonic()),
+            progress=lambda *_: moments.append(time.monotonic()),
         )  # fmt: skip
-        simulating = (made[-1] - made[0]) / len(made) * min(config.simulated, config.steps * config.batch)
-        moments = [time.monotonic() for _ in training.run()]
-        half = len(moments) // 2
-        rate = torch.tensor(half / (moments[-1] - moments[half - 1]))
+        simulating = (moments[-1] - moments[0]) / len(moments) * min(config.simulated, config.steps * config.batch)
+        steps = [time.monotonic() for _ in training.run()]
+        half = len(steps) // 2
+        rate = torch.tensor(half / (steps[-1] - steps[half - 1]))
         if dist.is_initialized():
             rate = rate.to(self.device)
             dist.broadcast(rate, 0)

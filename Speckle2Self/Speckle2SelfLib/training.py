@@ -17,12 +17,12 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from . import validation
 from .config import ModelConfig, TrainingConfig
-from .dataset import Batch, Cine, Made
+from .dataset import Batch, Cine
 from .devices import choose_precision
 from .inference import SHAPES, Replayed, accelerate, convert
 from .network import build
 from .recipes import recipe_of
-from .system import InputError, out_of_memory
+from .system import InputError, Progress, out_of_memory
 
 NOT_A_NUMBER = "The loss became NaN at step {}. Train again with another seed or another starting model."
 
@@ -47,7 +47,7 @@ class Training:
     """A run over `cines`. Iterate over `run()`; `network` is then the trained one, averaged over the last steps.
 
     Args: cines, recorded ones (may be empty if the config simulates); network, to start from, else a random one;
-    held_out, cines that are used only for validation; made, see `dataset.simulate_cines`, of those to train on.
+    held_out, cines that are used only for validation; progress, see `dataset.simulate_cines`, of those to train on.
     Deterministic on the CPU for a given config and precision.
 
     Under `torch.distributed` every process draws the same batch and takes its share of it, so that any number of
@@ -62,7 +62,7 @@ class Training:
         network: nn.Module | None = None,
         device: str | torch.device = "cpu",
         held_out: Sequence[Cine] = (),
-        made: Made = lambda *_: None,
+        progress: Progress = lambda *_: None,
     ):
         self.config, self.device, self.recipe = config, torch.device(device), recipe_of(config)
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -78,7 +78,7 @@ class Training:
             torch.default_generator.manual_seed(config.seed)
             network = (network or build(model)).to(self.device)
             self.learner = accelerate(self.recipe.wrap(network)).to(self.device)
-        simulated, apart = self.recipe.simulate(cines, network.eval(), self.rng, made)
+        simulated, apart = self.recipe.simulate(cines, network.eval(), self.rng, progress)
         if not cines and simulated is None:
             raise InputError("There is nothing to train on: give recordings, or simulate some.")
         self.recorded = [cine.near(self.device) for cine in cines]
