@@ -99,7 +99,7 @@ def measure_grain(frames: np.ndarray, region: np.ndarray) -> tuple[float, float]
         return estimate_grain(frames, region)
     beams, frames = Beams(fan, region.shape, fan.depths[1] / 2), frames[evenly(len(frames), 8)]
     images = [torch.from_numpy(np.ascontiguousarray(x, np.float32))[:, None] for x in (frames, region[None])]
-    along, inside = (sample_at(x, beams.there)[:, 0].numpy() for x in images)
+    along, inside = (sample_at(x, beams.to_beams)[:, 0].numpy() for x in images)
     return estimate_grain(along, inside[0] > 0.99)
 
 
