@@ -46,8 +46,8 @@ def save_state(path: FilePath, tensors: dict[str, torch.Tensor], values: dict) -
 
     See `training.Training.state`; `values` are JSON types, their numbers finite.
     """
-    stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    replace_file(path, to_bytes(stored, {"format": STATE_FORMAT, "values": json.dumps(values, allow_nan=False)}))
+    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    replace_file(path, to_bytes(weights, {"format": STATE_FORMAT, "values": json.dumps(values, allow_nan=False)}))
 
 
 def load_state(path: FilePath) -> tuple[dict[str, torch.Tensor], dict]:
@@ -84,8 +84,8 @@ def load(path: FilePath) -> tuple[ModelConfig, torch.nn.Module, dict]:
     ours = len(head) == 10 and head[8:9] == b"{"
     config, weights, card = _read_ours(path) if ours else _read_authors(path)
     network = build(config)
-    known = network.state_dict()
-    wrong = set(weights) ^ set(known) or {n for n in known if weights[n].shape != known[n].shape}
+    own_weights = network.state_dict()
+    wrong = set(weights) ^ set(own_weights) or {n for n in own_weights if weights[n].shape != own_weights[n].shape}
     if wrong:
         raise InputError(f"{path} does not hold the network it claims to: {len(wrong)} tensors differ.")
     if not all(_is_usable(tensor) and tensor.isfinite().all() for tensor in weights.values()):
@@ -121,8 +121,8 @@ def _read_ours(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor], dict]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                found = metadata.get("format", "no format at all")
-                raise InputError(f"{path} is not a model of this version: expected {FORMAT}, found {found}.")
+                file_format = metadata.get("format", "no format at all")
+                raise InputError(f"{path} is not a model of this version: expected {FORMAT}, found {file_format}.")
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
         config = from_dict(ModelConfig, json.loads(metadata["config"]))
         return config, weights, _check_card(json.loads(metadata["card"], parse_constant=lambda _: None))

@@ -31,27 +31,27 @@ def option(
     Args: help, a phrase; low, high, the smallest and largest value; choices, the values that are allowed; metavar,
     what the command line calls its value; flag, its name there where that is not the field's.
     """
-    known = {"help": help, "low": low, "high": high, "choices": choices, "metavar": metavar, "flag": flag}
-    return field(default=default, metadata=known)
+    metadata = {"help": help, "low": low, "high": high, "choices": choices, "metavar": metavar, "flag": flag}
+    return field(default=default, metadata=metadata)
 
 
 def check_limits(config: Any) -> None:
     """Raise InputError where a field's value is outside its limits or is not one of its choices; None is allowed."""
-    for each in fields(config):
-        value, known = getattr(config, each.name), each.metadata
-        if value is None or not known:
+    for entry in fields(config):
+        value, metadata = getattr(config, entry.name), entry.metadata
+        if value is None or not metadata:
             continue
-        low, high = known["low"], known["high"]
+        low, high = metadata["low"], metadata["high"]
         if not (low is None or value >= low) or not (high is None or value <= high):  # NaN is outside
             upper = f"between {low} and {high}" if high is not None else f"at least {low}"
-            raise InputError(f"{each.name} must be {upper}, not {value}.")
-        if known["choices"] and value not in known["choices"]:
-            raise InputError(f"There is no {each.name} '{value}'; known are {', '.join(known['choices'])}.")
+            raise InputError(f"{entry.name} must be {upper}, not {value}.")
+        if metadata["choices"] and value not in metadata["choices"]:
+            raise InputError(f"There is no {entry.name} '{value}'; known are {', '.join(metadata['choices'])}.")
 
 
 def help_of(kind: type, name: str) -> str:
     """Return the help of a config's field, for a tool tip or a table."""
-    return next(each.metadata["help"] for each in fields(kind) if each.name == name)
+    return next(entry.metadata["help"] for entry in fields(kind) if entry.name == name)
 
 
 def refuse_filter(name: str) -> None:

@@ -73,18 +73,18 @@ def read_cine(path: Path, region: str, model: ModelConfig, detects: bool = True)
     detects the imaged region, else it takes whole frames. Raises InputError.
     """
     recording = files.read(path)
-    frames, imaged = recording.frames, None
+    frames, inside = recording.frames, None
     digest = zlib.crc32(frames[evenly(len(frames), 4)].tobytes(), len(frames))
     if region not in ("auto", "none"):
         masks = Path(region)
         if masks.is_dir():
             masks = next((mask for mask in sorted(masks.iterdir()) if mask.stem == path.stem), masks / path.name)
-        imaged = files.read_mask(masks, frames.shape[1:3])
-        frames = fill_outside(frames, imaged)  # frames that stay as recorded would else show what is around it
-        digest = zlib.crc32(np.packbits(imaged).tobytes(), digest)
+        inside = files.read_mask(masks, frames.shape[1:3])
+        frames = fill_outside(frames, inside)  # frames that stay as recorded would else show what is around it
+        digest = zlib.crc32(np.packbits(inside).tobytes(), digest)
     elif region == "auto" and detects:
-        imaged = detect(frames, recording.region)
-    return replace(prepare_cine(frames, imaged, model), digest=digest)
+        inside = detect(frames, recording.region)
+    return replace(prepare_cine(frames, inside, model), digest=digest)
 
 
 def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConfig) -> Cine:
@@ -100,17 +100,17 @@ def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConf
     if min(region.shape) < 32:
         raise InputError(NOTHING)
     try:
-        found = calibrate(frames, region)
+        calibration = calibrate(frames, region)
     except InputError as error:
         raise InputError(NOTHING) from error
-    low, high = found.mapping
-    if high <= low or found.grain is None:  # which is measured wherever there is something to see
+    low, high = calibration.mapping
+    if high <= low or calibration.grain is None:  # which is measured wherever there is something to see
         raise InputError(NOTHING)
     if model.normalisation == "frame" and model.grain is None:
         eight_bit = frames.dtype == np.uint8 and frames.ndim == 3
         frames = frames.copy() if eight_bit else np.nan_to_num(luminance(frames), False, low, high, low)
-        return Cine(torch.from_numpy(frames)[:, None], recorded_grain=found.grain)  # (N, 1, H, W)
-    resampling = Resampling(region, found.grain, model.grain) if model.grain else None
+        return Cine(torch.from_numpy(frames)[:, None], recorded_grain=calibration.grain)  # (N, 1, H, W)
+    resampling = Resampling(region, calibration.grain, model.grain) if model.grain else None
     if resampling is not None and min(resampling.size) < 16:
         raise InputError("Frames or regions are too small for the grain of their speckle: nothing can be learnt.")
     prepared = []
@@ -118,8 +118,8 @@ def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConf
         frame = np.nan_to_num(luminance(frame[None]), nan=low, posinf=high, neginf=low)
         frame = torch.from_numpy((fill_outside(frame, region) - low) / (high - low))[:, None]  # (1, 1, H, W)
         prepared.append(frame if resampling is None else resampling.to_network(frame))  # (1, 1, h, w)
-    grain = found.grain if resampling is None else resampling.grain
-    return Cine(torch.cat(prepared), grain, resampling=resampling, recorded_grain=found.grain)
+    grain = calibration.grain if resampling is None else resampling.grain
+    return Cine(torch.cat(prepared), grain, resampling=resampling, recorded_grain=calibration.grain)
 
 
 def hold_out(cines: list[Cine]) -> tuple[list[Cine], list[Cine]]:
@@ -132,7 +132,7 @@ def hold_out(cines: list[Cine]) -> tuple[list[Cine], list[Cine]]:
         gap = len(cines) // 20 if all(len(cine.frames) == 1 for cine in cines) else 0  # they may be of one cine
         return cines[: -count - gap], cines[-count:]
     parts = [_split(cine) for cine in cines]
-    return [taken for taken, _ in parts], [held for _, held in parts if held is not None]
+    return [part for part, _ in parts], [part for _, part in parts if part is not None]
 
 
 def _split(cine: Cine) -> tuple[Cine, Cine | None]:
@@ -140,8 +140,8 @@ def _split(cine: Cine) -> tuple[Cine, Cine | None]:
     count = len(cine.frames)
     if count < 12:
         return cine, None
-    held, gap = count // 6, count // 12
-    return replace(cine, frames=cine.frames[: count - held - gap]), replace(cine, frames=cine.frames[count - held :])
+    tail, gap = count // 6, count // 12
+    return replace(cine, frames=cine.frames[: count - tail - gap]), replace(cine, frames=cine.frames[count - tail :])
 
 
 def simulate_cines(

@@ -93,13 +93,13 @@ def fit_name(wanted: str, ending: str = "") -> str:
     return (name or "model") + ending
 
 
-def free_name(wanted: str, taken: Iterable[str] = ()) -> str:
+def free_name(wanted: str, other_names: Iterable[str] = ()) -> str:
     """Return `wanted` as a valid model name that is free, with a number if necessary.
 
-    A name is not free if a model or a filter has it, or it is among `taken`; case does not count, as not every file
-    system distinguishes it.
+    A name is not free if a model or a filter has it, or it is among `other_names`; case does not count, as not every
+    file system distinguishes it.
     """
-    unavailable = {name.casefold() for name in (*models(), *FILTER_NAMES, *taken)}
+    unavailable = {name.casefold() for name in (*models(), *FILTER_NAMES, *other_names)}
     number, name = 1, fit_name(wanted)
     while name.casefold() in unavailable:
         number += 1

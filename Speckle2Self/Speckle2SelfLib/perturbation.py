@@ -92,17 +92,17 @@ def lattice_views(
 
     Args: frame (B, 1, H, W); grain (axial, lateral) as `estimate_grain` measures it, pixels.
     """
-    taken, sites, steps = [], [], []
+    points, sites, steps = [], [], []
     for size, length in zip(frame.shape[-2:], grain, strict=True):
         reach = max(1, round(2 * length))
         step = 2 * reach + int(rng.integers(3))
         first = int(rng.integers(step))
         shift = int(rng.integers(reach, step - reach + 1))
         count = (size - 1 - first - shift) // step + 1
-        taken.append(slice(first, first + (count - 1) * step + 1, step))
+        points.append(slice(first, first + (count - 1) * step + 1, step))
         sites.append(slice(first + shift, first + shift + (count - 1) * step + 1, step))
         steps += [step / 8, shift / step]
-    lattice = frame[..., taken[0], taken[1]]  # (B, 1, h, w)
-    where = torch.tensor(steps, dtype=frame.dtype, device=frame.device)[None, :, None, None]  # (1, 4, 1, 1)
-    lattice = torch.cat([lattice, where.expand(len(frame), 4, *lattice.shape[-2:])], 1)  # (B, 5, h, w)
+    lattice = frame[..., points[0], points[1]]  # (B, 1, h, w)
+    positions = torch.tensor(steps, dtype=frame.dtype, device=frame.device)[None, :, None, None]  # (1, 4, 1, 1)
+    lattice = torch.cat([lattice, positions.expand(len(frame), 4, *lattice.shape[-2:])], 1)  # (B, 5, h, w)
     return LatticeViews(frame, lattice, (sites[0], sites[1]))

@@ -73,9 +73,10 @@ class Recipe:
         config, grains = self.config, [cine.grain for cine in cines]
         if not config.simulated:
             return None, None
-        taken = simulate_cines(min(config.simulated, config.steps * config.batch), config.crop, rng, grains, progress)
+        count = min(config.simulated, config.steps * config.batch)
+        cine = simulate_cines(count, config.crop, rng, grains, progress)
         count = int(np.clip(config.simulated // 100, *HELD_OUT_ANATOMIES))
-        return taken, simulate_cines(count, config.crop, np.random.default_rng([config.seed, 1]), grains)
+        return cine, simulate_cines(count, config.crop, np.random.default_rng([config.seed, 1]), grains)
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0: it rises, then falls to 1 % along a cosine."""

@@ -60,12 +60,12 @@ def process(
         return results[0]
     changed = [not np.array_equal(result, volumes, equal_nan=volumes.dtype.kind == "f") for result in results]
     if any(changed) and not all(changed):
-        logger.warning(f"Across {left_out(axes, changed)} nothing was changed: the mean is that of the others.")
+        logger.warning(f"Across {unchanged_axes(axes, changed)} nothing was changed: the mean is that of the others.")
         results = [result for result, did in zip(results, changed, strict=True) if did]
     return average(results)
 
 
-def left_out(axes: list[int], changed: list[bool]) -> str:
+def unchanged_axes(axes: list[int], changed: list[bool]) -> str:
     """The names of the axes across which nothing was changed."""
     return ", ".join(AXES[axis] for axis, did in zip(axes, changed, strict=True) if not did)
 
@@ -73,11 +73,11 @@ def left_out(axes: list[int], changed: list[bool]) -> str:
 def average(results: list[np.ndarray]) -> np.ndarray:
     """The voxel-wise mean of arrays (T, K, ...) in their own type; where all agree, their very value."""
     mean = np.empty_like(results[0])
-    for place in np.ndindex(mean.shape[:2]):  # slice by slice: no floating-point copy of the volume
-        first, *others = (result[place] for result in results)
+    for index in np.ndindex(mean.shape[:2]):  # slice by slice: no floating-point copy of the volume
+        first, *others = (result[index] for result in results)
         with np.errstate(invalid="ignore", over="ignore"):
             x = first + sum(other.astype(np.float64) - first for other in others) / len(results)
         x = np.rint(x) if np.issubdtype(mean.dtype, np.integer) else x
         same = np.logical_and.reduce([other == first for other in others]) | ~np.isfinite(x)
-        mean[place] = np.where(same, first, np.where(same, 0, x).astype(mean.dtype))
+        mean[index] = np.where(same, first, np.where(same, 0, x).astype(mean.dtype))
     return mean

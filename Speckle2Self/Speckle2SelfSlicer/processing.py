@@ -205,7 +205,7 @@ class Run:
         if not any(changed):
             return "Nothing looks like ultrasound: choose the region 'none' or 'given'. The output is a copy."
         if not all(changed):
-            left_out = volumes.left_out(self.axes, changed)
+            left_out = volumes.unchanged_axes(self.axes, changed)
             return f"Nothing looks like ultrasound across {left_out}: the mean is that of the others."
         return f"Stopped: the first {self.done} frames are kept." if cut else ""
 
