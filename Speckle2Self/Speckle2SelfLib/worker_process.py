@@ -99,11 +99,11 @@ class Stream:
         arrays = stream_arrays(request.shape, request.dtype)
         block = attach(request.block, request.inode, offsets_of(*arrays)[1])
         self.header, self.inputs, self.outputs, self.region = views(block, *arrays)
-        self.last, self.given = request.last, int(self.header[-1])
-        self.fixed: Calibration | None = None  # of the first usable frame
-        asked = from_dict(DespeckleOptions, request.options)
-        self.engine, self.options, self.about = server.engine(asked)
-        self.region_asked = asked.region
+        self.last, self.region_number = request.last, int(self.header[-1])
+        self.calibration: Calibration | None = None  # of the first usable frame
+        options = from_dict(DespeckleOptions, request.options)
+        self.engine, self.options, self.runs_on = server.engine(options)
+        self.region_option = options.region
 
     @property
     def waits(self) -> bool:
@@ -141,42 +141,43 @@ class Stream:
         bounds = (colours.min(), colours.max()) if colours.size else (0, 0)
         if bounds[0] == bounds[1]:
             return frame  # black, as before the probe touches: nothing to find, nothing to do
-        if self.header[-1] != self.given:
-            self.given, self.fixed = int(self.header[-1]), None
-            self.region_asked = "given"
-        if self.fixed is None or self._outgrown(frame):
-            found = self._find(frame[None])
-            if not found.region.any():
+        if self.header[-1] != self.region_number:
+            self.region_number, self.calibration = int(self.header[-1]), None
+            self.region_option = "given"
+        if self.calibration is None or self._outgrown(frame):
+            calibration = self._find(frame[None])
+            if not calibration.region.any():
                 return frame
-            self.fixed = found
-            self.lit = self._lit(frame)[0]
-        return despeckle(frame[None], self.engine, calibration=replace(self.fixed, bounds=bounds), **self.options)[0]
+            self.calibration = calibration
+            self.lit_at_first = self._lit(frame)[0]
+        calibration = replace(self.calibration, bounds=bounds)
+        return despeckle(frame[None], self.engine, calibration=calibration, **self.options)[0]
 
     def _lit(self, frame: np.ndarray) -> tuple[float, float]:
         """The pixels that are lit outside the region (if it is not found but given: anywhere), and those in it that are
         brighter than what the model takes for 1; as shares of the region's."""
         from .grey import luminance
 
-        assert self.fixed is not None
-        region, (low, high) = self.fixed.region, self.fixed.mapping
+        assert self.calibration is not None
+        region, (low, high) = self.calibration.region, self.calibration.mapping
         values, inside = luminance(frame[None, ::EVERY, ::EVERY])[0], region[::EVERY, ::EVERY]
-        found = inside & (self.region_asked == "auto")
-        lit, over = values[~found] > low + (high - low) / 10, values[inside] > high
+        detected = inside & (self.region_option == "auto")
+        lit, over = values[~detected] > low + (high - low) / 10, values[inside] > high
         return lit.sum() / max(1, inside.sum()), over.sum() / max(1, inside.sum())
 
     def _outgrown(self, frame: np.ndarray) -> bool:
         lit, over = self._lit(frame)
-        return lit > self.lit + GROWN or over > OVER
+        return lit > self.lit_at_first + GROWN or over > OVER
 
     def _find(self, frames: np.ndarray) -> Calibration:
         from .calibration import calibrate, find_region
         from .despeckling import needs_grain
 
-        if self.region_asked == "given":
+        if self.region_option == "given":
             region = self.region.copy()
         else:
-            region = find_region(frames, None if self.region_asked == "none" else self.region_asked)
-            if region.any() or self.fixed is None:  # else what was found before serves the frames that follow
+            region = find_region(frames, None if self.region_option == "none" else self.region_option)
+            if region.any() or self.calibration is None:  # else what was found before serves the frames that follow
                 self.region[...] = region
         return calibrate(frames, region, with_grain=needs_grain(self.engine))
 
@@ -217,28 +218,28 @@ class Server:
                     changed = {"strength": request.strength, "gamma": request.gamma}
                     self.streams[request.stream].options |= changed
 
-    def engine(self, asked: DespeckleOptions) -> tuple[Model | Filter, dict[str, Any], dict[str, str]]:
+    def engine(self, options: DespeckleOptions) -> tuple[Model | Filter, dict[str, Any], dict[str, str]]:
         """Return the filter or `Model`, the options of `despeckle` that are not settled by it, the region and the axis,
-        and what it runs on in words."""
+        and the device and precision it runs on, by their names."""
         from .devices import choose_device
         from .filters import FILTERS
         from .inference import precision_of
         from .library import cached_model
 
-        options = {name: value for name, value in asdict(asked).items() if name not in SETTLED}
-        if asked.model in FILTERS:
-            return FILTERS[asked.model], options, {"device": "cpu", "precision": "float32"}
-        device = choose_device(asked.device)
-        model = cached_model(asked.model)
+        frame_options = {name: value for name, value in asdict(options).items() if name not in SETTLED}
+        if options.model in FILTERS:
+            return FILTERS[options.model], frame_options, {"device": "cpu", "precision": "float32"}
+        device = choose_device(options.device)
+        model = cached_model(options.model)
         precision = precision_of(model, device)
-        options |= {"device": str(device), "precision": precision}
-        return model, options, {"device": str(device), "precision": str(precision).removeprefix("torch.")}
+        frame_options |= {"device": str(device), "precision": precision}
+        return model, frame_options, {"device": str(device), "precision": str(precision).removeprefix("torch.")}
 
     def open(self, request: protocol.OpenStream) -> None:
         """Start a stream."""
         stream = Stream(self, request)
         self.streams[stream.number] = stream
-        self.say(protocol.Opened(stream.number, **stream.about))
+        self.say(protocol.Opened(stream.number, **stream.runs_on))
 
     def serve_streams(self) -> None:
         """One frame of each stream that has a new one."""
@@ -262,21 +263,21 @@ class Server:
         from .calibration import calibrate
         from .despeckling import despeckle, needs_grain
 
-        asked = from_dict(DespeckleOptions, request.options)
+        options = from_dict(DespeckleOptions, request.options)
         arrays = job_arrays(request.shape, request.dtype)
         frames, output, region = views(attach(request.block, request.inode, offsets_of(*arrays)[1]), *arrays)
-        model, options, words = self.engine(asked)
-        given = region.copy() if asked.region == "given" else None if asked.region == "none" else asked.region
-        calibration = calibrate(frames, given, with_grain=needs_grain(model))
+        model, frame_options, runs_on = self.engine(options)
+        source = region.copy() if options.region == "given" else None if options.region == "none" else options.region
+        calibration = calibrate(frames, source, with_grain=needs_grain(model))
         region[...] = calibration.region
-        self.say(protocol.Started(request.job, mapping=tuple(map(float, calibration.mapping)), **words))
-        started = told = time.monotonic()
+        self.say(protocol.Started(request.job, mapping=tuple(map(float, calibration.mapping)), **runs_on))
+        started = last_report = time.monotonic()
 
         def progress(done: int, total: int) -> None:
-            nonlocal told
+            nonlocal last_report
             now = time.monotonic()
-            if done == total or now > told + 0.02:
-                told = now
+            if done == total or now > last_report + 0.02:
+                last_report = now
                 self.say(protocol.Progress(request.job, done, now - started))
 
         def cancelled() -> bool:
@@ -291,7 +292,7 @@ class Server:
             output=output,
             progress=progress,
             cancelled=cancelled,
-            **options,
+            **frame_options,
         )
         self.say(protocol.Done(request.job))
 
