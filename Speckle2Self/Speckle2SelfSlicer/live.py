@@ -45,7 +45,7 @@ class Live:
         self._sliceNode, self._axis, self._worker, self._options = sliceNode, axis, worker, options
         self._region = MovingRegion(regionNode, options.get("region"))
         self._stream, self._observed, self._moments = None, [], []
-        self._pushed, self._taken, self._places, self._slice = 0, 0, {}, None
+        self._lastPushed, self._lastTaken, self._places, self._slice = 0, 0, {}, None
         self._imageChanged = self._viewMoved = False
         self.refresh()
         if not once:
@@ -100,8 +100,8 @@ class Live:
         region = self._region.update(self.node, frame.shape[:2], axis)
         if region is not None:
             self._stream.give(region)
-        self._pushed = self._stream.push(frame)
-        self._places[self._pushed] = axis, scene.slicePlace(self.node, axis, number)
+        self._lastPushed = self._stream.push(frame)
+        self._places[self._lastPushed] = axis, scene.slicePlace(self.node, axis, number)
         self._slice = axis, number
 
     def _sliceOf(self, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -133,7 +133,7 @@ class Live:
     @property
     def waiting(self) -> bool:
         """Whether a result is still to come."""
-        return self.state == "running" and (self._imageChanged or self._taken < self._pushed)
+        return self.state == "running" and (self._imageChanged or self._lastTaken < self._lastPushed)
 
     def step(self) -> bool:
         """Hand in what has changed, and take what is done into the scene; return whether there was something new."""
@@ -157,7 +157,7 @@ class Live:
         frame = self._stream.take()
         if frame is None:
             return False
-        self._taken = frame.number
+        self._lastTaken = frame.number
         axis, place = self._places[frame.number]
         self._places = {number: place for number, place in self._places.items() if number > frame.number}
         voxels = np.expand_dims(frame.image, axis)  # (K, J, I[, C]) with one voxel along the axis

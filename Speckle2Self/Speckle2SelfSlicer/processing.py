@@ -46,8 +46,8 @@ class Run:
         self.output, self.keepPartial = output, keepPartial
         self.state, self.message, self.result = "reading", "", None
         self.done, self.total, self.rate, self.seconds_left, self.device = 0, 0, 0.0, None, ""
-        self.region, self._onlyRegion, self._started = None, onlyRegion, time.monotonic()
-        self._worker, self._jobs, self._asked = worker, [], False
+        self.region, self._onlyRegion, self._startTime = None, onlyRegion, time.monotonic()
+        self._worker, self._jobs, self._cancelRequested = worker, [], False
         self.recording = self.recording.snapshot()
         self.total = sum(self._shape[0] * self._shape[1 + axis] for axis in self.axes)
         self._steps = self._work()
@@ -104,7 +104,7 @@ class Run:
 
     def cancel(self) -> None:
         """Ask for an end; nothing is written, or with `keepPartial` the frames that are done."""
-        self._asked = True
+        self._cancelRequested = True
         for job in self._jobs:
             self._worker.cancel(job)
 
@@ -117,10 +117,10 @@ class Run:
     @property
     def seconds(self) -> float:
         """Since the start, until the end."""
-        return (time.monotonic() if not self.ended else self._finished) - self._started
+        return (time.monotonic() if not self.ended else self._endTime) - self._startTime
 
     def _end(self, state: str, message: str = "") -> None:
-        self.state, self.message, self._finished = state, message, time.monotonic()
+        self.state, self.message, self._endTime = state, message, time.monotonic()
         if state != "done":
             self._steps.close()
             for job in self._jobs:
@@ -150,7 +150,7 @@ class Run:
                 raise InputError(CHANGED.format(self.recording.name))
             for number, frame in enumerate(np.moveaxis(image, axis, 0)):
                 job.input[time_point * sizes[1] + number] = frame
-                if self._asked:
+                if self._cancelRequested:
                     raise Cancelled
                 yield None
 
@@ -192,7 +192,7 @@ class Run:
         suffix = f"despeckled{PARTIAL}" if cut else "despeckled"
         node = None
         for node in results.writeInSteps(self.recording, images, None if cut else self.output, suffix):
-            if self._asked and not self.keepPartial and node is None:
+            if self._cancelRequested and not self.keepPartial and node is None:
                 raise Cancelled
             yield None
         self.result.node = node
@@ -284,9 +284,9 @@ class Result:
 
 def _shownItems(sequence: vtkMRMLNode) -> dict[int, vtkMRMLVolumeNode]:
     """Number of each item of a sequence that a browser shows -> its proxy."""
-    shown = {}
+    proxies = {}
     for browser in browsers(sequence.GetScene(), sequence):
         proxy, value = browser.GetProxyNode(sequence), results.selectedValue(browser)
         if proxy is not None:
-            shown[max(0, sequence.GetItemNumberFromIndexValue(value, False))] = proxy
-    return shown
+            proxies[max(0, sequence.GetItemNumberFromIndexValue(value, False))] = proxy
+    return proxies

@@ -42,11 +42,11 @@ def find(region: vtkMRMLNode | str) -> vtkMRMLNode:
     node = slicer.mrmlScene.GetNodeByID(region) if isinstance(region, str) else region
     if node is not None:
         return node
-    named = [each for each in scene.nodesNamed(region) if _isRegion(each)]
-    if not named:
-        known = "auto, none, given, a segmentation or a box (ROI), or a bool array"
-        raise InputError(f"There is no region '{region}'; known are {known}.")
-    return scene.onlyNode(named, "regions are named", region)
+    nodes = [each for each in scene.nodesNamed(region) if _isRegion(each)]
+    if not nodes:
+        choices = "auto, none, given, a segmentation or a box (ROI), or a bool array"
+        raise InputError(f"There is no region '{region}'; known are {choices}.")
+    return scene.onlyNode(nodes, "regions are named", region)
 
 
 def nodeOf(region: object = "auto") -> vtkMRMLNode | None:
@@ -167,9 +167,9 @@ def lastChange(regionNode: vtkMRMLNode) -> int:
     parts = [regionNode]
     if regionNode.IsA("vtkMRMLSegmentationNode"):
         segments = regionNode.GetSegmentation()
-        chosen = [segments.GetNthSegment(number) for number in range(segments.GetNumberOfSegments())]
-        drawn = [segment.GetRepresentation(segments.GetSourceRepresentationName()) for segment in chosen]
-        parts += [segments, *chosen, *drawn, regionNode.GetDisplayNode()]  # which knows what segments are visible
+        children = [segments.GetNthSegment(number) for number in range(segments.GetNumberOfSegments())]
+        images = [segment.GetRepresentation(segments.GetSourceRepresentationName()) for segment in children]
+        parts += [segments, *children, *images, regionNode.GetDisplayNode()]  # which knows what segments are visible
     return max(part.GetMTime() for part in parts if part is not None)
 
 
@@ -194,8 +194,8 @@ class MovingRegion:
 
     def update(self, volume: vtkMRMLVolumeNode, size: tuple[int, int], axis: int) -> np.ndarray | None:
         """Return the pixels (H, W) bool of a volume's frames of this size where they are others than before."""
-        changed = self._lastChange
-        if changed is None or self._followed == (changed, size, axis):
+        change = self._lastChange
+        if change is None or self._followed == (change, size, axis):
             return None
         try:
             region = frameMask(volume, self._node, axis)
@@ -319,8 +319,8 @@ class Outline:
                 self._search = self._session.start(node, axis=axis, model="median", onlyRegion=True)
             else:
                 recording = Recording.of(node)
-                given = pixels(recording, regionNode, axis) if region == "given" else np.ones((1, 1), bool)
-                showOutline(recording.reference, given, recording.axis(axis))
+                mask = pixels(recording, regionNode, axis) if region == "given" else np.ones((1, 1), bool)
+                showOutline(recording.reference, mask, recording.axis(axis))
         except InputError:
             self.hide()
             raise

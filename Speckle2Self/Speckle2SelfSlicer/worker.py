@@ -121,7 +121,7 @@ class Job:
         self.done, self.total, self.rate, self.seconds_left = 0, int(shape[0]), 0.0, None
         self.device, self.precision, self.mapping = "", "", None
         self._request: protocol.Despeckle | None = None
-        self._found, self._deadline = False, None
+        self._region_known, self._deadline = False, None
 
     @property
     def ended(self) -> bool:
@@ -131,7 +131,7 @@ class Job:
     @property
     def region(self) -> np.ndarray | None:
         """(H, W) bool: what is despeckled; None until that is known."""
-        return self._region.copy() if self._found and self._region is not None else None
+        return self._region.copy() if self._region_known and self._region is not None else None
 
     def release_input(self) -> None:
         """Gives the input's memory back where the system can do so; it reads as zeros then."""
@@ -149,7 +149,7 @@ class Job:
         """Take an answer about this job; raise ValueError where that cannot be."""
         if isinstance(answer, protocol.Started):
             self.device, self.precision, self.mapping = answer.device, answer.precision, answer.mapping
-            self._found = True
+            self._region_known = True
             self._hide()
         elif isinstance(answer, protocol.Progress):
             self.done = _within(answer.done, self.done, self.total)
@@ -191,10 +191,10 @@ class Stream:
     """
 
     def __init__(self, worker: Worker, shape, dtype, options: DespeckleOptions, region: np.ndarray | None):
-        self._worker, self._options, self._given = weakref.proxy(worker), asdict(options), region
+        self._worker, self._options, self._own_region = weakref.proxy(worker), asdict(options), region
         self.state, self.message, self.device, self.precision = "running", "", "", ""
         self.pushed = self.done = self.dropped = 0
-        self._finished = self._taken = 0
+        self._last_done = self._last_taken = 0
         self._latencies: deque[float] = deque(maxlen=500)
         self._allocate(tuple(shape), np.dtype(dtype))
 
@@ -204,26 +204,26 @@ class Stream:
         self._block = _Block(offsets_of(*arrays)[1])
         self._header, self._inputs, self._outputs, self._region = views(self._block.map, *arrays)
         self._times: dict[int, float] = {}
-        if self._given is not None:
-            fits = self._given.shape == shape[:2]
+        if self._own_region is not None:
+            fits = self._own_region.shape == shape[:2]
             self._options["region"] = "given" if fits else "auto"
             if fits:
-                self._region[...] = self._given
-        self._woken = False
+                self._region[...] = self._own_region
+        self._wake_sent = False
 
     def _open(self) -> None:
         """Tells a process of this stream."""
-        self._woken = False
+        self._wake_sent = False
         block, inode = self._block.name
         self._worker._send(protocol.OpenStream(
-            self.number, self.shape, self.dtype.str, block, inode, self._options, self._finished
+            self.number, self.shape, self.dtype.str, block, inode, self._options, self._last_done
         ))  # fmt: skip
         self._wake()
 
     def _wake(self) -> None:
         """Tells the process that there is a newer frame, unless it has not answered since it was told last."""
-        if self.state == "running" and not self._woken and self._finished < self.pushed:
-            self._woken = True
+        if self.state == "running" and not self._wake_sent and self._last_done < self.pushed:
+            self._wake_sent = True
             self._worker._send(protocol.Wake())
 
     def push(self, frame: np.ndarray) -> int:
@@ -235,8 +235,8 @@ class Stream:
             _check_frames((1, *frame.shape), frame.dtype)
             self._worker._send(protocol.Stop(self.number))
             self._worker._forget(self)
-            self.dropped += self.pushed - self._finished
-            self._finished = self._taken = self.pushed
+            self.dropped += self.pushed - self._last_done
+            self._last_done = self._last_taken = self.pushed
             self._allocate(frame.shape, frame.dtype)
             self._worker._add(self)
         self.pushed += 1
@@ -252,7 +252,7 @@ class Stream:
 
     def give(self, region: np.ndarray) -> None:
         """Another region (H, W) bool from the next frame on; grain and grey values are found in it anew."""
-        self._given = region
+        self._own_region = region
         if self.state == "running" and region.shape == self.shape[:2]:  # else it waits for frames of its size
             self._region[...] = region
             self._header[-1] += 1
@@ -262,12 +262,12 @@ class Stream:
         """The newest despeckled frame that was not taken yet, as a copy; else None."""
         for _ in range(2):
             self._worker.poll()
-            number, slot = self._finished, self._finished % SLOTS
-            if self._block is None or number == self._taken:
+            number, slot = self._last_done, self._last_done % SLOTS
+            if self._block is None or number == self._last_taken:
                 return None
             image = self._outputs[slot].copy()
             if self._header[1 + SLOTS + slot] == number:
-                self._taken = number
+                self._last_taken = number
                 return Frame(image, number, self._latency)
         return None
 
@@ -278,7 +278,7 @@ class Stream:
     @property
     def region(self) -> np.ndarray | None:
         """(H, W) bool: what is despeckled; None until that is known."""
-        return self._region.copy() if self._finished and self._region is not None else None
+        return self._region.copy() if self._last_done and self._region is not None else None
 
     def look(self, strength: float, gamma: float) -> None:
         """Strength and gamma of the frames that follow. Raises InputError."""
@@ -306,10 +306,10 @@ class Stream:
         if isinstance(answer, protocol.Opened):
             self.device, self.precision = answer.device, answer.precision
         elif isinstance(answer, protocol.Frame):
-            number = _within(answer.number, self._finished + 1, self.pushed)
+            number = _within(answer.number, self._last_done + 1, self.pushed)
             self.done += 1
-            self.dropped += number - self._finished - 1
-            self._finished, self._woken = number, False
+            self.dropped += number - self._last_done - 1
+            self._last_done, self._wake_sent = number, False
             self._latency = time.perf_counter() - self._times[number]
             self._times = {n: t for n, t in self._times.items() if n > number}
             self._latencies.append(self._latency)
