@@ -104,7 +104,7 @@ def _remove(handle: int, name: str) -> None:
         os.unlink(name)
 
 
-class Job:
+class DespeckleJob:
     """One recording. state: "waiting", "running", "done", "cancelled", "failed" (message says why, for the user).
 
     input, output: (N, H, W[, C]) in shared memory; the first `done` of `total` frames of the output are despeckled.
@@ -334,10 +334,10 @@ class Worker:
     def __init__(self, python: str | None = None, command: list[str] | None = None):
         self._command = command or [python, "-m", "Speckle2SelfLib.worker_process"]
         self._child: _Child | None = None
-        self._running: Job | None = None
-        self._waiting: deque[Job] = deque()
+        self._running: DespeckleJob | None = None
+        self._waiting: deque[DespeckleJob] = deque()
         self._streams: dict[int, Stream] = {}
-        self._jobs: weakref.WeakSet[Job] = weakref.WeakSet()
+        self._jobs: weakref.WeakSet[DespeckleJob] = weakref.WeakSet()
         self._numbers = 0
         self.devices: list[str] = []  # that the process can use, the best one first; as soon as it has told
 
@@ -353,15 +353,15 @@ class Worker:
             for stream in self._streams.values():
                 stream._open()
 
-    def allocate(self, shape, dtype) -> Job:
+    def allocate(self, shape, dtype) -> DespeckleJob:
         """A job whose `input` (N, H, W[, C]) the caller fills before `start`. Raises InputError."""
         dtype = np.dtype(dtype)
         _check_frames(tuple(shape), dtype)
-        job = Job(self._next_number(), tuple(int(n) for n in shape), dtype)
+        job = DespeckleJob(self._next_number(), tuple(int(n) for n in shape), dtype)
         self._jobs.add(job)
         return job
 
-    def start(self, job: Job, request: dict | None = None) -> Job:
+    def start(self, job: DespeckleJob, request: dict | None = None) -> DespeckleJob:
         """Puts a filled job into the queue. request: see `despeckle`. Raises InputError."""
         options, region = checked_options(request or {}, job.input.shape[1:3])
         if region is not None:
@@ -372,7 +372,7 @@ class Worker:
         self.poll()
         return job
 
-    def despeckle(self, frames: np.ndarray, **request) -> Job:
+    def despeckle(self, frames: np.ndarray, **request) -> DespeckleJob:
         """A job on a copy of `frames` (N, H, W[, C]).
 
         request: fields of `config.DespeckleOptions`; region may also be a mask (H, W). Raises InputError.
@@ -424,7 +424,7 @@ class Worker:
         except OSError as error:
             self._fail(f"The despeckling process could not be started: {why_not_started(error)}.")
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: DespeckleJob) -> None:
         """Asks for a stop between two blocks of frames; a process that goes on for half a second is ended."""
         if job is self._running and job._deadline is None:
             job._deadline = time.monotonic() + GRACE
