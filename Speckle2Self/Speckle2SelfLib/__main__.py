@@ -111,8 +111,8 @@ def _input_files(inputs: Iterable[FilePath], output: Path) -> list[Path]:
 
 
 def _gather_failures(failed: list[str], rank: int, processes: int) -> list[str]:
-    """What failed in any process, for the first one to tell, once all are done; nothing for the others: torchrun would
-    end the others with one that ends in failure."""
+    """Return in the first process what failed in any, once all are done, and nothing in the others: torchrun would end
+    the others with one that ends in failure."""
     from datetime import timedelta
 
     from torch.distributed import PrefixStore, rendezvous

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 
 class Fan(NamedTuple):
-    """Where the beams of a sector lie in an image; an angle of 0 points down, larger ones to the right."""
+    """The position of a sector's beams in an image; an angle of 0 points down, larger ones to the right."""
 
     apex: tuple[float, float]  # pixels, (row, column) where the beams meet; it may lie outside the image
     depths: tuple[float, float]  # pixels, from the apex, between which the region lies

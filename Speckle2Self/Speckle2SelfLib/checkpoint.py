@@ -30,7 +30,7 @@ class Model:
 
     @property
     def resamples(self) -> bool:
-        """Whether the model needs recordings at a speckle grain of its own, and so their grain."""
+        """Return whether the model needs recordings at a speckle grain of its own, and so their grain."""
         return self.config.grain is not None
 
 
@@ -95,7 +95,7 @@ def load(path: FilePath) -> tuple[ModelConfig, torch.nn.Module, dict]:
 
 
 def _is_usable(tensor: torch.Tensor) -> bool:
-    """Whether a tensor from a file holds numbers as we use them: not sparse, quantized or without any."""
+    """Return whether a tensor from a file holds numbers as we use them: not sparse, quantized or without any."""
     return tensor.dtype in PRECISIONS and tensor.layout == torch.strided and tensor.device.type == "cpu"
 
 

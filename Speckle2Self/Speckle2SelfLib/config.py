@@ -1,4 +1,4 @@
-"""What a model is, how it is trained and how frames are despeckled, as plain frozen dataclasses.
+"""Plain frozen dataclasses: what a model is, how it is trained and how frames are despeckled.
 
 The fields carry their help, unit and limits: the command line, the panels, the documentation and the checks read them
 from there. Standard library only.
@@ -62,7 +62,7 @@ def refuse_filter(name: str) -> None:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a checkpoint needs besides its weights to be used the same way everywhere."""
+    """The settings that a checkpoint needs besides its weights to be used the same way everywhere."""
 
     architecture: str = option(
         "fast", "fast: ours, without normalization layers; published: Li, Navab, Jiang 2025", choices=ARCHITECTURES

@@ -1,4 +1,4 @@
-"""What training learns from: recordings at the model's grain and simulated anatomies; what is held out of them."""
+"""The data of training: recordings at the model's grain, simulated anatomies, and what is held out of them."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def find_model(model: FilePath | Model | Filter) -> Model | Filter:
 
 
 def needs_grain(model: Model | Filter) -> bool:
-    """Whether recordings are resampled for this model, so that their calibration needs the speckle's grain."""
+    """Return whether recordings are resampled for this model, so that their calibration needs the speckle's grain."""
     return isinstance(model, Model) and model.resamples
 
 

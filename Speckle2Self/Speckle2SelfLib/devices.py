@@ -1,4 +1,4 @@
-"""Where, in which precision and on how many cores the networks run."""
+"""The device, the precision and the number of cores with which networks run."""
 
 from __future__ import annotations
 

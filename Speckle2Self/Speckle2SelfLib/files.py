@@ -48,7 +48,7 @@ def find(inputs: Iterable[FilePath], other_files: list[Path] | None = None) -> l
 
 
 def is_readable(path: Path) -> bool:
-    """Whether a file is taken for a recording, by its first bytes, or by its name where they say nothing."""
+    """Return whether a file is accepted as a recording, by its first bytes, or by its name where they say nothing."""
     try:
         file_format = by_content(path)
     except OSError:
@@ -58,7 +58,7 @@ def is_readable(path: Path) -> bool:
 
 
 def _is_part(path: Path) -> bool:
-    """Whether a file holds the pixels of a header beside it."""
+    """Return whether a file holds the pixels of a header beside it."""
     return any(path.name.lower().endswith(ends) and path.with_name(path.name[: -len(end)] + header).exists()
                for header, ends in BESIDE.items() for end in ends if path.name.lower().endswith(end))  # fmt: skip
 
@@ -78,7 +78,7 @@ def read(path: FilePath, key: str = "frames", dynamic_range: float | None = None
 
 
 def _read(path: Path, kinds: str, key: str = "frames") -> Recording:
-    """As `read`; kinds: those of numpy's types that the values may be of."""
+    """Read a file without converting it to decibels; kinds: numpy's kinds of types that the values may have."""
     if not path.is_file():
         raise InputError(f"There is no file {path}.")
     if path.stat().st_size == 0:

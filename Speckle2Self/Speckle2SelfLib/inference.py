@@ -222,7 +222,7 @@ class FastRunner(nn.Module):
         return smooth_sixteenfold(from_cells(cells).float()).add_(self.offset)
 
     def features(self, frames: torch.Tensor) -> torch.Tensor:
-        """As `FastNetwork.features` has it."""
+        """Return the same as `FastNetwork.features`."""
         network = self.network
         x = to_cells((frames - GREY).to(self.precision))  # (N, 4, H / 2, W / 2)
         missing = network.stem.weight.shape[1] - x.shape[1]  # on a GPU in 16 bits
@@ -241,7 +241,7 @@ RUNNERS: dict[type, Callable] = {FastNetwork: FastRunner, SpeckleReductionNetwor
 
 
 def has_fused_operations(x: torch.Tensor) -> bool:
-    """Whether oneDNN's fused convolutions can be used on this tensor."""
+    """Return whether oneDNN's fused convolutions can be used on this tensor."""
     return _CONVOLVE_ONTO is not None and x.is_cpu and (_IN_16_BITS or x.dtype != torch.bfloat16)
 
 

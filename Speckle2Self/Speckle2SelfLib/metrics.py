@@ -146,8 +146,8 @@ def rms(outputs: np.ndarray, truth: np.ndarray, noise: float = 0.0, inside: np.n
 
 
 def repeat(outputs: np.ndarray, inside: np.ndarray | None = None) -> float:
-    """What is made up from speckle: deviation (root mean square, share of the grey range) among outputs (N, H, W) of
-    independent draws of speckle over one anatomy; not a number for a single one."""
+    """Return what is made up from speckle: the deviation (root mean square, share of the grey range) among outputs
+    (N, H, W) of independent draws of speckle over one anatomy; not a number for a single one."""
     if len(outputs) < 2:
         return float("nan")
     variance = np.var(np.asarray(outputs, float), axis=0, ddof=1)[... if inside is None else inside]
@@ -218,7 +218,10 @@ def edge_width(image: np.ndarray, start: Sequence[float], end: Sequence[float], 
 
 
 def flicker(before: np.ndarray, after: np.ndarray, tissue: np.ndarray) -> float:
-    """Of a static scene (N, H, W): the deviation over time of the tissue's mean, after / before. Below 1 is better."""
+    """Return the deviation over time of the tissue's mean in a static scene (N, H, W), after / before.
+
+    Below 1 is better.
+    """
     deviations = [np.std([frame[tissue].mean() for frame in frames]) for frames in (after, before)]
     return float(deviations[0] / (deviations[1] + 1e-12))
 
@@ -237,8 +240,9 @@ class Figure:
 
     @cached_property
     def takes(self) -> dict[str, bool]:
-        """What the function takes: image, output (H, W); values of tissue and lumen, matched; values of a region, as
-        they are; echogenicity, truth (H, W); outputs (N, H, W) of draws of speckle ...; and whether it must have it."""
+        """Return what the function takes: image, output (H, W); values of tissue and lumen, matched; values of a region,
+        as they are; echogenicity, truth (H, W); outputs (N, H, W) of draws of speckle ...; and whether it must have it.
+        """
         names = inspect.signature(self.function).parameters.values() if self.function else ()
         return {one.name: one.default is one.empty for one in names}
 
@@ -252,7 +256,7 @@ class Figure:
         return f"{value:.{self.digits}f}"
 
     def is_worse(self, start: float, end: float) -> bool:
-        """Whether a model that was trained from one with the figure `start` has clearly lost by it."""
+        """Return whether a model that was trained from one with the figure `start` has clearly lost by it."""
         if self.tolerance is None:
             return False
         return (start - end if self.better == "higher" else end - start) > self.tolerance
@@ -305,7 +309,7 @@ def measure(
 
 
 def average(rows: Iterable[dict[str, float]]) -> dict[str, float]:
-    """Of figures, dicts of the same kind: the mean of each, without those that are a number in none."""
+    """Return the mean of each figure over rows of figures, without those that are a number in no row."""
     values: dict[str, list[float]] = {}
     for row in rows:
         for name, value in row.items():

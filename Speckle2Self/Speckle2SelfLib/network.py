@@ -201,7 +201,7 @@ class FastNetwork(nn.Module):
 
 
 class LatticePredictions(NamedTuple):
-    """What a `LatticePair` predicts from `LatticeViews`."""
+    """The predictions of a `LatticePair` from `LatticeViews`."""
 
     lattice: torch.Tensor | None  # (B, 1, h, w) at the sites, only from the lattice, where there is one
     frame: torch.Tensor  # (B, 1, H, W) everywhere, from the whole frame

@@ -89,7 +89,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Devices:
-    """What it can compute on, the best one first."""
+    """The devices that it can compute on, the best one first."""
 
     devices: tuple[str, ...]
 

@@ -45,7 +45,7 @@ OVERRIDES = ("recipe", "steps", "simulated", "batch", "interval", "seed")  # of 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a run's state holds besides its tensors."""
+    """The values of a run's state besides its tensors."""
 
     config: dict
     model: dict
@@ -71,7 +71,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Start:
-    """What a run begins with, or goes on with."""
+    """The settings and the network with which a run begins or continues."""
 
     config: TrainingConfig
     model: ModelConfig

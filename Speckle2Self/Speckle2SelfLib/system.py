@@ -44,7 +44,7 @@ def torchrun_place() -> tuple[int, int, int]:
 
 
 def keep_memory() -> None:
-    """In a process of our own: freed memory, up to 256 MB, is kept for what comes next.
+    """Keep freed memory, up to 256 MB, for what comes next; for a process of our own.
 
     Else GNU's allocator gives the arrays of each block of frames back to the system and asks for them again, which
     takes a tenth of the time. Nothing is done on other systems.
@@ -58,7 +58,7 @@ def keep_memory() -> None:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that there is not enough memory, here, on a graphics card or for threads."""
+    """Return whether an error says that there is not enough memory, here, on a graphics card or for threads."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return True
     said = ("out of memory", "can't allocate", "Unable to allocate", "not enough memory", "can't start new thread")

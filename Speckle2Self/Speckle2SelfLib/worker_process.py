@@ -45,7 +45,7 @@ Array = tuple[tuple[int, ...], DType]  # shape and type
 
 
 def offsets_of(*arrays: Array) -> tuple[list[int], int]:
-    """Where arrays of these (shape, dtype) begin in one block, and the block's size; bytes, aligned to 64."""
+    """Return where arrays of these (shape, dtype) begin in one block, and the block's size; bytes, aligned to 64."""
     starts, end = [], 0
     for shape, dtype in arrays:
         starts.append(end)
@@ -66,12 +66,12 @@ def views(block: mmap.mmap, *arrays: Array) -> list[np.ndarray]:
 
 
 def job_arrays(shape: Sequence[int], dtype: DType) -> list[Array]:
-    """What a job's block holds: input, output, region (found by the child, or given)."""
+    """Return what a job's block holds: input, output, region (found by the child, or given)."""
     return [(tuple(shape), dtype), (tuple(shape), dtype), (tuple(shape[1:3]), "bool")]
 
 
 def stream_arrays(shape: Sequence[int], dtype: DType) -> list[Array]:
-    """What a stream's block holds: header, input slots, output slots, region."""
+    """Return what a stream's block holds: header, input slots, output slots, region."""
     frames = (SLOTS, *shape)
     return [((HEADER,), "int64"), (frames, dtype), (frames, dtype), (tuple(shape[:2]), "bool")]
 
@@ -107,7 +107,7 @@ class Stream:
 
     @property
     def waits(self) -> bool:
-        """Whether there is a frame newer than the last one."""
+        """Return whether there is a frame newer than the last one."""
         return int(self.header[0]) > self.last
 
     def newest(self) -> tuple[int, np.ndarray]:
