@@ -68,7 +68,7 @@ def fade(before: vtkMRMLNode, after: vtkMRMLNode, share: float) -> None:
 
 
 def restoreViews(removed: vtkMRMLNode, replacement: vtkMRMLVolumeNode | None) -> None:
-    """Where slice views show `removed`, a volume or its sequence, let them show `replacement`."""
+    """Let slice views that show `removed`, a volume or its sequence, show `replacement`."""
     removedIds = {node.GetID() for node in (removed, proxyOrNone(removed)) if node is not None}
     back = replacement.GetID() if replacement is not None else None
     for view in views.everyView():

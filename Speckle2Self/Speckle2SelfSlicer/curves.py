@@ -209,7 +209,7 @@ def comparisonTable(model: str) -> vtkMRMLTableNode:
 
 
 class Comparison:
-    """What a node shows now, despeckled by the model that `model` started from, where that is available, and by
+    """The present image of a node, despeckled by the model that `model` started from, where that is available, and by
     `model`. Call `step` from a timer until it returns True, then `show`.
 
     Images of an earlier comparison are updated, unless they were renamed. Raises InputError.

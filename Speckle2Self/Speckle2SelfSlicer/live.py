@@ -72,7 +72,7 @@ class Live:
 
     @property
     def hasOutput(self) -> bool:
-        """Whether its output is in the scene."""
+        """Return whether its output is in the scene."""
         return self.output is not None and self.output.GetScene() is not None
 
     def refresh(self) -> None:
@@ -117,7 +117,7 @@ class Live:
         return axis, int(np.clip(round(point[2 - axis]), 0, shape[axis] - 1))
 
     def _hasNews(self) -> bool:
-        """Whether there is something to despeckle that was not pushed yet."""
+        """Return whether there is something to despeckle that was not pushed yet."""
         changed = self._imageChanged or (not self.once and self._region.changed)
         if not (changed or self._viewMoved) or not self._imageIsWhole():
             return False
@@ -125,14 +125,14 @@ class Live:
         return changed or self._sliceOf(scene.shapeOf(self.node)) != self._slice
 
     def _imageIsWhole(self) -> bool:
-        """Whether the volume has an image now; not while its size changes, before its voxels do."""
+        """Return whether the volume has an image now; not while its size changes, before its voxels do."""
         image = self._image()
         scalars = image.GetPointData().GetScalars() if image is not None else None
         return scalars is not None and 0 < scalars.GetNumberOfTuples() == image.GetNumberOfPoints()
 
     @property
     def waiting(self) -> bool:
-        """Whether a result is still to come."""
+        """Return whether a result is still to come."""
         return self.state == "running" and (self._imageChanged or self._lastTaken < self._lastPushed)
 
     def step(self) -> bool:
@@ -187,7 +187,7 @@ class Live:
 
     @property
     def device(self) -> str:
-        """What the worker runs on."""
+        """Return the name of the device that the worker runs on."""
         return self._stream.device if self._stream else ""
 
     def stop(self, state: str = "stopped", message: str = "") -> None:

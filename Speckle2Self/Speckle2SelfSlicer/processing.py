@@ -54,7 +54,7 @@ class Run:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen."""
+        """Return whether nothing more will happen."""
         return self.state in ("done", "cancelled", "failed")
 
     def step(self, seconds: float = PIECE) -> None:
@@ -200,7 +200,7 @@ class Run:
             results.rename(node, lambda name: name.removesuffix(PARTIAL))
 
     def _remark(self, cut: bool) -> str:
-        """What the user should know of a run that is done."""
+        """Return what the user should know of a run that is done."""
         changed = [job.region.any() for job in self._jobs]
         if not any(changed):
             return "Nothing looks like ultrasound: choose the region 'none' or 'given'. The output is a copy."
@@ -211,7 +211,7 @@ class Run:
 
 
 class Result:
-    """What the network made of a recording, kept so that strength and gamma change the output without running it again.
+    """The network's output for a recording, kept so that strength and gamma change the output without running it again.
 
     node: the output. The input is read from its nodes again where it is blended in. region: (H, W) bool of what was
     despeckled, across the first of `axes`; automaticAxis: the axis that was asked for, where the region was found by

@@ -184,7 +184,7 @@ class MovingRegion:
 
     @property
     def changed(self) -> bool:
-        """Whether it was changed since `update`; not where there is none, or it has been removed."""
+        """Return whether it was changed since `update`; not where there is none, or it has been removed."""
         return self._lastChange not in (None, self._followed[0])
 
     @property
@@ -233,7 +233,7 @@ def remembered(volume: vtkMRMLVolumeNode, size: tuple[int, int]) -> np.ndarray:
 
 
 def _key(volume: vtkMRMLVolumeNode, size: tuple[int, ...]) -> str:
-    """What recordings share a region: the scanner, where DICOM says it, and the size of their frames."""
+    """Return what recordings with the same region share: the scanner, where DICOM says it, and the size of frames."""
     identifiers = (volume.GetAttribute("DICOM.instanceUIDs") or "").split()
     database = getattr(slicer, "dicomDatabase", None)
     isKnown = bool(identifiers) and database is not None and database.isOpen
@@ -306,7 +306,7 @@ class Outline:
 
     @property
     def searching(self) -> bool:
-        """Whether the region is still to be found."""
+        """Return whether the region is still to be found."""
         return self._search is not None
 
     def show(self, node: vtkMRMLNode, region: str, regionNode: vtkMRMLNode | None = None, axis: str = "auto") -> None:

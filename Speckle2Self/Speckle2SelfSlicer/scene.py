@@ -40,7 +40,7 @@ NO_CODEC = "'{}' cannot be decoded: no codec '{}' in this Slicer."
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """What to despeckle, resolved once: one volume, or the volumes of a sequence."""
+    """A recording to despeckle, resolved once: one volume, or the volumes of a sequence."""
 
     node: vtkMRMLNode  # that was asked for: the volume, the sequence, or a browser's proxy of it
     volumes: list[vtkMRMLVolumeNode]  # one a time point
@@ -91,7 +91,7 @@ class Recording:
 
     @property
     def isProxy(self) -> bool:
-        """Whether the node that was asked for is a browser's proxy of the sequence."""
+        """Return whether the node that was asked for is a browser's proxy of the sequence."""
         return self.sequence is not None and self.node is not self.sequence
 
     @property

@@ -108,17 +108,17 @@ class TrainingJob:
 
     @property
     def resumable(self) -> bool:
-        """Whether it can be resumed, from its last checkpoint or, without any, from the beginning."""
+        """Return whether it can be resumed, from its last checkpoint or, without any, from the beginning."""
         return self.state in ("stopped", "failed") and (self.folder / "job.json").exists()
 
     @property
     def stoppable(self) -> bool:
-        """Whether `stop` keeps a model."""
+        """Return whether `stop` keeps a model."""
         return self.state == "running" or (self.resumable and (self.folder / self.job.output).exists())
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
+        """Return whether nothing more will come."""
         return self.state in ("stopped", "done", "failed")
 
     def start(self) -> None:
@@ -134,7 +134,7 @@ class TrainingJob:
         self.state, self.message, self.simulated, self._finishing = "running", "", None, False
 
     def poll(self) -> list[dict]:
-        """What the process reported since the last call; returns at once."""
+        """Return what the process reported since the last call; returns at once."""
         if self._child is None:
             return []
         fresh = []
@@ -364,7 +364,7 @@ class Estimate:
         )
 
     def poll(self) -> bool:
-        """Whether it has ended; then the listener has been told."""
+        """Return whether it has ended; then the listener has been told."""
         if self._child.poll() is None:
             return False
         found = None
@@ -450,7 +450,7 @@ def _remove(folder: Path) -> None:
 
 
 def _at_work(folder: Path) -> bool:
-    """Whether a process trains the run in a folder, or nothing can be written there."""
+    """Return whether a process trains the run in a folder, or nothing can be written there."""
     try:
         with locked(folder / "model.safetensors"):
             return False
@@ -509,7 +509,7 @@ def count_files(folder, seconds: float = 0.3) -> tuple[int, bool]:
 
 
 def all_equal(regions) -> bool:
-    """Whether all masks (H, W) bool are the same."""
+    """Return whether all masks (H, W) bool are the same."""
     return all(np.array_equal(mask, regions[0]) for mask in regions)
 
 

@@ -1,4 +1,4 @@
-"""What to train on: nodes and files become recordings, masks and the settings of a run."""
+"""The data of a training run: nodes and files become recordings, masks and the settings of a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .session import Session
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run needs. recordings, heldOut: (N, H, W[, C]) each; regions: a mask (H, W) bool of each recording and
+    """The data of a run. recordings, heldOut: (N, H, W[, C]) each; regions: a mask (H, W) bool of each recording and
     then of each one held out, or none; name: that of the model, or None; title: the name of the first recording;
     nodes: what is in the scene of it, first what is held out."""
 

@@ -125,7 +125,7 @@ class DespeckleJob:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
+        """Return whether nothing more will come."""
         return self.state in ("done", "cancelled", "failed")
 
     @property
