@@ -240,8 +240,10 @@ class Figure:
 
     @cached_property
     def takes(self) -> dict[str, bool]:
-        """Return what the function takes: image, output (H, W); values of tissue and lumen, matched; values of a region,
-        as they are; echogenicity, truth (H, W); outputs (N, H, W) of draws of speckle ...; and whether it must have it.
+        """Return what the function takes, and whether it must have it.
+
+        image, output (H, W); tissue and lumen, matched values; values of a region, as they are; echogenicity, truth
+        (H, W); outputs (N, H, W) of draws of speckle ...
         """
         names = inspect.signature(self.function).parameters.values() if self.function else ()
         return {one.name: one.default is one.empty for one in names}
