@@ -1,4 +1,4 @@
-"""What is found once in a recording and then serves all its frames, so that nothing flickers."""
+"""The calibration of a recording: found once, it serves all frames, so that nothing flickers."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .calibration import Calibration, as_stack, calibrate, grain_in, value_range
-from .checkpoint import FilePath, Model
+from .checkpoint import Model
 from .config import DespeckleOptions
 from .devices import AT_ONCE_CUDA, choose_device, cores, each_in_order, preserve_cores
 from .files import release
@@ -22,7 +22,7 @@ from .inference import fast_network, through_network
 from .library import cached_model
 from .region import box_of, fill_outside, grey
 from .resampling import Resampling
-from .system import Cancelled, InputError
+from .system import Cancelled, FilePath, InputError, Progress
 
 BLOCK_PIXELS = 2**22  # pixels through the network at once: bounds the memory, whatever the cine's length
 BLOCK_PIXELS_CPU = 2**18  # no slower there, and a cancel is noticed four times sooner
@@ -44,7 +44,7 @@ def despeckle(
     region: np.ndarray | str | None = "auto",
     calibration: Calibration | None = None,
     output: np.ndarray | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
     precision: torch.dtype | None = None,
     **options: Any,
@@ -103,7 +103,7 @@ def find_model(model: FilePath | Model | Filter) -> Model | Filter:
 
 
 def needs_grain(model: Model | Filter) -> bool:
-    """Whether recordings are resampled for this model, so that their calibration needs the speckle's grain."""
+    """Return whether recordings are resampled for this model, so that their calibration needs the speckle's grain."""
     return isinstance(model, Model) and model.resamples
 
 

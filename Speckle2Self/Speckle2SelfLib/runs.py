@@ -26,14 +26,14 @@ import torch.distributed as dist
 from imageio.v3 import imwrite
 
 from . import __version__, checkpoint, files
-from .checkpoint import FilePath, Model
+from .checkpoint import Model
 from .config import Job, ModelConfig, TrainingConfig, from_dict, to_dict
 from .dataset import Cine, hold_out, read_cine
 from .devices import choose_device, choose_precision
 from .grain import speckle_correlation
 from .library import bundled_models, load_model, worse_than_start
 from .recipes import WIDTH, recipe_of
-from .system import Cancelled, InputError, locked, named, replace_file, torchrun_place
+from .system import Cancelled, FilePath, InputError, locked, replace_file, torchrun_place, with_path
 from .training import Report, Training
 from .validation import score
 
@@ -45,7 +45,7 @@ OVERRIDES = ("recipe", "steps", "simulated", "batch", "interval", "seed")  # of 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a run's state holds besides its tensors."""
+    """The values of a run's state besides its tensors."""
 
     config: dict
     model: dict
@@ -62,7 +62,7 @@ class Saved:
     precision: str
     kept: int | None = None  # digest of the model file that holds the best so far
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         config, model = from_dict(TrainingConfig, self.config), from_dict(ModelConfig, self.model)
         within = 0 <= self.step <= config.steps and 1 <= self.batch <= config.batch
         if not recipe_of(config).fits(model) or not within or not all(len(point) == 2 for point in self.curve):
@@ -71,7 +71,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Start:
-    """What a run begins with, or goes on with."""
+    """The settings and the network with which a run begins or continues."""
 
     config: TrainingConfig
     model: ModelConfig
@@ -142,7 +142,7 @@ class Run:
             return None
         self.training = self.begin()
         if self.saved:
-            self.resume()
+            self.resume(*self.saved)
         self.report_what_differs()
         began = time.monotonic()
         self.train()
@@ -200,16 +200,16 @@ class Run:
 
     def measure(self) -> tuple[float, float]:
         """Return steps per second, and the seconds that simulating takes before, by a short run that is discarded."""
-        config, made = self.start.config, [time.monotonic()]
+        config, moments = self.start.config, [time.monotonic()]
         trial = replace(config, steps=WARM_UP, simulated=min(config.simulated, WARM_UP))
         training = Training(
             self.cines, trial, self.start.model, copy.deepcopy(self.start.network), self.device,
-            made=lambda *_: made.append(time.monotonic()),
+            progress=lambda *_: moments.append(time.monotonic()),
         )  # fmt: skip
-        simulating = (made[-1] - made[0]) / len(made) * min(config.simulated, config.steps * config.batch)
-        moments = [time.monotonic() for _ in training.run()]
-        half = len(moments) // 2
-        rate = torch.tensor(half / (moments[-1] - moments[half - 1]))
+        simulating = (moments[-1] - moments[0]) / len(moments) * min(config.simulated, config.steps * config.batch)
+        steps = [time.monotonic() for _ in training.run()]
+        half = len(steps) // 2
+        rate = torch.tensor(half / (steps[-1] - steps[half - 1]))
         if dist.is_initialized():
             rate = rate.to(self.device)
             dist.broadcast(rate, 0)
@@ -248,9 +248,8 @@ class Run:
             self.reported = time.monotonic()
             self.report({"simulated": done, "anatomies": count})
 
-    def resume(self) -> None:
-        """Continue from the saved run."""
-        tensors, values = self.saved
+    def resume(self, tensors: dict[str, torch.Tensor], values: dict) -> None:
+        """Continue from the tensors and values of the saved run."""
         self.training.restore(tensors, values)
         self.curve, self.figures_at_start = values["curve"], values["start"]
         if self.first and self.output.exists():
@@ -262,8 +261,8 @@ class Run:
     def report_what_differs(self) -> None:
         """Report what of the job has no effect."""
         job, config = self.job, self.start.config
-        if self.saved and (kept := [n for n in OVERRIDES if getattr(job, n) not in (None, getattr(config, n))]):
-            kept = ", ".join(f"{name} = {getattr(config, name)}" for name in kept)
+        if self.saved and (names := [n for n in OVERRIDES if getattr(job, n) not in (None, getattr(config, n))]):
+            kept = ", ".join(f"{name} = {getattr(config, name)}" for name in names)
             self.say(f"Resumed with the original settings ({kept}); the new values are ignored.")
         if job.resume and not self.saved:
             self.say("There is no unfinished run to continue; a new one starts.")
@@ -316,7 +315,7 @@ class Run:
             self.save()
         if picture is not None and preview:
             replace_file(preview, imwrite("<bytes>", picture, extension=".png"))
-            figures = figures | {"preview": preview}
+            return {**figures, "preview": preview}
         return figures
 
     def save(self) -> None:
@@ -386,7 +385,7 @@ def _recordings(job: Job, resumed: bool) -> tuple[list[Path], list[Path]]:
     taken: set[Path] = set()
     found = []
     for entries in (job.inputs, job.held_out):
-        paths = {}
+        paths: dict[Path, Path] = {}
         for entry in entries:
             left_out = own if Path(entry).is_dir() else set()
             paths |= {path.resolve(): path for path in files.find([entry]) if path.resolve() not in left_out}
@@ -461,7 +460,7 @@ def _read(path: Path, job: Job, start: Start, names: bool) -> Cine:
     except InputError as error:
         if not names:
             raise
-        raise InputError(named(path, error)) from error
+        raise InputError(with_path(path, error)) from error
 
 
 def _correlation(cine: Cine) -> list[np.ndarray]:

@@ -37,10 +37,9 @@ def validate(
     for cine in cines:
         count = len(cine.frames)
         for number in evenly(count, FRAMES) if cine.truth is None else range(count):
-            frame, truth = (
-                None if frames is None else frames[number : number + 1].to(device)  # (1, 1, H, W)
-                for frames in (cine.frames, cine.truth)
-            )
+            window = slice(number, number + 1)
+            frame = cine.frames[window].to(device)  # (1, 1, H, W)
+            truth = None if cine.truth is None else cine.truth[window].to(device)
             views = recipe.views(_corner(frame, truth, cine.grain), rng)
             for name, term in recipe.loss(recipe.predict(learner, network, views), views).items():
                 terms.setdefault(f"held-out {name}", []).append(term.item())

@@ -1,4 +1,4 @@
-"""What both panels do in the same way: the parameter node, scene events, timers, buttons, and errors shown once."""
+"""The common part of both panels: the parameter node, scene events, timers, buttons, and errors shown once."""
 
 from __future__ import annotations
 

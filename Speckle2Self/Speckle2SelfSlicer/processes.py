@@ -97,7 +97,7 @@ class Child:
         return self.process.poll()
 
     def lines(self) -> list[dict]:
-        """What the process said since the last call; what is no JSON object, such as a library's print, is left out."""
+        """Return the JSON objects that the process printed since the last call, without other lines (a library's)."""
         taken = []
         while fresh := self._fresh(self.process.stdout):
             for text in fresh:

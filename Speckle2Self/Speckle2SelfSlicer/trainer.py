@@ -108,17 +108,17 @@ class TrainingJob:
 
     @property
     def resumable(self) -> bool:
-        """Whether it can be resumed, from its last checkpoint or, without any, from the beginning."""
+        """Return whether it can be resumed, from its last checkpoint or, without any, from the beginning."""
         return self.state in ("stopped", "failed") and (self.folder / "job.json").exists()
 
     @property
     def stoppable(self) -> bool:
-        """Whether `stop` keeps a model."""
+        """Return whether `stop` keeps a model."""
         return self.state == "running" or (self.resumable and (self.folder / self.job.output).exists())
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
+        """Return whether nothing more will come."""
         return self.state in ("stopped", "done", "failed")
 
     def start(self) -> None:
@@ -134,7 +134,7 @@ class TrainingJob:
         self.state, self.message, self.simulated, self._finishing = "running", "", None, False
 
     def poll(self) -> list[dict]:
-        """What the process reported since the last call; returns at once."""
+        """Return what the process reported since the last call; returns at once."""
         if self._child is None:
             return []
         fresh = []
@@ -267,7 +267,7 @@ class Trainer:
                 raise InputError(f"A run '{name}' goes on in another application; choose another name.")
             raise InputError(f"There is an unfinished run '{name}'; resume or remove it, or choose another name.")
         _remove(folder)
-        with _whole(folder) as part:
+        with _complete_folder(folder) as part:
             job = write_job(part, recordings, job, held_out, regions)
             (part / "name.txt").write_text(name)
         new = TrainingJob(name, folder, job, self._python)
@@ -291,13 +291,13 @@ class Trainer:
     def unfinished(self) -> list[TrainingJob]:
         """Runs that an earlier session left behind, and none that another application trains; each is then among
         `jobs`, stopped. What an application that was killed left half written or half removed goes."""
-        known = {job.folder for job in self.jobs}
+        folders = {job.folder for job in self.jobs}
         for part in self.folder.glob(f"*{PART}"):
             with suppress(OSError):
                 if time.time() > part.stat().st_mtime + STALE:
                     shutil.rmtree(part)
         for path in sorted(self.folder.glob("*/job.json")):
-            if path.parent in known or path.parent.name.endswith(PART) or _at_work(path.parent):
+            if path.parent in folders or path.parent.name.endswith(PART) or _at_work(path.parent):
                 continue
             try:
                 job = from_dict(Job, json.loads(path.read_text()))
@@ -307,10 +307,10 @@ class Trainer:
             except (OSError, ValueError, RecursionError):
                 continue
             job = replace(job, output="model.safetensors", preview="preview.png")  # wherever the file says
-            left = TrainingJob(name, path.parent, job, self._python)
-            left.trainer = self
-            left.state, left.reports = "stopped", reports
-            self.jobs.append(left)
+            training_job = TrainingJob(name, path.parent, job, self._python)
+            training_job.trainer = self
+            training_job.state, training_job.reports = "stopped", reports
+            self.jobs.append(training_job)
         return [job for job in self.jobs if job.resumable]
 
     def resume(self, job: TrainingJob) -> None:
@@ -364,7 +364,7 @@ class Estimate:
         )
 
     def poll(self) -> bool:
-        """Whether it has ended; then the listener has been told."""
+        """Return whether it has ended; then the listener has been told."""
         if self._child.poll() is None:
             return False
         found = None
@@ -390,7 +390,7 @@ def export(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Path:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty; choose a new folder.")
-    with _whole(folder) as part:
+    with _complete_folder(folder) as part:
         if job.init and job.init not in library.bundled_models():
             shutil.copyfile(library.path_of(job.init), part / "start.safetensors")
             job = replace(job, init="start.safetensors")
@@ -403,7 +403,7 @@ def export(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Path:
 
 
 @contextmanager
-def _whole(folder: Path):
+def _complete_folder(folder: Path):
     """A folder that gets its name when it is complete: a hidden one beside it until then; an empty one gives way.
 
     Raises InputError where it cannot be written; nothing is left then.
@@ -450,7 +450,7 @@ def _remove(folder: Path) -> None:
 
 
 def _at_work(folder: Path) -> bool:
-    """Whether a process trains the run in a folder, or nothing can be written there."""
+    """Return whether a process trains the run in a folder, or nothing can be written there."""
     try:
         with locked(folder / "model.safetensors"):
             return False
@@ -508,14 +508,14 @@ def count_files(folder, seconds: float = 0.3) -> tuple[int, bool]:
     return number, True
 
 
-def alike(regions) -> bool:
-    """Whether all masks (H, W) bool are the same."""
+def all_equal(regions) -> bool:
+    """Return whether all masks (H, W) bool are the same."""
     return all(np.array_equal(mask, regions[0]) for mask in regions)
 
 
 def write_regions(folder: Path, regions, names) -> str:
     """Masks (H, W) bool as one file where they are alike, else as a folder of files named as the recordings."""
-    if alike(regions):
+    if all_equal(regions):
         np.save(folder / "region.npy", regions[0].astype(np.uint8))
         return "region.npy"
     (folder / "regions").mkdir()

@@ -34,7 +34,7 @@ class View:
 
     @property
     def hasOwnForeground(self) -> bool:
-        """Whether there is a foreground that was not put there from here."""
+        """Return whether there is a foreground that was not put there from here."""
         foreground = self.composite.GetForegroundVolumeID()
         return foreground is not None and foreground != self.composite.GetAttribute(FOREGROUND)
 
@@ -81,7 +81,7 @@ class View:
 
 @dataclass
 class _Before:
-    """What a view was like before something was shown in it from here."""
+    """The state of a view before something was shown in it from here."""
 
     put: str | None  # the background that is there instead; where it is another, the view is the user's again
     background: str | None
