@@ -17,7 +17,7 @@ from typing import get_args, get_origin, get_type_hints
 
 from . import __version__
 from .config import DespeckleOptions, Job, ReadOptions, from_dict
-from .system import Cancelled, InputError, keep_memory, named, out_of_memory, replace_file, torchrun_place
+from .system import Cancelled, InputError, keep_memory, named, out_of_memory, replace_file, torch_fault, torchrun_place
 
 _interrupted = threading.Event()  # by Ctrl-C: some libraries swallow KeyboardInterrupt while they are imported
 
@@ -492,7 +492,10 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"speckle2self: {error}", file=sys.stderr)
         return 2
-    except (OSError, MemoryError, RuntimeError) as error:
+    except (ImportError, OSError, MemoryError, RuntimeError) as error:
+        if "torch" not in sys.modules and (fault := torch_fault()):
+            print(f"speckle2self: {fault}", file=sys.stderr)
+            return 2
         if out_of_memory(error):
             print("speckle2self: there is not enough memory; close other programs, or give less.", file=sys.stderr)
             return 2
