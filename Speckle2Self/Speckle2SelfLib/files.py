@@ -150,7 +150,7 @@ def _format_of(path: Path, recording: Recording) -> Format:
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"The folder {path.parent} cannot be written to.")
     own = next(one for one in FORMATS if one.name == recording.format)
-    found = by_name(path)
+    found = own if base.has_suffix(path, own.suffixes) else by_name(path)
     if found is None and own.unnamed:
         found = own
     volume = own.geometric and not (recording.sequence or recording.single or recording.volumes > 1)

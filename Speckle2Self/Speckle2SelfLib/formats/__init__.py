@@ -12,6 +12,7 @@ from .metaimage import MetaImage
 from .nifti import Nifti
 from .nrrd import Nrrd
 from .pictures import Pictures
+from .research import Hdf5, Matlab
 from .tiff import Tiff
 
 FORMATS: tuple[Format, ...] = (
@@ -19,6 +20,8 @@ FORMATS: tuple[Format, ...] = (
     MetaImage(),
     Nrrd(),
     Arrays(),
+    Matlab(),
+    Hdf5(),
     Tiff(),
     Nifti(),
     Pictures(),

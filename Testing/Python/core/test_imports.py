@@ -13,7 +13,7 @@ RANKS = [
     {"protocol", "volumes", "look", "augmentation", "perturbation", "network", "loss", "beams", "devices"},
     {"region", "grain", "resampling"},
     {"formats.base"},
-    {"formats.arrays", "formats.dicom_pixels", "formats.itk", "formats.tiff", "formats.signals"},
+    {"formats.arrays", "formats.dicom_pixels", "formats.itk", "formats.research", "formats.signals", "formats.tiff"},
     {"formats.dicom", "formats.metaimage", "formats.nrrd", "formats.nifti", "formats.pictures"},
     {"formats"},
     {"checkpoint", "simulation", "metrics", "filters", "files"},
