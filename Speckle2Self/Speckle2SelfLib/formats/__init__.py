@@ -7,6 +7,7 @@ from pathlib import Path
 from .arrays import Arrays
 from .base import HEAD, Format, has_suffix
 from .dicom import Dicom
+from .films import Animations, Films
 from .itk import Images
 from .metaimage import MetaImage
 from .nifti import Nifti
@@ -25,6 +26,8 @@ FORMATS: tuple[Format, ...] = (
     Tiff(),
     Nifti(),
     Pictures(),
+    Animations(),
+    Films(),
     Images(),
 )
 
