@@ -25,6 +25,8 @@ def decoded(dataset) -> np.ndarray:
     """The pixels of a data set, colours as RGB; raises many kinds of errors on damaged ones."""
     photometric = dataset.PhotometricInterpretation
     with quiet("pydicom"):
+        if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+            _check_sizes(dataset)
         try:
             array = _by_pydicom(dataset)
         except Exception as error:
@@ -37,6 +39,32 @@ def decoded(dataset) -> np.ndarray:
     if photometric == "PALETTE COLOR":
         array = _colours(array, dataset)
     return array
+
+
+def _check_sizes(dataset) -> None:
+    """ValueError where a compressed frame has another size than its data set says: decoders take memory for it."""
+    try:
+        from pydicom.encaps import generate_fragments
+    except ImportError:  # pydicom 2.4, as in Slicer 5.10
+        from pydicom.encaps import generate_pixel_data_fragment as generate_fragments
+    for fragment in generate_fragments(dataset.PixelData):
+        size = _size(fragment)
+        if size is not None and size != (dataset.Rows, dataset.Columns):
+            raise ValueError(f"a frame is of {size[0]} x {size[1]} pixels, not of {dataset.Rows} x {dataset.Columns}")
+
+
+def _size(stream: bytes) -> tuple[int, int] | None:
+    """Height and width of a frame of JPEG, JPEG-LS or JPEG 2000 by its header; None for other data."""
+    if stream[:4] == b"\xff\x4f\xff\x51":
+        right, bottom, left, top = np.frombuffer(stream[8:24].ljust(16, b"\0"), ">u4").tolist()
+        return bottom - top, right - left
+    at = 2
+    while stream[:2] == b"\xff\xd8" and at + 9 <= len(stream) and stream[at] == 0xFF:
+        marker, length = stream[at + 1], int.from_bytes(stream[at + 2 : at + 4], "big")
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            return int.from_bytes(stream[at + 5 : at + 7], "big"), int.from_bytes(stream[at + 7 : at + 9], "big")
+        at += 2 + length if marker != 0xFF else 1
+    return None
 
 
 def _by_pydicom(dataset) -> np.ndarray:
