@@ -43,12 +43,11 @@ def decoded(dataset) -> np.ndarray:
 
 def _check_sizes(dataset) -> None:
     """ValueError where a compressed frame has another size than its data set says: decoders take memory for it."""
-    try:
-        from pydicom.encaps import generate_fragments
-    except ImportError:  # pydicom 2.4, as in Slicer 5.10
-        from pydicom.encaps import generate_pixel_data_fragment as generate_fragments
-    for fragment in generate_fragments(dataset.PixelData):
-        size = _size(fragment)
+    data, at = dataset.PixelData, 0
+    while data[at : at + 4] == b"\xfe\xff\x00\xe0":  # an item
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
+        size = _size(data[at + 8 : at + 8 + length])
+        at += 8 + length
         if size is not None and size != (dataset.Rows, dataset.Columns):
             raise ValueError(f"a frame is of {size[0]} x {size[1]} pixels, not of {dataset.Rows} x {dataset.Columns}")
 
