@@ -472,7 +472,7 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
     def __init__(self, session: Session | None = None, worker: Any = None) -> None:
         ScriptedLoadableModuleLogic.__init__(self)
         self.session = session or (shared() if worker is None else Session(worker))
-        self._wrappers = WrapperCache(Speckle2SelfParameterNode)
+        self.wrappers = WrapperCache(Speckle2SelfParameterNode)
 
     @property
     def worker(self):
@@ -484,7 +484,7 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         self.session.closeWorker()
 
     def getParameterNode(self) -> Speckle2SelfParameterNode:
-        return self._wrappers.of(super().getParameterNode())
+        return self.wrappers.of(super().getParameterNode())
 
     def models(self) -> list[str]:
         """Return names that `process` takes as `model`: the bundled models, the user's, the classical filters."""

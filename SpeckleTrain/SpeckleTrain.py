@@ -17,7 +17,7 @@ from slicer.ScriptedLoadableModule import (
 )
 
 from Speckle2SelfLib import library
-from Speckle2SelfLib.config import PRESETS, RECIPES
+from Speckle2SelfLib.config import PRESETS, RECIPES, WHOLE_FRAMES
 from Speckle2SelfLib.system import InputError
 from Speckle2SelfSlicer import curves, dependencies, regions, scene, training_data, views
 from Speckle2SelfSlicer.panel import Panel, WrapperCache, confirmed, reporting_errors
@@ -139,6 +139,7 @@ class SpeckleTrainWidget(ModelsPart, Panel):
             self.reconnect()
 
     def onSceneEndImport(self, caller=None, event=None) -> None:
+        self.letGo()
         self.onSceneEndClose()
 
     def reconnect(self) -> None:
@@ -252,8 +253,8 @@ class SpeckleTrainWidget(ModelsPart, Panel):
         seen = [node for node in nodes if views.inViews(node)]
         region, given = parameters.region, parameters.regionNode if parameters.region == "given" else None
         recipe = PRESETS[parameters.preset].recipe if parameters.recipe == "preset" else parameters.recipe
-        if region == "auto" and recipe == "published":
-            region = "none"  # as `Speckle2SelfLib.runs` takes it
+        if region == "auto" and recipe in WHOLE_FRAMES:
+            region = "none"
         return (seen or nodes)[0], region, given, regions.lastChange(given) if given is not None else 0
 
     def showRegion(self) -> None:
@@ -492,10 +493,10 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
     def __init__(self, trainer: Any = None, session: Session | None = None) -> None:
         ScriptedLoadableModuleLogic.__init__(self)
         self.session = session or (shared() if trainer is None else Session(trainer=trainer))
-        self._wrappers = WrapperCache(SpeckleTrainParameterNode)
+        self.wrappers = WrapperCache(SpeckleTrainParameterNode)
 
     def getParameterNode(self) -> SpeckleTrainParameterNode:
-        return self._wrappers.of(super().getParameterNode())
+        return self.wrappers.of(super().getParameterNode())
 
     @property
     def trainer(self):

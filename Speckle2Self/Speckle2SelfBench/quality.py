@@ -24,7 +24,7 @@ from Speckle2SelfLib.library import load_model
 from Speckle2SelfLib.loss import published_loss
 from Speckle2SelfLib.network import SpeckleReductionNetwork
 from Speckle2SelfLib.perturbation import PUBLISHED_SCALES, min_max
-from Speckle2SelfLib.recipes import Disjoint
+from Speckle2SelfLib.recipes import recipe_of
 from Speckle2SelfLib.region import fill_outside
 from Speckle2SelfLib.training import Training
 
@@ -33,7 +33,6 @@ from .cases import SCANNERS, Case, real_case, simulated_cases
 from .natural import natural_cases
 from .report import page, picture, plot, table, write_csv
 
-OURS = "ours, default model"
 SLOW = {"deep image prior": 4}  # methods that get this many frames of each set only
 # What gave the filters the best SSIM of a few strengths on 27 other simulated frames of these scanners; those that are
 # bundled are weaker, since points and layers go first.
@@ -71,23 +70,14 @@ def _trained_by(name: str, device, given=None) -> Callable:
     return train
 
 
-def _ours(device, recipe: str, start: Model | None = None, simulated: int = PRESETS["adapt"].simulated) -> Callable:
-    """`Training` on the set's frames, a cine for each case, for a time; from a model where one is given. Anatomies
-    with known truth are simulated beforehand, except as published."""
+def _ours(device, preset: TrainingConfig, start: Model | None = None) -> Callable:
+    """`Training` on the set's frames, a cine for each case, for a time; from a model where one is given."""
 
     def train(cases, seconds):
-        if recipe == "published":
-            model = ModelConfig("published", normalisation="frame")
-            config = TrainingConfig(recipe, batch=4, crop=min(512, *cases[0].region.shape), averaging=0.0)
-        else:
-            model = start.config if start else Disjoint.model
-            config = replace(
-                PRESETS["adapt" if start else "standard"],
-                batch=baselines.BATCH,
-                crop=baselines.CROP,
-                simulated=simulated,
-            )
-        frames = [case.filled if recipe == "published" else case.frames for case in cases]
+        config = replace(preset, crop=min(preset.crop, *cases[0].region.shape))
+        recipe = recipe_of(config)
+        model = start.config if start else recipe.new_model()
+        frames = [case.frames if recipe.detects_region else case.filled for case in cases]
         cines = [prepare_cine(each, case.region, model) for each, case in zip(frames, cases, strict=True)]
         for cut in (0.1, 1.0):  # a short run tells how many steps the time allows: the rate of learning ends with it
             network = copy.deepcopy(start.network) if start else None
@@ -107,6 +97,8 @@ def _ours(device, recipe: str, start: Model | None = None, simulated: int = PRES
 def methods(device) -> list[Method]:
     """All that take part, in the table's order."""
     default = load_model("default")
+    adapt = replace(PRESETS["adapt"], batch=baselines.BATCH, crop=baselines.CROP)
+    new = replace(PRESETS["standard"], batch=adapt.batch, crop=adapt.crop, simulated=adapt.simulated)
 
     def plain(function):
         return lambda cases, seconds: lambda case: function(case.filled)
@@ -121,14 +113,14 @@ def methods(device) -> list[Method]:
     ):  # fmt: skip
         found.append(Method(title, _trained_by(name, device), True))
     found += [
-        Method("Speckle2Self as published", _ours(device, "published"), True),
-        Method("ours, frames alone", _ours(device, "disjoint", simulated=0), True),
-        Method("ours, from nothing", _ours(device, "disjoint"), True),
+        Method("Speckle2Self as published", _ours(device, replace(PRESETS["paper"], batch=4)), True),
+        Method("ours, frames alone", _ours(device, replace(new, simulated=0)), True),
+        Method("ours, from nothing", _ours(device, new), True),
         Method(
-            OURS,
+            "ours, default model",
             lambda cases, seconds: lambda c: despeckle(c.frames, default, region=c.region, device=str(device)),
         ),
-        Method("ours, default adapted", _ours(device, "disjoint", default), True),
+        Method("ours, default adapted", _ours(device, adapt, default), True),
         Method("Noise2Noise", _trained_by("noise2noise", device, "second"), True, "a second look"),
         Method("Noise2True", _trained_by("noise2true", device, "truth"), True, "the truth"),
     ]
@@ -206,7 +198,7 @@ def run(output, *, quick=False, real=(), minutes: float | None = None, device="a
         print("\n" + table(rows, name), flush=True)
     write_csv(folder / "quality.csv", rows)
     frames = {name: sum(len(case.frames) for case in cases) for name, cases in sets.items()}
-    (folder / "quality.md").write_text(page(rows, notes, rates, frames, seconds, OURS))
+    (folder / "quality.md").write_text(page(rows, notes, rates, frames, seconds, "ours"))
     picture(pictures).savefig(folder / "quality.png")
 
 
@@ -236,12 +228,11 @@ def _run_method(name, method: Method, cases, seconds, rows, pictures, notes) -> 
             times = {} if method.name == "input" or method.name.endswith("stored") else {"milliseconds": spent}
             row = {"set": name, "case": case.name, "method": method.name, "frames": len(outputs)}
             rows.append(row | case.measure(outputs) | times)
-            for at, one in enumerate(shown):
-                if np.shares_memory(one.frames, case.frames):
-                    if method.name == "input":
-                        known = {"region": case.region, "input": case.frames[0], "truth": case.truth}
-                        pictures |= {(name, at, key): image for key, image in known.items() if image is not None}
-                    pictures[name, at, method.name] = outputs[0]
+            if any(case.name == one.name for one in shown) and (name, case.name, method.name) not in pictures:
+                if method.name == "input":
+                    known = {"region": case.region, "input": case.frames[0], "truth": case.truth}
+                    pictures |= {(name, case.name, key): image for key, image in known.items() if image is not None}
+                pictures[name, case.name, method.name] = outputs[0]
     except ImportError as error:
         notes.append(f"{method.name} is left out of '{name}': {error}; see `baselines.py`.")
         return
@@ -262,6 +253,7 @@ def _part(cases: list[Case], shown: list[Case], count: int) -> list[Case]:
 
 
 def _shown(cases: list[Case]) -> list[Case]:
-    """The cases in the picture: two of each kind of anatomy, or the only one."""
-    wanted = ("phantom, fine", "vessel, sector", "astronaut", "lesions in grass")
-    return [case for case in cases if case.name in wanted] or cases[:1]
+    """The cases in the picture: a phantom, a photograph and lesions, or the only one."""
+    wanted = ("phantom, fine", "astronaut", "lesions in grass")
+    first = {case.name: case for case in reversed(cases)}
+    return [first[name] for name in wanted if name in first] or cases[:1]

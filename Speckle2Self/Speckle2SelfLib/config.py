@@ -16,6 +16,7 @@ from .system import InputError
 ARCHITECTURES = ("fast", "published")
 NORMALISATIONS = ("cine", "frame")
 RECIPES = ("disjoint", "published")
+WHOLE_FRAMES = ("published",)  # recipes that use whole frames where the region is "auto"
 FILTER_NAMES = ("median", "lee", "srad", "nlm", "curvature")
 
 
@@ -94,7 +95,7 @@ class ModelConfig:
 class TrainingConfig:
     """How a model is trained."""
 
-    recipe: str = option("disjoint", "disjoint (ours) or published (Li, Navab, Jiang 2025)", choices=RECIPES)
+    recipe: str = option("disjoint", "disjoint (ours) or published (Li, Navab, Jiang 2025)")
     steps: int = option(3000, "optimizer steps", low=1, high=10**8)
     batch: int = option(12, "crops in one step, over all processes", low=1, high=4096)
     crop: int = option(128, "side of a crop, pixels at the model's grain", low=32, high=4096)
@@ -114,6 +115,8 @@ class TrainingConfig:
     interval: int = option(100, "steps between two validations and checkpoints", low=1, high=10**6)
 
     def __post_init__(self):
+        if self.recipe not in RECIPES:
+            raise InputError(f"Unknown recipe '{self.recipe}'; known are {', '.join(RECIPES)}.")
         check_limits(self)
 
 
@@ -142,7 +145,7 @@ class Job:
         "default: how the bundled model was begun",
         choices=tuple(PRESETS),
     )
-    recipe: str | None = option(None, "disjoint (ours) or published (default: the preset's)", choices=RECIPES)
+    recipe: str | None = option(None, "disjoint (ours) or published (default: the preset's)")
     steps: int | None = option(None, "optimizer steps (default: the preset's)")
     simulated: int | None = option(None, "anatomies to simulate and mix in (default: the preset's)")
     batch: int | None = option(None, "crops in one step, over all processes (default: the preset's)")

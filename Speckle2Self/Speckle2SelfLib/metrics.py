@@ -8,9 +8,10 @@ where they are needed, as Slicer does not bundle them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -191,20 +192,20 @@ def dice(output: np.ndarray, objects: np.ndarray) -> float:
     return float(np.mean(found)) if found else float("nan")
 
 
-def edge_width(image: np.ndarray, start, end, lines: int = 1) -> float:
+def edge_width(image: np.ndarray, start: Sequence[float], end: Sequence[float], lines: int = 1) -> float:
     """The 10-90 % rise distance in pixels along the line from `start` to `end` (row, column) across a known edge.
 
     lines: neighbouring parallel lines, one pixel apart, that are averaged first.
     """
     from scipy.ndimage import map_coordinates
 
-    start, end = np.asarray(start, float), np.asarray(end, float)
-    length = np.hypot(*(end - start))
-    along = (end - start) / length
+    first, last = np.asarray(start, float), np.asarray(end, float)
+    length = np.hypot(*(last - first))
+    along = (last - first) / length
     across = np.array([-along[1], along[0]])
     t = np.linspace(0, length, max(2, int(np.ceil(length * 10)) + 1))
     offsets = np.arange(lines) - (lines - 1) / 2
-    points = start[:, None, None] + along[:, None, None] * t + across[:, None, None] * offsets[:, None]
+    points = first[:, None, None] + along[:, None, None] * t + across[:, None, None] * offsets[:, None]
     profile = map_coordinates(np.asarray(image, float), points, order=1, mode="nearest").mean(0)
     tail = max(1, len(t) // 10)
     low, high = profile[:tail].mean(), profile[-tail:].mean()
@@ -287,7 +288,9 @@ FIGURES = {
 JUDGED = tuple(name for name, figure in FIGURES.items() if figure.tolerance is not None)  # what training is judged by
 
 
-def measure(image: np.ndarray, output: np.ndarray, tissue=None, lumen=None, **known) -> dict[str, float]:
+def measure(
+    image: np.ndarray, output: np.ndarray, tissue: Any = None, lumen: Any = None, **known: Any
+) -> dict[str, float]:
     """All figures of a frame (H, W) and its despeckled output that can be measured with what is given.
 
     tissue, lumen: masks (H, W) or slices, of the matched output; known: what else figures take (`Figure.takes`).
@@ -301,7 +304,7 @@ def measure(image: np.ndarray, output: np.ndarray, tissue=None, lumen=None, **kn
     return {name: value for name, value in found.items() if value is not None}
 
 
-def average(rows) -> dict[str, float]:
+def average(rows: Iterable[dict[str, float]]) -> dict[str, float]:
     """Of figures, dicts of the same kind: the mean of each, without those that are a number in none."""
     values: dict[str, list[float]] = {}
     for row in rows:
@@ -322,19 +325,20 @@ def evaluate(
     """
     rows = []
     for index, (image, output) in enumerate(zip(frames, outputs, strict=True)):
-        roi = (rois or {"frames": {}})["frames"].get(str(index))
-        known = {
-            name: _box(image.shape, roi[name], rois[f"{name}_half_size"], name)
-            for name in (("lumen", "tissue") if roi else ())
-        }
+        known: dict[str, Any] = {}
+        if rois and str(index) in rois["frames"]:
+            centers = rois["frames"][str(index)]
+            known = {
+                name: _box(image.shape, centers[name], rois[f"{name}_half_size"], name) for name in ("lumen", "tissue")
+            }
         if echogenicity is not None:
             known["echogenicity"] = echogenicity[index]
         rows.append(measure(image, output, **known))
     return average(rows)
 
 
-def _box(shape, centre, half, name: str) -> tuple[slice, slice]:
-    (x, y), (wide, tall) = centre, half
+def _box(shape: Sequence[int], center: Sequence[int], half: Sequence[int], name: str) -> tuple[slice, slice]:
+    (x, y), (wide, tall) = center, half
     if not (-wide < x < shape[1] + wide and -tall < y < shape[0] + tall):
-        raise ValueError(f"The {name} box at {centre} lies outside the image.")
+        raise ValueError(f"The {name} box at {center} lies outside the image.")
     return slice(max(0, y - tall), y + tall), slice(max(0, x - wide), x + wide)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .augmentation import Augmentation, augment, draw_affine, draw_flip_and_gain
-from .config import ModelConfig, TrainingConfig
+from .config import WHOLE_FRAMES, ModelConfig, TrainingConfig
 from .dataset import Batch, Cine, Made, simulate_cines
 from .loss import disjoint_loss, published_loss
 from .network import LatticePair, LatticePredictions
@@ -37,12 +37,16 @@ class Recipe:
     model: ModelConfig  # of a new network, and what networks to start from have in common with it
     betas = (0.9, 0.99)  # of Adam
     multiple = 8  # pixels; sides of crops are multiples of it
-    detects_region = True  # whether the region "auto" detects the imaged part; else it takes whole frames
     learns_truth = True  # whether the known truth of simulated frames is used
     cuda_layout = torch.channels_last  # of the weights and activations on a CUDA device
 
     def __init__(self, config: TrainingConfig):
         self.config = config
+
+    @property
+    def detects_region(self) -> bool:
+        """Return whether the region "auto" detects the imaged part; else it takes whole frames."""
+        return self.config.recipe not in WHOLE_FRAMES
 
     def new_model(self, width: int | None = None) -> ModelConfig:
         """Return the config of a new network. Raises InputError for a width where it has none."""
@@ -121,7 +125,6 @@ class Published(Recipe):
     model = ModelConfig("published", normalisation="frame")
     betas = (0.5, 0.999)
     multiple = 16
-    detects_region = False
     learns_truth = False
     cuda_layout = torch.contiguous_format  # CUDA's normalization would convert channels-last back
 

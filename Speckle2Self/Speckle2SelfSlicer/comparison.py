@@ -10,6 +10,7 @@ import slicer
 import vtk
 from slicer import vtkMRMLNode, vtkMRMLPlotChartNode, vtkMRMLScalarVolumeNode, vtkMRMLTableNode, vtkMRMLVolumeNode
 
+from Speckle2SelfLib import metrics
 from Speckle2SelfLib.grey import luminance
 from Speckle2SelfLib.system import InputError, replace_file
 
@@ -19,8 +20,7 @@ from .scene import Recording, proxyOf, proxyOrNone, voxelsOf
 
 ROLE = "Speckle2Self.role"  # attribute of the nodes that are made here, so that they are found again
 DIFFERENT = "'{}' and '{}' differ in size; choose an output of this input."
-FIGURES = ("mean", "std", "SNR", "CNR", "gCNR", "homogeneity")  # columns of the table; `_measure` gives them
-CHARTED = {"SNR": (0.2, 0.5, 0.8), "CNR": (0.9, 0.6, 0.2)}  # figures that the chart shows as bars, and their colors
+CHARTED = {"snr": (0.2, 0.5, 0.8), "cnr": (0.9, 0.6, 0.2)}  # figures that the chart shows as bars, and their colors
 
 
 #
@@ -134,8 +134,10 @@ def evaluate(
     frames = {"input": image, "despeckled": result}
     if filterName in FILTERS:
         frames[filterName] = FILTERS[filterName](image[None].astype(np.float32) / 255)[0] * 255
-    masks = [None if mask is None else cut(mask & known) for mask in (tissue, lumen)]
-    figures = {name: _measure(image, frame, *masks) for name, frame in frames.items()}
+    inside, apart = (None if mask is None else cut(mask & known) for mask in (tissue, lumen))
+    figures = {
+        name: metrics.measure(image, frame, inside, apart, values=frame[inside]) for name, frame in frames.items()
+    }
     table = _table(figures)
     return table, _chart(table)
 
@@ -151,47 +153,33 @@ def _sliceToMeasure(*masks: np.ndarray) -> tuple[int, int]:
     return axis, number
 
 
-def _measure(image: np.ndarray, frame: np.ndarray, tissue: np.ndarray, lumen: np.ndarray | None) -> dict[str, float]:
-    """The figures of a frame (H, W) made of `image`; of contrast only where there is a lumen."""
-    from Speckle2SelfLib import metrics
-
-    mapped = metrics.matched(image, frame)
-    values = mapped[tissue]
-    figures = {"mean": frame[tissue].mean(), "std": frame[tissue].std(), "SNR": metrics.snr(values)}
-    if lumen is not None:
-        figures |= {"CNR": metrics.cnr(mapped[lumen], values), "gCNR": metrics.gcnr(mapped[lumen], values)}
-    figures["homogeneity"] = metrics.homogeneity(image, frame)
-    return {name: float(value) for name, value in figures.items()}
-
-
 def figures() -> vtkMRMLTableNode | None:
     """Return the table node of the last `evaluate` in the scene; None where there is none."""
     return _made("vtkMRMLTableNode", "figures", "", create=False)
 
 
 def asHtml(table: vtkMRMLTableNode) -> str:
-    """Return a table node as text for a label."""
-    table = table.GetTable()
-    columns = range(table.GetNumberOfColumns())
-    rows = ["".join(f"<th align='right'>{escape(table.GetColumnName(column))}</th>" for column in columns)]
-    for row in range(table.GetNumberOfRows()):
-        values = [table.GetValue(row, column) for column in columns]
+    """Return a table node as text for a label: a row a figure, as panels are narrow."""
+    table, rows = table.GetTable(), []
+    for column in range(table.GetNumberOfColumns()):
+        values = [table.GetValue(row, column) for row in range(table.GetNumberOfRows())]
         texts = [value.ToString() if value.IsString() else f"{value.ToDouble():#.3g}" for value in values]
-        rows.append("".join(f"<td align='right'>{escape(text)}</td>" for text in texts))
+        cells = "".join(f"<td align='right'>{escape(text)}</td>" for text in texts)
+        rows.append(f"<th align='left'>{escape(table.GetColumnName(column))}</th>{cells}")
     return "<table cellspacing='4'>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
 
 
 def _table(figures: dict[str, dict[str, float]]) -> vtkMRMLTableNode:
     """A row a method, a column a figure that all have."""
     node = _made("vtkMRMLTableNode", "figures", "Figures")
-    names = [name for name in FIGURES if all(name in measured for measured in figures.values())]
+    names = [name for name in metrics.FIGURES if all(name in measured for measured in figures.values())]
     methods = vtk.vtkStringArray()
     methods.SetName("method")
     for method in figures:
         methods.InsertNextValue(method)
     with slicer.util.NodeModify(node):
         columns = [np.array([measured[name] for measured in figures.values()]) for name in names]
-        slicer.util.updateTableFromArray(node, columns, names)
+        slicer.util.updateTableFromArray(node, columns, [metrics.FIGURES[name].heading for name in names])
         node.GetTable().InsertColumn(methods, 0)
     return node
 
@@ -200,7 +188,7 @@ def _chart(table: vtkMRMLTableNode) -> vtkMRMLPlotChartNode:
     """Bars of SNR and, where measured, CNR of each method."""
     chart = _made("vtkMRMLPlotChartNode", "figures plot", "Figures plot")
     chart.RemoveAllPlotSeriesNodeIDs()
-    for figure, color in CHARTED.items():
+    for figure, color in ((metrics.FIGURES[name].heading, color) for name, color in CHARTED.items()):
         if table.GetTable().GetColumnByName(figure) is None:
             continue
         series = _made("vtkMRMLPlotSeriesNode", f"figures {figure}", figure)

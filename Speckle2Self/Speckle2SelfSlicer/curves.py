@@ -14,7 +14,7 @@ from slicer import vtkMRMLNode, vtkMRMLTableNode
 from slicer.i18n import tr as _
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
-from Speckle2SelfLib import library
+from Speckle2SelfLib import library, metrics
 from Speckle2SelfLib.system import InputError
 
 from . import comparison, scene
@@ -30,7 +30,6 @@ ROLES = {  # role -> class and title
     "after": ("vtkMRMLScalarVolumeNode", "held-out frame despeckled"),
 }
 LEGEND = 10  # points; the default of 20 hides half of the curves
-FIGURES = ["homogeneity", "structure", "holes", "rms"]
 HELD_OUT = "held-out "  # before the name of a term of the loss
 COLORS = [  # of curves; Okabe and Ito's, which color-blind people tell apart, without the yellow
     (0.0, 0.45, 0.70), (0.84, 0.37, 0.0), (0.0, 0.62, 0.45), (0.8, 0.47, 0.65), (0.90, 0.60, 0.0), (0.34, 0.71, 0.91),
@@ -107,11 +106,11 @@ def updateTable(node, reports: list[dict]) -> None:
 def updateCharts(mrmlScene, run: str, nodes: dict, reports: list[dict]) -> None:
     """Series of a chart of the losses and of one of the figures of merit; a new series where a term turns up. Held-out
     values are circles, of their term's color: VTK draws no line across the steps between them."""
-    for role, names in (("loss", [n for n in _columns(reports)[1:] if n not in FIGURES]), ("figures", FIGURES)):
+    columns = _columns(reports)[1:]
+    measured = [name for name in columns if name in metrics.FIGURES]
+    for role, names in (("loss", [name for name in columns if name not in measured]), ("figures", measured)):
         chart, terms = nodes[role], list(dict.fromkeys(name.removeprefix(HELD_OUT) for name in names))
         for name in names:
-            if name not in _columns(reports):
-                continue
             series = _node(mrmlScene, "vtkMRMLPlotSeriesNode", run, name, name)
             if series.GetTableNode() is not nodes["table"]:
                 series.SetAndObserveTableNodeID(nodes["table"].GetID())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import slicer
@@ -16,6 +17,7 @@ from Speckle2SelfLib.volumes import slicing_axes
 from . import results, scene
 from .regions import MovingRegion
 from .scene import VOLUMES, Recording
+from .worker import Worker
 
 
 class Live:
@@ -32,7 +34,7 @@ class Live:
     """
 
     def __init__(
-        self, worker, node: vtkMRMLNode, axis: str = "auto", sliceNode: vtkMRMLSliceNode | None = None,
+        self, worker: Worker, node: vtkMRMLNode, axis: str = "auto", sliceNode: vtkMRMLSliceNode | None = None,
         once: bool = False, output: vtkMRMLVolumeNode | None = None, regionNode: vtkMRMLNode | None = None, **options,
     ):  # fmt: skip
         node = scene.proxyOf(node)
@@ -53,7 +55,7 @@ class Live:
             if sliceNode is not None:
                 self._observe(sliceNode, "ModifiedEvent", self._onView)
 
-    def _observe(self, node: vtkMRMLNode, event: int | str, function) -> None:
+    def _observe(self, node: vtkMRMLNode, event: int | str, function: Callable) -> None:
         self._observed.append((node, node.AddObserver(event, function)))
 
     def _onImage(self, caller=None, event=None) -> None:

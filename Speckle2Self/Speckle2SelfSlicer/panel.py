@@ -169,7 +169,7 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.updatePanel()
 
     def disconnectGui(self) -> None:
-        """Let go of the parameters: the node selectors empty themselves when a scene is closed or imported."""
+        """Separate the widgets from the parameters."""
         connected, self._connected = self._connected, None
         if connected is not None:
             connected[0].disconnectGui(connected[1])
@@ -202,19 +202,24 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
     # The scene
     #
 
-    def onSceneStartClose(self, caller=None, event=None) -> None:
+    def letGo(self) -> None:
+        """Let go of the parameters, while node selectors empty themselves and nodes come that parameters refer to."""
         self.setParameterNode(None)
         self.disconnectGui()
+        self.logic.wrappers.forget()
+
+    def onSceneStartClose(self, caller=None, event=None) -> None:
+        self.letGo()
 
     def onSceneEndClose(self, caller=None, event=None) -> None:
         if self.parent.isEntered:
             self.enter()
 
     def onSceneStartImport(self, caller=None, event=None) -> None:
-        self.setParameterNode(None)
-        self.disconnectGui()
+        self.letGo()
 
     def onSceneEndImport(self, caller=None, event=None) -> None:
+        self.letGo()
         if self.parent.isEntered:
             self.enter()
 
@@ -240,3 +245,7 @@ class WrapperCache:
         if self._wrapper is None or self._wrapper.parameterNode is not node or closed:
             self._wrapper = self._kind(node)
         return self._wrapper
+
+    def forget(self) -> None:
+        """Make a new wrapper the next time: after an import, one holds values from before the nodes were there."""
+        self._wrapper = None

@@ -15,7 +15,7 @@ from Speckle2SelfLib.system import Cancelled, InputError
 
 from . import results
 from .scene import CHANGED, Recording, browsers, sequenceOf, voxelsOf
-from .worker import checked_options
+from .worker import Job, Worker, checked_options
 
 PARTIAL = " (partial)"  # in the name of a result of which only the first frames are done
 PIECE = 0.02  # seconds of work at most between two returns to the event loop
@@ -34,7 +34,7 @@ class Run:
     """
 
     def __init__(
-        self, worker, node: vtkMRMLNode, output: vtkMRMLNode | None = None, keepPartial: bool = False,
+        self, worker: Worker, node: vtkMRMLNode, output: vtkMRMLNode | None = None, keepPartial: bool = False,
         onlyRegion: bool = False, **options,
     ):  # fmt: skip
         self.recording = Recording.of(node)
@@ -154,7 +154,7 @@ class Run:
                     raise Cancelled
                 yield None
 
-    def _despeckle(self, number: int, job) -> Iterator[str]:
+    def _despeckle(self, number: int, job: Job) -> Iterator[str]:
         """A job, the number-th, through the worker. Strength and gamma are applied to what comes out, by `Result`."""
         request = {"model": self.options.model, "device": self.options.device, "region": self._region}
         self._worker.start(job, request)
@@ -175,11 +175,11 @@ class Run:
         if job.state == "cancelled" and not (self.keepPartial and self._wholeVolumes(job)):
             raise Cancelled
 
-    def _takeRegion(self, number: int, job) -> None:
+    def _takeRegion(self, number: int, job: Job) -> None:
         if number == 0 and self.region is None:
             self.region = job.region
 
-    def _wholeVolumes(self, job) -> int:
+    def _wholeVolumes(self, job: Job) -> int:
         """How many volumes of a stopped job are complete; partial results are only kept of sequences of frames."""
         frames = len(self.axes) == 1 and self._shape[1 + self.axes[0]] == 1 and self.recording.sequence is not None
         return job.done if frames else 0
@@ -218,7 +218,7 @@ class Result:
     itself; else None.
     """
 
-    def __init__(self, recording: Recording, jobs: list, axes: list[int], shape: tuple, automaticAxis: str | None):
+    def __init__(self, recording: Recording, jobs: list[Job], axes: list[int], shape: tuple, automaticAxis: str | None):
         self.recording, self.node, self.automaticAxis = recording, None, automaticAxis
         self._jobs, self._shape = jobs, shape
         self.region, self.axes = jobs[0].region, axes

@@ -23,6 +23,7 @@ from .views import everyView
 
 if TYPE_CHECKING:
     from .processing import Run
+    from .session import Session
 
 # For parameter nodes: Slicer binds node selectors only to typing.Union (not to A | B), and stores "no node" only where
 # None is one of them.
@@ -295,11 +296,12 @@ class Outline:
     """The region of a node, outlined in the slice views. What is not given is searched for in the background: call
     `step` from a timer while it is `searching`.
 
-    logic: that of Speckle2Self. orWhole: where nothing looks like ultrasound, it is whole frames, and not nothing.
+    session: what despeckles in the background. orWhole: where nothing looks like
+    ultrasound, it is whole frames, and not nothing.
     """
 
-    def __init__(self, logic, orWhole: bool = False):
-        self._logic, self._orWhole = logic, orWhole
+    def __init__(self, session: Session, orWhole: bool = False):
+        self._session, self._orWhole = session, orWhole
         self._search: Run | None = None
 
     @property
@@ -314,7 +316,7 @@ class Outline:
         try:
             if region == "auto":
                 self.hide()
-                self._search = self._logic.start(node, axis=axis, model="median", onlyRegion=True)
+                self._search = self._session.start(node, axis=axis, model="median", onlyRegion=True)
             else:
                 recording = Recording.of(node)
                 given = pixels(recording, regionNode, axis) if region == "given" else np.ones((1, 1), bool)
@@ -326,7 +328,7 @@ class Outline:
     def step(self) -> None:
         """Show what has been found; return at once. Raises InputError where that failed."""
         search = self._search
-        self._logic.worker.poll()
+        self._session.worker.poll()
         search.step()
         if search.region is None and not search.ended:
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import slicer
@@ -15,12 +15,10 @@ from Speckle2SelfLib import library
 from Speckle2SelfLib.config import FILTER_NAMES
 
 from . import dependencies, regions, scene
-
-if TYPE_CHECKING:
-    from .live import Live
-    from .processing import Run
-    from .trainer import Trainer
-    from .worker import Worker
+from .live import Live
+from .processing import Run
+from .trainer import Trainer
+from .worker import Worker
 
 PACKAGES = ("Speckle2SelfLib", "Speckle2SelfSlicer")  # beside the modules; Slicer's Reload leaves them as they are
 MODULES = ("Speckle2Self", "SpeckleTrain")
@@ -40,8 +38,6 @@ class Session:
     def worker(self) -> Worker:
         """The process that despeckles in the background; it starts when it is needed."""
         if self._worker is None:
-            from .worker import Worker
-
             self._worker = Worker()
         return self._worker
 
@@ -49,8 +45,6 @@ class Session:
     def trainer(self) -> Trainer:
         """The queue of training runs."""
         if self._trainer is None:
-            from .trainer import Trainer
-
             self._trainer = Trainer()
         return self._trainer
 
@@ -94,8 +88,6 @@ class Session:
         find the region, and write nothing. options: fields of `config.DespeckleOptions`, where region may also be a
         segmentation, a box (ROI) or pixels. Raises InputError.
         """
-        from .processing import Run
-
         nodes = scene.find(inputNode), scene.find(outputNode)
         scene.Recording.of(nodes[0])  # its checks come before those of the options
         options["region"] = regions.settle(nodes[0], options.get("region", "auto"), options.get("axis", "auto"))
@@ -113,8 +105,6 @@ class Session:
         or a box as `region` take effect at once. Raises InputError.
         """
         dependencies.ensure()
-        from .live import Live
-
         node, view = scene.find(inputNode), slicer.mrmlScene.GetNodeByID("vtkMRMLSliceNodeRed")
         regionNode = regions.nodeOf(options.get("region", "auto"))
         options["region"] = regions.settle(node, options.get("region", "auto"), options.get("axis", "auto"))

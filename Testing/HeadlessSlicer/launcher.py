@@ -1,7 +1,7 @@
 """`PythonSlicer`: not Python itself but CTK's launcher, which starts it and stays as its parent.
 
 Its exit code is Python's; where Python crashes or is killed it is 1, after a line on standard error. Standard input and
-output are Python's own, so a kill of the process group ends both, one of the launcher alone leaves Python running.
+output are Python's own. A kill of the process group ends both, a kill of only the launcher leaves Python running.
 """
 
 from __future__ import annotations

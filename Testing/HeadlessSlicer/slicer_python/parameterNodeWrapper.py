@@ -307,7 +307,7 @@ class _Value:
         try:
             with slicer.util.NodeModify(self._node):
                 self._member.storage.write(self._node, self._name, value)
-                self.value = self._read()  # before anyone is told
+                self.value = self._read()  # before observers are called
         finally:
             self._writing = False
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from Speckle2SelfLib import simulation
+from Speckle2SelfLib.calibration import Calibration
 from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.grain import estimate_grain
 from Speckle2SelfLib.grey import grey_mapping
@@ -88,9 +89,9 @@ def test_a_moving_edge_leaves_no_ghost(moving):
 def test_a_frame_is_despeckled_as_if_it_were_alone(moving):
     """Nothing but the grey mapping and the grain is shared by the frames of a cine."""
     frames, _, output = moving
-    shared = {"mapping": grey_mapping(frames, None), "grain": None}
     whole = np.ones(frames.shape[1:], bool)
-    shared["grain"] = estimate_grain(frames[:: max(1, len(frames) // 8)], whole)
+    grain = estimate_grain(frames[:: max(1, len(frames) // 8)], whole)
+    shared = {"calibration": Calibration(whole, grey_mapping(frames, None), grain)}
     for number in (0, 5, 13):
         alone = despeckle(frames[number], "default", **shared, **OPTIONS)
         assert np.abs(alone - output[number]).max() < 1e-4

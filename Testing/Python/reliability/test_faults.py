@@ -196,8 +196,8 @@ def whole(folder, home, recording):
         assert {"run.sh", "run.slurm", "run-hosts.sh"} <= {entry.name for entry in path.iterdir()}
     for path in folder.glob("figures.csv"):
         assert np.loadtxt(path, delimiter=",", skiprows=1).shape == (1000, 3)
-    for path in home.glob("regions/*.png"):
-        assert files.read(path).frames.sum() == 255 * 36 * 46
+    for path in home.glob("regions/*.npy"):
+        assert np.load(path).sum() == 36 * 46
     kinds = {"in.seq.nrrd", "start.model", "figures.csv", "copy.safetensors", "home"}
     assert {path.name for path in folder.iterdir() if not path.name.startswith((".", "export-"))} <= kinds
 
@@ -247,7 +247,7 @@ def test_the_application_is_killed_at_any_moment(job, tmp_path, project):
     assert process.returncode == 0 and "ending" in said, errors
     assert not running(home) and source.read_bytes() == content
     assert list(tmp_path.glob("export-*")) and (tmp_path / "figures.csv").exists()
-    assert list(home.glob("models/*.safetensors")) and list(home.glob("regions/*.png"))
+    assert list(home.glob("models/*.safetensors")) and list(home.glob("regions/*.npy"))
     assert not [path for path in home.glob("runs/*") if not path.name.endswith(".part")], "the run was removed"
 
 

@@ -259,7 +259,8 @@ def test_behind_slicers_launcher_a_run_that_the_system_ends_says_so(trainer, job
     """CTK's launcher stays as the parent, and returns 1 where a signal ended the program."""
     launcher = tmp_path / "PythonSlicer"
     launcher.write_text(f"""#!/bin/sh
-{sys.executable} "$@" <&0 &
+exec 3<&0
+{sys.executable} "$@" <&3 &
 wait $!
 code=$?
 if [ $code -gt 128 ]; then echo "python-real exit abnormally - Report the problem." >&2; exit 1; fi
@@ -268,7 +269,8 @@ exit $code
     launcher.chmod(0o755)
     behind = Trainer(python=str(launcher))
     run = behind.add("large", [FRAMES], replace(job, steps=100_000))
-    until(behind, lambda: run.reports)
+    until(behind, lambda: run.reports or run.ended)
+    assert run.state == "running", run.message
     pid = run._child.process.pid
     (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     os.kill(int(child), signal.SIGKILL)

@@ -79,7 +79,7 @@ def test_the_launcher_passes_standard_input_and_output_on():
     assert done.stdout == "cba"
 
 
-def test_a_kill_of_the_launcher_alone_leaves_the_child_and_one_of_the_group_does_not():
+def test_a_kill_of_only_the_launcher_leaves_the_child_and_one_of_the_group_does_not():
     code = "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)"
     for whole in (False, True):
         command = [sys.executable, "-c", code]
@@ -447,7 +447,7 @@ def test_reload_reads_the_module_file_and_no_package_beside_it(tmp_path, capsys)
     slicer.util.reloadScriptedModule("StrictReload")
     widget = slicer.modules.StrictReloadWidget
     assert widget.seen == 1  # the package is the old one
-    assert widget.kept == []  # class attributes start anew
+    assert widget.kept == []  # class attributes are new
     sys.path.remove(str(tmp_path))
 
 
