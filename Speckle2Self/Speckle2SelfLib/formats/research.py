@@ -50,7 +50,7 @@ class Matlab(Format):
 
     def check(self, path: Path, recording: Recording) -> None:
         if recording.format == self.name:
-            self._saved(recording, np.zeros((1, 1)), io.BytesIO())
+            self._saved(recording, np.zeros((1, 1)), None)
 
     def write(self, path: Path, frames: np.ndarray, recording: Recording) -> None:
         array = turned_back(frames[0] if recording.single else frames)
@@ -61,19 +61,19 @@ class Matlab(Format):
 
         savemat(path, {OURS[0]: array, **_told(recording)}, do_compression=True)
 
-    def _saved(self, recording: Recording, array: np.ndarray, into) -> None:
+    def _saved(self, recording: Recording, array: np.ndarray, into: Path | None) -> None:
         """Saves all variables of the input, the frames replaced; InputError where scipy does not write what it read."""
         from scipy.io import loadmat, savemat
 
         try:
             with quiet("scipy"):
                 held = {name: value for name, value in loadmat(recording.path).items() if not name.startswith("__")}
-                savemat(into, held | {recording.source["key"]: array}, do_compression=True)
-        except OSError:
-            raise
+                savemat(io.BytesIO(), held | {recording.source["key"]: array[:1]}, do_compression=True)
         except Exception as error:  # as above
             name = recording.path.name
             raise InputError(f"{name} holds variables that cannot be written again; choose .npy or .h5.") from error
+        if into is not None:
+            savemat(into, held | {recording.source["key"]: array}, do_compression=True)
 
 
 NUMBERS = {"double", "single", "logical", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))}

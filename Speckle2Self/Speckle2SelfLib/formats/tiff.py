@@ -131,13 +131,18 @@ def _source(file, series, page) -> dict:
         "bigtiff": file.is_bigtiff, "resolution": page.resolution, "unit": int(page.resolutionunit),
         "tile": page.tile if page.is_tiled else None, "extrasamples": tuple(int(x) for x in page.extrasamples),
         "packed": page.compression != tifffile.COMPRESSION.NONE,
-        "tags": [(tag.code, int(tag.dtype), tag.count, tag.value, True) for tag in tags],
+        "tags": [(tag.code, int(tag.dtype), tag.count, _as_bytes(tag.value), True) for tag in tags],
         "metadata": dict(file.imagej_metadata or {}), "description": page.description,
         "bilevel": page.bitspersample == 1,
     }  # fmt: skip
     if file.is_ome:
         source["description"] = file.ome_metadata
     return source
+
+
+def _as_bytes(value):
+    """Text that may be no ASCII as the bytes that it is written as; other values as they are."""
+    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
 
 
 def _units(file, series, page) -> tuple[tuple[float, float, float], np.ndarray | None]:
@@ -230,7 +235,10 @@ def _write_again(path: Path, frames: np.ndarray, recording: Recording) -> None:
         tifffile.imwrite(path, array, imagej=True, metadata={"axes": source["axes"], **known}, **given)
         return
     text = source["description"] or None
-    given |= {"description": text and text.encode(), "bigtiff": source["bigtiff"] or array.nbytes > MOST}
+    given |= {
+        "description": text and text.encode("utf-8", "surrogateescape"),
+        "bigtiff": source["bigtiff"] or array.nbytes > MOST,
+    }
     tifffile.imwrite(path, array, metadata=None, software=False, **given)
     with tifffile.TiffFile(path) as file:  # a layout of its own may have come out otherwise
         again = file.series[0]
