@@ -81,7 +81,8 @@ def _found(inputs, output: Path) -> list[Path]:
     for entry in inputs:
         passed_over: list[Path] = []
         inside = files.find([entry], passed_over)
-        if names := [str(path) for path in passed_over if results not in path.resolve().parents]:
+        names = [str(path) for path in passed_over if results not in path.resolve().parents]
+        if names and torchrun_place()[0] == 0:
             print(f"{entry}: passed over, as no images: {', '.join(names)}.", file=sys.stderr)
         if Path(entry).is_dir():
             inside = [path for path in inside if results not in path.resolve().parents]
