@@ -27,6 +27,7 @@ from .system import (
     keep_memory,
     out_of_memory,
     replace_file,
+    torch_fault,
     torchrun_place,
     with_path,
 )
@@ -100,7 +101,8 @@ def _input_files(inputs: Iterable[FilePath], output: Path) -> list[Path]:
     for entry in inputs:
         other_files: list[Path] = []
         inside = files.find([entry], other_files)
-        if names := [str(path) for path in other_files if results not in path.resolve().parents]:
+        names = [str(path) for path in other_files if results not in path.resolve().parents]
+        if names and torchrun_place()[0] == 0:
             print(f"{entry}: passed over, as no images: {', '.join(names)}.", file=sys.stderr)
         if Path(entry).is_dir():
             inside = [path for path in inside if results not in path.resolve().parents]
@@ -513,7 +515,10 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"speckle2self: {error}", file=sys.stderr)
         return 2
-    except (OSError, MemoryError, RuntimeError) as error:
+    except (ImportError, OSError, MemoryError, RuntimeError) as error:
+        if "torch" not in sys.modules and (fault := torch_fault()):
+            print(f"speckle2self: {fault}", file=sys.stderr)
+            return 2
         if out_of_memory(error):
             print("speckle2self: there is not enough memory; close other programs, or give less.", file=sys.stderr)
             return 2

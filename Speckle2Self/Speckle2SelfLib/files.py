@@ -151,7 +151,7 @@ def _format_of(path: Path, recording: Recording) -> Format:
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"The folder {path.parent} cannot be written to.")
     source = next(candidate for candidate in FORMATS if candidate.name == recording.format)
-    target = by_name(path)
+    target = source if base.has_suffix(path, source.suffixes) else by_name(path)
     if target is None and source.unnamed:
         target = source
     volume = source.geometric and not (recording.sequence or recording.single or recording.volumes > 1)

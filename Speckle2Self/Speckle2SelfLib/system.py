@@ -65,6 +65,27 @@ def out_of_memory(error: Exception) -> bool:
     return getattr(error, "errno", None) == errno.ENOMEM or any(words in str(error) for words in said)
 
 
+def torch_fault() -> str | None:
+    """One sentence where PyTorch is missing, or is there and does not start; None where it starts."""
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name == "torch":
+            return "PyTorch is missing; install it: python -m pip install torch."
+        return _broken(error)
+    except (ImportError, OSError, RuntimeError) as error:  # a library of its own is missing, or of another version
+        return _broken(error)
+    return None
+
+
+def _broken(error: Exception) -> str:
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(" .")
+    return (
+        f"PyTorch is installed, but does not start ({reason}); reinstall it: python -m pip install --force-reinstall "
+        "torch (in Slicer, by the extension PyTorch)."
+    )
+
+
 def replace_file(path: FilePath, content: bytes) -> None:
     """Writes a file whole or not at all: into a temporary one beside it, then renamed.
 

@@ -298,7 +298,7 @@ class Server:
 
     def guarded(self, request: protocol.Despeckle | protocol.OpenStream, work: Callable[[], None]) -> None:
         """Do `work`; an error becomes an answer and ends the request."""
-        from .system import Cancelled, InputError, out_of_memory
+        from .system import Cancelled, InputError, out_of_memory, torch_fault
 
         job: Any = getattr(request, "job", None)  # a request has one or the other
         stream: Any = getattr(request, "stream", None)
@@ -311,7 +311,9 @@ class Server:
         except InputError as error:
             answer = protocol.Failed(str(error), job, stream)
         except Exception as error:
-            if out_of_memory(error):
+            if "torch" not in sys.modules and (fault := torch_fault()):
+                text = fault
+            elif out_of_memory(error):
                 where = "the graphics card" if "CUDA" in str(error) or "MPS" in str(error) else "this computer"
                 text = f"There is not enough memory on {where}; close other programs, or choose another device."
             else:
@@ -349,7 +351,7 @@ def main() -> None:
 
     say(protocol.Ready(os.getpid()))
     threading.Thread(target=read, daemon=True).start()
-    with suppress(ImportError):  # told when the first request needs it
+    with suppress(ImportError, OSError):  # told when the first request needs it
         from . import despeckling, devices, filters  # noqa: F401
 
         say(protocol.Devices(tuple(devices.available_devices())))
