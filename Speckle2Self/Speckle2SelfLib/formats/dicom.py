@@ -144,7 +144,7 @@ def _region(dataset, shape) -> np.ndarray | None:
 
 
 def _imaged(dataset) -> list:
-    """The items of SequenceOfUltrasoundRegions that are images of tissue, with Doppler color on it, maybe: no M-mode, no
+    """The items of SequenceOfUltrasoundRegions that are images of tissue, maybe with Doppler color on it: no M-mode, no
     spectrum, no trace, no bar of grey values or colors."""
     items = dataset.get("SequenceOfUltrasoundRegions") or []
     return [x for x in items if x.get("RegionSpatialFormat") == 1 and x.get("RegionDataType", 1) in (0, 1, 2, 15)]
