@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .system import InputError
 
@@ -63,30 +64,31 @@ class Canvas:
         from PIL import Image, ImageDraw
 
         self.size, self.scale = size, scale
-        self.image = Image.new("L", tuple(max(1, round(n * scale)) for n in size[::-1]))
+        self.image = Image.new("L", (max(1, round(size[1] * scale)), max(1, round(size[0] * scale))))
         self.draw = ImageDraw.Draw(self.image)
         self.draw.fontmode = "L" if smooth else "1"
 
-    def points(self, points) -> list[tuple[float, float]]:
-        return [(float(x) * self.scale, float(y) * self.scale) for x, y in points]
+    def points(self, points: ArrayLike) -> list[tuple[float, float]]:
+        return [(float(x) * self.scale, float(y) * self.scale) for x, y in np.asarray(points)]
 
-    def line(self, points, width: float = 1, ink: int = 255) -> None:
+    def line(self, points: ArrayLike, width: float = 1, ink: int = 255) -> None:
         self.draw.line(self.points(points), ink, max(1, round(width * self.scale)))
 
-    def polygon(self, points, ink: int = 255) -> None:
+    def polygon(self, points: ArrayLike, ink: int = 255) -> None:
         self.draw.polygon(self.points(points), ink)
 
-    def disc(self, center, radius: float, ink: int = 255) -> None:
-        x, y = center
+    def disc(self, center: ArrayLike, radius: float, ink: int = 255) -> None:
+        x, y = np.asarray(center)
         self.draw.ellipse(self.points([(x - radius, y - radius), (x + radius, y + radius)]), ink)
 
-    def box(self, corner, size, ink: int = 255) -> None:
-        (x, y), (right, below) = self.points([corner, (corner[0] + size[0], corner[1] + size[1])])
+    def box(self, corner: ArrayLike, size: ArrayLike, ink: int = 255) -> None:
+        (x, y), (right, below) = self.points(np.array([corner, np.add(corner, size)]))
         self.draw.rectangle((x, y, max(x, right - 1), max(y, below - 1)), ink)
 
-    def text(self, at, words: str, font: str, size: float) -> None:
-        (at,) = self.points([at])
-        self.draw.multiline_text(at, words, 255, _font(font, max(5, round(size * self.scale))), spacing=2)
+    def text(self, at: ArrayLike, words: str, font: str, size: float) -> None:
+        self.draw.multiline_text(
+            self.points(np.array([at]))[0], words, 255, _font(font, max(5, round(size * self.scale))), spacing=2
+        )
 
 
 def draw_graphics(
@@ -224,12 +226,14 @@ class _House:
         """A point (x, y), maybe a little outside the frame."""
         return self.rng.uniform(-beyond, 1 + beyond, 2) * self.size[::-1]
 
-    def graphic(self, pen: Pen, grounds: float = 0.35, moving: bool = False, boxed: bool = False, **given) -> Graphic:
+    def graphic(
+        self, pen: Pen, grounds: float = 0.35, moving: bool = False, boxed: bool = False, **given: Any
+    ) -> Graphic:
         kinds = ["shadow", "halo", "box"] if boxed else ["shadow", "halo"]
         ground = str(self.rng.choice(kinds)) if self.rng.random() < grounds else None
         level = float(self.rng.choice([0.0, 0.1, self.rng.uniform(0, 0.35)]))
         opacity = float(self.rng.choice([1.0, self.rng.uniform(0.4, 1)]))
-        chosen = {
+        chosen: dict[str, Any] = {
             "layer": self.layer, "level": self.level, "ground": ground, "ground_level": min(level, self.level / 2),
             "ground_opacity": opacity, "moving": moving,
         }  # fmt: skip
@@ -259,9 +263,8 @@ class _House:
 
     def pattern(self) -> tuple[float, float, float]:
         """Of a line: pixels drawn, pixels between (0: solid), thickness."""
-        drawn, between = [(1, 0), (1, self.rng.integers(2, 9)), (self.rng.integers(2, 9), self.rng.integers(2, 8))][
-            self.rng.integers(3)
-        ]
+        drawn = 1 if self.rng.random() < 0.67 else self.rng.integers(2, 9)
+        between = 0 if self.rng.random() < 0.33 else self.rng.integers(2, 9)
         return float(drawn), float(between), self.stroke()
 
 
