@@ -23,6 +23,7 @@ from .library import cached_model
 from .region import box_of, fill_outside, grey
 from .resampling import Resampling
 from .system import Cancelled, FilePath, InputError, Progress
+from .tint import Tint
 
 BLOCK_PIXELS = 2**22  # pixels through the network at once: bounds the memory, whatever the cine's length
 BLOCK_PIXELS_CPU = 2**18  # no slower there, and a cancel is noticed four times sooner
@@ -177,8 +178,8 @@ class _Pipeline:
         finite = before.isfinite().cpu().numpy() if part.dtype.kind == "f" else np.array(True)
         after, change = self.despeckle(before, finite)
         if part.ndim == 4:
-            change = change & grey(part, float(self.bounds[1]))
-        _write(result[block][:, *self.box], part, before, after, change, self.bounds)
+            change = change & grey(part, float(self.bounds[1]), self.calibration.tint)
+        _write(result[block][:, *self.box], part, before, after, change, self.bounds, self.calibration.tint)
         return block.stop
 
     @torch.inference_mode()
@@ -284,13 +285,17 @@ def _write(
     after: torch.Tensor,
     change: np.ndarray,
     bounds: tuple[float, float],
+    tint: Tint | None,
 ) -> None:
     """Put `after`, which is overwritten, into `result` where `change` is True, in the type and range of `part`."""
-    if part.ndim == 4:  # each channel moves by what the luminance moves: hue is kept
-        moved = _to_numpy(after - before)
+    if part.ndim == 4:  # each channel moves by what the luminance moves, or as the tint's curve does: hue is kept
+        moved = [_to_numpy(after - before)] * 3
+        if tint:
+            hues = zip(tint.added(_to_numpy(after)), tint.added(_to_numpy(before)), strict=True)
+            moved = [grey + new - old for grey, (new, old) in zip(moved, hues, strict=True)]
         for channel in range(3):
             with np.errstate(invalid="ignore"):  # infinite ones, which do not change
-                values = part[..., channel] + moved
+                values = part[..., channel] + moved[channel]
             _write_channel(result[..., channel], torch.from_numpy(values), change, bounds)
     else:
         _write_channel(result, after, change, bounds)
