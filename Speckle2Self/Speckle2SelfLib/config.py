@@ -71,6 +71,14 @@ class ModelConfig:
     width: int = option(
         32, "channels of the fast network's middle level; half and double at the others", low=4, high=512
     )
+    deep: int = option(
+        0, "blocks of the fast network at a sixteenth of a frame's resolution, with four times the channels; 0: none",
+        low=0, high=8,
+    )  # fmt: skip
+    uncertainty: bool = option(False, "whether the fast network also tells the standard deviation of its errors")
+    uncertainty_scale: float = option(
+        1.0, "true over told deviation on held-out simulated frames; told ones are multiplied by it", low=1e-3, high=1e3
+    )
     scales: int = option(3, "encoders of a published network: 3, or 1 for only the full-scale half", low=1, high=3)
     normalisation: str = option(
         "cine",
@@ -85,6 +93,8 @@ class ModelConfig:
         check_limits(self)
         if self.scales == 2:
             raise InputError("A published network has 3 encoders, or 1 only for inference, not 2.")
+        if self.architecture != "fast" and (self.deep or self.uncertainty):
+            raise InputError("A published network has neither a deeper level nor a head for the uncertainty.")
         if self.grain is not None:
             object.__setattr__(self, "grain", tuple(float(g) for g in self.grain))
             if len(self.grain) != 2 or not 0.25 <= self.grain[0] <= self.grain[1] <= 64:
