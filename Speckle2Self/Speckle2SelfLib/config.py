@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from .system import InputError
 
 ARCHITECTURES = ("fast", "published")
+TRUTH_ERRORS = ("absolute", "squared")
 NORMALISATIONS = ("cine", "frame")
 RECIPES = ("disjoint", "published")
 WHOLE_FRAMES = ("published",)  # recipes that use whole frames where the region is "auto"
@@ -70,6 +71,14 @@ class ModelConfig:
     width: int = option(
         32, "channels of the fast network's middle level; half and double at the others", low=4, high=512
     )
+    deep: int = option(
+        0, "blocks of the fast network at a sixteenth of a frame's resolution, with four times the channels; 0: none",
+        low=0, high=8,
+    )  # fmt: skip
+    uncertainty: bool = option(False, "whether the fast network also tells the standard deviation of its errors")
+    uncertainty_scale: float = option(
+        1.0, "true over told deviation on held-out simulated frames; told ones are multiplied by it", low=1e-3, high=1e3
+    )
     scales: int = option(3, "encoders of a published network: 3, or 1 for only the full-scale half", low=1, high=3)
     normalisation: str = option(
         "cine",
@@ -84,6 +93,8 @@ class ModelConfig:
         check_limits(self)
         if self.scales == 2:
             raise InputError("A published network has 3 encoders, or 1 only for inference, not 2.")
+        if self.architecture != "fast" and (self.deep or self.uncertainty):
+            raise InputError("A published network has neither a deeper level nor a head for the uncertainty.")
         if self.grain is not None:
             object.__setattr__(self, "grain", tuple(float(g) for g in self.grain))
             if len(self.grain) != 2 or not 0.25 <= self.grain[0] <= self.grain[1] <= 64:
@@ -106,6 +117,12 @@ class TrainingConfig:
     detail: float = option(
         3.0, "extra weight on small structures; keeps more points and layers but invents more", low=0, high=100
     )
+    truth_error: str = option(
+        "absolute",
+        "errors to a known truth: absolute ones decide crisply where there is doubt; squared ones, which `detail` does "
+        "not weigh, give the expected value",
+        choices=TRUTH_ERRORS,
+    )
     lead: float = option(0.0, "fraction of steps in which only the lattice network is trained", low=0, high=1)
     averaging: float = option(
         0.995, "decay of the weights' exponential moving average; 0 keeps the last weights", low=0, high=1 - 1e-9
@@ -124,7 +141,9 @@ PRESETS = {
         steps=600, learning_rate=3e-4, averaging=0.98, interval=50, simulated=400, lead=0.3, detail=0.3
     ),
     "standard": TrainingConfig(steps=3000, simulated=1500, share=0.75),
-    "default": TrainingConfig(steps=52_000, batch=32, learning_rate=3e-3, simulated=20_000, interval=2000),
+    "default": TrainingConfig(
+        steps=52_000, batch=32, learning_rate=3e-3, simulated=20_000, interval=2000, truth_error="squared"
+    ),
     "paper": TrainingConfig(recipe="published", steps=100_000, batch=16, crop=512, averaging=0.0),
 }
 
@@ -150,6 +169,8 @@ class Job:
     batch: int | None = option(None, "crops in one step, over all processes (default: the preset's)")
     interval: int | None = option(None, "steps between two checkpoints (default: the preset's)")
     width: int | None = option(None, "channels of a new network; 64 takes three times as long (default: 32)")
+    deep: int | None = option(None, "blocks of a new network at a sixteenth of the resolution (default: 0)")
+    uncertainty: bool = option(False, "a new network also learns how uncertain it is; needs simulated frames")
     minutes: float | None = option(None, "time to train for, after simulating, instead of a number of steps")
     seed: int | None = option(None, "seed of all random choices (default: 0)")
     init: str | None = option(
@@ -201,6 +222,13 @@ class DespeckleOptions:
     device: str = option("auto", "auto, cpu, cuda or mps")
     strength: float = option(1.0, "how much of the speckle to remove: 0 (the input) to 1 (despeckled)", low=0, high=1)
     gamma: float = option(1.0, "exponent on the despeckled grey values; above 1 darkens", low=0.2, high=5)
+    cautious: float = option(
+        0.0,
+        "how much of the input to keep where the model is uncertain, from 0 to all (1); for models that tell it: from "
+        "an uncertainty of 4 % of the grey range on, at its full from 8 %",
+        low=0,
+        high=1,
+    )
     axis: str = option("auto", "slices of a volume: auto, k (as stored), j, i, or average over all three", choices=AXES)
     region: str = option("auto", "auto detects the imaged region, none takes whole frames; or a mask")
 

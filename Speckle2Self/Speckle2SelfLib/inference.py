@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import threading
 import warnings
 from collections.abc import Callable, Iterable
@@ -22,7 +23,18 @@ from torch import nn
 
 from .checkpoint import Model
 from .devices import choose_precision
-from .network import GREY, NETWORKS, FastBlock, FastNetwork, NormalisedConvolution, SpeckleReductionNetwork, double
+from .network import (
+    GREY,
+    LOG_DEVIATIONS,
+    NETWORKS,
+    UNSURE,
+    FastBlock,
+    FastNetwork,
+    NormalisedConvolution,
+    SpeckleReductionNetwork,
+    UncertaintyHead,
+    double,
+)
 from .system import out_of_memory
 
 REPLAYED = 2**23  # pixels; CUDA graphs of at most so many, and the memory that they take, are kept
@@ -39,7 +51,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class Runnable(Protocol):
-    """A network, or a faster form of it: (N, 1, H, W) float32 -> the same, H and W multiples of `multiple`.
+    """A network, or a faster form of it: (N, 1, H, W) float32 -> (N, C, H, W), H and W multiples of `multiple`.
 
     margin: no input pixel further away than this changes an output pixel; 0: all of them may.
     """
@@ -49,24 +61,30 @@ class Runnable(Protocol):
     __call__: Callable[..., Any]
 
 
-def fast_network(model: Model, device: torch.device, precision: torch.dtype | None = None) -> Runnable:
+def fast_network(
+    model: Model, device: torch.device, precision: torch.dtype | None = None, uncertainty: bool = False
+) -> Runnable:
     """Return the model's network as a function for inference on a device.
 
     It maps (N, 1, H, W) float32 on the device to the same, where H and W are multiples of its `multiple`; see
     `through_network` for other sizes. The latest four are kept; training a model's weights further gives another one.
 
-    Args: precision, of weights and operations; None: see `precision_of`.
+    Args: precision, of weights and operations; None: see `precision_of`; uncertainty, whether a second channel is the
+    standard deviation of the first one's error (as the network tells it, without the model's `uncertainty_scale`),
+    which only models with a head for it have.
     """
     weights = model.network.parameters()
     version = sum(0 if weight.is_inference() else weight._version for weight in weights)
-    return _fast_network(model, device, precision or precision_of(model, device), version)
+    return _fast_network(model, device, precision or precision_of(model, device), uncertainty, version)
 
 
 @lru_cache(maxsize=4)
-def _fast_network(model: Model, device: torch.device, precision: torch.dtype, version: int) -> Runnable:
+def _fast_network(
+    model: Model, device: torch.device, precision: torch.dtype, uncertainty: bool, version: int
+) -> Runnable:
     kind = RUNNERS.get(type(model.network))
     network = copy.deepcopy(model.network).to(device).eval()
-    runner: Any = network if kind is None else kind(network, precision)
+    runner: Any = network if kind is None else kind(network, precision, *([True] if uncertainty else []))
     if device.type == "cuda":
         runner.forward = Replayed(runner.forward, REPLAYED)
     return runner
@@ -85,7 +103,10 @@ def precision_of(model: Model, device: torch.device) -> torch.dtype:
         return torch.float32
     noise = torch.rand(1, 1, 128, 128, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.inference_mode():
-        exact, fast = (through_network(fast_network(model, device, p), noise) for p in (torch.float32, precision))
+        exact, fast = (
+            through_network(fast_network(model, device, p, model.config.uncertainty), noise)
+            for p in (torch.float32, precision)
+        )
     if (fast - exact).abs().max() < SAME:  # not if it is NaN
         return precision
     logger.warning("In 16 bits this model gives other results on %s: it runs in 32.", device)
@@ -192,12 +213,13 @@ _IN_16_BITS = bool(_CONVOLVE) and getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_sup
 
 
 class FastRunner(nn.Module):
-    """`FastNetwork` for inference, (N, 1, H, W) float32 -> the same.
+    """`FastNetwork` for inference, (N, 1, H, W) float32 -> (N, C, H, W): the grey value, then the standard deviation of
+    its error where `uncertainty` asks for it.
 
     Further heads belong here too: they see the same features, so that one pass serves all of them.
     """
 
-    def __init__(self, network: FastNetwork, precision: torch.dtype):
+    def __init__(self, network: FastNetwork, precision: torch.dtype, uncertainty: bool = False):
         super().__init__()
         self.multiple, self.margin, self.precision = network.multiple, network.margin, precision
         # The head's output is counted from the middle of the grey scale: in 16 bits it is then rounded by a quarter of
@@ -205,6 +227,8 @@ class FastRunner(nn.Module):
         stem, head = network.stem, network.head
         assert head.bias is not None
         bias = head.bias.detach().float() + GREY - MIDDLE
+        if not uncertainty:
+            network.uncertainty = None
         self.network: Any = convert(network, torch.channels_last, precision)  # torch types no layers in containers
         if stem.weight.is_cuda and precision != torch.float32:  # whose fast kernels take eight channels or more
             weight = F.pad(stem.weight.detach(), (0, 0, 0, 0, 0, -stem.in_channels % 8))
@@ -212,16 +236,29 @@ class FastRunner(nn.Module):
         head.weight.data.mul_(SHARE)
         head.bias.data.copy_(bias * SHARE)
         self.offset = MIDDLE + (bias - head.bias.detach().float() / SHARE).mean().item()
+        if network.uncertainty is not None:
+            for parameter in network.uncertainty.fine.parameters():
+                parameter.data.mul_(SHARE)
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d):
                 pack(layer)
 
     @torch.inference_mode()
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        cells = convolve(self.network.head, self.features(frames))  # (N, 4, H / 2, W / 2)
-        return smooth_sixteenfold(from_cells(cells).float()).add_(self.offset)
+        fine, middle = self.features(frames)
+        cells = convolve(self.network.head, fine)  # (N, 4, H / 2, W / 2)
+        grey = smooth_sixteenfold(from_cells(cells).float()).add_(self.offset)
+        if self.network.uncertainty is None:
+            return grey
+        return torch.cat([grey, self.deviation(self.network.uncertainty, fine, middle)], 1)
 
-    def features(self, frames: torch.Tensor) -> torch.Tensor:
+    def deviation(self, head: UncertaintyHead, fine: torch.Tensor, middle: torch.Tensor) -> torch.Tensor:
+        """As `UncertaintyHead.forward` has its logarithm, (N, 1, H, W) float32."""
+        coarse = from_cells(convolve(head.second, convolve(head.first, middle, relu=True)))  # (N, 1, H / 2, W / 2)
+        detail = smooth_sixteenfold(from_cells(convolve(head.fine, fine)).float())
+        return detail.add_(double(coarse.float())).add_(math.log(UNSURE)).clamp_(*LOG_DEVIATIONS).exp_()
+
+    def features(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the same as `FastNetwork.features`."""
         network = self.network
         x = to_cells((frames - GREY).to(self.precision))  # (N, 4, H / 2, W / 2)
@@ -229,12 +266,16 @@ class FastRunner(nn.Module):
         x = F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
         fine = convolve(network.stem, x.contiguous(memory_format=torch.channels_last), relu=True)
         middle = through_blocks([network.encoder], convolve(network.down_1, fine, relu=True))
-        coarse = through_blocks(network.bottom, convolve(network.down_2, middle, relu=True))
+        coarse = through_blocks(network.bottom[:1], convolve(network.down_2, middle, relu=True))
+        if network.deep is not None:
+            deepest = through_blocks(network.deep, convolve(network.down_3, coarse, relu=True))
+            coarse = fast_double(convolve(network.up_3, deepest)).add_(coarse)
+        coarse = through_blocks(network.bottom[1:], coarse)
         middle = through_blocks([network.decoder], fast_double(convolve(network.up_2, coarse)).add_(middle))
         fine = fast_double(convolve(network.up_1, middle)).add_(fine)
         for layer in network.last:
             fine = convolve(layer, fine, relu=True)
-        return fine
+        return fine, middle
 
 
 RUNNERS: dict[type, Callable] = {FastNetwork: FastRunner, SpeckleReductionNetwork: PublishedRunner}

@@ -25,7 +25,7 @@ from .system import InputError, Progress
 FAST_GRAIN = (0.65, 1.45)  # pixels, as `estimate_grain` measures it; other recordings are resampled to it
 HELD_OUT_ANATOMIES = (16, 64)  # at least and at most, a hundredth of those trained on in between
 WARM_UP = 50  # steps in which the learning rate rises
-WIDTH = "--width applies only to a new network of ours. Drop --width, or drop --init."
+NEW = "--width, --deep and --uncertainty apply only to a new network of ours. Drop them, or drop --init."
 
 
 class Recipe:
@@ -36,7 +36,6 @@ class Recipe:
 
     model: ModelConfig  # of a new network, and what networks to start from have in common with it
     betas = (0.9, 0.99)  # of Adam
-    multiple = 8  # pixels; sides of crops are multiples of it
     learns_truth = True  # whether the known truth of simulated frames is used
     cuda_memory_format = torch.channels_last  # of the weights and activations on a CUDA device
 
@@ -48,9 +47,12 @@ class Recipe:
         """Return whether the region "auto" detects the imaged part; else it takes whole frames."""
         return self.config.recipe not in WHOLE_FRAMES
 
-    def new_model(self, width: int | None = None) -> ModelConfig:
-        """Return the config of a new network. Raises InputError for a width where it has none."""
-        return self.model if width is None else replace(self.model, width=width)
+    def new_model(self, **shape: Any) -> ModelConfig:
+        """Return the config of a new network. Raises InputError for a shape where it has only one.
+
+        Args: shape, fields of `ModelConfig`: width, deep, uncertainty.
+        """
+        return replace(self.model, **shape)
 
     def fits(self, model: ModelConfig) -> bool:
         """Return whether a network of this config can be trained."""
@@ -125,13 +127,12 @@ class Published(Recipe):
 
     model = ModelConfig("published", normalisation="frame")
     betas = (0.5, 0.999)
-    multiple = 16
     learns_truth = False
     cuda_memory_format = torch.contiguous_format  # CUDA's normalization would convert channels-last back
 
-    def new_model(self, width: int | None = None) -> ModelConfig:
-        if width is not None:
-            raise InputError(WIDTH)
+    def new_model(self, **shape: Any) -> ModelConfig:
+        if shape:
+            raise InputError(NEW)
         return self.model
 
     def learning_rate(self, step: int) -> float:
@@ -179,7 +180,7 @@ class Disjoint(Recipe):
         return lattice_views(frames, rng, batch.grain)
 
     def loss(self, predictions: LatticePredictions, views: LatticeViews) -> dict[str, torch.Tensor]:
-        return disjoint_loss(predictions, views, self.config.detail)
+        return disjoint_loss(predictions, views, self.config.detail, self.config.truth_error)
 
     def objective(self, terms: dict[str, torch.Tensor], step: int) -> torch.Tensor:
         """Return the sum of the terms; while the lattice's network leads, without the consistency."""

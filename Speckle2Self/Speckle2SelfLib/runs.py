@@ -32,10 +32,10 @@ from .dataset import Cine, hold_out, read_cine
 from .devices import choose_device, choose_precision
 from .grain import speckle_correlation
 from .library import bundled_models, load_model, worse_than_start
-from .recipes import WIDTH, recipe_of
+from .recipes import NEW, recipe_of
 from .system import Cancelled, FilePath, InputError, locked, replace_file, torchrun_place, with_path
 from .training import Report, Training
-from .validation import score
+from .validation import fit_uncertainty, score
 
 SIMULATION_REPORTS = 2.0  # seconds from one report on the simulation to the next
 WARM_UP = 12  # steps, to measure the rate
@@ -348,9 +348,12 @@ class Run:
         """Mark the best model as finished, remove the state and return the model; began: when, by the clock."""
         if not self.first:
             return Model(self.start.model, self.training.network)
-        model = Model(*checkpoint.load(self.output))
-        model.card["finished"] = True
-        checkpoint.save(self.output, model.config, model.network, model.card)
+        config, network, card = checkpoint.load(self.output)
+        card["finished"] = True
+        if config.uncertainty:
+            config = replace(config, uncertainty_scale=fit_uncertainty(network, self.training.held_out))
+        checkpoint.save(self.output, config, network, card)
+        model = Model(config, network, card)
         self.state.unlink(missing_ok=True)
         worse = worse_than_start(model.card)
         if worse:
@@ -426,10 +429,12 @@ def _start(job: Job) -> Start:
     """Return what a new run begins with. Raises InputError where its recipe cannot train the model that is named."""
     config, name = job.training, job.init or ("default" if job.preset == "adapt" else None)
     recipe = recipe_of(config)
+    asked = {"width": job.width, "deep": job.deep, "uncertainty": job.uncertainty or None}
+    shape = {entry: value for entry, value in asked.items() if value is not None}
     if name is None:
-        return Start(config, recipe.new_model(job.width), None, "random weights")
-    if job.width is not None:
-        raise InputError(WIDTH)
+        return Start(config, recipe.new_model(**shape), None, "random weights")
+    if shape:
+        raise InputError(NEW)
     start = load_model(name)
     if not recipe.fits(start.config):
         raise InputError(

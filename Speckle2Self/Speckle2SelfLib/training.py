@@ -87,7 +87,7 @@ class Training:
         memory_format = self.recipe.cuda_memory_format if cuda else torch.channels_last
         self.learner = self.model = convert(self.learner, memory_format).train()
         if self.processes > 1:
-            unused = bool(config.simulated or config.lead)  # such steps leave a part of the learner out
+            unused = bool(config.simulated or config.lead or model.uncertainty)  # such steps leave a part of it out
             self.model = DistributedDataParallel(self.learner, find_unused_parameters=unused)
         self.network, self._trained = network, network
         if config.averaging:
@@ -182,7 +182,7 @@ class Training:
         return Batch(crop(cine.frames), truth, cine.grain, drawn.share(share))
 
     def _crop_size(self, cine: Cine) -> tuple[int, ...]:
-        multiple = self.recipe.multiple
+        multiple = self.network.multiple
         return tuple(min(self.config.crop, n // multiple * multiple) for n in cine.frames.shape[-2:])
 
     def _choose_precision(self) -> torch.dtype:
