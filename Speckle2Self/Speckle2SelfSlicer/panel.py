@@ -86,7 +86,9 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         VTKObservationMixin.__init__(self)
         self.logic = None
         self._parameterNode = None  # while the panel is entered
-        self._connected = None  # wrapper whose parameters the widgets show, the tag and the observers of that connection
+        self._connected = (
+            None  # wrapper whose parameters the widgets show, the tag and the observers of that connection
+        )
         self._timers: list = []
 
     def build(self, logic: ScriptedLoadableModuleLogic) -> None:
@@ -161,7 +163,8 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         The widgets remain connected to a node that the panel only leaves.
         """
         if self._parameterNode:
-            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameters)
+            node = self._parameterNode.parameterNode  # the mixin keeps what it has observed: a node, no wrappers
+            self.removeObserver(node, vtk.vtkCommand.ModifiedEvent, self.onParameters)
         self._parameterNode = None
         if parameterNode is None:
             return
@@ -169,8 +172,10 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self._connected is None or self._connected[0] is not parameterNode:
             self.disconnectGui()
             self._connected = parameterNode, *self.connectGui(parameterNode)
+            self.translateChoices()
         self._parameterNode = parameterNode
-        self.addObserver(parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameters, priority=FOLLOWING)
+        node = parameterNode.parameterNode
+        self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self.onParameters, priority=FOLLOWING)
         self.updatePanel()
 
     def connectGui(self, parameterNode) -> tuple[int, list[int]]:
@@ -190,6 +195,19 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
             return parameterNode.connectGui(self.ui), tags
         finally:
             del parameterNode.AddObserver
+
+    def translateChoices(self) -> None:
+        """Show the entries of the selectors in the user's language: connecting has filled them with their values."""
+        words = {
+            "auto": _("auto"), "none": _("none"), "given": _("given"), "average": _("average"), "preset": _("preset"),
+            "adapt": _("adapt"), "standard": _("standard"), "paper": _("paper"), "disjoint": _("disjoint"),
+            "published": _("published"),
+        }  # fmt: skip
+        for selector in (widget for widget in vars(self.ui).values() if hasattr(widget, "setItemText")):
+            if selector.property("SlicerParameterName"):
+                for number in range(selector.count):
+                    text = selector.itemText(number)
+                    selector.setItemText(number, words.get(text, text))
 
     def disconnectGui(self) -> None:
         """Separate the widgets from the parameters."""

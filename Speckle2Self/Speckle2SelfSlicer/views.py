@@ -41,8 +41,13 @@ class View:
         return foreground is not None and foreground != self.composite.GetAttribute(FOREGROUND)
 
     def sees(self, volume: vtkMRMLVolumeNode) -> bool:
-        """Whether a volume of one slice is an image in the view, and not a line."""
+        """Whether the view is at a volume of one slice, and not so turned that it is a line."""
         toWorld, toRAS, axis = ijkToWorld(volume), self.node.GetSliceToRAS(), shapeOf(volume).index(1)
+        toSlice, bounds = vtk.vtkMatrix4x4(), [0.0] * 6
+        vtk.vtkMatrix4x4.Invert(toRAS, toSlice)
+        volume.GetSliceBounds(bounds, toSlice)
+        if not bounds[4] <= 0 <= bounds[5]:
+            return False
         normal = np.array([toWorld.GetElement(row, 2 - axis) for row in range(3)])
         looking = np.array([toRAS.GetElement(row, 2) for row in range(3)])
         return abs(normal @ looking) > ALONG * np.linalg.norm(normal) * np.linalg.norm(looking)
@@ -146,7 +151,7 @@ def showInViews(volume: vtkMRMLVolumeNode, names: Iterable[str] | None = None, a
 
 
 def turnToSlice(view: View, volume: vtkMRMLVolumeNode) -> None:
-    """Turn a view to a volume of one slice, which would be a line in it; one that was turned before stays as it is.
+    """Turn a view to a volume of one slice that would be a line in it, or not be seen; not one that was turned before.
 
     `restore` turns it back, and leaves what it shows.
     """

@@ -620,7 +620,10 @@ def test_a_run_whose_reader_or_terminal_is_gone_saves_and_ends(folder, gone):
         process.send_signal(signal.SIGHUP)
         process.send_signal(signal.SIGHUP)  # the shell and the system may send one each
         process.stdout.read()
-    assert process.wait(timeout=60) == 130 and process.stderr.read() == "speckle2self: stopped; add --resume to continue.\n"
+    assert (
+        process.wait(timeout=60) == 130
+        and process.stderr.read() == "speckle2self: stopped; add --resume to continue.\n"
+    )
     assert checkpoint.load_state("m.model.state")[1]["step"] >= 5
     process.stderr.close()
 
