@@ -224,7 +224,7 @@ def _bar(name: str, unit: str) -> Iterator[Progress]:
 
 def train(arguments: argparse.Namespace) -> None:
     """Train a model on recordings; no clean images are needed."""
-    from .runs import run
+    from .runs import Unfinished, run
 
     values = _values_of(Job, arguments)
     if arguments.job:
@@ -255,7 +255,13 @@ def train(arguments: argparse.Namespace) -> None:
                 stop_event.set()
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer goes there
 
-        run(job, report, stop)
+        try:
+            run(job, report, stop)
+        except Unfinished as error:
+            raise InputError(str(error).replace("resume it", "add --resume")) from error
+        except Cancelled as stopped:
+            again = "call it again" if job.resume else "add --resume"
+            raise stopped if arguments.listen else Cancelled(f"{again} to continue") from None
 
 
 @contextmanager
@@ -526,8 +532,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"speckle2self: {error.filename or 'file'}: {error.strerror or error}.", file=sys.stderr)
         return 2
-    except (KeyboardInterrupt, Cancelled):
-        print("speckle2self: stopped.", file=sys.stderr)
+    except (KeyboardInterrupt, Cancelled) as error:
+        print(f"speckle2self: stopped{f'; {error}' if str(error) else ''}.", file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGINT, before)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,10 @@ class Training:
         self._replayed = Replayed(
             lambda *tensors: self._learn(self.recipe.from_tensors(tensors)), parameters=self.learner.parameters()
         )
+
+    def plan(self, steps: int) -> None:
+        """Set the number of steps of the whole run, also while it runs: what depends on it follows."""
+        self.config = self.recipe.config = replace(self.config, steps=max(1, self.step, steps))
 
     def run(self) -> Iterator[Report]:
         """Train from the step that has been reached; yield a report after every step.

@@ -59,11 +59,13 @@ def _facedAxis(node: vtkMRMLNode) -> int | None:
 def fade(before: vtkMRMLNode, after: vtkMRMLNode, share: float) -> None:
     """Show input and output one over the other in the slice views of the layout; share: 0 the input, 1 the output.
 
-    Views in which the user has a foreground of their own stay as they are. Raises InputError as `sideBySide`.
+    Views in which the user has a foreground of their own stay as they are. Those in which a single slice would be a
+    line are turned to it, until `views.restore`. Raises InputError as `sideBySide`.
     """
     before, after = proxyOf(before), proxyOf(after)
     for view in views.viewsOfLayout():
         if not view.hasOwnForeground or view.composite.GetForegroundVolumeID() == after.GetID():
+            views.turnToSlice(view, after)
             view.put(before.GetID(), after.GetID(), share)
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
@@ -68,6 +68,7 @@ NO_MEMORY = (
     "The training process ended unexpectedly: the system stopped it, probably for lack of memory. Resume continues "
     "from the last checkpoint."
 )
+PATIENCE = 0.05  # seconds to wait for files to be removed
 BUSY = "The run '{name}' goes on in another application; pause it there first."
 
 
@@ -155,7 +156,7 @@ class TrainingJob:
             if line.from_step is not None:
                 self.settings = values
             elif line.message is not None:
-                self.message = in_panel_words(line.message)
+                self.message = line.message
             add_report(self.reports, line)
 
     def _end(self, code: int) -> None:
@@ -175,7 +176,7 @@ class TrainingJob:
             errors = self._child.errors()
             last = [line for line in errors if line.startswith("speckle2self: ")][-1:] or errors[-1:]
             if last and last[0].startswith("speckle2self: "):
-                self.message = in_panel_words(last[0].removeprefix("speckle2self: "))
+                self.message = last[0].removeprefix("speckle2self: ")
             elif was_killed(code, errors):
                 self.message = NO_MEMORY
             else:
@@ -373,7 +374,7 @@ class Estimate:
                 found = found or protocol.training_line(values).estimate
         message = "".join(self._child.errors()[-1:]).removeprefix("speckle2self: ")
         self.close()
-        self._listener(found or InputError(in_panel_words(message) or "The estimate ended unexpectedly."))
+        self._listener(found or InputError(message or "The estimate ended unexpectedly."))
         return True
 
     def close(self) -> None:
@@ -436,17 +437,17 @@ def keep_model(trained: Path, name: str) -> str:
     return name
 
 
-def in_panel_words(message: str) -> str:
-    """Return a message of the command line without what it says about the command line's options."""
-    return re.sub(r"[;:](?=[^;]*\s--\w)[^;]*$", ".", message)
-
-
 def _remove(folder: Path) -> None:
-    """Remove a run's folder; if the application is killed on the way, no half of it has the run's name."""
+    """Remove a run's folder; if the application is killed on the way, no half of it has the run's name.
+
+    Files of gigabytes take the system seconds: what is not done at once is done in the background.
+    """
     gone = folder.with_name(f".{folder.name}.{time.monotonic_ns()}{PART}")
     with suppress(OSError):
         folder = folder.rename(gone)
-    shutil.rmtree(folder, ignore_errors=True)
+    removal = threading.Thread(target=shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True})
+    removal.start()
+    removal.join(PATIENCE)
 
 
 def _at_work(folder: Path) -> bool:

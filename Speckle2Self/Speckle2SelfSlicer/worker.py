@@ -393,7 +393,7 @@ class Worker:
         """Takes what the process said, and starts the next job; returns at once. Call it from a timer."""
         child = self._child
         if child is not None:
-            code = child.process.poll()  # asked before its answers are taken, so that none is left behind
+            code = child.poll()  # asked before its answers are taken, so that none is left behind
             try:
                 child.errors()
                 for answer in child.answers():
@@ -504,7 +504,7 @@ class Worker:
         if child is None:
             return
         if not wait:  # only the clearing away may take its time
-            if os.name != "nt" and child.process.poll() is None:
+            if os.name != "nt" and child.poll() is None:
                 kill_tree(child.process)
             threading.Thread(target=child.close, daemon=True).start()
         else:
