@@ -94,7 +94,7 @@ def despeckle(arguments: argparse.Namespace) -> None:
 
 
 def _input_files(inputs: Iterable[FilePath], output: Path) -> list[Path]:
-    """The files to read; of a folder, without those in the output folder, which are results."""
+    """Return the files to read; of a folder, without those in the output folder, which are results."""
     from . import files
 
     paths, results = [], output.resolve()
@@ -128,7 +128,7 @@ def _gather_failures(failed: list[str], rank: int, processes: int) -> list[str]:
 
 
 def remove_empty_folders(folder: Path) -> None:
-    """Removes `folder` if there is no file in it at any depth, with all folders in it."""
+    """Remove `folder` if there is no file in it at any depth, with all folders in it."""
     for inner in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
         inner.rmdir()
     folder.rmdir()
@@ -166,7 +166,7 @@ def _despeckle_file(
 
 
 def _region(recording: Recording, shape: tuple[int, ...], choice: str, axes: list[int]) -> np.ndarray | str | None:
-    """The region for `despeckle`: a mask (H, W) bool, "auto" or None. shape: of a volume (K, J, I)."""
+    """Return the region for `despeckle`: a mask (H, W) bool, "auto" or None. shape: of a volume (K, J, I)."""
     import numpy as np
 
     from . import files
@@ -182,8 +182,10 @@ def _region(recording: Recording, shape: tuple[int, ...], choice: str, axes: lis
 
 
 def _targets(paths: list[Path], inputs: Iterable[FilePath], output: Path) -> list[Path]:
-    """One file below the output folder for each input, laid out as below the folder that it was found in. JPEG files,
-    which would lose detail, become PNG files."""
+    """Return a file below the output folder for each input, laid out as below the folder that it was found in.
+
+    JPEG files, which would lose detail, become PNG files.
+    """
     folders = [Path(entry) for entry in inputs if Path(entry).is_dir()]
     targets: dict[Path, None] = {}
     for path in paths:
@@ -210,7 +212,7 @@ def _warnings_with_path(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _bar(name: str, unit: str) -> Iterator[Progress]:
-    """A function of (done, total) that shows a progress bar, silent where the output is not a terminal."""
+    """Give a function of (done, total) that shows a progress bar, silent where the output is not a terminal."""
     from tqdm import tqdm
 
     with tqdm(desc=name, unit=unit, disable=None, delay=1e-9) as bar:
@@ -331,7 +333,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _truth(path: str, shape: tuple[int, int, int]) -> np.ndarray:
-    """The known echogenicity in a file, 0 to 255, for frames of `shape` (N, H, W). InputError where it does not fit."""
+    """Return the known echogenicity in a file, 0 to 255, for frames of `shape` (N, H, W). InputError where it does not
+    fit."""
     import numpy as np
 
     from . import files
@@ -347,7 +350,7 @@ def _truth(path: str, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def _rois(path: str, shape: Sequence[int]) -> dict:
-    """The boxes of `metrics.evaluate` from a JSON file, for frames of `shape`; InputError where they do not fit."""
+    """Return the boxes of `metrics.evaluate` from a JSON file, for frames of `shape`. InputError if they do not fit."""
     try:
         rois = json.loads(Path(path).read_text())
         boxes = [
@@ -367,7 +370,7 @@ def _rois(path: str, shape: Sequence[int]) -> dict:
 
 
 def simulate(arguments: argparse.Namespace) -> None:
-    """Frames with known truth: an .npz file with frames, truth, labels and region."""
+    """Simulate frames with known truth: an .npz file with frames, truth, labels and region."""
     import io
 
     import numpy as np
@@ -391,7 +394,7 @@ def simulate(arguments: argparse.Namespace) -> None:
 
 
 def benchmark(arguments: argparse.Namespace) -> None:
-    """Measures quality (all methods on the same frames for the same time) or speed: a CSV file, tables, a picture."""
+    """Measure quality (all methods on the same frames for the same time) or speed: a CSV file, tables, a picture."""
     own_options = {"quality": ("real", "minutes"), "speed": ("history", "record")}
     for measurement, names in own_options.items():
         for name in names:
@@ -454,7 +457,7 @@ def add_options(command: argparse.ArgumentParser, kind: type, positional: tuple[
 
 
 def _values_of(kind: type, arguments: argparse.Namespace) -> dict:
-    """The options of a dataclass that were given, by the names of its fields."""
+    """Return the options of a dataclass that were given, by the names of its fields."""
     values = {entry.name: getattr(arguments, entry.name, None) for entry in fields(kind)}
     return {name: value for name, value in values.items() if value not in (None, [])}
 
@@ -509,7 +512,7 @@ def _add_benchmark(command: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Run the command line; return the exit code: 0, 2 for bad input, 130 when interrupted."""
     arguments = parser().parse_args(argv)
     _interrupted.clear()
     keep_memory()
@@ -541,7 +544,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _end_with_launcher() -> None:
-    """Ends this process when torchrun, which starts each in a session of its own, has gone in whatever way."""
+    """End this process when torchrun, which starts each in a session of its own, has gone in whatever way."""
     launcher = os.getppid()
 
     def watch() -> None:

@@ -203,7 +203,7 @@ class Job:
 
     @property
     def training(self) -> TrainingConfig:
-        """The preset with what this job changes of it."""
+        """Return the preset with what this job changes of it."""
         names = ("recipe", "steps", "simulated", "batch", "interval")
         changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.recipe == "published":

@@ -25,7 +25,7 @@ BESIDE = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz"), ".hdr": (".im
 
 
 def find(inputs: Iterable[FilePath], other_files: list[Path] | None = None) -> list[Path]:
-    """The readable files among `inputs`, folders searched through; InputError where there are none.
+    """Return the readable files among `inputs`, folders searched through; InputError where there are none.
 
     other_files: gets the other files of folders, besides hidden ones and those that hold a header's pixels.
     """
@@ -64,7 +64,7 @@ def _is_part(path: Path) -> bool:
 
 
 def read(path: FilePath, key: str = "frames", dynamic_range: float | None = None) -> Recording:
-    """The recording in one file. Raises InputError, in one sentence, for whatever cannot be read as frames.
+    """Return the recording in one file. Raises InputError, in one sentence, for whatever cannot be read as frames.
 
     key: of several arrays in a file, the one to take, if it is there. dynamic_range: see `to_decibels`, which takes
     data before log compression to decibels.
@@ -105,8 +105,10 @@ def _no_frames(path: FilePath, frames: np.ndarray) -> InputError:
 
 
 def read_mask(path: FilePath, shape: tuple[int, int]) -> np.ndarray:
-    """A mask file as (H, W) bool: what is neither zero nor NaN. InputError where that is nothing, or where it does not
-    fit frames of `shape`."""
+    """Return a mask file as (H, W) bool: what is neither zero nor NaN.
+
+    Raises InputError where that is nothing, or where it does not fit frames of `shape`.
+    """
     frames = np.nan_to_num(_read(Path(path), "uifb").frames)
     mask = (frames if frames.ndim == 3 else frames[..., :3].max(-1)) != 0
     if mask.shape != (1, *shape):
@@ -118,7 +120,7 @@ def read_mask(path: FilePath, shape: tuple[int, int]) -> np.ndarray:
 
 @contextmanager
 def array_like(frames: np.ndarray, folder: FilePath) -> Iterator[np.ndarray | None]:
-    """An array of the shape and type of `frames` to write into: on the disk, in `folder`, if it is large."""
+    """Give an array of the shape and type of `frames` to write into: on the disk, in `folder`, if it is large."""
     if frames.nbytes < base.LARGE:
         yield None
         return
@@ -128,7 +130,7 @@ def array_like(frames: np.ndarray, folder: FilePath) -> Iterator[np.ndarray | No
 
 
 def _keep_input(targets: Iterable[Path], recording: Recording) -> None:
-    """InputError where one of the files to be written is one that the recording was read from."""
+    """Raise InputError where one of the files to be written is one that the recording was read from."""
     for part in {recording.path, *recording.parts}:
         for target in targets:
             if target.exists() and part.exists() and target.samefile(part):
@@ -136,7 +138,7 @@ def _keep_input(targets: Iterable[Path], recording: Recording) -> None:
 
 
 def check_output(path: FilePath, recording: Recording) -> None:
-    """Raises InputError where `recording` cannot be written to `path` without losing what its file held, and warns
+    """Raise InputError where `recording` cannot be written to `path` without losing what its file held, and warn
     where times are lost. To be called before hours of work."""
     target = _format_of(Path(path), recording)
     if recording.times is not None and target.name != recording.format and not target.keeps_times(Path(path)):
@@ -144,7 +146,7 @@ def check_output(path: FilePath, recording: Recording) -> None:
 
 
 def _format_of(path: Path, recording: Recording) -> Format:
-    """The format in which `recording` can be written to `path`; InputError where it cannot be written there."""
+    """Return the format in which `recording` can be written to `path`; InputError where it cannot be written there."""
     _keep_input([path, *(path.with_suffix(suffix) for suffix in BESIDE.get(path.suffix.lower(), ()))], recording)
     if path.is_dir() or not path.parent.is_dir():
         raise InputError(f"{path} is a folder or in a folder that does not exist; choose another output file.")
@@ -171,7 +173,7 @@ def _format_of(path: Path, recording: Recording) -> Format:
 
 
 def write(path: FilePath, frames: np.ndarray, recording: Recording) -> None:
-    """Writes `frames`, of the shape and type of `recording.frames`, as the file `path`, whole or not at all.
+    """Write `frames`, of the shape and type of `recording.frames`, as the file `path`, whole or not at all.
 
     A file of the input's family of formats keeps every header field, in order and verbatim. Other conversions are made
     where they lose nothing but such fields: arrays from everything, images from arrays, images and DICOM.

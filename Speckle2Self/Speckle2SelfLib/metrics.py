@@ -20,21 +20,21 @@ FLAT = 0.04 * 255  # grey levels within 9 x 9 pixels of the truth, up to which i
 
 
 def reference(image: np.ndarray) -> np.ndarray:
-    """The input (H, W) without its speckle as far as a blur can: what outputs are compared with."""
+    """Return the input (H, W) without its speckle as far as a blur can: what outputs are compared with."""
     from scipy.ndimage import gaussian_filter
 
     return gaussian_filter(np.asarray(image, float), BLUR)
 
 
 def match_mapping(image: np.ndarray, output: np.ndarray) -> np.ndarray:
-    """`output` with the histogram of the blurred input, so that a darker or flatter mapping alone gains nothing."""
+    """Return `output` with the histogram of the blurred input, so that a darker or flatter mapping gains nothing."""
     from skimage.exposure import match_histograms
 
     return match_histograms(np.asarray(output, float), reference(image))
 
 
 def homogeneity(image: np.ndarray, output: np.ndarray) -> float:
-    """Hom: co-occurrence homogeneity at distance 1, four directions, 64 grey levels, of the matched output."""
+    """Return the matched output's co-occurrence homogeneity (Hom): distance 1, four directions, 64 grey levels."""
     from skimage.feature import graycomatrix, graycoprops
 
     levels = np.clip(match_mapping(image, output) / 4, 0, 63).astype(np.uint8)
@@ -43,13 +43,13 @@ def homogeneity(image: np.ndarray, output: np.ndarray) -> float:
 
 
 def holes(image: np.ndarray, output: np.ndarray) -> float:
-    """The share of pixels that are black (<= 2) in the output where the blurred input is not (> 10)."""
+    """Return the share of pixels that are black (<= 2) in the output where the blurred input is not (> 10)."""
     return float(np.mean((np.asarray(output) <= 2) & (reference(image) > 10)))
 
 
 def structure(image: np.ndarray, output: np.ndarray) -> float:
-    """The rank correlation of the blurred output with the blurred input; 0 for an output that is constant, not a number
-    for an image that is."""
+    """Return the rank correlation of the blurred output with the blurred input; 0 for an output that is constant, not a
+    number for an image that is."""
     from scipy.stats import spearmanr
 
     blurred, expected = reference(output).ravel(), reference(image).ravel()
@@ -61,7 +61,7 @@ def structure(image: np.ndarray, output: np.ndarray) -> float:
 
 
 def gcnr(lumen: np.ndarray, tissue: np.ndarray, bins: int = 64) -> float:
-    """Generalized contrast-to-noise ratio of two regions' values: 1 minus the overlap of their histograms.
+    """Return the generalized contrast-to-noise ratio of two regions' values: 1 minus the overlap of their histograms.
 
     Rodriguez-Molares et al., IEEE TUFFC 2020. Any monotone mapping leaves it as it is, up to the bins.
     """
@@ -71,32 +71,32 @@ def gcnr(lumen: np.ndarray, tissue: np.ndarray, bins: int = 64) -> float:
 
 
 def cnr(lumen: np.ndarray, tissue: np.ndarray) -> float:
-    """Contrast-to-noise ratio of two regions' values: difference of means over the root of summed variances."""
+    """Return two regions' contrast-to-noise ratio: difference of means over the root of summed variances."""
     return float(abs(np.mean(lumen) - np.mean(tissue)) / (np.sqrt(np.var(lumen) + np.var(tissue)) + 1e-9))
 
 
 def snr(tissue: np.ndarray) -> float:
-    """Mean over standard deviation in homogeneous tissue; 1.91 for the envelope of fully developed speckle."""
+    """Return mean over standard deviation in homogeneous tissue; 1.91 for the envelope of fully developed speckle."""
     return float(np.mean(tissue) / (np.std(tissue) + 1e-9))
 
 
 def mean(values: np.ndarray) -> float:
-    """The mean of a region's values, as they are."""
+    """Return the mean of a region's values, as they are."""
     return float(np.mean(values))
 
 
 def std(values: np.ndarray) -> float:
-    """The standard deviation of a region's values, as they are."""
+    """Return the standard deviation of a region's values, as they are."""
     return float(np.std(values))
 
 
 def enl(envelope: np.ndarray) -> float:
-    """Equivalent number of looks: the square of `snr` on linear (not log-compressed) envelope."""
+    """Return the equivalent number of looks: the square of `snr` on linear (not log-compressed) envelope."""
     return snr(envelope) ** 2
 
 
 def to_truth(output: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """`output` after the monotone mapping that brings it nearest to `truth` (isotonic regression), its shape kept."""
+    """Return `output` after the monotone mapping that brings it nearest to `truth` (isotonic regression)."""
     from scipy.optimize import isotonic_regression
 
     order = np.argsort(output, axis=None, kind="stable")
@@ -107,7 +107,10 @@ def to_truth(output: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def psnr(output: np.ndarray, echogenicity: np.ndarray, span: float = 255.0, inside: np.ndarray | None = None) -> float:
-    """Peak signal-to-noise ratio in dB against known echogenicity, after `to_truth`; of pixels `inside`, if given."""
+    """Return the peak signal-to-noise ratio in dB against known echogenicity, after `to_truth`.
+
+    Args: inside, the pixels to measure, if given.
+    """
     from skimage.metrics import peak_signal_noise_ratio
 
     output, truth = (np.asarray(x, float)[... if inside is None else inside] for x in (output, echogenicity))
@@ -115,7 +118,7 @@ def psnr(output: np.ndarray, echogenicity: np.ndarray, span: float = 255.0, insi
 
 
 def ssim(output: np.ndarray, echogenicity: np.ndarray, span: float = 255.0, inside: np.ndarray | None = None) -> float:
-    """Structural similarity against known echogenicity, after `to_truth`; of pixels `inside`, if given."""
+    """Return the structural similarity against known echogenicity, after `to_truth`; of pixels `inside`, if given."""
     from skimage.metrics import structural_similarity
 
     truth = np.asarray(echogenicity, float)
@@ -128,8 +131,8 @@ def ssim(output: np.ndarray, echogenicity: np.ndarray, span: float = 255.0, insi
 
 
 def flat(output: np.ndarray, truth: np.ndarray, inside: np.ndarray) -> float:
-    """Error (root mean square, share of the grey range) after `to_truth`, where the truth changes by less than `FLAT`
-    within 9 x 9 pixels; not a number where that is 100 pixels or fewer."""
+    """Return the error (root mean square, share of the grey range) after `to_truth`, where the truth changes by less
+    than `FLAT` within 9 x 9 pixels; not a number where that is 100 pixels or fewer."""
     from scipy.ndimage import maximum_filter, minimum_filter
 
     even = (maximum_filter(truth, 9) - minimum_filter(truth, 9) < FLAT)[inside]
@@ -139,8 +142,8 @@ def flat(output: np.ndarray, truth: np.ndarray, inside: np.ndarray) -> float:
 
 
 def rms(outputs: np.ndarray, truth: np.ndarray, noise: float = 0.0, inside: np.ndarray | None = None) -> float:
-    """Error (root mean square, share of the grey range) of outputs (N, H, W) against the expected grey value (H, W),
-    whose own error has the variance `noise` (grey levels squared); of pixels `inside`, if given."""
+    """Return the error (root mean square, share of the grey range) of outputs (N, H, W) against the expected grey value
+    (H, W), whose own error has the variance `noise` (grey levels squared); of pixels `inside`, if given."""
     squares = np.square(np.asarray(outputs, float) - truth)[:, ... if inside is None else inside]
     return float(np.sqrt(max(squares.mean() - noise, 0)) / 255)
 
@@ -155,15 +158,16 @@ def repeat(outputs: np.ndarray, inside: np.ndarray | None = None) -> float:
 
 
 def _slopes(image: np.ndarray) -> np.ndarray:
-    """(2, H, W): derivatives of an image (H, W), blurred by 1 pixel."""
+    """Return (2, H, W), the derivatives of an image (H, W), blurred by 1 pixel."""
     from scipy.ndimage import gaussian_filter
 
     return np.stack(np.gradient(gaussian_filter(np.asarray(image, float), 1)))
 
 
-def kept_slopes(outputs: np.ndarray, truth: np.ndarray, noise: float = 0.0, inside: np.ndarray | None = None) -> float:
-    """Share of the true slopes that outputs (N, H, W) still have: the least-squares slope of their gradients on those
-    of the expected grey value (H, W), whose own error has the variance `noise`; 5 pixels within `inside`, if given."""
+def kept(outputs: np.ndarray, truth: np.ndarray, noise: float = 0.0, inside: np.ndarray | None = None) -> float:
+    """Return the share of the true slopes that outputs (N, H, W) still have: the least-squares slope of their gradients
+    on those of the expected grey value (H, W), whose own error has the variance `noise`; 5 pixels within `inside`, if
+    given."""
     from scipy.ndimage import binary_erosion
 
     counted = ... if inside is None or inside.all() else binary_erosion(inside, iterations=5)
@@ -173,7 +177,7 @@ def kept_slopes(outputs: np.ndarray, truth: np.ndarray, noise: float = 0.0, insi
 
 
 def dice(output: np.ndarray, objects: np.ndarray) -> float:
-    """How well Otsu's threshold finds known objects, masks (K, H, W): their mean Dice coefficient.
+    """Return how well Otsu's threshold finds known objects, masks (K, H, W): their mean Dice coefficient.
 
     Each is looked for in a box twice as wide and high as itself, as users draw around what they segment; they know
     whether it is darker or brighter. Not a number without objects.
@@ -193,7 +197,7 @@ def dice(output: np.ndarray, objects: np.ndarray) -> float:
 
 
 def edge_width(image: np.ndarray, start: Sequence[float], end: Sequence[float], lines: int = 1) -> float:
-    """The 10-90 % rise distance in pixels along the line from `start` to `end` (row, column) across a known edge.
+    """Return the 10-90 % rise distance in pixels on the line from `start` to `end` (row, column) across a known edge.
 
     lines: neighbouring parallel lines, one pixel apart, that are averaged first.
     """
@@ -230,7 +234,7 @@ def flicker(before: np.ndarray, after: np.ndarray, tissue: np.ndarray) -> float:
 class Figure:
     """A figure of merit: how it is called, measured, written and judged."""
 
-    name: str  # in files
+    name: str  # in files; of the function that measures it, too
     heading: str  # in tables
     digits: int  # behind the point
     better: str  # "higher" or "lower"; "": neither
@@ -249,7 +253,7 @@ class Figure:
         return {one.name: one.default is one.empty for one in names}
 
     def measure(self, known: dict) -> float | None:
-        """The figure from what is known, by the names of `takes`; None where something is missing."""
+        """Return the figure from what is known, by the names of `takes`; None where something is missing."""
         if self.function is None or any(must and name not in known for name, must in self.takes.items()):
             return None
         return self.function(**{name: known[name] for name in self.takes if name in known})
@@ -272,7 +276,7 @@ FIGURES = {
         Figure("ssim", "SSIM", 3, "higher", "structural similarity with the truth; 1 is best", ssim),
         Figure("flat", "flat rms", 4, "lower", "error where the truth is even", flat),
         Figure("repeat", "repeat", 4, "lower", "what two draws of speckle make different", repeat),
-        Figure("kept", "slopes kept", 2, "", "share of the true slopes that is left; 1 is best", kept_slopes),
+        Figure("kept", "slopes kept", 2, "", "share of the true slopes that is left; 1 is best", kept),
         Figure("dice", "Dice", 3, "higher", "overlap of objects by Otsu's threshold with the true ones", dice),
         Figure("edge", "edge width", 2, "", "width of edges over that of the truth's; 1 is best"),
         Figure("points", "points kept", 2, "", "share of the height of points that is left; 1 is best"),
@@ -297,7 +301,7 @@ JUDGED = tuple(name for name, figure in FIGURES.items() if figure.tolerance is n
 def measure(
     image: np.ndarray, output: np.ndarray, tissue: Any = None, lumen: Any = None, **known: Any
 ) -> dict[str, float]:
-    """All figures of a frame (H, W) and its despeckled output that can be measured with what is given.
+    """Return all figures of a frame (H, W) and its despeckled output that can be measured with what is given.
 
     tissue, lumen: masks (H, W) or slices, of the matched output; known: what else figures take (`Figure.takes`).
     """
@@ -322,8 +326,8 @@ def average(rows: Iterable[dict[str, float]]) -> dict[str, float]:
 def evaluate(
     frames: np.ndarray, outputs: np.ndarray, rois: dict | None = None, echogenicity: np.ndarray | None = None
 ) -> dict[str, float]:
-    """The mean figures over frames (N, H, W) and their despeckled outputs, both on the 8-bit scale; without those
-    that can be measured in none.
+    """Return the mean figures over frames (N, H, W) and their despeckled outputs, both on the 8-bit scale, without
+    those that can be measured in none.
 
     rois: {"frames": {"0": {"lumen": [x, y], "tissue": [x, y]}, ...}, "lumen_half_size": [x, y],
     "tissue_half_size": [x, y]}: boxes for gCNR, CNR and SNR, which are left out without them; echogenicity: (N, H, W)

@@ -109,7 +109,7 @@ class SpeckleReductionNetwork(nn.Module):
 
     @property
     def encoders(self) -> list[nn.Module]:
-        """The encoders, full scale first."""
+        """Return the encoders, full scale first."""
         return [module for name, module in self.named_children() if name.startswith("encoder")]
 
     def forward(self, views: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:

@@ -29,7 +29,7 @@ class Cancelled(Exception):
 
 
 def torchrun_place() -> tuple[int, int, int]:
-    """The number of this process among those that torchrun has started, the same on this host, and how many there are.
+    """Return the number of this process among those that torchrun has started, the same on this host, and their count.
 
     (0, 0, 1) where there is no torchrun. Raises InputError where its variables are there in part.
     """
@@ -87,7 +87,7 @@ def _broken(error: Exception) -> str:
 
 
 def replace_file(path: FilePath, content: bytes) -> None:
-    """Writes a file whole or not at all: into a temporary one beside it, then renamed.
+    """Write a file whole or not at all: into a temporary one beside it, then renamed.
 
     Raises InputError where the folder does not exist or cannot be written.
     """
@@ -109,7 +109,7 @@ def replace_file(path: FilePath, content: bytes) -> None:
 
 @contextmanager
 def locked(path: FilePath) -> Iterator[None]:
-    """Keeps a file that takes long to make to this process: holds the system's lock on `<path>.lock` meanwhile.
+    """Keep a file that takes long to make to this process: hold the system's lock on `<path>.lock` meanwhile.
 
     The lock ends with the process, in whichever way that ends; a file that is left then locks nothing. Where the file
     system knows no locks, none is held. Raises InputError where another process holds it, or the folder does not exist

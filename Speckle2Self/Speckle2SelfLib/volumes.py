@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def slicing_axes(shape: Sequence[int], spacing: Sequence[float], axis: str = "auto") -> list[int]:
-    """The axes of (K, J, I) along which frames follow each other: one, or all three for "average".
+    """Return the axes of (K, J, I) along which frames follow each other: one, or all three for "average".
 
     axis: "k", "j", "i"; "auto": an axis of one voxel, else the one whose spacing (mm, as (k, j, i)) is at least 1.5
     times that of any other, as acquisition leaves it, else K; "average", for reconstructed volumes.
@@ -40,7 +40,7 @@ def slicing_axes(shape: Sequence[int], spacing: Sequence[float], axis: str = "au
 def process(
     volumes: np.ndarray, axes: list[int], despeckle: Callable[..., np.ndarray], progress: Progress | None = None
 ) -> np.ndarray:
-    """`despeckle(frames, progress=...)`, which maps (N, H, W[, C]), on volumes (T, K, J, I[, C]).
+    """Run `despeckle(frames, progress=...)`, which maps (N, H, W[, C]), on volumes (T, K, J, I[, C]).
 
     Volumes are cut across each of `axes`; the results of several are averaged, without those of orientations in which
     nothing changed, as where nothing looks like ultrasound. progress: called with (done, total) over all of them.
@@ -66,12 +66,12 @@ def process(
 
 
 def unchanged_axes(axes: list[int], changed: list[bool]) -> str:
-    """The names of the axes across which nothing was changed."""
+    """Return the names of the axes across which nothing was changed."""
     return ", ".join(AXES[axis] for axis, did in zip(axes, changed, strict=True) if not did)
 
 
 def average(results: list[np.ndarray]) -> np.ndarray:
-    """The voxel-wise mean of arrays (T, K, ...) in their own type; where all agree, their very value."""
+    """Return the voxel-wise mean of arrays (T, K, ...) in their own type; where all agree, that value itself."""
     mean = np.empty_like(results[0])
     for index in np.ndindex(mean.shape[:2]):  # slice by slice: no floating-point copy of the volume
         first, *others = (result[index] for result in results)

@@ -57,7 +57,7 @@ def offsets_of(*arrays: Array) -> tuple[list[int], int]:
 
 
 def views(block: mmap.mmap, *arrays: Array) -> list[np.ndarray]:
-    """The arrays of `offsets_of` in a block; they keep the block alive."""
+    """Return the arrays of `offsets_of` in a block; they keep the block alive."""
     starts, _ = offsets_of(*arrays)
     return [
         np.ndarray(shape, dtype, buffer=block, offset=start)
@@ -77,7 +77,7 @@ def stream_arrays(shape: Sequence[int], dtype: DType) -> list[Array]:
 
 
 def attach(name: str, inode: int, size: int) -> mmap.mmap:
-    """The parent's block: a file (of memory, where the system has such), on Windows a named block."""
+    """Return the parent's block: a file (of memory, where the system has such), on Windows a named block."""
     if sys.platform == "win32":
         return mmap.mmap(-1, size, tagname=name)
     handle = os.open(name, os.O_RDWR)
@@ -123,7 +123,7 @@ class Stream:
         raise RuntimeError("no whole frame came")
 
     def step(self) -> tuple[int, float]:
-        """Despeckles the newest frame; returns its number and the seconds that it took."""
+        """Despeckle the newest frame; return its number and the seconds that it took."""
         self.last, frame = self.newest()
         started = time.perf_counter()
         result = self._despeckled(frame)
@@ -154,8 +154,8 @@ class Stream:
         return despeckle(frame[None], self.engine, calibration=calibration, **self.options)[0]
 
     def _lit(self, frame: np.ndarray) -> tuple[float, float]:
-        """The pixels that are lit outside the region (if it is not found but given: anywhere), and those in it that are
-        brighter than what the model takes for 1; as shares of the region's."""
+        """Return the share of pixels that are lit outside the region (anywhere, if the region is given and not found),
+        and of those in it that are brighter than what the model takes for 1; of the region's pixels."""
         from .grey import luminance
 
         assert self.calibration is not None
@@ -242,18 +242,18 @@ class Server:
         self.say(protocol.Opened(stream.number, **stream.runs_on))
 
     def serve_streams(self) -> None:
-        """One frame of each stream that has a new one."""
+        """Despeckle one frame of each stream that has a new one."""
         for stream in list(self.streams.values()):
             if stream.waits:
                 self.guarded(stream.request, partial(self.step, stream))
 
     def step(self, stream: Stream) -> None:
-        """One frame."""
+        """Despeckle a frame of a stream."""
         number, seconds = stream.step()
         self.say(protocol.Frame(stream.number, number, seconds))
 
     def despeckle(self, request: protocol.Despeckle) -> None:
-        """One job."""
+        """Despeckle a job."""
         self.guarded(request, partial(self._despeckle, request))
         self.cancelled.discard(request.job)
         if not self.streams:
@@ -326,14 +326,14 @@ class Server:
 
     @staticmethod
     def free() -> None:
-        """Gives the graphics card's unused memory back."""
+        """Give the graphics card's unused memory back."""
         torch = sys.modules.get("torch")
         if torch and torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
 
 def main() -> None:
-    """Serves until standard input closes: the parent has closed it, or has ended in whichever way."""
+    """Serve until standard input closes: the parent has closed it, or has ended in whichever way."""
     keep_memory()
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # a library's own print is no answer
