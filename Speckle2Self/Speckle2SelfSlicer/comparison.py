@@ -9,6 +9,7 @@ import numpy as np
 import slicer
 import vtk
 from slicer import vtkMRMLNode, vtkMRMLPlotChartNode, vtkMRMLScalarVolumeNode, vtkMRMLTableNode, vtkMRMLVolumeNode
+from slicer.i18n import tr as _
 
 from Speckle2SelfLib import metrics
 from Speckle2SelfLib.grey import luminance
@@ -19,7 +20,7 @@ from .regions import voxelsInside
 from .scene import Recording, proxyOf, proxyOrNone, voxelsOf
 
 ROLE = "Speckle2Self.role"  # attribute of the nodes that are made here, so that they are found again
-DIFFERENT = "'{}' and '{}' differ in size; choose an output of this input."
+DIFFERENT = _("'{}' and '{}' differ in size; choose an output of this input.")
 CHARTED = {"snr": (0.2, 0.5, 0.8), "cnr": (0.9, 0.6, 0.2)}  # figures that the chart shows as bars, and their colors
 
 
@@ -129,7 +130,7 @@ def evaluate(
     finite = np.isfinite(one) & np.isfinite(two)
     low, high = (float(f(one[finite])) if finite.any() else 0.0 for f in (np.min, np.max))
     if high <= low:
-        raise InputError(f"'{before.GetName()}' is constant; there is nothing to measure.")
+        raise InputError(_("'{before}' is constant; there is nothing to measure.").format(before=before.GetName()))
     axis, number = _sliceToMeasure(*(mask & finite for mask in (tissue, lumen) if mask is not None))
     cut = lambda x: np.take(x, number, axis)  # noqa: E731
     image, result = ((cut(np.where(finite, x, low)) - low) / (high - low) * 255 for x in (one, two))
@@ -151,7 +152,7 @@ def _sliceToMeasure(*masks: np.ndarray) -> tuple[int, int]:
     counts = np.prod([mask.sum(others) for mask in masks], axis=0)
     number = int(np.argmax(counts))
     if not counts[number]:
-        raise InputError("What is chosen has no voxel with a value, or tissue and lumen have no slice in common.")
+        raise InputError(_("What is chosen has no voxel with a value, or tissue and lumen have no slice in common."))
     return axis, number
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import slicer
 import vtk
 from slicer import vtkMRMLNode, vtkMRMLSliceNode, vtkMRMLStreamingVolumeNode, vtkMRMLVolumeNode
+from slicer.i18n import tr as _
 from vtk.util.numpy_support import get_vtk_array_type, vtk_to_numpy
 
 from Speckle2SelfLib.system import InputError
@@ -40,7 +41,11 @@ class Live:
         node = scene.proxyOf(node)
         self.recording = Recording.of(node)
         if output is not None and (output is node or scene.sequenceBehind(output) is not None):
-            raise InputError(f"'{output.GetName()}' is a recording, which live images never change; choose another.")
+            raise InputError(
+                _("'{output}' is a recording, which live images never change; choose another.").format(
+                    output=output.GetName()
+                )
+            )
         self.node, self.output, self.once, self.state, self.message = node, output, once, "running", ""
         self._sliceNode, self._axis, self._worker, self._options = sliceNode, axis, worker, options
         self._region = MovingRegion(regionNode, options.get("region"))

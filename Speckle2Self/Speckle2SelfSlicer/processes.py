@@ -18,6 +18,8 @@ from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
+from .words import _
+
 LIBRARY = Path(__file__).resolve().parent.parent  # where Speckle2SelfLib lies, in the sources and when installed
 LONGEST = 2**16  # bytes that are read at once
 GRACE = 0.5  # seconds that a process has to end by itself
@@ -54,7 +56,7 @@ def was_killed(code: int, errors: list[str]) -> bool:
 def why_not_started(error: OSError) -> str:
     """Return why a process could not be started, and what to do where that is known."""
     if sys.platform == "darwin" and error.errno == BAD_CPU:
-        return "Slicer's Python needs Rosetta; install it with 'softwareupdate --install-rosetta' and try again"
+        return _("Slicer's Python needs Rosetta; install it with 'softwareupdate --install-rosetta' and try again")
     return error.strerror or str(error).rstrip(".")
 
 

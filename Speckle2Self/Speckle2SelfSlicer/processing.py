@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import slicer
 from slicer import vtkMRMLNode, vtkMRMLVolumeNode
+from slicer.i18n import tr as _
 
 from Speckle2SelfLib import volumes
 from Speckle2SelfLib.look import look
@@ -71,7 +72,7 @@ class Run:
         except InputError as error:
             self._end("failed", str(error))
         except Exception as error:
-            self._end("failed", f"Despeckling failed: {type(error).__name__}: {error}")
+            self._end("failed", _("Despeckling failed: {error}").format(error=f"{type(error).__name__}: {error}"))
             raise
 
     def wait(
@@ -203,11 +204,12 @@ class Run:
         """Return what the user should know of a run that is done."""
         changed = [job.region.any() for job in self._jobs]
         if not any(changed):
-            return "Nothing looks like ultrasound: choose the region 'none' or 'given'. The output is a copy."
+            return _("Nothing looks like ultrasound: choose the region 'none' or 'given'. The output is a copy.")
         if not all(changed):
             left_out = volumes.unchanged_axes(self.axes, changed)
-            return f"Nothing looks like ultrasound across {left_out}: the mean is that of the others."
-        return f"Stopped: the first {self.done} frames are kept." if cut else ""
+            words = _("Nothing looks like ultrasound across {left_out}: the mean is that of the others.")
+            return words.format(left_out=left_out)
+        return _("Stopped: the first {done} frames are kept.").format(done=self.done) if cut else ""
 
 
 class Result:

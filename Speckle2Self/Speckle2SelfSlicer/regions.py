@@ -13,6 +13,7 @@ import numpy as np
 import slicer
 import vtk
 from slicer import vtkMRMLMarkupsROINode, vtkMRMLNode, vtkMRMLSegmentationNode, vtkMRMLVolumeNode
+from slicer.i18n import tr as _
 
 from Speckle2SelfLib import library
 from Speckle2SelfLib.system import InputError
@@ -44,8 +45,8 @@ def find(region: vtkMRMLNode | str) -> vtkMRMLNode:
         return node
     nodes = [each for each in scene.nodesNamed(region) if _isRegion(each)]
     if not nodes:
-        choices = "auto, none, given, a segmentation or a box (ROI), or a bool array"
-        raise InputError(f"There is no region '{region}'; known are {choices}.")
+        known = "auto, none, given, a segmentation or a box (ROI), or a bool array"
+        raise InputError(_("There is no region '{region}'; known are {known}.").format(region=region, known=known))
     return scene.onlyNode(nodes, "regions are named", region)
 
 
@@ -62,7 +63,7 @@ def settle(node: vtkMRMLNode | Recording, region: object = "auto", axis: str = "
     if regionNode is not None or (isinstance(region, str) and region == "given"):
         return pixels(node, regionNode, axis)
     if not (region is None or isinstance(region, str)) and axis.lower() == "average":
-        raise InputError("axis='average' takes no region array: frames of three orientations differ in size.")
+        raise InputError(_("axis='average' takes no region array: frames of three orientations differ in size."))
     return region
 
 
@@ -96,11 +97,15 @@ def voxelsInside(volume: vtkMRMLVolumeNode, regionNode: vtkMRMLNode, which: str 
     """
     shape = shapeOf(volume)
     if not _isRegion(regionNode):
-        raise InputError("Choose a segmentation or a box (ROI) first.")
+        raise InputError(_("Choose a segmentation or a box (ROI) first."))
     inBox = regionNode.IsA("vtkMRMLMarkupsROINode")
     mask = _inBox(volume, regionNode, shape) if inBox else _inSegments(volume, regionNode, shape, which)
     if not mask.any():
-        raise InputError(f"'{regionNode.GetName()}' covers no part of '{volume.GetName()}'.")
+        raise InputError(
+            _("'{regionNode}' covers no part of '{volume}'.").format(
+                regionNode=regionNode.GetName(), volume=volume.GetName()
+            )
+        )
     return mask
 
 
@@ -124,7 +129,9 @@ def _inBox(volume: vtkMRMLVolumeNode, box: vtkMRMLMarkupsROINode, shape: tuple[i
     warp = volume.GetParentTransformNode()
     if warp is not None and not warp.IsTransformToWorldLinear():
         raise InputError(
-            f"'{volume.GetName()}' is under the transform '{warp.GetName()}', which is not linear; take a segmentation."
+            _("'{volume}' is under the transform '{warp}', which is not linear; take a segmentation.").format(
+                volume=volume.GetName(), warp=warp.GetName()
+            )
         )
     toBox = vtk.vtkMatrix4x4()
     vtk.vtkMatrix4x4.Invert(box.GetObjectToWorldMatrix(), toBox)
@@ -228,7 +235,9 @@ def remembered(volume: vtkMRMLVolumeNode, size: tuple[int, int]) -> np.ndarray:
     """Return the region (H, W) bool kept last for this scanner and this size of frames. InputError where none is."""
     region = library.recall_region(_key(volume, size))
     if region is None or region.shape != tuple(size):
-        raise InputError("Choose a segmentation or a box (ROI) first; none was given for frames of this size before.")
+        raise InputError(
+            _("Choose a segmentation or a box (ROI) first; none was given for frames of this size before.")
+        )
     return region
 
 
@@ -253,7 +262,7 @@ def showOutline(volume: vtkMRMLVolumeNode, region: np.ndarray, axis: int) -> Non
     Raises InputError where the region does not fit.
     """
     if region.shape not in ((1, 1), frameSize(volume, axis)):
-        raise InputError(f"'{volume.GetName()}' has changed its size; show its region again.")
+        raise InputError(_("'{volume}' has changed its size; show its region again.").format(volume=volume.GetName()))
     labels = np.broadcast_to(np.expand_dims(region, axis), shapeOf(volume)).astype(np.uint8)
     outline, views = _outline(), everyView()
     if outline is None:

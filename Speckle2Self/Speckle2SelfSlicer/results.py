@@ -14,6 +14,7 @@ from slicer import (
     vtkMRMLSequenceNode,
     vtkMRMLVolumeNode,
 )
+from slicer.i18n import tr as _
 from vtk.util.numpy_support import get_vtk_array_type, vtk_to_numpy
 
 from Speckle2SelfLib.system import InputError
@@ -27,22 +28,34 @@ def checkOutput(recording: Recording, output: vtkMRMLNode | None) -> None:
         return
     name = output.GetName()
     if output.GetScene() is not recording.scene:
-        raise InputError(f"The output node '{name}' is not in the input's scene.")
+        raise InputError(_("The output node '{name}' is not in the input's scene.").format(name=name))
     behind = None if output.IsA("vtkMRMLSequenceNode") else sequenceBehind(output)
     if output is recording.node or (recording.sequence is not None and recording.sequence in (output, behind)):
-        raise InputError(f"The output '{name}' is the input itself, which is never changed; choose another output.")
+        raise InputError(
+            _("The output '{name}' is the input itself, which is never changed; choose another output.").format(
+                name=name
+            )
+        )
     if output.IsA("vtkMRMLSequenceNode") and recording.sequence is not None:
         if not holdsImages(output):
-            raise InputError(f"The output '{name}' holds no images, and would be lost; choose another output.")
+            raise InputError(
+                _("The output '{name}' holds no images, and would be lost; choose another output.").format(name=name)
+            )
         return
     if recording.node is recording.sequence or output.GetClassName() != recording.outputClass:
         kind = "vtkMRMLSequenceNode" if recording.node is recording.sequence else recording.outputClass
-        raise InputError(f"The output '{name}' is a {output.GetClassName()}, but the result is a {kind}.")
+        raise InputError(
+            _("The output '{name}' is a {found}, but the result is a {kind}.").format(
+                name=name, found=output.GetClassName(), kind=kind
+            )
+        )
     if behind is not None and not (
         recording.isProxy
         and set(browsers(output.GetScene(), behind)) & set(browsers(output.GetScene(), recording.sequence))
     ):
-        raise InputError(f"The output '{name}' shows another recording's sequence; choose another output.")
+        raise InputError(
+            _("The output '{name}' shows another recording's sequence; choose another output.").format(name=name)
+        )
 
 
 def write(
@@ -82,9 +95,9 @@ def writeInSteps(
     else:
         (image,) = volumes
     if any(node.GetScene() is None for node in (recording.node, recording.sequence) if node is not None):
-        raise InputError("The input has been removed from the scene meanwhile; nothing was written.")
+        raise InputError(_("The input has been removed from the scene meanwhile; nothing was written."))
     if output is not None and output.GetScene() is None:
-        raise InputError("The output has been removed from the scene meanwhile; nothing was written.")
+        raise InputError(_("The output has been removed from the scene meanwhile; nothing was written."))
     checkOutput(recording, output)
     mrmlScene, added, joined = recording.scene, [], []
     try:

@@ -24,6 +24,7 @@ from Speckle2SelfLib.config import Job, from_dict, refuse_filter
 from Speckle2SelfLib.system import InputError, locked, replace_file
 
 from .processes import Child, was_killed, why_not_started
+from .words import _
 
 # TORCH_DISABLE_SHARE_RDZV_TCP_STORE: each start gets a store of its own, in which the processes find each other. Else
 # torchrun keeps one, and those that it starts anew after one was killed look there for the dead ones, and wait.
@@ -63,13 +64,13 @@ srun ./run-hosts.sh
 """,
 }
 PART, STALE = ".part", 3600  # of a folder that is not complete; seconds after which nobody is at work on it
-GONE = "The training process ended unexpectedly (exit code {code}). Resume continues from the last checkpoint.{last}"
-NO_MEMORY = (
-    "The training process ended unexpectedly: the system stopped it, probably for lack of memory. Resume continues "
-    "from the last checkpoint."
+GONE = _("The training process ended unexpectedly (exit code {code}). Resume continues from the last checkpoint.{last}")
+NO_MEMORY = _(
+    "The training process ended unexpectedly: the system stopped it, probably for lack of "
+    "memory. Resume continues from the last checkpoint."
 )
 PATIENCE = 0.05  # seconds to wait for files to be removed
-BUSY = "The run '{name}' goes on in another application; pause it there first."
+BUSY = _("The run '{name}' goes on in another application; pause it there first.")
 
 
 class TrainingJob:
@@ -168,7 +169,10 @@ class TrainingJob:
                 self.state = "done"
                 _remove(self.folder)
             except (InputError, OSError) as error:
-                self.state, self.message = "failed", f"The trained model could not be kept: {error}"
+                self.state, self.message = (
+                    "failed",
+                    _("The trained model could not be kept: {error}").format(error=error),
+                )
         elif code == 130:
             self.state = "stopped"
         else:
@@ -180,7 +184,9 @@ class TrainingJob:
             elif was_killed(code, errors):
                 self.message = NO_MEMORY
             else:
-                self.message = GONE.format(code=code, last="".join(f" It said: {line}" for line in last))
+                self.message = GONE.format(
+                    code=code, last="".join(_(" It said: {line}").format(line=line) for line in last)
+                )
         if self._child is not None:
             self._child.close()
             self._child = None
@@ -230,7 +236,7 @@ class TrainingJob:
         if self._child is not None:
             self._child.close()
             self._child = None
-        self.state, self.message = "stopped", "Cancelled."
+        self.state, self.message = "stopped", _("Cancelled.")
         _remove(self.folder)
 
     def close(self) -> None:
@@ -265,8 +271,12 @@ class Trainer:
         folder = self.folder / name
         if (folder / "job.json").exists():
             if _at_work(folder):
-                raise InputError(f"A run '{name}' goes on in another application; choose another name.")
-            raise InputError(f"There is an unfinished run '{name}'; resume or remove it, or choose another name.")
+                raise InputError(
+                    _("A run '{name}' goes on in another application; choose another name.").format(name=name)
+                )
+            raise InputError(
+                _("There is an unfinished run '{name}'; resume or remove it, or choose another name.").format(name=name)
+            )
         _remove(folder)
         with _complete_folder(folder) as part:
             job = write_job(part, recordings, job, held_out, regions)
@@ -335,7 +345,10 @@ class Trainer:
                     waiting.start()
                 except (OSError, InputError) as error:
                     reason = why_not_started(error) if isinstance(error, OSError) else str(error).rstrip(".")
-                    waiting.state, waiting.message = "failed", f"Training could not be started: {reason}."
+                    waiting.state, waiting.message = (
+                        "failed",
+                        _("Training could not be started: {reason}.").format(reason=reason),
+                    )
 
     def wait(self, job: TrainingJob, seconds: float | None = None) -> bool:
         """Polls until `job` has ended; False if it has not after `seconds`."""
@@ -374,7 +387,7 @@ class Estimate:
                 found = found or protocol.training_line(values).estimate
         message = "".join(self._child.errors()[-1:]).removeprefix("speckle2self: ")
         self.close()
-        self._listener(found or InputError(message or "The estimate ended unexpectedly."))
+        self._listener(found or InputError(message or _("The estimate ended unexpectedly.")))
         return True
 
     def close(self) -> None:
@@ -390,7 +403,7 @@ def export(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Path:
     Raises InputError.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is not empty; choose a new folder.")
+        raise InputError(_("{folder} is not empty; choose a new folder.").format(folder=folder))
     with _complete_folder(folder) as part:
         if job.init and job.init not in library.bundled_models():
             shutil.copyfile(library.path_of(job.init), part / "start.safetensors")
@@ -419,7 +432,9 @@ def _complete_folder(folder: Path):
             folder.rmdir()
         part.rename(folder)
     except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from error
+        raise InputError(
+            _("{folder} cannot be written: {reason}.").format(folder=folder, reason=error.strerror or error)
+        ) from error
     finally:
         if part is not None:
             shutil.rmtree(part, ignore_errors=True)

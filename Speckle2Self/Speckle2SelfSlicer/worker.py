@@ -30,12 +30,16 @@ from Speckle2SelfLib.system import InputError
 from Speckle2SelfLib.worker_process import SLOTS, job_arrays, offsets_of, stream_arrays, views
 
 from .processes import GRACE, LONGEST, Child, kill_tree, was_killed, why_not_started
+from .words import _
 
-ENDED = (
+ENDED = _(
     "The despeckling process ended unexpectedly ({how}); nothing was changed. Apply again to start a fresh one.{last}"
 )
-KILLED = "it crashed, or the system stopped it, perhaps for lack of memory"
-NONSENSE = "The despeckling process gave an answer that cannot be understood and was ended; nothing was changed. Apply again to start a fresh one."  # noqa: E501 (one sentence for the user)
+KILLED = _("it crashed, or the system stopped it, perhaps for lack of memory")
+NONSENSE = _(
+    "The despeckling process gave an answer that cannot be understood and was ended; nothing "
+    "was changed. Apply again to start a fresh one."
+)
 
 
 class _Child(Child):
@@ -46,7 +50,7 @@ class _Child(Child):
         for line in self._fresh(self.process.stdout):
             yield protocol.decode_answer(line)
         if len(self._rest[self.process.stdout]) > LONGEST:
-            raise InputError("The line of an answer does not end.")
+            raise InputError(_("The line of an answer does not end."))
 
 
 class _Block:
@@ -78,7 +82,9 @@ class _Block:
         except (OSError, OverflowError, ValueError) as error:
             self.hide()
             raise InputError(
-                f"There is not enough memory for {size / 2**30:.1f} GB of frames; close other data."
+                _("There is not enough memory for {gigabytes:.1f} GB of frames; close other data.").format(
+                    gigabytes=size / 2**30
+                )
             ) from error
 
     def hide(self) -> None:
@@ -260,7 +266,7 @@ class Stream:
 
     def take(self) -> Frame | None:
         """The newest despeckled frame that was not taken yet, as a copy; else None."""
-        for _ in range(2):
+        for _attempt in range(2):
             self._worker.poll()
             number, slot = self._last_done, self._last_done % SLOTS
             if self._block is None or number == self._last_taken:
@@ -422,7 +428,9 @@ class Worker:
                     job.state = "running"
                     self._send(job._request)
         except OSError as error:
-            self._fail(f"The despeckling process could not be started: {why_not_started(error)}.")
+            self._fail(
+                _("The despeckling process could not be started: {reason}.").format(reason=why_not_started(error))
+            )
 
     def cancel(self, job: DespeckleJob) -> None:
         """Asks for a stop between two blocks of frames; a process that goes on for half a second is ended."""
@@ -514,9 +522,11 @@ class Worker:
 def _check_frames(shape: tuple, dtype: np.dtype) -> None:
     """Raises InputError for what cannot be frames (N, H, W[, C])."""
     if len(shape) not in (3, 4) or min(shape, default=0) < 1:
-        raise InputError(f"Frames of shape {shape} are not (N, H, W) or (N, H, W, 3 or 4).")
+        raise InputError(_("Frames of shape {shape} are not (N, H, W) or (N, H, W, 3 or 4).").format(shape=shape))
     if dtype.kind not in "uif":
-        raise InputError(f"Frames of type {dtype} cannot be despeckled; give integers or floating point.")
+        raise InputError(
+            _("Frames of type {dtype} cannot be despeckled; give integers or floating point.").format(dtype=dtype)
+        )
 
 
 def checked_options(options: dict, size: tuple) -> tuple[DespeckleOptions, np.ndarray | None]:
@@ -526,31 +536,38 @@ def checked_options(options: dict, size: tuple) -> tuple[DespeckleOptions, np.nd
     """
     options = dict(options)
     if unknown := set(options) - {each.name for each in fields(DespeckleOptions)}:
-        raise InputError(f"Unknown options of despeckling: {', '.join(sorted(unknown))}.")
+        raise InputError(_("Unknown options of despeckling: {names}.").format(names=", ".join(sorted(unknown))))
     if not isinstance(options.get("model", ""), str | os.PathLike):
-        raise InputError("The despeckling process takes a model by its name or file, or a filter by its name.")
+        raise InputError(_("The despeckling process takes a model by its name or file, or a filter by its name."))
     mask, region = None, options.get("region", "auto")
     if region is None:
         options["region"] = "none"
     elif not isinstance(region, str):
         mask, options["region"] = np.asarray(region) != 0, "given"
         if mask.shape != tuple(size):
-            raise InputError(f"A region of {mask.shape} does not fit frames of {tuple(size)} pixels.")
+            raise InputError(
+                _("A region of {shape} does not fit frames of {size} pixels.").format(
+                    shape=mask.shape, size=tuple(size)
+                )
+            )
     for name, value in options.items():
         kind = type(DespeckleOptions.__dataclass_fields__[name].default)
         try:
             options[name] = kind(value)
         except (TypeError, ValueError) as error:
-            raise InputError(f"{name} cannot be {value!r:.100}.") from error
+            raise InputError(_("{name} cannot be {value!r:.100}.").format(name=name, value=value)) from error
     return DespeckleOptions(**options), mask
 
 
 def _how_it_ended(code: int, errors: list[str]) -> str:
     if code < 0:
-        return ENDED.format(how=f"signal {-code}", last="")
+        return ENDED.format(how=_("signal {number}").format(number=-code), last="")
     if was_killed(code, errors):
         return ENDED.format(how=KILLED, last="")
-    return ENDED.format(how=f"exit code {code}", last=f" It said: {errors[-1]}" if errors and code else "")
+    return ENDED.format(
+        how=_("exit code {code}").format(code=code),
+        last=_(" It said: {line}").format(line=errors[-1]) if errors and code else "",
+    )
 
 
 def _within(value: int, low: int, high: int) -> int:

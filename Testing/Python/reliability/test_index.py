@@ -200,6 +200,21 @@ def test_what_the_panels_say_can_be_translated(project):
                     assert not node.value.value, f"{path.name}:{node.lineno} {node.value.value!r}"
 
 
+def test_what_the_glue_says_of_errors_can_be_translated(project):
+    """Sentences of `InputError`, and constants that are sentences; the core's are English, as on the command line."""
+    for path in (project / "Speckle2Self" / "Speckle2SelfSlicer").glob("*.py"):
+        tree = ast.parse(path.read_text())
+        errors = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and dotted(node.func) == "InputError"]
+        constants = [node.value for node in tree.body if isinstance(node, ast.Assign)]
+        for node in [argument for error in errors for argument in error.args] + constants:
+            fine = {id(part) for call in ast.walk(node) if isinstance(call, ast.Call) and dotted(call.func) == "_"
+                    for part in ast.walk(call)}  # fmt: skip
+            for part in ast.walk(node):
+                text = getattr(part, "value", None) if isinstance(part, ast.Constant) else None
+                sentence = isinstance(text, str) and "#!" not in text and re.search(r"[a-z] [a-z].*[.:}]", text)
+                assert not sentence or id(part) in fine, f"{path.name}:{part.lineno} {text!r}"
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_the_help_names_the_publication_the_documentation_and_that_it_is_no_medical_device(name):
     slicer = pytest.importorskip("slicer")
