@@ -12,6 +12,7 @@ import pytest
 # Threads that wait do not spin: tests share the machine with the processes that they start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 ROOT = Path(__file__).resolve().parents[2]
+PYTHON = sys.executable  # the stand-in for Slicer puts a launcher in its place, as Slicer does
 
 
 EXAMPLES = ("jpeg2k", "palette_color", "rgb_color", "ybr_color")
@@ -40,6 +41,13 @@ def examples() -> types.ModuleType:
 
 if importlib.util.find_spec("pydicom.examples") is None:
     pydicom.examples = sys.modules["pydicom.examples"] = examples()
+
+
+@pytest.fixture(autouse=True)
+def python_in_the_core(request, monkeypatch):
+    """In the core's tests, `sys.executable` is Python itself, whatever a test of the scene has started before."""
+    if "core" in request.path.parts:
+        monkeypatch.setattr(sys, "executable", PYTHON)
 
 
 @pytest.fixture(scope="session")
