@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 BESIDE = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz"), ".hdr": (".img", ".img.gz")}  # data of headers
 
 
-def find(inputs, passed_over: list[Path] | None = None) -> list[Path]:
+def find(inputs: Iterable[str | Path], passed_over: list[Path] | None = None) -> list[Path]:
     """The readable files among `inputs`, folders searched through; InputError where there are none.
 
     passed_over: gets the other files of folders, besides hidden ones and those that hold a header's pixels.
@@ -62,7 +63,7 @@ def _is_part(path: Path) -> bool:
                for header, ends in BESIDE.items() for end in ends if path.name.lower().endswith(end))  # fmt: skip
 
 
-def read(path, key: str = "frames", dynamic_range: float | None = None) -> Recording:
+def read(path: str | Path, key: str = "frames", dynamic_range: float | None = None) -> Recording:
     """The recording in one file. Raises InputError, in one sentence, for whatever cannot be read as frames.
 
     key: of several arrays in a file, the one to take, if it is there. dynamic_range: see `to_decibels`, which takes
@@ -99,11 +100,11 @@ def _read(path: Path, kinds: str, key: str = "frames") -> Recording:
     return recording
 
 
-def _no_frames(path, frames: np.ndarray) -> InputError:
+def _no_frames(path: str | Path, frames: np.ndarray) -> InputError:
     return InputError(f"{path} holds an array of shape {frames.shape}, which is not frames, colour frames or a volume.")
 
 
-def read_mask(path, shape: tuple[int, int]) -> np.ndarray:
+def read_mask(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
     """A mask file as (H, W) bool: what is neither zero nor NaN. InputError where that is nothing, or where it does not
     fit frames of `shape`."""
     frames = np.nan_to_num(_read(Path(path), "uifb").frames)
@@ -116,7 +117,7 @@ def read_mask(path, shape: tuple[int, int]) -> np.ndarray:
 
 
 @contextmanager
-def like(frames: np.ndarray, folder):
+def like(frames: np.ndarray, folder: str | Path) -> Iterator[np.ndarray | None]:
     """An array of the shape and type of `frames` to write into: on the disk, in `folder`, if it is large."""
     if frames.nbytes < base.LARGE:
         yield None
@@ -126,7 +127,7 @@ def like(frames: np.ndarray, folder):
         yield np.memmap(file, frames.dtype, "r+", shape=frames.shape)
 
 
-def _keep_input(targets, recording: Recording) -> None:
+def _keep_input(targets: Iterable[Path], recording: Recording) -> None:
     """InputError where one of the files to be written is one that the recording was read from."""
     for part in {recording.path, *recording.parts}:
         for target in targets:
@@ -134,7 +135,7 @@ def _keep_input(targets, recording: Recording) -> None:
                 raise InputError(f"{target} is the input; choose another output, the input is never overwritten.")
 
 
-def check_output(path, recording: Recording) -> None:
+def check_output(path: str | Path, recording: Recording) -> None:
     """Raises InputError where `recording` cannot be written to `path` without losing what its file held, and warns
     where times are lost. To be called before hours of work."""
     found = _format_of(Path(path), recording)
@@ -169,7 +170,7 @@ def _format_of(path: Path, recording: Recording) -> Format:
     return found
 
 
-def write(path, frames: np.ndarray, recording: Recording) -> None:
+def write(path: str | Path, frames: np.ndarray, recording: Recording) -> None:
     """Writes `frames`, of the shape and type of `recording.frames`, as the file `path`, whole or not at all.
 
     A file of the input's family of formats keeps every header field, in order and verbatim. Other conversions are made
