@@ -1,4 +1,4 @@
-"""What a model is, how it is trained and how frames are despeckled, as plain frozen dataclasses.
+"""Plain frozen dataclasses: what a model is, how it is trained and how frames are despeckled.
 
 The fields carry their help, unit and limits: the command line, the panels, the documentation and the checks read them
 from there. Standard library only.
@@ -9,18 +9,18 @@ from __future__ import annotations
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from .system import InputError
 
 ARCHITECTURES = ("fast", "published")
+TRUTH_ERRORS = ("absolute", "squared")
 NORMALISATIONS = ("cine", "frame")
 RECIPES = ("disjoint", "published")
 WHOLE_FRAMES = ("published",)  # recipes that use whole frames where the region is "auto"
 FILTER_NAMES = ("median", "lee", "srad", "nlm", "curvature")
-
-
 AXES = ("auto", "k", "j", "i", "average")
+Config = TypeVar("Config")  # a dataclass
 
 
 def option(
@@ -32,27 +32,27 @@ def option(
     Args: help, a phrase; low, high, the smallest and largest value; choices, the values that are allowed; metavar,
     what the command line calls its value; flag, its name there where that is not the field's.
     """
-    known = {"help": help, "low": low, "high": high, "choices": choices, "metavar": metavar, "flag": flag}
-    return field(default=default, metadata=known)
+    metadata = {"help": help, "low": low, "high": high, "choices": choices, "metavar": metavar, "flag": flag}
+    return field(default=default, metadata=metadata)
 
 
 def check_limits(config: Any) -> None:
     """Raise InputError where a field's value is outside its limits or is not one of its choices; None is allowed."""
-    for each in fields(config):
-        value, known = getattr(config, each.name), each.metadata
-        if value is None or not known:
+    for entry in fields(config):
+        value, metadata = getattr(config, entry.name), entry.metadata
+        if value is None or not metadata:
             continue
-        low, high = known["low"], known["high"]
+        low, high = metadata["low"], metadata["high"]
         if not (low is None or value >= low) or not (high is None or value <= high):  # NaN is outside
             upper = f"between {low} and {high}" if high is not None else f"at least {low}"
-            raise InputError(f"{each.name} must be {upper}, not {value}.")
-        if known["choices"] and value not in known["choices"]:
-            raise InputError(f"There is no {each.name} '{value}'; known are {', '.join(known['choices'])}.")
+            raise InputError(f"{entry.name} must be {upper}, not {value}.")
+        if metadata["choices"] and value not in metadata["choices"]:
+            raise InputError(f"There is no {entry.name} '{value}'; known are {', '.join(metadata['choices'])}.")
 
 
 def help_of(kind: type, name: str) -> str:
     """Return the help of a config's field, for a tool tip or a table."""
-    return next(each.metadata["help"] for each in fields(kind) if each.name == name)
+    return next(entry.metadata["help"] for entry in fields(kind) if entry.name == name)
 
 
 def refuse_filter(name: str) -> None:
@@ -63,13 +63,21 @@ def refuse_filter(name: str) -> None:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a checkpoint needs besides its weights to be used the same way everywhere."""
+    """The settings that a checkpoint needs besides its weights to be used the same way everywhere."""
 
     architecture: str = option(
         "fast", "fast: ours, without normalization layers; published: Li, Navab, Jiang 2025", choices=ARCHITECTURES
     )
     width: int = option(
         32, "channels of the fast network's middle level; half and double at the others", low=4, high=512
+    )
+    deep: int = option(
+        0, "blocks of the fast network at a sixteenth of a frame's resolution, with four times the channels; 0: none",
+        low=0, high=8,
+    )  # fmt: skip
+    uncertainty: bool = option(False, "whether the fast network also tells the standard deviation of its errors")
+    uncertainty_scale: float = option(
+        1.0, "true over told deviation on held-out simulated frames; told ones are multiplied by it", low=1e-3, high=1e3
     )
     scales: int = option(3, "encoders of a published network: 3, or 1 for only the full-scale half", low=1, high=3)
     normalisation: str = option(
@@ -81,10 +89,12 @@ class ModelConfig:
         None, "smallest and largest speckle grain, pixels; other recordings are resampled to it"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_limits(self)
         if self.scales == 2:
             raise InputError("A published network has 3 encoders, or 1 only for inference, not 2.")
+        if self.architecture != "fast" and (self.deep or self.uncertainty):
+            raise InputError("A published network has neither a deeper level nor a head for the uncertainty.")
         if self.grain is not None:
             object.__setattr__(self, "grain", tuple(float(g) for g in self.grain))
             if len(self.grain) != 2 or not 0.25 <= self.grain[0] <= self.grain[1] <= 64:
@@ -107,6 +117,12 @@ class TrainingConfig:
     detail: float = option(
         3.0, "extra weight on small structures; keeps more points and layers but invents more", low=0, high=100
     )
+    truth_error: str = option(
+        "absolute",
+        "errors to a known truth: absolute ones decide crisply where there is doubt; squared ones, which `detail` does "
+        "not weigh, give the expected value",
+        choices=TRUTH_ERRORS,
+    )
     lead: float = option(0.0, "fraction of steps in which only the lattice network is trained", low=0, high=1)
     averaging: float = option(
         0.995, "decay of the weights' exponential moving average; 0 keeps the last weights", low=0, high=1 - 1e-9
@@ -114,7 +130,7 @@ class TrainingConfig:
     seed: int = option(0, "seed of all random choices", low=0, high=2**63 - 1)
     interval: int = option(100, "steps between two validations and checkpoints", low=1, high=10**6)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
             raise InputError(f"Unknown recipe '{self.recipe}'; known are {', '.join(RECIPES)}.")
         check_limits(self)
@@ -125,7 +141,9 @@ PRESETS = {
         steps=600, learning_rate=3e-4, averaging=0.98, interval=50, simulated=400, lead=0.3, detail=0.3
     ),
     "standard": TrainingConfig(steps=3000, simulated=1500, share=0.75),
-    "default": TrainingConfig(steps=52_000, batch=32, learning_rate=3e-3, simulated=20_000, interval=2000),
+    "default": TrainingConfig(
+        steps=52_000, batch=32, learning_rate=3e-3, simulated=20_000, interval=2000, truth_error="squared"
+    ),
     "paper": TrainingConfig(recipe="published", steps=100_000, batch=16, crop=512, averaging=0.0),
 }
 
@@ -151,6 +169,8 @@ class Job:
     batch: int | None = option(None, "crops in one step, over all processes (default: the preset's)")
     interval: int | None = option(None, "steps between two checkpoints (default: the preset's)")
     width: int | None = option(None, "channels of a new network; 64 takes three times as long (default: 32)")
+    deep: int | None = option(None, "blocks of a new network at a sixteenth of the resolution (default: 0)")
+    uncertainty: bool = option(False, "a new network also learns how uncertain it is; needs simulated frames")
     minutes: float | None = option(None, "time to train for, after simulating, instead of a number of steps")
     seed: int | None = option(None, "seed of all random choices (default: 0)")
     init: str | None = option(
@@ -163,7 +183,7 @@ class Job:
     resume: bool = option(False, "continue the interrupted run of this MODEL")
     estimate: bool = option(False, "do not train: report what it would take")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("inputs", "held_out"):
             if isinstance(getattr(self, name), str):
                 raise InputError(f"'{name}' is a list of files or folders.")
@@ -202,10 +222,17 @@ class DespeckleOptions:
     device: str = option("auto", "auto, cpu, cuda or mps")
     strength: float = option(1.0, "how much of the speckle to remove: 0 (the input) to 1 (despeckled)", low=0, high=1)
     gamma: float = option(1.0, "exponent on the despeckled grey values; above 1 darkens", low=0.2, high=5)
+    cautious: float = option(
+        0.0,
+        "how much of the input to keep where the model is uncertain, from 0 to all (1); for models that tell it: from "
+        "an uncertainty of 4 % of the grey range on, at its full from 8 %",
+        low=0,
+        high=1,
+    )
     axis: str = option("auto", "slices of a volume: auto, k (as stored), j, i, or average over all three", choices=AXES)
     region: str = option("auto", "auto detects the imaged region, none takes whole frames; or a mask")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "axis", str(self.axis).lower())
         check_limits(self)
         if not self.region:
@@ -221,16 +248,16 @@ class ReadOptions:
         low=1, high=200, metavar="DB",
     )  # fmt: skip
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_limits(self)
 
 
-def to_dict(config) -> dict:
+def to_dict(config: Any) -> dict[str, Any]:
     """Return a config as plain JSON types."""
     return asdict(config)
 
 
-def from_dict(kind: type, values: dict):
+def from_dict(kind: type[Config], values: dict) -> Config:
     """Return the config of class `kind` from JSON types. Raises InputError for an unknown or ill-typed entry."""
     types = get_type_hints(kind)
     if not isinstance(values, dict) or set(values) - set(types):
@@ -245,9 +272,9 @@ def from_dict(kind: type, values: dict):
         raise InputError(f"Not a {kind.__name__}: {error}.") from error
 
 
-def _fits(value, kind) -> bool:
-    """Whether a JSON value is of a type such as int, str | None, tuple[float, ...] or dict[str, float]; floats are
-    finite."""
+def _fits(value: Any, kind: Any) -> bool:
+    """Return whether a JSON value is of a type such as int, str | None, tuple[float, ...] or dict[str, float]; floats
+    are finite."""
     if isinstance(kind, UnionType):
         return any(_fits(value, one) for one in get_args(kind))
     if get_origin(kind) is tuple:

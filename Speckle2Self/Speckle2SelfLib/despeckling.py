@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .calibration import Calibration, as_stack, calibrate, grain_in, value_range
-from .checkpoint import FilePath, Model
+from .checkpoint import Model
 from .config import DespeckleOptions
 from .devices import AT_ONCE_CUDA, choose_device, cores, each_in_order, preserve_cores
 from .files import release
@@ -20,9 +20,11 @@ from .filters import FILTERS
 from .grey import BRIGHTEST, luminance
 from .inference import fast_network, through_network
 from .library import cached_model
+from .look import trust
 from .region import box_of, fill_outside, grey
 from .resampling import Resampling
-from .system import Cancelled, InputError
+from .system import Cancelled, FilePath, InputError, Progress
+from .tint import Tint
 
 BLOCK_PIXELS = 2**22  # pixels through the network at once: bounds the memory, whatever the cine's length
 BLOCK_PIXELS_CPU = 2**18  # no slower there, and a cancel is noticed four times sooner
@@ -44,9 +46,10 @@ def despeckle(
     region: np.ndarray | str | None = "auto",
     calibration: Calibration | None = None,
     output: np.ndarray | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
     precision: torch.dtype | None = None,
+    uncertainty: np.ndarray | None = None,
     **options: Any,
 ) -> np.ndarray:
     """Remove the speckle of one recording.
@@ -60,20 +63,23 @@ def despeckle(
         progress: called with (frames done, frames).
         cancelled: asked before each block of frames; True raises Cancelled.
         precision: torch.float32, bfloat16 or (CUDA) float16; None: see `inference.precision_of`.
-        options: strength, gamma and device, as `DespeckleOptions` explains them.
+        uncertainty: float32 array (H, W) or (N, H, W) that gets one standard deviation of the output's error at each
+            pixel, in its grey values; 0 where nothing is changed. For models that tell it.
+        options: strength, gamma, cautious and device, as `DespeckleOptions` explains them.
 
     Returns an array of the same shape, type and value range. Pixels outside the region, colored ones and those that are
     not finite come back bit for bit. One grey mapping and one grain serve all frames, so that nothing flickers (only
-    the published model normalizes every frame by itself, as published).
-    Raises InputError with one clear sentence, Cancelled.
+    the published model normalizes every frame by itself, as published). Raises InputError in one sentence, Cancelled.
     """
     chosen = _check_options(options)
     model = find_model(model)
+    if chosen.cautious or uncertainty is not None:
+        check_uncertainty(model)
     device = choose_device(chosen.device) if isinstance(model, Model) else torch.device("cpu")
     if calibration is None:
         calibration = calibrate(frames, region, with_grain=needs_grain(model))
     stack = as_stack(frames)
-    pipeline = _Pipeline(stack, calibration, chosen, device)
+    pipeline = _Pipeline(stack, calibration, chosen, device, _told_like(frames, uncertainty))
     output = _output_like(frames, output)
     result = output.reshape(stack.shape)
     if pipeline.is_idle:
@@ -103,8 +109,17 @@ def find_model(model: FilePath | Model | Filter) -> Model | Filter:
 
 
 def needs_grain(model: Model | Filter) -> bool:
-    """Whether recordings are resampled for this model, so that their calibration needs the speckle's grain."""
+    """Return whether recordings are resampled for this model, so that their calibration needs the speckle's grain."""
     return isinstance(model, Model) and model.resamples
+
+
+def check_uncertainty(model: Model | Filter) -> None:
+    """Raise InputError for a model that does not tell the uncertainty of its output."""
+    if not isinstance(model, Model) or not model.config.uncertainty:
+        raise InputError(
+            "This model does not tell how uncertain it is, as filters and older models do not; choose another one, or "
+            "leave the uncertainty and 'cautious' out."
+        )
 
 
 def _check_options(options: dict[str, Any]) -> DespeckleOptions:
@@ -121,6 +136,17 @@ def _output_like(frames: np.ndarray, output: np.ndarray | None) -> np.ndarray:
     if output.shape != frames.shape or output.dtype != frames.dtype or not output.flags.c_contiguous:
         raise InputError(f"The output is not a contiguous array of {frames.dtype} of shape {frames.shape}.")
     return output
+
+
+def _told_like(frames: np.ndarray, uncertainty: np.ndarray | None) -> np.ndarray | None:
+    """Return the array for the uncertainty as (N, H, W), filled with zeros. Raises InputError where it does not fit."""
+    if uncertainty is None:
+        return None
+    shape = frames.shape[:3]  # without colors
+    if uncertainty.shape != shape or uncertainty.dtype != np.float32 or not uncertainty.flags.c_contiguous:
+        raise InputError(f"The array for the uncertainty is not a contiguous one of float32 of shape {shape}.")
+    uncertainty[...] = 0
+    return uncertainty.reshape(-1, *shape[-2:])
 
 
 def _split_into_blocks(count: int, size: int, device: torch.device, one_by_one: bool) -> tuple[Sequence[slice], int]:
@@ -142,11 +168,20 @@ def _split_into_blocks(count: int, size: int, device: torch.device, one_by_one: 
 class _Pipeline:
     """The way of a recording's frames through a model: cut, fill, scale, predict, scale back, mix, write.
 
-    Args: stack (N, H, W[, C]); calibration, of the recording; options; device, where the model runs.
+    Args: stack (N, H, W[, C]); calibration, of the recording; options; device, where the model runs; uncertainty
+    (N, H, W) float32, gets that of the output.
     """
 
-    def __init__(self, stack: np.ndarray, calibration: Calibration, options: DespeckleOptions, device: torch.device):
+    def __init__(
+        self,
+        stack: np.ndarray,
+        calibration: Calibration,
+        options: DespeckleOptions,
+        device: torch.device,
+        uncertainty: np.ndarray | None = None,
+    ):
         self.stack, self.calibration, self.options, self.device = stack, calibration, options, device
+        self.uncertainty = uncertainty
         self.bounds = calibration.bounds or value_range(stack)
         low, high = calibration.mapping
         if not calibration.region.any():
@@ -161,12 +196,13 @@ class _Pipeline:
         self.mapping: tuple[float, float] | None = self.calibration.mapping
         if isinstance(model, Model):
             grain = (self.calibration.grain or grain_in(self.stack, region)) if needs_grain(model) else None
-            self.predict = _predictor(model, self.region, grain, self.device, precision)
+            told = self.uncertainty is not None or self.options.cautious > 0
+            self.predict = _predictor(model, self.region, grain, self.device, precision, told)
             self.brightest = BRIGHTEST
             if model.config.normalisation == "frame":
                 self.mapping = None
         else:
-            self.predict = lambda values: torch.from_numpy(np.array(model(values.numpy()), np.float32))
+            self.predict = lambda values: (torch.from_numpy(np.array(model(values.numpy()), np.float32)), None)
             self.brightest = 1.0  # it sees nothing brighter
 
     def run(self, block: slice, result: np.ndarray) -> int:
@@ -175,19 +211,24 @@ class _Pipeline:
         part = self.stack[block][:, *self.box]
         before = _grey_values(part, self.device)
         finite = before.isfinite().cpu().numpy() if part.dtype.kind == "f" else np.array(True)
-        after, change = self.despeckle(before, finite)
+        after, told, change = self.despeckle(before, finite)
         if part.ndim == 4:
-            change = change & grey(part, float(self.bounds[1]))
-        _write(result[block][:, *self.box], part, before, after, change, self.bounds)
+            change = change & grey(part, float(self.bounds[1]), self.calibration.tint)
+        if self.uncertainty is not None and told is not None:
+            np.copyto(self.uncertainty[block][:, *self.box], _to_numpy(told), where=change)
+        _write(result[block][:, *self.box], part, before, after, change, self.bounds, self.calibration.tint)
         return block.stop
 
     @torch.inference_mode()
-    def despeckle(self, before: torch.Tensor, finite: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-        """Return grey values (N, H, W) float32 after despeckling, on the device, and where they are to be used, bool
-        (N or none, H, W). With a mapping, and finite values, nothing here waits for the device."""
+    def despeckle(
+        self, before: torch.Tensor, finite: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor | None, np.ndarray]:
+        """Return grey values (N, H, W) float32 after despeckling, on the device, their uncertainty, if it is needed,
+        and where they are to be used, bool (N or none, H, W). With a mapping, and finite values, nothing here waits for
+        the device."""
         filled = _fill_gaps(before, self.region, finite)
         change = self.region if finite.all() else self.region & finite
-        excess = None
+        excess, options = None, self.options
         low: Any
         span: Any  # numbers, or tensors (N, 1, 1)
         if self.mapping is None:  # each frame's own smallest and largest value become 0 and 1
@@ -200,17 +241,23 @@ class _Pipeline:
             after = (filled - low).div_(span)
             if (self.bounds[1] - low) / span > self.brightest:
                 excess = (after - self.brightest).clamp_(min=0)
-        after = self.predict(after.clamp_(0, self.brightest)).clamp_(min=0)
+        after, told = self.predict(after.clamp_(0, self.brightest))
+        after.clamp_(min=0)
+        trusted = trust(told, options.cautious) if options.cautious else None
         if excess is not None:
             after.add_(excess)
         if self.mapping is None:
             after.clamp_(max=1)
-        if self.options.gamma != 1:
-            after.pow_(self.options.gamma)
+        if options.gamma != 1:
+            if told is not None:  # by the curve's slope, which for a gamma below 1 has no bound near 0
+                told = told * options.gamma * torch.maximum(after, told).pow_(options.gamma - 1)
+            after.pow_(options.gamma)
         after.mul_(span).add_(low)
-        if self.options.strength < 1:
-            after.lerp_(filled, 1 - self.options.strength)
-        return after, change
+        if trusted is not None:
+            after = torch.lerp(filled, after, trusted.mul_(options.strength))
+        elif options.strength < 1:
+            after.lerp_(filled, 1 - options.strength)
+        return after, None if told is None else told * span * options.strength, change
 
 
 def _predictor(
@@ -219,16 +266,23 @@ def _predictor(
     grain: tuple[float, float] | None,
     device: torch.device,
     precision: torch.dtype | None,
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a model on a device as a function of (N, H, W) float32 there, at the model's grain in between."""
-    resampling = Resampling(region, grain, model.config.grain, device) if grain and model.config.grain else None
-    network = fast_network(model, device, precision)
+    uncertainty: bool,
+) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]:
+    """Return a model on a device as a function of (N, H, W) float32 there, at the model's grain in between.
 
-    def predict(values: torch.Tensor) -> torch.Tensor:
+    It gives the grey values, and their uncertainty if that is asked for.
+    """
+    resampling = Resampling(region, grain, model.config.grain, device) if grain and model.config.grain else None
+    network = fast_network(model, device, precision, uncertainty)
+
+    def predict(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         values = values[:, None]  # (N, 1, H, W)
+        maps = through_network(network, values if resampling is None else resampling.to_network(values))  # (N, C, h, w)
         if resampling is None:
-            return through_network(network, values)[:, 0]
-        return resampling.to_recording(through_network(network, resampling.to_network(values)))[:, 0]
+            grey, *rest = maps.unbind(1)
+        else:
+            grey, *rest = (resampling.to_recording(each)[:, 0] for each in maps.split(1, 1))
+        return grey, rest[0].clamp(min=0) * model.config.uncertainty_scale if rest else None
 
     return predict
 
@@ -284,13 +338,17 @@ def _write(
     after: torch.Tensor,
     change: np.ndarray,
     bounds: tuple[float, float],
+    tint: Tint | None,
 ) -> None:
     """Put `after`, which is overwritten, into `result` where `change` is True, in the type and range of `part`."""
-    if part.ndim == 4:  # each channel moves by what the luminance moves: hue is kept
-        moved = _to_numpy(after - before)
+    if part.ndim == 4:  # each channel moves by what the luminance moves, or as the tint's curve does: hue is kept
+        moved = [_to_numpy(after - before)] * 3
+        if tint:
+            hues = zip(tint.added(_to_numpy(after)), tint.added(_to_numpy(before)), strict=True)
+            moved = [grey + new - old for grey, (new, old) in zip(moved, hues, strict=True)]
         for channel in range(3):
             with np.errstate(invalid="ignore"):  # infinite ones, which do not change
-                values = part[..., channel] + moved
+                values = part[..., channel] + moved[channel]
             _write_channel(result[..., channel], torch.from_numpy(values), change, bounds)
     else:
         _write_channel(result, after, change, bounds)

@@ -17,77 +17,77 @@ from .formats import FORMATS, base, by_content, by_name
 from .formats.arrays import Arrays
 from .formats.base import Format, Recording, release
 from .formats.signals import to_decibels
-from .system import InputError
+from .system import FilePath, InputError
 
-__all__ = ["Recording", "check_output", "find", "is_readable", "like", "read", "read_mask", "release", "write"]
+__all__ = ["Recording", "array_like", "check_output", "find", "is_readable", "read", "read_mask", "release", "write"]
 logger = logging.getLogger(__name__)
 BESIDE = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz"), ".hdr": (".img", ".img.gz")}  # data of headers
 
 
-def find(inputs: Iterable[str | Path], passed_over: list[Path] | None = None) -> list[Path]:
+def find(inputs: Iterable[FilePath], other_files: list[Path] | None = None) -> list[Path]:
     """The readable files among `inputs`, folders searched through; InputError where there are none.
 
-    passed_over: gets the other files of folders, besides hidden ones and those that hold a header's pixels.
+    other_files: gets the other files of folders, besides hidden ones and those that hold a header's pixels.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     for entry in map(Path, inputs):
         if entry.is_dir():
             inside = [p for p in sorted(entry.rglob("*")) if p.is_file() and not p.name.startswith(".")]
-            others = [p for p in inside if not is_readable(p)]
-            inside = [p for p in inside if p not in set(others)]
-            if passed_over is not None:
-                passed_over += [p for p in others if not _is_part(p)]
+            unreadable = [p for p in inside if not is_readable(p)]
+            inside = [p for p in inside if p not in set(unreadable)]
+            if other_files is not None:
+                other_files += [p for p in unreadable if not _is_part(p)]
             if not inside:
                 raise InputError(f"The folder {entry} holds no image file.")
-            found += inside
+            paths += inside
         elif entry.is_file():
-            found.append(entry)
+            paths.append(entry)
         else:
             raise InputError(f"There is no file or folder {entry}.")
-    return found
+    return paths
 
 
 def is_readable(path: Path) -> bool:
-    """Whether a file is taken for a recording, by its first bytes, or by its name where they say nothing."""
+    """Return whether a file is accepted as a recording, by its first bytes, or by its name where they say nothing."""
     try:
-        found = by_content(path)
+        file_format = by_content(path)
     except OSError:
-        found = None
-    found = found or by_name(path)
-    return found is not None and found.holds_image(path)
+        file_format = None
+    file_format = file_format or by_name(path)
+    return file_format is not None and file_format.holds_image(path)
 
 
 def _is_part(path: Path) -> bool:
-    """Whether a file holds the pixels of a header beside it."""
+    """Return whether a file holds the pixels of a header beside it."""
     return any(path.name.lower().endswith(ends) and path.with_name(path.name[: -len(end)] + header).exists()
                for header, ends in BESIDE.items() for end in ends if path.name.lower().endswith(end))  # fmt: skip
 
 
-def read(path: str | Path, key: str = "frames", dynamic_range: float | None = None) -> Recording:
+def read(path: FilePath, key: str = "frames", dynamic_range: float | None = None) -> Recording:
     """The recording in one file. Raises InputError, in one sentence, for whatever cannot be read as frames.
 
     key: of several arrays in a file, the one to take, if it is there. dynamic_range: see `to_decibels`, which takes
     data before log compression to decibels.
     """
     recording = _read(Path(path), "uifc", key)
-    own = next(one for one in FORMATS if one.name == recording.format)
-    recording = to_decibels(recording, dynamic_range, own.name if own.fields else Arrays.name)
+    source = next(candidate for candidate in FORMATS if candidate.name == recording.format)
+    recording = to_decibels(recording, dynamic_range, source.name if source.fields else Arrays.name)
     if recording.frames.ndim == 4 and recording.frames.shape[-1] not in (3, 4):
         raise _no_frames(path, recording.frames)
     return recording
 
 
 def _read(path: Path, kinds: str, key: str = "frames") -> Recording:
-    """As `read`; kinds: those of numpy's types that the values may be of."""
+    """Read a file without converting it to decibels; kinds: numpy's kinds of types that the values may have."""
     if not path.is_file():
         raise InputError(f"There is no file {path}.")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty.")
     try:
-        found = by_content(path) or by_name(path)
-        if found is None:
+        file_format = by_content(path) or by_name(path)
+        if file_format is None:
             raise InputError(f"{path} is not an image that can be read.")
-        recording = found.read(path, key)
+        recording = file_format.read(path, key)
     except MemoryError as error:
         raise InputError(f"{path} cannot be read: there is not enough memory.") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -100,11 +100,11 @@ def _read(path: Path, kinds: str, key: str = "frames") -> Recording:
     return recording
 
 
-def _no_frames(path: str | Path, frames: np.ndarray) -> InputError:
+def _no_frames(path: FilePath, frames: np.ndarray) -> InputError:
     return InputError(f"{path} holds an array of shape {frames.shape}, which is not frames, colour frames or a volume.")
 
 
-def read_mask(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
+def read_mask(path: FilePath, shape: tuple[int, int]) -> np.ndarray:
     """A mask file as (H, W) bool: what is neither zero nor NaN. InputError where that is nothing, or where it does not
     fit frames of `shape`."""
     frames = np.nan_to_num(_read(Path(path), "uifb").frames)
@@ -117,7 +117,7 @@ def read_mask(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
 
 
 @contextmanager
-def like(frames: np.ndarray, folder: str | Path) -> Iterator[np.ndarray | None]:
+def array_like(frames: np.ndarray, folder: FilePath) -> Iterator[np.ndarray | None]:
     """An array of the shape and type of `frames` to write into: on the disk, in `folder`, if it is large."""
     if frames.nbytes < base.LARGE:
         yield None
@@ -135,11 +135,11 @@ def _keep_input(targets: Iterable[Path], recording: Recording) -> None:
                 raise InputError(f"{target} is the input; choose another output, the input is never overwritten.")
 
 
-def check_output(path: str | Path, recording: Recording) -> None:
+def check_output(path: FilePath, recording: Recording) -> None:
     """Raises InputError where `recording` cannot be written to `path` without losing what its file held, and warns
     where times are lost. To be called before hours of work."""
-    found = _format_of(Path(path), recording)
-    if recording.times is not None and found.name != recording.format and not found.keeps_times(Path(path)):
+    target = _format_of(Path(path), recording)
+    if recording.times is not None and target.name != recording.format and not target.keeps_times(Path(path)):
         logger.warning("%s does not hold the times of the frames, as .seq.nrrd and .seq.mha do.", Path(path).name)
 
 
@@ -150,27 +150,27 @@ def _format_of(path: Path, recording: Recording) -> Format:
         raise InputError(f"{path} is a folder or in a folder that does not exist; choose another output file.")
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"The folder {path.parent} cannot be written to.")
-    own = next(one for one in FORMATS if one.name == recording.format)
-    found = own if base.has_suffix(path, own.suffixes) else by_name(path)
-    if found is None and own.unnamed:
-        found = own
-    volume = own.geometric and not (recording.sequence or recording.single or recording.volumes > 1)
+    source = next(candidate for candidate in FORMATS if candidate.name == recording.format)
+    target = source if base.has_suffix(path, source.suffixes) else by_name(path)
+    if target is None and source.unnamed:
+        target = source
+    volume = source.geometric and not (recording.sequence or recording.single or recording.volumes > 1)
     if base.has_suffix(path, base.SEQUENCES) and volume:
         raise InputError(f"{path.name} cannot be written: {recording.path.name} is a volume and no sequence.")
-    if found is not own and np.min(recording.source.get("alpha", 255)) < 255:
+    if target is not source and np.min(recording.source.get("alpha", 255)) < 255:
         raise InputError(f"{path.name} cannot be written: transparency would be lost; choose .png.")
-    if own.fields and found is not own and (found is None or not found.takes_all):
+    if source.fields and target is not source and (target is None or not target.takes_all):
         suffix = recording.path.suffix
         raise InputError(
             f"A {suffix} recording cannot become {path.name}: that would lose its fields; choose {suffix} or .npy."
         )
-    if found is None:
+    if target is None:
         raise InputError(f"{path.name} cannot be written: its format is not known; choose .mha, .nrrd, .tif or .npy.")
-    found.check(path, recording)
-    return found
+    target.check(path, recording)
+    return target
 
 
-def write(path: str | Path, frames: np.ndarray, recording: Recording) -> None:
+def write(path: FilePath, frames: np.ndarray, recording: Recording) -> None:
     """Writes `frames`, of the shape and type of `recording.frames`, as the file `path`, whole or not at all.
 
     A file of the input's family of formats keeps every header field, in order and verbatim. Other conversions are made
@@ -178,7 +178,7 @@ def write(path: str | Path, frames: np.ndarray, recording: Recording) -> None:
     Raises InputError: for the input itself as output, formats that cannot hold it, folders that cannot be written.
     """
     path = Path(path)
-    found = _format_of(path, recording)
+    target = _format_of(path, recording)
     if frames.shape != recording.frames.shape or frames.dtype != recording.frames.dtype:
         raise ValueError("The frames differ from the recording's in shape or type.")
     try:
@@ -186,7 +186,7 @@ def write(path: str | Path, frames: np.ndarray, recording: Recording) -> None:
     except OSError as error:
         raise InputError(f"{path.parent} cannot be written to: {error.strerror or error}.") from error
     try:
-        found.write(folder / path.name, frames, recording)
+        target.write(folder / path.name, frames, recording)
         _keep_input([path.parent / part.name for part in folder.iterdir()], recording)
         for part in sorted(folder.iterdir(), key=lambda p: p.name == path.name):  # the header last
             os.replace(part, path.parent / part.name)

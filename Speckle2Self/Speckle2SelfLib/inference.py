@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import threading
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,18 @@ from torch import nn
 
 from .checkpoint import Model
 from .devices import choose_precision
-from .network import GREY, NETWORKS, FastBlock, FastNetwork, NormalisedConvolution, SpeckleReductionNetwork, double
+from .network import (
+    GREY,
+    LOG_DEVIATIONS,
+    NETWORKS,
+    UNSURE,
+    FastBlock,
+    FastNetwork,
+    NormalisedConvolution,
+    SpeckleReductionNetwork,
+    UncertaintyHead,
+    double,
+)
 from .system import out_of_memory
 
 REPLAYED = 2**23  # pixels; CUDA graphs of at most so many, and the memory that they take, are kept
@@ -33,12 +45,13 @@ SAME = 0.03  # of the grey range: about four times the difference that rounding 
 MIDDLE = 0.5  # of the grey scale
 SHARE = 1 / 16  # of its output that a head gives; the sum in `smooth_sixteenfold` makes up for it
 logger = logging.getLogger(__name__)
+Network = TypeVar("Network", bound=nn.Module)
 
 # --- From a model to a fast callable.
 
 
 class Runnable(Protocol):
-    """A network, or a faster form of it: (N, 1, H, W) float32 -> the same, H and W multiples of `multiple`.
+    """A network, or a faster form of it: (N, 1, H, W) float32 -> (N, C, H, W), H and W multiples of `multiple`.
 
     margin: no input pixel further away than this changes an output pixel; 0: all of them may.
     """
@@ -48,24 +61,30 @@ class Runnable(Protocol):
     __call__: Callable[..., Any]
 
 
-def fast_network(model: Model, device: torch.device, precision: torch.dtype | None = None) -> Runnable:
+def fast_network(
+    model: Model, device: torch.device, precision: torch.dtype | None = None, uncertainty: bool = False
+) -> Runnable:
     """Return the model's network as a function for inference on a device.
 
     It maps (N, 1, H, W) float32 on the device to the same, where H and W are multiples of its `multiple`; see
     `through_network` for other sizes. The latest four are kept; training a model's weights further gives another one.
 
-    Args: precision, of weights and operations; None: see `precision_of`.
+    Args: precision, of weights and operations; None: see `precision_of`; uncertainty, whether a second channel is the
+    standard deviation of the first one's error (as the network tells it, without the model's `uncertainty_scale`),
+    which only models with a head for it have.
     """
     weights = model.network.parameters()
     version = sum(0 if weight.is_inference() else weight._version for weight in weights)
-    return _fast_network(model, device, precision or precision_of(model, device), version)
+    return _fast_network(model, device, precision or precision_of(model, device), uncertainty, version)
 
 
 @lru_cache(maxsize=4)
-def _fast_network(model: Model, device: torch.device, precision: torch.dtype, version: int) -> Runnable:
+def _fast_network(
+    model: Model, device: torch.device, precision: torch.dtype, uncertainty: bool, version: int
+) -> Runnable:
     kind = RUNNERS.get(type(model.network))
     network = copy.deepcopy(model.network).to(device).eval()
-    runner: Any = network if kind is None else kind(network, precision)
+    runner: Any = network if kind is None else kind(network, precision, *([True] if uncertainty else []))
     if device.type == "cuda":
         runner.forward = Replayed(runner.forward, REPLAYED)
     return runner
@@ -84,7 +103,10 @@ def precision_of(model: Model, device: torch.device) -> torch.dtype:
         return torch.float32
     noise = torch.rand(1, 1, 128, 128, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.inference_mode():
-        exact, fast = (through_network(fast_network(model, device, p), noise) for p in (torch.float32, precision))
+        exact, fast = (
+            through_network(fast_network(model, device, p, model.config.uncertainty), noise)
+            for p in (torch.float32, precision)
+        )
     if (fast - exact).abs().max() < SAME:  # not if it is NaN
         return precision
     logger.warning("In 16 bits this model gives other results on %s: it runs in 32.", device)
@@ -155,6 +177,11 @@ def accelerate(network: nn.Module) -> nn.Module:
     return network
 
 
+def convert(network: Network, memory_format: torch.memory_format, precision: torch.dtype | None = None) -> Network:
+    """Change the memory format of a network's weights, and their type if given, in place; return the network."""
+    return network.to(dtype=precision, memory_format=memory_format)  # type: ignore[call-overload]
+
+
 class PublishedRunner(nn.Module):
     """The full-scale branch of the published network for inference, (N, 1, H, W) float32 -> the same."""
 
@@ -163,12 +190,12 @@ class PublishedRunner(nn.Module):
         self.multiple, self.margin, self.precision = network.multiple, network.margin, precision
         # In 32 bits the normalization is faster and more exact on contiguous channels, in 16 bits the convolutions are
         # many times faster on interleaved ones. No bias survives the normalization.
-        layout = torch.channels_last if precision == torch.bfloat16 else torch.contiguous_format
+        memory_format = torch.channels_last if precision == torch.bfloat16 else torch.contiguous_format
         self.branch = accelerate(nn.Sequential(network.encoder_highRes, network.decoder))
         for layer in self.branch.modules():
             if isinstance(layer, NormalisedConvolution):
                 layer.conv.bias = None  # type: ignore[assignment]
-        self.branch.to(dtype=precision, memory_format=layout)  # type: ignore[call-overload]
+        convert(self.branch, memory_format, precision)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         return self.branch(frames.to(self.precision)).float()
@@ -186,12 +213,13 @@ _IN_16_BITS = bool(_CONVOLVE) and getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_sup
 
 
 class FastRunner(nn.Module):
-    """`FastNetwork` for inference, (N, 1, H, W) float32 -> the same.
+    """`FastNetwork` for inference, (N, 1, H, W) float32 -> (N, C, H, W): the grey value, then the standard deviation of
+    its error where `uncertainty` asks for it.
 
     Further heads belong here too: they see the same features, so that one pass serves all of them.
     """
 
-    def __init__(self, network: FastNetwork, precision: torch.dtype):
+    def __init__(self, network: FastNetwork, precision: torch.dtype, uncertainty: bool = False):
         super().__init__()
         self.multiple, self.margin, self.precision = network.multiple, network.margin, precision
         # The head's output is counted from the middle of the grey scale: in 16 bits it is then rounded by a quarter of
@@ -199,43 +227,62 @@ class FastRunner(nn.Module):
         stem, head = network.stem, network.head
         assert head.bias is not None
         bias = head.bias.detach().float() + GREY - MIDDLE
-        self.network = network.to(dtype=precision, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if not uncertainty:
+            network.uncertainty = None
+        self.network: Any = convert(network, torch.channels_last, precision)  # torch types no layers in containers
         if stem.weight.is_cuda and precision != torch.float32:  # whose fast kernels take eight channels or more
             weight = F.pad(stem.weight.detach(), (0, 0, 0, 0, 0, -stem.in_channels % 8))
             stem.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
         head.weight.data.mul_(SHARE)
         head.bias.data.copy_(bias * SHARE)
         self.offset = MIDDLE + (bias - head.bias.detach().float() / SHARE).mean().item()
+        if network.uncertainty is not None:
+            for parameter in network.uncertainty.fine.parameters():
+                parameter.data.mul_(SHARE)
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d):
                 pack(layer)
 
     @torch.inference_mode()
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        cells = convolve(self.network.head, self.features(frames))  # (N, 4, H / 2, W / 2)
-        return smooth_sixteenfold(from_cells(cells).float()).add_(self.offset)
+        fine, middle = self.features(frames)
+        cells = convolve(self.network.head, fine)  # (N, 4, H / 2, W / 2)
+        grey = smooth_sixteenfold(from_cells(cells).float()).add_(self.offset)
+        if self.network.uncertainty is None:
+            return grey
+        return torch.cat([grey, self.deviation(self.network.uncertainty, fine, middle)], 1)
 
-    def features(self, frames: torch.Tensor) -> torch.Tensor:
-        """As `FastNetwork.features` has it."""
+    def deviation(self, head: UncertaintyHead, fine: torch.Tensor, middle: torch.Tensor) -> torch.Tensor:
+        """As `UncertaintyHead.forward` has its logarithm, (N, 1, H, W) float32."""
+        coarse = from_cells(convolve(head.second, convolve(head.first, middle, relu=True)))  # (N, 1, H / 2, W / 2)
+        detail = smooth_sixteenfold(from_cells(convolve(head.fine, fine)).float())
+        return detail.add_(double(coarse.float())).add_(math.log(UNSURE)).clamp_(*LOG_DEVIATIONS).exp_()
+
+    def features(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the same as `FastNetwork.features`."""
         network = self.network
         x = to_cells((frames - GREY).to(self.precision))  # (N, 4, H / 2, W / 2)
         missing = network.stem.weight.shape[1] - x.shape[1]  # on a GPU in 16 bits
         x = F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
         fine = convolve(network.stem, x.contiguous(memory_format=torch.channels_last), relu=True)
         middle = through_blocks([network.encoder], convolve(network.down_1, fine, relu=True))
-        coarse = through_blocks(network.bottom, convolve(network.down_2, middle, relu=True))
+        coarse = through_blocks(network.bottom[:1], convolve(network.down_2, middle, relu=True))
+        if network.deep is not None:
+            deepest = through_blocks(network.deep, convolve(network.down_3, coarse, relu=True))
+            coarse = fast_double(convolve(network.up_3, deepest)).add_(coarse)
+        coarse = through_blocks(network.bottom[1:], coarse)
         middle = through_blocks([network.decoder], fast_double(convolve(network.up_2, coarse)).add_(middle))
         fine = fast_double(convolve(network.up_1, middle)).add_(fine)
         for layer in network.last:
             fine = convolve(layer, fine, relu=True)
-        return fine
+        return fine, middle
 
 
 RUNNERS: dict[type, Callable] = {FastNetwork: FastRunner, SpeckleReductionNetwork: PublishedRunner}
 
 
 def has_fused_operations(x: torch.Tensor) -> bool:
-    """Whether oneDNN's fused convolutions can be used on this tensor."""
+    """Return whether oneDNN's fused convolutions can be used on this tensor."""
     return _CONVOLVE_ONTO is not None and x.is_cpu and (_IN_16_BITS or x.dtype != torch.bfloat16)
 
 
@@ -244,18 +291,18 @@ def pack(layer: nn.Conv2d) -> None:
     reorder = getattr(torch.ops.mkldnn, "_reorder_convolution_weight", None)
     if reorder is not None and has_fused_operations(layer.weight):
         size = [1, layer.in_channels, 128, 128]
-        how = list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups, size
-        layer.packed = reorder(layer.weight.detach(), *how)
+        parameters = list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups, size
+        layer.packed = reorder(layer.weight.detach(), *parameters)
 
 
 def convolve(layer: nn.Conv2d, x: torch.Tensor, relu: bool = False) -> torch.Tensor:
     """Return `layer(x)`, cut at zero if `relu`."""
     if has_fused_operations(x):
-        how: Any = layer.padding, layer.stride, layer.dilation, layer.groups, "relu" if relu else "none", [], ""
-        return _CONVOLVE(x, getattr(layer, "packed", layer.weight), layer.bias, *how)
+        parameters: Any = layer.padding, layer.stride, layer.dilation, layer.groups, "relu" if relu else "none", [], ""
+        return _CONVOLVE(x, getattr(layer, "packed", layer.weight), layer.bias, *parameters)
     if relu and x.is_cuda and torch.version.cuda:
-        how = layer.stride, layer.padding, layer.dilation, layer.groups
-        return torch.cudnn_convolution_relu(x, layer.weight, layer.bias, *how)
+        parameters = layer.stride, layer.padding, layer.dilation, layer.groups
+        return torch.cudnn_convolution_relu(x, layer.weight, layer.bias, *parameters)
     x = layer(x)
     return F.relu(x) if relu else x
 
@@ -265,8 +312,8 @@ def through_blocks(blocks: Iterable[FastBlock], x: torch.Tensor) -> torch.Tensor
     for block in blocks:
         inner, second = convolve(block.first, x, relu=True), block.second
         if has_fused_operations(x):
-            how: Any = second.padding, second.stride, second.dilation, second.groups, "add", 1.0, None, [], None
-            x = _CONVOLVE_ONTO.binary(x, inner, getattr(second, "packed", second.weight), second.bias, *how)
+            parameters: Any = second.padding, second.stride, second.dilation, second.groups, "add", 1.0, None, [], None
+            x = _CONVOLVE_ONTO.binary(x, inner, getattr(second, "packed", second.weight), second.bias, *parameters)
         else:
             x = x + second(inner)
     return x
@@ -337,13 +384,13 @@ class Replayed:
     A shape is recorded when it comes for the second time; the latest are kept. If the device, its driver or its memory
     does not allow it, the function is called directly. Threads take turns, and so do their streams.
 
-    Args: function, from tensors to one tensor; most, total of the numbers in the first inputs of all recordings that
+    Args: function, from tensors to one tensor; limit, total of the numbers in the first inputs of all recordings that
     are kept (larger inputs go to the function directly), None: any number, in SHAPES recordings; parameters, whose
     gradients the function computes.
     """
 
-    def __init__(self, function: Callable, most: int | None = None, parameters: Iterable[torch.Tensor] = ()):
-        self.function, self.most, self.parameters = function, most, list(parameters)
+    def __init__(self, function: Callable, limit: int | None = None, parameters: Iterable[torch.Tensor] = ()):
+        self.function, self.limit, self.parameters = function, limit, list(parameters)
         self.recorded: dict[tuple[torch.Size, ...], Any] = {}
         self.lock, self.works = threading.Lock(), True
         self.last: torch.cuda.Stream | None = None
@@ -351,15 +398,15 @@ class Replayed:
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         shapes = tuple(x.shape for x in inputs)
         with self.lock:
-            if not self.works or (self.most is not None and inputs[0].numel() > self.most):
+            if not self.works or (self.limit is not None and inputs[0].numel() > self.limit):
                 return self.function(*inputs)
-            first, found = shapes not in self.recorded, self.recorded.pop(shapes, None)
-            self.recorded[shapes] = found  # the latest is the last
+            first, recording = shapes not in self.recorded, self.recorded.pop(shapes, None)
+            self.recorded[shapes] = recording  # the latest is the last
             self._forget()
             if first:
                 return self.function(*inputs)
             try:
-                self.recorded[shapes] = graph, given, made, gradients = found or self._record(inputs)
+                self.recorded[shapes] = graph, buffers, output, gradients = recording or self._record(inputs)
             except RuntimeError as error:
                 self.recorded.clear()
                 if not out_of_memory(error):
@@ -370,40 +417,40 @@ class Replayed:
                 return self.function(*inputs)
             stream = torch.cuda.current_stream(inputs[0].device)
             if self.last is not None and self.last != stream:
-                stream.wait_stream(self.last)  # which may still be at work with what it was given
+                stream.wait_stream(self.last)  # which may still be at work with its inputs
             self.last = stream
-            for to, x in zip(given, inputs, strict=True):
+            for to, x in zip(buffers, inputs, strict=True):
                 to.copy_(x)
             graph.replay()
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient
-            return made.clone()
+            return output.clone()
 
     def _forget(self) -> None:
-        """Drop all but the latest shapes, so that not more than `most` is kept."""
-        kept = 0
+        """Drop all but the latest shapes, so that not more than `limit` is kept."""
+        total = 0
         for number, shapes in enumerate(reversed(list(self.recorded))):
-            kept += shapes[0].numel()
-            if number >= SHAPES if self.most is None else kept > self.most:
+            total += shapes[0].numel()
+            if number >= SHAPES if self.limit is None else total > self.limit:
                 if self.last is not None:
                     self.last.synchronize()  # its memory may still be in use
                 del self.recorded[shapes]
 
     def _record(self, inputs: tuple[torch.Tensor, ...]) -> tuple[Any, list, torch.Tensor, list]:
         """Return the graph, the tensors it reads and writes, and the gradients that it leaves."""
-        given, device = [x.clone() for x in inputs], inputs[0].device
-        stream, graph, now = torch.cuda.Stream(device), torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
-        stream.wait_stream(now)
+        buffers, device = [x.clone() for x in inputs], inputs[0].device
+        stream, graph, current = torch.cuda.Stream(device), torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+        stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            self.function(*given)  # libraries set up what they need
+            self.function(*buffers)  # libraries set up what they need
             for parameter in self.parameters:
                 parameter.grad = None
             stream.synchronize()
             # Not `torch.cuda.graph`, which collects garbage and gives all free memory back, a tenth of a second.
             graph.capture_begin(capture_error_mode="thread_local")
             try:
-                made = self.function(*given)
+                output = self.function(*buffers)
             finally:
                 graph.capture_end()
-        now.wait_stream(stream)
-        return graph, given, made, [parameter.grad for parameter in self.parameters]
+        current.wait_stream(stream)
+        return graph, buffers, output, [parameter.grad for parameter in self.parameters]

@@ -1,10 +1,24 @@
-"""The look of a despeckled image, strength and gamma, changed without the network. No torch here."""
+"""The look of a despeckled image, strength, gamma and caution, changed without the network. No torch here."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
 from .grey import luminance
+from .tint import find_tint
+
+DOUBTFUL, UNKNOWN = 0.04, 0.08  # of the grey range: uncertainties where caution begins, and where it is at its full
+
+
+def trust(uncertainty: Any, cautious: float) -> Any:
+    """Return how much of the despeckled image is taken, 1 to 1 - `cautious`: all of it where the uncertainty is below
+    DOUBTFUL, the least from UNKNOWN on.
+
+    Args: uncertainty, array or tensor, as a share of the grey range that a model takes for 0 to 1.
+    """
+    return 1 - cautious * ((uncertainty - DOUBTFUL) / (UNKNOWN - DOUBTFUL)).clip(0, 1)
 
 
 def look(
@@ -14,12 +28,16 @@ def look(
     mapping: tuple[float, float],
     strength: float,
     gamma: float,
+    cautious: float = 0.0,
+    uncertainty: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return what `despeckle` gives with this strength and gamma, from its result with both 1, up to rounding.
+    """Return what `despeckle` gives with this look, from its result with strength and gamma 1 and without caution, up
+    to rounding.
 
     Args: before, after (N, H, W[, C]), input and result; region (H, W) bool; mapping, the grey values that the model
-    took for 0 and 1. Returns the type of `before`; pixels outside the region, and pixels that the result left
-    unchanged because they are colored or not finite, are those of `before`.
+    took for 0 and 1; uncertainty (N, H, W), that of `after`, which caution needs. Returns the type of `before`; pixels
+    outside the region, and pixels that the result left unchanged because they are colored or not finite, are those of
+    `before`.
     """
     if strength == 0:
         return before.copy()  # bit for bit: float32, below, holds neither large integers nor float64
@@ -29,11 +47,17 @@ def look(
     span = max(high - low, 1e-9)
     if gamma != 1:
         new = low + span * np.maximum((new - low) / span, 0) ** gamma
-    new = strength * new + (1 - strength) * np.where(np.isfinite(old), old, 0)
+    share: Any = strength
+    if cautious and uncertainty is not None:
+        share = strength * trust(uncertainty / span, cautious)
+    new = share * new + (1 - share) * np.where(np.isfinite(old), old, 0)
     change = region & np.isfinite(old)
     if color:
         change &= ~((before == after).all(-1) & (before[..., :3].max(-1) != before[..., :3].min(-1)))
-        new = before[..., :3] + (new - old)[..., None]
+        moved, tint = (new - old)[..., None], find_tint(before)
+        if tint:
+            moved = moved + np.stack(tint.added(new), -1) - np.stack(tint.added(old), -1)
+        new = before[..., :3] + moved
         change = np.broadcast_to(change[..., None], new.shape)
     if before.dtype.kind != "f":
         limits = np.iinfo(before.dtype)
@@ -41,3 +65,17 @@ def look(
     result = before.copy()
     np.copyto(result[..., :3] if color else result, new.astype(before.dtype), where=change)
     return result
+
+
+def uncertainty_of_look(
+    uncertainty: np.ndarray, after: np.ndarray, mapping: tuple[float, float], strength: float, gamma: float
+) -> np.ndarray:
+    """Return the uncertainty that `despeckle` gives with this strength and gamma, (N, H, W) float32.
+
+    Args: uncertainty, after, as `despeckle` gives them with both 1; mapping, see `look`.
+    """
+    if gamma != 1:
+        span = max(mapping[1] - mapping[0], 1e-9)
+        values = np.maximum(luminance(after) - mapping[0], uncertainty) / span
+        uncertainty = uncertainty * gamma * np.where(uncertainty > 0, values, 1) ** (gamma - 1)
+    return (strength * uncertainty).astype(np.float32)

@@ -5,8 +5,10 @@ Whatever the loss, the training minimizes the sum of its terms.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
 from itertools import combinations
+from operator import add
 from typing import Any
 
 import torch
@@ -14,6 +16,14 @@ import torch.nn.functional as F
 
 ABSOLUTE = 0.005  # grey values from 0 to 1; larger errors count by their size, smaller ones by their square
 SLOPES = 14.0  # weight of errors in the differences of neighboring pixels
+SQUARED = 10.0  # weight of squared errors, so that they weigh about as much as the lattice's
+SQUARED_SLOPES = 2.0  # weight of squared errors in the differences of neighboring pixels, beside SQUARED
+LIKELIHOOD = 0.01  # keeps the sum of terms readable: Adam's steps are the same whatever it is, as the head is apart
+
+
+def total(terms: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Return the sum of at least one term."""
+    return reduce(add, terms)
 
 
 def published_loss(predictions: Sequence[torch.Tensor], views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -25,19 +35,27 @@ def published_loss(predictions: Sequence[torch.Tensor], views: Sequence[torch.Te
     Args: predictions and views, equally many tensors (B, 1, H, W).
     """
     return {
-        "reconstruction": sum(F.mse_loss(p, v) for p, v in zip(predictions, views, strict=True)),
-        "consistency": sum(F.l1_loss(p, q) for p, q in combinations(predictions, 2)),
+        "reconstruction": total(F.mse_loss(p, v) for p, v in zip(predictions, views, strict=True)),
+        "consistency": total(F.l1_loss(p, q) for p, q in combinations(predictions, 2)),
     }
 
 
-def disjoint_loss(predictions: Any, views: Any, detail: float = 3.0) -> dict[str, torch.Tensor]:
-    """Return the terms of `lattice_loss` for recorded frames, those of `truth_loss` for simulated ones.
+def disjoint_loss(
+    predictions: Any, views: Any, detail: float = 3.0, truth_error: str = "absolute"
+) -> dict[str, torch.Tensor]:
+    """Return the terms of `lattice_loss` for recorded frames; for simulated ones those of `truth_loss` and, where the
+    network tells its uncertainty, of `uncertainty_loss`.
 
-    Args: predictions, `network.LatticePredictions`; views, `perturbation.LatticeViews`; detail, see `truth_loss`.
+    Args: predictions, `network.LatticePredictions`; views, `perturbation.LatticeViews`; detail and truth_error, as
+    `config.TrainingConfig` explains them.
     """
     high = predictions.frame.float()  # (B, 1, H, W)
     if views.truth is not None:
-        return truth_loss(high, views.truth, detail)
+        squared = truth_error == "squared"
+        terms = squared_truth_loss(high, views.truth) if squared else truth_loss(high, views.truth, detail)
+        if predictions.log_deviation is not None:
+            terms |= uncertainty_loss(predictions.log_deviation, high, views.truth)
+        return terms
     rows, columns = views.sites
     return lattice_loss(high[..., rows, columns], predictions.lattice.float(), views.frame[..., rows, columns])
 
@@ -67,11 +85,34 @@ def truth_loss(high: torch.Tensor, truth: torch.Tensor, detail: float) -> dict[s
     """
     around = F.avg_pool2d(F.pad(truth, (4, 4, 4, 4), mode="replicate"), 9, 1)  # (B, 1, H, W)
     weight = 1 + detail * (((truth - around).abs() - 0.05) / 0.1).clamp(0, 1)
-    errors, slopes = high - truth, 0
+    errors, slopes = high - truth, []
     for axis in (-1, -2):
         steep = _absolute(errors.diff(dim=axis), ABSOLUTE / 2.5)  # (B, 1, H, W - 1), (B, 1, H - 1, W)
-        slopes = slopes + (weight.narrow(axis, 0, steep.shape[axis]) * steep).mean()
-    return {"truth": (weight * _absolute(errors, ABSOLUTE)).mean(), "slopes": SLOPES * slopes}
+        slopes.append((weight.narrow(axis, 0, steep.shape[axis]) * steep).mean())
+    return {"truth": (weight * _absolute(errors, ABSOLUTE)).mean(), "slopes": SLOPES * total(slopes)}
+
+
+def squared_truth_loss(high: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the terms of simulated frames as squared errors: of the grey values, and of their slopes.
+
+    The best answer to both is the expected truth: where the input leaves doubt it is gradual. Absolute errors, and a
+    larger weight of what is small, make crisp decisions there.
+
+    Args: high and truth (B, 1, H, W).
+    """
+    errors = high - truth
+    slopes = sum(errors.diff(dim=axis).square().mean() for axis in (-1, -2))
+    return {"truth": SQUARED * errors.square().mean(), "slopes": SQUARED * SQUARED_SLOPES * slopes}
+
+
+def uncertainty_loss(log_deviation: torch.Tensor, high: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the negative log-likelihood of the errors, taken for Gaussian; the grey value is not moved by it.
+
+    Args, all (B, 1, H, W): log_deviation, the natural logarithm of the errors' standard deviation; high; truth.
+    """
+    errors, log_deviation = (high - truth).detach(), log_deviation.float()
+    likelihood = log_deviation + errors.square() * torch.exp(-2 * log_deviation) / 2
+    return {"uncertainty": LIKELIHOOD * likelihood.mean()}
 
 
 def _absolute(errors: torch.Tensor, small: float) -> torch.Tensor:

@@ -26,7 +26,7 @@ def reference(image: np.ndarray) -> np.ndarray:
     return gaussian_filter(np.asarray(image, float), BLUR)
 
 
-def matched(image: np.ndarray, output: np.ndarray) -> np.ndarray:
+def match_mapping(image: np.ndarray, output: np.ndarray) -> np.ndarray:
     """`output` with the histogram of the blurred input, so that a darker or flatter mapping alone gains nothing."""
     from skimage.exposure import match_histograms
 
@@ -37,7 +37,7 @@ def homogeneity(image: np.ndarray, output: np.ndarray) -> float:
     """Hom: co-occurrence homogeneity at distance 1, four directions, 64 grey levels, of the matched output."""
     from skimage.feature import graycomatrix, graycoprops
 
-    levels = np.clip(matched(image, output) / 4, 0, 63).astype(np.uint8)
+    levels = np.clip(match_mapping(image, output) / 4, 0, 63).astype(np.uint8)
     angles = [0, np.pi / 4, np.pi / 2, 3 * np.pi / 4]
     return float(graycoprops(graycomatrix(levels, [1], angles, 64, symmetric=True, normed=True), "homogeneity").mean())
 
@@ -146,8 +146,8 @@ def rms(outputs: np.ndarray, truth: np.ndarray, noise: float = 0.0, inside: np.n
 
 
 def repeat(outputs: np.ndarray, inside: np.ndarray | None = None) -> float:
-    """What is made up from speckle: deviation (root mean square, share of the grey range) among outputs (N, H, W) of
-    independent draws of speckle over one anatomy; not a number for a single one."""
+    """Return what is made up from speckle: the deviation (root mean square, share of the grey range) among outputs
+    (N, H, W) of independent draws of speckle over one anatomy; not a number for a single one."""
     if len(outputs) < 2:
         return float("nan")
     variance = np.var(np.asarray(outputs, float), axis=0, ddof=1)[... if inside is None else inside]
@@ -161,15 +161,15 @@ def _slopes(image: np.ndarray) -> np.ndarray:
     return np.stack(np.gradient(gaussian_filter(np.asarray(image, float), 1)))
 
 
-def kept(outputs: np.ndarray, truth: np.ndarray, noise: float = 0.0, inside: np.ndarray | None = None) -> float:
+def kept_slopes(outputs: np.ndarray, truth: np.ndarray, noise: float = 0.0, inside: np.ndarray | None = None) -> float:
     """Share of the true slopes that outputs (N, H, W) still have: the least-squares slope of their gradients on those
     of the expected grey value (H, W), whose own error has the variance `noise`; 5 pixels within `inside`, if given."""
     from scipy.ndimage import binary_erosion
 
-    there = ... if inside is None or inside.all() else binary_erosion(inside, iterations=5)
-    found, true = (_slopes(image)[:, there] for image in (np.mean(outputs, axis=0), truth))
+    counted = ... if inside is None or inside.all() else binary_erosion(inside, iterations=5)
+    measured, true = (_slopes(image)[:, counted] for image in (np.mean(outputs, axis=0), truth))
     error = _slopes(np.random.default_rng(1).normal(0, np.sqrt(noise), np.shape(truth)))  # as the truth's own
-    return float((found * true).mean() / max((true * true).mean() - error.var(), 1e-9))
+    return float((measured * true).mean() / max((true * true).mean() - error.var(), 1e-9))
 
 
 def dice(output: np.ndarray, objects: np.ndarray) -> float:
@@ -180,16 +180,16 @@ def dice(output: np.ndarray, objects: np.ndarray) -> float:
     """
     from skimage.filters import threshold_otsu
 
-    found = []
+    coefficients = []
     for mask in objects:
         spans = [np.flatnonzero(mask.any(axis)) for axis in (1, 0)]
         more = [max(2, (span[-1] - span[0] + 1) // 2) for span in spans]
         box = tuple(slice(max(0, s[0] - m), s[-1] + 1 + m) for s, m in zip(spans, more, strict=True))
-        part, wanted = np.asarray(output)[box], mask[box]
+        part, target = np.asarray(output)[box], mask[box]
         bright = part > threshold_otsu(part)
-        both = [2 * (side & wanted).sum() / (side.sum() + wanted.sum()) for side in (bright, ~bright)]
-        found.append(max(both))
-    return float(np.mean(found)) if found else float("nan")
+        overlaps = [2 * (side & target).sum() / (side.sum() + target.sum()) for side in (bright, ~bright)]
+        coefficients.append(max(overlaps))
+    return float(np.mean(coefficients)) if coefficients else float("nan")
 
 
 def edge_width(image: np.ndarray, start: Sequence[float], end: Sequence[float], lines: int = 1) -> float:
@@ -218,7 +218,10 @@ def edge_width(image: np.ndarray, start: Sequence[float], end: Sequence[float], 
 
 
 def flicker(before: np.ndarray, after: np.ndarray, tissue: np.ndarray) -> float:
-    """Of a static scene (N, H, W): the deviation over time of the tissue's mean, after / before. Below 1 is better."""
+    """Return the deviation over time of the tissue's mean in a static scene (N, H, W), after / before.
+
+    Below 1 is better.
+    """
     deviations = [np.std([frame[tissue].mean() for frame in frames]) for frames in (after, before)]
     return float(deviations[0] / (deviations[1] + 1e-12))
 
@@ -227,7 +230,7 @@ def flicker(before: np.ndarray, after: np.ndarray, tissue: np.ndarray) -> float:
 class Figure:
     """A figure of merit: how it is called, measured, written and judged."""
 
-    name: str  # in files; of the function that measures it, too
+    name: str  # in files
     heading: str  # in tables
     digits: int  # behind the point
     better: str  # "higher" or "lower"; "": neither
@@ -237,8 +240,11 @@ class Figure:
 
     @cached_property
     def takes(self) -> dict[str, bool]:
-        """What the function takes: image, output (H, W); values of tissue and lumen, matched; values of a region, as
-        they are; echogenicity, truth (H, W); outputs (N, H, W) of draws of speckle ...; and whether it must have it."""
+        """Return what the function takes, and whether it must have it.
+
+        image, output (H, W); tissue and lumen, matched values; values of a region, as they are; echogenicity, truth
+        (H, W); outputs (N, H, W) of draws of speckle ...
+        """
         names = inspect.signature(self.function).parameters.values() if self.function else ()
         return {one.name: one.default is one.empty for one in names}
 
@@ -252,7 +258,7 @@ class Figure:
         return f"{value:.{self.digits}f}"
 
     def is_worse(self, start: float, end: float) -> bool:
-        """Whether a model that was trained from one with the figure `start` has clearly lost by it."""
+        """Return whether a model that was trained from one with the figure `start` has clearly lost by it."""
         if self.tolerance is None:
             return False
         return (start - end if self.better == "higher" else end - start) > self.tolerance
@@ -266,7 +272,7 @@ FIGURES = {
         Figure("ssim", "SSIM", 3, "higher", "structural similarity with the truth; 1 is best", ssim),
         Figure("flat", "flat rms", 4, "lower", "error where the truth is even", flat),
         Figure("repeat", "repeat", 4, "lower", "what two draws of speckle make different", repeat),
-        Figure("kept", "slopes kept", 2, "", "share of the true slopes that is left; 1 is best", kept),
+        Figure("kept", "slopes kept", 2, "", "share of the true slopes that is left; 1 is best", kept_slopes),
         Figure("dice", "Dice", 3, "higher", "overlap of objects by Otsu's threshold with the true ones", dice),
         Figure("edge", "edge width", 2, "", "width of edges over that of the truth's; 1 is best"),
         Figure("points", "points kept", 2, "", "share of the height of points that is left; 1 is best"),
@@ -298,14 +304,14 @@ def measure(
     known |= {"image": image, "output": output}
     regions = {name: part for name, part in (("tissue", tissue), ("lumen", lumen)) if part is not None}
     if regions:
-        mapped = matched(image, output)
+        mapped = match_mapping(image, output)
         known |= {name: mapped[part] for name, part in regions.items()}
     found = {name: figure.measure(known) for name, figure in FIGURES.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def average(rows: Iterable[dict[str, float]]) -> dict[str, float]:
-    """Of figures, dicts of the same kind: the mean of each, without those that are a number in none."""
+    """Return the mean of each figure over rows of figures, without those that are a number in no row."""
     values: dict[str, list[float]] = {}
     for row in rows:
         for name, value in row.items():

@@ -5,6 +5,7 @@ They are written to be read. `inference.py` computes the same faster.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -120,6 +121,8 @@ class SpeckleReductionNetwork(nn.Module):
 # --- Our network.
 
 GREY = 0.25  # about the mean grey value: zero padding then resembles tissue more than a black frame
+UNSURE = 0.03  # grey values; the error's standard deviation that a new head gives
+LOG_DEVIATIONS = (-6.9, 0.7)  # the smallest and largest that a head gives: deviations of 0.001 to 2 grey values
 
 
 class FastBlock(nn.Module):
@@ -152,23 +155,49 @@ def smooth(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+class UncertaintyHead(nn.Module):
+    """The natural logarithm of the error's standard deviation in grey values, from the features of the grey value.
+
+    A coarse part sees the surroundings (two layers at a quarter of the frame's resolution), a fine part the edges (one
+    layer at half of it). No gradient passes to the features: the grey value learns nothing from this head.
+    Input (B, width / 2, H / cell, W / cell) and (B, width, H / 2 cell, W / 2 cell); output (B, 1, H, W) float32.
+    """
+
+    def __init__(self, width: int, cell: int):
+        super().__init__()
+        self.cell = cell
+        self.first, self.second = nn.Conv2d(width, 16, 3, padding=1), nn.Conv2d(16, cell**2, 1)
+        self.fine = nn.Conv2d(width // 2, cell**2, 1)
+        for parameter in (*self.second.parameters(), *self.fine.parameters()):
+            nn.init.zeros_(parameter)  # at first it gives UNSURE everywhere
+
+    def forward(self, fine: torch.Tensor, middle: torch.Tensor) -> torch.Tensor:
+        coarse = self.second(F.relu(self.first(middle.detach())))  # (B, cell^2, H / 2 cell, W / 2 cell)
+        coarse = double(F.pixel_shuffle(coarse.float(), self.cell))  # (B, 1, H, W)
+        detail = F.pixel_shuffle(self.fine(fine.detach()).float(), self.cell)
+        return (smooth(detail) + coarse + math.log(UNSURE)).clamp(*LOG_DEVIATIONS)
+
+
 class FastNetwork(nn.Module):
     """A small U-Net at half resolution without normalization layers and with a linear output.
 
     Three convolutions at half resolution, where each costs most, hold the detail; the blocks at a quarter and an
-    eighth see the surroundings. The 2 x 2 depth-to-space head is followed by a fixed binomial filter that is zero at
-    the cells' period: the staircases which such a head leaves along edges cannot pass it. Bilinear up-sampling keeps
-    the coarser levels free of grids of their own.
+    eighth see the surroundings, those at a sixteenth, where there are `deep` ones, wider ones still. The 2 x 2
+    depth-to-space head is followed by a fixed binomial filter that is zero at the cells' period: the staircases which
+    such a head leaves along edges cannot pass it. Bilinear up-sampling keeps the coarser levels free of grids of their
+    own.
 
-    Args: width, whose half, itself and double are the channels of the three levels; cell, 2 for frames, 1 for
-    lattices, which are coarse already; extra, further input channels.
+    Args: width, whose half, itself, double and fourfold are the channels of the levels; cell, 2 for frames, 1 for
+    lattices, which are coarse already; extra, further input channels; deep, blocks at the deepest level, 0 for none;
+    uncertainty, whether there is a head for the error's standard deviation. A further head is a module of the same
+    inputs, called in `maps`.
     Input (B, 1 + extra, H, W) with H and W multiples of `multiple`; output (B, 1, H, W) float32. `margin`: no input
     pixel further away than this changes an output pixel.
     """
 
-    def __init__(self, width: int = 32, cell: int = 2, extra: int = 0):
+    def __init__(self, width: int = 32, cell: int = 2, extra: int = 0, deep: int = 0, uncertainty: bool = False):
         super().__init__()
-        self.cell, self.multiple, self.margin = cell, 4 * cell, 40 * cell
+        self.cell, self.multiple, self.margin = cell, (8 if deep else 4) * cell, (48 + 16 * deep if deep else 40) * cell
         fine, middle, coarse = width // 2, width, 2 * width
         self.stem = nn.Conv2d((1 + extra) * cell**2, fine, 3, padding=1)
         self.down_1, self.encoder = nn.Conv2d(fine, middle, 2, stride=2), FastBlock(middle)
@@ -180,46 +209,66 @@ class FastNetwork(nn.Module):
         self.head = nn.Conv2d(fine, cell**2, 1)
         for layer in (self.stem, self.down_1, self.down_2, *self.last):  # those before a ReLU
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        self.deep = nn.Sequential(*(FastBlock(2 * coarse) for _ in range(deep))) if deep else None
+        if deep:
+            self.down_3, self.up_3 = nn.Conv2d(coarse, 2 * coarse, 2, stride=2), nn.Conv2d(2 * coarse, coarse, 1)
+            nn.init.kaiming_normal_(self.down_3.weight, nonlinearity="relu")
+            for parameter in self.up_3.parameters():
+                nn.init.zeros_(parameter)  # the level starts as if it were not there
+        self.uncertainty = UncertaintyHead(width, cell) if uncertainty else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        fine = self.features(x)
-        with torch.autocast(x.device.type, enabled=False):  # the grey values in 32 bits, also in training with 16
+        return self.grey(self.features(x)[0])
+
+    def maps(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return what each head gives in one pass: the grey value, and the logarithm of its error's standard deviation
+        (None without that head), (B, 1, H, W) float32 each."""
+        fine, middle = self.features(x)
+        return self.grey(fine), self.uncertainty(fine, middle) if self.uncertainty is not None else None
+
+    def grey(self, fine: torch.Tensor) -> torch.Tensor:
+        """Return the grey value, (B, 1, H, W) float32, from features (B, width / 2, H / cell, W / cell)."""
+        with torch.autocast(fine.device.type, enabled=False):  # in 32 bits, also in training with 16
             x = self.head(fine.float()) + GREY  # (B, cell^2, H / cell, W / cell)
         return smooth(F.pixel_shuffle(x, self.cell)) if self.cell > 1 else x  # (B, 1, H, W)
 
-    def features(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what the head sees, (B, width / 2, H / cell, W / cell)."""
+    def features(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the heads see, (B, width / 2, H / cell, W / cell) and (B, width, ...) at half of that."""
         x = F.pixel_unshuffle(x - GREY, self.cell)  # (B, cell^2 (1 + extra), H / cell, W / cell)
         fine = F.relu(self.stem(x))
         middle = self.encoder(F.relu(self.down_1(fine)))  # at half of that resolution
-        coarse = self.bottom(F.relu(self.down_2(middle)))  # at a quarter
+        coarse = self.bottom[0](F.relu(self.down_2(middle)))  # at a quarter
+        if self.deep is not None:  # at an eighth
+            coarse = coarse + double(self.up_3(self.deep(F.relu(self.down_3(coarse)))))
+        coarse = self.bottom[1](coarse)
         middle = self.decoder(double(self.up_2(coarse)) + middle)
         fine = double(self.up_1(middle)) + fine
         for layer in self.last:
             fine = F.relu(layer(fine))
-        return fine
+        return fine, middle
 
 
 class LatticePredictions(NamedTuple):
-    """What a `LatticePair` predicts from `LatticeViews`."""
+    """The predictions of a `LatticePair` from `LatticeViews`."""
 
     lattice: torch.Tensor | None  # (B, 1, h, w) at the sites, only from the lattice, where there is one
     frame: torch.Tensor  # (B, 1, H, W) everywhere, from the whole frame
+    log_deviation: torch.Tensor | None = None  # (B, 1, H, W) of the frame's errors, of a network that tells it
 
 
 class LatticePair(nn.Module):
     """The two networks of the disjoint recipe: `low` sees one lattice, `high` the frame. Only `high` is kept."""
 
-    def __init__(self, high: FastNetwork, width: int = 32):
+    def __init__(self, high: nn.Module, width: int = 32):
         super().__init__()
         self.high = high
         self.low = FastNetwork(width, cell=1, extra=4)
 
-    def forward(self, views: Any, high: FastNetwork | None = None) -> LatticePredictions:
+    def forward(self, views: Any, high: nn.Module | None = None) -> LatticePredictions:
         """Predict from `LatticeViews`, with `high` in place of the pair's own if it is given."""
-        frame = (high or self.high)(views.frame)
+        frame, log_deviation = (high or self.high).maps(views.frame)
         if views.lattice is None:
-            return LatticePredictions(None, frame)
+            return LatticePredictions(None, frame, log_deviation)
         height, width = views.lattice.shape[-2:]
         lattice = F.pad(views.lattice, (0, -width % 4, 0, -height % 4), mode="replicate")
         return LatticePredictions(self.low(lattice)[..., :height, :width], frame)
@@ -232,4 +281,4 @@ def build(config: ModelConfig) -> FastNetwork | SpeckleReductionNetwork:
     """Return the network that `config` describes, with random weights."""
     if NETWORKS[config.architecture] is SpeckleReductionNetwork:
         return SpeckleReductionNetwork(config.scales)
-    return FastNetwork(config.width)
+    return FastNetwork(config.width, deep=config.deep, uncertainty=config.uncertainty)

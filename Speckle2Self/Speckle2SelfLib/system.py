@@ -7,16 +7,20 @@ import errno
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+FilePath = str | os.PathLike[str]
+Progress = Callable[[int, int], None]  # called with how many are done, and how many there are
 
 
 class InputError(ValueError):
     """The user's input cannot be used. The message is one sentence: what is wrong and what to do."""
 
 
-def named(path, error: Exception) -> str:
-    """An error's message with its file before it, which it may begin with already."""
+def with_path(path: FilePath, error: Exception) -> str:
+    """Return an error's message with its file before it, once if it begins with it already."""
     return f"{path}: {str(error).removeprefix(f'{path} ')}"
 
 
@@ -40,7 +44,7 @@ def torchrun_place() -> tuple[int, int, int]:
 
 
 def keep_memory() -> None:
-    """In a process of our own: freed memory, up to 256 MB, is kept for what comes next.
+    """Keep freed memory, up to 256 MB, for what comes next; for a process of our own.
 
     Else GNU's allocator gives the arrays of each block of frames back to the system and asks for them again, which
     takes a tenth of the time. Nothing is done on other systems.
@@ -54,7 +58,7 @@ def keep_memory() -> None:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that there is not enough memory, here, on a graphics card or for threads."""
+    """Return whether an error says that there is not enough memory, here, on a graphics card or for threads."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return True
     said = ("out of memory", "can't allocate", "Unable to allocate", "not enough memory", "can't start new thread")
@@ -82,7 +86,7 @@ def _broken(error: Exception) -> str:
     )
 
 
-def replace_file(path, content: bytes) -> None:
+def replace_file(path: FilePath, content: bytes) -> None:
     """Writes a file whole or not at all: into a temporary one beside it, then renamed.
 
     Raises InputError where the folder does not exist or cannot be written.
@@ -104,7 +108,7 @@ def replace_file(path, content: bytes) -> None:
 
 
 @contextmanager
-def locked(path):
+def locked(path: FilePath) -> Iterator[None]:
     """Keeps a file that takes long to make to this process: holds the system's lock on `<path>.lock` meanwhile.
 
     The lock ends with the process, in whichever way that ends; a file that is left then locks nothing. Where the file
@@ -118,7 +122,7 @@ def locked(path):
         raise InputError(f"{lock} cannot be written: {error.strerror or error}.") from error
     with file:
         try:
-            if os.name == "nt":
+            if sys.platform == "win32":
                 import msvcrt
 
                 msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)

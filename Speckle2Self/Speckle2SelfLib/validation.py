@@ -37,10 +37,9 @@ def validate(
     for cine in cines:
         count = len(cine.frames)
         for number in evenly(count, FRAMES) if cine.truth is None else range(count):
-            frame, truth = (
-                None if frames is None else frames[number : number + 1].to(device)  # (1, 1, H, W)
-                for frames in (cine.frames, cine.truth)
-            )
+            window = slice(number, number + 1)
+            frame = cine.frames[window].to(device)  # (1, 1, H, W)
+            truth = None if cine.truth is None else cine.truth[window].to(device)
             views = recipe.views(_corner(frame, truth, cine.grain), rng)
             for name, term in recipe.loss(recipe.predict(learner, network, views), views).items():
                 terms.setdefault(f"held-out {name}", []).append(term.item())
@@ -63,7 +62,27 @@ def score(figures: dict[str, float], recorded: bool) -> float:
     """
     if not recorded and "rms" in figures:
         return figures["rms"]
-    return sum(value for name, value in figures.items() if name.startswith("held-out"))
+    terms = {name: value for name, value in figures.items() if name.startswith("held-out")}
+    terms.pop("held-out uncertainty", None)  # the model is chosen by its grey values
+    return sum(terms.values())
+
+
+@torch.no_grad()
+def fit_uncertainty(network: nn.Module, cines: Sequence[Cine]) -> float:
+    """Return the factor that makes the told deviations true on held-out simulated frames: the median, over the frames,
+    of the true error's rms by the told one's; 1 without such frames.
+
+    Args: network, with a head for the uncertainty, in evaluation mode, on the CPU.
+    """
+    ratios = []
+    for cine in (cine for cine in cines if cine.truth is not None):
+        for frame, truth in zip(cine.frames.split(1), cine.truth.split(1), strict=True):
+            batch = _corner(frame.cpu(), truth.cpu(), cine.grain)
+            grey, log_deviation = network.maps(batch.frames)
+            errors = grey.clamp(0, BRIGHTEST) - batch.truth
+            told = log_deviation.exp().square().mean()
+            ratios.append((errors.square().mean() / told).sqrt().item())
+    return float(np.clip(np.median(ratios), 1e-3, 1e3)) if ratios else 1.0
 
 
 def _corner(frame: torch.Tensor, truth: torch.Tensor | None, grain: tuple[float, float]) -> Batch:

@@ -16,7 +16,7 @@ from Speckle2SelfLib.system import InputError
 REQUIREMENTS = Path(__file__).resolve().parent / "requirements.txt"
 IMPORTED_AS = {"scikit-image": "skimage", "pillow": "PIL"}
 REQUESTER = "Speckle2Self"
-_one = threading.Lock()  # installation at a time
+_lock = threading.Lock()  # installation at a time
 
 
 def packages() -> dict[str, str]:
@@ -43,7 +43,7 @@ def ensure() -> None:
     Raises InputError where something is still missing afterwards, and where it is called while it installs: Slicer lets
     events happen meanwhile.
     """
-    if not _one.acquire(blocking=False):
+    if not _lock.acquire(blocking=False):
         raise InputError("Python packages are being installed; wait until that is done.")
     try:
         if find_spec("torch") is None:
@@ -51,7 +51,7 @@ def ensure() -> None:
         if find_spec("torch") is not None:
             _install()
     finally:
-        _one.release()
+        _lock.release()
     if missing():
         raise InputError(f"Python packages are missing: {', '.join(missing())}; install them and try again.")
 

@@ -42,11 +42,11 @@ def find(region: vtkMRMLNode | str) -> vtkMRMLNode:
     node = slicer.mrmlScene.GetNodeByID(region) if isinstance(region, str) else region
     if node is not None:
         return node
-    named = [each for each in scene.nodesNamed(region) if _isRegion(each)]
-    if not named:
-        known = "auto, none, given, a segmentation or a box (ROI), or a bool array"
-        raise InputError(f"There is no region '{region}'; known are {known}.")
-    return scene.onlyNode(named, "regions are named", region)
+    nodes = [each for each in scene.nodesNamed(region) if _isRegion(each)]
+    if not nodes:
+        choices = "auto, none, given, a segmentation or a box (ROI), or a bool array"
+        raise InputError(f"There is no region '{region}'; known are {choices}.")
+    return scene.onlyNode(nodes, "regions are named", region)
 
 
 def nodeOf(region: object = "auto") -> vtkMRMLNode | None:
@@ -167,9 +167,9 @@ def lastChange(regionNode: vtkMRMLNode) -> int:
     parts = [regionNode]
     if regionNode.IsA("vtkMRMLSegmentationNode"):
         segments = regionNode.GetSegmentation()
-        chosen = [segments.GetNthSegment(number) for number in range(segments.GetNumberOfSegments())]
-        drawn = [segment.GetRepresentation(segments.GetSourceRepresentationName()) for segment in chosen]
-        parts += [segments, *chosen, *drawn, regionNode.GetDisplayNode()]  # which knows what segments are visible
+        children = [segments.GetNthSegment(number) for number in range(segments.GetNumberOfSegments())]
+        images = [segment.GetRepresentation(segments.GetSourceRepresentationName()) for segment in children]
+        parts += [segments, *children, *images, regionNode.GetDisplayNode()]  # which knows what segments are visible
     return max(part.GetMTime() for part in parts if part is not None)
 
 
@@ -184,7 +184,7 @@ class MovingRegion:
 
     @property
     def changed(self) -> bool:
-        """Whether it was changed since `update`; not where there is none, or it has been removed."""
+        """Return whether it was changed since `update`; not where there is none, or it has been removed."""
         return self._lastChange not in (None, self._followed[0])
 
     @property
@@ -194,8 +194,8 @@ class MovingRegion:
 
     def update(self, volume: vtkMRMLVolumeNode, size: tuple[int, int], axis: int) -> np.ndarray | None:
         """Return the pixels (H, W) bool of a volume's frames of this size where they are others than before."""
-        changed = self._lastChange
-        if changed is None or self._followed == (changed, size, axis):
+        change = self._lastChange
+        if change is None or self._followed == (change, size, axis):
             return None
         try:
             region = frameMask(volume, self._node, axis)
@@ -233,7 +233,7 @@ def remembered(volume: vtkMRMLVolumeNode, size: tuple[int, int]) -> np.ndarray:
 
 
 def _key(volume: vtkMRMLVolumeNode, size: tuple[int, ...]) -> str:
-    """What recordings share a region: the scanner, where DICOM says it, and the size of their frames."""
+    """Return what recordings with the same region share: the scanner, where DICOM says it, and the size of frames."""
     identifiers = (volume.GetAttribute("DICOM.instanceUIDs") or "").split()
     database = getattr(slicer, "dicomDatabase", None)
     isKnown = bool(identifiers) and database is not None and database.isOpen
@@ -306,7 +306,7 @@ class Outline:
 
     @property
     def searching(self) -> bool:
-        """Whether the region is still to be found."""
+        """Return whether the region is still to be found."""
         return self._search is not None
 
     def show(self, node: vtkMRMLNode, region: str, regionNode: vtkMRMLNode | None = None, axis: str = "auto") -> None:
@@ -319,8 +319,8 @@ class Outline:
                 self._search = self._session.start(node, axis=axis, model="median", onlyRegion=True)
             else:
                 recording = Recording.of(node)
-                given = pixels(recording, regionNode, axis) if region == "given" else np.ones((1, 1), bool)
-                showOutline(recording.reference, given, recording.axis(axis))
+                mask = pixels(recording, regionNode, axis) if region == "given" else np.ones((1, 1), bool)
+                showOutline(recording.reference, mask, recording.axis(axis))
         except InputError:
             self.hide()
             raise

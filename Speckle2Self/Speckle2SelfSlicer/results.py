@@ -143,7 +143,7 @@ def _volume(template: vtkMRMLVolumeNode, voxels: np.ndarray) -> vtkMRMLVolumeNod
 
 def _writeSequence(
     recording: Recording,
-    filled: vtkMRMLSequenceNode,
+    template: vtkMRMLSequenceNode,
     output: vtkMRMLNode | None,
     suffix: str,
     added: list,
@@ -153,16 +153,16 @@ def _writeSequence(
     givenProxy = None if output is None or output.IsA("vtkMRMLSequenceNode") else output
     sequence = sequenceBehind(givenProxy) if givenProxy else output
     if sequence is None:
-        sequence = filled
+        sequence = template
         _describe(sequence, original)
         _add(mrmlScene, sequence, freeName(original, suffix), added)
     else:
         with slicer.util.NodeModify(sequence):
             sequence.RemoveAllDataNodes()
             sequence.SetIndexType(slicer.vtkMRMLSequenceNode.TextIndex)
-            for number in range(filled.GetNumberOfDataNodes()):
-                item = filled.GetNthDataNode(number)
-                sequence.SetDataNodeAtValue(item, filled.GetNthIndexValue(number)).SetName(item.GetName())
+            for number in range(template.GetNumberOfDataNodes()):
+                item = template.GetNthDataNode(number)
+                sequence.SetDataNodeAtValue(item, template.GetNthIndexValue(number)).SetName(item.GetName())
             _describe(sequence, original)
     placeBeside(original, sequence)
     result = sequence
@@ -178,15 +178,15 @@ def _writeSequence(
                 browser.SetOverwriteProxyName(sequence, browser.GetOverwriteProxyName(original))
                 browser.SetMissingItemMode(sequence, browser.GetMissingItemMode(original))
             inputProxy = browser.GetProxyNode(original)
-            asked = inputProxy is recording.node  # it was this browser's proxy that was to be despeckled
-            if asked and givenProxy is not None:
+            isInput = inputProxy is recording.node  # it was this browser's proxy that was to be despeckled
+            if isInput and givenProxy is not None:
                 browser.AddProxyNode(givenProxy, sequence, False)
             # Slicer gives a proxy its sequence's name.
-            alike = inputProxy is None or inputProxy.GetName() == original.GetName()
-            name = sequence.GetName() if alike else freeName(inputProxy, suffix)
+            sameName = inputProxy is None or inputProxy.GetName() == original.GetName()
+            name = sequence.GetName() if sameName else freeName(inputProxy, suffix)
             proxy = _updateProxy(browser, sequence, name, inputProxy, added)
             placeBeside(inputProxy or original, proxy)
-            if asked:
+            if isInput:
                 result = proxy
     return output or result
 
@@ -264,9 +264,9 @@ def placeBeside(node: vtkMRMLNode, result: vtkMRMLNode) -> None:
     item = hierarchy.GetItemByDataNode(node) if hierarchy else 0
     if not item:
         return
-    parent, place = hierarchy.GetItemParent(item), hierarchy.GetItemByDataNode(result)
-    if place:
-        hierarchy.SetItemParent(place, parent)
+    parent, resultItem = hierarchy.GetItemParent(item), hierarchy.GetItemByDataNode(result)
+    if resultItem:
+        hierarchy.SetItemParent(resultItem, parent)
     else:
         hierarchy.CreateItem(parent, result)
 

@@ -40,7 +40,7 @@ NO_CODEC = "'{}' cannot be decoded: no codec '{}' in this Slicer."
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """What to despeckle, resolved once: one volume, or the volumes of a sequence."""
+    """A recording to despeckle, resolved once: one volume, or the volumes of a sequence."""
 
     node: vtkMRMLNode  # that was asked for: the volume, the sequence, or a browser's proxy of it
     volumes: list[vtkMRMLVolumeNode]  # one a time point
@@ -91,7 +91,7 @@ class Recording:
 
     @property
     def isProxy(self) -> bool:
-        """Whether the node that was asked for is a browser's proxy of the sequence."""
+        """Return whether the node that was asked for is a browser's proxy of the sequence."""
         return self.sequence is not None and self.node is not self.sequence
 
     @property
@@ -232,11 +232,11 @@ def sequenceOf(node: vtkMRMLNode) -> vtkMRMLSequenceNode | None:
 
 def browsers(mrmlScene: vtkMRMLScene, sequence: vtkMRMLSequenceNode | None = None) -> list[vtkMRMLSequenceBrowserNode]:
     """Return the scene's sequence browsers; of one sequence if given."""
-    every = [
+    allBrowsers = [
         mrmlScene.GetNthNodeByClass(i, "vtkMRMLSequenceBrowserNode")
         for i in range(mrmlScene.GetNumberOfNodesByClass("vtkMRMLSequenceBrowserNode"))
     ]
-    return [b for b in every if sequence is None or b.IsSynchronizedSequenceNodeID(sequence.GetID(), True)]
+    return [b for b in allBrowsers if sequence is None or b.IsSynchronizedSequenceNodeID(sequence.GetID(), True)]
 
 
 def proxyOf(node: vtkMRMLNode) -> vtkMRMLVolumeNode:
@@ -272,18 +272,18 @@ def find(node: vtkMRMLNode | str | None) -> vtkMRMLNode | None:
     """
     if isinstance(node, str):
         node = slicer.mrmlScene.GetNodeByID(node) or _imageNamed(node)
-    return _played(node) if node is not None and node.IsA("vtkMRMLSequenceBrowserNode") else node
+    return _recordingOfBrowser(node) if node is not None and node.IsA("vtkMRMLSequenceBrowserNode") else node
 
 
 def _imageNamed(name: str) -> vtkMRMLNode:
-    every = nodesNamed(name)
-    if not every:
+    nodes = nodesNamed(name)
+    if not nodes:
         raise InputError(f"There is no node with the id or name '{name}' in the scene.")
-    images = [each for each in every if each.GetClassName() in VOLUMES or holdsImages(each)]
+    images = [each for each in nodes if each.GetClassName() in VOLUMES or holdsImages(each)]
     recordings = {sequenceBehind(each) or each: each for each in images}
     recordings |= {each: each for each in images if each in recordings}
-    players = [each for each in every if each.IsA("vtkMRMLSequenceBrowserNode")]
-    return onlyNode(list(recordings.values()) or players or every[:1], "nodes that could be despeckled are named", name)
+    players = [each for each in nodes if each.IsA("vtkMRMLSequenceBrowserNode")]
+    return onlyNode(list(recordings.values()) or players or nodes[:1], "nodes that could be despeckled are named", name)
 
 
 def nodesNamed(name: str) -> list[vtkMRMLNode]:
@@ -307,12 +307,12 @@ def holdsImages(node: vtkMRMLNode) -> bool:
     )
 
 
-def _played(browser: vtkMRMLSequenceBrowserNode) -> vtkMRMLSequenceNode:
+def _recordingOfBrowser(browser: vtkMRMLSequenceBrowserNode) -> vtkMRMLSequenceNode:
     """The recording that a browser plays: its master sequence, or the only one that holds images. InputError."""
     sequences = vtk.vtkCollection()
     browser.GetSynchronizedSequenceNodes(sequences, True)  # the master is the first
-    every = [sequences.GetItemAsObject(number) for number in range(sequences.GetNumberOfItems())]
-    images = [each for each in every if holdsImages(each)]
+    nodes = [sequences.GetItemAsObject(number) for number in range(sequences.GetNumberOfItems())]
+    images = [each for each in nodes if holdsImages(each)]
     if not images:
         raise InputError(f"'{browser.GetName()}' plays no recording of images; choose another.")
     if len(images) > 1 and images[0] is not browser.GetMasterSequenceNode():

@@ -1,4 +1,4 @@
-"""What to train on: nodes and files become recordings, masks and the settings of a run."""
+"""The data of a training run: nodes and files become recordings, masks and the settings of a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .session import Session
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run needs. recordings, heldOut: (N, H, W[, C]) each; regions: a mask (H, W) bool of each recording and
+    """The data of a run. recordings, heldOut: (N, H, W[, C]) each; regions: a mask (H, W) bool of each recording and
     then of each one held out, or none; name: that of the model, or None; title: the name of the first recording;
     nodes: what is in the scene of it, first what is held out."""
 
@@ -57,9 +57,9 @@ def gather(
     job = Job("", inputs=[path.resolve() for path in files], preset=preset, recipe=recipe, init=init, steps=steps,
               minutes=minutes, region="auto" if regions else region, device=device, seed=seed,
               report=2 if preset == "adapt" else 10)  # fmt: skip
-    recordings, held = ([scene.frames(node) for node in some] for some in (nodes, heldOut))
+    recordings, heldOutFrames = ([scene.frames(node) for node in some] for some in (nodes, heldOut))
     title = nodes[0].GetName() if nodes else files[0].stem
-    return TrainingData(job, recordings, held, regions, name, title, [*heldOut, *nodes])
+    return TrainingData(job, recordings, heldOutFrames, regions, name, title, [*heldOut, *nodes])
 
 
 def _recordingNodes(nodes) -> list[vtkMRMLNode]:
@@ -72,15 +72,15 @@ def _recordingNodes(nodes) -> list[vtkMRMLNode]:
 
 def _regions(session: Session, nodes: list[vtkMRMLNode], region: Any, files: list[Path]) -> list[np.ndarray]:
     """Return the pixels (H, W) bool of each node that a region covers; none for "auto" and "none"."""
-    from .trainer import alike
+    from .trainer import all_equal
 
     if isinstance(region, str) and region in ("auto", "none"):
         return []
     if not nodes:
         raise InputError("A region needs a recording in the scene. For files, choose 'auto' or 'none'.")
-    given = None if isinstance(region, str) and region == "given" else regions.find(region)
-    masks = [session.region(node, given) for node in nodes]
-    if files and not alike(masks):
+    regionNode = None if isinstance(region, str) and region == "given" else regions.find(region)
+    masks = [session.region(node, regionNode) for node in nodes]
+    if files and not all_equal(masks):
         raise InputError("The region is not the same in all recordings of the scene: train on the files separately.")
     return masks
 

@@ -27,7 +27,7 @@ import numpy as np
 from Speckle2SelfLib import protocol
 from Speckle2SelfLib.config import DespeckleOptions
 from Speckle2SelfLib.system import InputError
-from Speckle2SelfLib.worker_process import SLOTS, job_arrays, layout, stream_arrays, views
+from Speckle2SelfLib.worker_process import SLOTS, job_arrays, offsets_of, stream_arrays, views
 
 from .processes import GRACE, LONGEST, Child, kill_tree, was_killed, why_not_started
 
@@ -104,7 +104,7 @@ def _remove(handle: int, name: str) -> None:
         os.unlink(name)
 
 
-class Job:
+class DespeckleJob:
     """One recording. state: "waiting", "running", "done", "cancelled", "failed" (message says why, for the user).
 
     input, output: (N, H, W[, C]) in shared memory; the first `done` of `total` frames of the output are despeckled.
@@ -115,23 +115,23 @@ class Job:
 
     def __init__(self, number: int, shape, dtype: np.dtype):
         arrays = job_arrays(shape, dtype)
-        self._block = _Block(layout(*arrays)[1])
+        self._block = _Block(offsets_of(*arrays)[1])
         self.input, self.output, self._region = views(self._block.map, *arrays)
         self.number, self.state, self.message = number, "waiting", ""
         self.done, self.total, self.rate, self.seconds_left = 0, int(shape[0]), 0.0, None
         self.device, self.precision, self.mapping = "", "", None
         self._request: protocol.Despeckle | None = None
-        self._found, self._deadline = False, None
+        self._region_known, self._deadline = False, None
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
+        """Return whether nothing more will come."""
         return self.state in ("done", "cancelled", "failed")
 
     @property
     def region(self) -> np.ndarray | None:
         """(H, W) bool: what is despeckled; None until that is known."""
-        return self._region.copy() if self._found and self._region is not None else None
+        return self._region.copy() if self._region_known and self._region is not None else None
 
     def release_input(self) -> None:
         """Gives the input's memory back where the system can do so; it reads as zeros then."""
@@ -149,7 +149,7 @@ class Job:
         """Take an answer about this job; raise ValueError where that cannot be."""
         if isinstance(answer, protocol.Started):
             self.device, self.precision, self.mapping = answer.device, answer.precision, answer.mapping
-            self._found = True
+            self._region_known = True
             self._hide()
         elif isinstance(answer, protocol.Progress):
             self.done = _within(answer.done, self.done, self.total)
@@ -191,39 +191,39 @@ class Stream:
     """
 
     def __init__(self, worker: Worker, shape, dtype, options: DespeckleOptions, region: np.ndarray | None):
-        self._worker, self._options, self._given = weakref.proxy(worker), asdict(options), region
+        self._worker, self._options, self._own_region = weakref.proxy(worker), asdict(options), region
         self.state, self.message, self.device, self.precision = "running", "", "", ""
         self.pushed = self.done = self.dropped = 0
-        self._finished = self._taken = 0
+        self._last_done = self._last_taken = 0
         self._latencies: deque[float] = deque(maxlen=500)
         self._allocate(tuple(shape), np.dtype(dtype))
 
     def _allocate(self, shape, dtype) -> None:
         arrays = stream_arrays(shape, dtype)
         self.shape, self.dtype, self.number = shape, dtype, self._worker._next_number()
-        self._block = _Block(layout(*arrays)[1])
+        self._block = _Block(offsets_of(*arrays)[1])
         self._header, self._inputs, self._outputs, self._region = views(self._block.map, *arrays)
         self._times: dict[int, float] = {}
-        if self._given is not None:
-            fits = self._given.shape == shape[:2]
+        if self._own_region is not None:
+            fits = self._own_region.shape == shape[:2]
             self._options["region"] = "given" if fits else "auto"
             if fits:
-                self._region[...] = self._given
-        self._woken = False
+                self._region[...] = self._own_region
+        self._wake_sent = False
 
     def _open(self) -> None:
         """Tells a process of this stream."""
-        self._woken = False
+        self._wake_sent = False
         block, inode = self._block.name
         self._worker._send(protocol.OpenStream(
-            self.number, self.shape, self.dtype.str, block, inode, self._options, self._finished
+            self.number, self.shape, self.dtype.str, block, inode, self._options, self._last_done
         ))  # fmt: skip
         self._wake()
 
     def _wake(self) -> None:
         """Tells the process that there is a newer frame, unless it has not answered since it was told last."""
-        if self.state == "running" and not self._woken and self._finished < self.pushed:
-            self._woken = True
+        if self.state == "running" and not self._wake_sent and self._last_done < self.pushed:
+            self._wake_sent = True
             self._worker._send(protocol.Wake())
 
     def push(self, frame: np.ndarray) -> int:
@@ -235,8 +235,8 @@ class Stream:
             _check_frames((1, *frame.shape), frame.dtype)
             self._worker._send(protocol.Stop(self.number))
             self._worker._forget(self)
-            self.dropped += self.pushed - self._finished
-            self._finished = self._taken = self.pushed
+            self.dropped += self.pushed - self._last_done
+            self._last_done = self._last_taken = self.pushed
             self._allocate(frame.shape, frame.dtype)
             self._worker._add(self)
         self.pushed += 1
@@ -252,7 +252,7 @@ class Stream:
 
     def give(self, region: np.ndarray) -> None:
         """Another region (H, W) bool from the next frame on; grain and grey values are found in it anew."""
-        self._given = region
+        self._own_region = region
         if self.state == "running" and region.shape == self.shape[:2]:  # else it waits for frames of its size
             self._region[...] = region
             self._header[-1] += 1
@@ -262,12 +262,12 @@ class Stream:
         """The newest despeckled frame that was not taken yet, as a copy; else None."""
         for _ in range(2):
             self._worker.poll()
-            number, slot = self._finished, self._finished % SLOTS
-            if self._block is None or number == self._taken:
+            number, slot = self._last_done, self._last_done % SLOTS
+            if self._block is None or number == self._last_taken:
                 return None
             image = self._outputs[slot].copy()
             if self._header[1 + SLOTS + slot] == number:
-                self._taken = number
+                self._last_taken = number
                 return Frame(image, number, self._latency)
         return None
 
@@ -278,7 +278,7 @@ class Stream:
     @property
     def region(self) -> np.ndarray | None:
         """(H, W) bool: what is despeckled; None until that is known."""
-        return self._region.copy() if self._finished and self._region is not None else None
+        return self._region.copy() if self._last_done and self._region is not None else None
 
     def look(self, strength: float, gamma: float) -> None:
         """Strength and gamma of the frames that follow. Raises InputError."""
@@ -306,10 +306,10 @@ class Stream:
         if isinstance(answer, protocol.Opened):
             self.device, self.precision = answer.device, answer.precision
         elif isinstance(answer, protocol.Frame):
-            number = _within(answer.number, self._finished + 1, self.pushed)
+            number = _within(answer.number, self._last_done + 1, self.pushed)
             self.done += 1
-            self.dropped += number - self._finished - 1
-            self._finished, self._woken = number, False
+            self.dropped += number - self._last_done - 1
+            self._last_done, self._wake_sent = number, False
             self._latency = time.perf_counter() - self._times[number]
             self._times = {n: t for n, t in self._times.items() if n > number}
             self._latencies.append(self._latency)
@@ -334,10 +334,10 @@ class Worker:
     def __init__(self, python: str | None = None, command: list[str] | None = None):
         self._command = command or [python, "-m", "Speckle2SelfLib.worker_process"]
         self._child: _Child | None = None
-        self._running: Job | None = None
-        self._waiting: deque[Job] = deque()
+        self._running: DespeckleJob | None = None
+        self._waiting: deque[DespeckleJob] = deque()
         self._streams: dict[int, Stream] = {}
-        self._jobs: weakref.WeakSet[Job] = weakref.WeakSet()
+        self._jobs: weakref.WeakSet[DespeckleJob] = weakref.WeakSet()
         self._numbers = 0
         self.devices: list[str] = []  # that the process can use, the best one first; as soon as it has told
 
@@ -353,15 +353,15 @@ class Worker:
             for stream in self._streams.values():
                 stream._open()
 
-    def allocate(self, shape, dtype) -> Job:
+    def allocate(self, shape, dtype) -> DespeckleJob:
         """A job whose `input` (N, H, W[, C]) the caller fills before `start`. Raises InputError."""
         dtype = np.dtype(dtype)
         _check_frames(tuple(shape), dtype)
-        job = Job(self._next_number(), tuple(int(n) for n in shape), dtype)
+        job = DespeckleJob(self._next_number(), tuple(int(n) for n in shape), dtype)
         self._jobs.add(job)
         return job
 
-    def start(self, job: Job, request: dict | None = None) -> Job:
+    def start(self, job: DespeckleJob, request: dict | None = None) -> DespeckleJob:
         """Puts a filled job into the queue. request: see `despeckle`. Raises InputError."""
         options, region = checked_options(request or {}, job.input.shape[1:3])
         if region is not None:
@@ -372,7 +372,7 @@ class Worker:
         self.poll()
         return job
 
-    def despeckle(self, frames: np.ndarray, **request) -> Job:
+    def despeckle(self, frames: np.ndarray, **request) -> DespeckleJob:
         """A job on a copy of `frames` (N, H, W[, C]).
 
         request: fields of `config.DespeckleOptions`; region may also be a mask (H, W). Raises InputError.
@@ -393,7 +393,7 @@ class Worker:
         """Takes what the process said, and starts the next job; returns at once. Call it from a timer."""
         child = self._child
         if child is not None:
-            code = child.process.poll()  # asked before its answers are taken, so that none is left behind
+            code = child.poll()  # asked before its answers are taken, so that none is left behind
             try:
                 child.errors()
                 for answer in child.answers():
@@ -424,7 +424,7 @@ class Worker:
         except OSError as error:
             self._fail(f"The despeckling process could not be started: {why_not_started(error)}.")
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: DespeckleJob) -> None:
         """Asks for a stop between two blocks of frames; a process that goes on for half a second is ended."""
         if job is self._running and job._deadline is None:
             job._deadline = time.monotonic() + GRACE
@@ -504,7 +504,7 @@ class Worker:
         if child is None:
             return
         if not wait:  # only the clearing away may take its time
-            if os.name != "nt" and child.process.poll() is None:
+            if os.name != "nt" and child.poll() is None:
                 kill_tree(child.process)
             threading.Thread(target=child.close, daemon=True).start()
         else:

@@ -43,11 +43,17 @@ if importlib.util.find_spec("pydicom.examples") is None:
     pydicom.examples = sys.modules["pydicom.examples"] = examples()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session):
+    """Put Python back before pytest-xdist starts its processes and before the core's tests are imported."""
+    session.launcher, sys.executable = sys.executable, PYTHON
+
+
 @pytest.fixture(autouse=True)
-def python_in_the_core(request, monkeypatch):
-    """In the core's tests, `sys.executable` is Python itself, whatever a test of the scene has started before."""
-    if "core" in request.path.parts:
-        monkeypatch.setattr(sys, "executable", PYTHON)
+def executable(request, monkeypatch):
+    """In Slicer, `sys.executable` is a launcher; in the core's tests, it is Python itself."""
+    if "core" not in request.path.parts:
+        monkeypatch.setattr(sys, "executable", request.session.launcher)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """One safe model file: round trips, the authors' files, and everything that is not a model."""
 
+import json
 import pickle
 
 import pytest
@@ -10,6 +11,24 @@ from Speckle2SelfLib import checkpoint
 from Speckle2SelfLib.config import ModelConfig
 from Speckle2SelfLib.network import SpeckleReductionNetwork, build
 from Speckle2SelfLib.system import InputError
+
+
+def test_a_file_from_before_the_heads_loads_as_a_network_without(tmp_path):
+    config = ModelConfig(width=8)
+    known = {"architecture": "fast", "width": 8, "scales": 3, "normalisation": "cine", "grain": None}
+    metadata = {"format": checkpoint.FORMAT, "config": json.dumps(known), "card": "{}"}
+    save_file(build(config).state_dict(), tmp_path / "old", metadata)
+    found, network, _ = checkpoint.load(tmp_path / "old")
+    assert found == config and network.deep is None and network.uncertainty is None
+
+
+def test_a_model_with_heads_comes_back_with_what_was_fitted(tmp_path):
+    config = ModelConfig(width=8, deep=1, uncertainty=True, uncertainty_scale=1.25)
+    checkpoint.save(tmp_path / "model", config, build(config), {})
+    found, network, _ = checkpoint.load(tmp_path / "model")
+    assert found == config and network.uncertainty is not None and len(network.deep) == 1
+    with pytest.raises(InputError, match="head for the uncertainty"):
+        ModelConfig("published", uncertainty=True)
 
 
 def test_a_saved_model_comes_back_with_its_config_and_card(tmp_path):

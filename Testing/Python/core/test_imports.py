@@ -9,7 +9,8 @@ import pytest
 # A module imports only those of the lines above its own.
 RANKS = [
     {"system"},
-    {"config", "grey"},
+    {"config", "grey", "graphics"},
+    {"tint"},
     {"protocol", "volumes", "look", "augmentation", "perturbation", "network", "loss", "beams", "devices"},
     {"region", "grain", "resampling"},
     {"formats.base"},

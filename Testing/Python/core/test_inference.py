@@ -15,7 +15,7 @@ from Speckle2SelfLib.config import ModelConfig
 from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.inference import accelerate, fast_network, through_network
 from Speckle2SelfLib.library import load_model
-from Speckle2SelfLib.network import FastNetwork, NormalisedConvolution, SpeckleReductionNetwork
+from Speckle2SelfLib.network import UNSURE, FastNetwork, NormalisedConvolution, SpeckleReductionNetwork, build
 
 CPU = torch.device("cpu")
 
@@ -51,6 +51,67 @@ def test_the_fast_form_gives_what_the_network_as_written_gives(network, architec
     assert fast.shape == written.shape == (2, 1, 96, 64) and fast.dtype == torch.float32
     assert (fast - written).abs().max() < 1e-4 * written.std() and written.std() > 0.005
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def with_heads(deep):
+    """A model of random weights with a deeper level and a head for the uncertainty."""
+    torch.manual_seed(3)
+    config = ModelConfig(width=8, deep=deep, uncertainty=True)
+    network = build(config).eval()
+    for name, parameter in network.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.5 if name.startswith("uncertainty") else 0.1)
+    return Model(config, network)
+
+
+@pytest.mark.parametrize("precision, close", [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize("deep", [0, 1, 2])
+def test_one_fast_pass_gives_the_grey_value_and_its_uncertainty(deep, precision, close):
+    model, frames = with_heads(deep), torch.rand(2, 1, 96, 64)
+    with torch.inference_mode():
+        grey, log_deviation = model.network.maps(frames)
+        both = fast_network(model, CPU, precision, uncertainty=True)(frames)
+        only = fast_network(model, CPU, precision)(frames)
+    assert both.shape == (2, 2, 96, 64) and log_deviation.std() > 0.01
+    assert (both[:, :1] - grey).abs().max() < close
+    assert (both[:, 1:].log() - log_deviation).abs().max() < 10 * close
+    assert torch.equal(only, both[:, :1]), "the grey value does not depend on whether the uncertainty is asked for"
+
+
+def test_the_deepest_level_begins_as_if_it_were_not_there():
+    torch.manual_seed(0)
+    deep, frames = FastNetwork(8, deep=1, uncertainty=True), torch.rand(1, 1, 64, 64)
+    shallow = FastNetwork(8)
+    shallow.load_state_dict(
+        {name: tensor for name, tensor in deep.state_dict().items() if name in shallow.state_dict()}
+    )
+    with torch.inference_mode():
+        grey, log_deviation = deep.maps(frames)
+        assert torch.equal(grey, shallow(frames))
+    assert torch.allclose(log_deviation.exp(), torch.tensor(UNSURE)), "and the head with one value everywhere"
+
+
+@pytest.mark.parametrize("deep", [0, 1, 2])
+def test_tiles_of_several_maps_give_the_same_as_the_whole_frame(deep):
+    network = fast_network(with_heads(deep), CPU, torch.float32, uncertainty=True)
+    x = torch.rand(1, 1, 300, 331, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        whole, tiles = through_network(network, x, tile=4096), through_network(network, x, tile=64)
+    assert whole.shape == (1, 2, 300, 331)
+    assert ((whole - tiles).abs().amax((0, 2, 3)) < whole.std((0, 2, 3)) / 20).all()
+
+
+@pytest.mark.parametrize("deep", [0, 1])
+def test_no_pixel_beyond_the_margin_matters_to_any_map(deep):
+    network = with_heads(deep).network
+    size = 2 * network.margin + 64
+    x = torch.rand(1, 1, size, 32, generator=torch.Generator().manual_seed(1))
+    for changed in (size // 2 - network.margin - 2, size // 2 + network.margin + 2):
+        y = x.clone()
+        y[:, :, changed] += 1
+        with torch.inference_mode():
+            for one, other in zip(network.maps(x), network.maps(y), strict=True):
+                assert torch.equal(one[:, :, size // 2], other[:, :, size // 2])
+                assert not torch.equal(one[:, :, changed], other[:, :, changed])
 
 
 @pytest.mark.parametrize("sixteen", [False, True])
@@ -194,7 +255,7 @@ def test_a_shape_is_recorded_when_it_comes_again(gpu):
 
 
 def test_no_more_is_kept_than_was_allowed_and_the_latest_is(gpu):
-    run, calls = replayed(gpu, most=10)
+    run, calls = replayed(gpu, limit=10)
     for size in (4, 4, 5, 5, 4, 3, 3, 5, 5, 12, 12):
         assert torch.equal(run(torch.ones(size)), torch.full((size,), 2.0))
     assert gpu.shapes == [(4,), (5,), (3,), (5,)], "3 took the place of 5, the least recent one; 12 is too large"

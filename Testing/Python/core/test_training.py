@@ -2,6 +2,7 @@
 
 import re
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,12 +18,13 @@ from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.grain import estimate_grain
 from Speckle2SelfLib.grey import evenly
 from Speckle2SelfLib.loss import published_loss
-from Speckle2SelfLib.network import build
+from Speckle2SelfLib.network import GREY, UNSURE, build
 from Speckle2SelfLib.perturbation import published_views
 from Speckle2SelfLib.recipes import RECIPES, Recipe
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
 from Speckle2SelfLib.system import Cancelled, InputError
 from Speckle2SelfLib.training import Training
+from Speckle2SelfLib.validation import fit_uncertainty, score
 
 FAST = ModelConfig(width=32, grain=(0.75, 1.7))
 CONFIG = TrainingConfig(steps=6, batch=2, crop=32)
@@ -43,6 +45,31 @@ def test_what_is_held_out_of_simulated_frames_was_not_trained_on():
         training = Training([], TrainingConfig(steps=8, batch=8, crop=32, simulated=64, seed=seed), FAST)
         (held,) = training.held_out
         assert not any((held.frames[:, None] == training.simulated.frames[None]).flatten(2).all(-1).any(1))
+
+
+@pytest.mark.parametrize("truth_error", ["absolute", "squared"])
+def test_a_head_for_the_uncertainty_learns_and_changes_nothing_of_the_grey_values(truth_error):
+    config = TrainingConfig(steps=90, batch=4, crop=32, simulated=32, averaging=0, truth_error=truth_error)
+    plain, told = (Training([], config, replace(FAST, width=8, deep=1, uncertainty=u)) for u in (False, True))
+    reports = [list(training.run()) for training in (plain, told)]
+    weights = told.network.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in plain.network.state_dict().items())
+    assert "uncertainty" not in reports[0][-1].terms
+    first, last = (np.mean([r.terms["uncertainty"] for r in some]) for some in (reports[1][:5], reports[1][-5:]))
+    assert last < first
+    figures, _ = told.validate()
+    assert np.isfinite(figures["held-out uncertainty"])
+    assert score(figures, True) == score({n: v for n, v in figures.items() if n != "held-out uncertainty"}, True)
+
+
+def test_told_deviations_are_fitted_to_held_out_simulated_frames():
+    network = build(ModelConfig(width=8, uncertainty=True)).eval()
+    torch.nn.init.zeros_(network.head.weight)
+    torch.nn.init.constant_(network.head.bias, -GREY)  # black everywhere
+    frames = torch.rand(3, 1, 40, 48)
+    cine = Cine(frames, truth=torch.full_like(frames, 0.06))
+    assert fit_uncertainty(network, [Cine(frames), cine]) == pytest.approx(0.06 / UNSURE, rel=1e-3)
+    assert fit_uncertainty(network, [Cine(frames)]) == 1
 
 
 def test_the_averaged_weights_of_a_short_run_are_those_of_its_steps_and_are_what_is_judged():
