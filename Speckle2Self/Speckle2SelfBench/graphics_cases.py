@@ -87,6 +87,11 @@ def graphics_cases(
     return cases
 
 
+def shift(values: np.ndarray) -> np.ndarray:
+    """Change every grey value in [0, 1] that it is given: what comes back as it was lies outside the region."""
+    return np.where(values > 0.5, values - 0.3, values + 0.3)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -97,7 +102,7 @@ def main() -> None:
     asked = parser.parse_args()
     rows: dict[str, list[dict[str, float]]] = {}
     for case in graphics_cases(asked.count, kinds=tuple(asked.kinds) if asked.kinds else None):
-        found = case.measure(despeckle(case.frames, asked.model))
+        found = case.measure(despeckle(case.frames, asked.model or shift))
         for name in (case.name, "all, 1" if case.name.endswith(" 1") else "all, cines", "all"):
             rows.setdefault(name, []).append(found)
     names = list(next(iter(rows.values()))[0])

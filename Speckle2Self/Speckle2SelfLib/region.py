@@ -103,7 +103,7 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     box = box_of(region)
     if region[box].mean() > 0.9:
         region[box] = True
-    region &= ~_find_exterior(lit, region)
+    region &= ~_find_exterior(image, region) | (lit & ~graphics)
     region &= ~_find_boxes(brightest, grey_values.min(0), region)
     if moves:  # tissue can be still by chance; graphics are frozen, or stand out from a dark ground
         graphics = _remove_specks(graphics & (frozen | (level > 2 * ndimage.uniform_filter(level, 13))), 2)
@@ -114,23 +114,25 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     return region if within is None else region & within
 
 
-def _find_exterior(lit: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """Return what is dark (H, W) bool between the border of a region and the image: beside sides that lean, above the
-    arc of a curved probe, between two images. There the first light pixels lie on lines and arcs, side by side; at the
-    rim of a shadow, speckle makes them jump, and in water there are few."""
-    exterior, region = np.zeros(lit.shape, bool), region.copy()
-    closed = ndimage.binary_closing(np.pad(lit, 2), np.ones((3, 3)))[2:-2, 2:-2]
+def _find_exterior(image: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """Return what lies (H, W) bool between the border of a region and the light parts of the image: beside sides that
+    lean, above the arc of a curved probe, between two images. There the first light pixels lie on lines and arcs, side
+    by side; at the rim of a shadow, speckle makes them jump, and in water there are few."""
+    exterior, region = np.zeros(image.shape, bool), region.copy()
+    closed = ndimage.binary_closing(np.pad(image, 2), np.ones((3, 3)))[2:-2, 2:-2]
     for turn in range(4):  # seen from above, from the right, from below, from the left
-        inside, light, border = (np.rot90(mask, turn) for mask in (region, lit, closed))
+        inside, light, border = (np.rot90(mask, turn) for mask in (region, image, closed))
         start, end, first = _first(inside), _first(light & inside), _first(border & inside)
         away = ndimage.binary_closing(np.pad((end > start) & inside.any(0), 2), np.ones(4))[2:-2]
-        runs, count = ndimage.label(ndimage.binary_opening(away, np.ones(8)))
+        runs, count = ndimage.label(ndimage.binary_opening(away, np.ones(4)))
         bends = np.abs(np.diff(first, 2, prepend=first[0], append=first[-1])) > 1
         rows = np.arange(len(inside))[:, None]
         between = np.where((rows >= start) & (rows < end), runs, 0)
         beside = np.where(between == 0, ndimage.maximum_filter(between, 3, mode="constant"), 0) * inside
         every = np.arange(count + 1)
-        straight = (ndimage.mean(bends, runs, every) < CROOKED) & (ndimage.mean(border, beside, every) > 0.5)
+        width, contact = np.bincount(runs, minlength=count + 1), ndimage.mean(border, beside, every)
+        straight = (ndimage.sum(bends, runs, every) - 2 < CROOKED * width) & (contact > 0.5)
+        straight |= (np.bincount(between.ravel(), minlength=count + 1) > 2 * width**2) & (contact > 0.85)  # a gap
         straight[0] = False
         np.rot90(exterior, turn)[...] |= straight[between]
         region &= ~exterior
