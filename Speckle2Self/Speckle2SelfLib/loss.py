@@ -101,7 +101,7 @@ def squared_truth_loss(high: torch.Tensor, truth: torch.Tensor) -> dict[str, tor
     Args: high and truth (B, 1, H, W).
     """
     errors = high - truth
-    slopes = sum(errors.diff(dim=axis).square().mean() for axis in (-1, -2))
+    slopes = total(errors.diff(dim=axis).square().mean() for axis in (-1, -2))
     return {"truth": SQUARED * errors.square().mean(), "slopes": SQUARED * SQUARED_SLOPES * slopes}
 
 

@@ -261,10 +261,10 @@ class LatticePair(nn.Module):
 
     def __init__(self, high: nn.Module, width: int = 32):
         super().__init__()
-        self.high = high
+        self.high: Any = high
         self.low = FastNetwork(width, cell=1, extra=4)
 
-    def forward(self, views: Any, high: nn.Module | None = None) -> LatticePredictions:
+    def forward(self, views: Any, high: Any = None) -> LatticePredictions:
         """Predict from `LatticeViews`, with `high` in place of the pair's own if it is given."""
         frame, log_deviation = (high or self.high).maps(views.frame)
         if views.lattice is None:

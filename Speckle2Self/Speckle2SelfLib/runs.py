@@ -339,9 +339,9 @@ class Run:
         for done in training.run():
             self.after_step(done)
 
-    def keep_to_budget(self) -> None:
+    def keep_to_budget(self, budget: Budget) -> None:
         """Fit the number of steps to the time that is left, alike in all processes."""
-        steps = torch.tensor(self.budget.steps(self.training.step), dtype=torch.int64)
+        steps = torch.tensor(budget.steps(self.training.step), dtype=torch.int64)
         if dist.is_initialized():
             steps = steps.to(self.device)
             dist.broadcast(steps, 0)
@@ -352,7 +352,7 @@ class Run:
         """Report a step; validate and save where it is time. Raises Cancelled if asked to stop."""
         seconds_left = done.seconds_left
         if self.budget is not None:
-            self.keep_to_budget()
+            self.keep_to_budget(self.budget)
             seconds_left = max(0.0, self.budget.left)
         steps = self.training.config.steps
         last = done.step == steps

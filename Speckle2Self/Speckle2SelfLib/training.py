@@ -186,7 +186,7 @@ class Training:
         return Batch(crop(cine.frames), truth, cine.grain, drawn.share(share))
 
     def _crop_size(self, cine: Cine) -> tuple[int, ...]:
-        multiple = self.network.multiple
+        multiple: Any = self.network.multiple
         return tuple(min(self.config.crop, n // multiple * multiple) for n in cine.frames.shape[-2:])
 
     def _choose_precision(self) -> torch.dtype:
