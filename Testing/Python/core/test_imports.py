@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 RANKS = [
-    {"config"},
+    {"config", "anatomy"},
     {"look", "devices", "perturbation", "network", "loss", "volumes"},
     {"frames"},
     {"checkpoint", "layout", "region", "simulation", "metrics", "filters", "files"},

@@ -24,7 +24,7 @@ def test_the_mean_of_many_frames_is_the_truth(layout, tails):
 
 
 def test_frames_share_the_anatomy_and_nothing_of_the_speckle():
-    simulated = run(frames=60, layout="organ")
+    simulated = run(frames=60, layout="organ", grain=(1.2, 2.0))
     speckle = (simulated.frames - simulated.truth)[:, 5:-5, 5:-5]
     together = np.corrcoef(speckle.reshape(60, -1))
     assert np.abs(together[~np.eye(60, dtype=bool)]).mean() < 0.06
@@ -34,7 +34,7 @@ def test_frames_share_the_anatomy_and_nothing_of_the_speckle():
 @pytest.mark.parametrize("tails", [0, 0.5])
 def test_the_grain_is_where_the_intensity_correlates_by_half_and_tails_reach_further(tails):
     pulse, rng = simulation._Pulse((2.0, 3.0), tails), np.random.default_rng(0)
-    power = (simulation._echo(simulation._scatterers((300, 300), np.inf, rng), pulse, 0, power=False) ** 2).sum(0)
+    power = np.abs(simulation._echo(simulation._scatterers((300, 300), np.inf, rng), pulse, 0, power=False)) ** 2
     assert power.mean() == pytest.approx(1, abs=0.05)
     power -= power.mean()
     half, far = np.mean(power[2:] * power[:-2]) / power.var(), np.mean(power[:, 6:] * power[:, :-6]) / power.var()
