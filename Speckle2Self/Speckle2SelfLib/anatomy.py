@@ -8,6 +8,8 @@ learnt in the first one only, it puts where it does not belong.
 
 from __future__ import annotations
 
+from math import cos, exp, log, sin
+
 import numpy as np
 from scipy.ndimage import gaussian_filter, gaussian_filter1d, uniform_filter1d
 
@@ -22,6 +24,11 @@ TEXTURES = ("cloud", "grain", "fibres", "cells", "labyrinth", "ridges", "patches
 def _soft_step(distance: np.ndarray, soft: float) -> np.ndarray:
     """1 where the distance in pixels is far below 0, 0 far above, with an edge about `soft` pixels wide."""
     return 1 / (1 + np.exp(np.clip(distance * (2 / soft), -40, 40)))
+
+
+def _turned(y: np.ndarray, x: np.ndarray, turn: float) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates along and across a direction, radians."""
+    return x * cos(turn) + y * sin(turn), y * cos(turn) - x * sin(turn)
 
 
 def _outlines(radius: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -78,8 +85,8 @@ class Textures:
         """
         fy, fx = self.fy, self.fx
         if ratio != 1:
-            along, across = fx * np.cos(turn) + fy * np.sin(turn), fy * np.cos(turn) - fx * np.sin(turn)
-            fy, fx = across / np.sqrt(ratio), along * np.sqrt(ratio)
+            along, across = _turned(fy, fx, turn)
+            fy, fx = across / ratio**0.5, along * ratio**0.5
         lowest = max(1 / longest, 1 / max(self.size))
         filtered = (fy * fy + fx * fx + np.float32(lowest**2)) ** np.float32(-exponent / 2)
         white = self.rng.standard_normal((2, *filtered.shape), dtype=np.float32)
@@ -96,12 +103,15 @@ class Textures:
         return field / max(float(field.std()), 1e-9)
 
     def _period(self, low: float, high: float) -> float:
-        return float(np.exp(self.rng.uniform(np.log(low), np.log(high))))
+        return exp(self.rng.uniform(log(low), log(high)))
+
+    def _sign(self) -> int:
+        return 1 if self.rng.random() < 0.5 else -1
 
     def cloud(self) -> np.ndarray:
         """Structure of all sizes, stretched up to sixfold."""
         rng = self.rng
-        ratio = np.exp(rng.uniform(0, np.log(6))) if rng.random() < 0.6 else 1.0
+        ratio = exp(rng.uniform(0, log(6))) if rng.random() < 0.6 else 1.0
         return self.noise(rng.uniform(1, 2.2), ratio, rng.uniform(0, np.pi))
 
     def grain(self) -> np.ndarray:
@@ -112,13 +122,13 @@ class Textures:
         """Bundles that bend, end and lie side by side, as of muscle or tendon."""
         rng, turn = self.rng, self.rng.normal(0, 0.5) if self.rng.random() < 0.7 else self.rng.uniform(0, np.pi)
         bend = self.noise(2.5) * self._period(1, 12)
-        across = self.y * np.cos(turn) - self.x * np.sin(turn) + bend
+        across = _turned(self.y, self.x, turn)[1] + bend
         low, high = float(across.min()), float(across.max())
         line = gaussian_filter1d(rng.standard_normal(int(high - low) * 2 + 4), 2 * self._period(0.7, 4))
         line = (line / line.std()).astype(np.float32)
         at = (across - low) * 2
         first = at.astype(np.intp)
-        streaks = line[first] + (at - first) * (line[first + 1] - line[first])
+        streaks = line[first] + (at - first.astype(np.float32)) * (line[first + 1] - line[first])
         if rng.random() < 0.5:  # thin septa between broad bundles
             streaks = np.exp(-((streaks / np.float32(rng.uniform(0.15, 0.5))) ** 2))
         return streaks * (1 + np.tanh(self.noise(1.6, rng.uniform(2, 8), turn))) if rng.random() < 0.7 else streaks
@@ -126,25 +136,29 @@ class Textures:
     def cells(self) -> np.ndarray:
         """Lobules or cells beside one another, with walls between them."""
         rng, pitch = self.rng, self._period(5, 36)
-        ratio, turn = np.exp(rng.uniform(0, 0.9)), rng.uniform(0, np.pi)
-        u = (self.x * np.cos(turn) + self.y * np.sin(turn)) / np.float32(pitch * ratio)
-        v = (self.y * np.cos(turn) - self.x * np.sin(turn)) / np.float32(pitch)
+        u, v = _turned(self.y, self.x, rng.uniform(0, np.pi))
+        u, v = u / (pitch * exp(rng.uniform(0, 0.9))), v / pitch
         if rng.random() < 0.5:
             v, u = v + self.noise(2.2) * rng.uniform(0, 0.4), u + self.noise(2.2) * rng.uniform(0, 0.4)
-        row, column = np.floor(v).astype(np.intp), np.floor(u).astype(np.intp)
-        row, column, v, u = row - row.min(), column - column.min(), v - v.min() // 1, u - u.min() // 1
+        row, column = np.floor(v), np.floor(u)
+        v, u, row, column = (
+            v - row,
+            u - column,
+            (row - row.min()).astype(np.intp),
+            (column - column.min()).astype(np.intp),
+        )  # the place within its cell
         seeds = rng.random((3, int(row.max()) + 3, int(column.max()) + 3), dtype=np.float32)
         nearest, second, level = np.full(self.size, 9, np.float32), np.full(self.size, 9, np.float32), 0.0
         for i in range(3):
             for j in range(3):
                 dy, dx, value = seeds[:, row + i, column + j]
-                distance = np.hypot(row + (i - 1) + dy - v, column + (j - 1) + dx - u)
+                distance = np.hypot(dy + ((i - 1) - v), dx + ((j - 1) - u))
                 level = np.where(distance < nearest, value, level)
                 second = np.minimum(second, np.maximum(distance, nearest))
                 nearest = np.minimum(nearest, distance)
         wall = np.exp(-(((second - nearest) * np.float32(pitch / self._period(0.8, 3))) ** 2))
         inside = level - 0.5 + np.float32(rng.uniform(0, 0.6)) * nearest
-        return inside * np.float32(rng.uniform(0, 2)) + wall * np.float32(rng.choice((-1, 1)) * rng.uniform(0.3, 1.5))
+        return inside * np.float32(rng.uniform(0, 2)) + wall * np.float32(self._sign() * rng.uniform(0.3, 1.5))
 
     def labyrinth(self) -> np.ndarray:
         """Folds of one width, as of a brain's surface or a gland."""
@@ -201,15 +215,15 @@ class Anatomy:
 
     def boundary(self, wander: float = 0.1, slope: float = 0.4):
         """A tissue interface: another level below it; some are gradual."""
-        soft = self.rng.uniform(0.4, 3) if self.rng.random() < 0.75 else np.exp(self.rng.uniform(1, 3.5))
+        soft = self.rng.uniform(0.4, 3) if self.rng.random() < 0.75 else exp(self.rng.uniform(1, 3.5))
         self.put(_soft_step(self.curve(wander, slope) - self.y, soft), self.rng.normal(0, 8))
 
     def blob(self, contrast: float, shape: str, radius: tuple[float, float], soft: float = 0.3, wall: float = 0.0):
         """A disc, box or triangle of half axes `radius` pixels, edges `soft` pixels wide, a wall of `wall` dB."""
-        cy, cx = (np.float32(self.rng.uniform(0.05, 0.95) * n) for n in self.size)
+        cy, cx = (self.rng.uniform(0.05, 0.95) * n for n in self.size)
         turn = self.rng.uniform(0, np.pi)
-        u = ((self.x - cx) * np.cos(turn) + (self.y - cy) * np.sin(turn)) / np.float32(radius[0])
-        v = ((self.y - cy) * np.cos(turn) - (self.x - cx) * np.sin(turn)) / np.float32(radius[1])
+        u, v = _turned(self.y - cy, self.x - cx, turn)
+        u, v = u / float(radius[0]), v / float(radius[1])
         if shape == "disc":
             distance = np.hypot(u, v)
         elif shape == "box":
@@ -266,7 +280,7 @@ class Anatomy:
         spacing, pixels: they lie side by side at this distance, as in a grating; 0: anywhere, in about one direction.
         """
         angle = self.rng.normal(0, 0.3) if self.rng.random() < 0.6 else self.rng.uniform(0, np.pi)
-        length = np.exp(self.rng.uniform(np.log(0.12), np.log(0.8))) * self.unit
+        length = exp(self.rng.uniform(log(0.12), log(0.8))) * self.unit
         level, sigma = self.rng.uniform(7, 24), self.rng.uniform(0.3, 1.2)
         coherent = self.rng.random() < 0.6
         centre = np.array([self.rng.uniform(0.1, 0.9) * n for n in self.size])
@@ -282,7 +296,7 @@ class Anatomy:
                 half, contrast = length / 2 * self.rng.uniform(0.3, 1.5), level * self.rng.uniform(0.8, 1.2)
             window = self._window(middle, half + 5)
             y, x = self.y[window] - np.float32(middle[0]), self.x[window] - np.float32(middle[1])
-            along, across = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+            along, across = _turned(y, x, turn)
             profile = np.exp(-((across / np.float32(sigma)) ** 2) / 2) * _soft_step(np.abs(along) - half, 0.5)
             if coherent:
                 bright = np.float32(contrast) + self.decibels[window] - 40 * (1 - profile)
@@ -310,13 +324,13 @@ class Anatomy:
             texture = textures[int(self.rng.integers(len(textures)))]
             strength = self.rng.uniform(0, 5) if self.rng.random() < 0.6 else 0.0
             for one in large:
-                self._leaf(one, self.rng.normal(0, spread), strength * self.rng.uniform(0.3, 1.5), texture)
+                self._leaf(float(one), self.rng.normal(0, spread), strength * self.rng.uniform(0.3, 1.5), texture)
             self._small_leaves(group[group <= SMALL * 0.7], spread, strength, texture)
 
     def _leaf(self, radius: float, level: float, strength: float, texture: np.ndarray):
         outline = _outlines(np.array([radius]), self.rng)[0]
         centre = [self.rng.uniform(-0.1, 1.1) * n for n in self.size]
-        soft = np.exp(self.rng.uniform(np.log(0.6), np.log(5)))
+        soft = exp(self.rng.uniform(log(0.6), log(5)))
         if self.rng.random() < 0.1:
             soft = radius * self.rng.uniform(0.3, 1)  # a gradual border
         window = self._window(centre, float(outline.max()) + 2 * soft)
@@ -330,7 +344,7 @@ class Anatomy:
             value = value + np.float32(strength) * texture[window]
         if self.rng.random() < 0.3:  # a shade from one side to the other
             turn, fall = self.rng.uniform(0, 2 * np.pi), self.rng.uniform(0, 8) / radius
-            value = value + y * np.float32(fall * np.sin(turn)) + x * np.float32(fall * np.cos(turn))
+            value = value + fall * _turned(y, x, turn)[0]
         self.decibels[window] += inside * (value - self.decibels[window])
         self.labels[window][inside > 0.5] = min(int(self.labels.max()) + 1, 255)
         if self.rng.random() < 0.12:  # a wall
@@ -363,8 +377,8 @@ class Anatomy:
         side = self.rng.integers(4)
         start = np.array([self.rng.uniform(0, 1), 0.0 if side % 2 else 1.0])[:: 1 if side < 2 else -1] * self.size
         toward = np.array([self.rng.uniform(0.2, 0.8) * n for n in self.size]) - start
-        width = np.exp(self.rng.uniform(np.log(0.8), np.log(6)))
-        branches = [(start, np.arctan2(*toward), width)]
+        width = exp(self.rng.uniform(log(0.8), log(6)))
+        branches = [(start, float(np.arctan2(*toward)), width)]
         for _ in range(int(self.rng.integers(12, 60))):
             if not branches:
                 break
@@ -375,7 +389,7 @@ class Anatomy:
             if narrow > 0.4:
                 branches.append((place, turn + self.rng.normal(0, 0.3), narrow))
                 if self.rng.random() < 0.45:
-                    side = self.rng.choice((-1, 1)) * self.rng.uniform(0.4, 1.2)
+                    side = self.rng.uniform(0.4, 1.2) * (1 if self.rng.random() < 0.5 else -1)
                     branches.append((place, turn + side, narrow * self.rng.uniform(0.5, 0.95)))
         self.put(inside, contrast)
         if wall is not None:
@@ -383,15 +397,15 @@ class Anatomy:
 
     def _vessel(self, inside, wall, place, turn: float, length: float, width: float) -> np.ndarray:
         """Draws a straight piece of a vessel; returns its end."""
-        direction = np.array([np.sin(turn), np.cos(turn)])
+        direction = np.array([sin(turn), cos(turn)])
         middle = place + direction * length / 2
         window = self._window(middle, length / 2 + width + 5)
         y, x = self.y[window] - np.float32(middle[0]), self.x[window] - np.float32(middle[1])
-        along, across = x * direction[1] + y * direction[0], y * direction[1] - x * direction[0]
-        away = np.hypot(np.maximum(np.abs(along) - np.float32(length / 2), 0), across).astype(np.float32)
-        inside[window] = np.maximum(inside[window], _soft_step(away - np.float32(width), 0.8))
+        along, across = _turned(y, x, turn)
+        away = np.hypot(np.maximum(np.abs(along) - length / 2, 0), across)
+        inside[window] = np.maximum(inside[window], _soft_step(away - width, 0.8))
         if wall is not None:
-            wall[window] = np.maximum(wall[window], _soft_step(away - np.float32(width + 1.5), 0.8))
+            wall[window] = np.maximum(wall[window], _soft_step(away - (width + 1.5), 0.8))
         return place + direction * length
 
     def reverberate(self):
@@ -432,12 +446,12 @@ def _draw_natural(anatomy: Anatomy, rng: np.random.Generator):
     anatomy.decibels += (
         np.float32(rng.uniform(0, 3) if rng.random() < 0.5 else spread * rng.uniform(0, 0.8)) * fields[0]
     )
-    count = np.exp(rng.uniform(np.log(50), np.log(2000))) * anatomy.frames
-    smallest = 1.5 if rng.random() < 0.4 else float(np.exp(rng.uniform(np.log(1.2), np.log(10))))
+    count = exp(rng.uniform(log(50), log(2000))) * anatomy.frames
+    smallest = 1.5 if rng.random() < 0.4 else exp(rng.uniform(log(1.2), log(10)))
     if not bare:
         anatomy.leaves(int(np.ceil(count * (1.5 / smallest) ** 2)), spread, fields, smallest)
     if rng.random() < 0.25:
-        anatomy.tree(float(rng.choice((-1, 1), p=(0.7, 0.3)) * rng.uniform(3, 20)))
+        anatomy.tree(rng.uniform(3, 20) * (1 if rng.random() < 0.3 else -1))
     if rng.random() < 0.3:
         anatomy.decibels += np.float32(rng.uniform(0.5, 4)) * textures.draw()
     if rng.random() < 0.1:  # one body in the dark
@@ -445,7 +459,7 @@ def _draw_natural(anatomy: Anatomy, rng: np.random.Generator):
         outline = _outlines(np.array([anatomy.unit * rng.uniform(0.3, 0.8)]), rng)[0]
         centre = [rng.uniform(0, 1) * n for n in anatomy.size]
         depth = _within(outline, anatomy.y - np.float32(centre[0]), anatomy.x - np.float32(centre[1]))
-        inside = _soft_step(-depth, np.exp(rng.uniform(-0.5, 1.5)))
+        inside = _soft_step(-depth, exp(rng.uniform(-0.5, 1.5)))
         anatomy.decibels += inside * (kept - anatomy.decibels)
     for _ in range(int(rng.integers(0, 4)) if rng.random() < 0.3 else 0):
         anatomy.layer()
@@ -459,7 +473,7 @@ def _draw_textbook(anatomy: Anatomy, layout: str, rng: np.random.Generator):
         return tuple(np.exp(rng.uniform(np.log(smallest * unit), np.log(largest * unit), 2)))
 
     def soft():
-        return float(np.exp(rng.uniform(np.log(0.2), np.log(3))))
+        return exp(rng.uniform(log(0.2), log(3)))
 
     if layout == "phantom":
         for _ in range(rng.integers(2, 7)):
