@@ -136,11 +136,14 @@ def test_an_outline_is_where_it_is():
 
 
 def test_vessels_are_darker_than_what_they_run_through():
-    drawn = anatomy.Anatomy((128, 128), np.random.default_rng(3))
-    drawn.tree(-10)
-    inside = drawn.labels > 0
-    assert 0.005 < inside.mean() < 0.6
-    assert np.median(drawn.decibels[inside]) < -4 and drawn.decibels.min() == pytest.approx(-10, abs=0.1)
+    lowest = []
+    for seed in range(8):
+        drawn = anatomy.Anatomy((128, 128), np.random.default_rng(seed))
+        drawn.tree(-10)
+        inside = drawn.labels > 0
+        assert inside.mean() < 0.6 and drawn.decibels[inside].mean() < -1
+        lowest.append(drawn.decibels.min())
+    assert min(lowest) == pytest.approx(-10, abs=0.1)
 
 
 def test_reverberation_repeats_a_bright_layer_below_it_and_weaker():
