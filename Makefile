@@ -26,6 +26,7 @@ bench-panel: $(READY)
 lint: $(READY)
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
+	.venv/bin/mypy
 
 # Known vulnerabilities of what .venv holds, as PyPI tells them; fails where it tells nothing of a package.
 audit: $(READY)

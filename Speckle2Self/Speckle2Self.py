@@ -25,7 +25,8 @@ from slicer.ScriptedLoadableModule import (
 )
 from slicer.util import VTKObservationMixin
 
-from Speckle2SelfLib.config import FILTER_NAMES, Cancelled, InputError
+from Speckle2SelfLib.config import FILTER_NAMES
+from Speckle2SelfLib.system import Cancelled, InputError
 from Speckle2SelfSlicer import comparison, dependencies, sample_data, scene
 from Speckle2SelfSlicer.comparison import RegionNode
 from Speckle2SelfSlicer.dependencies import shownErrors

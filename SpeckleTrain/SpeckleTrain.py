@@ -21,7 +21,8 @@ from slicer.ScriptedLoadableModule import (
 )
 from slicer.util import VTKObservationMixin
 
-from Speckle2SelfLib.config import PRESETS, RECIPES, InputError, Job
+from Speckle2SelfLib.config import PRESETS, RECIPES, Job
+from Speckle2SelfLib.system import InputError
 from Speckle2SelfSlicer import comparison, dependencies, scene
 from Speckle2SelfSlicer.comparison import RegionNode
 from Speckle2SelfSlicer.dependencies import shownErrors

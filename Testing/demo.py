@@ -26,12 +26,6 @@ from HeadlessSlicer import loaders, views
 MEASURED = 24  # frames, evenly spaced, that are measured
 BLACK = 10  # grey level up to which nothing is lit
 PATCH = 24  # pixels, side of the patch of even tissue in which SNR is taken
-MEANINGS = {
-    "homogeneity": "how alike neighbouring pixels are; higher is smoother",
-    "holes": "share of black pixels where tissue is; lower is better",
-    "structure": "how well the coarse image is kept; 1 is best",
-    "snr": "mean over deviation in a patch of even tissue; higher is smoother",
-}
 
 
 def main(arguments: list[str]) -> int:
@@ -54,7 +48,7 @@ def main(arguments: list[str]) -> int:
 
 def demonstrate(path: Path, model: str, output: Path) -> None:
     """Loads, despeckles, measures, writes and reads back. Raises ValueError for input that cannot be used."""
-    from Speckle2SelfLib.perturbation import evenly
+    from Speckle2SelfLib.grey import evenly
 
     node = loaders.load(path)
     check_writable(output)
@@ -113,7 +107,7 @@ def frames(node) -> list[np.ndarray]:
 def measure(before: np.ndarray, after: np.ndarray) -> dict[str, dict[str, float]]:
     """Figures {"before": ..., "after": ...} of frames (N, H, W[, C]): luminance, imaged region, 8-bit scale."""
     from Speckle2SelfLib import metrics
-    from Speckle2SelfLib.frames import luminance
+    from Speckle2SelfLib.grey import luminance
     from Speckle2SelfLib.region import detect
 
     region = detect(before)
@@ -127,13 +121,15 @@ def measure(before: np.ndarray, after: np.ndarray) -> dict[str, dict[str, float]
     # Outside the region both are the input, and black here, so that text and scales do not count.
     inputs, outputs = ((x * region)[:, box[0], box[1]] for x in scaled)
     patch = even_patch(inputs, region[box])
-    # Frames that are flat there, as beside the anatomy, hold no speckle to be measured.
-    pairs = [(i, o) for i, o in zip(inputs, outputs, strict=True) if patch and i[patch].std() > 1]
-    table = {"before": metrics.evaluate(inputs, inputs), "after": metrics.evaluate(inputs, outputs)}
-    if pairs:
-        table["before"]["snr"] = np.mean([metrics.snr(metrics.matched(i, i)[patch]) for i, _ in pairs])
-        table["after"]["snr"] = np.mean([metrics.snr(metrics.matched(i, o)[patch]) for i, o in pairs])
-    return table
+
+    def figures(results):
+        # Frames that are flat in the patch, as beside the anatomy, hold no speckle to be measured.
+        return metrics.average(
+            metrics.measure(image, result, tissue=patch if patch and image[patch].std() > 1 else None)
+            for image, result in zip(inputs, results, strict=True)
+        )
+
+    return {"before": figures(inputs), "after": figures(outputs)}
 
 
 def even_patch(inputs: np.ndarray, region: np.ndarray) -> tuple[slice, slice] | None:
@@ -224,9 +220,11 @@ def contents(node) -> dict:
 
 def summarise(table: dict, output: Path) -> None:
     """Prints the figures and where things are."""
+    from Speckle2SelfLib.metrics import FIGURES
+
     print(f"{'':14}{'before':>8}{'after':>8}")
     for name, value in table["before"].items():
-        print(f"{name:14}{value:8.3f}{table['after'][name]:8.3f}   {MEANINGS[name]}")
+        print(f"{name:14}{value:8.3f}{table['after'][name]:8.3f}   {FIGURES[name].meaning}")
     print("\nSlicer scene    " + str(output / "scene.mrb"))
     print("Before, after   " + str(output / "before_after.png"))
     print("Figures         " + str(output / "metrics.csv"))

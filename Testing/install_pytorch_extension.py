@@ -1,8 +1,9 @@
-"""Installs Slicer's PyTorch extension, writes its module folder into a file, and ends the application.
+"""Installs Slicer's PyTorch extension and, by it, torch; writes its module folder into a file; ends the application.
 
 Slicer --no-splash --python-script install_pytorch_extension.py FILE
 
-For the workflow: what is tested there is found by `--testing`, which disregards installed extensions, in that folder.
+For the workflow: its self-tests run with `--testing`, which disregards installed extensions, so that they are given
+that folder, and which installs nothing.
 """
 
 import sys
@@ -19,7 +20,14 @@ def install(file: str) -> None:
     if not manager.installExtensionFromServer("PyTorch", False):
         raise RuntimeError("The PyTorch extension cannot be installed.")
     folders = [folder for folder in manager.extensionModulePaths("PyTorch") if Path(folder, "PyTorchUtils.py").exists()]
-    Path(file).write_text(folders[0] + "\n")
+    if not folders:
+        raise RuntimeError("The PyTorch extension has no PyTorchUtils.")
+    sys.path.append(folders[0])  # the application finds it there by itself once it is started again
+    from PyTorchUtils import PyTorchUtilsLogic
+
+    torch = PyTorchUtilsLogic().installTorch(askConfirmation=False, forceComputationBackend="cpu")
+    print(f"torch {torch.__version__} is installed.")
+    Path(file).write_text(folders[0] + "\n", encoding="utf-8", newline="\n")  # a shell reads it, on Windows too
 
 
 try:

@@ -88,10 +88,11 @@ def network_alone(model, size, times=5, count=16):
     """Milliseconds a frame of a cine of the network by itself, in this process."""
     import torch
 
-    from Speckle2SelfLib import despeckling, speed
+    from Speckle2SelfBench import speed
+    from Speckle2SelfLib import inference, library
 
-    device, model, frames = torch.device("cpu"), despeckling.load_model(model), simulated(size, count)
-    run = speed.network_alone(model, device, despeckling.precision_of(model, device))
+    device, model, frames = torch.device("cpu"), library.load_model(model), simulated(size, count)
+    run = speed.network_alone(model, device, inference.precision_of(model, device))
     return 1000 / count * float(np.median([speed.seconds(lambda: run(frames), device) for _ in range(times)]))
 
 

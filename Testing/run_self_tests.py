@@ -16,6 +16,8 @@ def passes(name: str) -> bool:
     """Opens the module's panel and runs its self-test; what goes wrong is printed."""
     try:
         slicer.util.selectModule(name)
+        if slicer.util.selectedModule() != name:  # Slicer only logs that it did not load a module
+            raise RuntimeError(f"The module {name} was not loaded.")
         getattr(importlib.import_module(name), f"{name}Test")().runTest()
     except Exception:
         traceback.print_exc()

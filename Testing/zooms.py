@@ -10,14 +10,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
+from Speckle2SelfBench.report import plot
 from Speckle2SelfLib.filters import nlm, srad
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "Python" / "core"))
 from test_no_invention import X, Y, phantom, step
 
-PART, TIMES = (24, 28), 8  # pixels, rows and columns, of the part that is shown
+PART = (24, 28)  # pixels, rows and columns, that are shown
 
 
 def layer(anatomy, depth, height, sigma, coherent):
@@ -74,20 +74,15 @@ def images(put, seed):
 
 
 def main(path: Path) -> None:
-    height, width = (n * TIMES for n in PART)
-    font, rows = ImageFont.load_default(22), []
-    for number, (what, (put, middle)) in enumerate(SHOWN.items()):
-        row = []
-        for name, image in images(put, number).items():
-            top, left = (m - n // 2 for m, n in zip(middle, PART, strict=True))
-            part = np.clip(image[top : top + PART[0], left : left + PART[1]] * 255, 0, 255).astype(np.uint8)
-            tile = Image.new("L", (width + 6, height + 34), 255)
-            tile.paste(Image.fromarray(part).resize((width, height), Image.Resampling.NEAREST), (0, 28))
-            text = f"{what}: {name}" if name == "input" else name
-            ImageDraw.Draw(tile).text((0, 0), text, fill=0, font=font)
-            row.append(np.asarray(tile))
-        rows.append(np.hstack(row))
-    Image.fromarray(np.vstack(rows)).save(path, optimize=True)
+    whole = plot(12.5, 13.5)
+    lines = whole.subplots(len(SHOWN), 5)
+    for number, (line, (what, (put, middle))) in enumerate(zip(lines, SHOWN.items(), strict=True)):
+        window = tuple(slice(m - n // 2, m - n // 2 + n) for m, n in zip(middle, PART, strict=True))
+        for axes, (name, image) in zip(line, images(put, number).items(), strict=True):
+            axes.imshow(image[window], "gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.set_title(f"{what}: {name}" if name == "input" else name, loc="left", fontsize=12)
+            axes.set_axis_off()
+    whole.savefig(path)
 
 
 if __name__ == "__main__":

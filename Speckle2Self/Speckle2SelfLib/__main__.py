@@ -11,65 +11,52 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
 
 from . import __version__
-from .config import (
-    FILTER_NAMES,
-    PRESETS,
-    RECIPES,
-    Cancelled,
-    InputError,
-    Job,
-    from_dict,
-    keep_memory,
-    named,
-    out_of_memory,
-    replace_file,
-    torchrun_place,
-)
+from .config import DespeckleOptions, Job, from_dict
+from .system import Cancelled, InputError, keep_memory, named, out_of_memory, replace_file, torchrun_place
 
 _interrupted = threading.Event()  # by Ctrl-C: some libraries swallow KeyboardInterrupt while they are imported
 
 
-def despeckle(arguments) -> None:
-    """Removes the speckle of files. Under torchrun the processes share the files of an archive."""
+def despeckle(arguments: argparse.Namespace) -> None:
+    """Remove the speckle of files. Under torchrun the processes share the files of an archive."""
     from . import files
-    from .despeckling import load_model
     from .devices import choose_device
     from .filters import FILTERS
+    from .library import load_model
 
     *inputs, output = arguments.paths
     if not inputs:
         raise InputError("Name an input and an output: speckle2self despeckle INPUT OUTPUT.")
-    output = Path(output)
+    options, output = DespeckleOptions(**_given(DespeckleOptions, arguments)), Path(output)
     found = _found(inputs, output)
     unnamed = not output.suffix and found[0].suffix and files.is_readable(found[0])  # DICOM files may have no suffix
     many = len(found) > 1 or unnamed or output.is_dir() or any(Path(entry).is_dir() for entry in inputs)
     if many and output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file; several inputs need a folder as output.")
     rank, local, processes = torchrun_place()
-    device = arguments.device
-    if processes > 1 and device in ("auto", "cuda") and str(choose_device("auto")) == "cuda":
-        device = f"cuda:{local}"
-    model = FILTERS.get(arguments.model) or load_model(arguments.model)
-    choose_device(device)  # a wrong one is better told before anything is read
+    if processes > 1 and options.device in ("auto", "cuda") and str(choose_device("auto")) == "cuda":
+        options = replace(options, device=f"cuda:{local}")
+    model = FILTERS.get(options.model) or load_model(options.model)
+    choose_device(options.device)  # report a wrong one before anything is read
     if not many:
         if not (arguments.skip_existing and output.exists()):
-            _despeckle_file(found[0], output, model, device, arguments)
+            _despeckle_file(found[0], output, model, options)
         return
     made = not output.exists()
     failed, written = [], 0
     try:
         output.mkdir(parents=True, exist_ok=True)
         pairs = list(zip(found, _targets(found, inputs, output), strict=True))[rank::processes]
-        for path, target in pairs:
-            if arguments.skip_existing and target.exists():
-                continue
+        left = [pair for pair in pairs if not (arguments.skip_existing and pair[1].exists())]
+        for path, target in left:
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _despeckle_file(path, target, model, device, arguments)
+                _despeckle_file(path, target, model, options)
                 written += 1
             except InputError as error:
                 if len(found) == 1:
@@ -122,39 +109,47 @@ def remove_empty_folders(folder: Path) -> None:
     folder.rmdir()
 
 
-def _despeckle_file(path: Path, target: Path, model, device: str, arguments) -> None:
-    import numpy as np
-
-    from . import files, region, volumes
+def _despeckle_file(path: Path, target: Path, model, options: DespeckleOptions) -> None:
+    from . import files, volumes
     from .despeckling import despeckle as despeckle_frames
 
     recording = files.read(path)
     frames = recording.frames
     files.check_output(target, recording)
-    axis = "k" if arguments.axis == "auto" and recording.sequence else arguments.axis
+    axis = "k" if options.axis == "auto" and recording.sequence else options.axis
     axes = volumes.slicing_axes(frames.shape, recording.spacing, axis)
-    if arguments.region not in ("auto", "none"):
-        if len(axes) > 1:
-            raise InputError("A mask fits the frames of one axis: give --axis k, j or i.")
-        imaged = files.read_mask(arguments.region, tuple(np.delete(frames.shape[:3], axes[0])))
-    elif arguments.region == "auto" and recording.region is not None and axes == [0]:
-        imaged = region.detect(frames, recording.region)
-    else:
-        imaged = "auto" if arguments.region == "auto" else None
+    imaged = _region(recording, options.region, axes)
+    given = {"strength": options.strength, "gamma": options.gamma, "device": options.device}
 
     def run(stack, progress):
+        into = output if axes == [0] else None
         return despeckle_frames(
-            stack, model, region=imaged, strength=arguments.strength, gamma=arguments.gamma,
-            device=device, output=output if axes == [0] else None, progress=progress, cancelled=_interrupted.is_set,
-        )  # fmt: skip
+            stack, model, region=imaged, output=into, progress=progress, cancelled=_interrupted.is_set, **given
+        )
 
     with files.like(frames, target.parent) as output:
-        with _Bar(path.name) as bar, _named(path):
-            result = volumes.process(frames[None], axes, run, bar.update)[0]
+        with _bar(path.name, "frame") as progress, _warnings_named(path):
+            result = volumes.process(frames[None], axes, run, progress)[0]
         files.write(target, result, recording)
-    if arguments.axis == "auto" and axes != [0]:
+    if options.axis == "auto" and axes != [0]:
         name = volumes.AXES[axes[0]]
         print(f"{path} was cut along its coarsest axis, {name}; --axis k takes frames as stored.", file=sys.stderr)
+
+
+def _region(recording, wanted: str, axes: list[int]):
+    """The region for `despeckle`: a mask (H, W) bool, "auto" or None."""
+    import numpy as np
+
+    from . import files
+    from .region import detect
+
+    if wanted not in ("auto", "none"):
+        if len(axes) > 1:
+            raise InputError("A mask fits the frames of one axis: give --axis k, j or i.")
+        return files.read_mask(wanted, tuple(np.delete(recording.frames.shape[:3], axes[0])))
+    if wanted == "auto" and recording.region is not None and axes == [0]:
+        return detect(recording.frames, recording.region)
+    return "auto" if wanted == "auto" else None
 
 
 def _targets(found: list[Path], inputs, output: Path) -> list[Path]:
@@ -173,8 +168,8 @@ def _targets(found: list[Path], inputs, output: Path) -> list[Path]:
 
 
 @contextmanager
-def _named(path: Path):
-    """What the core warns of goes to the standard error with the file's name before it."""
+def _warnings_named(path: Path):
+    """Send the core's warnings to the standard error with the file's name before them."""
     handler, logger = logging.StreamHandler(), logging.getLogger(__package__)
     handler.setFormatter(logging.Formatter(str(path).replace("%", "%%") + ": %(message)s"))
     logger.addHandler(handler)
@@ -184,38 +179,25 @@ def _named(path: Path):
         logger.removeHandler(handler)
 
 
-class _Bar:
-    """A progress bar with frames, rate and time left; silent where the output is no terminal."""
+@contextmanager
+def _bar(name: str, unit: str):
+    """A function of (done, total) that shows a progress bar, silent where the output is not a terminal."""
+    from tqdm import tqdm
 
-    def __init__(self, name: str, unit: str = "frame"):
-        self.name, self.unit, self.bar = name, unit, None
+    with tqdm(desc=name, unit=unit, disable=None, delay=1e-9) as bar:
 
-    def __enter__(self):
-        return self
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
 
-    def update(self, done: int, total: int) -> None:
-        if not sys.stderr.isatty():
-            return
-        if self.bar is None:
-            from tqdm import tqdm  # not there in Slicer, which has no terminal
-
-            self.bar = tqdm(total=total, desc=self.name, unit=self.unit)
-        self.bar.update(done - self.bar.n)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def __exit__(self, *error):
-        self.close()
+        yield show
 
 
-def train(arguments) -> None:
-    """Trains a model on recordings, of which no clean image is needed."""
+def train(arguments: argparse.Namespace) -> None:
+    """Train a model on recordings; no clean images are needed."""
     from .runs import run
 
-    given = {field.name: getattr(arguments, field.name, None) for field in fields(Job)}
-    given = {name: value for name, value in given.items() if value is not None and value != []}
+    given = _given(Job, arguments)
     if arguments.job:
         try:
             job = json.loads(Path(arguments.job).read_text())
@@ -228,8 +210,8 @@ def train(arguments) -> None:
     if arguments.job and Path(arguments.job).resolve() in {Path(p).resolve() for p in (job.output, job.preview) if p}:
         raise InputError(f"{arguments.job} is the job file, and would be overwritten; name another file to write.")
     with (
-        _Bar("simulating", "anatomy") as simulating,
-        _Bar("training", "step") as bar,
+        _bar("simulating", "anatomy") as simulated,
+        _bar("training", "step") as trained,
         _stop_request(asked, arguments.listen) as stop,
     ):
 
@@ -237,10 +219,9 @@ def train(arguments) -> None:
             try:
                 print(json.dumps(line, allow_nan=False), flush=True)
                 if "anatomies" in line:
-                    simulating.update(line["simulated"], line["anatomies"])
+                    simulated(line["simulated"], line["anatomies"])
                 if "step" in line:
-                    simulating.close()
-                    bar.update(line["step"], line["steps"])
+                    trained(line["step"], line["steps"])
             except OSError:  # nobody listens any more
                 asked.set()
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer goes there
@@ -281,12 +262,12 @@ def _stop_request(asked: threading.Event, listen: bool):
             signal.signal(number, handler)
 
 
-def evaluate(arguments) -> None:
-    """Figures of merit of despeckled files against their inputs, or against a known truth."""
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Measure despeckled files against their inputs, or against a known ground truth."""
     import numpy as np
 
     from . import files, metrics
-    from .frames import luminance
+    from .grey import luminance
 
     before, after = (luminance(files.read(path).frames) for path in (arguments.input, arguments.output))
     if before.shape != after.shape:
@@ -298,23 +279,9 @@ def evaluate(arguments) -> None:
     before, after = (np.nan_to_num(x, nan=low, posinf=high, neginf=low) for x in (before, after))
     before, after = ((x - low) / (high - low) * 255 for x in (before, after))
     rois = _rois(arguments.rois, before.shape) if arguments.rois else None
-    figures = {
-        "before": metrics.evaluate(before, before, rois),
-        "after": metrics.evaluate(before, after, rois),
-    }
-    if arguments.truth:
-        truth = luminance(files.read(arguments.truth, key="truth").frames)
-        if truth.shape[1:] != before.shape[1:] or len(truth) not in (1, len(before)) or min(before.shape[1:]) < 7:
-            raise InputError(f"A truth of {truth.shape} does not fit frames of {before.shape}, 7 x 7 pixels at least.")
-        truth = truth - min(0.0, float(truth.min()))
-        if not 0 < truth.max() < np.inf:  # not where a value is no number
-            raise InputError(f"{arguments.truth} holds no echogenicity: values that are finite, not all of them zero.")
-        truth = np.broadcast_to(truth * (255 / truth.max()), before.shape)
-        for name, frames in (("before", before), ("after", after)):
-            for measure in (metrics.psnr, metrics.ssim):
-                figures[name][measure.__name__] = float(
-                    np.mean([measure(x, t) for x, t in zip(frames, truth, strict=True)])
-                )
+    truth = _truth(arguments.truth, before.shape) if arguments.truth else None
+    pairs = {"before": before, "after": after}
+    figures = {name: metrics.evaluate(before, frames, rois, truth) for name, frames in pairs.items()}
     if arguments.json:  # which knows no infinite numbers
         figures = {name: {k: v if np.isfinite(v) else None for k, v in some.items()} for name, some in figures.items()}
         print(json.dumps(figures, allow_nan=False))
@@ -322,6 +289,22 @@ def evaluate(arguments) -> None:
     print(f"{'':12s}{'before':>10s}{'after':>10s}")
     for name in figures["before"]:
         print(f"{name:12s}{figures['before'][name]:10.4f}{figures['after'][name]:10.4f}")
+
+
+def _truth(path: str, shape: tuple[int, int, int]):
+    """The known echogenicity in a file, 0 to 255, for frames of `shape` (N, H, W). InputError where it does not fit."""
+    import numpy as np
+
+    from . import files
+    from .grey import luminance
+
+    truth = luminance(files.read(path, key="truth").frames)
+    if truth.shape[1:] != shape[1:] or len(truth) not in (1, shape[0]) or min(shape[1:]) < 7:
+        raise InputError(f"A truth of {truth.shape} does not fit frames of {shape}, 7 x 7 pixels at least.")
+    truth = truth - min(0.0, float(truth.min()))
+    if not 0 < truth.max() < np.inf:  # not where a value is NaN
+        raise InputError(f"{path} holds no echogenicity: values that are finite, not all of them zero.")
+    return np.broadcast_to(truth * (255 / truth.max()), shape)
 
 
 def _rois(path: str, shape) -> dict:
@@ -334,7 +317,7 @@ def _rois(path: str, shape) -> dict:
             for name in ("lumen", "tissue")
         ]
         if not all(len(box) == 5 and all(type(value) is int for value in box) for box in boxes):
-            raise ValueError("a box is no whole numbers")
+            raise ValueError("a box does not consist of whole numbers")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is not a file of regions (JSON).") from error
     for number, x, y, wide, tall in boxes:
@@ -376,123 +359,114 @@ def benchmark(arguments) -> None:
             if what != arguments.what and getattr(arguments, name):
                 raise InputError(f"--{name} belongs to: speckle2self benchmark {what}.")
     given = {name: getattr(arguments, name) for name in (*ours[arguments.what], "quick", "device")}
-    if arguments.what == "speed":
-        from .speed import run
-    else:
-        from .benchmark import run
-
-        if arguments.minutes is not None and not 0 < arguments.minutes <= 10**4:
-            raise InputError(f"{arguments.minutes} minutes cannot be trained for.")
-    run(arguments.output, **given)
+    try:
+        from Speckle2SelfBench import quality, speed
+    except ModuleNotFoundError as error:
+        if error.name != "Speckle2SelfBench":
+            raise
+        raise InputError("Benchmarks are not installed with the extension; run them from the source code.") from error
+    if arguments.what == "quality" and arguments.minutes is not None and not 0 < arguments.minutes <= 10**4:
+        raise InputError(f"Training time must be between 0 and 10,000 minutes, not {arguments.minutes}.")
+    {"quality": quality, "speed": speed}[arguments.what].run(arguments.output, **given)
 
 
 class _Parser(argparse.ArgumentParser):
     """One that says what is wrong in one line, without its usage."""
 
     def error(self, message: str):
-        self.exit(2, f"speckle2self: {message}; {self.prog} --help tells what there is.\n")
+        self.exit(2, f"speckle2self: {message}; see {self.prog} --help.\n")
 
 
 def parser() -> argparse.ArgumentParser:
-    """All commands and options."""
+    """Return the parser of all commands and options."""
     top = _Parser(prog="speckle2self", description="Speckle reduction for ultrasound. Not for diagnosis.")
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(function):
-        new = commands.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
-        new.set_defaults(run=function)
-        return new
-
-    one = command(despeckle)
-    one.usage = "%(prog)s INPUT... OUTPUT [OPTION...]"
-    one.add_argument(
-        "paths",
-        nargs="+",
-        metavar="INPUT... OUTPUT",
-        help="files or folders; several, or an output without suffix, mean an output folder",
-    )
-    one.add_argument(
-        "--model",
-        default="default",
-        help="a model's name, a model file (also the authors' .pth), or a filter: "
-        f"{', '.join(FILTER_NAMES)} (default: %(default)s)",
-    )
-    one.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
-    one.add_argument("--strength", type=float, default=1.0, help="0 (input) to 1 (despeckled) (default: %(default)s)")
-    one.add_argument("--gamma", type=float, default=1.0, help="above 1 darkens (default: %(default)s)")
-    one.add_argument(
-        "--axis", default="auto", help="of volumes: auto, k (slices as stored), j, i or average (default: %(default)s)"
-    )
-    one.add_argument("--region", default="auto", help="auto, none, or a mask file (default: %(default)s)")
-    one.add_argument("--skip-existing", action="store_true", help="go on with a folder: leave out what is there")
-
-    one = command(train)
-    one.add_argument("inputs", nargs="*", metavar="INPUT", help="recordings: files or folders")
-    one.add_argument("--output", metavar="MODEL", help="the model file to write")
-    one.add_argument("--held-out", nargs="+", metavar="INPUT", help="recordings for validation (default: some inputs)")
-    one.add_argument(
-        "--preset",
-        choices=sorted(PRESETS),
-        help="adapt: from a model to the recordings; standard: from nothing; paper: as published; default: how the "
-        "bundled model was begun (default: standard)",
-    )
-    one.add_argument("--recipe", choices=RECIPES, help="ours or the published one (default: the preset's)")
-    one.add_argument("--init", metavar="MODEL", help="a model's name or file to start from (adapt: default)")
-    one.add_argument("--steps", type=int, help="optimiser steps (default: the preset's)")
-    one.add_argument("--minutes", type=float, help="to train for, after simulating, instead of a number of steps")
-    one.add_argument("--batch", type=int, help="crops a step, over all processes (default: the preset's)")
-    one.add_argument("--interval", type=int, help="steps from one checkpoint to the next (default: the preset's)")
-    one.add_argument("--width", type=int, help="of a new network; 64 takes three times as long (default: 32)")
-    one.add_argument("--simulated", type=int, help="anatomies to simulate and mix in (default: the preset's)")
-    one.add_argument("--region", help="auto, none, or a mask file or folder of them (default: auto)")
-    one.add_argument("--seed", type=int, help="of all random choices (default: 0)")
-    one.add_argument("--resume", action="store_true", default=None, help="go on with an interrupted run of this MODEL")
-    one.add_argument("--report", type=int, help="steps from one JSON line to the next (default: 10)")
-    one.add_argument("--preview", metavar="PNG", help="a held-out frame before and after, at every validation")
-    one.add_argument("--device", help="auto, cpu, cuda or mps (default: auto)")
-    one.add_argument("--estimate", action="store_true", default=None, help="do not train: tell what it would take")
-    one.add_argument(
-        "--job",
-        metavar="JSON",
-        help="a file with these settings (held_out for --held-out); those given here come first",
-    )
-    one.add_argument("--listen", action="store_true", help="stop, to be resumed, at a line on the standard input")
-
-    one = command(evaluate)
-    one.add_argument("input", help="the recording before")
-    one.add_argument("output", help="the recording after")
-    one.add_argument(
-        "--rois", help="JSON file of lumen and tissue boxes for gCNR, CNR and SNR; see Documentation/method.md"
-    )
-    one.add_argument("--truth", help="file of known echogenicity for PSNR and SSIM")
-    one.add_argument("--json", action="store_true", help="print JSON instead of a table")
-
-    one = command(simulate)
-    one.add_argument("output", help="the .npz file to write")
-    one.add_argument("--frames", type=int, default=10, help="with independent speckle (default: %(default)s)")
-    one.add_argument(
-        "--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"), help="pixels (default: 256 256)"
-    )
-    one.add_argument("--grain", type=float, nargs=2, metavar=("Y", "X"), help="of the speckle, pixels (default: drawn)")
-    one.add_argument("--layout", help="phantom, vessel, layers, organ or flat (default: drawn)")
-    one.add_argument("--geometry", default="linear", help="linear, sector or piece (default: %(default)s)")
-    one.add_argument("--seed", type=int, default=0, help="of all random choices (default: %(default)s)")
-
-    one = command(benchmark)
-    one.add_argument("what", choices=("quality", "speed"), help="of the despeckled frames, or of despeckling")
-    one.add_argument("output", help="the folder to write")
-    one.add_argument("--quick", action="store_true", help="in less than five (speed: two) minutes")
-    one.add_argument(
-        "--real", nargs="+", default=[], metavar="FILE", help="quality: real frames too, recordings or .npz"
-    )
-    one.add_argument(
-        "--minutes", type=float, help="quality: of training, each method and set (default: 5; quick: 0.2 in all)"
-    )
-    one.add_argument("--history", metavar="CSV", help="speed: earlier ratios to compare with")
-    one.add_argument("--record", action="store_true", help="speed: add the ratios to the history")
-    one.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
+    for function, add_arguments in (
+        (despeckle, _add_despeckle), (train, _add_train), (evaluate, _add_evaluate), (simulate, _add_simulate),
+        (benchmark, _add_benchmark),
+    ):  # fmt: skip
+        command = commands.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
+        command.set_defaults(run=function)
+        add_arguments(command)
     return top
+
+
+def add_options(command: argparse.ArgumentParser, kind: type, positional: tuple[str, ...] = ()) -> None:
+    """Add the fields of a dataclass as options, with their help; one that is not given is not in the namespace.
+
+    positional: names of fields that are arguments without a flag.
+    """
+    types = get_type_hints(kind)
+    for each in fields(kind):
+        known, of, name = each.metadata, types[each.name], "--" + each.name.replace("_", "-")
+        given: dict = {"help": known["help"].replace("%", "%%"), "default": argparse.SUPPRESS}
+        if of is bool:
+            given["action"] = "store_true"
+        else:
+            inner = next(one for one in (*get_args(of), of) if one in (int, float, str))
+            choices = "{" + ",".join(known["choices"]) + "}" if known["choices"] else None  # the dataclass checks them
+            given |= {"type": inner, "metavar": known["metavar"] or choices}
+            if get_origin(of) is tuple:
+                given["nargs"] = "*" if each.name in positional else "+"
+            elif each.default not in (None, MISSING):
+                given["help"] += f" (default: {each.default})"
+        command.add_argument(each.name if each.name in positional else name, **given)
+
+
+def _given(kind: type, arguments: argparse.Namespace) -> dict:
+    """The options of a dataclass that were given, by the names of its fields."""
+    named = {each.name: getattr(arguments, each.name, None) for each in fields(kind)}
+    return {name: value for name, value in named.items() if value not in (None, [])}
+
+
+def _add_despeckle(command: argparse.ArgumentParser) -> None:
+    command.usage = "%(prog)s INPUT... OUTPUT [OPTION...]"
+    help = "files or folders; several, or an output without suffix, mean an output folder"
+    command.add_argument("paths", nargs="+", metavar="INPUT... OUTPUT", help=help)
+    add_options(command, DespeckleOptions)
+    command.add_argument("--skip-existing", action="store_true", help="skip files whose output exists")
+
+
+def _add_train(command: argparse.ArgumentParser) -> None:
+    add_options(command, Job, positional=("inputs",))
+    help = "a file with these settings (held_out for --held-out); options on the command line take precedence"
+    command.add_argument("--job", metavar="JSON", help=help)
+    command.add_argument("--listen", action="store_true", help="stop, to be resumed, at a line on the standard input")
+
+
+def _add_evaluate(command: argparse.ArgumentParser) -> None:
+    command.add_argument("input", help="the recording before")
+    command.add_argument("output", help="the recording after")
+    help = "JSON file of lumen and tissue boxes for gCNR, CNR and SNR; see Documentation/method.md"
+    command.add_argument("--rois", help=help)
+    command.add_argument("--truth", help="file of known echogenicity for PSNR and SSIM")
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _add_simulate(command: argparse.ArgumentParser) -> None:
+    size = {"nargs": 2, "default": (256, 256), "metavar": ("H", "W"), "help": "pixels (default: 256 256)"}
+    grain = {"nargs": 2, "metavar": ("Y", "X"), "help": "of the speckle, pixels (default: drawn)"}
+    command.add_argument("output", help="the .npz file to write")
+    command.add_argument("--frames", type=int, default=10, help="with independent speckle (default: %(default)s)")
+    command.add_argument("--size", type=int, **size)
+    command.add_argument("--grain", type=float, **grain)
+    command.add_argument("--layout", help="phantom, vessel, layers, organ or flat (default: drawn)")
+    command.add_argument("--geometry", default="linear", help="linear, sector or piece (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: %(default)s)")
+
+
+def _add_benchmark(command: argparse.ArgumentParser) -> None:
+    minutes = "quality: training time of each method and set (default: 5; quick: 0.2 in all)"
+    real = "quality: real frames as well, recordings or .npz"
+    command.add_argument("what", choices=("quality", "speed"), help="of the despeckled frames, or of despeckling")
+    command.add_argument("output", help="the folder to write")
+    command.add_argument("--quick", action="store_true", help="in less than five (speed: two) minutes")
+    command.add_argument("--real", nargs="+", default=[], metavar="FILE", help=real)
+    command.add_argument("--minutes", type=float, help=minutes)
+    command.add_argument("--history", metavar="CSV", help="speed: earlier ratios to compare with")
+    command.add_argument("--record", action="store_true", help="speed: add the ratios to the history")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,37 +3,57 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
-from .config import InputError, ModelConfig, from_dict, replace_file, to_dict
+from .config import ModelConfig, from_dict, to_dict
 from .network import SpeckleReductionNetwork, build
+from .system import InputError, replace_file
 
 FORMAT = "speckle2self-1"
 STATE_FORMAT = "speckle2self-run-2"
 PRECISIONS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # of weights in a file
+FilePath = str | PathLike
 
 
-def save(path, config: ModelConfig, network: torch.nn.Module, card: dict) -> None:
-    """Writes weights, config and card (JSON types, numbers finite) to `path`, whole or not at all."""
-    card = json.dumps(card, allow_nan=False)
-    metadata = {"format": FORMAT, "config": json.dumps(to_dict(config)), "card": card}
+@dataclass(frozen=True, eq=False)  # a copy is not equal to its original, as its weights may change
+class Model:
+    """A network and what belongs to it."""
+
+    config: ModelConfig
+    network: torch.nn.Module
+    card: dict = field(default_factory=dict)
+
+    @property
+    def resamples(self) -> bool:
+        """Whether the model needs recordings at a speckle grain of its own, and so their grain."""
+        return self.config.grain is not None
+
+
+def save(path: FilePath, config: ModelConfig, network: torch.nn.Module, card: dict) -> None:
+    """Write weights, config and card (JSON types, numbers finite) to `path`, whole or not at all."""
+    metadata = {"format": FORMAT, "config": json.dumps(to_dict(config)), "card": json.dumps(card, allow_nan=False)}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     replace_file(path, to_bytes(weights, metadata))
 
 
-def save_state(path, tensors: dict[str, torch.Tensor], values: dict) -> None:
-    """Writes an unfinished training run (see `training.Training.state`; `values`: JSON types, numbers
-    finite), whole or not at all."""
+def save_state(path: FilePath, tensors: dict[str, torch.Tensor], values: dict) -> None:
+    """Write an unfinished training run, whole or not at all.
+
+    See `training.Training.state`; `values` are JSON types, their numbers finite.
+    """
     stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     replace_file(path, to_bytes(stored, {"format": STATE_FORMAT, "values": json.dumps(values, allow_nan=False)}))
 
 
-def load_state(path) -> tuple[dict[str, torch.Tensor], dict]:
-    """Tensors and values of `save_state`. Raises InputError for a damaged file, and for any other."""
+def load_state(path: FilePath) -> tuple[dict[str, torch.Tensor], dict]:
+    """Return the tensors and values of `save_state`. Raises InputError for a damaged file, and for any other."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -52,11 +72,11 @@ def load_state(path) -> tuple[dict[str, torch.Tensor], dict]:
     return tensors, values
 
 
-def load(path) -> tuple[ModelConfig, torch.nn.Module, dict]:
-    """Config, network (evaluation mode, CPU) and card of a model file, ours or the authors'.
+def load(path: FilePath) -> tuple[ModelConfig, torch.nn.Module, dict]:
+    """Return config, network (evaluation mode, CPU) and card of a model file, ours or the authors'.
 
-    Of the authors' state dicts, those with all three encoders and those with the full-scale half alone are read.
-    Raises InputError for anything else: other files, other networks, truncated or newer files.
+    The authors' state dicts may have all three encoders, or only the full-scale half. Raises InputError for anything
+    else: other files, other networks, truncated or newer files.
     """
     path = Path(path)
     if not path.is_file():
@@ -70,35 +90,35 @@ def load(path) -> tuple[ModelConfig, torch.nn.Module, dict]:
     wrong = set(weights) ^ set(known) or {n for n in known if weights[n].shape != known[n].shape}
     if wrong:
         raise InputError(f"{path} does not hold the network it claims to: {len(wrong)} tensors differ.")
-    if not all(_plain(tensor) and tensor.isfinite().all() for tensor in weights.values()):
+    if not all(_is_usable(tensor) and tensor.isfinite().all() for tensor in weights.values()):
         raise InputError(f"{path} holds weights that are not finite numbers.")
     network.load_state_dict(weights)
     return config, network.eval(), card
 
 
-def _plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor from a file holds numbers as we use them: not sparse, quantised or without any."""
+def _is_usable(tensor: torch.Tensor) -> bool:
+    """Whether a tensor from a file holds numbers as we use them: not sparse, quantized or without any."""
     return tensor.dtype in PRECISIONS and tensor.layout == torch.strided and tensor.device.type == "cpu"
 
 
-def _checked(card) -> dict:
-    """A model's card, whose entries that are used have the types that they are used with. Raises ValueError."""
+def _check_card(card: Any) -> dict:
+    """Return a model's card if the entries that are used have the types they are used with. Raises ValueError."""
     if not isinstance(card, dict):
         raise ValueError("its card has no entries")
-    kinds = {"description": str, "start": str, "curve": list}
+    kinds: dict[str, type] = {"description": str, "start": str, "curve": list}
     kinds |= dict.fromkeys(("training", "figures", "figures_at_start"), dict)
     for name in set(kinds) & set(card):
         if not isinstance(card[name], kinds[name]):
-            raise ValueError(f"'{name}' in its card is no {kinds[name].__name__}")
+            raise ValueError(f"'{name}' in its card is not a {kinds[name].__name__}")
     for name in {"figures", "figures_at_start"} & set(card):
         card[name] = {figure: value for figure, value in card[name].items() if value is not None}  # was no number
         if not all(type(value) in (int, float) for value in card[name].values()):
-            raise ValueError(f"'{name}' in its card are no numbers")
+            raise ValueError(f"'{name}' in its card are not numbers")
     json.dumps(card, allow_nan=False)  # 1e999 is read as infinite
     return card
 
 
-def _read_ours(path: Path):
+def _read_ours(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor], dict]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -107,14 +127,14 @@ def _read_ours(path: Path):
                 raise InputError(f"{path} is not a model of this version: expected {FORMAT}, found {found}.")
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
         config = from_dict(ModelConfig, json.loads(metadata["config"]))
-        return config, weights, _checked(json.loads(metadata["card"], parse_constant=lambda _: None))
+        return config, weights, _check_card(json.loads(metadata["card"], parse_constant=lambda _: None))
     except InputError:
         raise
     except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}.") from error
 
 
-def _read_authors(path: Path):
+def _read_authors(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor], dict]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on a file of another kind, its parser fails in any way

@@ -1,20 +1,17 @@
-"""What a model is and how it is trained, as plain frozen dataclasses, and how all share files, errors and memory.
+"""What a model is, how it is trained and how frames are despeckled, as plain frozen dataclasses.
 
-Standard library only.
+The fields carry their help, unit and limits: the command line, the panels, the documentation and the checks read them
+from there. Standard library only.
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import os
-import sys
-import tempfile
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
-from typing import get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
+
+from .system import InputError
 
 ARCHITECTURES = ("fast", "published")
 NORMALISATIONS = ("cine", "frame")
@@ -22,21 +19,43 @@ RECIPES = ("disjoint", "published")
 FILTER_NAMES = ("median", "lee", "srad", "nlm", "curvature")
 
 
-class InputError(ValueError):
-    """The user's input cannot be used. The message is one sentence: what is wrong and what to do."""
+AXES = ("auto", "k", "j", "i", "average")
 
 
-def named(path, error: Exception) -> str:
-    """An error's message with its file before it, which it may begin with already."""
-    return f"{path}: {str(error).removeprefix(f'{path} ')}"
+def option(
+    default: Any = MISSING, help: str = "", *, low: float | None = None, high: float | None = None,
+    choices: tuple[str, ...] = (), metavar: str | None = None, flag: str | None = None,
+) -> Any:  # fmt: skip
+    """Return a dataclass field that carries what a user should know of it.
+
+    Args: help, a phrase; low, high, the smallest and largest value; choices, the values that are allowed; metavar,
+    what the command line calls its value; flag, its name there where that is not the field's.
+    """
+    known = {"help": help, "low": low, "high": high, "choices": choices, "metavar": metavar, "flag": flag}
+    return field(default=default, metadata=known)
 
 
-class Cancelled(Exception):
-    """The caller asked to stop; nothing was written."""
+def check_limits(config: Any) -> None:
+    """Raise InputError where a field's value is outside its limits or is not one of its choices; None is allowed."""
+    for each in fields(config):
+        value, known = getattr(config, each.name), each.metadata
+        if value is None or not known:
+            continue
+        low, high = known["low"], known["high"]
+        if not (low is None or value >= low) or not (high is None or value <= high):  # NaN is outside
+            upper = f"between {low} and {high}" if high is not None else f"at least {low}"
+            raise InputError(f"{each.name} must be {upper}, not {value}.")
+        if known["choices"] and value not in known["choices"]:
+            raise InputError(f"There is no {each.name} '{value}'; known are {', '.join(known['choices'])}.")
+
+
+def help_of(kind: type, name: str) -> str:
+    """Return the help of a config's field, for a tool tip or a table."""
+    return next(each.metadata["help"] for each in fields(kind) if each.name == name)
 
 
 def refuse_filter(name: str) -> None:
-    """Raises InputError for a model's name that is a classical filter's: wherever models are named, that is taken."""
+    """Raise InputError if a model's name is reserved for a classical filter."""
     if name.casefold() in FILTER_NAMES:
         raise InputError(f"'{name}' is a classical filter; choose another name for the model.")
 
@@ -45,21 +64,26 @@ def refuse_filter(name: str) -> None:
 class ModelConfig:
     """What a checkpoint needs besides its weights to be used the same way everywhere."""
 
-    architecture: str = "fast"  # "fast": ours, no normalisation layers; "published": Li, Navab, Jiang 2025
-    width: int = 32  # of the fast network: its half, itself and its double are the channels of the levels
-    scales: int = 3  # "published" only: encoders in the checkpoint, 3, or 1 for the full-scale half alone
-    normalisation: str = "cine"  # one grey mapping for the whole cine, or min-max of every frame (as published)
-    grain: tuple[float, float] | None = None  # smallest and largest speckle grain, pixels; others are resampled to it
+    architecture: str = option(
+        "fast", "fast: ours, without normalization layers; published: Li, Navab, Jiang 2025", choices=ARCHITECTURES
+    )
+    width: int = option(
+        32, "channels of the fast network's middle level; half and double at the others", low=4, high=512
+    )
+    scales: int = option(3, "encoders of a published network: 3, or 1 for only the full-scale half", low=1, high=3)
+    normalisation: str = option(
+        "cine",
+        "one grey mapping for the whole recording, or min-max of every frame (as published)",
+        choices=NORMALISATIONS,
+    )
+    grain: tuple[float, float] | None = option(
+        None, "smallest and largest speckle grain, pixels; other recordings are resampled to it"
+    )
 
     def __post_init__(self):
-        if self.architecture not in ARCHITECTURES:
-            raise InputError(f"Unknown architecture '{self.architecture}'; known are {', '.join(ARCHITECTURES)}.")
-        if self.normalisation not in NORMALISATIONS:
-            raise InputError(f"Unknown normalisation '{self.normalisation}'; known are {', '.join(NORMALISATIONS)}.")
-        if not 4 <= self.width <= 512:
-            raise InputError(f"A width of {self.width} channels is outside 4 to 512.")
-        if self.scales not in (1, 3):
-            raise InputError(f"A published network has 3 encoders, or 1 for inference alone, not {self.scales}.")
+        check_limits(self)
+        if self.scales == 2:
+            raise InputError("A published network has 3 encoders, or 1 only for inference, not 2.")
         if self.grain is not None:
             object.__setattr__(self, "grain", tuple(float(g) for g in self.grain))
             if len(self.grain) != 2 or not 0.25 <= self.grain[0] <= self.grain[1] <= 64:
@@ -70,37 +94,27 @@ class ModelConfig:
 class TrainingConfig:
     """How a model is trained."""
 
-    recipe: str = "disjoint"  # "disjoint": ours; "published": Li, Navab, Jiang 2025
-    steps: int = 3000  # optimiser steps
-    batch: int = 12  # frames (crops) a step
-    crop: int = 128  # pixels at the model's grain
-    learning_rate: float = 1e-3  # of Adam; falls to 1 % along a cosine, except in the published recipe
-    simulated: int = 0  # anatomies simulated with known truth, of the recordings' grain, and mixed in
-    share: float = 0.5  # of the steps that take simulated frames, when there are recorded ones too
-    detail: float = 3.0  # further weight of errors in what is small; keeps more points and layers, makes up more, too
-    lead: float = 0.0  # of the steps, in which the lattice's network learns alone, for one that is good already
-    averaging: float = 0.995  # of the weights over the steps (exponential); 0: the last weights are kept
-    seed: int = 0
-    interval: int = 100  # steps from one validation and checkpoint to the next
+    recipe: str = option("disjoint", "disjoint (ours) or published (Li, Navab, Jiang 2025)", choices=RECIPES)
+    steps: int = option(3000, "optimizer steps", low=1, high=10**8)
+    batch: int = option(12, "crops in one step, over all processes", low=1, high=4096)
+    crop: int = option(128, "side of a crop, pixels at the model's grain", low=32, high=4096)
+    learning_rate: float = option(
+        1e-3, "of Adam; falls to 1 % along a cosine, except in the published recipe", low=1e-9, high=1
+    )
+    simulated: int = option(0, "anatomies to simulate with known ground truth and to mix in", low=0, high=10**6)
+    share: float = option(0.5, "of the steps that use simulated frames where there are recorded ones", low=0, high=1)
+    detail: float = option(
+        3.0, "extra weight on small structures; keeps more points and layers but invents more", low=0, high=100
+    )
+    lead: float = option(0.0, "fraction of steps in which only the lattice network is trained", low=0, high=1)
+    averaging: float = option(
+        0.995, "decay of the weights' exponential moving average; 0 keeps the last weights", low=0, high=1 - 1e-9
+    )
+    seed: int = option(0, "seed of all random choices", low=0, high=2**63 - 1)
+    interval: int = option(100, "steps between two validations and checkpoints", low=1, high=10**6)
 
     def __post_init__(self):
-        if self.recipe not in RECIPES:
-            raise InputError(f"Unknown recipe '{self.recipe}'; known are {', '.join(RECIPES)}.")
-        for name, low, high in (
-            ("steps", 1, 10**8),
-            ("batch", 1, 4096),
-            ("crop", 32, 4096),
-            ("simulated", 0, 10**6),
-            ("interval", 1, 10**6),
-            ("seed", 0, 2**63 - 1),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise InputError(f"{name} = {getattr(self, name)} is outside {low} to {high}.")
-        shares = (self.share, self.lead, self.learning_rate)
-        if not all(0 <= share <= 1 for share in shares) or not 0 <= self.averaging < 1 or not self.learning_rate:
-            raise InputError("learning_rate, averaging, share and lead lie between 0 and 1.")
-        if not 0 <= self.detail <= 100:
-            raise InputError(f"detail = {self.detail} is outside 0 to 100.")
+        check_limits(self)
 
 
 PRESETS = {
@@ -117,25 +131,34 @@ PRESETS = {
 class Job:
     """One training run, as the command line, the panel and a cluster give it; as JSON, a job file."""
 
-    output: str  # the model file to write
-    inputs: tuple[str, ...] = ()  # recordings: files or folders
-    held_out: tuple[str, ...] = ()  # recordings for validation alone; none: some are taken off the inputs
-    preset: str = "standard"
-    recipe: str | None = None  # this and the next four: other than the preset's
-    steps: int | None = None
-    simulated: int | None = None
-    batch: int | None = None
-    interval: int | None = None
-    width: int | None = None  # of a new fast network; 64 takes three times as long as 32
-    minutes: float | None = None  # to train for, instead of a number of steps; measured in a short warm-up
-    seed: int | None = None  # 0
-    init: str | None = None  # a model to start from; the preset "adapt" starts from "default"
-    device: str = "auto"
-    region: str = "auto"  # "none": whole frames; a mask file; a folder of masks named as the recordings
-    report: int = 10  # steps from one report to the next
-    preview: str | None = None  # a PNG file for a held-out frame before and after
-    resume: bool = False  # go on with an interrupted run of this output
-    estimate: bool = False  # do not train: report what it would take
+    output: str = option(help="the model file to write", metavar="MODEL")
+    inputs: tuple[str, ...] = option((), "recordings: files or folders", metavar="INPUT")
+    held_out: tuple[str, ...] = option(
+        (), "recordings used only for validation (default: some inputs)", metavar="INPUT"
+    )
+    preset: str = option(
+        "standard",
+        "adapt: fine-tune a model on your recordings; standard: train from scratch; paper: as published; "
+        "default: how the bundled model was begun",
+        choices=tuple(PRESETS),
+    )
+    recipe: str | None = option(None, "disjoint (ours) or published (default: the preset's)", choices=RECIPES)
+    steps: int | None = option(None, "optimizer steps (default: the preset's)")
+    simulated: int | None = option(None, "anatomies to simulate and mix in (default: the preset's)")
+    batch: int | None = option(None, "crops in one step, over all processes (default: the preset's)")
+    interval: int | None = option(None, "steps between two checkpoints (default: the preset's)")
+    width: int | None = option(None, "channels of a new network; 64 takes three times as long (default: 32)")
+    minutes: float | None = option(None, "time to train for, after simulating, instead of a number of steps")
+    seed: int | None = option(None, "seed of all random choices (default: 0)")
+    init: str | None = option(
+        None, "name or file of the model to start from (default: 'default' with adapt, else none)", metavar="MODEL"
+    )
+    device: str = option("auto", "auto, cpu, cuda or mps")
+    region: str = option("auto", "auto, none, a mask file, or a folder of masks named like the recordings")
+    report: int = option(10, "steps between two JSON lines")
+    preview: str | None = option(None, "write a held-out frame before and after at every validation", metavar="PNG")
+    resume: bool = option(False, "continue the interrupted run of this MODEL")
+    estimate: bool = option(False, "do not train: report what it would take")
 
     def __post_init__(self):
         for name in ("inputs", "held_out"):
@@ -146,13 +169,13 @@ class Job:
         if self.preset not in PRESETS:
             raise InputError(f"Unknown preset '{self.preset}'; known are {', '.join(PRESETS)}.")
         if self.minutes is not None and not 0 < self.minutes <= 10**6:
-            raise InputError(f"{self.minutes} minutes cannot be trained for.")
+            raise InputError(f"Training time must be between 0 and 1,000,000 minutes, not {self.minutes}.")
         if self.minutes is not None and self.steps is not None:
             raise InputError("Give a number of steps or of minutes, not both.")
         if not self.region:
             raise InputError("The region is 'auto', 'none' or a mask file.")
         if self.report < 1:
-            raise InputError("There is at least one step from one report to the next.")
+            raise InputError(f"`report` must be at least 1, not {self.report}.")
         _ = self.training  # its own checks
 
     @property
@@ -167,13 +190,32 @@ class Job:
         return replace(PRESETS[self.preset], seed=self.seed or 0, **changes)
 
 
+@dataclass(frozen=True)
+class DespeckleOptions:
+    """How a recording is despeckled: what the command line, the panel and the console ask for."""
+
+    model: str = option("default", f"a model's name, a model file (also the authors' .pth), or a filter: "
+                        f"{', '.join(FILTER_NAMES)}")  # fmt: skip
+    device: str = option("auto", "auto, cpu, cuda or mps")
+    strength: float = option(1.0, "how much of the speckle to remove: 0 (the input) to 1 (despeckled)", low=0, high=1)
+    gamma: float = option(1.0, "exponent on the despeckled grey values; above 1 darkens", low=0.2, high=5)
+    axis: str = option("auto", "slices of a volume: auto, k (as stored), j, i, or average over all three", choices=AXES)
+    region: str = option("auto", "auto detects the imaged region, none takes whole frames; or a mask")
+
+    def __post_init__(self):
+        object.__setattr__(self, "axis", str(self.axis).lower())
+        check_limits(self)
+        if not self.region:
+            raise InputError("The region is 'auto', 'none' or a mask.")
+
+
 def to_dict(config) -> dict:
-    """A config as plain JSON types."""
+    """Return a config as plain JSON types."""
     return asdict(config)
 
 
 def from_dict(kind: type, values: dict):
-    """The config of class `kind` from JSON types; an unknown or ill-typed entry raises InputError."""
+    """Return the config of class `kind` from JSON types. Raises InputError for an unknown or ill-typed entry."""
     types = get_type_hints(kind)
     if not isinstance(values, dict) or set(values) - set(types):
         unknown = sorted(set(values) - set(types)) if isinstance(values, dict) else values
@@ -202,96 +244,3 @@ def _fits(value, kind) -> bool:
     if kind is float:
         return isinstance(value, int | float) and abs(value) < 1e300
     return isinstance(value, kind)
-
-
-def torchrun_place() -> tuple[int, int, int]:
-    """The number of this process among those that torchrun has started, the same on this host, and how many there are.
-
-    (0, 0, 1) where there is no torchrun. Raises InputError where its variables are there in part.
-    """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        return 0, 0, 1
-    try:
-        rank, local, count = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-        _ = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    except (KeyError, ValueError) as error:
-        raise InputError("WORLD_SIZE is set, but not by torchrun: start with torchrun, or unset it.") from error
-    return rank, local, count
-
-
-def keep_memory() -> None:
-    """In a process of our own: freed memory, up to 256 MB, is kept for what comes next.
-
-    Else GNU's allocator gives the arrays of each block of frames back to the system and asks for them again, which
-    takes a tenth of the time. Nothing is done on other systems.
-    """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if set_option:
-        trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # of malloc.h
-        set_option(mmap_threshold, 2**25)  # bytes; the most that it takes
-        set_option(trim_threshold, 2**28)
-        set_option(top_pad, 2**24)
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that there is not enough memory, here, on a graphics card or for threads."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
-        return True
-    said = ("out of memory", "can't allocate", "Unable to allocate", "not enough memory", "can't start new thread")
-    return getattr(error, "errno", None) == errno.ENOMEM or any(words in str(error) for words in said)
-
-
-def replace_file(path, content: bytes) -> None:
-    """Writes a file whole or not at all: into a temporary one beside it, then renamed.
-
-    Raises InputError where the folder does not exist or cannot be written.
-    """
-    path = Path(path)
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        if temporary is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
-
-
-@contextmanager
-def locked(path):
-    """Keeps a file that takes long to make to this process: holds the system's lock on `<path>.lock` meanwhile.
-
-    The lock ends with the process, in whichever way that ends; a file that is left then locks nothing. Where the file
-    system knows no locks, none is held. Raises InputError where another process holds it, or the folder does not exist
-    or cannot be written.
-    """
-    lock = Path(f"{path}.lock")
-    try:
-        file = lock.open("ab")
-    except OSError as error:
-        raise InputError(f"{lock} cannot be written: {error.strerror or error}.") from error
-    with file:
-        try:
-            if os.name == "nt":
-                import msvcrt
-
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise InputError(f"Another process is at work on {path}; wait until it has ended.") from error
-        except OSError:
-            pass  # no locks here
-        try:
-            yield
-        finally:
-            file.close()  # first: Windows removes no open file
-            with suppress(OSError):
-                lock.unlink()

@@ -2,308 +2,263 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import fields
 from functools import lru_cache
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from . import checkpoint
-from .config import FILTER_NAMES, Cancelled, InputError, ModelConfig
-from .devices import Replayed, choose_device, choose_precision, cores, cores_kept
+from .calibration import Calibration, as_stack, calibrate, grain_in, value_range
+from .checkpoint import FilePath, Model
+from .config import DespeckleOptions
+from .devices import AT_ONCE_CUDA, choose_device, cores, each_in_order, preserve_cores
 from .files import release
 from .filters import FILTERS
-from .frames import BRIGHTEST, box_of, fill_outside, grey_mapping, luminance
-from .layout import Layout, measure_grain
-from .library import models, path_of
-from .look import check_look
-from .region import detect, grey
+from .grey import BRIGHTEST, luminance
+from .inference import fast_network, through_network
+from .library import cached_model
+from .region import box_of, fill_outside, grey
+from .resampling import Resampling
+from .system import Cancelled, InputError
 
 BLOCK_PIXELS = 2**22  # pixels through the network at once: bounds the memory, whatever the cine's length
-BLOCK_PIXELS_CPU = 2**18  # no slower there, and a cancel is heard four times sooner
-AT_ONCE_PIXELS = 2**22  # pixels of all blocks that the processor works on at a time
-AT_ONCE_CUDA = 3  # blocks: while one is in the network, others come from and go to the computer's memory
-REPLAYED = 2**23  # pixels whose recorded operations, and the memory that they take, are kept on a GPU
-EDGE = 4  # pixels around a frame, which keep the network's zero padding away from it
-TILE = 1152  # pixels; larger images go through a network without normalisation layers in tiles
-SAME = 0.03  # of the grey range: about four times what rounding to bfloat16 makes of noise
-SMALLEST = 8  # pixels, of either side of a frame
+BLOCK_PIXELS_CPU = 2**18  # no slower there, and a cancel is noticed four times sooner
+AT_ONCE_PIXELS = 2**22  # pixels of all blocks that the CPU works on at a time
+OPTIONS = {field.name for field in fields(DespeckleOptions)} - {"model", "region", "axis"}  # of frames
 logger = logging.getLogger(__name__)
+Filter = Callable[[np.ndarray], np.ndarray]  # (N, H, W) float32 in [0, 1] -> the same
+NOTHING_IMAGED = (
+    "The frames stay as they are: no part looks like ultrasound, or the region is empty. "
+    "The region 'none' takes whole frames, a mask any part of them."
+)
 
 
-@dataclass(frozen=True, eq=False)  # one is another than its copy, whose weights may differ
-class Model:
-    """A network with what belongs to it."""
-
-    config: ModelConfig
-    network: torch.nn.Module
-    card: dict = field(default_factory=dict)
-
-
-def load_model(name_or_path) -> Model:
-    """A model by name, bundled or the user's own, or a file: ours (.safetensors, any suffix) or the authors' (.pth).
-
-    Raises InputError for an unknown name, and for a file that is no model (see `checkpoint.load`).
-    """
-    path = path_of(name_or_path)
-    if not path.exists():
-        names = ", ".join(models()) or "none"
-        raise InputError(
-            f"There is no model '{name_or_path}': neither a file nor a known model ({names}); to despeckle, "
-            f"a filter serves too ({', '.join(FILTER_NAMES)})."
-        )
-    return Model(*checkpoint.load(path))
-
-
-def kept_model(name_or_path) -> Model:
-    """As `load_model`, but a file is read anew only if it has changed: for inference alone, as all share what it is."""
-    path = path_of(name_or_path)
-    try:
-        status = path.stat()
-    except OSError:
-        return load_model(name_or_path)  # says what is wrong
-    return _kept(path, status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=4)
-def _kept(path: Path, *version: int) -> Model:
-    return load_model(path)
-
-
-@cores_kept()
+@preserve_cores()
 def despeckle(
     frames: np.ndarray,
-    model="default",
+    model: FilePath | Model | Filter = "default",
     *,
-    region="auto",
-    strength: float = 1.0,
-    gamma: float = 1.0,
-    device: str | torch.device = "auto",
-    precision: torch.dtype | None = None,
-    grain: tuple[float, float] | None = None,
-    mapping: tuple[float, float] | None = None,
+    region: np.ndarray | str | None = "auto",
+    calibration: Calibration | None = None,
     output: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
+    precision: torch.dtype | None = None,
+    **options: Any,
 ) -> np.ndarray:
-    """Removes the speckle of one recording.
+    """Remove the speckle of one recording.
 
     Args:
-        frames: (H, W), (N, H, W) or in colour (N, H, W, 3 or 4); any integer or floating type. Not changed.
-        model: the name of a model or of a filter, a model file, a `Model`, or a function that maps (N, H, W) float32
-            in [0, 1] to the same.
+        frames: (H, W), (N, H, W) or in color (N, H, W, 3 or 4); any integer or floating-point type. Not changed.
+        model: the name of a model or of a filter, a model file, a `Model`, or a `Filter`.
         region: (H, W) bool, what to despeckle; "auto" finds the imaged part; None takes whole frames.
-        strength: 0 (the input) to 1 (the despeckled image).
-        gamma: exponent on the despeckled grey values, 0.2 to 5; above 1 darkens.
-        device: "auto", "cpu", "cuda", "cuda:1", "mps", or a torch device.
-        precision: torch.float32, bfloat16 or (CUDA) float16; None: see `precision_of`.
-        grain: the speckle's grain (axial, lateral) in pixels; in a fan, see `measure_grain`; None: measured once for
-            the recording.
-        mapping: the grey values that the model takes for 0 and 1; None: found once for the recording.
-        output: an array of the frames' shape and type to write into, complete as far as `progress` told; None: a new
-            one.
+        calibration: of the recording that the frames belong to, in place of `region`; None: found here.
+        output: an array of the frames' shape and type to write into; complete as far as `progress` reported.
         progress: called with (frames done, frames).
         cancelled: asked before each block of frames; True raises Cancelled.
+        precision: torch.float32, bfloat16 or (CUDA) float16; None: see `inference.precision_of`.
+        options: strength, gamma and device, as `DespeckleOptions` explains them.
 
-    Returns an array of the same shape, type and value range. Pixels outside the region, coloured ones and those that
-    are not finite come back bit for bit. One grey mapping and one grain serve all frames, so nothing flickers (the
-    published model alone normalises every frame by itself, as published).
+    Returns an array of the same shape, type and value range. Pixels outside the region, colored ones and those that are
+    not finite come back bit for bit. One grey mapping and one grain serve all frames, so that nothing flickers (only
+    the published model normalizes every frame by itself, as published).
     Raises InputError with one clear sentence, Cancelled.
     """
-    stack, region, bounds = checked(frames, region)
-    check_look(strength, gamma)
-    if grain is not None and not all(0 < length < np.inf for length in grain):
-        raise InputError(f"A grain of {grain} is not two lengths in pixels.")
-    if mapping is not None and not np.isfinite(mapping).all():
-        raise InputError(f"A mapping of {mapping} is not two grey values.")
-    if not callable(model) and not isinstance(model, Model):
-        model = FILTERS.get(model) or kept_model(model)
-    place = torch.device("cpu") if callable(model) else choose_device(device)
-    output = _made(frames, output)
-    low, high = grey_mapping(stack, region) if mapping is None else mapping
-    if not region.any():
-        logger.warning("The frames stay as they are: no part looks like ultrasound, or the region is empty. "
-                       "The region 'none' takes whole frames, a mask any part of them.")  # fmt: skip
-    if not region.any() or high <= low or strength == 0:
-        np.copyto(output, frames)
+    chosen = _check_options(options)
+    model = find_model(model)
+    device = choose_device(chosen.device) if isinstance(model, Model) else torch.device("cpu")
+    if calibration is None:
+        calibration = calibrate(frames, region, with_grain=needs_grain(model))
+    stack = as_stack(frames)
+    pipeline = _Pipeline(stack, calibration, chosen, device)
+    output = _output_like(frames, output)
+    result = output.reshape(stack.shape)
+    if pipeline.is_idle:
+        np.copyto(result, stack)
         if progress:
             progress(len(stack), len(stack))
         return output
-
-    box = (slice(None), *box_of(region))
-    cut, region, result = stack[box], region[box[1:]], output.reshape(stack.shape)[box]
-    layout = None
-    if isinstance(model, Model) and model.config.grain is not None:
-        grain = grain or measure_grain(luminance(cut[:: max(1, len(cut) // 8)]), region)
-        layout = Layout(region, grain, model.config.grain, place)
-    engine = _FilterEngine(model) if callable(model) else _NetworkEngine(model, place, precision, layout)
-    each = isinstance(model, Model) and model.config.normalisation == "frame"
-    blocks, at_once = _blocks(len(cut), region.size, place, alone=callable(model))
-
-    def work(whole: slice) -> int:
-        """Despeckles a block of frames; returns where the next one starts."""
-        part = cut[whole]
-        np.copyto(output.reshape(stack.shape)[whole], stack[whole])
-        before = _greys(part, place)
-        finite = before.isfinite().cpu().numpy() if part.dtype.kind == "f" else np.True_
-        greys = None if each else (low, high)
-        after, change = _despeckled(before, finite, region, engine, greys, bounds, gamma, strength)
-        if cut.ndim == 4:
-            change = change & grey(part, float(bounds[1]))
-        _write(result[whole], part, before, after, change, bounds)
-        return whole.stop
-
-    with each_in_order(work, blocks, at_once, place) as worked:
+    pipeline.load(model, precision)
+    blocks, at_once = _split_into_blocks(len(stack), pipeline.region.size, device, not isinstance(model, Model))
+    with each_in_order(lambda block: pipeline.run(block, result), blocks, at_once, device) as ends:
         for _ in blocks:
             if cancelled and cancelled():
                 raise Cancelled
-            done = next(worked)
+            done = next(ends)
             release(stack)
             release(output)
             if progress:
-                progress(done, len(cut))
+                progress(done, len(stack))
     return output
 
 
-def _blocks(count: int, size: int, place: torch.device, alone: bool) -> tuple[list[slice], int]:
-    """The frames of each block, and how many blocks are worked on at a time.
+def find_model(model: FilePath | Model | Filter) -> Model | Filter:
+    """Return a model or filter by its name or file; models and functions are returned unchanged."""
+    if isinstance(model, Model) or callable(model):
+        return model
+    return FILTERS.get(str(model)) or cached_model(model)
 
-    Args: count, frames; size, pixels of each; alone, one block at a time.
+
+def needs_grain(model: Model | Filter) -> bool:
+    """Whether recordings are resampled for this model, so that their calibration needs the speckle's grain."""
+    return isinstance(model, Model) and model.resamples
+
+
+def _check_options(options: dict[str, Any]) -> DespeckleOptions:
+    """Return the options of `despeckle`. Raises InputError for an unknown one, or a value outside its limits."""
+    if unknown := sorted(set(options) - OPTIONS):
+        raise InputError(f"There is no option '{unknown[0]}'; known are {', '.join(sorted(OPTIONS))}.")
+    return DespeckleOptions(**options | ({"device": str(options["device"])} if "device" in options else {}))
+
+
+def _output_like(frames: np.ndarray, output: np.ndarray | None) -> np.ndarray:
+    """Return a contiguous array like `frames`, or `output` if it is one."""
+    if output is None:
+        return np.empty_like(frames, order="C", subok=False)
+    if output.shape != frames.shape or output.dtype != frames.dtype or not output.flags.c_contiguous:
+        raise InputError(f"The output is not a contiguous array of {frames.dtype} of shape {frames.shape}.")
+    return output
+
+
+def _split_into_blocks(count: int, size: int, device: torch.device, one_by_one: bool) -> tuple[Sequence[slice], int]:
+    """Return the frames of each block, and how many blocks are worked on at a time.
+
+    Args: count, frames; size, pixels of each; one_by_one, one block at a time.
     """
-    if place.type == "cpu":  # blocks alike, so that no core waits for the last one
+    if device.type == "cpu":  # blocks of the same size, so that no core waits for the last one
         most = max(1, BLOCK_PIXELS_CPU // size)
-        at_once = 1 if alone else max(1, min(cores(), AT_ONCE_PIXELS // (most * size)))
+        at_once = 1 if one_by_one else max(1, min(cores(), AT_ONCE_PIXELS // (most * size)))
         parts = np.array_split(np.arange(count), min(count, -(-count // (most * at_once)) * at_once))
-    else:  # all but the last of one size, so that what is recorded serves them all
+    else:  # all but the last of the same size, so that one recorded graph serves them all
         most = max(1, BLOCK_PIXELS // size)
-        at_once = AT_ONCE_CUDA if place.type == "cuda" else 1
+        at_once = AT_ONCE_CUDA if device.type == "cuda" else 1
         parts = np.split(np.arange(count), range(most, count, most))
     return [slice(int(part[0]), int(part[-1]) + 1) for part in parts], at_once
 
 
-@contextmanager
-def each_in_order(work: Callable, parts: Sequence, at_once: int, place: torch.device):
-    """An iterator over the results of `work(part)`, of which at most `at_once` run at a time: on the processor each on
-    cores of its own, with its memory near them, and without waiting for one another after each operation; on a CUDA
-    device each in a stream of its own, so that copies to and from it and the network overlap."""
-    threads, cuda = cores(), place.type == "cuda"
-    workers = min(len(parts), at_once, at_once if cuda else threads)
-    # OpenMP alone has a number of threads for each thread; it is asked for last, as a live image has one block.
-    if workers < 2 or not (cuda or "backend: OpenMP" in torch.__config__.parallel_info()):
-        yield map(work, parts)
-        return
-    # Or the first one's work keeps Python from starting the others for a while.
-    all_there = threading.Barrier(workers, timeout=1)  # s
-    streams, ready = (iter(_streams(place)), torch.cuda.current_stream(place)) if cuda else (None, None)
+class _Pipeline:
+    """The way of a recording's frames through a model: cut, fill, scale, predict, scale back, mix, write.
 
-    def begin() -> None:
-        torch.set_num_threads(max(1, threads // workers))
-        if cuda:
-            stream = next(streams)
-            stream.wait_stream(ready)
-            torch.cuda.set_stream(stream)
-        with suppress(threading.BrokenBarrierError):
-            all_there.wait()
+    Args: stack (N, H, W[, C]); calibration, of the recording; options; device, where the model runs.
+    """
 
-    pool = ThreadPoolExecutor(workers, initializer=begin)
-    try:
-        yield pool.map(work, parts)
-    finally:
-        all_there.abort()  # no worker waits for one that could not be started
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # which threads that come later start with
+    def __init__(self, stack: np.ndarray, calibration: Calibration, options: DespeckleOptions, device: torch.device):
+        self.stack, self.calibration, self.options, self.device = stack, calibration, options, device
+        self.bounds = calibration.bounds or value_range(stack)
+        low, high = calibration.mapping
+        if not calibration.region.any():
+            logger.warning(NOTHING_IMAGED)
+        self.is_idle = not calibration.region.any() or high <= low or options.strength == 0
 
+    def load(self, model: Model | Filter, precision: torch.dtype | None) -> None:
+        """Prepare the model and what belongs to the region's bounding box."""
+        region = self.calibration.region
+        self.box = box_of(region)
+        self.region = region[self.box]
+        self.mapping: tuple[float, float] | None = self.calibration.mapping
+        if isinstance(model, Model):
+            grain = (self.calibration.grain or grain_in(self.stack, region)) if needs_grain(model) else None
+            self.predict = _predictor(model, self.region, grain, self.device, precision)
+            self.brightest = BRIGHTEST
+            if model.config.normalisation == "frame":
+                self.mapping = None
+        else:
+            self.predict = lambda values: torch.from_numpy(np.array(model(values.numpy()), np.float32))
+            self.brightest = 1.0  # it sees nothing brighter
 
-@lru_cache(maxsize=8)  # torch keeps memory for each stream that was ever used
-def _streams(place: torch.device) -> tuple:
-    return tuple(torch.cuda.Stream(place) for _ in range(AT_ONCE_CUDA))
+    def run(self, block: slice, result: np.ndarray) -> int:
+        """Write a block of frames, despeckled, into `result`, which is like the stack; return the block's end."""
+        np.copyto(result[block], self.stack[block])
+        part = self.stack[block][:, *self.box]
+        before = _grey_values(part, self.device)
+        finite = before.isfinite().cpu().numpy() if part.dtype.kind == "f" else np.array(True)
+        after, change = self.despeckle(before, finite)
+        if part.ndim == 4:
+            change = change & grey(part, float(self.bounds[1]))
+        _write(result[block][:, *self.box], part, before, after, change, self.bounds)
+        return block.stop
 
-
-def _made(frames: np.ndarray, output: np.ndarray | None) -> np.ndarray:
-    """A contiguous array like `frames`, or `output` if it is one."""
-    if output is None:
-        return np.empty_like(frames, order="C", subok=False)
-    if output.shape != frames.shape or output.dtype != frames.dtype or not output.flags.c_contiguous:
-        raise InputError(f"The output is no contiguous array of {frames.dtype} of shape {frames.shape}.")
-    return output
-
-
-def checked(frames, region) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
-    """The frames as (N, H, W[, C]), the region as (H, W) bool, and the range of the finite values; or InputError."""
-    frames = np.asarray(frames)
-    if frames.dtype.kind not in "uif":
-        raise InputError(f"Frames of type {frames.dtype} cannot be despeckled; give integers or floating point.")
-    stack = frames[None] if frames.ndim == 2 else frames
-    if stack.ndim not in (3, 4) or (stack.ndim == 4 and stack.shape[-1] not in (3, 4)):
-        raise InputError(f"Frames of shape {frames.shape} are not (H, W), (N, H, W) or (N, H, W, 3 or 4).")
-    if len(stack) == 0 or min(stack.shape[1:3]) < SMALLEST:
-        raise InputError(
-            f"Frames of shape {frames.shape} are too small: at least one of {SMALLEST} x {SMALLEST} pixels."
-        )
-    if frames.dtype.kind == "f" and not any(np.isfinite(frame).any() for frame in stack):
-        raise InputError("The frames hold no finite value.")
-    bounds = _value_range(stack)
-    if bounds[0] == bounds[1]:
-        raise InputError(f"The frames are constant ({bounds[0]}): there is nothing to despeckle.")
-    if isinstance(region, str):
-        if region != "auto":
-            raise InputError(f"A region is 'auto', None or a mask, not '{region}'.")
-        region = detect(stack)
-    if region is None:
-        region = np.ones(stack.shape[1:3], bool)
-    region = np.asarray(region).astype(bool, copy=False)
-    if region.shape != stack.shape[1:3]:
-        raise InputError(f"A region of {region.shape} does not fit frames of {stack.shape[1:3]} pixels.")
-    return stack, region, bounds
+    @torch.inference_mode()
+    def despeckle(self, before: torch.Tensor, finite: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        """Return grey values (N, H, W) float32 after despeckling, on the device, and where they are to be used, bool
+        (N or none, H, W). With a mapping, and finite values, nothing here waits for the device."""
+        filled = _fill_gaps(before, self.region, finite)
+        change = self.region if finite.all() else self.region & finite
+        excess = None
+        low: Any
+        span: Any  # numbers, or tensors (N, 1, 1)
+        if self.mapping is None:  # each frame's own smallest and largest value become 0 and 1
+            low = filled.amin((1, 2), keepdim=True)
+            span = filled.amax((1, 2), keepdim=True) - low
+            change = change & (span > 0).cpu().numpy()
+            after = (filled - low).div_(torch.where(span > 0, span, 1))
+        else:
+            low, span = self.mapping[0], self.mapping[1] - self.mapping[0]
+            after = (filled - low).div_(span)
+            if (self.bounds[1] - low) / span > self.brightest:
+                excess = (after - self.brightest).clamp_(min=0)
+        after = self.predict(after.clamp_(0, self.brightest)).clamp_(min=0)
+        if excess is not None:
+            after.add_(excess)
+        if self.mapping is None:
+            after.clamp_(max=1)
+        if self.options.gamma != 1:
+            after.pow_(self.options.gamma)
+        after.mul_(span).add_(low)
+        if self.options.strength < 1:
+            after.lerp_(filled, 1 - self.options.strength)
+        return after, change
 
 
-def _value_range(frames: np.ndarray) -> tuple[float, float]:
-    """The smallest and largest finite grey or colour value, frame by frame to spare memory."""
-    frames = frames[..., :3] if frames.ndim == 4 else frames
-    lows, highs = [], []
-    for frame in frames:
-        values = frame[np.isfinite(frame)] if frames.dtype.kind == "f" else frame
-        if values.size:
-            lows.append(values.min())
-            highs.append(values.max())
-        release(frames)
-    return min(lows), max(highs)
+def _predictor(
+    model: Model,
+    region: np.ndarray,
+    grain: tuple[float, float] | None,
+    device: torch.device,
+    precision: torch.dtype | None,
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a model on a device as a function of (N, H, W) float32 there, at the model's grain in between."""
+    resampling = Resampling(region, grain, model.config.grain, device) if grain and model.config.grain else None
+    network = fast_network(model, device, precision)
+
+    def predict(values: torch.Tensor) -> torch.Tensor:
+        values = values[:, None]  # (N, 1, H, W)
+        if resampling is None:
+            return through_network(network, values)[:, 0]
+        return resampling.to_recording(through_network(network, resampling.to_network(values)))[:, 0]
+
+    return predict
 
 
-def _greys(part: np.ndarray, place: torch.device) -> torch.Tensor:
-    """Grey values (N, H, W) float32 on the device, in the range of `part`."""
+def _grey_values(part: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return grey values (N, H, W) float32 on the device, in the range of `part` (N, H, W[, C])."""
     if part.ndim != 3 or part.dtype != np.uint8:  # else a quarter of the bytes to a GPU, and converted on all cores
         part = luminance(part)
-    if place.type != "cuda":
-        taken = part.flags.writeable and min(part.strides) > 0  # as torch wants it
-        return torch.from_numpy(part if taken else part.copy()).to(place).float()
+    if device.type != "cuda":
+        shareable = part.flags.writeable and min(part.strides) > 0  # with torch
+        return torch.from_numpy(part if shareable else part.copy()).to(device).float()
     pinned = torch.empty(part.shape, dtype=torch.uint8 if part.dtype == np.uint8 else torch.float32, pin_memory=True)
     np.copyto(pinned.numpy(), part)
-    return pinned.to(place, non_blocking=True).float()
+    return pinned.to(device, non_blocking=True).float()
 
 
-def _fetched(values: torch.Tensor) -> np.ndarray:
-    """The values in the computer's memory."""
+def _to_numpy(values: torch.Tensor) -> np.ndarray:
+    """Return values from a device in the computer's memory."""
     if not values.is_cuda:
         return values.cpu().numpy()
     return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values).numpy()
 
 
-def _without_gaps(values: torch.Tensor, region: np.ndarray, finite: np.ndarray) -> torch.Tensor:
-    """(N, H, W) with all that is outside the region or not finite replaced by the nearest pixel that is neither."""
+def _fill_gaps(values: torch.Tensor, region: np.ndarray, finite: np.ndarray) -> torch.Tensor:
+    """Replace every pixel of (N, H, W) that is outside the region or not finite by the nearest one that is neither."""
     if finite.all():
         if region.all():
             return values
-        outside, nearest = _nearest(region.tobytes(), region.shape, values.device)
-        flat = values.flatten(1).clone()
+        outside, nearest = _nearest_inside(region.tobytes(), region.shape, values.device)
+        flat = values.flatten(1).clone()  # (N, H W)
         flat[:, outside] = flat[:, nearest]
         return flat.view(values.shape)
     filled = [
@@ -313,152 +268,39 @@ def _without_gaps(values: torch.Tensor, region: np.ndarray, finite: np.ndarray) 
     return torch.from_numpy(np.concatenate(filled)).to(values.device)
 
 
-@lru_cache(maxsize=4)  # looked for once, not in each block of a cine and each frame of a live image
-def _nearest(inside: bytes, shape: tuple[int, int], place: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The flat indices of the pixels outside a mask of `shape`, as bytes, and of the nearest pixels inside."""
+@lru_cache(maxsize=4)  # searched once, not in each block of a cine and each frame of a live image
+def _nearest_inside(inside: bytes, shape: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the flat indices of the pixels outside a mask of `shape`, as bytes, and of the nearest pixels inside."""
     mask = np.frombuffer(inside, bool).reshape(shape)
     filled = fill_outside(np.arange(mask.size).reshape(1, *shape), mask)[0]
-    return torch.from_numpy(np.flatnonzero(~mask)).to(place), torch.from_numpy(filled[~mask]).to(place)
+    return torch.from_numpy(np.flatnonzero(~mask)).to(device), torch.from_numpy(filled[~mask]).to(device)
 
 
 @torch.inference_mode()
-def _despeckled(before, finite, region, engine, mapping, bounds, gamma, strength):
-    """A block's grey values (N, H, W) float32 after despeckling, on the device, and where they hold, bool (N or none,
-    H, W). With a mapping, and finite values, nothing here waits for the device.
-
-    mapping: the grey values that become 0 and 1; None: each frame's own smallest and largest. bounds: the smallest and
-    largest value of the recording.
-    """
-    seen, excess = _without_gaps(before, region, finite), None
-    change = region if finite.all() else region & finite
-    if mapping is None:
-        lows = seen.amin((1, 2), keepdim=True)
-        spans = seen.amax((1, 2), keepdim=True) - lows
-        change = change & (spans > 0).cpu().numpy()
-        after = (seen - lows).div_(torch.where(spans > 0, spans, 1))
-    else:
-        lows, spans = mapping[0], mapping[1] - mapping[0]
-        after = (seen - lows).div_(spans)
-        if (bounds[1] - lows) / spans > engine.brightest:
-            excess = (after - engine.brightest).clamp_(min=0)
-    after = engine(after.clamp_(0, engine.brightest)).clamp_(min=0)
-    if excess is not None:
-        after.add_(excess)
-    if mapping is None:
-        after.clamp_(max=1)
-    if gamma != 1:
-        after.pow_(gamma)
-    after.mul_(spans).add_(lows)
-    if strength < 1:
-        after.lerp_(seen, 1 - strength)
-    return after, change
-
-
-@torch.inference_mode()
-def _write(result, part, before, after, change, bounds) -> None:
-    """Puts `after`, which is overwritten, into `result` where `change` is True, in the type and range of `part`."""
-    if part.ndim == 4:  # each channel moves by what the luminance moves: hue stays
-        moved = _fetched(after - before)
+def _write(
+    result: np.ndarray,
+    part: np.ndarray,
+    before: torch.Tensor,
+    after: torch.Tensor,
+    change: np.ndarray,
+    bounds: tuple[float, float],
+) -> None:
+    """Put `after`, which is overwritten, into `result` where `change` is True, in the type and range of `part`."""
+    if part.ndim == 4:  # each channel moves by what the luminance moves: hue is kept
+        moved = _to_numpy(after - before)
         for channel in range(3):
             with np.errstate(invalid="ignore"):  # infinite ones, which do not change
                 values = part[..., channel] + moved
-            _put(result[..., channel], torch.from_numpy(values), change, bounds)
+            _write_channel(result[..., channel], torch.from_numpy(values), change, bounds)
     else:
-        _put(result, after, change, bounds)
+        _write_channel(result, after, change, bounds)
 
 
-def _put(result: np.ndarray, after: torch.Tensor, change, bounds) -> None:
-    if result.dtype == np.uint8:  # nearly all that arrives; torch takes all cores
-        values = _fetched(after.round_().clamp_(*(float(bound) for bound in bounds)).to(torch.uint8))
+def _write_channel(result: np.ndarray, after: torch.Tensor, change: np.ndarray, bounds: tuple[float, float]) -> None:
+    """Round and clip `after` (N, H, W) as the type of `result` needs it, and put it there."""
+    if result.dtype == np.uint8:  # nearly all recordings; torch uses all cores
+        values = _to_numpy(after.round_().clamp_(*(float(bound) for bound in bounds)).to(torch.uint8))
     else:
-        values = _fetched(after)
+        values = _to_numpy(after)
         values = np.clip(values if result.dtype.kind == "f" else np.rint(values), *bounds).astype(result.dtype)
     np.copyto(result, values, where=True if change.all() else change)
-
-
-@lru_cache(maxsize=8)
-def precision_of(model: Model, device: torch.device) -> torch.dtype:
-    """What this device does faster, if the model's output is the same there; but 32 bits for the published network,
-    whose normalisation carries every rounding of 16 bits on: with the authors' reference weights its output is then off
-    by 0.05 (rms, of 1). There are graphics cards whose 16 bits give no numbers, and weights that do not fit in them."""
-    precision = choose_precision(device)
-    if model.config.architecture == "published" or precision == torch.float32:
-        return torch.float32
-    noise = torch.rand(1, 1, 128, 128, generator=torch.Generator().manual_seed(0)).to(device)
-    with torch.inference_mode():
-        exact, fast = (through_network(placed(model, device, p), noise) for p in (torch.float32, precision))
-    if (fast - exact).abs().max() < SAME:  # not if it is no number
-        return precision
-    logger.warning("In 16 bits this model gives other results on %s: it runs in 32.", device)
-    return torch.float32
-
-
-def placed(model: Model, device: torch.device, precision: torch.dtype) -> torch.nn.Module:
-    """A copy of the model's network for inference on a device, its weights in the precision; another one once training
-    has changed them."""
-    weights = model.network.parameters()
-    return _placed(model, device, precision, sum(0 if w.is_inference() else w._version for w in weights))
-
-
-@lru_cache(maxsize=4)
-def _placed(model: Model, device: torch.device, precision: torch.dtype, version: int) -> torch.nn.Module:
-    network = copy.deepcopy(model.network).to(device).eval().to_precision(precision)
-    if device.type == "cuda":
-        network.forward = Replayed(network.forward, REPLAYED)
-    return network
-
-
-class _FilterEngine:
-    """A filter, called as a network is: (N, H, W) float32 -> the same shape."""
-
-    brightest = 1.0  # on its scale it sees nothing brighter
-
-    def __init__(self, function: Callable):
-        self.function = function
-
-    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(np.array(self.function(frames.numpy()), np.float32))
-
-
-class _NetworkEngine:
-    """A model on a device: (N, H, W) float32 there -> the same shape."""
-
-    brightest = BRIGHTEST
-
-    def __init__(self, model: Model, device: torch.device, precision: torch.dtype | None, layout: Layout | None):
-        self.network, self.layout = placed(model, device, precision or precision_of(model, device)), layout
-
-    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
-        frames = frames[:, None]  # (N, 1, H, W)
-        if self.layout is None:
-            return through_network(self.network, frames)[:, 0]
-        return self.layout.give(through_network(self.network, self.layout.take(frames)))[:, 0]
-
-
-def through_network(network, x: torch.Tensor, tile: int = TILE) -> torch.Tensor:
-    """(N, 1, H, W) of any size through a network, by reflection padding and, where it may, in tiles.
-
-    A tile takes its surroundings of `network.margin` pixels along, so that tiles and whole frames give the same.
-    """
-    height, width = x.shape[-2:]
-    edge = EDGE if network.margin else 0
-    pads = []
-    for size in (width, height):
-        whole = max(size + 2 * edge, 2 * network.multiple)
-        pads += [edge, whole + -whole % network.multiple - size - edge]
-    reflect = max(pads[:2]) < width and max(pads[2:]) < height
-    x = F.pad(x, pads, mode="reflect" if reflect else "replicate")
-    if network.margin == 0 or max(x.shape[-2:]) <= tile + 2 * network.margin:
-        y = network(x)
-    else:
-        y = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-        for top in range(0, x.shape[-2], tile):
-            for left in range(0, x.shape[-1], tile):
-                outer, core = [], []
-                for start, size in ((top, x.shape[-2]), (left, x.shape[-1])):
-                    first, last = max(0, start - network.margin), min(size, start + tile + network.margin)
-                    outer.append(slice(first, last))
-                    core.append(slice(start - first, min(start + tile, size) - first))
-                done = network(x[..., outer[0], outer[1]])
-                y[..., top : top + tile, left : left + tile] = done[..., core[0], core[1]]
-    return y[..., edge : edge + height, edge : edge + width]

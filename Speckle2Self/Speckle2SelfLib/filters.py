@@ -1,8 +1,8 @@
 """Classical speckle filters with the network's interface: (N, H, W) float32 in [0, 1] -> the same, frame by frame.
 
-scikit-image and SimpleITK supply them where they have them; Lee and SRAD, which neither has, are written out. BM3D is
-missing: the only packaged implementation may not be used commercially, which an Apache-licensed extension cannot
-require of its users.
+SciPy, scikit-image and SimpleITK supply most of them; Lee and SRAD, which they lack, are written out. BM3D is missing:
+the only packaged implementation may not be used commercially, which an Apache-licensed extension cannot require of its
+users.
 """
 
 from __future__ import annotations
@@ -15,37 +15,37 @@ from skimage.restoration import denoise_nl_means
 from .config import FILTER_NAMES
 
 
-def _local(frames: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance in size x size pixels around each."""
+def _mean_and_variance(frames: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and variance of size x size pixels around each."""
     mean = uniform_filter(frames, (0, size, size))
     return mean, np.maximum(uniform_filter(frames**2, (0, size, size)) - mean**2, 0)
 
 
 def speckle_level(frame: np.ndarray) -> float:
-    """The standard deviation of the speckle in (H, W): the median over 7 x 7 neighbourhoods."""
-    return float(np.sqrt(np.median(_local(frame[None], 7)[1])))
+    """Return the standard deviation of the speckle in (H, W): the median over 7 x 7 neighborhoods."""
+    return float(np.sqrt(np.median(_mean_and_variance(frame[None], 7)[1])))
 
 
 def median(frames: np.ndarray, size: int = 5) -> np.ndarray:
-    """The median of size x size pixels."""
+    """Replace each pixel by the median of size x size pixels."""
     return median_filter(frames, size=(1, size, size))
 
 
 def lee(frames: np.ndarray, size: int = 7) -> np.ndarray:
-    """Local linear minimum mean-square error filter; J.-S. Lee, IEEE PAMI 1980. The noise level is measured."""
-    mean, variance = _local(frames, size)
+    """Apply the local linear minimum mean-square error filter of J.-S. Lee, IEEE PAMI 1980, with measured noise."""
+    mean, variance = _mean_and_variance(frames, size)
     noise = np.median(variance, axis=(1, 2), keepdims=True)
     gain = np.maximum(variance - noise, 0) / np.maximum(variance, 1e-12)
     return (mean + gain * (frames - mean)).astype(np.float32)
 
 
 def srad(frames: np.ndarray, steps: int = 100, step: float = 0.1) -> np.ndarray:
-    """Speckle reducing anisotropic diffusion; Yu and Acton, IEEE TIP 2002, on the exponential of the grey values.
+    """Apply speckle reducing anisotropic diffusion (Yu and Acton, IEEE TIP 2002) to the exponential of grey values.
 
     The speckle scale falls as exp(-rho t) with rho = 1/6 from the coefficient of variation of homogeneous blocks.
     """
     image = np.exp(frames.astype(np.float32) * 3)  # undo the compression, roughly
-    mean, variance = _local(image, 15)
+    mean, variance = _mean_and_variance(image, 15)
     scale = np.median(np.sqrt(variance) / mean, axis=(1, 2), keepdims=True)
     scale = np.maximum(scale, 1e-3)
     for number in range(steps):
@@ -65,7 +65,7 @@ def srad(frames: np.ndarray, steps: int = 100, step: float = 0.1) -> np.ndarray:
 
 
 def nlm(frames: np.ndarray, strength: float = 0.7) -> np.ndarray:
-    """Non-local means (Buades et al. 2005) of scikit-image; `strength` counts in each frame's measured speckle."""
+    """Apply non-local means (Buades et al. 2005) of scikit-image; `strength` in each frame's measured speckle level."""
     out = np.empty_like(frames, np.float32)
     for frame, result in zip(frames, out, strict=True):
         h = max(strength * speckle_level(frame), 1e-4)
@@ -74,7 +74,7 @@ def nlm(frames: np.ndarray, strength: float = 0.7) -> np.ndarray:
 
 
 def curvature(frames: np.ndarray, steps: int = 40) -> np.ndarray:
-    """Curvature anisotropic diffusion of ITK."""
+    """Apply ITK's curvature anisotropic diffusion."""
     done = [
         sitk.GetArrayFromImage(
             sitk.CurvatureAnisotropicDiffusion(

@@ -1,14 +1,25 @@
-"""The models at hand: those that come with Speckle2Self, and the user's own in one folder."""
+"""The available models: those that come with Speckle2Self, and the user's own in one folder. No torch at file level."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .config import FILTER_NAMES, InputError, refuse_filter, replace_file
+import numpy as np
+
+from .config import FILTER_NAMES, refuse_filter
+from .metrics import FIGURES, JUDGED
+from .system import InputError, replace_file
+
+if TYPE_CHECKING:
+    from .checkpoint import FilePath, Model
 
 BUNDLED = Path(__file__).resolve().parent.parent / "Resources" / "Models"
 SUFFIX = ".safetensors"
@@ -16,49 +27,93 @@ LONGEST, BYTES = 80, 220  # of a model's name: characters, and bytes; file syste
 
 
 def home() -> Path:
-    """The user's folder for models and training runs: `.speckle2self` in the home folder, or $SPECKLE2SELF_HOME."""
+    """Return the user's folder for models and training runs: `.speckle2self` in the home folder, or
+    $SPECKLE2SELF_HOME."""
     return Path(os.environ.get("SPECKLE2SELF_HOME") or Path.home() / ".speckle2self")
 
 
 def bundled_models() -> dict[str, Path]:
-    """Name -> file of the models that come with Speckle2Self, `default` first."""
-    found = {path.stem: path for path in sorted(BUNDLED.glob(f"*{SUFFIX}"))}
-    return {name: found[name] for name in sorted(found, key=lambda name: (name != "default", name))}
+    """Return name -> file of the models that come with Speckle2Self, `default` first."""
+    files = {path.stem: path for path in sorted(BUNDLED.glob(f"*{SUFFIX}"))}
+    return {name: files[name] for name in sorted(files, key=lambda name: (name != "default", name))}
 
 
 def own_models() -> dict[str, Path]:
-    """Name -> file of the models that the user trained or imported."""
+    """Return name -> file of the models that the user trained or imported."""
     return {path.stem: path for path in sorted((home() / "models").glob(f"*{SUFFIX}"))}
 
 
 def models() -> dict[str, Path]:
-    """All of them: the bundled ones, then the user's; of the same name, the bundled one."""
-    return bundled_models() | {name: path for name, path in own_models().items() if name not in bundled_models()}
+    """Return name -> file of all models, the bundled ones first; they hide the user's of the same name."""
+    bundled = bundled_models()
+    return bundled | {name: path for name, path in own_models().items() if name not in bundled}
+
+
+def path_of(name_or_path: FilePath) -> Path:
+    """Return the file of a model by its name, bundled or the user's own; any other name is a path."""
+    return models().get(str(name_or_path), Path(name_or_path))
+
+
+def load_model(name_or_path: FilePath) -> Model:
+    """Return a model by name, bundled or the user's own, or from a file: ours (any suffix) or the authors' (.pth).
+
+    Raises InputError for an unknown name, and for a file that is not a model (see `checkpoint.load`).
+    """
+    from . import checkpoint
+
+    path = path_of(name_or_path)
+    if not path.exists():
+        names = ", ".join(models()) or "none"
+        raise InputError(
+            f"There is no model '{name_or_path}': neither a file nor a known model ({names}); to despeckle, "
+            f"a filter serves too ({', '.join(FILTER_NAMES)})."
+        )
+    return checkpoint.Model(*checkpoint.load(path))
+
+
+def cached_model(name_or_path: FilePath) -> Model:
+    """As `load_model`, but read a file again only if it has changed. Only for inference, as all callers share it."""
+    path = path_of(name_or_path)
+    try:
+        status = path.stat()
+    except OSError:
+        return load_model(name_or_path)  # says what is wrong
+    return _cached_model(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=4)
+def _cached_model(path: Path, *version: int) -> Model:
+    return load_model(path)
 
 
 def fit_name(wanted: str, ending: str = "") -> str:
-    """`wanted`, cut and without what a model's name cannot have, and the ending."""
+    """Return `wanted`, cut and without characters that a model's name cannot have, and the ending."""
     name = " ".join(re.sub(r"[^\w .+-]+", " ", wanted).split()).lstrip(" .+-")
     name = name[: LONGEST - len(ending)].encode()[: BYTES - len(ending)].decode(errors="ignore").rstrip(" .")
     return (name or "model") + ending
 
 
-def free_name(wanted: str, taken=()) -> str:
-    """`wanted` made fit for a model's name, with a number where there is one of that name, or a filter, or it is among
-    `taken`; not every file system tells small letters from capitals."""
-    taken = {name.casefold() for name in (*models(), *FILTER_NAMES, *taken)}
+def free_name(wanted: str, taken: Iterable[str] = ()) -> str:
+    """Return `wanted` as a valid model name that is free, with a number if necessary.
+
+    A name is not free if a model or a filter has it, or it is among `taken`; case does not count, as not every file
+    system distinguishes it.
+    """
+    unavailable = {name.casefold() for name in (*models(), *FILTER_NAMES, *taken)}
     number, name = 1, fit_name(wanted)
-    while name.casefold() in taken:
+    while name.casefold() in unavailable:
         number += 1
         name = fit_name(wanted, f" {number}")
     return name
 
 
 def own_path(name: str) -> Path:
-    """The file of the user's model `name`, there or not. Raises InputError for a name that is no plain name, or is one
-    of a bundled model or a filter."""
+    """Return the file of the user's model `name`, whether it exists or not.
+
+    Raises InputError for a name that is not valid, and for a bundled model's or a filter's.
+    """
     if not re.fullmatch(r"\w[\w .+-]*", name) or name != name.strip(" ."):
-        raise InputError(f"'{name}' is no name for a model: use letters, digits, spaces and . + - _.")
+        raise InputError(f"'{name}' is not a valid model name: use letters, digits, spaces and . + - _.")
     if len(name) > LONGEST or len(name.encode()) > BYTES:
         raise InputError(f"'{name}' is too long for a model's name, which has {LONGEST} characters at most.")
     if name in bundled_models():
@@ -68,20 +123,20 @@ def own_path(name: str) -> Path:
 
 
 def worse_than_start(card: dict) -> str:
-    """In which figures a trained model is clearly worse than the one that it started from; empty: in none."""
+    """Return the figures in which a trained model is clearly worse than the one it started from, as text; "": none."""
     start, end = card.get("figures_at_start") or {}, card.get("figures") or {}
-    limits = {"homogeneity": -0.005, "structure": -0.005, "holes": 0.001, "rms": 0.002}
-    worse = []
-    for name, limit in limits.items():
-        if name in start and name in end and (end[name] - start[name]) / limit > 1:
-            worse.append(f"{name} {start[name]:.4f} -> {end[name]:.4f}")
+    worse = [
+        f"{name} {start[name]:.4f} -> {end[name]:.4f}"
+        for name in JUDGED
+        if name in start and name in end and FIGURES[name].is_worse(start[name], end[name])
+    ]
     return ", ".join(worse)
 
 
-def add(path, name: str | None = None) -> str:
-    """Copies a model file, ours or the authors' .pth, among the user's models; returns its name there.
+def add(path: FilePath, name: str | None = None) -> str:
+    """Copy a model file, ours or the authors' .pth, to the user's models; return its name there.
 
-    Raises InputError for a file that is no model, and for a name that is taken.
+    Raises InputError for a file that is not a model, and for a name that is taken.
     """
     from . import checkpoint
 
@@ -90,46 +145,41 @@ def add(path, name: str | None = None) -> str:
     target = own_path(name)
     if target.exists():
         raise InputError(f"There is a model '{name}' already; choose another name.")
-    with _told(target):
+    with _reporting_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save(target, config, network, card)
     return name
 
 
 def rename(name: str, to: str) -> None:
-    """Gives one of the user's models another name."""
-    source, target = _existing(name), own_path(to)
+    """Give one of the user's models another name."""
+    source, target = _path_of_own(name), own_path(to)
     if target.exists():
         raise InputError(f"There is a model '{to}' already; choose another name.")
-    with _told(source):
+    with _reporting_errors(source):
         source.rename(target)
 
 
 def delete(name: str) -> None:
-    """Removes one of the user's models for good."""
-    path = _existing(name)
-    with _told(path):
+    """Delete one of the user's models."""
+    path = _path_of_own(name)
+    with _reporting_errors(path):
         path.unlink()
 
 
-def export(name: str, path) -> None:
-    """Copies a model, of the user's or bundled, to a file."""
+def export(name: str, path: FilePath) -> None:
+    """Copy a model, the user's or a bundled one, to a file."""
     source = models().get(name)
     if source is None:
         raise InputError(f"There is no model '{name}'.")
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise InputError(f"There is no folder {path.parent} to write to.")
-    replace_file(path, source.read_bytes())
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise InputError(f"There is no folder {target.parent} to write to.")
+    replace_file(target, source.read_bytes())
 
 
-def path_of(name_or_path) -> Path:
-    """The file of a model that is named, bundled or the user's own; of another name, the file of that path."""
-    return models().get(str(name_or_path), Path(name_or_path))
-
-
-def card(name_or_path) -> dict:
-    """What is known of a model: description, recipe, figures; read without loading it. Raises InputError."""
+def card(name_or_path: FilePath) -> dict:
+    """Return what is known of a model (description, recipe, figures) without loading it. Raises InputError."""
     try:
         with path_of(name_or_path).open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
@@ -139,35 +189,41 @@ def card(name_or_path) -> dict:
         raise InputError(f"There is no model '{name_or_path}'.") from error
 
 
-def remember_region(key: str, picture: bytes) -> None:
-    """Keeps a region, a PNG file's content, for recordings of the same kind (scanner, size of frames)."""
-    path = _region_path(key)
-    with _told(path):
+def remember_region(key: str, region: np.ndarray) -> None:
+    """Keep a region (H, W) bool for recordings of the same kind (scanner, frame size)."""
+    path, content = _region_path(key), io.BytesIO()
+    np.save(content, np.asarray(region, bool), allow_pickle=False)
+    with _reporting_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, picture)
+    replace_file(path, content.getvalue())
 
 
-def remembered_region(key: str) -> Path | None:
-    """The PNG file of the region that was kept last for this kind of recordings; None where there is none."""
-    path = _region_path(key)
-    return path if path.exists() else None
+def recall_region(key: str) -> np.ndarray | None:
+    """Return the region (H, W) bool that was kept last for this kind of recording; None if there is none."""
+    try:
+        with _region_path(key).open("rb") as file:
+            region = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return region if region.ndim == 2 and region.dtype == bool else None
 
 
 def _region_path(key: str) -> Path:
-    return home() / "regions" / (re.sub(r"[^\w.+-]", "_", key)[:100] + ".png")
+    return home() / "regions" / (re.sub(r"[^\w.+-]", "_", key)[:100] + ".npy")
 
 
 @contextmanager
-def _told(path: Path):
-    """An error of the file system as an InputError that names the file."""
+def _reporting_errors(path: Path) -> Iterator[None]:
+    """Raise an error of the file system as an InputError that names the file."""
     try:
         yield
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
-def _existing(name: str) -> Path:
+def _path_of_own(name: str) -> Path:
+    """Return the file of a user's model. Raises InputError if there is none."""
     path = own_models().get(name)
     if path is None:
-        raise InputError(f"There is no model '{name}' of yours.")
+        raise InputError(f"You have no model '{name}'; choose one of your own.")
     return path

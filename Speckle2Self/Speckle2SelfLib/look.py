@@ -1,39 +1,29 @@
-"""Grey values of colours, and the look of a despeckled image, changed without the network. No torch here."""
+"""The look of a despeckled image, strength and gamma, changed without the network. No torch here."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from .config import InputError
-
-LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
+from .grey import luminance
 
 
-def luminance(frames: np.ndarray) -> np.ndarray:
-    """Grey values (N, H, W) float32 in the range of the input, (N, H, W) or colour (N, H, W, 3 or 4)."""
-    if frames.ndim == 4:
-        return frames[..., :3].astype(np.float32) @ LUMINANCE
-    return frames.astype(np.float32)
-
-
-def check_look(strength: float, gamma: float) -> None:
-    """Raises InputError for a strength outside 0 to 1, or a gamma outside 0.2 to 5."""
-    if not 0 <= strength <= 1:
-        raise InputError(f"A strength of {strength} is outside 0 to 1.")
-    if not 0.2 <= gamma <= 5:
-        raise InputError(f"A gamma of {gamma} is outside 0.2 to 5.")
-
-
-def look(before, after, region, mapping, strength: float, gamma: float) -> np.ndarray:
-    """What `despeckle` gives with this strength and gamma, from its result with both 1, to its rounding.
+def look(
+    before: np.ndarray,
+    after: np.ndarray,
+    region: np.ndarray,
+    mapping: tuple[float, float],
+    strength: float,
+    gamma: float,
+) -> np.ndarray:
+    """Return what `despeckle` gives with this strength and gamma, from its result with both 1, up to rounding.
 
     Args: before, after (N, H, W[, C]), input and result; region (H, W) bool; mapping, the grey values that the model
-    took for 0 and 1. Returns the type of `before`; pixels outside the region, and those that the result has
-    unchanged because they are coloured or not finite, are those of `before`.
+    took for 0 and 1. Returns the type of `before`; pixels outside the region, and pixels that the result left
+    unchanged because they are colored or not finite, are those of `before`.
     """
     if strength == 0:
         return before.copy()  # bit for bit: float32, below, holds neither large integers nor float64
-    colour = before.ndim == 4
+    color = before.ndim == 4
     old, new = luminance(before), luminance(after)
     low, high = mapping
     span = max(high - low, 1e-9)
@@ -41,7 +31,7 @@ def look(before, after, region, mapping, strength: float, gamma: float) -> np.nd
         new = low + span * np.maximum((new - low) / span, 0) ** gamma
     new = strength * new + (1 - strength) * np.where(np.isfinite(old), old, 0)
     change = region & np.isfinite(old)
-    if colour:
+    if color:
         change &= ~((before == after).all(-1) & (before[..., :3].max(-1) != before[..., :3].min(-1)))
         new = before[..., :3] + (new - old)[..., None]
         change = np.broadcast_to(change[..., None], new.shape)
@@ -49,5 +39,5 @@ def look(before, after, region, mapping, strength: float, gamma: float) -> np.nd
         limits = np.iinfo(before.dtype)
         new = np.clip(np.rint(new), limits.min, limits.max)
     result = before.copy()
-    np.copyto(result[..., :3] if colour else result, new.astype(before.dtype), where=change)
+    np.copyto(result[..., :3] if color else result, new.astype(before.dtype), where=change)
     return result

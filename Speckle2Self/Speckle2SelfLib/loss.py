@@ -1,20 +1,28 @@
-"""The losses as named terms: the published one (the paper's section 3.4) and ours; Documentation/method.md, 1 to 3."""
+"""The losses as named terms: the published one (the paper's section 3.4) and ours; Documentation/method.md, 1 to 3.
+
+Whatever the loss, the training minimizes the sum of its terms.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-ABSOLUTE = 0.005  # grey values from 0 to 1; errors above it count by their size, those below by their square
-SLOPES = 14.0  # weight of errors in the differences of neighbouring pixels
+ABSOLUTE = 0.005  # grey values from 0 to 1; larger errors count by their size, smaller ones by their square
+SLOPES = 14.0  # weight of errors in the differences of neighboring pixels
 
 
-def published_loss(predictions, views) -> dict[str, torch.Tensor]:
-    """Reconstruction: MSE of each scale's prediction to its view. Consistency: L1 of each pair of predictions.
+def published_loss(predictions: Sequence[torch.Tensor], views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the paper's two terms.
 
-    Args: predictions and views, equally many tensors (B, 1, H, W). The training loss is the sum of the terms.
+    reconstruction: the mean squared error of each scale's prediction to its view.
+    consistency: the mean absolute difference of each pair of predictions.
+
+    Args: predictions and views, equally many tensors (B, 1, H, W).
     """
     return {
         "reconstruction": sum(F.mse_loss(p, v) for p, v in zip(predictions, views, strict=True)),
@@ -22,33 +30,50 @@ def published_loss(predictions, views) -> dict[str, torch.Tensor]:
     }
 
 
-def disjoint_loss(predictions, views, detail: float = 3.0) -> dict[str, torch.Tensor]:
-    """The terms of Documentation/method.md, sections 2 and 3, by name.
+def disjoint_loss(predictions: Any, views: Any, detail: float = 3.0) -> dict[str, torch.Tensor]:
+    """Return the terms of `lattice_loss` for recorded frames, those of `truth_loss` for simulated ones.
+
+    Args: predictions, `network.LatticePredictions`; views, `perturbation.LatticeViews`; detail, see `truth_loss`.
+    """
+    high = predictions.frame.float()  # (B, 1, H, W)
+    if views.truth is not None:
+        return truth_loss(high, views.truth, detail)
+    rows, columns = views.sites
+    return lattice_loss(high[..., rows, columns], predictions.lattice.float(), views.frame[..., rows, columns])
+
+
+def lattice_loss(high: torch.Tensor, low: torch.Tensor, sites: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the terms of recorded frames (Documentation/method.md, section 2).
 
     lattice: the lattice's prediction against the sites, whose speckle is independent of it (Noise2Noise in one frame).
-    consistency: the full-resolution network against that prediction, whose gradient is stopped. Where a simulated
-    frame brings its known truth, the network is held to it instead (`truth`), by absolute errors: what is doubtful is
-    then left out rather than painted faintly. Points, thin layers and edges, which fill few pixels, count more: where
-    the truth differs from its surroundings by 0.15 or more, 1 + `detail` times as much, by 0.05 or less, no more.
-    slopes: the same of the differences of neighbouring pixels: what remains of speckle's ripple, and strokes along
-    rows of bright grains, have small errors but steep sides.
+    consistency: the full-resolution network against that prediction, whose gradient is stopped.
+
+    Args, all (B, 1, h, w) at the sites: high, predicted from the frame; low, predicted from the lattice; sites, the
+    frame itself.
     """
-    high = predictions.frame.float()
-    if views.truth is not None:
-        around = F.avg_pool2d(F.pad(views.truth, (4, 4, 4, 4), mode="replicate"), 9, 1)
-        weight = 1 + detail * (((views.truth - around).abs() - 0.05) / 0.1).clamp(0, 1)
-        errors, slopes = high - views.truth, 0
-        for axis in (-1, -2):
-            steep = _absolute(errors.diff(dim=axis), ABSOLUTE / 2.5)
-            slopes = slopes + (weight.narrow(axis, 0, steep.shape[axis]) * steep).mean()
-        return {"truth": (weight * _absolute(errors, ABSOLUTE)).mean(), "slopes": SLOPES * slopes}
-    low, (rows, columns) = predictions.lattice.float(), views.sites
-    return {
-        "lattice": F.mse_loss(low, views.frame[..., rows, columns]),
-        "consistency": F.mse_loss(high[..., rows, columns], low.detach()),
-    }
+    return {"lattice": F.mse_loss(low, sites), "consistency": F.mse_loss(high, low.detach())}
+
+
+def truth_loss(high: torch.Tensor, truth: torch.Tensor, detail: float) -> dict[str, torch.Tensor]:
+    """Return the terms of simulated frames, whose truth is known (Documentation/method.md, section 3).
+
+    truth: absolute errors, so that doubtful structure is left out rather than painted faintly. Points, thin layers and
+    edges, which fill few pixels, count more: 1 + `detail` times as much where the truth differs from its surroundings
+    by 0.15 or more, once where it does by 0.05 or less.
+    slopes: the same errors of the differences of neighboring pixels: residual ripple, and strokes along rows of bright
+    grains, have small errors but steep sides.
+
+    Args: high and truth (B, 1, H, W).
+    """
+    around = F.avg_pool2d(F.pad(truth, (4, 4, 4, 4), mode="replicate"), 9, 1)  # (B, 1, H, W)
+    weight = 1 + detail * (((truth - around).abs() - 0.05) / 0.1).clamp(0, 1)
+    errors, slopes = high - truth, 0
+    for axis in (-1, -2):
+        steep = _absolute(errors.diff(dim=axis), ABSOLUTE / 2.5)  # (B, 1, H, W - 1), (B, 1, H - 1, W)
+        slopes = slopes + (weight.narrow(axis, 0, steep.shape[axis]) * steep).mean()
+    return {"truth": (weight * _absolute(errors, ABSOLUTE)).mean(), "slopes": SLOPES * slopes}
 
 
 def _absolute(errors: torch.Tensor, small: float) -> torch.Tensor:
-    """Their size, but for those below `small`, which count by their square."""
+    """Smooth L1: absolute error, quadratic below `small`."""
     return F.smooth_l1_loss(errors, torch.zeros_like(errors), reduction="none", beta=small)

@@ -1,33 +1,41 @@
-"""Figures of merit as Documentation/method.md, section 5, defines them.
+"""Figures of merit as Documentation/method.md, section 5, defines them, and the one list of them: `FIGURES`.
 
-Images are on the 8-bit scale, 0 to 255, unless said.
+A new figure is a function here and an entry of the list; tables, the command line, the panels, the benchmark and the
+judgement of trained models read the list. Images are on the 8-bit scale, 0 to 255. scipy and scikit-image are imported
+where they are needed, as Slicer does not bundle them.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
-from scipy.ndimage import gaussian_filter, map_coordinates
-from scipy.optimize import isotonic_regression
-from scipy.stats import spearmanr
-from skimage.exposure import match_histograms
-from skimage.feature import graycomatrix, graycoprops
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 BLUR = 3.0  # pixels; the scale at which input and output are compared
+FLAT = 0.04 * 255  # grey levels within 9 x 9 pixels of the truth, up to which it counts as flat
 
 
 def reference(image: np.ndarray) -> np.ndarray:
     """The input (H, W) without its speckle as far as a blur can: what outputs are compared with."""
+    from scipy.ndimage import gaussian_filter
+
     return gaussian_filter(np.asarray(image, float), BLUR)
 
 
 def matched(image: np.ndarray, output: np.ndarray) -> np.ndarray:
     """`output` with the histogram of the blurred input, so that a darker or flatter mapping alone gains nothing."""
+    from skimage.exposure import match_histograms
+
     return match_histograms(np.asarray(output, float), reference(image))
 
 
 def homogeneity(image: np.ndarray, output: np.ndarray) -> float:
     """Hom: co-occurrence homogeneity at distance 1, four directions, 64 grey levels, of the matched output."""
+    from skimage.feature import graycomatrix, graycoprops
+
     levels = np.clip(matched(image, output) / 4, 0, 63).astype(np.uint8)
     angles = [0, np.pi / 4, np.pi / 2, 3 * np.pi / 4]
     return float(graycoprops(graycomatrix(levels, [1], angles, 64, symmetric=True, normed=True), "homogeneity").mean())
@@ -41,6 +49,8 @@ def holes(image: np.ndarray, output: np.ndarray) -> float:
 def structure(image: np.ndarray, output: np.ndarray) -> float:
     """The rank correlation of the blurred output with the blurred input; 0 for an output that is constant, not a number
     for an image that is."""
+    from scipy.stats import spearmanr
+
     blurred, expected = reference(output).ravel(), reference(image).ravel()
     if np.ptp(image) == 0:
         return float("nan")
@@ -49,24 +59,34 @@ def structure(image: np.ndarray, output: np.ndarray) -> float:
     return float(spearmanr(blurred, expected).statistic)
 
 
-def gcnr(a: np.ndarray, b: np.ndarray, bins: int = 64) -> float:
-    """Generalised contrast-to-noise ratio of two regions' values: 1 minus the overlap of their histograms.
+def gcnr(lumen: np.ndarray, tissue: np.ndarray, bins: int = 64) -> float:
+    """Generalized contrast-to-noise ratio of two regions' values: 1 minus the overlap of their histograms.
 
     Rodriguez-Molares et al., IEEE TUFFC 2020. Any monotone mapping leaves it as it is, up to the bins.
     """
-    a, b = np.ravel(a), np.ravel(b)
+    a, b = np.ravel(lumen), np.ravel(tissue)
     span = min(a.min(), b.min()), max(a.max(), b.max()) + 1e-9
     return float(1 - np.minimum(np.histogram(a, bins, span)[0] / a.size, np.histogram(b, bins, span)[0] / b.size).sum())
 
 
-def cnr(a: np.ndarray, b: np.ndarray) -> float:
+def cnr(lumen: np.ndarray, tissue: np.ndarray) -> float:
     """Contrast-to-noise ratio of two regions' values: difference of means over the root of summed variances."""
-    return float(abs(np.mean(a) - np.mean(b)) / (np.sqrt(np.var(a) + np.var(b)) + 1e-9))
+    return float(abs(np.mean(lumen) - np.mean(tissue)) / (np.sqrt(np.var(lumen) + np.var(tissue)) + 1e-9))
 
 
-def snr(values: np.ndarray) -> float:
+def snr(tissue: np.ndarray) -> float:
     """Mean over standard deviation in homogeneous tissue; 1.91 for the envelope of fully developed speckle."""
-    return float(np.mean(values) / (np.std(values) + 1e-9))
+    return float(np.mean(tissue) / (np.std(tissue) + 1e-9))
+
+
+def mean(values: np.ndarray) -> float:
+    """The mean of a region's values, as they are."""
+    return float(np.mean(values))
+
+
+def std(values: np.ndarray) -> float:
+    """The standard deviation of a region's values, as they are."""
+    return float(np.std(values))
 
 
 def enl(envelope: np.ndarray) -> float:
@@ -76,6 +96,8 @@ def enl(envelope: np.ndarray) -> float:
 
 def to_truth(output: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """`output` after the monotone mapping that brings it nearest to `truth` (isotonic regression), its shape kept."""
+    from scipy.optimize import isotonic_regression
+
     order = np.argsort(output, axis=None, kind="stable")
     values, first, count = np.unique(np.ravel(output)[order], return_index=True, return_counts=True)
     sums = np.add.reduceat(np.ravel(truth)[order].astype(float), first)
@@ -83,15 +105,19 @@ def to_truth(output: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return fitted[np.searchsorted(values, np.ravel(output))].reshape(np.shape(output))
 
 
-def psnr(output: np.ndarray, truth: np.ndarray, span: float = 255.0, inside=None) -> float:
+def psnr(output: np.ndarray, echogenicity: np.ndarray, span: float = 255.0, inside: np.ndarray | None = None) -> float:
     """Peak signal-to-noise ratio in dB against known echogenicity, after `to_truth`; of pixels `inside`, if given."""
-    output, truth = (np.asarray(x, float) if inside is None else np.asarray(x, float)[inside] for x in (output, truth))
+    from skimage.metrics import peak_signal_noise_ratio
+
+    output, truth = (np.asarray(x, float)[... if inside is None else inside] for x in (output, echogenicity))
     return float(peak_signal_noise_ratio(truth, to_truth(output, truth), data_range=span))
 
 
-def ssim(output: np.ndarray, truth: np.ndarray, span: float = 255.0, inside=None) -> float:
+def ssim(output: np.ndarray, echogenicity: np.ndarray, span: float = 255.0, inside: np.ndarray | None = None) -> float:
     """Structural similarity against known echogenicity, after `to_truth`; of pixels `inside`, if given."""
-    truth = np.asarray(truth, float)
+    from skimage.metrics import structural_similarity
+
+    truth = np.asarray(echogenicity, float)
     inside = np.ones(truth.shape, bool) if inside is None else inside
     mapped = truth.copy()  # what is not counted is alike
     mapped[inside] = to_truth(np.asarray(output)[inside], truth[inside])
@@ -100,11 +126,78 @@ def ssim(output: np.ndarray, truth: np.ndarray, span: float = 255.0, inside=None
     return float(structural_similarity(truth, mapped, data_range=span, full=True)[1][inside].mean())
 
 
+def flat(output: np.ndarray, truth: np.ndarray, inside: np.ndarray) -> float:
+    """Error (root mean square, share of the grey range) after `to_truth`, where the truth changes by less than `FLAT`
+    within 9 x 9 pixels; not a number where that is 100 pixels or fewer."""
+    from scipy.ndimage import maximum_filter, minimum_filter
+
+    even = (maximum_filter(truth, 9) - minimum_filter(truth, 9) < FLAT)[inside]
+    if even.sum() <= 100:
+        return float("nan")
+    return float(np.sqrt(np.mean((to_truth(output[inside], truth[inside]) - truth[inside])[even] ** 2)) / 255)
+
+
+def rms(outputs: np.ndarray, truth: np.ndarray, noise: float = 0.0, inside: np.ndarray | None = None) -> float:
+    """Error (root mean square, share of the grey range) of outputs (N, H, W) against the expected grey value (H, W),
+    whose own error has the variance `noise` (grey levels squared); of pixels `inside`, if given."""
+    squares = np.square(np.asarray(outputs, float) - truth)[:, ... if inside is None else inside]
+    return float(np.sqrt(max(squares.mean() - noise, 0)) / 255)
+
+
+def repeat(outputs: np.ndarray, inside: np.ndarray | None = None) -> float:
+    """What is made up from speckle: deviation (root mean square, share of the grey range) among outputs (N, H, W) of
+    independent draws of speckle over one anatomy; not a number for a single one."""
+    if len(outputs) < 2:
+        return float("nan")
+    variance = np.var(np.asarray(outputs, float), axis=0, ddof=1)[... if inside is None else inside]
+    return float(np.sqrt(variance.mean()) / 255)
+
+
+def _slopes(image: np.ndarray) -> np.ndarray:
+    """(2, H, W): derivatives of an image (H, W), blurred by 1 pixel."""
+    from scipy.ndimage import gaussian_filter
+
+    return np.stack(np.gradient(gaussian_filter(np.asarray(image, float), 1)))
+
+
+def kept(outputs: np.ndarray, truth: np.ndarray, noise: float = 0.0, inside: np.ndarray | None = None) -> float:
+    """Share of the true slopes that outputs (N, H, W) still have: the least-squares slope of their gradients on those
+    of the expected grey value (H, W), whose own error has the variance `noise`; 5 pixels within `inside`, if given."""
+    from scipy.ndimage import binary_erosion
+
+    there = ... if inside is None or inside.all() else binary_erosion(inside, iterations=5)
+    found, true = (_slopes(image)[:, there] for image in (np.mean(outputs, axis=0), truth))
+    error = _slopes(np.random.default_rng(1).normal(0, np.sqrt(noise), np.shape(truth)))  # as the truth's own
+    return float((found * true).mean() / max((true * true).mean() - error.var(), 1e-9))
+
+
+def dice(output: np.ndarray, objects: np.ndarray) -> float:
+    """How well Otsu's threshold finds known objects, masks (K, H, W): their mean Dice coefficient.
+
+    Each is looked for in a box twice as wide and high as itself, as users draw around what they segment; they know
+    whether it is darker or brighter. Not a number without objects.
+    """
+    from skimage.filters import threshold_otsu
+
+    found = []
+    for mask in objects:
+        spans = [np.flatnonzero(mask.any(axis)) for axis in (1, 0)]
+        more = [max(2, (span[-1] - span[0] + 1) // 2) for span in spans]
+        box = tuple(slice(max(0, s[0] - m), s[-1] + 1 + m) for s, m in zip(spans, more, strict=True))
+        part, wanted = np.asarray(output)[box], mask[box]
+        bright = part > threshold_otsu(part)
+        both = [2 * (side & wanted).sum() / (side.sum() + wanted.sum()) for side in (bright, ~bright)]
+        found.append(max(both))
+    return float(np.mean(found)) if found else float("nan")
+
+
 def edge_width(image: np.ndarray, start, end, lines: int = 1) -> float:
     """The 10-90 % rise distance in pixels along the line from `start` to `end` (row, column) across a known edge.
 
     lines: neighbouring parallel lines, one pixel apart, that are averaged first.
     """
+    from scipy.ndimage import map_coordinates
+
     start, end = np.asarray(start, float), np.asarray(end, float)
     length = np.hypot(*(end - start))
     along = (end - start) / length
@@ -129,29 +222,119 @@ def flicker(before: np.ndarray, after: np.ndarray, tissue: np.ndarray) -> float:
     return float(deviations[0] / (deviations[1] + 1e-12))
 
 
-def evaluate(frames: np.ndarray, outputs: np.ndarray, rois: dict | None = None) -> dict[str, float]:
+@dataclass(frozen=True)
+class Figure:
+    """A figure of merit: how it is called, measured, written and judged."""
+
+    name: str  # in files; of the function that measures it, too
+    heading: str  # in tables
+    digits: int  # behind the point
+    better: str  # "higher" or "lower"; "": neither
+    meaning: str  # for users, in a line
+    function: Callable[..., float] | None = None  # None: the benchmark measures it on its phantom or with its clock
+    tolerance: float | None = None  # a trained model is worse than its start by more than this; None: not judged by it
+
+    @cached_property
+    def takes(self) -> dict[str, bool]:
+        """What the function takes: image, output (H, W); values of tissue and lumen, matched; values of a region, as
+        they are; echogenicity, truth (H, W); outputs (N, H, W) of draws of speckle ...; and whether it must have it."""
+        names = inspect.signature(self.function).parameters.values() if self.function else ()
+        return {one.name: one.default is one.empty for one in names}
+
+    def measure(self, known: dict) -> float | None:
+        """The figure from what is known, by the names of `takes`; None where something is missing."""
+        if self.function is None or any(must and name not in known for name, must in self.takes.items()):
+            return None
+        return self.function(**{name: known[name] for name in self.takes if name in known})
+
+    def text(self, value: float) -> str:
+        return f"{value:.{self.digits}f}"
+
+    def is_worse(self, start: float, end: float) -> bool:
+        """Whether a model that was trained from one with the figure `start` has clearly lost by it."""
+        if self.tolerance is None:
+            return False
+        return (start - end if self.better == "higher" else end - start) > self.tolerance
+
+
+FIGURES = {
+    figure.name: figure
+    for figure in (
+        Figure("rms", "rms error", 4, "lower", "error against the expected grey value", rms, 0.002),
+        Figure("psnr", "PSNR dB", 2, "higher", "peak signal to noise against the truth", psnr),
+        Figure("ssim", "SSIM", 3, "higher", "structural similarity with the truth; 1 is best", ssim),
+        Figure("flat", "flat rms", 4, "lower", "error where the truth is even", flat),
+        Figure("repeat", "repeat", 4, "lower", "what two draws of speckle make different", repeat),
+        Figure("kept", "slopes kept", 2, "", "share of the true slopes that is left; 1 is best", kept),
+        Figure("dice", "Dice", 3, "higher", "overlap of objects by Otsu's threshold with the true ones", dice),
+        Figure("edge", "edge width", 2, "", "width of edges over that of the truth's; 1 is best"),
+        Figure("points", "points kept", 2, "", "share of the height of points that is left; 1 is best"),
+        Figure("layers", "layers kept", 2, "", "share of the height of thin layers that is left; 1 is best"),
+        Figure("mean", "mean", 2, "", "mean of the tissue", mean),
+        Figure("std", "std", 2, "", "standard deviation of the tissue", std),
+        Figure("snr", "SNR", 2, "higher", "mean over deviation in even tissue; higher is smoother", snr),
+        Figure("cnr", "CNR", 2, "higher", "contrast of lumen and tissue to their noise", cnr),
+        Figure("gcnr", "gCNR", 3, "higher", "how far lumen and tissue can be told apart; 1 is best", gcnr),
+        Figure(
+            "homogeneity", "homogeneity", 3, "higher", "how alike neighboring pixels are; higher is smoother",
+            homogeneity, 0.005,
+        ),
+        Figure("structure", "structure", 3, "higher", "how well the coarse image is kept; 1 is best", structure, 0.005),
+        Figure("holes", "holes", 4, "lower", "share of black pixels where tissue is; lower is better", holes, 0.001),
+        Figure("milliseconds", "ms / frame", 1, "", "time"),
+    )
+}  # fmt: skip
+JUDGED = tuple(name for name, figure in FIGURES.items() if figure.tolerance is not None)  # what training is judged by
+
+
+def measure(image: np.ndarray, output: np.ndarray, tissue=None, lumen=None, **known) -> dict[str, float]:
+    """All figures of a frame (H, W) and its despeckled output that can be measured with what is given.
+
+    tissue, lumen: masks (H, W) or slices, of the matched output; known: what else figures take (`Figure.takes`).
+    """
+    known |= {"image": image, "output": output}
+    regions = {name: part for name, part in (("tissue", tissue), ("lumen", lumen)) if part is not None}
+    if regions:
+        mapped = matched(image, output)
+        known |= {name: mapped[part] for name, part in regions.items()}
+    found = {name: figure.measure(known) for name, figure in FIGURES.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def average(rows) -> dict[str, float]:
+    """Of figures, dicts of the same kind: the mean of each, without those that are a number in none."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            values.setdefault(name, []).extend([] if np.isnan(value) else [value])
+    return {name: float(np.mean(some)) for name, some in values.items() if some}
+
+
+def evaluate(
+    frames: np.ndarray, outputs: np.ndarray, rois: dict | None = None, echogenicity: np.ndarray | None = None
+) -> dict[str, float]:
     """The mean figures over frames (N, H, W) and their despeckled outputs, both on the 8-bit scale; without those
     that can be measured in none.
 
     rois: {"frames": {"0": {"lumen": [x, y], "tissue": [x, y]}, ...}, "lumen_half_size": [x, y],
-    "tissue_half_size": [x, y]}: boxes for gCNR, CNR and SNR, which are left out without them.
+    "tissue_half_size": [x, y]}: boxes for gCNR, CNR and SNR, which are left out without them; echogenicity: (N, H, W)
+    for PSNR and SSIM.
     """
-    rows: dict[str, list[float]] = {}
+    rows = []
     for index, (image, output) in enumerate(zip(frames, outputs, strict=True)):
-        figures = {f.__name__: f(image, output) for f in (homogeneity, holes, structure)}
         roi = (rois or {"frames": {}})["frames"].get(str(index))
-        if roi:
-            mapped = matched(image, output)
-            lumen, tissue = (_box(mapped, roi[name], rois[f"{name}_half_size"], name) for name in ("lumen", "tissue"))
-            figures |= {"gcnr": gcnr(lumen, tissue), "cnr": cnr(lumen, tissue), "snr": snr(tissue)}
-        for name, value in figures.items():
-            rows.setdefault(name, []).extend([value] if np.isfinite(value) else [])
-    return {name: float(np.mean(values)) for name, values in rows.items() if values}
+        known = {
+            name: _box(image.shape, roi[name], rois[f"{name}_half_size"], name)
+            for name in (("lumen", "tissue") if roi else ())
+        }
+        if echogenicity is not None:
+            known["echogenicity"] = echogenicity[index]
+        rows.append(measure(image, output, **known))
+    return average(rows)
 
 
-def _box(image, centre, half, name):
+def _box(shape, centre, half, name: str) -> tuple[slice, slice]:
     (x, y), (wide, tall) = centre, half
-    box = image[max(0, y - tall) : y + tall, max(0, x - wide) : x + wide]
-    if box.size == 0:
+    if not (-wide < x < shape[1] + wide and -tall < y < shape[0] + tall):
         raise ValueError(f"The {name} box at {centre} lies outside the image.")
-    return box
+    return slice(max(0, y - tall), y + tall), slice(max(0, x - wide), x + wide)

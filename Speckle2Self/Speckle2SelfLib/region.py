@@ -1,4 +1,4 @@
-"""Which pixels are ultrasound: not the margins, text, scales, logos and grey bars around it, nor overlays on it."""
+"""Find the pixels that are ultrasound: not margins, text, scales, logos, grey bars around it, or overlays on it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,32 @@ from scipy import ndimage
 from skimage.measure import label as label_equal
 from skimage.morphology import convex_hull_image
 
-from .frames import box_of, luminance
-from .perturbation import evenly
+from .grey import evenly, luminance
 
-HUE_TOLERANCE = 0.12  # of the brightest channel, plus HUE_NOISE; JPEG leaves grey tissue a little coloured
+HUE_TOLERANCE = 0.12  # of the brightest channel, plus HUE_NOISE; JPEG leaves grey tissue slightly colored
 HUE_NOISE = 0.04  # of the type's range
-SMALLEST = 64  # pixels of a part of the region: the inside of a letter is none
+SMALLEST = 64  # pixels of a part of the region; the inside of a letter has fewer
+
+
+def box_of(region: np.ndarray) -> tuple[slice, slice]:
+    """Return the rows and columns of the bounding box of a region (H, W) bool, which has at least one pixel."""
+    filled = (np.flatnonzero(region.any(axis)) for axis in (1, 0))  # called for each live frame: nothing slower
+    rows, columns = (slice(int(lines[0]), int(lines[-1]) + 1) for lines in filled)
+    return rows, columns
+
+
+def fill_outside(frames: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Return `frames` (N, H, W) with every pixel outside `inside` (H, W) bool replaced by the nearest one inside."""
+    if inside.all() or not inside.any():
+        return frames
+    rows, columns = ndimage.distance_transform_edt(~inside, return_distances=False, return_indices=True)
+    return frames[:, rows, columns]
 
 
 def grey(frames: np.ndarray, brightest_of_all: float | None = None) -> np.ndarray:
-    """Bool (N, H, W): pixels of colour frames (N, H, W, 3 or 4) that have no hue, within what JPEG blurs. Those
-    that are not finite have none.
+    """Return which pixels of color frames (N, H, W, 3 or 4) have no hue, up to JPEG's blur, as bool (N, H, W).
 
-    brightest_of_all: the largest value of the recording that they are of; None: theirs.
+    Pixels that are not finite have none. brightest_of_all: the largest value of the whole recording; None: of these.
     """
     red, green, blue = (frames[..., channel] for channel in range(3))  # many times faster than along the last axis
     brightest = np.maximum(np.maximum(red, green), blue).astype(np.float32)
@@ -32,15 +45,15 @@ def grey(frames: np.ndarray, brightest_of_all: float | None = None) -> np.ndarra
 
 
 def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
-    """The imaged region (H, W) bool of a recording (N, H, W[, C]).
+    """Return the imaged region (H, W) bool of a recording (N, H, W[, C]).
 
-    Light parts are told apart into image and graphics: graphics are small and sharp, or ruled lines where nothing
-    moves, or do not change while the rest of the recording does, or have a hue. The region is the convex hull of the
+    Light parts are divided into image and graphics: graphics are small and sharp, or ruled lines where nothing moves,
+    or do not change while the rest of the recording does, or have a hue. The region is the convex hull of the
     image parts (the whole rectangle where they fill nine tenths of one), less the graphics in it and two pixels around
     them; dark cysts and shadows belong to it. All False where nothing looks like ultrasound, such as constant frames or
     a screen of windows.
 
-    Args: within, (H, W) bool: look only there, as where the file itself says where the image is.
+    Args: within, (H, W) bool: search only there, for example where the file says that the image is.
     """
     shape = frames.shape[1:3]
     chosen = frames[evenly(len(frames), 24)]
@@ -60,23 +73,23 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
         return nothing
     lit = brightest > black + max(0.02 * span, 1.5 if frames.dtype.kind != "f" else 0)
     flat = (ndimage.maximum_filter(steady, 3) == ndimage.minimum_filter(steady, 3)) & (steady > black + 0.1 * span)
-    coloured = ~grey(chosen).all(0) if frames.ndim == 4 else nothing
-    if not lit.any() or (flat & ~coloured).sum() > 0.4 * (lit & ~coloured).sum():
+    colored = ~grey(chosen).all(0) if frames.ndim == 4 else nothing
+    if not lit.any() or (flat & ~colored).sum() > 0.4 * (lit & ~colored).sum():
         return nothing
 
     change = grey_values.std(0) / span
     moves = len(chosen) > 4 and np.median(change[lit]) > 0.01
-    graphics = _strokes(grey_values[len(chosen) // 2] - black, span)
+    graphics = _find_strokes(grey_values[len(chosen) // 2] - black, span)
     if moves:
-        graphics |= _strokes(brightest - black, span)
+        graphics |= _find_strokes(brightest - black, span)
         # Light and still, while speckle changes by a fifth of its brightness and more, if the probe or tissue moves.
         level = (steady - black) / span
         frozen = change < 0.002
         light = lit & (level > 0.15)
         usual = np.median(change[light] / level[light]) if light.any() else 0
-        graphics |= _without_specks(frozen | (light & (change < min(0.05, usual / 4) * level)))
-    graphics = lit & (ndimage.binary_dilation(graphics) | coloured)
-    image = _image_parts(lit & ~graphics, graphics, change if moves else None)
+        graphics |= _remove_specks(frozen | (light & (change < min(0.05, usual / 4) * level)))
+    graphics = lit & (ndimage.binary_dilation(graphics) | colored)
+    image = _find_image_parts(lit & ~graphics, graphics, change if moves else None)
     if not image.any():
         return nothing
     region = convex_hull_image(image, offset_coordinates=False)
@@ -84,29 +97,29 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     if region[box].mean() > 0.9:
         region[box] = True
     if moves:  # tissue can be still by chance; graphics are frozen, or stand out from a dark ground
-        graphics = _without_specks(graphics & (frozen | (level > 2 * ndimage.uniform_filter(level, 13))), 2)
+        graphics = _remove_specks(graphics & (frozen | (level > 2 * ndimage.uniform_filter(level, 13))), 2)
     else:
-        still = np.where(coloured, 0, steady - black)
-        graphics |= _drawn(still, span) | _ruled(still, span)
-    region = _without_specks(region & ~ndimage.binary_dilation(graphics, iterations=2), SMALLEST)
+        still = np.where(colored, 0, steady - black)
+        graphics |= _find_drawings(still, span) | _find_ruled_lines(still, span)
+    region = _remove_specks(region & ~ndimage.binary_dilation(graphics, iterations=2), SMALLEST)
     return region if within is None else region & within
 
 
-def _without_specks(mask: np.ndarray, smallest: int = 6) -> np.ndarray:
-    """`mask` (H, W) without smaller components: of tissue that hardly moves, some pixels are still by chance."""
+def _remove_specks(mask: np.ndarray, smallest: int = 6) -> np.ndarray:
+    """Return `mask` (H, W) without smaller components: in tissue that hardly moves, some pixels are still by chance."""
     labels, _ = ndimage.label(mask, np.ones((3, 3)))
     return mask & (np.bincount(labels.ravel()) >= smallest)[labels]
 
 
-def _chosen(labels: np.ndarray, these: np.ndarray) -> np.ndarray:
-    """Labels (H, W) of these parts alone, numbered anew. Speckle makes thousands, and most can be told without their
-    shape."""
+def _keep_labels(labels: np.ndarray, these: np.ndarray) -> np.ndarray:
+    """Return labels (H, W) of only these parts, renumbered. Speckle makes thousands, and most can be ruled out without
+    looking at their shape."""
     these = these & (np.arange(len(these)) > 0)
     return np.where(these, np.cumsum(these), 0)[labels]
 
 
-def _strokes(values: np.ndarray, span: float) -> np.ndarray:
-    """Small, bright, sharp parts (H, W) on a dark ground: letters, ticks and marks, even where they flicker."""
+def _find_strokes(values: np.ndarray, span: float) -> np.ndarray:
+    """Return small, bright, sharp parts (H, W) on a dark ground: letters, ticks and marks, even if they flicker."""
     strokes = np.zeros(values.shape, bool)
     jump = np.maximum(np.abs(np.diff(values, axis=0, prepend=0)), np.abs(np.diff(values, axis=1, prepend=0)))
     labels, count = ndimage.label(values > 0.3 * span, np.ones((3, 3)))
@@ -116,7 +129,7 @@ def _strokes(values: np.ndarray, span: float) -> np.ndarray:
     peaks = ndimage.maximum(values, labels, every)
     near_dark = ndimage.maximum(ndimage.maximum_filter(dark, 7, mode="constant"), labels, every)
     ground = labels == 0
-    labels = _chosen(labels, (peaks > 0.45 * span) & near_dark.astype(bool))
+    labels = _keep_labels(labels, (peaks > 0.45 * span) & near_dark.astype(bool))
     for label, box in enumerate(ndimage.find_objects(labels), 1):
         if box[0].stop - box[0].start > tallest or box[1].stop - box[1].start > widest:
             continue
@@ -131,8 +144,8 @@ def _strokes(values: np.ndarray, span: float) -> np.ndarray:
     return strokes
 
 
-def _drawn(values: np.ndarray, span: float) -> np.ndarray:
-    """Letters, marks and frames (H, W) on tissue: thin parts, of one grey value or bright, that end within a pixel.
+def _find_drawings(values: np.ndarray, span: float) -> np.ndarray:
+    """Return letters, marks and frames (H, W) on tissue: thin, of one grey value or bright, ending within a pixel.
 
     Speckle and layers do not: they fade over the pulse's length.
     """
@@ -143,7 +156,7 @@ def _drawn(values: np.ndarray, span: float) -> np.ndarray:
     for parts, frames in ((equal, True), ((values > 0.7 * span).astype(int), False)):
         labels = label_equal(parts, background=0, connectivity=2)
         areas, sums, drops = (np.bincount(labels.ravel(), x) for x in (None, values.ravel(), falls))
-        labels = _chosen(labels, (areas >= 6) & (drops > 0.3 * sums))
+        labels = _keep_labels(labels, (areas >= 6) & (drops > 0.3 * sums))
         for label, box in enumerate(ndimage.find_objects(labels), 1):
             height, width = (side.stop - side.start for side in box)
             small = min(height, width) >= 4 and height <= tallest and width <= widest
@@ -160,9 +173,12 @@ def _drawn(values: np.ndarray, span: float) -> np.ndarray:
     return drawn
 
 
-def _ruled(values: np.ndarray, span: float) -> np.ndarray:
-    """Lines (H, W) of even brightness along rows or columns, up to three pixels wide and 24 (columns) or 40 (rows) and
-    more long, as around a Doppler window; blurred by scaling or compression, too. And bars of the grey scale."""
+def _find_ruled_lines(values: np.ndarray, span: float) -> np.ndarray:
+    """Return lines (H, W) of even brightness along rows or columns, as around a Doppler window, and grey-scale bars.
+
+    They are up to three pixels wide and at least 24 (columns) or 40 (rows) long, and may be blurred by scaling or
+    compression.
+    """
     ruled = np.zeros(values.shape, bool)
     for axis, length, uneven in ((0, 24, 0.06), (1, 40, 0.04)):
         width, pad, line = values.shape[1 - axis], [(0, 0), (0, 0)], [1, 1]
@@ -172,24 +188,24 @@ def _ruled(values: np.ndarray, span: float) -> np.ndarray:
         beside = np.maximum(np.minimum(*beside[:2]), np.minimum(*beside[2:]))
         ridge = (values - beside > 0.12 * span) & (values > 0.35 * span)
         mean, square = (ndimage.uniform_filter1d(x, length, axis) for x in (values, values**2))
-        even = _eroded(ridge, line) & (square - mean**2 < (uneven * span) ** 2)
+        even = _erode(ridge, line) & (square - mean**2 < (uneven * span) ** 2)
         line[axis] = 3
         ruled |= ndimage.binary_propagation(even, np.ones(line), ridge)
         line[axis], line[1 - axis] = 24, 6  # a bar: over so many pixels all that are side by side are equal
         equal = np.abs(np.diff(values, axis=1 - axis, append=np.inf)) <= 0.004 * span
-        bars = _eroded(equal & (values > 0.1 * span), line)
+        bars = _erode(equal & (values > 0.1 * span), line)
         ruled |= ndimage.maximum_filter(bars, line, mode="constant", origin=[n % 2 - 1 for n in line])
     return ruled
 
 
-def _eroded(mask: np.ndarray, size) -> np.ndarray:
-    """`binary_erosion` of (H, W) by a rectangle, whatever its size in the same time."""
+def _erode(mask: np.ndarray, size: list[int]) -> np.ndarray:
+    """Erode (H, W) bool by a rectangle, in the same time whatever its size."""
     return ndimage.minimum_filter(mask, size, mode="constant")
 
 
-def _image_parts(lit: np.ndarray, graphics: np.ndarray, change: np.ndarray | None) -> np.ndarray:
-    """The light components (H, W) bool that are image: no specks, no filled bars, nothing low beside graphics (the
-    rest of a line of text), and where the recording moves (`change`, the deviation over time), large or moving."""
+def _find_image_parts(lit: np.ndarray, graphics: np.ndarray, change: np.ndarray | None) -> np.ndarray:
+    """Return the light components (H, W) bool that are image: no specks, no filled bars, nothing low next to graphics
+    (the rest of a line of text), and where the recording moves (`change`, the deviation over time), large or moving."""
     height, width = lit.shape
     lines = ndimage.binary_dilation(graphics, np.ones((1, 2 * (width // 30) + 1)))
     joined = ndimage.binary_closing(np.pad(lit, 4), iterations=2)[4:-4, 4:-4] | lit

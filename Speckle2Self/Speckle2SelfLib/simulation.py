@@ -20,8 +20,8 @@ from scipy.ndimage import gaussian_filter
 from .anatomy import LAYOUTS, SHARES
 from .anatomy import Anatomy as _Anatomy
 from .anatomy import draw_anatomy as _draw_anatomy
-from .config import InputError
-from .frames import resample
+from .resampling import resample
+from .system import InputError
 
 GEOMETRIES = ("linear", "sector", "piece")
 DRAWN_AT = (0.7, 1.5)  # times a frame's size, before it is resampled

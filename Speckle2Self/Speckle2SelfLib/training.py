@@ -1,158 +1,53 @@
-"""The training loop of both recipes: a generator of step reports that knows nothing of who listens."""
+"""The training loop of all recipes: a generator of step reports that knows nothing of who listens."""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from . import metrics
-from .config import InputError, ModelConfig, TrainingConfig, out_of_memory
-from .despeckling import each_in_order, through_network
-from .devices import SHAPES, Replayed, choose_precision
-from .frames import (
-    BRIGHTEST,
-    Augmentation,
-    augment,
-    box_of,
-    draw_augmentation,
-    fill_outside,
-    grey_mapping,
-    luminance,
-)
-from .layout import Layout, measure_grain
-from .loss import disjoint_loss, published_loss
-from .network import LatticePair, build
-from .perturbation import LatticeViews, evenly, lattice_views, min_max, published_views
-from .simulation import simulate_recorded
+from . import validation
+from .config import ModelConfig, TrainingConfig
+from .dataset import Batch, Cine, Made
+from .devices import choose_precision
+from .inference import SHAPES, Replayed, accelerate
+from .network import build
+from .recipes import recipe_of
+from .system import InputError, out_of_memory
 
-FAST_GRAIN = (0.65, 1.45)  # pixels, as `estimate_grain` measures it; other recordings are resampled to it
-SIMULATED_GRAIN = (0.85, 2.6)  # pixels, as the simulator counts it: 0.8 to 2 as measured
-COUNTED = (0.85, 1.2, 1.7, 2.2, 2.6, 3.2)  # pixels, grains of the simulator
-MEASURED = (0.80, 1.15, 1.5, 1.8, 1.97, 2.75)  # what `estimate_grain` finds in their frames
-PIECES = 0.3  # of the simulated frames that span all grains: pieces of fans, where the grain is turned
-SIDE_BY_SIDE = 4  # anatomies that are made at a time; Python itself serves one thread alone
-HELD_OUT_ANATOMIES = (16, 64)  # at least and at most, a hundredth of those trained on in between
-NONE = Augmentation(None)
-NO_NUMBER = "The loss is no longer a number at step {}: train anew with another seed, or from another model."
-Made = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Cine:
-    """One recording as training sees it."""
-
-    frames: torch.Tensor  # (N, 1, H, W) at the model's grain, float32 about [0, 1], or uint8 as recorded
-    grain: tuple[float, float] = (1.0, 1.0)  # (axial, lateral) pixels, as `estimate_grain` measures it
-    truth: torch.Tensor | None = None  # (N, 1, H, W) for simulated frames
-    layout: Layout | None = None  # that brought it to the model's grain
-    recorded_grain: tuple[float, float] | None = None  # pixels of the recording
-    digest: int = 0  # of the recording, to know it again
+NOT_A_NUMBER = "The loss became NaN at step {}. Train again with another seed or another starting model."
 
 
 @dataclass(frozen=True)
 class Report:
-    """One optimiser step."""
+    """One optimizer step."""
 
     step: int  # from 1
     steps: int
-    terms: dict[str, float]  # the loss by name; the sum is minimised
+    terms: dict[str, float]  # the loss by name
     rate: float  # steps per second
     message: str = ""  # for the user, where something has changed
 
     @property
     def seconds_left(self) -> float:
-        """At the present rate."""
+        """Return the time to the end at the present rate."""
         return (self.steps - self.step) / self.rate
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One process's share of a batch."""
-
-    frames: torch.Tensor  # (B, 1, h, w)
-    truth: torch.Tensor | None  # (B, 1, h, w)
-    grain: tuple[float, float]  # pixels
-    augmentation: Augmentation = NONE
-
-
-def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConfig) -> Cine:
-    """A recording (N, H, W[, C]) cut to its region's bounding box and brought to the model's grain.
-
-    Raises InputError where it is smaller than 32 pixels, 16 at the model's grain, or constant.
-    """
-    if region is not None and region.any():
-        box = box_of(region)
-        frames, region = frames[:, box[0], box[1]], region[box]
-    else:
-        region = np.ones(frames.shape[1:3], bool)
-    low, high = grey_mapping(frames, region)
-    if high <= low or min(frames.shape[1:3]) < 32:
-        raise InputError("Nothing can be learnt from frames or regions that are constant or smaller than 32 pixels.")
-    grain = measure_grain(luminance(frames[:: max(1, len(frames) // 8)]), region)
-    if model.grain is None:
-        eight_bit = frames.dtype == np.uint8 and frames.ndim == 3
-        frames = frames.copy() if eight_bit else np.nan_to_num(luminance(frames), False, low, high, low)
-        return Cine(torch.from_numpy(frames)[:, None], recorded_grain=grain)
-    layout = Layout(region, grain, model.grain)
-    if min(layout.size) < 16:
-        raise InputError("Frames or regions are too small for the grain of their speckle: nothing can be learnt.")
-    prepared = []
-    for frame in frames:
-        frame = np.nan_to_num(luminance(frame[None]), nan=low, posinf=high, neginf=low)
-        frame = torch.from_numpy((fill_outside(frame, region) - low) / (high - low))
-        prepared.append(layout.take(frame[:, None]))
-    return Cine(torch.cat(prepared), layout.grain, layout=layout, recorded_grain=grain)
-
-
-def simulate_cines(count: int, crop: int, rng: np.random.Generator, grains=(), made: Made = lambda *_: None) -> Cine:
-    """`count` anatomies of crop x crop pixels with their truth, as recorders store them, mapped as recordings are.
-
-    grains: those of recordings, as measured; each anatomy has one of them, give or take 15 %. Without, they span all.
-    made: called after each with (anatomies made, anatomies); what it raises ends the simulation.
-    Each anatomy has a seed of its own, so that they can be made side by side.
-    """
-    frames, truths = np.empty((2, count, 1, crop, crop), np.float32)
-    seeds = rng.integers(2**63, size=count)
-
-    def make(number: int) -> None:
-        frames[number, 0], truths[number, 0] = _anatomy(seeds[number], crop, grains)
-
-    with each_in_order(make, range(count), SIDE_BY_SIDE, torch.device("cpu")) as anatomies:
-        for number, _ in enumerate(anatomies, 1):
-            made(number, count)
-    return Cine(torch.from_numpy(frames), truth=torch.from_numpy(truths))
-
-
-def _anatomy(seed: int, crop: int, grains) -> tuple[np.ndarray, np.ndarray]:
-    """One frame (crop, crop) and its truth; see `simulate_cines`."""
-    rng = np.random.default_rng(seed)
-    if grains:
-        measured = grains[int(rng.integers(len(grains)))]
-        grain = tuple(np.interp(measured, MEASURED, COUNTED) * np.exp(rng.uniform(-0.15, 0.15, 2)))
-    else:
-        grain = tuple(np.exp(rng.uniform(*np.log(SIMULATED_GRAIN), 2)))
-    geometry = "linear" if grains or rng.random() >= PIECES else "piece"
-    frame, truth = simulate_recorded((crop, crop), grain, geometry, rng)
-    low, high = grey_mapping(frame[None], None)
-    span = max(high - low, 1e-3)
-    return np.minimum((frame - low) / span, BRIGHTEST), (truth - low) / span
 
 
 class Training:
     """A run over `cines`. Iterate over `run()`; `network` is then the trained one, averaged over the last steps.
 
-    Args: cines, recorded ones (may be empty if the config simulates); held_out, cines for validation alone; network,
-    where to start from, else random; device; made, see `simulate_cines`, of those to train on. Deterministic
-    on the CPU for a given config and precision.
+    Args: cines, recorded ones (may be empty if the config simulates); network, to start from, else a random one;
+    held_out, cines that are used only for validation; made, see `dataset.simulate_cines`, of those to train on.
+    Deterministic on the CPU for a given config and precision.
 
     Under `torch.distributed` every process draws the same batch and takes its share of it, so that any number of
     processes gives the same losses. Raises InputError where there is nothing to train on.
@@ -160,75 +55,59 @@ class Training:
 
     def __init__(
         self,
-        cines: list[Cine],
+        cines: Sequence[Cine],
         config: TrainingConfig,
         model: ModelConfig,
-        network=None,
-        device="cpu",
-        held_out=(),
+        network: nn.Module | None = None,
+        device: str | torch.device = "cpu",
+        held_out: Sequence[Cine] = (),
         made: Made = lambda *_: None,
     ):
-        self.config, self.device = config, torch.device(device)
-        self.rank, self.processes = 0, 1
-        if dist.is_initialized():
-            self.rank, self.processes = dist.get_rank(), dist.get_world_size()
-            if config.batch % self.processes:
-                raise InputError(f"A batch of {config.batch} cannot be shared by {self.processes} processes evenly.")
+        self.config, self.device, self.recipe = config, torch.device(device), recipe_of(config)
+        self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if config.batch % self.processes:
+            raise InputError(f"A batch of {config.batch} cannot be shared by {self.processes} processes evenly.")
         self.rng = np.random.default_rng(config.seed)
-        self.held_out = list(held_out)
-        self.simulated = None
-        if config.simulated:
-            count = min(config.simulated, config.steps * config.batch)
-            grains, apart = [cine.grain for cine in cines], np.random.default_rng([config.seed, 1])
-            self.simulated = _near(simulate_cines(count, config.crop, self.rng, grains, made), self.device)
-            held_out = int(np.clip(config.simulated // 100, *HELD_OUT_ANATOMIES))
-            self.held_out.append(simulate_cines(held_out, config.crop, apart, grains))
-        if not cines and not config.simulated:
-            raise InputError("There is nothing to train on: give recordings, or simulate some.")
-        self.recorded = [_near(cine, self.device) for cine in cines]
         self.step, self.batch, self.best = 0, config.batch, float("inf")
         self.latest: dict[str, float] = {}  # terms of the loss
-        self.precision = choose_precision(self.device, training=True)
-        if self.processes > 1:  # it is measured, and each may find another
-            half = torch.tensor(self.precision == torch.bfloat16, dtype=torch.float32, device=self.device)
-            dist.broadcast(half, 0)
-            self.precision = torch.bfloat16 if half.item() else torch.float32
+        self.precision = self._choose_precision()
         self._random = network is None
-        published, cuda = config.recipe == "published", self.device.type == "cuda"
+        cuda = self.device.type == "cuda"
         with torch.random.fork_rng(devices=()):
             torch.default_generator.manual_seed(config.seed)
-            network = network or build(model)
-            self.pair = network if published else LatticePair(network)
-        network, self.pair = network.to(self.device), self.pair.to(self.device)
-        self.views, self.loss = self._published_views, published_loss
-        if not published:
-            self.views, self.loss = self._lattice_views, partial(disjoint_loss, detail=config.detail)
-        # CUDA's normalisation would turn interleaved channels back.
-        layout = torch.contiguous_format if published and cuda else torch.channels_last
-        self.pair = self.model = self.pair.to(memory_format=layout).train()
-        if self.processes > 1:  # simulated frames leave the lattice's network out
-            self.model = DistributedDataParallel(
-                self.pair, find_unused_parameters=bool(config.simulated or config.lead)
-            )
-        self.network, self._average = network, lambda: None
+            network = (network or build(model)).to(self.device)
+            self.learner = accelerate(self.recipe.wrap(network)).to(self.device)
+        simulated, apart = self.recipe.simulate(cines, network.eval(), self.rng, made)
+        if not cines and simulated is None:
+            raise InputError("There is nothing to train on: give recordings, or simulate some.")
+        self.recorded = [cine.near(self.device) for cine in cines]
+        self.simulated = simulated and simulated.near(self.device)
+        self.held_out = [*held_out, apart] if apart else list(held_out)
+        layout = self.recipe.cuda_layout if cuda else torch.channels_last
+        self.learner = self.model = self.learner.to(memory_format=layout).train()
+        if self.processes > 1:
+            unused = bool(config.simulated or config.lead)  # such steps leave a part of the learner out
+            self.model = DistributedDataParallel(self.learner, find_unused_parameters=unused)
+        self.network, self._trained = network, network
         if config.averaging:
             self.network = copy.deepcopy(network)
-            self._average = lambda: self._follow(network)
-        betas = (0.5, 0.999) if published else (0.9, 0.99)
-        self.optimiser = torch.optim.Adam(self.pair.parameters(), config.learning_rate, betas, fused=cuda)
-        self._names: dict[bool, tuple[str, ...]] = {}  # of the loss's terms: of recordings, of simulated frames
-        sizes = {tuple(min(config.crop, n) for n in cine.frames.shape[-2:]) for cine in cines} if published else ()
-        self._replays = cuda and self.processes == 1 and len(sizes) <= SHAPES and not (published and config.lead)
+        self.optimiser = torch.optim.Adam(
+            self.learner.parameters(), config.learning_rate, self.recipe.betas, fused=cuda
+        )
+        self._names: dict[bool, tuple[str, ...]] = {}  # of the loss's terms: of views that can be replayed, of others
+        shapes = {
+            self._crop_size(cine) for cine in (*self.recorded, self.simulated) if cine and self.recipe.replays(cine)
+        }
+        self._replays = cuda and self.processes == 1 and len(shapes) <= SHAPES
         self._replayed = Replayed(
-            lambda *given: self._learn(given if published else LatticeViews(given[0], truth=given[1])),
-            parameters=self.pair.parameters(),
+            lambda *tensors: self._learn(self.recipe.from_tensors(tensors)), parameters=self.learner.parameters()
         )
 
     def run(self) -> Iterator[Report]:
-        """Trains from the step that has been reached; yields a report after every step.
+        """Train from the step that has been reached; yield a report after every step.
 
         Where memory is short the batch is halved, and the report's message says so. Raises InputError where the loss
-        is no number, or where memory is too short for a single frame.
+        is NaN, or where there is not enough memory for a single frame.
         """
         started, first, message = time.monotonic(), self.step, ""
         while self.step < self.config.steps:
@@ -237,14 +116,7 @@ class Training:
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error) or self.processes > 1:
                     raise
-                if self.batch == 1:
-                    raise InputError(
-                        "Memory is too short for a batch of one frame: close other programs, or take another device."
-                    ) from error
-                self.batch //= 2
-                self._replayed.recorded.clear()
-                self.optimiser.zero_grad(set_to_none=True)
-                message = f"Memory is too short: the batch is now {self.batch}."
+                message = self._halve_batch(error)
                 continue
             self.step += 1
             rate = (self.step - first) / max(time.monotonic() - started, 1e-9)
@@ -254,96 +126,105 @@ class Training:
         self.network.eval()
 
     def _train_step(self) -> dict[str, float]:
-        config = self.config
-        if config.recipe != "published":
-            warm = min(1, (self.step + 1) / 50)
-            falling = 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * self.step / config.steps))
-            self.optimiser.param_groups[0]["lr"] = config.learning_rate * warm * falling
-        views = self.views(self._draw(), self.rng)
+        self.optimiser.param_groups[0]["lr"] = self.recipe.learning_rate(self.step)
         self.optimiser.zero_grad(set_to_none=True)
-        simulated = config.recipe != "published" and views.truth is not None
-        if simulated and self._replays:
-            values = self._replayed(views.frame, views.truth)
-        elif config.recipe == "published" and self._replays:
-            values = self._replayed(*views)
-        else:  # lattices have another shape each time
-            values = self._learn(views)
+        views = self.recipe.views(self._draw(), self.rng)
+        tensors = self.recipe.to_tensors(views)
+        values = self._replayed(*tensors) if tensors and self._replays else self._learn(views)
         if self.processes > 1:
             dist.all_reduce(values)
             values /= self.processes
         values = values.tolist()  # waits for a GPU, once in a step
         if not np.isfinite(values).all():
-            raise InputError(NO_NUMBER.format(self.step + 1))
+            raise InputError(NOT_A_NUMBER.format(self.step + 1))
         self.optimiser.step()
         self._average()  # before the step is counted
-        return dict(zip(self._names[simulated], values, strict=True))
-
-    def _follow(self, network) -> None:
-        """The averaged weights after a step; of random ones, where the run started, soon nothing is left."""
-        decay = self.config.averaging
-        if self._random:
-            decay = min(decay, (1 + self.step) / (10 + self.step))
-        get_ema_multi_avg_fn(decay)(list(self.network.parameters()), list(network.parameters()), None)
+        return dict(zip(self._names[bool(tensors)], values, strict=True))
 
     def _learn(self, views) -> torch.Tensor:
-        """The terms of the loss; their names are in `_names` then, the gradients of their sum in the parameters."""
+        """Return the terms of the loss; `_names` then has their names, the parameters the objective's gradients."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            terms = self.loss(self.model(views), views)
-        leads = self.step < self.config.lead * self.config.steps
-        sum(term for name, term in terms.items() if not (leads and name == "consistency")).backward()
-        self._names["truth" in terms] = tuple(terms)
+            predictions = self.model(views)
+            terms = self.recipe.loss(predictions, views)
+        self.recipe.objective(terms, self.step).backward()
+        self._names[bool(self.recipe.to_tensors(views))] = tuple(terms)
         return torch.stack([term.detach().float() for term in terms.values()])
 
-    @torch.no_grad()
-    def validate(self) -> tuple[dict[str, float], np.ndarray | None]:
-        """Figures on the held-out cines, and one of their frames beside its result.
+    def _average(self) -> None:
+        """Update the exponential moving average. The decay ramps up, so random initial weights are quickly
+        forgotten."""
+        decay = self.config.averaging
+        if not decay:
+            return
+        if self._random:
+            decay = min(decay, (1 + self.step) / (10 + self.step))
+        get_ema_multi_avg_fn(decay)(list(self.network.parameters()), list(self._trained.parameters()), None)
 
-        The loss terms, over views that are the same each time (`held-out <term>`); homogeneity, holes and structure
-        (Documentation/method.md, section 5), of recorded frames at the model's grain; rms, the error against the truth,
-        of simulated ones. What cannot be measured (the structure of a black frame) is left out; nothing is where
-        nothing is held out. The picture is (H, 2 W) uint8. Raises InputError where the loss is no number.
-        """
-        rng, terms, figures, picture = np.random.default_rng(0), {}, {}, None
-        network = self.network.eval()
-        for cine in self.held_out:
-            count = len(cine.frames)
-            for number in evenly(count, 4) if cine.truth is None else range(count):
-                frame = cine.frames[number : number + 1].to(self.device)
-                truth = None if cine.truth is None else cine.truth[number : number + 1].to(self.device)
-                height, width = (min(n // 16 * 16, 512) for n in frame.shape[-2:])
-                part = None if truth is None else truth[..., :height, :width]
-                views = self.views(Batch(frame[..., :height, :width], part, cine.grain), rng)
-                # What is kept is what is judged.
-                predictions = network(views) if self.config.recipe == "published" else self.pair(views, network)
-                for name, term in self.loss(predictions, views).items():
-                    terms.setdefault(f"held-out {name}", []).append(term.item())
-                before = min_max(frame.float()) if self.config.recipe == "published" else frame
-                after = through_network(network, before).clamp(0, BRIGHTEST)
-                if truth is not None:
-                    figures.setdefault("rms", []).append((after - truth).square().mean().sqrt().item())
-                    continue
-                if picture is None:
-                    picture = np.hstack([to_8_bit(_as_recorded(x, cine.layout)) for x in (before, after)])
-                before, after = (to_8_bit(x) for x in (before, after))
-                for name, value in metrics.evaluate(before[None], after[None]).items():
-                    figures.setdefault(name, []).append(value)
-        self.pair.train()
-        means = {name: float(np.mean(values)) for name, values in (terms | figures).items()}
-        if not np.isfinite(list(means.values())).all():
-            raise InputError(NO_NUMBER.format(self.step))
-        return means, picture
+    def _draw(self) -> Batch:
+        """Draw a batch of crops of one cine, alike in every process, and return this process's share of it."""
+        take_simulated = self.simulated is not None and (not self.recorded or self.rng.random() < self.config.share)
+        cine = self.simulated if take_simulated else self.recorded[int(self.rng.integers(len(self.recorded)))]
+        chosen = self.rng.integers(len(cine.frames), size=self.batch)
+        height, width = self._crop_size(cine)
+        room = np.array(cine.frames.shape[-2:]) - (height, width) + 1
+        corners = self.rng.integers(room, size=(self.batch, 2))
+        drawn = self.recipe.draw_augmentation(self.rng, self.batch)
+        share = slice(self.rank, None, self.processes)
+
+        def crop(frames: torch.Tensor) -> torch.Tensor:
+            windows = zip(chosen[share], corners[share], strict=True)
+            crops = [frames[n, :, y : y + height, x : x + width] for n, (y, x) in windows]  # (1, h, w) each
+            return torch.stack(crops).to(self.device)  # (B, 1, h, w)
+
+        truth = crop(cine.truth) if cine.truth is not None and self.recipe.learns_truth else None
+        return Batch(crop(cine.frames), truth, cine.grain, drawn.share(share))
+
+    def _crop_size(self, cine: Cine) -> tuple[int, ...]:
+        multiple = self.recipe.multiple
+        return tuple(min(self.config.crop, n // multiple * multiple) for n in cine.frames.shape[-2:])
+
+    def _choose_precision(self) -> torch.dtype:
+        """Return the faster precision here; that of the first process where there are several, as it is measured."""
+        precision = choose_precision(self.device, training=True)
+        if self.processes > 1:
+            half = torch.tensor(precision == torch.bfloat16, dtype=torch.float32, device=self.device)
+            dist.broadcast(half, 0)
+            precision = torch.bfloat16 if half.item() else torch.float32
+        return precision
+
+    def _halve_batch(self, error: Exception) -> str:
+        """Halve the batch and return a message that says so. Raises InputError where it is one frame already."""
+        if self.batch == 1:
+            raise InputError(
+                "Memory is too short for a batch of one frame: close other programs, or use another device."
+            ) from error
+        self.batch //= 2
+        self._replayed.recorded.clear()
+        self.optimiser.zero_grad(set_to_none=True)
+        return f"Not enough memory; the batch size was reduced to {self.batch}."
+
+    def validate(self) -> tuple[dict[str, float], np.ndarray | None]:
+        """Return figures on the held-out cines and a picture, see `validation.validate`, of the averaged network: it is
+        the one that is saved. Raises InputError where the loss is NaN."""
+        self.network.eval()
+        self.learner.eval()
+        figures, picture = validation.validate(self.recipe, self.learner, self.network, self.held_out, self.device)
+        self.learner.train()
+        if not np.isfinite(list(figures.values())).all():
+            raise InputError(NOT_A_NUMBER.format(self.step))
+        return figures, picture
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict]:
-        """All that a run needs to go on bit for bit: tensors by name, and JSON types.
+        """Return all that a run needs to continue bit for bit: tensors by name, and JSON types.
 
-        Raises InputError where a weight is no number: a gradient may be none where the loss still is one.
+        Raises InputError where a weight is NaN: a gradient can be NaN while the loss is still finite.
         """
-        tensors = {f"pair.{name}": tensor for name, tensor in self.pair.state_dict().items()}
+        tensors = {f"pair.{name}": tensor for name, tensor in self.learner.state_dict().items()}
         tensors |= {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         for number, moments in self.optimiser.state_dict()["state"].items():
             tensors |= {f"adam.{number}.{name}": tensor for name, tensor in moments.items()}
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
-            raise InputError(NO_NUMBER.format(self.step))
+            raise InputError(NOT_A_NUMBER.format(self.step))
         return tensors, {
             "step": self.step, "batch": self.batch, "best": self.best if np.isfinite(self.best) else None,
             "latest": self.latest, "random": self._random, "rng": self.rng.bit_generator.state,
@@ -351,24 +232,15 @@ class Training:
         }  # fmt: skip
 
     def restore(self, tensors: dict[str, torch.Tensor], values: dict) -> None:
-        """Goes on from a `state` of a run of the same config. Raises InputError where it is another's."""
-        adam, sizes = self.optimiser.state_dict(), [parameter.shape for parameter in self.pair.parameters()]
+        """Continue from a `state` of a run of the same config. Raises InputError where it is another's."""
+        parts: dict[str, dict[str, torch.Tensor]] = {"pair": {}, "network": {}, "adam": {}}
         try:
             for name, tensor in tensors.items():
                 part, _, rest = name.partition(".")
-                if part == "adam":
-                    number, name = rest.split(".")
-                    adam["state"].setdefault(int(number), {})[name] = tensor
-            for number, moments in adam["state"].items():
-                found, size = {name: tensor.shape for name, tensor in moments.items()}, sizes[number]
-                if found != {"step": torch.Size(), "exp_avg": size, "exp_avg_sq": size}:
-                    raise ValueError(f"the moments of parameter {number} are others")
-            parts = [
-                {n.partition(".")[2]: t for n, t in tensors.items() if n.startswith(p)} for p in ("pair.", "network.")
-            ]
-            self.pair.load_state_dict(parts[0])
-            self.network.load_state_dict(parts[1])
-            self.optimiser.load_state_dict(adam)
+                parts[part][rest] = tensor
+            self.learner.load_state_dict(parts["pair"])
+            self.network.load_state_dict(parts["network"])
+            self.optimiser.load_state_dict(self._optimiser_state(parts["adam"]))
             self.rng.bit_generator.state = values["rng"]
             self.step, self.batch, self.latest = values["step"], values["batch"], values["latest"]
             self.best = float("inf") if values["best"] is None else values["best"]
@@ -378,49 +250,14 @@ class Training:
             reason = " ".join(str(error).split()).rstrip(".")
             raise InputError(f"The saved run is not of this kind of network: {reason:.200}.") from error
 
-    def _draw(self) -> Batch:
-        """A batch of crops of one cine, drawn alike in every process; this process's share of it."""
-        take_simulated = self.simulated is not None and (not self.recorded or self.rng.random() < self.config.share)
-        cine = self.simulated if take_simulated else self.recorded[int(self.rng.integers(len(self.recorded)))]
-        chosen = self.rng.integers(len(cine.frames), size=self.batch)
-        multiple = 16 if self.config.recipe == "published" else 8
-        height, width = (min(self.config.crop, n // multiple * multiple) for n in cine.frames.shape[-2:])
-        room = np.array(cine.frames.shape[-2:]) - (height, width) + 1
-        corners = self.rng.integers(room, size=(self.batch, 2))
-        drawn = draw_augmentation(self.rng, self.batch, self.config.recipe)
-        share = slice(self.rank, None, self.processes)
-
-        def crop(frames):
-            windows = zip(chosen[share], corners[share], strict=True)
-            return torch.stack([frames[n, :, y : y + height, x : x + width] for n, (y, x) in windows]).to(self.device)
-
-        return Batch(
-            crop(cine.frames), None if cine.truth is None else crop(cine.truth), cine.grain, drawn.share(share)
-        )
-
-    def _published_views(self, batch: Batch, rng):
-        return tuple(augment(view, batch.augmentation) for view in published_views(batch.frames))
-
-    def _lattice_views(self, batch: Batch, rng):
-        frames = augment(batch.frames, batch.augmentation)
-        if batch.truth is not None:
-            return LatticeViews(frames, truth=augment(batch.truth, batch.augmentation))
-        return lattice_views(frames, rng, batch.grain)
-
-
-def _near(cine: Cine, device: torch.device) -> Cine:
-    """The cine with its frames on the device, unless they take more than a quarter of the memory that is free there."""
-    tensors = {name: getattr(cine, name) for name in ("frames", "truth") if getattr(cine, name) is not None}
-    if device.type != "cuda" or 4 * sum(x.nbytes for x in tensors.values()) > torch.cuda.mem_get_info(device)[0]:
-        return cine
-    return replace(cine, **{name: x.to(device) for name, x in tensors.items()})
-
-
-def _as_recorded(x: torch.Tensor, layout: Layout | None) -> torch.Tensor:
-    """(1, 1, h, w) at the model's grain -> (1, 1, H, W) in the recording's region, black around it."""
-    return x if layout is None else layout.give(x.cpu()) * torch.from_numpy(layout.region)
-
-
-def to_8_bit(x: torch.Tensor) -> np.ndarray:
-    """(1, 1, H, W) about [0, 1] -> (H, W) uint8."""
-    return (x[0, 0].float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+    def _optimiser_state(self, tensors: dict[str, torch.Tensor]) -> dict:
+        """Return the optimizer's state with moments named <parameter>.<moment>. Raises ValueError for others."""
+        adam, sizes = self.optimiser.state_dict(), [parameter.shape for parameter in self.learner.parameters()]
+        for name, tensor in tensors.items():
+            number, moment = name.split(".")
+            adam["state"].setdefault(int(number), {})[moment] = tensor
+        for number, moments in adam["state"].items():
+            found, size = {name: tensor.shape for name, tensor in moments.items()}, sizes[number]
+            if found != {"step": torch.Size(), "exp_avg": size, "exp_avg_sq": size}:
+                raise ValueError(f"the moments of parameter {number} are others")
+        return adam

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .config import InputError
+from .config import AXES as CHOICES
+from .system import InputError
 
 AXES = ("k", "j", "i")  # of an array (K, J, I), slowest first
-CHOICES = ("auto", *AXES, "average")
 COARSER = 1.5  # times the next spacing: from here on, one axis is taken for the axis of acquisition
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,15 @@ import threading
 import time
 import traceback
 from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .config import keep_memory
+from .system import keep_memory
+
+if TYPE_CHECKING:
+    from .calibration import Calibration
 
 SLOTS = 3  # frames of a stream in shared memory, on either side
 HEADER = 2 * SLOTS + 2  # int64: the newest pushed number, that in each slot (inputs, outputs), how many regions came
@@ -119,27 +124,26 @@ class Stream:
 
         colours = frame[..., :3] if frame.ndim == 3 else frame
         colours = colours[np.isfinite(colours)] if frame.dtype.kind == "f" else colours
-        if colours.size == 0 or colours.min() == colours.max():
+        bounds = (colours.min(), colours.max()) if colours.size else (0, 0)
+        if bounds[0] == bounds[1]:
             return frame  # black, as before the probe touches: nothing to find, nothing to do
         if self.header[-1] != self.given:
             self.given, self.fixed = int(self.header[-1]), None
             self.request["region"] = "given"
         if self.fixed is None or self._outgrown(frame):
-            region, options = self._find(frame[None])
-            if not region.any():
+            found = self._find(frame[None])
+            if not found.region.any():
                 return frame
-            self.fixed = region, options
+            self.fixed = found
             self.lit = self._lit(frame)[0]
-        region, options = self.fixed
-        return despeckle(frame[None], self.engine, region=region, **options, **self.options)[0]
+        return despeckle(frame[None], self.engine, calibration=replace(self.fixed, bounds=bounds), **self.options)[0]
 
     def _lit(self, frame: np.ndarray) -> tuple[float, float]:
         """The pixels that are lit outside the region (if it is not found but given: anywhere), and those in it that are
         brighter than what the model takes for 1; as shares of the region's."""
-        from .frames import luminance
+        from .grey import luminance
 
-        region, options = self.fixed
-        low, high = options["mapping"]
+        region, (low, high) = self.fixed.region, self.fixed.mapping
         values, inside = luminance(frame[None, ::EVERY, ::EVERY])[0], region[::EVERY, ::EVERY]
         found = inside & (self.request["region"] == "auto")
         lit, over = values[~found] > low + (high - low) / 10, values[inside] > high
@@ -149,26 +153,18 @@ class Stream:
         lit, over = self._lit(frame)
         return lit > self.lit + GROWN or over > OVER
 
-    def _find(self, frames: np.ndarray) -> tuple[np.ndarray, dict]:
-        from .despeckling import Model
-        from .frames import box_of, grey_mapping, luminance
-        from .layout import measure_grain
-        from .region import detect
+    def _find(self, frames: np.ndarray) -> Calibration:
+        from .calibration import calibrate, find_region
+        from .despeckling import needs_grain
 
         region = self.request["region"]
         if region == "given":
             region = self.region.copy()
         else:
-            region = np.ones(frames.shape[1:3], bool) if region is None else detect(frames)
+            region = find_region(frames, region)
             if region.any() or self.fixed is None:  # else what was found before serves the frames that follow
                 self.region[...] = region
-        if not region.any():
-            return region, {}
-        options = {"mapping": grey_mapping(frames, region)}
-        if isinstance(self.engine, Model) and self.engine.config.grain is not None:
-            box = box_of(region)
-            options["grain"] = measure_grain(luminance(frames[:, *box]), region[box])
-        return region, options
+        return calibrate(frames, region, with_grain=needs_grain(self.engine))
 
 
 class Server:
@@ -208,15 +204,16 @@ class Server:
 
     def engine(self, request: dict) -> tuple:
         """The filter or `Model` of a request, the options of `despeckle` that belong to it, and both in words."""
-        from .despeckling import kept_model, precision_of
         from .devices import choose_device
         from .filters import FILTERS
+        from .inference import precision_of
+        from .library import cached_model
 
         options = {"strength": request["strength"], "gamma": request["gamma"]}
         if request["model"] in FILTERS:
             return FILTERS[request["model"]], options, {"device": "cpu", "precision": "float32"}
         device = choose_device(request["device"])
-        model = kept_model(request["model"])
+        model = cached_model(request["model"])
         precision = precision_of(model, device)
         options |= {"device": str(device), "precision": precision}
         words = {"device": str(device), "precision": str(precision).removeprefix("torch.")}
@@ -247,15 +244,16 @@ class Server:
             self.free()
 
     def _despeckle(self, request: dict) -> None:
-        from .despeckling import checked, despeckle
-        from .frames import grey_mapping
+        from .calibration import calibrate
+        from .despeckling import despeckle, needs_grain
 
         arrays = job_arrays(request["shape"], request["dtype"])
         frames, output, region = views(attach(*request["memory"], layout(*arrays)[1]), *arrays)
         model, options, words = self.engine(request)
-        _, region[...], _ = checked(frames, region if request["region"] == "given" else request["region"])
-        mapping = grey_mapping(frames, region)
-        self.say(event="started", job=request["job"], mapping=mapping, **words)
+        given = region.copy() if request["region"] == "given" else request["region"]
+        calibration = calibrate(frames, given, with_grain=needs_grain(model))
+        region[...] = calibration.region
+        self.say(event="started", job=request["job"], mapping=calibration.mapping, **words)
         started = told = time.monotonic()
 
         def progress(done: int, total: int) -> None:
@@ -273,8 +271,7 @@ class Server:
         despeckle(
             frames,
             model,
-            region=region,
-            mapping=mapping,
+            calibration=calibration,
             output=output,
             progress=progress,
             cancelled=cancelled,
@@ -284,7 +281,7 @@ class Server:
 
     def guarded(self, request: dict, work) -> None:
         """Does `work`; what goes wrong becomes an answer, and ends the request."""
-        from .config import Cancelled, InputError, out_of_memory
+        from .system import Cancelled, InputError, out_of_memory
 
         kind = "job" if "job" in request else "stream"
         answer = {}

@@ -11,8 +11,8 @@ import vtk
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from Speckle2SelfLib import library, volumes
-from Speckle2SelfLib.config import InputError, replace_file
-from Speckle2SelfLib.look import luminance
+from Speckle2SelfLib.grey import luminance
+from Speckle2SelfLib.system import InputError, replace_file
 
 from . import scene
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import slicer
 
-from Speckle2SelfLib.config import InputError
+from Speckle2SelfLib.system import InputError
 
 # What to install, and what of it is imported under another name. PyTorch is not among them: the PyTorch extension
 # chooses its build.

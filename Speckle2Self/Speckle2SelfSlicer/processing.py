@@ -10,8 +10,9 @@ import slicer
 import vtk
 
 from Speckle2SelfLib import volumes
-from Speckle2SelfLib.config import Cancelled, InputError
-from Speckle2SelfLib.look import check_look, look
+from Speckle2SelfLib.config import DespeckleOptions
+from Speckle2SelfLib.look import look
+from Speckle2SelfLib.system import Cancelled, InputError
 
 from . import comparison, scene
 
@@ -36,7 +37,7 @@ class Run:
         scene.checkOutput(self.source, output)
         self.output, self.keepPartial, self.request = output, keepPartial, request
         self.look = {name: float(request.pop(name, 1.0)) for name in ("strength", "gamma")}
-        check_look(**self.look)
+        DespeckleOptions(**self.look)  # its checks
         self.state, self.message, self.result = "reading", "", None
         self.done, self.total, self.rate, self.seconds_left, self.device = 0, 0, 0.0, None, ""
         self.region, self._onlyRegion, self._started = None, onlyRegion, time.monotonic()

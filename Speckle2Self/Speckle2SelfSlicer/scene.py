@@ -15,7 +15,7 @@ import vtk
 from vtk.util.numpy_support import get_vtk_array_type, vtk_to_numpy
 
 from Speckle2SelfLib import volumes
-from Speckle2SelfLib.config import InputError
+from Speckle2SelfLib.system import InputError
 
 ORIGINAL = "DICOM.instanceUIDs"  # says that a node is what these files hold; a result is not
 # Class of a volume that can be despeckled -> class of the result.

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from Speckle2SelfLib import library
-from Speckle2SelfLib.config import InputError, Job, from_dict, locked, refuse_filter, replace_file
+from Speckle2SelfLib.config import Job, from_dict, refuse_filter
+from Speckle2SelfLib.system import InputError, locked, replace_file
 
 from .processes import Child
 

@@ -24,8 +24,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Speckle2SelfLib.config import InputError
-from Speckle2SelfLib.look import check_look
+from Speckle2SelfLib.config import DespeckleOptions
+from Speckle2SelfLib.system import InputError
 from Speckle2SelfLib.worker_process import SLOTS, job_arrays, layout, stream_arrays, views
 
 from .processes import GRACE, LONGEST, Child, kill_tree
@@ -283,7 +283,7 @@ class Stream:
 
     def look(self, strength: float, gamma: float) -> None:
         """Strength and gamma of the frames that follow. Raises InputError."""
-        check_look(strength, gamma)
+        DespeckleOptions(strength=strength, gamma=gamma)  # its checks
         changed = {"strength": float(strength), "gamma": float(gamma)}
         self._request |= changed
         self._opening |= changed
@@ -542,7 +542,7 @@ def _checked_request(request: dict, size: tuple) -> tuple[dict, np.ndarray | Non
             raise InputError(f"A region of {mask.shape} does not fit frames of {tuple(size)} pixels.")
     request |= {"model": str(request["model"]), "device": str(request["device"])}
     request |= {name: float(request[name]) for name in ("strength", "gamma")}
-    check_look(request["strength"], request["gamma"])
+    DespeckleOptions(strength=request["strength"], gamma=request["gamma"])  # its checks
     return request, mask
 
 

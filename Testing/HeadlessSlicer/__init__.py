@@ -32,7 +32,8 @@ def start(
     testing: as Slicer's `--testing`: message boxes are skipped, errors are raised only.
     window: with main window and panels, drawn offscreen by Qt (PySide6); without, `import qt` raises ImportError.
 
-    Raises SystemExit (1) with one line where libraries of the system are missing.
+    With SLICER_SOURCE in the environment and a main window, Slicer's own Python layer of that checkout is run; see
+    `sources`. Raises SystemExit with one line where libraries of the system are missing, or that is no checkout.
     """
     slicer = importSlicer()
     if window:
@@ -40,15 +41,19 @@ def start(
     if hasattr(slicer, "app"):
         return slicer.app
     slicer.__path__.append(str(HERE / "slicer_python"))
+    from . import sources
     from .application import Application
 
+    source = sources.checkout() if window else None
     ours = [folder for folder in MODULE_FOLDERS if folder.is_dir()]
     folders = ours if modulePaths is None else [Path(path) for path in modulePaths]
-    slicer.app = Application(list(arguments), testing, window)
+    slicer.app = Application(list(arguments), testing, window, source)
     slicer.mrmlScene = slicer.app.mrmlScene()
+    if source is not None:
+        sources.install(slicer, source)
     if not window:
         importlib.import_module("slicer.util_headless").install()
-    slicer.app.moduleManager().load(folders)
+    slicer.app.moduleManager().load([HERE / "scripted", *folders])
     if window:
         slicer.app._openWindow()
     slicer.app._completeStartup()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from types import SimpleNamespace
+from pathlib import Path
 
 import slicer
+import vtk
 
+from . import complaints, dicom, launcher, sources
 from .io import CoreIOManager
 from .modules import ModuleManager
 
@@ -21,21 +23,43 @@ CORE_MODULES = {
     "Sequences": "vtkSlicerSequencesLogic",
     "Plots": "vtkSlicerPlotsLogic",
     "Segmentations": "vtkSlicerSegmentationsModuleLogic",
+    "Markups": "vtkSlicerMarkupsLogic",
+    "Models": "vtkSlicerModelsLogic",
+    "Tables": "vtkSlicerTablesLogic",
+    "Texts": "vtkSlicerTextsLogic",
 }
+
+# What gets an item in the subject hierarchy, unless it is hidden: for these classes there is a plugin.
+HIERARCHY = ["ScalarVolume", "Segmentation", "Transform", "Model", "Markups", "Table", "Text"]
+HIERARCHY += ["PlotChart", "PlotSeries"]
+
+
+class CommandOptions:
+    """How the application was started."""
+
+    def __init__(self, app):
+        self._app, self.runPythonAndExit = app, True
+
+    @property
+    def testingEnabled(self) -> bool:
+        return self._app.testingEnabled()
 
 
 class Application:
     """The running application; without main window (as with `--no-main-window`), or with one, which takes Qt."""
 
     applicationName = "Slicer"
-    majorVersion = 5
-    minorVersion = 13
 
-    def __init__(self, arguments: list[str], testing: bool, window: bool):
+    def __init__(self, arguments: list[str], testing: bool, window: bool, source: Path | None = None):
+        self.majorVersion, self.minorVersion = sources.version(source) if source is not None else (5, 13)
         self._arguments = arguments
         self._testing = testing
         self._temporary = tempfile.TemporaryDirectory(prefix="Slicer-")
-        self._options = SimpleNamespace(runPythonAndExit=True)
+        self._options = CommandOptions(self)
+        complaints.listen()
+        self._programs = tempfile.TemporaryDirectory(prefix="PythonSlicer-")
+        launcher.install(Path(self._programs.name))
+        self._dicomDatabase = slicer.dicomDatabase = dicom.DicomDatabase()
         self.exitStatus = 0  # read by the launcher; what exit() was called with
         self._scene, self._logic = slicer.vtkMRMLScene(), slicer.vtkSlicerApplicationLogic()
         self._prepareScene()
@@ -50,7 +74,7 @@ class Application:
         os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
         from PySide6 import QtCore, QtWidgets
 
-        from . import pythonqt, widgets
+        from . import dialogs, layout, pythonqt, selectors, widgets, window
 
         self._qt = QtWidgets.QApplication.instance() or QtWidgets.QApplication([self.applicationName])
         self._qt.setStyle("Fusion")
@@ -60,14 +84,14 @@ class Application:
         QtCore.QSettings.setPath(
             QtCore.QSettings.Format.IniFormat, QtCore.QSettings.Scope.UserScope, self.temporaryPath
         )
-        pythonqt.install(widgets)
+        pythonqt.install((dialogs, selectors, widgets, window, layout))
         self._wrap = pythonqt.wrap
 
     def _openWindow(self) -> None:
-        from . import widgets
+        from . import layout, window
 
-        self._layoutManager = widgets.qSlicerLayoutManager()
-        self._mainWindow = widgets.qSlicerMainWindow(self._layoutManager)
+        self._layoutManager = layout.qSlicerLayoutManager()
+        self._mainWindow = window.qSlicerMainWindow(self._layoutManager)
         self._mainWindow.resize(1200, 900)
         self._mainWindow.show()
 
@@ -111,11 +135,36 @@ class Application:
         self._resolveHierarchy()
         for event in (slicer.vtkMRMLScene.EndCloseEvent, slicer.vtkMRMLScene.EndImportEvent):
             self._scene.AddObserver(event, self._resolveHierarchy)
+        self._scene.AddObserver(slicer.vtkMRMLScene.NodeAddedEvent, self._addToHierarchy)
+        self._scene.AddObserver(slicer.vtkMRMLScene.NodeAboutToBeRemovedEvent, self._removeFromHierarchy)
         return logics
 
     def _resolveHierarchy(self, caller=None, event=None) -> None:
-        """There is always one subject hierarchy; closing a scene removes it, importing one may bring another."""
-        slicer.vtkMRMLSubjectHierarchyNode.ResolveSubjectHierarchy(self._scene)
+        """There is always one subject hierarchy; closing a scene removes it, importing one may bring another, and
+        nodes without item."""
+        hierarchy = slicer.vtkMRMLSubjectHierarchyNode.ResolveSubjectHierarchy(self._scene)
+        for number in range(self._scene.GetNumberOfNodes()):
+            node = self._scene.GetNthNode(number)
+            if hierarchy.GetItemByDataNode(node) == 0:
+                self._addItem(node)
+
+    def _addItem(self, node) -> None:
+        if not node.GetHideFromEditors() and any(node.IsA(f"vtkMRML{kind}Node") for kind in HIERARCHY):
+            hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(self._scene)
+            hierarchy.CreateItem(hierarchy.GetSceneItemID(), node)
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _addToHierarchy(self, caller, event, node) -> None:
+        if not self._scene.IsImporting() and not node.IsA("vtkMRMLSubjectHierarchyNode"):
+            self._addItem(node)
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _removeFromHierarchy(self, caller, event, node) -> None:
+        if self._scene.IsClosing() or node.IsA("vtkMRMLSubjectHierarchyNode"):
+            return
+        hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(self._scene)
+        if item := hierarchy.GetItemByDataNode(node):
+            hierarchy.RemoveItem(item, False, False)
 
     @property
     def applicationVersion(self) -> str:
@@ -139,6 +188,9 @@ class Application:
 
     def ioManager(self):
         return self._ioManager
+
+    def dicomDatabase(self):
+        return self._dicomDatabase
 
     def layoutManager(self):
         """The layout manager; None without main window."""

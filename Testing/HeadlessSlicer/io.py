@@ -84,13 +84,12 @@ class CoreIOManager:
 
     def _loadScene(self, path, properties, messages):
         scene, clear = self._app.mrmlScene(), bool(properties.get("clear", False))
-        before = slicer.util.getNodesByClass("vtkMRMLNode")
         if path.lower().endswith(".mrb"):
             done = scene.ReadFromMRB(path, clear, messages)
         else:
             scene.SetURL(path)
             done = scene.Connect(messages) if clear else scene.Import(messages)
-        return [n for n in slicer.util.getNodesByClass("vtkMRMLNode") if n not in before] if done else None
+        return [] if done else None  # the reader of scenes does not say what it loaded
 
     def _loadSequence(self, path, properties, messages):
         logic = slicer.modules.sequences.logic()

@@ -9,6 +9,8 @@ from types import ModuleType, SimpleNamespace
 
 import slicer
 
+from .complaints import complain
+
 
 class CoreModule:
     """A C++ module: its name and its real logic."""
@@ -21,35 +23,38 @@ class CoreModule:
         return self._logic
 
 
+def _property(name: str, kind: type):
+    """A property of Qt: a wrong type is refused, and lists are handed out as tuples."""
+
+    def set_(self, value):
+        fits = kind is object or isinstance(value, kind | (list if kind is tuple else kind))
+        if not fits or (kind is tuple and not all(isinstance(item, str) for item in value)):
+            raise TypeError(f"Property '{name}' of qSlicerScriptedLoadableModule does not accept {value!r}")
+        self._values[name] = tuple(value) if kind is tuple else value
+
+    return property(lambda self: self._values[name], set_)
+
+
 class qSlicerScriptedLoadableModule:
     """A scripted module as the application keeps it; `parent` of the Python class. Unknown attributes raise."""
 
-    __slots__ = (
-        "_logic",
-        "_module",
-        "_widget",
-        "acknowledgementText",
-        "associatedNodeTypes",
-        "categories",
-        "contributors",
-        "dependencies",
-        "helpText",
-        "hidden",
-        "icon",
-        "index",
-        "name",
-        "path",
-        "title",
-        "widgetRepresentationCreationEnabled",
-    )
+    __slots__ = ("_logic", "_module", "_values", "_widget", "name", "path")
 
     def __init__(self, path: Path, module: ModuleType):
         self.name, self.path, self._module = path.stem, str(path), module
-        self.title = self.helpText = self.acknowledgementText = ""
-        self.categories, self.contributors, self.dependencies = [], [], []
-        self.associatedNodeTypes, self.hidden, self.index, self.icon = [], False, -1, None
-        self.widgetRepresentationCreationEnabled = hasattr(module, f"{self.name}Widget")
+        self._values = {
+            "title": "", "helpText": "", "acknowledgementText": "", "categories": (), "contributors": (),
+            "dependencies": (), "associatedNodeTypes": (), "hidden": False, "index": -1, "icon": None,
+            "widgetRepresentationCreationEnabled": hasattr(module, f"{self.name}Widget"),
+        }  # fmt: skip
         self._logic = self._widget = None
+
+    title, helpText = _property("title", str), _property("helpText", str)
+    acknowledgementText = _property("acknowledgementText", str)
+    categories, contributors = _property("categories", tuple), _property("contributors", tuple)
+    dependencies, associatedNodeTypes = _property("dependencies", tuple), _property("associatedNodeTypes", tuple)
+    hidden, index, icon = _property("hidden", bool), _property("index", int), _property("icon", object)
+    widgetRepresentationCreationEnabled = _property("widgetRepresentationCreationEnabled", bool)
 
     def logic(self):
         """The C++ logic, which holds nothing; the Python logic is the widget's: `slicer.util.getModuleLogic`."""
@@ -104,23 +109,44 @@ class ModuleManager:
         setattr(slicer.moduleNames, module.name, module.name)
 
     def load(self, folders: list[Path]) -> None:
-        """Loads each .py file that lies directly in a folder, as a module of its name.
+        """Takes each .py file that lies directly in a folder for a module of its name: all are instantiated before the
+        first is loaded, and each is loaded after those that it depends on.
 
-        A file without a class of its name is an error, as in the application.
+        A file without a class of its name is an error, as in the application. A module whose dependency is not there,
+        or not under that name, is refused with a warning.
         """
         for folder in folders:
             if not folder.is_dir():
                 raise FileNotFoundError(f"There is no module folder '{folder}'.")
             if str(folder) not in sys.path:
-                sys.path.insert(0, str(folder))
-        for path in (path for folder in folders for path in sorted(folder.glob("*.py"))):
+                sys.path.append(str(folder))
+        waiting = {}
+        for path in sorted((path for folder in folders for path in folder.glob("*.py")), key=lambda path: path.stem):
             module = self._source(path)
             parent = qSlicerScriptedLoadableModule(path, module)
             instance = getattr(module, path.stem)(parent)
-            self._add(parent)
             setattr(slicer.modules, f"{path.stem}Instance", instance)
-            if hasattr(instance, "setup"):
-                instance.setup()
+            waiting[parent.name] = parent, instance
+        for name in waiting:
+            self._load(name, waiting)
+
+    def _load(self, name: str, waiting: dict) -> bool:
+        if name in self._modules:
+            return True
+        if name not in waiting:
+            return False
+        parent, instance = waiting[name]
+        for dependency in parent.dependencies:
+            if not self._load(dependency, waiting):
+                complain(f'When loading module "{name}", the dependency "{dependency}" failed to be loaded.')
+                return False
+        if not parent.title:
+            complain(f'Failed to retrieve module title corresponding to module name: "{name}"')
+            return False
+        self._add(parent)
+        if hasattr(instance, "setup"):
+            instance.setup()
+        return True
 
     def _source(self, path: Path) -> ModuleType:
         module = sys.modules.get(path.stem)
@@ -154,8 +180,8 @@ class ModuleManager:
             for function in list(self._slots):
                 function(name)
 
-    def modulesNames(self) -> list[str]:
-        return list(self._modules)
+    def modulesNames(self) -> tuple[str, ...]:
+        return tuple(self._modules)
 
     def factoryManager(self):
         return SimpleNamespace(loadedModuleNames=self.modulesNames)

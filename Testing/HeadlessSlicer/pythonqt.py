@@ -2,12 +2,14 @@
 
 A property is an attribute: it is read and set, never called. Slots and methods are called. A signal is connected by
 `widget.clicked.connect(f)` or `widget.connect("clicked(bool)", f)`, the signature as Qt declares it. What an object
-does not have can be neither read nor set. A slot that raises prints its traceback and the program goes on; `errors`
-keeps it.
+does not have can be neither read nor set. A slot that raises prints its traceback and the program continues; `errors`
+keeps it. Lists come as tuples, methods take no keywords, values of an enumeration belong to its class (`qt.Qt.Checked`,
+not `qt.Qt.CheckState.Checked`), and values such as QPainter and QColor have methods only.
 """
 
 from __future__ import annotations
 
+import enum
 import inspect
 import sys
 import traceback
@@ -24,17 +26,26 @@ _slots: dict[tuple, object] = {}  # (object, signal, callable) -> what is connec
 
 def wrap(value):
     """A value of Qt as PythonQt hands it out."""
-    if isinstance(value, QObject | QtWidgets.QLayoutItem):
+    if _isQt(type(value)):
         return _class(type(value))._of(value)
     if isinstance(value, list | tuple):
-        return type(value)(wrap(item) for item in value)
+        return tuple(wrap(item) for item in value)
     return value
+
+
+def _isQt(kind: type) -> bool:
+    """Whether a class is Qt's, or derived from one; enumerations and flags are values of Python."""
+    if issubclass(kind, enum.Enum | QtCore.SignalInstance):
+        return False
+    return any(base.__module__.startswith("PySide6.") for base in kind.__mro__)
 
 
 def unwrap(value):
     """A value as Qt takes it."""
     if isinstance(value, Object):
         return value._qt
+    if isinstance(value, _Meta):
+        return value._kind
     if isinstance(value, list | tuple):
         return type(value)(unwrap(item) for item in value)
     if inspect.ismethod(value) or inspect.isfunction(value):
@@ -43,8 +54,10 @@ def unwrap(value):
 
 
 def call(function, arguments, keywords):
-    """Calls a function of Qt."""
-    return wrap(function(*(unwrap(a) for a in arguments), **{name: unwrap(a) for name, a in keywords.items()}))
+    """Calls a function of Qt; keywords are refused, as PythonQt does."""
+    if keywords:
+        raise ValueError(f"Called {function.__name__} with keyword arguments, but called slot does not support kwargs.")
+    return wrap(function(*(unwrap(a) for a in arguments)))
 
 
 def _slot(function):
@@ -119,13 +132,28 @@ class _Meta(type):
         value = getattr(kind, name, None)
         if value is None:
             raise AttributeError(f"type object '{cls.__name__}' has no attribute '{name}'")
+        if isinstance(value, type) and issubclass(value, enum.Enum):
+            return _Enumeration(value)
         if isinstance(found, staticmethod) or (callable(value) and not isinstance(value, type)):
             return lambda *arguments, **keywords: call(value, arguments, keywords)
         return value
 
 
+class _Enumeration:
+    """The type of an enumeration, which makes values of numbers; the named values are its class's."""
+
+    def __init__(self, kind: type):
+        self._kind = kind
+
+    def __call__(self, value):
+        return self._kind(value)
+
+    def __getattr__(self, name: str):
+        raise AttributeError(f"type object '{self._kind.__name__}' has no attribute '{name}'; its class has it")
+
+
 class Object(metaclass=_Meta):
-    """An object of Qt."""
+    """An object or value of Qt."""
 
     __slots__ = ("__weakref__", "_qt")
     _kind: type = None
@@ -143,6 +171,8 @@ class Object(metaclass=_Meta):
         return new
 
     def __eq__(self, other):
+        if isinstance(other, Object) and not isinstance(self._qt, QObject):
+            return self._qt == other._qt
         return (isinstance(other, Object) and self._qt is other._qt) or (
             isinstance(other, Object)
             and shiboken6.isValid(self._qt)
@@ -152,6 +182,12 @@ class Object(metaclass=_Meta):
 
     def __hash__(self):
         return hash(shiboken6.getCppPointer(self._qt)[0]) if shiboken6.isValid(self._qt) else 0
+
+    def __add__(self, other):
+        return wrap(self._qt + unwrap(other))
+
+    def __sub__(self, other):
+        return wrap(self._qt - unwrap(other))
 
     def __bool__(self):
         return shiboken6.isValid(self._qt)
@@ -228,8 +264,16 @@ def _class(kind: type) -> type:
     """Our class for a class of PySide6 or of `widgets`."""
     if kind not in _classes:
         bases = tuple(_class(base) for base in kind.__bases__ if base is not object and base.__module__ != "Shiboken")
-        _classes[kind] = _Meta(kind.__name__, bases or (Object,), {"_kind": kind, "__slots__": ()})
+        more = {"__del__": _mustHaveEnded} if kind is QtGui.QPainter else {}
+        _classes[kind] = _Meta(kind.__name__, bases or (Object,), {"_kind": kind, "__slots__": (), **more})
     return _classes[kind]
+
+
+def _mustHaveEnded(painter) -> None:
+    """A painter that outlives what it paints on takes the application down, so it must be ended."""
+    if shiboken6.isValid(painter._qt) and painter._qt.isActive():
+        painter._qt.end()
+        errors.append(RuntimeError("A QPainter was not ended: call end() before what it paints on is used."))
 
 
 class _Module(ModuleType):
@@ -246,30 +290,25 @@ class _Module(ModuleType):
                 break
         else:
             raise AttributeError(f"module '{self.__name__}' has no attribute '{name}'")
-        if isinstance(value, type) and issubclass(value, QObject | QtWidgets.QLayoutItem):
+        if isinstance(value, type) and _isQt(value):
             value = _class(value)
         self.__dict__[name] = value
         return value
 
 
-def install(widgets) -> None:
-    """Makes `import qt` and `import ctk` work, and puts Slicer's widgets into `slicer`."""
+def install(modules) -> None:
+    """Makes `import qt` and `import ctk` work, and puts Slicer's widgets into `slicer`, all from `modules`."""
     import slicer
 
-    replaced = ModuleType("replaced")
-    for name in widgets.REPLACED:
-        setattr(replaced, name, getattr(widgets, name))
-    qt = _Module("qt", [replaced, QtWidgets, QtGui, QtCore, QtUiTools])
-    sys.modules["qt"] = slicer.qt = qt
-    sys.modules["ctk"] = slicer.ctk = _Module("ctk", [_only(widgets, "ctk")])
-    for name in dir(widgets):
+    replaced, ctk, known = ModuleType("replaced"), ModuleType("ctk"), {}
+    for module in modules:
+        known.update({name: value for name, value in vars(module).items() if isinstance(value, type)})
+    for name, kind in known.items():
         if name.startswith(("qMRML", "qSlicer")):
-            setattr(slicer, name, _class(getattr(widgets, name)))
-
-
-def _only(widgets, prefix: str) -> ModuleType:
-    found = ModuleType(prefix)
-    for name in dir(widgets):
-        if name.startswith(prefix):
-            setattr(found, name, getattr(widgets, name))
-    return found
+            setattr(slicer, name, _class(kind))
+        elif name.startswith("ctk"):
+            setattr(ctk, name, kind)
+        elif name.startswith("Q") and kind.__module__.startswith(__package__):
+            setattr(replaced, name, kind)
+    sys.modules["qt"] = slicer.qt = _Module("qt", [replaced, QtWidgets, QtGui, QtCore, QtUiTools])
+    sys.modules["ctk"] = slicer.ctk = _Module("ctk", [ctk])

@@ -13,6 +13,7 @@ import logging
 import pathlib
 import types
 import typing
+import weakref
 
 import slicer
 
@@ -273,6 +274,44 @@ def isParameterNodeWrapper(classOrObj) -> bool:
     return getattr(classOrObj, "_is_parameter_node_wrapper", False)
 
 
+class _Value:
+    """The value of one member of one wrapper: read once, and again whenever the node tells that it was modified.
+
+    So what changes the node without telling (its events are held back, a node that it refers to is removed) is not
+    seen. The observer stays for as long as the wrapper does.
+    """
+
+    def __init__(self, member, node, name: str):
+        self._member, self._node, self._name, self._writing = member, node, name, False
+        self.value = self._read()
+        me = weakref.ref(self)
+        self._tag = node.AddObserver("ModifiedEvent", lambda caller, event: me()._onModified())
+
+    def __del__(self):
+        if hasattr(self, "_tag"):
+            self._node.RemoveObserver(self._tag)
+
+    def _onModified(self) -> None:
+        if not self._writing:
+            self.value = self._read()
+
+    def _read(self):
+        storage = self._member.storage
+        if not storage.isIn(self._node, self._name):  # the scene was closed in between
+            storage.write(self._node, self._name, self._member.default.value)
+        return storage.read(self._node, self._name)
+
+    def write(self, value) -> None:
+        _validate(self._member.storage, value)
+        self._writing = True
+        try:
+            with slicer.util.NodeModify(self._node):
+                self._member.storage.write(self._node, self._name, value)
+                self.value = self._read()  # before anyone is told
+        finally:
+            self._writing = False
+
+
 class _Member:
     """One typed member, as a Python descriptor."""
 
@@ -291,17 +330,10 @@ class _Member:
             logging.warning(f"Unused annotations: {others}")
 
     def __get__(self, wrapper, owner=None):
-        if wrapper is None:
-            return self
-        node, name = wrapper.parameterNode, wrapper._prefix + self.name
-        if not self.storage.isIn(node, name):  # the scene was closed in between
-            self.__set__(wrapper, self.default.value)
-        return self.storage.read(node, name)
+        return self if wrapper is None else wrapper._values[self.name].value
 
     def __set__(self, wrapper, value):
-        _validate(self.storage, value)
-        with slicer.util.NodeModify(wrapper.parameterNode):
-            self.storage.write(wrapper.parameterNode, wrapper._prefix + self.name, value)
+        wrapper._values[self.name].write(value)
 
 
 def _wrap(classtype):
@@ -312,6 +344,7 @@ def _wrap(classtype):
         "allParameters": members,
         "_is_parameter_node_wrapper": True,
         "default": _default,
+        "isCached": lambda self, name: bool(_member(self.allParameters, name)),
         "dataType": staticmethod(lambda name: _member(members, name).kind),
         "getValue": _getValue,
         "setValue": _setValue,
@@ -336,11 +369,13 @@ def _wrap(classtype):
 
 def _initialise(self, parameterNode, prefix=None):
     self.parameterNode = parameterNode
-    self._prefix = prefix or ""
-    self._bound, self._updatingGui = {}, False
+    self._bound, self._nextTag, self._updatingGui, self._values = {}, 0, False, {}
     for name, member in self.allParameters.items():
-        if not member.storage.isIn(parameterNode, self._prefix + name):
-            setattr(self, name, member.default.value)
+        full = (prefix or "") + name
+        if not member.storage.isIn(parameterNode, full):
+            _validate(member.storage, member.default.value)
+            member.storage.write(parameterNode, full, member.default.value)
+        self._values[name] = _Value(member, parameterNode, full)
 
 
 def _member(members, name) -> _Member:
@@ -460,7 +495,7 @@ def _connectParametersToGui(self, mapping) -> int:
         connector.write(self.getValue(name))
         slots[name] = _follower(self, name, connector)
         connector.signal.connect(slots[name])
-    tag = max(self._bound, default=0) + 1
+    tag, self._nextTag = self._nextTag, self._nextTag + 1
     self._bound[tag] = connectors, slots, self.AddObserver("ModifiedEvent", lambda caller, event: _updateGui(self))
     return tag
 

@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 from Speckle2SelfLib import checkpoint
-from Speckle2SelfLib.config import InputError, ModelConfig
+from Speckle2SelfLib.config import ModelConfig
 from Speckle2SelfLib.network import SpeckleReductionNetwork, build
+from Speckle2SelfLib.system import InputError
 
 
 def test_a_saved_model_comes_back_with_its_config_and_card(tmp_path):

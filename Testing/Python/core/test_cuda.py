@@ -8,11 +8,16 @@ import pytest
 import torch
 
 from Speckle2SelfLib import checkpoint, config, despeckling, runs
-from Speckle2SelfLib.config import Cancelled, Job, ModelConfig, TrainingConfig
-from Speckle2SelfLib.despeckling import Model, despeckle, load_model
+from Speckle2SelfLib.calibration import Calibration
+from Speckle2SelfLib.checkpoint import Model
+from Speckle2SelfLib.config import Job, ModelConfig, TrainingConfig
+from Speckle2SelfLib.dataset import prepare_cine
+from Speckle2SelfLib.despeckling import despeckle
+from Speckle2SelfLib.library import load_model
 from Speckle2SelfLib.network import SpeckleReductionNetwork
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
-from Speckle2SelfLib.training import Training, prepare_cine
+from Speckle2SelfLib.system import Cancelled
+from Speckle2SelfLib.training import Training
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
@@ -28,6 +33,11 @@ def both(frames, model="default", **options):
     """The processor's result and the device's, float64, in 32 bits."""
     options = {"region": None, "precision": torch.float32} | options
     return [despeckle(frames, model, device=device, **options).astype(float) for device in ("cpu", "cuda")]
+
+
+def found_in(frames, mapping=(0.0, 255.0)):
+    """The same for any part of a recording."""
+    return Calibration(np.ones(frames.shape[1:3], bool), mapping, (1.2, 1.8))
 
 
 def begun(recipe, **settings):
@@ -93,7 +103,7 @@ def test_a_frame_alone_is_what_it_is_in_a_cine():
     """Frames by themselves are replayed; a cine goes through in blocks of many."""
     frames = recording((512, 512), 3)[0]
     cine = np.concatenate([frames] * 9)
-    given = {"region": None, "mapping": (0.0, 255.0), "grain": (1.2, 1.8), "device": "cuda"}
+    given = {"calibration": found_in(frames), "device": "cuda"}
     whole = despeckle(cine, **given)
     for number in (0, 1, 2, 0):
         alone = despeckle(frames[number : number + 1], **given)
@@ -126,15 +136,16 @@ def test_replayed_frames_of_many_shapes_and_threads_keep_apart():
 def test_blocks_in_streams_of_their_own_give_what_each_gives_alone(monkeypatch, kind, side):
     """Small ones are replayed, large ones are not; nothing is read before it is there or after it is overwritten."""
     frames = recording((side, side), 61)[0]
-    model, given = "default", {"region": None, "mapping": (0.0, 255.0), "grain": (1.2, 1.8), "device": "cuda"}
+    model, mapping = "default", (0.0, 255.0)
     if kind == "int16":
         frames = frames.astype(np.int16) - 100
-        given["mapping"] = -100.0, 155.0
+        mapping = -100.0, 155.0
     elif kind == "colour":
         frames = np.repeat(frames[..., None], 3, -1)
     elif kind == "published":
         torch.manual_seed(0)
         model = Model(ModelConfig("published", scales=1, normalisation="frame"), SpeckleReductionNetwork(1).eval())
+    given = {"calibration": found_in(frames, mapping), "device": "cuda"}
     monkeypatch.setattr(despeckling, "BLOCK_PIXELS", side * side * 3)
     results = [despeckle(frames, model, **given) for _ in range(6)]
     monkeypatch.setattr(despeckling, "AT_ONCE_CUDA", 1)
@@ -146,7 +157,7 @@ def test_blocks_in_streams_of_their_own_give_what_each_gives_alone(monkeypatch, 
 
 def test_a_cancel_is_heard_and_memory_does_not_grow():
     frames = np.concatenate([recording((512, 512), 1)[0]] * 256)
-    given = {"region": None, "mapping": (0.0, 255.0), "grain": (1.2, 1.8), "device": "cuda"}
+    given = {"calibration": found_in(frames), "device": "cuda"}
     peaks = []
     for count in (96, 192):  # blocks of 16
         torch.cuda.reset_peak_memory_stats()

@@ -3,18 +3,23 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from Speckle2SelfLib import checkpoint, despeckling
-from Speckle2SelfLib import network as networks
-from Speckle2SelfLib.config import Cancelled, InputError, ModelConfig, out_of_memory
-from Speckle2SelfLib.despeckling import Model, despeckle, kept_model, load_model, through_network
+from Speckle2SelfLib import despeckling
+from Speckle2SelfLib.calibration import Calibration, calibrate
+from Speckle2SelfLib.checkpoint import Model
+from Speckle2SelfLib.config import ModelConfig
+from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.filters import median
-from Speckle2SelfLib.frames import box_of, grey_mapping
+from Speckle2SelfLib.grey import grey_mapping
+from Speckle2SelfLib.library import load_model
 from Speckle2SelfLib.network import FastNetwork, SpeckleReductionNetwork
+from Speckle2SelfLib.region import box_of
+from Speckle2SelfLib.system import Cancelled, InputError, out_of_memory
 
 
 def blur(frames):
@@ -192,24 +197,6 @@ def test_coloured_pixels_and_alpha_stay_and_grey_ones_keep_their_hue(rng):
     assert rest.std() < 0.5 * frames[:, 25:, 25:, :3].std()
 
 
-def test_tiles_give_the_same_as_the_whole_frame(network):
-    x = torch.rand(1, 1, 300, 331, generator=torch.Generator().manual_seed(1))
-    with torch.inference_mode():
-        whole, tiles = through_network(network, x, tile=4096), through_network(network, x, tile=64)
-    assert (whole - tiles).abs().max() < whole.std() / 20
-
-
-def test_no_pixel_beyond_the_margin_matters(network):
-    size = 2 * network.margin + 64
-    x = torch.rand(1, 1, size, size, generator=torch.Generator().manual_seed(1))
-    x.requires_grad_()
-    middle = size // 2
-    network(x)[0, 0, middle, middle].backward()
-    rows = torch.nonzero(x.grad[0, 0].abs().sum(1))
-    assert middle - network.margin <= rows.min() and rows.max() <= middle + network.margin
-    assert rows.max() - rows.min() > network.margin
-
-
 @pytest.mark.parametrize("shape", [(8, 8), (9, 70), (65, 31), (100, 8)])
 @pytest.mark.parametrize("architecture", ["fast", "published"])
 def test_any_size_goes_through(rng, network, shape, architecture):
@@ -220,31 +207,6 @@ def test_any_size_goes_through(rng, network, shape, architecture):
         model = Model(ModelConfig("published", scales=1, normalisation="frame"), SpeckleReductionNetwork(1))
     output = despeckle(frames, model, region=None)
     assert output.shape == frames.shape and np.isfinite(output).all()
-
-
-def _without_instructions_for_16_bits(monkeypatch):
-    convolve, pack = networks._CONVOLVE, torch.ops.mkldnn._reorder_convolution_weight
-
-    def refusing(operation):
-        def refuse(x, *rest):
-            assert x.dtype != torch.bfloat16, "oneDNN refuses this on such a processor"
-            return operation(x, *rest)
-
-        return refuse
-
-    monkeypatch.setattr(networks, "_IN_16_BITS", False)
-    monkeypatch.setattr(networks, "_CONVOLVE", refusing(convolve))
-    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_convolution_weight", refusing(pack))
-
-
-@pytest.mark.parametrize("instructions", ["this processor's", "none for 16 bits"])
-def test_bfloat16_and_float32_agree(rng, network, monkeypatch, instructions):
-    if instructions != "this processor's":
-        _without_instructions_for_16_bits(monkeypatch)
-    frames = rng.uniform(0, 255, (1, 64, 64)).astype(np.float32)
-    model = Model(ModelConfig(width=8), network)
-    one, two = (despeckle(frames, model, region=None, precision=p) for p in (torch.float32, torch.bfloat16))
-    assert np.abs(one - two).max() < 0.02 * 255
 
 
 def test_memory_is_bounded_by_blocks(rng):
@@ -275,45 +237,10 @@ def test_progress_counts_all_frames_and_cancel_stops_between_blocks(rng):
     assert steps == [3]
 
 
-def test_a_file_is_read_anew_only_if_it_has_changed(network, tmp_path):
-    path = tmp_path / "own.safetensors"
-    checkpoint.save(path, ModelConfig(width=8), network, {})
-    first = kept_model(path)
-    assert kept_model(path) is first and kept_model(str(path)) is first
-    assert load_model(path) is not first, "training changes what it has loaded"
-    checkpoint.save(path, ModelConfig(width=8), network, {"name": "another"})
-    assert kept_model(path).card["name"] == "another"
-    path.unlink()
-    with pytest.raises(InputError, match="There is no model"):
-        kept_model(path)
-
-
-def test_weights_that_training_has_changed_count_at_once(cine):
-    model, options = Model(ModelConfig(width=8), FastNetwork(8)), {"region": None, "precision": torch.float32}
-    before = despeckle(cine, model, **options)
-    optimizer = torch.optim.Adam(model.network.parameters(), lr=0.1)
-    model.network(torch.rand(1, 1, 32, 32)).sum().backward()
-    optimizer.step()
-    after = despeckle(cine, model, **options)
-    assert np.array_equal(after, despeckle(cine, Model(model.config, model.network), **options))
-    assert not np.array_equal(after, before)
-
-
-def test_sixteen_bits_are_taken_only_where_they_give_the_same(network, monkeypatch, caplog):
-    sixteen, cpu = torch.bfloat16, torch.device("cpu")
-    monkeypatch.setattr(despeckling, "choose_precision", lambda device: sixteen)
-    assert despeckling.precision_of(load_model("default"), cpu) == sixteen
-    weights = {name: weight * 3e38 for name, weight in network.state_dict().items()}  # so that its output is no number
-    broken = FastNetwork(8).eval()
-    broken.load_state_dict(weights)
-    assert despeckling.precision_of(Model(ModelConfig(width=8), broken), cpu) == torch.float32
-    assert "it runs in 32" in caplog.text
-
-
 @pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (2, [1, 1]), (10, [3, 3, 2, 2]), (16, [4] * 4), (5, [3, 2])])
 def test_blocks_are_alike_so_that_no_core_waits_at_the_end(monkeypatch, count, sizes):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    blocks, at_once = despeckling._blocks(count, 256 * 256, torch.device("cpu"), alone=False)
+    blocks, at_once = despeckling._split_into_blocks(count, 256 * 256, torch.device("cpu"), one_by_one=False)
     assert [block.stop - block.start for block in blocks] == sizes and at_once == 2
     assert blocks[0].start == 0 and blocks[-1].stop == count
 
@@ -333,9 +260,6 @@ class Watched(torch.nn.Module):
         super().__init__()
         self.forward = forward
 
-    def to_precision(self, precision):
-        return self
-
     def __deepcopy__(self, memo):
         return self
 
@@ -352,12 +276,12 @@ def three_at_once(monkeypatch):
 
 def test_blocks_that_are_worked_on_at_once_give_what_each_gives_alone(rng, network, three_at_once):
     model, frames, steps = Model(ModelConfig(), network), rng.integers(20, 220, (7, 40, 48)).astype(np.uint8), []
-    mapping = (0, 255)
-    together = despeckle(frames, model, region=None, mapping=mapping, progress=lambda *step: steps.append(step))
+    found = replace(calibrate(frames, None), mapping=(0, 255), bounds=None)
+    together = despeckle(frames, model, calibration=found, progress=lambda *step: steps.append(step))
     assert steps == [(n, 7) for n in range(1, 8)] and torch.get_num_threads() == 3
     torch.set_num_threads(1)
     for frame, output in zip(frames, together, strict=True):
-        assert np.array_equal(despeckle(frame, model, region=None, mapping=mapping), output)
+        assert np.array_equal(despeckle(frame, model, calibration=found), output)
 
 
 def test_a_cancel_or_an_error_stops_the_blocks_that_have_not_begun(rng, three_at_once):
@@ -434,10 +358,9 @@ def test_a_thread_that_cannot_start_is_told_at_once(cine, network, three_at_once
         (np.full((32, 32), np.nan), {}),
         (np.full((3, 32, 32), 7, np.uint8), {}),
         (np.eye(32), {"strength": 1.5}),
+        (np.eye(32), {"sharpness": 1}),
+        (np.eye(32), {"axis": "k"}),
         (np.eye(32), {"gamma": 0}),
-        (np.eye(32), {"grain": (np.nan, 1.0), "model": "default"}),
-        (np.eye(32), {"grain": (0, 1), "model": "default"}),
-        (np.eye(32), {"mapping": (0, np.nan)}),
         (np.eye(32), {"region": np.ones((3, 3), bool)}),
         (np.eye(32), {"region": "nonsense"}),
         (np.eye(32), {"model": "no such model"}),
@@ -448,6 +371,12 @@ def test_bad_input_is_refused_in_one_sentence(frames, options):
     with pytest.raises(InputError) as error:
         despeckle(frames, **{"model": nothing, "region": None, **options})
     assert "\n" not in str(error.value) and str(error.value).endswith(".")
+
+
+@pytest.mark.parametrize("wrong", [{"grain": (np.nan, 1.0)}, {"grain": (0, 1)}, {"mapping": (0, np.nan)}])
+def test_a_calibration_that_is_no_lengths_or_grey_values_is_refused(wrong):
+    with pytest.raises(InputError, match=r"^[A-Z][^\n]*\.$"):
+        Calibration(**{"region": np.ones((32, 32), bool), "mapping": (0, 255), **wrong})
 
 
 def test_the_result_can_go_into_the_callers_array(cine):
@@ -462,8 +391,9 @@ def test_the_result_can_go_into_the_callers_array(cine):
 
 
 def test_with_a_given_mapping_a_frame_does_not_depend_on_its_neighbours(cine):
-    alone = despeckle(cine[1], blur, region=None, mapping=(0, 255))
-    together = despeckle(cine, blur, region=None, mapping=(0, 255))[1]
+    found = replace(calibrate(cine, None), mapping=(0, 255), bounds=None)
+    alone = despeckle(cine[1], blur, calibration=found)
+    together = despeckle(cine, blur, calibration=found)[1]
     assert (alone != cine[1]).any() and np.abs(alone.astype(int) - together).max() == 0
 
 

@@ -10,8 +10,9 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from Speckle2SelfLib import files, speed
-from Speckle2SelfLib.config import InputError
+from Speckle2SelfBench import speed
+from Speckle2SelfLib import files
+from Speckle2SelfLib.system import InputError
 
 FRAMES = np.random.default_rng(0).integers(0, 255, (3, 20, 30)).astype(np.uint8)
 COLOUR = np.repeat(FRAMES[..., None], 3, -1)

@@ -3,12 +3,14 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from Speckle2SelfLib import checkpoint, library
-from Speckle2SelfLib.config import InputError, Job, ModelConfig, locked
-from Speckle2SelfLib.despeckling import load_model
+from Speckle2SelfLib.config import Job, ModelConfig
+from Speckle2SelfLib.library import cached_model, load_model
 from Speckle2SelfLib.network import build
+from Speckle2SelfLib.system import InputError, locked
 
 
 @pytest.fixture
@@ -104,7 +106,7 @@ def test_a_free_name_can_be_used_however_often_it_is_asked_for(file, wanted):
 
 def test_a_file_that_a_process_makes_is_its_own_until_that_ends_even_killed(tmp_path):
     path = tmp_path / "x.model"
-    code = "import sys, time; from Speckle2SelfLib.config import locked\n"
+    code = "import sys, time; from Speckle2SelfLib.system import locked\n"
     code += "with locked(sys.argv[1]): print(flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE) as holder:
         holder.stdout.readline()
@@ -116,3 +118,38 @@ def test_a_file_that_a_process_makes_is_its_own_until_that_ends_even_killed(tmp_
     assert not list(tmp_path.iterdir())
     with pytest.raises(InputError, match="cannot be written"), locked(tmp_path / "no" / "x.model"):
         pass
+
+
+def test_a_file_is_read_again_only_if_it_has_changed(tmp_path):
+    network = build(ModelConfig(width=8))
+    path = tmp_path / "own.safetensors"
+    checkpoint.save(path, ModelConfig(width=8), network, {})
+    first = cached_model(path)
+    assert cached_model(path) is first and cached_model(str(path)) is first
+    assert load_model(path) is not first, "training changes what it has loaded"
+    checkpoint.save(path, ModelConfig(width=8), network, {"name": "another"})
+    assert cached_model(path).card["name"] == "another"
+    path.unlink()
+    with pytest.raises(InputError, match="There is no model"):
+        cached_model(path)
+
+
+def test_a_region_is_remembered_for_its_kind_of_recording(file):
+    assert library.recall_region("scanner 40 x 30") is None
+    region = np.zeros((30, 40), bool)
+    region[3:20, 5:9] = True
+    library.remember_region("scanner 40 x 30", region)
+    assert np.array_equal(library.recall_region("scanner 40 x 30"), region)
+    assert library.recall_region("scanner 41 x 30") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"PNG", "numbers", "objects", "one dimension"])
+def test_a_file_that_is_not_a_region_is_as_if_there_were_none(file, content):
+    library.remember_region("a", np.ones((4, 5), bool))
+    (path,) = (library.home() / "regions").iterdir()
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        wrong = {"numbers": np.ones((4, 5)), "objects": np.array([[{}]]), "one dimension": np.ones(5, bool)}
+        np.save(path, wrong[content], allow_pickle=True)
+    assert library.recall_region("a") is None

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from Speckle2SelfLib.despeckling import despeckle
-from Speckle2SelfLib.frames import grey_mapping
+from Speckle2SelfLib.grey import grey_mapping
 from Speckle2SelfLib.look import look
 
 FRAMES = np.random.default_rng(0).rayleigh(40, (3, 48, 56)).clip(0, 255).astype(np.uint8)

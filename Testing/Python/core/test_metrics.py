@@ -1,11 +1,14 @@
 """The figures of merit: known answers, and agreement with the reference figures of real frames."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
-from Speckle2SelfLib import metrics
+from Speckle2SelfLib import library, metrics
 
 RAMP = np.tile(np.linspace(20, 220, 64), (64, 1))
 NOISE = np.random.default_rng(0).standard_normal((64, 64))
@@ -72,6 +75,90 @@ def test_flicker_is_the_ratio_of_the_deviations():
     tissue = np.ones((4, 4), bool)
     before = np.arange(5.0)[:, None, None] * np.ones((5, 4, 4))
     assert metrics.flicker(before, before / 2, tissue) == pytest.approx(0.5)
+
+
+def test_repeat_is_the_noise_that_a_filter_lets_through():
+    draws = np.random.default_rng(0).normal(100, 25.5, (2, 200, 200))
+    assert metrics.repeat(draws) == pytest.approx(0.1, rel=0.01)
+    assert metrics.repeat(np.repeat(draws[:1], 2, axis=0)) == 0 and np.isnan(metrics.repeat(draws[:1]))
+
+
+def test_the_error_is_less_that_of_the_truth_itself():
+    truth = RAMP + 10 * NOISE
+    assert metrics.rms(RAMP[None], truth) == pytest.approx(10 / 255, rel=0.02)
+    assert metrics.rms(RAMP[None], truth, noise=100.0) < 2 / 255
+    inside = RAMP > 120
+    assert metrics.rms(np.where(inside, RAMP, 0)[None], RAMP, inside=inside) == 0
+
+
+def test_half_of_the_contrast_keeps_half_of_the_slopes():
+    waves = 100 + 50 * np.sin(RAMP / 9) * np.cos(RAMP.T / 7)
+    assert metrics.kept(waves[None] / 2, waves) == pytest.approx(0.5)
+    assert metrics.kept(waves[None] + 5, waves + 10 * NOISE, noise=100.0) == pytest.approx(1, abs=0.05)
+    assert metrics.kept(np.zeros((1, 64, 64)), waves) == 0
+
+
+def test_dice_is_of_what_otsu_finds_dark_or_bright():
+    mask = np.zeros((64, 64), bool)
+    mask[20:36, 24:44] = True
+    for image in (np.where(mask, 50, 150), np.where(mask, 150, 50)):
+        assert metrics.dice(image, mask[None]) == 1
+    assert 0.5 < metrics.dice(np.where(np.roll(mask, 5, 1), 50, 150), mask[None]) < 0.8
+    assert metrics.dice(100 + NOISE, mask[None]) < 0.6 and np.isnan(metrics.dice(RAMP, mask[:0]))
+
+
+def test_the_registry_measures_what_is_known_and_says_how_it_is_judged():
+    everything = {"truth": RAMP, "echogenicity": RAMP, "outputs": RAMP[None], "inside": RAMP > 0, "values": RAMP}
+    noisy = np.clip(RAMP + 25 * NOISE, 0, 255)
+    assert set(metrics.measure(noisy, RAMP)) == {"homogeneity", "structure", "holes"}
+    found = metrics.measure(noisy, RAMP, tissue=RAMP > 100, lumen=(slice(10), slice(10)), **everything)
+    assert list(found) == [name for name in metrics.FIGURES if name in found], "in the registry's order"
+    assert set(metrics.FIGURES) - set(found) == {"dice", "edge", "points", "layers", "milliseconds"}
+    assert found["mean"] == pytest.approx(RAMP.mean()) and found["rms"] == 0 and found["gcnr"] > 0.9
+    for name, figure in metrics.FIGURES.items():
+        assert figure.name == name and figure.meaning and figure.better in ("higher", "lower", "")
+        assert figure.function is None or figure.function.__name__ == name
+        assert figure.tolerance is None or figure.better
+
+
+def test_a_model_is_worse_by_more_than_a_figures_tolerance_only():
+    assert set(metrics.JUDGED) == {"rms", "homogeneity", "structure", "holes"}
+    start = {"homogeneity": 0.8, "structure": 0.99, "holes": 0.0, "rms": 0.03}
+    for name, change in (("homogeneity", -0.004), ("structure", -0.004), ("holes", 0.0009), ("rms", 0.0019)):
+        for times, told in ((1, ""), (2, name), (-2, "")):
+            end = start | {name: start[name] + times * change}
+            assert library.worse_than_start({"figures_at_start": start, "figures": end}).startswith(told)
+            assert bool(library.worse_than_start({"figures_at_start": start, "figures": end})) == bool(told)
+
+
+def test_the_registry_needs_numpy_only(project):
+    code = f"""
+import sys
+for name in ("torch", "scipy", "skimage", "safetensors", "PIL", "matplotlib"):
+    sys.modules[name] = None
+sys.path.insert(0, {str(project / "Speckle2Self")!r})
+from Speckle2SelfLib import metrics
+assert metrics.FIGURES["snr"].text(2) == "2.00" and round(metrics.snr([1, 3]), 6) == 2 and metrics.JUDGED
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_reference_figures_of_natural_anatomy_are_reproduced(shared_data):
+    """By an implementation of their own, for the input and a blur: rms, SSIM, repeat, slopes kept. Its SSIM is after a
+    monotone mapping of 256 steps."""
+    stored = np.load(shared_data / "natural" / "natural.npz")
+    images, truths, echogenicities = (stored[n].astype(float) for n in ("bmode", "mean30", "echogenicity"))
+    expected = {0: (0.09408, 0.46251, 0.09416, 0.8637), 2: (0.04093, 0.64245, 0.03505, 0.57309)}
+    for sigma, row in expected.items():
+        rows = []
+        for draws, truth, echogenicity in zip(images, truths * 255, echogenicities, strict=True):
+            outputs = gaussian_filter(draws, (0, sigma, sigma))
+            noise = np.mean((draws - truth) ** 2) / 31  # the truth is the mean of 30 other draws
+            known = {"outputs": outputs, "truth": truth, "noise": noise, "echogenicity": echogenicity}
+            rows += [metrics.measure(*pair, **known) for pair in zip(draws, outputs, strict=True)]
+        found = metrics.average(rows)
+        for name, value, within in zip(("rms", "ssim", "repeat", "kept"), row, (1e-5, 2e-3, 1e-5, 1e-5), strict=True):
+            assert found[name] == pytest.approx(value, abs=within), name
 
 
 def test_the_reference_figures_of_the_carotid_frames_are_reproduced(shared_data):

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from Speckle2SelfLib.grain import estimate_grain
 from Speckle2SelfLib.loss import disjoint_loss
 from Speckle2SelfLib.network import FastNetwork, LatticePair, LatticePredictions
-from Speckle2SelfLib.perturbation import LatticeViews, estimate_grain, lattice_views
+from Speckle2SelfLib.perturbation import LatticeViews, lattice_views
 from Speckle2SelfLib.simulation import LAYOUTS, SimulationConfig, simulate
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from Speckle2SelfLib import checkpoint, despeckling
+from Speckle2SelfLib import checkpoint, inference
+from Speckle2SelfLib.checkpoint import Model
 from Speckle2SelfLib.config import ModelConfig
 from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.loss import published_loss
@@ -71,15 +72,16 @@ def test_despeckling_with_the_authors_file_gives_the_reference_inference(shared_
 
 
 def test_it_runs_in_32_bits_whatever_the_device_does_faster(monkeypatch):
-    monkeypatch.setattr(despeckling, "choose_precision", lambda device: torch.bfloat16)
-    model = despeckling.Model(ModelConfig("published", normalisation="frame"), None)
-    assert despeckling.precision_of(model, torch.device("cpu")) == torch.float32
+    monkeypatch.setattr(inference, "choose_precision", lambda device: torch.bfloat16)
+    model = Model(ModelConfig("published", normalisation="frame"), None)
+    assert inference.precision_of(model, torch.device("cpu")) == torch.float32
 
 
 @pytest.mark.parametrize("linear", [True, False])
 def test_training_in_16_bits_normalises_each_frame_by_itself_too(linear):
     torch.manual_seed(0)
-    layer, frames = NormalisedConvolution(torch.nn.Conv2d(4, 8, 3, padding=1), linear), torch.randn(3, 4, 20, 24)
+    layer = inference.accelerate(NormalisedConvolution(torch.nn.Conv2d(4, 8, 3, padding=1), linear))
+    frames = torch.randn(3, 4, 20, 24)
     frames[1] *= 7
     found = []
     for sixteen in (False, True):

@@ -9,9 +9,10 @@ import pytest
 
 from Speckle2SelfLib import files, metrics
 from Speckle2SelfLib.__main__ import main
-from Speckle2SelfLib.despeckling import despeckle, load_model
+from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.filters import FILTERS
-from Speckle2SelfLib.frames import luminance
+from Speckle2SelfLib.grey import luminance
+from Speckle2SelfLib.library import load_model
 from Speckle2SelfLib.region import detect, grey
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
 

@@ -15,10 +15,12 @@ import torch
 
 from Speckle2SelfLib import checkpoint, runs
 from Speckle2SelfLib.__main__ import main
-from Speckle2SelfLib.config import Cancelled, InputError, Job, ModelConfig
+from Speckle2SelfLib.config import Job, ModelConfig
+from Speckle2SelfLib.dataset import read_cine
+from Speckle2SelfLib.grain import estimate_grain
 from Speckle2SelfLib.network import build
-from Speckle2SelfLib.perturbation import estimate_grain
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
+from Speckle2SelfLib.system import Cancelled, InputError
 from Speckle2SelfLib.training import Training
 
 TRAIN = [sys.executable, "-m", "Speckle2SelfLib", "train"]
@@ -85,13 +87,13 @@ def test_a_stopped_run_goes_on_bit_for_bit(folder, short_interval):
         lines = []
         runs.run(job(resume=True), lines.append)
         assert lines[0]["from_step"] == stop_at
-        assert not any("as it was begun" in line.get("message", "") for line in lines)
+        assert not any("original settings" in line.get("message", "") for line in lines)
         assert same(weights("m.model"), weights("whole.model"))
         assert not runs.state_path("m.model").exists()
 
 
 def test_what_is_simulated_first_is_reported_and_can_be_stopped(folder, monkeypatch):
-    monkeypatch.setattr(runs, "TOLD", -1)
+    monkeypatch.setattr(runs, "SIMULATION_REPORTS", -1)
     lines = []
     runs.run(job(simulated=3, steps=3), lines.append)
     assert "config" in lines[0]
@@ -110,7 +112,9 @@ def test_a_resumed_run_tells_what_of_other_settings_it_does_not_take(folder):
         runs.run(job(), lambda line: None, lambda: True)
     lines = []
     runs.run(job(resume=True, steps=20, seed=4), lines.append)
-    assert {"message": "The run goes on as it was begun: steps = 12, seed = 0."} in lines
+    assert {
+        "message": "Resumed with the original settings (steps = 12, seed = 0); the new values are ignored."
+    } in lines
     assert max(line.get("step", 0) for line in lines) == 12
 
 
@@ -269,7 +273,7 @@ def test_a_model_that_was_exchanged_meanwhile_is_not_taken_for_the_runs_own(fold
     stopped(job())
     Path("m.model").write_bytes(Path(other).read_bytes())
     scores = iter(range(100, 200))  # worse than what was kept
-    monkeypatch.setattr(runs, "_score", lambda *_: next(scores))
+    monkeypatch.setattr(runs, "score", lambda *_: next(scores))
     lines = []
     runs.run(job(resume=True), lines.append)
     assert any("not the file that this run kept" in line.get("message", "") for line in lines)
@@ -278,7 +282,7 @@ def test_a_model_that_was_exchanged_meanwhile_is_not_taken_for_the_runs_own(fold
 
 def test_a_run_that_is_stopped_more_than_once_keeps_its_best(folder, short_interval, monkeypatch):
     scores = iter([0, 1, 2, 3, *range(100)])  # the first checkpoint remains the best, in either run
-    monkeypatch.setattr(runs, "_score", lambda *_: next(scores))
+    monkeypatch.setattr(runs, "score", lambda *_: next(scores))
     runs.run(job(output="whole.model"))
     stopped(job())
     stopped(job(resume=True), 1)
@@ -326,12 +330,12 @@ def test_weights_that_are_no_numbers_keep_the_last_good_files(folder, short_inte
     def broken(self):
         terms = step(self)
         if self.step == 6:
-            self.pair.high.head.bias.data[0] = float("nan")
+            self.learner.high.head.bias.data[0] = float("nan")
         return terms
 
     monkeypatch.setattr(Training, "_train_step", broken)
     monkeypatch.setattr(Training, "_learn", lambda self, views, learn=Training._learn: learn(self, views).nan_to_num())
-    with pytest.raises(InputError, match="no longer a number at step 8"):
+    with pytest.raises(InputError, match="became NaN at step 8"):
         runs.run(job())
     assert checkpoint.load_state(runs.state_path("m.model"))[1]["step"] == 4
     checkpoint.load("m.model")
@@ -401,7 +405,7 @@ def test_nothing_outside_a_given_region_is_learnt_from(folder, capsys):
     np.save("other.npy", np.where(mask, np.load("Doe^Jane.npy"), 255))
     for model in (ModelConfig(grain=(0.75, 1.7)), ModelConfig("published", normalisation="frame")):
         for given in ("mask.npy", "masks"):
-            one, other = (runs._read(Path(n), job(region=given), model).frames for n in ("Doe^Jane.npy", "other.npy"))
+            one, other = (read_cine(Path(n), given, model).frames for n in ("Doe^Jane.npy", "other.npy"))
             assert torch.equal(one, other)
     assert one.shape == (24, 1, 48, 46)
     np.save("small.npy", mask[1:])
@@ -425,7 +429,7 @@ def test_where_memory_is_short_the_batch_is_halved_and_it_says_so(folder, monkey
     monkeypatch.setattr(Training, "_train_step", short)
     lines = []
     runs.run(job(batch=8, steps=2), lines.append)
-    assert "the batch is now 2" in next(line["message"] for line in lines if "message" in line)
+    assert "batch size was reduced to 2" in next(line["message"] for line in lines if "message" in line)
     monkeypatch.setattr(Training, "_train_step", lambda self: torch.empty(2**50))
     with pytest.raises(InputError, match="Memory is too short"):
         runs.run(job(output="n.model", steps=2), lambda line: None)
@@ -441,7 +445,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(folder, short_i
         return batch
 
     monkeypatch.setattr(Training, "_draw", broken)
-    with pytest.raises(InputError, match="no longer a number at step 7"):
+    with pytest.raises(InputError, match="became NaN at step 7"):
         runs.run(job(), lambda line: None)
     assert checkpoint.load_state(runs.state_path("m.model"))[1]["step"] == 4
     checkpoint.load("m.model")

@@ -5,8 +5,8 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from Speckle2SelfLib import anatomy, simulation
-from Speckle2SelfLib.config import InputError
 from Speckle2SelfLib.simulation import LAYOUTS, SimulationConfig, simulate, simulate_recorded
+from Speckle2SelfLib.system import InputError
 
 
 def run(seed=0, **options):

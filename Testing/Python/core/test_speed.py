@@ -7,14 +7,13 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from matplotlib.image import imread
 
-from Speckle2SelfLib import speed
+from Speckle2SelfBench import speed
 from Speckle2SelfLib.__main__ import main
-from Speckle2SelfLib.config import InputError
+from Speckle2SelfLib.system import InputError
 
 CPU = torch.device("cpu")
 SIZES = ((32, 48), (64, 64))
@@ -73,7 +72,38 @@ def test_the_page_says_what_was_measured_and_the_plot_is_drawn(found):
     assert page.count("\n| ") == len(rows) + 2
     for words in ("matrix product", "copy", "our engine against the script", "From disk to disk", "of frames"):
         assert words in page
-    assert np.asarray(Image.open(folder / "speed.png")).std() > 5
+    assert 255 * imread(folder / "speed.png")[..., :3].std() > 5
+    assert "WRONG LIMIT" not in page and all(0 < row["of_copy"] <= 1 for row in rows)
+
+
+@pytest.fixture
+def one_thread():
+    """Several wait for other programs, which makes each measurement another one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_nothing_does_more_than_the_machine_can(one_thread):
+    """One library's matrix product is no limit: on some processors another one's is three times as fast."""
+    size = (192, 192)
+    entries = [e for e in speed.entries(size, 0, True, CPU, [torch.float32], speed.published_pair()) if e.work]
+    limits = [speed.machine_rates(CPU, 0.2)]
+    rows = speed.measure(entries, size, 1, CPU, 0.1)
+    limits.append(speed.machine_rates(CPU, 0.2))  # as others may have been at work the first time
+    speed.add_shares(rows, {name: max(rates[name] for rates in limits) for name in limits[0]})
+    assert not speed.beyond(rows), "the benchmark's limit is wrong"
+    script = next(row for row in rows if row["method"] == speed.SCRIPT)
+    assert 0 < script["of_matrix"] <= 1
+
+
+def test_a_share_above_all_is_told_as_a_fault():
+    row = {"method": "a", "size": "8 x 8", "precision": "float32", "gflops": 4.0, "gigabytes": 1.0}
+    speed.add_shares([row], {torch.float32: 1e9, "copy": 2e9})
+    assert row["of_matrix"] == 2 and row["of_copy"] == 0.5
+    (line,) = speed.beyond([row])
+    assert "WRONG LIMIT" in line and "200% of the limit" in line
 
 
 def test_bm3d_takes_part_where_it_is_installed(monkeypatch):
@@ -123,7 +153,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path, capsys):
 def test_freed_memory_is_kept(first, kept):
     program = f"""
 import resource, numpy
-from Speckle2SelfLib.config import keep_memory
+from Speckle2SelfLib.system import keep_memory
 {first}
 faults = []
 for _ in range(10):

@@ -8,8 +8,8 @@ import torch
 
 from Speckle2SelfLib import simulation
 from Speckle2SelfLib.despeckling import despeckle
-from Speckle2SelfLib.frames import grey_mapping
-from Speckle2SelfLib.perturbation import estimate_grain
+from Speckle2SelfLib.grain import estimate_grain
+from Speckle2SelfLib.grey import grey_mapping
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
 
 OPTIONS = {"region": None, "device": "cpu", "precision": torch.float32}

@@ -1,20 +1,28 @@
 """Training: it learns, it repeats itself exactly, and both recipes go through one loop."""
 
+import re
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 
-from Speckle2SelfLib import devices
-from Speckle2SelfLib.config import InputError, ModelConfig, TrainingConfig
-from Speckle2SelfLib.despeckling import Model, despeckle
-from Speckle2SelfLib.frames import Augmentation, augment, draw_augmentation
+from Speckle2SelfLib import config as configs
+from Speckle2SelfLib import devices, recipes, runs
+from Speckle2SelfLib.augmentation import Augmentation, augment
+from Speckle2SelfLib.checkpoint import Model
+from Speckle2SelfLib.config import Job, ModelConfig, TrainingConfig
+from Speckle2SelfLib.dataset import Cine, prepare_cine, simulate_cines
+from Speckle2SelfLib.despeckling import despeckle
+from Speckle2SelfLib.grain import estimate_grain
+from Speckle2SelfLib.grey import evenly
 from Speckle2SelfLib.loss import published_loss
 from Speckle2SelfLib.network import build
-from Speckle2SelfLib.perturbation import estimate_grain, evenly, published_views
+from Speckle2SelfLib.perturbation import published_views
+from Speckle2SelfLib.recipes import RECIPES, Recipe
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
-from Speckle2SelfLib.training import Cine, Training, prepare_cine, simulate_cines
+from Speckle2SelfLib.system import Cancelled, InputError
+from Speckle2SelfLib.training import Training
 
 FAST = ModelConfig(width=32, grain=(0.75, 1.7))
 CONFIG = TrainingConfig(steps=6, batch=2, crop=32)
@@ -44,13 +52,13 @@ def test_the_averaged_weights_of_a_short_run_are_those_of_its_steps_and_are_what
     before = [parameter.clone() for parameter in training.network.parameters()]
     reports = list(training.run())
     moved = sum(((p - q) ** 2).sum() for p, q in zip(training.network.parameters(), before, strict=True))
-    whole = sum(((p - q) ** 2).sum() for p, q in zip(training.pair.high.parameters(), before, strict=True))
+    whole = sum(((p - q) ** 2).sum() for p, q in zip(training.learner.high.parameters(), before, strict=True))
     assert len(reports) == 30 and moved > 0.5 * whole
     figures, _ = training.validate()
     with torch.no_grad():
-        for parameter in training.pair.high.parameters():
+        for parameter in training.learner.high.parameters():
             parameter.zero_()
-    assert training.validate()[0] == figures and training.pair.training
+    assert training.validate()[0] == figures and training.learner.training
 
 
 def test_the_published_recipe_judges_the_averaged_network_that_is_kept(cine):
@@ -188,7 +196,7 @@ def test_training_starts_from_a_given_network_and_leaves_it_trained(cine):
 
 def test_a_loss_that_is_no_number_ends_training_with_an_explanation(cine):
     broken = Cine(torch.full((1, 1, 64, 64), float("nan")))
-    with pytest.raises(InputError, match="no longer a number"):
+    with pytest.raises(InputError, match="became NaN"):
         finish(Training([broken], CONFIG, FAST))
 
 
@@ -229,7 +237,7 @@ def test_frames_are_cut_to_their_region_and_brought_to_the_models_grain():
 @pytest.mark.parametrize("recipe", ["disjoint", "published"])
 def test_what_is_drawn_once_is_applied_alike(recipe):
     x = torch.rand(5, 1, 24, 24)
-    drawn = draw_augmentation(np.random.default_rng(3), 5, recipe)
+    drawn = RECIPES[recipe](TrainingConfig(recipe)).draw_augmentation(np.random.default_rng(3), 5)
     assert torch.equal(augment(x, drawn), augment(x.clone(), drawn))
     assert augment(x, drawn).shape == x.shape
     assert not torch.equal(augment(x, drawn), x)
@@ -239,7 +247,7 @@ def test_a_sector_is_learnt_along_its_beams_and_shown_as_recorded():
     made = simulate(SimulationConfig((150, 180), 2, (1.2, 2.4), "organ", "sector"), np.random.default_rng(1))
     cine = prepare_cine(made.frames, made.region, FAST)
     rows, columns = made.region.any(1), made.region.any(0)
-    assert cine.frames.shape[-2:] == cine.layout.size != (rows.sum(), columns.sum())
+    assert cine.frames.shape[-2:] == cine.resampling.size != (rows.sum(), columns.sum())
     training = Training([cine], TrainingConfig(steps=1, batch=2), FAST, held_out=[cine])
     _, picture = training.validate()
     inside = made.region[np.ix_(rows, columns)]
@@ -257,3 +265,57 @@ def test_where_operations_cannot_be_recorded_they_run_one_by_one(cine):
         with pytest.warns(UserWarning, match="Nothing is recorded") if replays else nullcontext():
             losses.append([report.terms for report in training.run()])
     assert losses[0] == losses[1]
+
+
+class FromHalfTheRows(Recipe):
+    """Predicts a frame whose odd rows are blank from itself."""
+
+    model = FAST
+
+    def views(self, batch, rng):
+        views = augment(batch.frames, batch.augmentation).clone()
+        views[..., 1::2, :] = 0
+        return views
+
+    def loss(self, predictions, views):
+        return {"error": (predictions - views).square().mean()}
+
+
+def test_a_new_recipe_is_a_class_and_a_preset(cine, tmp_path, monkeypatch):
+    """It trains, is stopped, resumed and validated as the others are, with and without simulated frames."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(recipes.RECIPES, "rows", FromHalfTheRows)
+    monkeypatch.setattr(configs, "RECIPES", (*configs.RECIPES, "rows"))
+    monkeypatch.setitem(configs.PRESETS, "rows", TrainingConfig("rows", steps=6, batch=2, crop=32, interval=2))
+    np.save("cine.npy", np.concatenate([cine[0]] * 2))
+    for simulated in (0, 2):
+        given = {"inputs": ["cine.npy"], "preset": "rows", "width": 4, "simulated": simulated, "region": "none",
+                 "device": "cpu", "report": 1}  # fmt: skip
+        lines = []
+        whole = runs.run(Job(f"whole{simulated}", **given), lines.append)
+        assert {"error", "held-out error", "structure"} <= set(lines[-2])
+        assert whole.config.width == 4 and whole.card["training"]["recipe"] == "rows"
+        with pytest.raises(Cancelled):
+            runs.run(Job(f"parts{simulated}", **given), stop=iter([False] * (simulated + 3) + [True]).__next__)
+        parts = runs.run(Job(f"parts{simulated}", resume=True, **given))
+        for one, two in zip(*(m.network.state_dict().values() for m in (whole, parts)), strict=True):
+            assert torch.equal(one, two)
+
+
+def test_every_recipe_of_the_config_is_a_class():
+    assert set(RECIPES) == set(configs.RECIPES)
+    assert all(RECIPES[preset.recipe].model for preset in configs.PRESETS.values())
+
+
+def test_nothing_in_the_core_asks_for_a_recipe_by_name(project):
+    for path in (project / "Speckle2Self" / "Speckle2SelfLib").glob("*.py"):
+        asks = re.findall(r"recipe (?:==|!=|in) .*", path.read_text())
+        assert not asks or path.stem in ("config", "recipes"), f"{path.name}: {asks}"
+
+
+def test_a_model_without_a_grain_learns_from_frames_as_they_are_despeckled(cine):
+    """Mapped to its grey values, at the size of the recording."""
+    frames = np.round(cine[0] * 200 + 20).astype(np.uint8)
+    prepared = prepare_cine(frames, None, ModelConfig(width=4))
+    assert prepared.frames.shape == (8, 1, 96, 96) and prepared.resampling is None
+    assert -0.2 < prepared.frames.min() < 0.1 and 0.9 < prepared.frames.max() < 1.3

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from Speckle2SelfLib import volumes
-from Speckle2SelfLib.config import InputError
+from Speckle2SelfLib.system import InputError
 
 
 @pytest.mark.parametrize(

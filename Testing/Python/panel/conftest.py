@@ -22,9 +22,10 @@ class Desk:
     """The application as a user has it before them."""
 
     def __init__(self, slicer):
-        from HeadlessSlicer import pythonqt, widgets
+        from HeadlessSlicer import complaints, dialogs, pythonqt
 
-        self.slicer, self.errors, self.asked, self.answers = slicer, pythonqt.errors, widgets.asked, widgets.answers
+        self.slicer, self.errors, self.asked, self.answers = slicer, pythonqt.errors, dialogs.asked, dialogs.answers
+        self.complaints = complaints.heard  # errors in the log
 
     def wait(self, condition, seconds: float = 60) -> float:
         """Lets events happen until `condition`; the longest time in seconds that they were held up."""
@@ -37,6 +38,17 @@ class Desk:
             now = time.perf_counter()
             longest, last = max(longest, now - last), now
         return longest
+
+    def arrange(self, layout: str) -> None:
+        """The views as they are at first in that layout: Red axial, Yellow sagittal, Green coronal."""
+        manager = self.slicer.app.layoutManager()
+        manager.setLayout(getattr(self.slicer.vtkMRMLLayoutNode, f"SlicerLayout{layout}View"))
+        for name, orientation in (("Red", "Axial"), ("Yellow", "Sagittal"), ("Green", "Coronal")):
+            manager.sliceWidget(name).mrmlSliceNode().SetOrientation(orientation)
+
+    def filled(self, name: str) -> float:
+        """The share of a slice view, 0 to 1, that images fill."""
+        return self.slicer.app.layoutManager().sliceWidget(name).filled()
 
     def rest(self, seconds: float = 0.1) -> None:
         """Lets events happen for a while."""
@@ -70,17 +82,20 @@ class Desk:
 
 @pytest.fixture
 def desk(monkeypatch, tmp_path):
-    """The application with an empty scene, with message boxes that are kept, not shown; no slot may raise."""
+    """The application with an empty scene, with message boxes that are kept and answered; no slot may raise, and Slicer
+    may find no error."""
     slicer = pytest.importorskip("slicer")
     monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(slicer.app, "_testing", False)
     desk = Desk(slicer)
-    for kept in (desk.errors, desk.asked, desk.answers):
+    for kept in (desk.errors, desk.asked, desk.answers, desk.complaints):
         kept.clear()
     slicer.mrmlScene.Clear()
+    desk.arrange("Initial")
     yield desk
     slicer.mrmlScene.Clear()
     assert not desk.errors
+    assert not desk.complaints
 
 
 @pytest.fixture

@@ -372,7 +372,7 @@ def test_what_is_simulated_before_the_first_step_is_told_and_can_be_paused(desk,
     assert train.ui.progressBar.maximum == 4000 and 0 < train.ui.progressBar.value < 4000
     train.ui.pauseButton.click()
     desk.wait(lambda: train.job.ended)
-    assert train.ui.runLabel.text.startswith("Paused. Stopped while anatomies were simulated")
+    assert train.ui.runLabel.text.startswith("Paused. Stopped during simulation")
     assert train.ui.resumeButton.enabled and not train.ui.progressBar.visible
 
 

@@ -21,8 +21,9 @@ import pytest
 import torch
 
 from Speckle2SelfLib import checkpoint, files, library
-from Speckle2SelfLib.config import InputError, Job, ModelConfig, from_dict
+from Speckle2SelfLib.config import Job, ModelConfig, from_dict
 from Speckle2SelfLib.network import build
+from Speckle2SelfLib.system import InputError
 from Speckle2SelfSlicer.trainer import Trainer, export
 from Speckle2SelfSlicer.worker import Worker
 
@@ -318,7 +319,7 @@ for recording in recordings:
     refused(lambda: files.write("out" + "".join(recording.path.suffixes), recording.frames, recording))
 refused(lambda: library.export("default", "out.safetensors"))
 refused(lambda: library.add(library.models()["default"], "mine"))
-refused(lambda: library.remember_region("a", b"a" * 5000))
+refused(lambda: library.remember_region("a", np.ones((80, 80), bool)))
 from Speckle2SelfLib.config import Job
 refused(lambda: export(Path("run"), [recordings[0].frames], Job("", preset="standard")))
 """
@@ -351,7 +352,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch):
         lambda: files.write(closed / "out.npy", FRAMES, files.read(tmp_path / "in.npy")),
         lambda: checkpoint.save(closed / "a.model", ModelConfig(width=4), build(ModelConfig(width=4)), {}),
         lambda: library.add(library.models()["default"], "mine"),
-        lambda: library.remember_region("a", b"png"),
+        lambda: library.remember_region("a", np.ones((8, 8), bool)),
         lambda: library.export("default", closed / "out.safetensors"),
         lambda: export(closed / "run", [FRAMES], Job("")),
         lambda: Trainer().add("run", [FRAMES], Job("")),

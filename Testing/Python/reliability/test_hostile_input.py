@@ -28,8 +28,9 @@ from safetensors.torch import save as safetensors_bytes
 
 from Speckle2SelfLib import checkpoint, files, library, runs, worker_process
 from Speckle2SelfLib.__main__ import main
-from Speckle2SelfLib.config import Cancelled, InputError, Job, ModelConfig, TrainingConfig, from_dict
+from Speckle2SelfLib.config import Job, ModelConfig, TrainingConfig, from_dict
 from Speckle2SelfLib.network import SpeckleReductionNetwork, build
+from Speckle2SelfLib.system import Cancelled, InputError
 from Speckle2SelfSlicer import worker as worker_module
 from Speckle2SelfSlicer.trainer import Trainer
 from Speckle2SelfSlicer.worker import NONSENSE, Worker

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from Speckle2SelfLib import benchmark, checkpoint, speed
+from Speckle2SelfBench import quality, speed
+from Speckle2SelfLib import checkpoint
 from Speckle2SelfLib.__main__ import main, parser
 from Speckle2SelfLib.config import ModelConfig
 from Speckle2SelfLib.network import build
@@ -105,7 +106,7 @@ def test_every_command_of_the_reference_runs(project, tmp_path, monkeypatch):
         np.save(name, np.round(frames * 255).astype(np.uint8))
     model = ModelConfig(width=4, grain=(0.75, 1.7))
     checkpoint.save("start.model", model, build(model), {})
-    for part in (benchmark, speed):
+    for part in (quality, speed):
         monkeypatch.setattr(part, "run", lambda folder, **options: Path(folder).mkdir(exist_ok=True))
     for line, left in COMMANDS.values():
         assert main(line.split()) == 0, line

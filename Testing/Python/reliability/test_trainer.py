@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from Speckle2SelfLib import checkpoint, files, library
-from Speckle2SelfLib.config import InputError, Job, ModelConfig
+from Speckle2SelfLib.config import Job, ModelConfig
 from Speckle2SelfLib.network import build
+from Speckle2SelfLib.system import InputError
 from Speckle2SelfSlicer.trainer import Trainer, export, read_reports, write_job, write_recordings
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from Speckle2SelfLib.config import InputError
 from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.filters import FILTERS
+from Speckle2SelfLib.system import InputError
 from Speckle2SelfLib.worker_process import Server
 from Speckle2SelfSlicer.worker import Worker, _Block
 

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from Speckle2SelfLib.config import InputError
+from Speckle2SelfLib.system import InputError
 
 slicer = pytest.importorskip("slicer")
 

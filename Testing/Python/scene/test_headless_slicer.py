@@ -3,6 +3,7 @@
 import enum
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from typing import Annotated, ClassVar, Optional, Union
@@ -282,6 +283,7 @@ def test_values_are_reached_by_name():
         p.getValue("nonsense")
 
 
+@pytest.mark.skipif("SLICER_SOURCE" in os.environ, reason="Slicer's own layer stores lists; ours does not model them")
 def test_what_cannot_be_stored_is_refused_with_the_class():
     with pytest.raises(TypeError, match="list"):
 
@@ -289,6 +291,8 @@ def test_what_cannot_be_stored_is_refused_with_the_class():
         class WithList:
             names: list[str]
 
+
+def test_a_reserved_name_is_refused_with_the_class():
     with pytest.raises(ValueError, match="reserved"):
 
         @parameterNodeWrapper
@@ -551,7 +555,8 @@ def test_other_module_folders_take_the_place_of_ours(project, tmp_path):
     modules.mkdir()
     (modules / "Other.py").write_text(
         "from slicer.ScriptedLoadableModule import *\n"
-        "class Other(ScriptedLoadableModule):\n    pass\n"
+        "class Other(ScriptedLoadableModule):\n"
+        "    def __init__(self, parent):\n        super().__init__(parent)\n        parent.title = 'Other'\n"
         "class OtherWidget(ScriptedLoadableModuleWidget):\n    pass\n"
         "class OtherLogic(ScriptedLoadableModuleLogic):\n    pass\n"
     )
@@ -577,3 +582,29 @@ def test_a_missing_system_library_is_one_line_with_its_package(project, tmp_path
     assert len(done.stderr.splitlines()) == 1
     assert "libGL.so.1" in done.stderr
     assert "apt-get install" in done.stderr
+
+
+# Slicer's own Python layer
+
+
+def test_a_checkout_of_slicer_takes_the_place_of_our_python_layer(project, tmp_path):
+    python = tmp_path / "Base" / "Python" / "slicer"
+    shutil.copytree(project / "Testing" / "HeadlessSlicer" / "slicer_python", python)
+    (python / "util.py").write_text(pathlib.Path(slicer.util.__file__).read_text() + "\nmark = 'the checkout'\n")
+    (tmp_path / "CMakeLists.txt").write_text('set(Slicer_VERSION_MAJOR "5")\nset(Slicer_VERSION_MINOR "12")\n')
+    (tmp_path / "script.py").write_text(
+        "import slicer.i18n, slicer.parameterNodeWrapper, slicer.ScriptedLoadableModule\n"
+        "parts = slicer.util, slicer.i18n, slicer.parameterNodeWrapper, slicer.ScriptedLoadableModule\n"
+        "print(slicer.util.mark, slicer.app.applicationVersion)\n"
+        f"print(all(part.__file__.startswith({str(python)!r}) for part in parts))\n"
+    )
+    done = launch(project, "--main-window", tmp_path / "script.py", SLICER_SOURCE=str(tmp_path))
+    assert done.stdout.splitlines() == ["the checkout 5.12.0", "True"]
+
+
+def test_a_folder_that_is_no_checkout_is_one_line(project, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("print('started')")
+    done = launch(project, "--main-window", script, SLICER_SOURCE=str(tmp_path / "none"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(done.stderr.splitlines()) == 1 and "SLICER_SOURCE" in done.stderr

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 slicer = pytest.importorskip("slicer")
-from Speckle2SelfLib.config import Cancelled, InputError  # noqa: E402
+from Speckle2SelfLib.system import Cancelled, InputError  # noqa: E402
 
 FRAMES = np.random.default_rng(0).integers(20, 200, (3, 32, 24)).astype(np.uint8)
 

@@ -134,7 +134,7 @@ def test_missing_packages_are_asked_for_and_installed(monkeypatch):
 
 
 def test_a_declined_installation_is_one_clear_sentence(monkeypatch):
-    from Speckle2SelfLib.config import InputError
+    from Speckle2SelfLib.system import InputError
     from Speckle2SelfSlicer import dependencies
 
     monkeypatch.setitem(sys.modules, "slicer.packaging", None)  # as in Slicer before 5.11
@@ -145,7 +145,7 @@ def test_a_declined_installation_is_one_clear_sentence(monkeypatch):
 
 
 def test_without_the_pytorch_extension_it_is_named(monkeypatch):
-    from Speckle2SelfLib.config import InputError
+    from Speckle2SelfLib.system import InputError
     from Speckle2SelfSlicer import dependencies
 
     monkeypatch.setattr(dependencies, "find_spec", lambda name: None if name == "torch" else name)
@@ -191,7 +191,7 @@ def newer_slicer(monkeypatch, answer):
 
 
 def test_newer_slicer_asks_and_installs_by_itself(monkeypatch):
-    from Speckle2SelfLib.config import InputError
+    from Speckle2SelfLib.system import InputError
     from Speckle2SelfSlicer import dependencies
 
     asked = newer_slicer(monkeypatch, "no")

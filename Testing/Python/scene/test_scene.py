@@ -7,7 +7,7 @@ slicer = pytest.importorskip("slicer")
 import vtk  # noqa: E402
 from vtk.util.numpy_support import vtk_to_numpy  # noqa: E402
 
-from Speckle2SelfLib.config import InputError  # noqa: E402
+from Speckle2SelfLib.system import InputError  # noqa: E402
 from Speckle2SelfSlicer import scene as glue  # noqa: E402
 
 OBLIQUE = (0, -0.3, 0.1, 12.5, 0.4, 0, 0, -7.25, 0, 0.05, 2, 1e-3, 0, 0, 0, 1)

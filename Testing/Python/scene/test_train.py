@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from Speckle2SelfLib import checkpoint, library
-from Speckle2SelfLib.config import InputError, ModelConfig
+from Speckle2SelfLib.config import ModelConfig
 from Speckle2SelfLib.network import build
+from Speckle2SelfLib.system import InputError
 
 slicer = pytest.importorskip("slicer")
 

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from Speckle2SelfLib.beams import find_fan
 from Speckle2SelfLib.despeckling import despeckle
-from Speckle2SelfLib.layout import Layout, find_fan, measure_grain
-from Speckle2SelfLib.perturbation import estimate_grain
+from Speckle2SelfLib.grain import estimate_grain, measure_grain
+from Speckle2SelfLib.recipes import FAST_GRAIN
+from Speckle2SelfLib.resampling import Resampling
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
-from Speckle2SelfLib.training import FAST_GRAIN
 
 
 def fan(shape=(240, 320), apex=(-30.0, 160.0), depths=(40.0, 260.0), half=0.6):
@@ -72,16 +73,16 @@ def test_nothing_else_is_taken_for_a_fan(region):
 def test_an_image_comes_back_from_the_beams_as_it_was():
     region, depth, angle = fan()
     image = torch.from_numpy((np.sin(depth / 6) * np.cos(angle * 9)).astype(np.float32))[None, None]
-    layout = Layout(region, (1.0, 1.0), FAST_GRAIN)
-    error = (layout.give(layout.take(image)) - image)[0, 0].numpy()[region]
+    resampling = Resampling(region, (1.0, 1.0), FAST_GRAIN)
+    error = (resampling.to_recording(resampling.to_network(image)) - image)[0, 0].numpy()[region]
     assert np.sqrt(np.mean(error**2)) < 0.01
 
 
 def test_beams_are_rows_and_columns():
     region, depth, angle = fan()
-    layout = Layout(region, (1.0, 4.0), FAST_GRAIN)
+    resampling = Resampling(region, (1.0, 4.0), FAST_GRAIN)
     for of, axis in ((depth, 1), (angle, 0)):  # depth is the same along a row, an angle along a column
-        lines = layout.take(torch.from_numpy(of.astype(np.float32))[None, None])[0, 0].numpy()[60:, 8:-8]
+        lines = resampling.to_network(torch.from_numpy(of.astype(np.float32))[None, None])[0, 0].numpy()[60:, 8:-8]
         assert lines.std(axis).max() < 0.02 * of[region].std() + 0.5 * (of is depth)
 
 
@@ -96,10 +97,13 @@ def test_along_the_beams_the_grain_widens_less_with_depth_than_in_the_image():
     for seed in range(3):
         config = SimulationConfig((320, 400), 4, (1.3, 3.0), "flat", "sector", np.inf)
         made = simulate(config, np.random.default_rng(seed))
-        at, layout = find_fan(made.region), Layout(made.region, measure_grain(made.frames, made.region), FAST_GRAIN)
+        at, resampling = (
+            find_fan(made.region),
+            Resampling(made.region, measure_grain(made.frames, made.region), FAST_GRAIN),
+        )
         middle = slice(round(at.apex[1]) - 40, round(at.apex[1]) + 40)
         in_image.append(widening(made.frames[:, : round(at.apex[0] + at.depths[1]), middle]))
-        in_beams.append(widening(layout.take(torch.from_numpy(made.frames)[:, None])[:, 0].numpy()))
+        in_beams.append(widening(resampling.to_network(torch.from_numpy(made.frames)[:, None])[:, 0].numpy()))
     assert np.mean(in_beams) < 0.9 * np.mean(in_image), (in_image, in_beams)
 
 

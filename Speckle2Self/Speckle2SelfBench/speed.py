@@ -1,8 +1,8 @@
 """How fast it is: beside the published script in the same run, and beside what this machine can do.
 
 All that share a size and a number of threads take turns, and each one's best turn counts, so that the ratios hold on a
-machine that others use too. The multiply-adds and the least traffic to memory are counted from the layers; the rates
-that they are compared with, of a matrix product and of a copy, are measured here.
+machine that others use too. The multiply-adds and the least traffic to memory are counted from the layers; the limits
+that they are compared with are measured here: the best of several ways to multiply matrices, and a copy.
 """
 
 from __future__ import annotations
@@ -14,27 +14,31 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
-from itertools import cycle, pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
 
-from . import __version__, files, region
+from Speckle2SelfLib import __version__, files, region
+from Speckle2SelfLib.calibration import Calibration, calibrate
+from Speckle2SelfLib.checkpoint import Model
+from Speckle2SelfLib.config import ModelConfig
+from Speckle2SelfLib.despeckling import despeckle
+from Speckle2SelfLib.devices import choose_device, choose_precision, each_in_order, sixteen_bits
+from Speckle2SelfLib.filters import FILTERS
+from Speckle2SelfLib.grey import grey_mapping
+from Speckle2SelfLib.inference import fast_network, through_network
+from Speckle2SelfLib.library import bundled_models, load_model
+from Speckle2SelfLib.network import SpeckleReductionNetwork
+from Speckle2SelfLib.perturbation import published_views
+from Speckle2SelfLib.simulation import SimulationConfig, simulate
+from Speckle2SelfLib.system import InputError
+
 from .baselines import bm3d
-from .config import InputError, ModelConfig
-from .despeckling import Model, despeckle, each_in_order, load_model, placed, precision_of, through_network
-from .devices import choose_device, choose_precision, sixteen_bits
-from .filters import FILTERS
-from .frames import grey_mapping, luminance
-from .layout import measure_grain
-from .library import bundled_models
-from .network import SpeckleReductionNetwork
-from .perturbation import published_views
-from .simulation import SimulationConfig, simulate
+from .report import markdown, plot
 
 SIZES = ((256, 256), (512, 512), (616, 820), (1024, 1024))  # (H, W) pixels
 CLASSICAL = {"srad": FILTERS["srad"], "nlm": FILTERS["nlm"], "BM3D": bm3d, "median": FILTERS["median"]}
@@ -53,8 +57,8 @@ COLUMNS = {  # name: heading, format
     "fps": ("frames / s", ".1f"),
     "gmacs": ("10^9 multiply-adds / frame", ".2f"),
     "gflops": ("GFLOP/s", ".0f"),
-    "of_matrix": ("of matrix rate", ".0%"),
-    "of_copy": ("of copy rate", ".0%"),
+    "of_matrix": ("of the limit", ".0%"),
+    "of_copy": ("of a copy", ".0%"),
     "megabytes": ("peak MB", ".0f"),
 }
 
@@ -146,22 +150,57 @@ def _status(name: str) -> int:
     return int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
+def _products(device: torch.device, precision: torch.dtype):
+    """Ways to multiply matrices, as libraries differ in what they are good at on a processor: (function, its
+    multiply-adds), the small ones first."""
+    count = 1 if device.type == "cpu" else 16  # a GPU needs larger ones
+
+    def drawn(*shape):
+        return torch.randn(*shape, device=device).to(precision)
+
+    for channels, side, kernel in ((64, 64, 1), (256, 32, 1), (256, 64, 1), (64, 64, 3), (256, 32, 3), (128, 96, 3)):
+        x = drawn(count, channels, side, side).to(memory_format=torch.channels_last)
+        weight = drawn(channels, channels, kernel, kernel).to(memory_format=torch.channels_last)
+        yield partial(F.conv2d, x, weight, padding=kernel // 2), x.numel() * weight[0].numel()
+    for side in (256, 512, 1024) if device.type == "cpu" else (4096, 8192):
+        left, right = drawn(side, side), drawn(side, side)
+        for product in (torch.mm, F.linear):
+            yield partial(product, left, right), side**3
+
+
 def machine_rates(device: torch.device, budget: float = 0.5) -> dict:
-    """Multiply-adds a second of torch.mm in 32 and 16 bits, and bytes a second of a copy (read and written)."""
+    """What this device can do: multiply-adds a second in 32 and in 16 bits, by the best of `_products`, each tried for
+    a part of `budget` seconds, and bytes a second of a copy (read and written)."""
     rates = {}
-    for precision in (torch.float32, sixteen_bits(device)):
-        side = 256 if device.type == "cpu" else 4096
-        while True:  # larger ones until the rate has settled; some machines do 16 bits a hundred times slower
-            left, right = (torch.randn(side, side, device=device).to(precision) for _ in range(2))
-            spent = best(lambda left=left, right=right: torch.mm(left, right), device, budget / 4)
-            rates[precision] = max(rates.get(precision, 0), side**3 / spent)
-            if spent * 8 > budget or side >= 16384:
-                break
-            side *= 2
+    with torch.inference_mode():
+        for precision in (torch.float32, sixteen_bits(device)):
+            rate = 0.0
+            for product, work in _products(device, precision):
+                if work < rate * budget or not rate:  # some machines do 16 bits a hundred times slower
+                    rate = max(rate, work / best(product, device, budget / 8))
+            rates[precision] = rate
     source = torch.ones(2**26 if device.type == "cpu" else 2**28, device=device)
     target = torch.empty_like(source)
     rates["copy"] = 2 * source.numel() * 4 / best(lambda: target.copy_(source), device, budget)
     return rates
+
+
+def add_shares(rows: list[dict], rates: dict) -> None:
+    """Adds to each row its shares of the rates of the machine."""
+    for row in rows:
+        if "gflops" in row:
+            row["of_matrix"] = row["gflops"] * 5e8 / rates[getattr(torch, row["precision"])]
+        row["of_copy"] = row["gigabytes"] * 1e9 / rates["copy"]
+
+
+def beyond(rows: list[dict]) -> list[str]:
+    """Sentences on rows that seem to do more than the machine can: a limit was measured wrong."""
+    return [
+        f"WRONG LIMIT: {row['method']}, {row['size']}, {row['precision']}: {row[share]:.0%} {COLUMNS[share][0]}."
+        for row in rows
+        for share in ("of_matrix", "of_copy")
+        if row.get(share, 0) > 1
+    ]
 
 
 def published_script(network: SpeckleReductionNetwork, device: torch.device) -> Callable:
@@ -219,15 +258,15 @@ def entries(size, threads: int, quick: bool, device, precisions, networks) -> li
     models = {f"{name} model": load_model(path) for name, path in bundled_models().items()}
     cine = recording(size, max(2, min(8 if quick else 16, CINE_PIXELS // (size[0] * size[1]))))
     everywhere = np.ones(size, bool)
-    given = {"region": everywhere, "mapping": grey_mapping(cine, everywhere), "device": str(device)}
+    found_once = Calibration(everywhere, grey_mapping(cine, everywhere), (1.1, 1.5))
     small = torch.rand(1, 1, 64, 64)
 
     def work(network, inputs=small):
         return count(network.cpu().eval(), inputs, 64 * 64)
 
     def engine(model, precision):
-        grain = None if model.config.grain is None else (1.1, 1.5)
-        return lambda frames: despeckle(frames, model, precision=precision, grain=grain, **given)
+        given = {"precision": precision, "calibration": found_once, "device": str(device)}
+        return lambda frames: despeckle(frames, model, **given)
 
     works = {ENGINE: work(half.network)} | {name: work(model.network) for name, model in models.items()}
     three, default = work(whole, (small,) * 3), models[DEFAULT]
@@ -240,7 +279,7 @@ def entries(size, threads: int, quick: bool, device, precisions, networks) -> li
     found.append(Entry(f"{DEFAULT}, network alone", cine, precisions[0], alone, works[DEFAULT]))
     if threads == torch.get_num_threads() and device.type == "cpu":
         for name in ("median",) if quick else CLASSICAL:
-            run = _filtered(CLASSICAL[name], given)
+            run = _filtered(CLASSICAL[name], {"calibration": found_once})
             if name != "BM3D" or find_spec("bm3d"):
                 found.append(Entry(name, cine[:1], torch.float32, run, once=name != "median"))
     return found
@@ -252,7 +291,7 @@ def _filtered(function, given) -> Callable:
 
 def network_alone(model: Model, device, precision) -> Callable:
     """The network and nothing else, on frames (N, H, W) uint8 that are on the device from the second call on."""
-    network, kept = placed(model, device, precision), {}
+    network, kept = fast_network(model, device, precision), {}
 
     def run(frames):
         if id(frames) not in kept:
@@ -270,8 +309,9 @@ def network_alone(model: Model, device, precision) -> Callable:
     return run
 
 
-def measure(found: list[Entry], size, threads: int, device, rates, budget: float) -> list[dict]:
-    """The rows of one size and number of threads; the first entry's time is what the others are compared with."""
+def measure(found: list[Entry], size, threads: int, device, budget: float) -> list[dict]:
+    """The rows of one size and number of threads; the first entry's time is what the others are compared with. Shares
+    of the machine's rates come later (`add_shares`)."""
     times: list[list[float]] = [[] for _ in found]
     memory = []
     for entry, spent in zip(found, times, strict=True):  # the first turn, which is timed only where it is the last
@@ -307,9 +347,7 @@ def measure(found: list[Entry], size, threads: int, device, rates, budget: float
             done = entry.work.multiply_adds * pixels
             numbers = entry.work.elements * pixels + entry.work.weights / len(entry.frames)
             row |= {"gmacs": done / 1e9, "gflops": 2 * done / each / 1e9}
-            row["of_matrix"] = done / each / rates[entry.precision]
-        row["of_copy"] = numbers * entry.precision.itemsize / each / rates["copy"]
-        rows.append(row)
+        rows.append(row | {"gigabytes": numbers * entry.precision.itemsize / each / 1e9})
     return rows
 
 
@@ -331,7 +369,7 @@ def differences(networks, device, precisions, size: int = 128) -> dict[str, floa
 def by_length(device, lengths, size: tuple[int, int], turns: int = 3) -> dict[int, float]:
     """Milliseconds a frame of cines (H, W) of these lengths, in turns; region, mapping and grain are given."""
     model, cine = load_model("default"), recording(size, max(lengths))
-    given = {"region": np.ones(size, bool), "mapping": (0, 255), "grain": (1.1, 1.5), "device": str(device)}
+    given = {"calibration": Calibration(np.ones(size, bool), (0, 255), (1.1, 1.5)), "device": str(device)}
     found: dict[int, list[float]] = {length: [] for length in lengths}
     for length in lengths * 2:  # what is done once only
         despeckle(cine[:length], model, **given)
@@ -360,15 +398,9 @@ def stages(device, frames: int, size=(480, 640)) -> dict[str, float]:
         despeckle(cine[:1], model, region=None, device=str(device))  # what is done once only
         read = stage("read", lambda: files.read(source))
         inside = stage("region", lambda: region.detect(read.frames))
-        mapping, grain = stage(
-            "grey values, grain",
-            lambda: (
-                grey_mapping(read.frames, inside),
-                measure_grain(luminance(read.frames[:: max(1, frames // 8)]), inside),
-            ),
-        )
+        calibration = stage("grey values, grain", lambda: calibrate(read.frames, inside))
         spent, threads = [], set()  # which run side by side
-        network = placed(model, device, precision_of(model, device))
+        network = fast_network(model, device)
         run = network.forward
 
         def timed(x):
@@ -380,10 +412,8 @@ def stages(device, frames: int, size=(480, 640)) -> dict[str, float]:
             return y
 
         network.forward = timed
-        result = stage(
-            "despeckling",
-            lambda: despeckle(read.frames, model, region=inside, mapping=mapping, grain=grain, device=str(device)),
-        )
+        given = {"calibration": calibration, "device": str(device)}
+        result = stage("despeckling", lambda: despeckle(read.frames, model, **given))
         network.forward = run
         found["of it, network"] = 1000 * sum(spent) / len(threads) / frames
         stage("write", lambda: files.write(target, result, read))
@@ -396,8 +426,8 @@ def kind(device: torch.device, threads: int) -> str:
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
         return "mps"
-    precision = str(choose_precision(device)).removeprefix("torch.")
-    tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()  # five times as fast as the same without
+    precision, about = str(choose_precision(device)).removeprefix("torch."), Path("/proc/cpuinfo")
+    tiles = about.exists() and "amx_tile" in about.read_text()  # five times as fast as the same without
     return f"{'AMX' if tiles else torch.backends.cpu.get_cpu_capability()}, {threads} threads, {precision}"
 
 
@@ -441,69 +471,38 @@ def _ratios(rows) -> dict[tuple[str, str], float]:
 
 def table(rows: list[dict]) -> str:
     """In Markdown."""
-    text = "| " + " | ".join(heading for heading, _ in COLUMNS.values()) + " |\n"
-    text += "| " + " | ".join("---" if form == "s" else "---:" for _, form in COLUMNS.values()) + " |\n"
+    lines = [[heading for heading, _ in COLUMNS.values()]]
     for row in rows:
-        cells = ["" if row.get(name) is None else f"{row[name]:{form}}" for name, (_, form) in COLUMNS.items()]
-        text += "| " + " | ".join(cells) + " |\n"
-    return text
+        lines.append(["" if row.get(name) is None else f"{row[name]:{form}}" for name, (_, form) in COLUMNS.items()])
+    return markdown(lines)
 
 
-def picture(rows: list[dict], rates, width: int = 900, height: int = 560) -> Image.Image:
+def picture(rows: list[dict], rates):
     """Time a frame against pixels a frame, both logarithmic: the best of each method with all threads; dashed, what
-    the default model's multiply-adds would take at the measured matrix rate."""
-    most, curves = max(row["threads"] for row in rows), {}
+    the default model's multiply-adds would take at the machine's limit. A matplotlib figure."""
+    most, curves, pixels = max(row["threads"] for row in rows), {}, {}
     for row in rows:
+        across, down = (int(n) for n in row["size"].split(" x "))
+        pixels[row["size"]] = across * down
         if row["threads"] == most and not row["method"].endswith("alone"):
-            across, down = (int(n) for n in row["size"].split(" x "))
             curve = curves.setdefault(row["method"], {})
             curve[across * down] = min(curve.get(across * down, np.inf), row["milliseconds"])
-    fastest = max(rate for name, rate in rates.items() if name != "copy")
     ours = next(row for row in rows if row["method"] == DEFAULT)
-    across, down = (int(n) for n in ours["size"].split(" x "))
-    each = 1000 * ours["gmacs"] * 1e9 / (across * down) / fastest
-    curves["default model's limit"] = {n: each * n for n in curves[DEFAULT]}
-    every = [t for curve in curves.values() for t in curve.values()]
-    pixels = sorted({n for curve in curves.values() for n in curve})
-    left, right, top, bottom = 70, width - 215, 15, height - 45
-    low, high = np.floor(np.log10(min(every))), np.ceil(np.log10(max(every)))
-    first, last = np.log(pixels[0] / 1.2), np.log(pixels[-1] * 1.2)
-
-    def place(n, t):
-        x = left + (np.log(n) - first) / (last - first) * (right - left)
-        return float(x), float(bottom - (np.log10(t) - low) / (high - low) * (bottom - top))
-
-    image = Image.new("RGB", (width, height), "white")
-    pen, font = ImageDraw.Draw(image), ImageFont.load_default(13)
-    for decade in range(int(low), int(high) + 1):
-        y = place(pixels[0], 10.0**decade)[1]
-        pen.line((left, y, right, y), "#dddddd")
-        pen.text((left - 8, y), f"{10.0**decade:g} ms", "black", font, anchor="rm")
-    for row in {row["size"]: row for row in rows}.values():
-        across, down = (int(n) for n in row["size"].split(" x "))
-        x = place(across * down, 1)[0]
-        pen.line((x, bottom, x, bottom + 5), "black")
-        pen.text((x, bottom + 8), row["size"], "black", font, anchor="ma")
-    pen.line((left, top, left, bottom, right, bottom), "black")
-    colours = ("#888888", "#d62728", "#1f77b4", "#17becf", "#9467bd", "#8c564b", "#2ca02c", "#e377c2", "#bcbd22")
-    labels = []
-    for (name, curve), colour in zip(curves.items(), cycle(colours), strict=False):
-        points = [place(n, t) for n, t in sorted(curve.items())]
-        limit = name.endswith("limit")
-        colour = colours[list(curves).index(DEFAULT)] if limit else colour
-        for (x0, y0), (x1, y1) in pairwise(points):
-            for step in range(0, 24, 2) if limit else (None,):
-                a, b = (0, 1) if step is None else (step / 24, (step + 1) / 24)
-                ends = (x0 + a * (x1 - x0), y0 + a * (y1 - y0), x0 + b * (x1 - x0), y0 + b * (y1 - y0))
-                pen.line(ends, colour, 1 if limit else 2)
-        for x, y in () if limit else points:
-            pen.ellipse((x - 3, y - 3, x + 3, y + 3), colour)
-        labels.append((points[-1][1], name, colour))
-    y = -np.inf
-    for at, name, colour in sorted(labels):
-        y = max(at, y + 16)
-        pen.text((right + 10, y), name, colour, font, anchor="lm")
-    return image
+    fastest = max(rate for name, rate in rates.items() if name != "copy")
+    each = 1e12 * ours["gmacs"] / pixels[ours["size"]] / fastest
+    whole = plot(9, 5)
+    axes, last = whole.subplots(), max(pixels.values())
+    for name, curve in sorted(curves.items(), key=lambda item: -item[1].get(last, 0)):
+        (line,) = axes.loglog(*zip(*sorted(curve.items()), strict=True), "o-", label=name)
+        if name == DEFAULT:
+            axes.loglog(list(curve), [each * n for n in curve], "--", color=line.get_color(), label=f"{name}'s limit")
+    axes.set_xticks(list(pixels.values()), list(pixels), fontsize=8)
+    axes.minorticks_off()
+    axes.set(xlabel="frame", ylabel="ms / frame")
+    axes.grid(axis="y", color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    whole.legend(loc="outside right upper", frameon=False, fontsize=9)
+    return whole
 
 
 def page(rows, rates, about: dict) -> str:
@@ -521,7 +520,7 @@ def page(rows, rates, about: dict) -> str:
         text += f"- Cost a frame by the number of frames ({size[1]} x {size[0]}): {lengths}.\n"
     parts = ", ".join(f"{name} {ms:.2f}" for name, ms in about["stages"].items())
     text += f"- From disk to disk, a cine of 640 x 480, uncompressed, ms a frame: {parts}.\n"
-    return text + "".join(f"- {line}\n" for line in about["history"])
+    return text + "".join(f"- {line}\n" for line in (*about["history"], *beyond(rows)))
 
 
 def run(output, *, quick=False, device="auto", history=None, record=False, sizes=None) -> list[dict]:
@@ -530,32 +529,28 @@ def run(output, *, quick=False, device="auto", history=None, record=False, sizes
     Args: quick, fewer sizes and turns, less than two minutes; history, a file of the default model's ratios to compare
     with, and, where `record` is set, to add to; sizes, (H, W) each. Returns the table's rows. Raises InputError.
     """
+    plot(1, 1)  # without matplotlib, it is said now
     device, folder = choose_device(device), Path(output)
     if record and not history:
         raise InputError("Name the history file to record in: --history FILE.")
     if history and not record and not Path(history).is_file():
         raise InputError(f"There is no history file {history}; --record makes one.")
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = sizes or (SIZES[:2] if quick else SIZES)
-    most, budget = torch.get_num_threads(), 1.0 if quick else 6.0
-    span = 0.2 if quick else 1.0
-    rates, networks = machine_rates(device, span), published_pair()
-    precisions, skipped = [choose_precision(device)], ""
-    other = sixteen_bits(device) if precisions[0] == torch.float32 else torch.float32
-    if rates[other] > rates[precisions[0]] / 20:
-        precisions.append(other)
-    else:
-        share = rates[precisions[0]] / rates[other]
-        skipped = f"{str(other).removeprefix('torch.')} is left out: its matrix product is {share:.0f} times slower."
-    rows = []
+    most, networks, span = torch.get_num_threads(), published_pair(), 0.2 if quick else 1.0
+    precisions, skipped = _precisions(device, machine_rates(device, span))
+    sizes, rows, rates = sizes or (SIZES[:2] if quick else SIZES), [], {}
     try:
         for threads in [most] if quick or most == 1 or device.type != "cpu" else [most, 1]:
             torch.set_num_threads(threads)
-            limits = rates if threads == most else machine_rates(device, span)
+            limits, some = machine_rates(device, span), []
             for size in sizes if threads == most else sizes[1:2]:
                 found = entries(size, most if threads == most else 0, quick, device, precisions, networks)
-                rows += measure(found, size, threads, device, limits, budget)
+                some += measure(found, size, threads, device, 1.0 if quick else 6.0)
+                again = machine_rates(device, span)  # as others may have been at work the first time
+                limits = {name: max(rate, again[name]) for name, rate in limits.items()}
                 print(f"{size[1]} x {size[0]}, {threads} threads", flush=True)
+            add_shares(some, limits)
+            rows, rates = rows + some, rates or limits
     finally:
         torch.set_num_threads(most)
     name = kind(device, most)
@@ -570,11 +565,21 @@ def run(output, *, quick=False, device="auto", history=None, record=False, sizes
     if record:
         add_ratios(history, rows, name)
     with (folder / "speed.csv").open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(COLUMNS), restval="", lineterminator="\n")
+        writer = csv.DictWriter(stream, list(COLUMNS), restval="", lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     text = page(rows, rates, about)
     (folder / "speed.md").write_text(text)
-    picture(rows, rates).save(folder / "speed.png", optimize=True)
+    picture(rows, rates).savefig(folder / "speed.png")
     print(text)
     return rows
+
+
+def _precisions(device: torch.device, rates: dict) -> tuple[list[torch.dtype], str]:
+    """Those to measure, the device's own first, and why one is left out, if it is."""
+    own = choose_precision(device)
+    other = sixteen_bits(device) if own == torch.float32 else torch.float32
+    if rates[other] > rates[own] / 20:
+        return [own, other], ""
+    share = rates[own] / rates[other]
+    return [own], f"{str(other).removeprefix('torch.')} is left out: its matrix product is {share:.0f} times slower."

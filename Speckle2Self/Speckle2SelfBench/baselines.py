@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from scipy.ndimage import uniform_filter
 from torch import nn
 
-from .despeckling import through_network
-from .devices import choose_precision
-from .filters import speckle_level
-from .network import FastNetwork
+from Speckle2SelfLib.devices import choose_precision
+from Speckle2SelfLib.filters import speckle_level
+from Speckle2SelfLib.inference import through_network
+from Speckle2SelfLib.network import FastNetwork
 
 BATCH = 6
 CROP = 96  # pixels

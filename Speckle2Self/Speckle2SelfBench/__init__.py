@@ -1,0 +1,1 @@
+"""Benchmarks of quality and speed. Not installed into Slicer."""

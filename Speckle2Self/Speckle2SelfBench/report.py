@@ -1,0 +1,152 @@
+"""What the benchmark writes: a CSV file, Markdown tables and a picture. A row is a dict: set, case, method, figures."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from scipy.ndimage import gaussian_filter, gaussian_gradient_magnitude, minimum_filter
+
+from Speckle2SelfLib.metrics import FIGURES, average
+from Speckle2SelfLib.region import fill_outside
+from Speckle2SelfLib.system import InputError
+
+UNFAIR = ("input", "Noise2Noise", "Noise2True")  # which are told more than the frames, or are them
+TELLING = ("rms", "psnr", "ssim", "repeat", "dice")  # figures that the text compares, of sets with a known truth
+
+
+def plot(width: float, height: float):
+    """An empty matplotlib figure, inches. Raises InputError where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("Plots need matplotlib; install it with: pip install 'speckle2self[bench]'.") from error
+    return Figure((width, height), dpi=100, layout="constrained")
+
+
+def _means(rows: list[dict], name: str) -> dict[str, dict[str, float]]:
+    """Of one set: method -> figure -> mean over the cases that have it."""
+    found: dict[str, list[dict]] = {}
+    for row in (row for row in rows if row["set"] == name):
+        found.setdefault(row["method"], []).append({figure: row[figure] for figure in FIGURES if figure in row})
+    return {method: average(some) for method, some in found.items()}
+
+
+def _best(means: dict, figure: str) -> str | None:
+    """The method with the best value of a figure, of those that know the frames only; None: no value is better."""
+    pick = {"higher": max, "lower": min}.get(FIGURES[figure].better)
+    there = [method for method in means if method not in UNFAIR and figure in means[method]]
+    return pick(there, key=lambda method: means[method][figure]) if pick and there else None
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """A table whose first line is its heading and whose first column is text."""
+    lines = [lines[0], ["---", *("---:" for _ in lines[0][1:])], *lines[1:]]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def table(rows: list[dict], name: str) -> str:
+    """The Markdown table of one set; the best of each column (except methods told more than the frames) in bold."""
+    means = _means(rows, name)
+    columns = [figure for figure in FIGURES if any(figure in values for values in means.values())]
+    best = {figure: _best(means, figure) for figure in columns}
+
+    def cell(method, figure):
+        if figure not in means[method]:
+            return ""
+        text = FIGURES[figure].text(means[method][figure])
+        first = method not in UNFAIR and best[figure] and text == FIGURES[figure].text(means[best[figure]][figure])
+        return f"**{text}**" if first else text
+
+    heading = ["method", *(FIGURES[figure].heading for figure in columns)]
+    return markdown([heading, *([method, *(cell(method, figure) for figure in columns)] for method in means)])
+
+
+def _by_case(rows: list[dict]) -> str:
+    """The Markdown table of SSIM, method by case with a known truth."""
+    known = [row for row in rows if "ssim" in row]
+    cases, lines = list(dict.fromkeys(row["case"] for row in known)), []
+    for method in dict.fromkeys(row["method"] for row in known):
+        values = [[row["ssim"] for row in known if (row["method"], row["case"]) == (method, case)] for case in cases]
+        lines.append([method, *(f"{np.mean(some):.3f}" if some else "" for some in values)])
+    return markdown([["SSIM", *cases], *lines])
+
+
+def home_ground(rows: list[dict], ours: str) -> list[str]:
+    """Sentences on the figures in which the method `ours` is first on simulated frames, which resemble what it was
+    trained on, and not on natural anatomy."""
+    home, away = _means(rows, "simulated"), _means(rows, "natural")
+    lines = []
+    for name in TELLING:
+        first, there, text = _best(home, name), _best(away, name), FIGURES[name].text
+        if first == ours and there not in (ours, None) and name in away.get(ours, {}):
+            lines.append(
+                f"**On our own phantoms only**: in {FIGURES[name].heading}, *{ours}* is first on simulated frames "
+                f"({text(home[ours][name])}); on natural anatomy *{there}* is ({text(away[there][name])}, "
+                f"*{ours}* {text(away[ours][name])})."
+            )
+    return lines
+
+
+def page(rows: list[dict], notes: list[str], rates, frames: dict[str, int], seconds: float, ours: str) -> str:
+    """All tables in Markdown, with the notes; rates: steps per second of the authors' loop and of ours."""
+    text = f"Each learning method had {seconds:.3g} s of training on the frames of each set, without their truth.\n\n"
+    text += (
+        "*simulated*: the project's own phantoms, which resemble what its models are trained on; a lead there is "
+        "knowledge of them. *natural*: photographs, and lesions in the texture of photographs, seen by a scanner that "
+        "no training simulates.\n\n"
+    )
+    for name, count in frames.items():
+        text += f"**{name}**, {count} frames\n\n{table(rows, name)}\n"
+    lines = [*home_ground(rows, ours), *notes]
+    lines.append(
+        f"The published recipe trains at {rates[1]:.3g} steps/s; a re-enactment of the authors' loop on the same "
+        f"machine and batch at {rates[0]:.3g} steps/s ({rates[1] / rates[0]:.2g} times)."
+    )
+    return text + _by_case(rows) + "\n" + "".join(f"- {line}\n" for line in lines)
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """One line for each method and case."""
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, ["set", "case", "method", "frames", *FIGURES], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+
+
+def steepest(image: np.ndarray, region: np.ndarray, side: int) -> tuple[slice, slice]:
+    """The square of `side` pixels, within the region, around the place where the image is steepest."""
+    guide = fill_outside(image[None], region)[0]
+    steep = gaussian_gradient_magnitude(gaussian_filter(guide, 1), 3)
+    steep *= minimum_filter(region, side + 2, mode="constant")
+    row, column = (int(n) - side // 2 for n in np.unravel_index(np.argmax(steep), steep.shape))
+    return slice(row, row + side), slice(column, column + side)
+
+
+def picture(pictures: dict, side: int = 20, across: int = 8):
+    """Each method's output of the frames shown: the whole frame, and below it the `side` pixels where the truth
+    (without one: the blurred input) is steepest. A matplotlib figure.
+
+    Args: pictures, (set, number, method): (H, W) about [0, 1], "input" among them; and "region", bool. The same grey
+    map serves all methods of a frame.
+    """
+    groups: dict[tuple, dict] = {}
+    for (*place, method), image in pictures.items():
+        groups.setdefault(tuple(place), {})[method] = image
+    tall = [-(-(len(images) - 1) // across) for images in groups.values()]  # rows of methods
+    whole = plot(1.3 * across, sum(2.85 * n + 0.3 for n in tall))
+    parts = whole.subfigures(len(groups), 1, height_ratios=tall, squeeze=False)[:, 0]
+    for part, ((name, _), images), lines in zip(parts, groups.items(), tall, strict=True):
+        part.suptitle(name, fontsize=10, weight="bold")
+        region, top = images.pop("region"), max(float(np.percentile(images["input"], 99.5)), 0.1)
+        detail = steepest(images.get("truth", images["input"]), region, side)
+        axes = part.subplots(2 * lines, across, squeeze=False)
+        for ax in axes.flat:
+            ax.set_axis_off()
+        for number, (method, image) in enumerate(images.items()):
+            row, column = number // across * 2, number % across
+            axes[row, column].set_title(method.replace("Speckle2Self as", "S2S as"), fontsize=7, pad=2)
+            for ax, what in zip(axes[row : row + 2, column], (image, image[detail]), strict=True):
+                ax.imshow(np.clip(what / top, 0, 1) ** 0.7, "gray", vmin=0, vmax=1, interpolation="nearest")
+    return whole

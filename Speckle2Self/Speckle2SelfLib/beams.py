@@ -1,0 +1,126 @@
+"""Find the beams of a sector image, and resample the image along its beams and back.
+
+In a sector image the speckle's grain turns with the beam and widens with depth; along the beams it does neither.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+
+class Fan(NamedTuple):
+    """Where the beams of a sector lie in an image; an angle of 0 points down, larger ones to the right."""
+
+    apex: tuple[float, float]  # pixels, (row, column) where the beams meet; it may lie outside the image
+    depths: tuple[float, float]  # pixels, from the apex, between which the region lies
+    angles: tuple[float, float]  # radians, between which it lies
+
+
+def find_fan(region: np.ndarray) -> Fan | None:
+    """Return the fan whose shape a region (H, W) bool has; None for any other shape.
+
+    A fan's sides are straight and diverge downwards at 12 to 75 degrees on either side, up to where they may be cut
+    off, and its end is an arc about the point where they meet.
+    """
+    if region.all():
+        return None
+    return _find_fan(np.ascontiguousarray(region, bool).tobytes(), region.shape)
+
+
+@lru_cache(maxsize=16)  # searched once, not in each frame of a live image
+def _find_fan(inside: bytes, shape: tuple[int, int]) -> Fan | None:
+    region = np.frombuffer(inside, bool).reshape(shape)
+    rows = np.flatnonzero(region.any(1))
+    if len(rows) < 32:
+        return None
+    left = region[rows].argmax(1).astype(float)
+    right = shape[1] - 1 - region[rows, ::-1].argmax(1).astype(float)
+    width = right - left
+    widest = int(np.argmax(width >= 0.99 * width.max()))
+    straight = slice(int(0.2 * widest), int(0.95 * widest))
+    if widest < 0.25 * len(rows):
+        return None
+    sides = []
+    for edge, end in ((left, left.min()), (right, right.max())):
+        free = edge[straight] != end  # where the image is cut off, its side is no longer a beam
+        if free.sum() < max(16, 0.3 * len(free)):
+            return None
+        sides.append(_fit_line(rows[straight][free].astype(float), edge[straight][free]))
+    turns = [np.arctan(sign * slope) for sign, (slope, _, _) in zip((-1, 1), sides, strict=True)]
+    off = max(rest for _, _, rest in sides)
+    if min(turns) < np.deg2rad(12) or max(turns) > np.deg2rad(75) or off > max(1.5, 0.01 * width.max()):
+        return None
+    y = (sides[0][1] - sides[1][1]) / (sides[1][0] - sides[0][0])
+    x = sides[0][0] * y + sides[0][1]
+    columns = np.arange(*np.round(np.quantile((left[widest], right[widest]), (0.2, 0.8))).astype(int))
+    ends = shape[0] - 1 - region[::-1, columns].argmax(0)
+    radii = np.hypot(ends - y, columns - x)
+    bend = float(ends.std())  # of an arc; the end of another shape, or of an image that is cut off, is flat
+    if y > rows[0] + 0.05 * len(rows) or radii.std() > min(max(1.0, 0.02 * radii.mean()), 0.4 * bend):
+        return None
+    ys, xs = np.nonzero(region)
+    depth, angle = np.hypot(ys - y, xs - x), np.arctan2(xs - x, np.maximum(ys - y, 1e-6))
+    return Fan((float(y), float(x)), (float(depth.min()), float(depth.max())), (float(angle.min()), float(angle.max())))
+
+
+def _fit_line(at: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
+    """Fit a line through most of the values; return its slope, its height at 0 and their median distance from it."""
+    near = np.ones(len(at), bool)
+    for _ in range(4):
+        slope, height = np.polyfit(at[near], values[near], 1)
+        rest = np.abs(values - slope * at - height)
+        near = rest <= max(1.0, 2 * float(np.median(rest)))
+    return float(slope), float(height), float(np.median(rest))
+
+
+class Beams:
+    """The sampling grids from the image of a fan, of (H, W) pixels, to its beams, and back.
+
+    even: depth in pixels from the apex down to which the columns are a pixel apart.
+    """
+
+    def __init__(self, fan: Fan, shape: tuple[int, int], even: float, device: torch.device | str = "cpu"):
+        (near, far), (leftmost, rightmost) = fan.depths, fan.angles
+        self.size = int(np.ceil(far - near)) + 1, max(8, int(np.ceil((rightmost - leftmost) * even)) + 1)
+        rows, columns = (torch.arange(n, dtype=torch.float64) for n in self.size)
+        depth = (near + rows)[:, None]
+        angle = (leftmost * even + columns) / depth.clamp(1e-3, even)  # (h, w)
+        wide = rightmost - leftmost  # above, where the image is narrower than `w` columns, it is mirrored at its sides
+        angle = leftmost + wide - ((angle - leftmost) % (2 * wide) - wide).abs()
+        self.there = _grid(fan.apex[0] + depth * angle.cos(), fan.apex[1] + depth * angle.sin(), shape).to(device)
+        self._back = fan, shape, even
+
+    @cached_property
+    def back(self) -> torch.Tensor:
+        """Return the grid from the beams to the image; not needed to measure a grain."""
+        fan, shape, even = self._back
+        y, x = (torch.arange(n, dtype=torch.float64) - at for n, at in zip(shape, fan.apex, strict=True))
+        y, x = torch.meshgrid(y, x, indexing="ij")  # (H, W)
+        depth = torch.hypot(y, x)
+        across = torch.atan2(x, y.clamp(min=1e-6)) * depth.clamp(max=even)
+        return _grid(depth - fan.depths[0], across - fan.angles[0] * even, self.size).to(self.there.device)
+
+
+beams_of = lru_cache(maxsize=4)(Beams)  # made once, not for each frame of a live image
+
+
+def _grid(y: torch.Tensor, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Return positions in pixels as `grid_sample` counts them, (1, h, w, 2) float32."""
+    at = [(2 * v + 1) / n - 1 for v, n in ((x, size[1]), (y, size[0]))]
+    return torch.stack(torch.broadcast_tensors(*at), -1).float()[None]
+
+
+def sample_at(frames: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    """Sample (N, 1, H, W) at the grid's positions, (N, 1, h, w).
+
+    Frames are passed as channels, so that weights are computed once for all, on the grid's device: it is the CPU for
+    torch's MPS, which has no cubic sampling.
+    """
+    device, frames = frames.device, frames.to(grid.device).transpose(0, 1)
+    frames = F.grid_sample(frames, grid, mode="bicubic", padding_mode="border", align_corners=False)
+    return frames.transpose(0, 1).to(device)

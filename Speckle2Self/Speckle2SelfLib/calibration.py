@@ -1,0 +1,101 @@
+"""What is found once in a recording and then serves all its frames, so that nothing flickers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .files import release
+from .grain import measure_grain
+from .grey import grey_mapping, luminance
+from .region import box_of, detect
+from .system import InputError
+
+SMALLEST = 8  # pixels, of either side of a frame
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """The region, grey values and speckle of a recording."""
+
+    region: np.ndarray  # (H, W) bool, the pixels to despeckle
+    mapping: tuple[float, float]  # the grey values that a model takes for 0 and 1; equal where there is nothing to do
+    grain: tuple[float, float] | None = None  # of the speckle, (axial, lateral) pixels; None: not measured
+    bounds: tuple[float, float] | None = None  # the smallest and largest finite value; None: those of the frames given
+
+    def __post_init__(self) -> None:
+        if self.grain is not None and not all(0 < length < np.inf for length in self.grain):
+            raise InputError(f"A grain of {self.grain} is not two lengths in pixels.")
+        if not np.isfinite(self.mapping).all():
+            raise InputError(f"A mapping of {self.mapping} is not two grey values.")
+
+
+def calibrate(frames: np.ndarray, region: np.ndarray | str | None = "auto", with_grain: bool = True) -> Calibration:
+    """Find the region, the grey mapping and the speckle's grain of a recording.
+
+    Args:
+        frames: (H, W), (N, H, W) or in color (N, H, W, 3 or 4); any integer or floating-point type.
+        region: (H, W) bool; "auto" detects the imaged part; None takes whole frames.
+        with_grain: whether to measure the grain, which only models with a grain of their own need.
+
+    Raises InputError for frames that cannot be despeckled, and for a region that does not fit them.
+    """
+    stack = as_stack(frames)
+    bounds = value_range(stack)
+    region = find_region(stack, region)
+    mapping = grey_mapping(stack, region)
+    grain = grain_in(stack, region) if with_grain and region.any() and mapping[0] < mapping[1] else None
+    return Calibration(region, mapping, grain, bounds)
+
+
+def as_stack(frames: np.ndarray) -> np.ndarray:
+    """Return frames as (N, H, W[, C]). Raises InputError for a type, shape or content that cannot be despeckled."""
+    frames = np.asarray(frames)
+    if frames.dtype.kind not in "uif":
+        raise InputError(f"Frames of type {frames.dtype} cannot be despeckled; give integers or floating point.")
+    stack = frames[None] if frames.ndim == 2 else frames
+    if stack.ndim not in (3, 4) or (stack.ndim == 4 and stack.shape[-1] not in (3, 4)):
+        raise InputError(f"Frames of shape {frames.shape} are not (H, W), (N, H, W) or (N, H, W, 3 or 4).")
+    if len(stack) == 0 or min(stack.shape[1:3]) < SMALLEST:
+        raise InputError(
+            f"Frames of shape {frames.shape} are too small: at least one of {SMALLEST} x {SMALLEST} pixels."
+        )
+    if frames.dtype.kind == "f" and not any(np.isfinite(frame).any() for frame in stack):
+        raise InputError("The frames hold no finite value.")
+    return stack
+
+
+def find_region(stack: np.ndarray, region: np.ndarray | str | None) -> np.ndarray:
+    """Return the region (H, W) bool of frames (N, H, W[, C]): detected ("auto"), everything (None) or as given."""
+    if isinstance(region, str):
+        if region != "auto":
+            raise InputError(f"A region is 'auto', None or a mask, not '{region}'.")
+        region = detect(stack)
+    if region is None:
+        region = np.ones(stack.shape[1:3], bool)
+    region = np.asarray(region).astype(bool, copy=False)
+    if region.shape != stack.shape[1:3]:
+        raise InputError(f"A region of {region.shape} does not fit frames of {stack.shape[1:3]} pixels.")
+    return region
+
+
+def grain_in(stack: np.ndarray, region: np.ndarray) -> tuple[float, float]:
+    """Return the grain (axial, lateral) in pixels of the speckle inside a region, from about eight frames."""
+    box = box_of(region)
+    return measure_grain(luminance(stack[:: max(1, len(stack) // 8), box[0], box[1]]), region[box])
+
+
+def value_range(stack: np.ndarray) -> tuple[float, float]:
+    """Return the smallest and largest finite grey or color value. Raises InputError where all are the same."""
+    stack = stack[..., :3] if stack.ndim == 4 else stack
+    lows, highs = [], []
+    for frame in stack:  # one by one, to spare memory
+        values = frame[np.isfinite(frame)] if stack.dtype.kind == "f" else frame
+        if values.size:
+            lows.append(values.min())
+            highs.append(values.max())
+        release(stack)
+    if min(lows) == max(highs):
+        raise InputError(f"The frames are constant ({min(lows)}): there is nothing to despeckle.")
+    return min(lows), max(highs)

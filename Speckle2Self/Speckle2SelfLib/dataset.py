@@ -1,0 +1,185 @@
+"""What training learns from: recordings at the model's grain and simulated anatomies; what is held out of them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import files
+from .augmentation import Augmentation
+from .calibration import calibrate
+from .config import ModelConfig
+from .devices import each_in_order
+from .grey import BRIGHTEST, evenly, grey_mapping, luminance
+from .region import box_of, detect, fill_outside
+from .resampling import Resampling
+from .simulation import simulate_recorded
+from .system import InputError
+
+SIMULATED_GRAIN = (0.85, 2.6)  # pixels, as the simulator counts it: 0.8 to 2 as measured
+COUNTED = (0.85, 1.2, 1.7, 2.2, 2.6, 3.2)  # pixels, grains of the simulator
+MEASURED = (0.80, 1.15, 1.5, 1.8, 1.97, 2.75)  # pixels, what `estimate_grain` finds in their frames
+PIECES = 0.3  # fraction of the simulated frames spanning all grains that are pieces of fans, where the grain is turned
+SIDE_BY_SIDE = 4  # anatomies that are made at a time; Python itself uses a single thread
+NOTHING = "Nothing can be learnt from frames or regions that are constant or smaller than 32 pixels."
+UNCHANGED = Augmentation()
+Made = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Cine:
+    """One recording as training sees it."""
+
+    frames: torch.Tensor  # (N, 1, H, W) at the model's grain, float32 about [0, 1], or uint8 as recorded
+    grain: tuple[float, float] = (1.0, 1.0)  # (axial, lateral) pixels, as `estimate_grain` measures it
+    truth: torch.Tensor | None = None  # (N, 1, H, W) for simulated frames
+    resampling: Resampling | None = None  # that brought it to the model's grain
+    recorded_grain: tuple[float, float] | None = None  # pixels of the recording
+    digest: int = 0  # of the recording, to recognize it
+
+    def near(self, device: torch.device) -> Cine:
+        """Move the frames to the device, unless they take more than a quarter of the memory that is free there."""
+        tensors = {"frames": self.frames} if self.truth is None else {"frames": self.frames, "truth": self.truth}
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        if device.type != "cuda" or 4 * size > torch.cuda.mem_get_info(device)[0]:
+            return self
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+
+    def as_recorded(self, x: torch.Tensor) -> torch.Tensor:
+        """(1, 1, h, w) at the model's grain -> (1, 1, H, W) in the recording's region, black around it."""
+        if self.resampling is None:
+            return x
+        return self.resampling.to_recording(x.cpu()) * torch.from_numpy(self.resampling.region)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One process's share of a batch."""
+
+    frames: torch.Tensor  # (B, 1, h, w)
+    truth: torch.Tensor | None = None  # (B, 1, h, w)
+    grain: tuple[float, float] = (1.0, 1.0)  # (axial, lateral) pixels
+    augmentation: Augmentation = UNCHANGED
+
+
+def read_cine(path: Path, region: str, model: ModelConfig, detects: bool = True) -> Cine:
+    """Read a recording and prepare it for training.
+
+    Args: region, "auto", "none", a mask file, or a folder of masks named as the recordings; detects, whether "auto"
+    detects the imaged region, else it takes whole frames. Raises InputError.
+    """
+    recording = files.read(path)
+    frames, imaged = recording.frames, None
+    digest = zlib.crc32(np.ascontiguousarray(frames[evenly(len(frames), 4)]), len(frames))
+    if region not in ("auto", "none"):
+        masks = Path(region)
+        if masks.is_dir():
+            masks = next((mask for mask in sorted(masks.iterdir()) if mask.stem == path.stem), masks / path.name)
+        imaged = files.read_mask(masks, frames.shape[1:3])
+        frames = fill_outside(frames, imaged)  # frames that stay as recorded would else show what is around it
+        digest = zlib.crc32(np.packbits(imaged), digest)
+    elif region == "auto" and detects:
+        imaged = detect(frames, recording.region)
+    return replace(prepare_cine(frames, imaged, model), digest=digest)
+
+
+def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConfig) -> Cine:
+    """Cut a recording (N, H, W[, C]) to its region's bounding box and bring it to the model's grey values and grain.
+
+    For a model that normalizes every frame on its own, the frames stay as recorded, their colors and values that are
+    not finite apart. Raises InputError where it is smaller than 32 pixels, 16 at the model's grain, or constant.
+    """
+    if region is None or not region.any():
+        region = np.ones(frames.shape[1:3], bool)
+    rows, columns = box_of(region)
+    frames, region = frames[:, rows, columns], region[rows, columns]
+    if min(region.shape) < 32:
+        raise InputError(NOTHING)
+    try:
+        found = calibrate(frames, region)
+    except InputError as error:
+        raise InputError(NOTHING) from error
+    low, high = found.mapping
+    if high <= low:
+        raise InputError(NOTHING)
+    if model.normalisation == "frame" and model.grain is None:
+        eight_bit = frames.dtype == np.uint8 and frames.ndim == 3
+        frames = frames.copy() if eight_bit else np.nan_to_num(luminance(frames), False, low, high, low)
+        return Cine(torch.from_numpy(frames)[:, None], recorded_grain=found.grain)  # (N, 1, H, W)
+    resampling = Resampling(region, found.grain, model.grain) if model.grain else None
+    if resampling is not None and min(resampling.size) < 16:
+        raise InputError("Frames or regions are too small for the grain of their speckle: nothing can be learnt.")
+    prepared = []
+    for frame in frames:
+        frame = np.nan_to_num(luminance(frame[None]), nan=low, posinf=high, neginf=low)
+        frame = torch.from_numpy((fill_outside(frame, region) - low) / (high - low))[:, None]  # (1, 1, H, W)
+        prepared.append(frame if resampling is None else resampling.to_network(frame))  # (1, 1, h, w)
+    grain = found.grain if resampling is None else resampling.grain
+    return Cine(torch.cat(prepared), grain, resampling=resampling, recorded_grain=found.grain)
+
+
+def hold_out(cines: list[Cine]) -> tuple[list[Cine], list[Cine]]:
+    """Split recordings into those to train on and those held out; none are held out where there are too few frames.
+
+    More than two recordings are held out whole, a tenth of them; fewer by their last frames.
+    """
+    if len(cines) > 2:
+        count = max(1, len(cines) // 10)
+        gap = len(cines) // 20 if all(len(cine.frames) == 1 for cine in cines) else 0  # they may be of one cine
+        return cines[: -count - gap], cines[-count:]
+    parts = [_split(cine) for cine in cines]
+    return [taken for taken, _ in parts], [held for _, held in parts if held is not None]
+
+
+def _split(cine: Cine) -> tuple[Cine, Cine | None]:
+    """Split one recording: hold out the last sixth and discard the twelfth before it, which resembles both parts."""
+    count = len(cine.frames)
+    if count < 12:
+        return cine, None
+    held, gap = count // 6, count // 12
+    return replace(cine, frames=cine.frames[: count - held - gap]), replace(cine, frames=cine.frames[count - held :])
+
+
+def simulate_cines(
+    count: int,
+    crop: int,
+    rng: np.random.Generator,
+    grains: Sequence[tuple[float, float]] = (),
+    made: Made = lambda *_: None,
+) -> Cine:
+    """Simulate `count` anatomies of crop x crop pixels with their truth, as recorders store them, mapped as recordings.
+
+    grains: those of recordings, as measured; each anatomy has one of them, give or take 15 %. Without, they span all.
+    made: called after each with (anatomies made, anatomies); an exception that it raises ends the simulation.
+    Each anatomy has a seed of its own, so that they can be made side by side.
+    """
+    frames, truths = np.empty((2, count, 1, crop, crop), np.float32)
+    seeds = rng.integers(2**63, size=count)
+
+    def make(number: int) -> None:
+        frames[number, 0], truths[number, 0] = _anatomy(seeds[number], crop, grains)
+
+    with each_in_order(make, range(count), SIDE_BY_SIDE, torch.device("cpu")) as anatomies:
+        for number, _ in enumerate(anatomies, 1):
+            made(number, count)
+    return Cine(torch.from_numpy(frames), truth=torch.from_numpy(truths))
+
+
+def _anatomy(seed: int, crop: int, grains: Sequence[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return one frame (crop, crop) and its truth; see `simulate_cines`."""
+    rng = np.random.default_rng(seed)
+    if grains:
+        measured = grains[int(rng.integers(len(grains)))]
+        grain = tuple(np.interp(measured, MEASURED, COUNTED) * np.exp(rng.uniform(-0.15, 0.15, 2)))
+    else:
+        grain = tuple(np.exp(rng.uniform(*np.log(SIMULATED_GRAIN), 2)))
+    geometry = "linear" if grains or rng.random() >= PIECES else "piece"
+    frame, truth = simulate_recorded((crop, crop), grain, geometry, rng)
+    low, high = grey_mapping(frame[None], None)
+    span = max(high - low, 1e-3)
+    return np.minimum((frame - low) / span, BRIGHTEST), (truth - low) / span

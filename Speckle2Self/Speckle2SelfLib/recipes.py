@@ -1,0 +1,203 @@
+"""The recipes: what one way of training decides, a class each. The training loop asks for none of them by name.
+
+A new recipe is a class here, its name in RECIPES and `config.RECIPES`, and a preset in `config.PRESETS`.
+Documentation/method.md, sections 1 to 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .augmentation import Augmentation, augment, draw_affine, draw_flip_and_gain
+from .config import ModelConfig, TrainingConfig
+from .dataset import Batch, Cine, Made, simulate_cines
+from .loss import disjoint_loss, published_loss
+from .network import LatticePair, LatticePredictions
+from .perturbation import LatticeViews, lattice_views, min_max, published_views
+from .system import InputError
+
+FAST_GRAIN = (0.65, 1.45)  # pixels, as `estimate_grain` measures it; other recordings are resampled to it
+HELD_OUT_ANATOMIES = (16, 64)  # at least and at most, a hundredth of those trained on in between
+WARM_UP = 50  # steps in which the learning rate rises
+WIDTH = "--width applies only to a new network of ours. Drop --width, or drop --init."
+
+
+class Recipe:
+    """One way of training, in the order in which a run asks for it.
+
+    The three that carry the method are `views`, the learner that `wrap` returns, which is called with them, and `loss`.
+    """
+
+    model: ModelConfig  # of a new network, and what networks to start from have in common with it
+    betas = (0.9, 0.99)  # of Adam
+    multiple = 8  # pixels; sides of crops are multiples of it
+    detects_region = True  # whether the region "auto" detects the imaged part; else it takes whole frames
+    learns_truth = True  # whether the known truth of simulated frames is used
+    cuda_layout = torch.channels_last  # of the weights and activations on a CUDA device
+
+    def __init__(self, config: TrainingConfig):
+        self.config = config
+
+    def new_model(self, width: int | None = None) -> ModelConfig:
+        """Return the config of a new network. Raises InputError for a width where it has none."""
+        return self.model if width is None else replace(self.model, width=width)
+
+    def fits(self, model: ModelConfig) -> bool:
+        """Return whether a network of this config can be trained."""
+        return model.architecture == self.model.architecture and model.scales == self.model.scales
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """Return the learner, whose parameters are trained: the network itself, or one that holds it."""
+        return network
+
+    def simulate(
+        self, cines: Sequence[Cine], network: nn.Module, rng: np.random.Generator, made: Made = lambda *_: None
+    ) -> tuple[Cine | None, Cine | None]:
+        """Make frames with known truth before the first step: those to train on, and those held out.
+
+        Here, `config.simulated` anatomies of the simulator with the recordings' grain. A recipe may take the recordings
+        and the network that the run starts from into account.
+
+        Args: cines, as `dataset.prepare_cine` makes them; network, in evaluation mode; made, see `simulate_cines`.
+        """
+        config, grains = self.config, [cine.grain for cine in cines]
+        if not config.simulated:
+            return None, None
+        taken = simulate_cines(min(config.simulated, config.steps * config.batch), config.crop, rng, grains, made)
+        count = int(np.clip(config.simulated // 100, *HELD_OUT_ANATOMIES))
+        return taken, simulate_cines(count, config.crop, np.random.default_rng([config.seed, 1]), grains)
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0: it rises, then falls to 1 % along a cosine."""
+        warm = min(1, (step + 1) / WARM_UP)
+        return self.config.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * step / self.config.steps)))
+
+    def draw_augmentation(self, rng: np.random.Generator, batch: int) -> Augmentation:
+        """Draw what is changed in a batch: flips and gain. Rotations would turn the grain too."""
+        return draw_flip_and_gain(rng)
+
+    def views(self, batch: Batch, rng: np.random.Generator) -> Any:
+        """Return the augmented views of a batch."""
+        raise NotImplementedError
+
+    def loss(self, predictions: Any, views: Any) -> dict[str, torch.Tensor]:
+        """Return the terms of the loss by name; views that can be replayed all have the same ones."""
+        raise NotImplementedError
+
+    def objective(self, terms: dict[str, torch.Tensor], step: int) -> torch.Tensor:
+        """Return what a step minimizes: the sum of the terms."""
+        return sum(terms.values())
+
+    def predict(self, learner: nn.Module, network: nn.Module, views: Any) -> Any:
+        """Return the learner's predictions with the averaged network, the one that is saved, in place of its own."""
+        return network(views)
+
+    def normalised(self, frames: torch.Tensor) -> torch.Tensor:
+        """Return frames (B, 1, H, W) of a cine as the network sees them when it despeckles."""
+        return frames
+
+    def replays(self, cine: Cine) -> bool:
+        """Return whether the views of this cine's crops always have the same shapes, as a CUDA graph needs."""
+        return False
+
+    def to_tensors(self, views: Any) -> tuple[torch.Tensor, ...]:
+        """Return views that can be replayed as tensors, others as ()."""
+        return ()
+
+    def from_tensors(self, tensors: Sequence[torch.Tensor]) -> Any:
+        """Return the views that `to_tensors` took apart."""
+        raise NotImplementedError
+
+
+class Published(Recipe):
+    """Li, Navab, Jiang 2025: predictions of three scales of a frame, through an encoder each and one decoder, agree."""
+
+    model = ModelConfig("published", normalisation="frame")
+    betas = (0.5, 0.999)
+    multiple = 16
+    detects_region = False
+    learns_truth = False
+    cuda_layout = torch.contiguous_format  # CUDA's normalization would convert channels-last back
+
+    def new_model(self, width: int | None = None) -> ModelConfig:
+        if width is not None:
+            raise InputError(WIDTH)
+        return self.model
+
+    def learning_rate(self, step: int) -> float:
+        """Return the config's: it stays the same."""
+        return self.config.learning_rate
+
+    def draw_augmentation(self, rng: np.random.Generator, batch: int) -> Augmentation:
+        """Draw flips, shifts, scalings and rotations, as in the paper."""
+        return draw_affine(rng, batch)
+
+    def views(self, batch: Batch, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
+        return tuple(augment(view, batch.augmentation) for view in published_views(batch.frames))
+
+    def loss(self, predictions: Sequence[torch.Tensor], views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        return published_loss(predictions, views)
+
+    def normalised(self, frames: torch.Tensor) -> torch.Tensor:
+        return min_max(frames.float())
+
+    def replays(self, cine: Cine) -> bool:
+        return True
+
+    def to_tensors(self, views: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return views
+
+    def from_tensors(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return tuple(tensors)
+
+
+class Disjoint(Recipe):
+    """Ours: a full-resolution network agrees with one that predicts a lattice of the frame from a disjoint lattice.
+
+    Simulated frames teach it their truth instead.
+    """
+
+    model = ModelConfig("fast", grain=FAST_GRAIN)
+
+    def wrap(self, network: nn.Module) -> LatticePair:
+        return LatticePair(network)
+
+    def views(self, batch: Batch, rng: np.random.Generator) -> LatticeViews:
+        frames = augment(batch.frames, batch.augmentation)  # (B, 1, h, w)
+        if batch.truth is not None:
+            return LatticeViews(frames, truth=augment(batch.truth, batch.augmentation))
+        return lattice_views(frames, rng, batch.grain)
+
+    def loss(self, predictions: LatticePredictions, views: LatticeViews) -> dict[str, torch.Tensor]:
+        return disjoint_loss(predictions, views, self.config.detail)
+
+    def objective(self, terms: dict[str, torch.Tensor], step: int) -> torch.Tensor:
+        """Return the sum of the terms; while the lattice's network leads, without the consistency."""
+        leads = step < self.config.lead * self.config.steps
+        return sum(term for name, term in terms.items() if not (leads and name == "consistency"))
+
+    def predict(self, learner: LatticePair, network: nn.Module, views: LatticeViews) -> LatticePredictions:
+        return learner(views, network)
+
+    def replays(self, cine: Cine) -> bool:
+        return cine.truth is not None  # lattices have another shape each time
+
+    def to_tensors(self, views: LatticeViews) -> tuple[torch.Tensor, ...]:
+        return () if views.truth is None else (views.frame, views.truth)
+
+    def from_tensors(self, tensors: Sequence[torch.Tensor]) -> LatticeViews:
+        return LatticeViews(tensors[0], truth=tensors[1])
+
+
+RECIPES: dict[str, type[Recipe]] = {"disjoint": Disjoint, "published": Published}
+
+
+def recipe_of(config: TrainingConfig) -> Recipe:
+    """Return the recipe that a config names."""
+    return RECIPES[config.recipe](config)

@@ -1,0 +1,117 @@
+"""Errors, whole files, locks, memory and torchrun: what all share with the system. Standard library only."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import sys
+import tempfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """The user's input cannot be used. The message is one sentence: what is wrong and what to do."""
+
+
+def named(path, error: Exception) -> str:
+    """An error's message with its file before it, which it may begin with already."""
+    return f"{path}: {str(error).removeprefix(f'{path} ')}"
+
+
+class Cancelled(Exception):
+    """The caller asked to stop; nothing was written."""
+
+
+def torchrun_place() -> tuple[int, int, int]:
+    """The number of this process among those that torchrun has started, the same on this host, and how many there are.
+
+    (0, 0, 1) where there is no torchrun. Raises InputError where its variables are there in part.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return 0, 0, 1
+    try:
+        rank, local, count = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+        _ = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    except (KeyError, ValueError) as error:
+        raise InputError("WORLD_SIZE is set, but not by torchrun: start with torchrun, or unset it.") from error
+    return rank, local, count
+
+
+def keep_memory() -> None:
+    """In a process of our own: freed memory, up to 256 MB, is kept for what comes next.
+
+    Else GNU's allocator gives the arrays of each block of frames back to the system and asks for them again, which
+    takes a tenth of the time. Nothing is done on other systems.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if set_option:
+        trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # of malloc.h
+        set_option(mmap_threshold, 2**25)  # bytes; the most that it takes
+        set_option(trim_threshold, 2**28)
+        set_option(top_pad, 2**24)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that there is not enough memory, here, on a graphics card or for threads."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return True
+    said = ("out of memory", "can't allocate", "Unable to allocate", "not enough memory", "can't start new thread")
+    return getattr(error, "errno", None) == errno.ENOMEM or any(words in str(error) for words in said)
+
+
+def replace_file(path, content: bytes) -> None:
+    """Writes a file whole or not at all: into a temporary one beside it, then renamed.
+
+    Raises InputError where the folder does not exist or cannot be written.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
+    finally:
+        if temporary is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+@contextmanager
+def locked(path):
+    """Keeps a file that takes long to make to this process: holds the system's lock on `<path>.lock` meanwhile.
+
+    The lock ends with the process, in whichever way that ends; a file that is left then locks nothing. Where the file
+    system knows no locks, none is held. Raises InputError where another process holds it, or the folder does not exist
+    or cannot be written.
+    """
+    lock = Path(f"{path}.lock")
+    try:
+        file = lock.open("ab")
+    except OSError as error:
+        raise InputError(f"{lock} cannot be written: {error.strerror or error}.") from error
+    with file:
+        try:
+            if os.name == "nt":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise InputError(f"Another process is at work on {path}; wait until it has ended.") from error
+        except OSError:
+            pass  # no locks here
+        try:
+            yield
+        finally:
+            file.close()  # first: Windows removes no open file
+            with suppress(OSError):
+                lock.unlink()

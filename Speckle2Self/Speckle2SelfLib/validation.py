@@ -1,0 +1,77 @@
+"""Figures on held-out frames, a picture of one of them, and the score by which a run keeps its best model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from . import metrics
+from .dataset import Batch, Cine
+from .grey import BRIGHTEST, evenly
+from .inference import through_network
+from .recipes import Recipe
+
+FRAMES = 4  # of each recording, evenly spread
+SIDE = 512  # pixels of a frame that the loss is measured on, at most
+
+
+@torch.no_grad()
+def validate(
+    recipe: Recipe, learner: nn.Module, network: nn.Module, cines: Sequence[Cine], device: torch.device
+) -> tuple[dict[str, float], np.ndarray | None]:
+    """Return figures on held-out cines, and a picture of one of their frames next to its result.
+
+    The figures are the loss terms, over views that are the same each time (`held-out <term>`); those of
+    `metrics.evaluate` for recorded frames at the model's grain; rms, the error to the truth, for simulated ones.
+    Figures that cannot be measured (the structure of a black frame) are left out; there are none where nothing is held
+    out. The picture is (H, 2 W) uint8, or None without recorded frames.
+
+    Args: learner, see `Recipe.wrap`; network, the averaged one, in evaluation mode; both on the device.
+    """
+    rng, picture = np.random.default_rng(0), None
+    terms: dict[str, list[float]] = {}
+    figures: dict[str, list[float]] = {}
+    for cine in cines:
+        count = len(cine.frames)
+        for number in evenly(count, FRAMES) if cine.truth is None else range(count):
+            frame, truth = (
+                None if frames is None else frames[number : number + 1].to(device)  # (1, 1, H, W)
+                for frames in (cine.frames, cine.truth)
+            )
+            views = recipe.views(_corner(frame, truth, cine.grain), rng)
+            for name, term in recipe.loss(recipe.predict(learner, network, views), views).items():
+                terms.setdefault(f"held-out {name}", []).append(term.item())
+            before = recipe.normalised(frame)
+            after = through_network(network, before).clamp(0, BRIGHTEST)
+            if truth is not None:
+                figures.setdefault("rms", []).append((after - truth).square().mean().sqrt().item())
+                continue
+            if picture is None:
+                picture = np.hstack([to_8_bit(cine.as_recorded(x)) for x in (before, after)])
+            for name, value in metrics.evaluate(to_8_bit(before)[None], to_8_bit(after)[None]).items():
+                figures.setdefault(name, []).append(value)
+    return {name: float(np.mean(values)) for name, values in (terms | figures).items()}, picture
+
+
+def score(figures: dict[str, float], recorded: bool) -> float:
+    """Return what the best model is chosen by, lower is better: the held-out loss, or the error to the truth.
+
+    Args: recorded, whether the run has recordings to train on; else all frames are simulated.
+    """
+    if not recorded and "rms" in figures:
+        return figures["rms"]
+    return sum(value for name, value in figures.items() if name.startswith("held-out"))
+
+
+def _corner(frame: torch.Tensor, truth: torch.Tensor | None, grain: tuple[float, float]) -> Batch:
+    """Return the top left part of a frame (1, 1, H, W) and its truth, of sides that every network takes."""
+    height, width = (min(n // 16 * 16, SIDE) for n in frame.shape[-2:])
+    return Batch(frame[..., :height, :width], None if truth is None else truth[..., :height, :width], grain)
+
+
+def to_8_bit(x: torch.Tensor) -> np.ndarray:
+    """(1, 1, H, W) about [0, 1] -> (H, W) uint8."""
+    return (x[0, 0].float().clamp(0, 1) * 255).round().byte().cpu().numpy()

@@ -1,0 +1,28 @@
+"""What Slicer's own code complains of in the log while a test runs: errors of VTK and MRML, and of the models here.
+
+Nothing is raised by them, in the application as here; a test that cares looks into `heard`.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import vtk
+
+heard: list[str] = []
+
+
+def listen() -> None:
+    """Keeps the errors that VTK prints."""
+    vtk.vtkOutputWindow.GetInstance().AddObserver("ErrorEvent", _hear)
+
+
+@vtk.calldata_type(vtk.VTK_STRING)
+def _hear(window, event, text) -> None:
+    heard.append(text.strip())
+
+
+def complain(text: str) -> None:
+    """A line in the application's log, as Qt's and CTK's classes write it."""
+    heard.append(text)
+    logging.warning(text)

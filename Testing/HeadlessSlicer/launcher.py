@@ -1,0 +1,34 @@
+"""`PythonSlicer`: not Python itself but CTK's launcher, which starts it and stays as its parent.
+
+Its exit code is Python's; where Python crashes or is killed it is 1, after a line on standard error. Standard input and
+output are Python's own, so a kill of the process group ends both, one of the launcher alone leaves Python running.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+SCRIPT = """#!/bin/sh
+exec {python} -I -S -c '
+import subprocess, sys
+code = subprocess.call([sys.executable] + sys.argv[1:])
+if code < 0:
+    sys.stderr.write("error: [" + sys.executable + "] exit abnormally - Report the problem.\\n")
+sys.exit(1 if code < 0 else code)
+' "$@"
+"""
+
+
+def install(folder: Path) -> Path:
+    """Makes a PythonSlicer in the folder `bin` of `folder`, puts it first on the PATH, as Slicer's own launcher does
+    for all that is started by the application, and makes it `sys.executable`."""
+    program = folder / "bin" / "PythonSlicer"
+    program.parent.mkdir()
+    program.write_text(SCRIPT.format(python=shlex.quote(sys.executable)))
+    program.chmod(0o755)
+    os.environ["PATH"] = os.pathsep.join((str(program.parent), os.environ.get("PATH", "")))
+    sys.executable = str(program)
+    return program
