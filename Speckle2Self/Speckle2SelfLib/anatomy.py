@@ -8,6 +8,7 @@ learnt in the first one only, it puts where it does not belong.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import cos, exp, log, sin
 
 import numpy as np
@@ -148,7 +149,7 @@ class Textures:
             (column - column.min()).astype(np.intp),
         )  # the place within its cell
         seeds = rng.random((3, int(row.max()) + 3, int(column.max()) + 3), dtype=np.float32)
-        nearest, second, level = np.full(self.size, 9, np.float32), np.full(self.size, 9, np.float32), 0.0
+        nearest, second, level = (np.full(self.size, start, np.float32) for start in (9, 9, 0))
         for i in range(3):
             for j in range(3):
                 dy, dx, value = seeds[:, row + i, column + j]
@@ -200,7 +201,7 @@ class Anatomy:
         tilt = self.rng.uniform(-slope, slope) * (np.arange(columns) - columns / 2)
         return (self.rng.uniform(0, self.size[0]) + bend + tilt).astype(np.float32)
 
-    def background(self, level: float):
+    def background(self, level: float) -> None:
         """Tissue whose level drifts slowly, standard deviation `level` dB."""
         sigma = self.rng.uniform(0.1, 0.3)
         coarse = gaussian_filter(self.rng.standard_normal((32, 32), dtype=np.float32), 32 * sigma, mode="wrap")
@@ -208,17 +209,19 @@ class Anatomy:
         drift = _between(_between(coarse, rows, 0), columns, 1)
         self.decibels += np.float32(level) * (drift - drift.mean()) / max(float(drift.std()), 1e-9)
 
-    def put(self, inside: np.ndarray, contrast: float):
+    def put(self, inside: np.ndarray, contrast: float) -> None:
         """Changes the level by `contrast` dB where inside (0 to 1) is 1."""
         self.decibels += np.float32(contrast) * inside
         self.labels[inside > 0.5] = min(int(self.labels.max()) + 1, 255)
 
-    def boundary(self, wander: float = 0.1, slope: float = 0.4):
+    def boundary(self, wander: float = 0.1, slope: float = 0.4) -> None:
         """A tissue interface: another level below it; some are gradual."""
         soft = self.rng.uniform(0.4, 3) if self.rng.random() < 0.75 else exp(self.rng.uniform(1, 3.5))
         self.put(_soft_step(self.curve(wander, slope) - self.y, soft), self.rng.normal(0, 8))
 
-    def blob(self, contrast: float, shape: str, radius: tuple[float, float], soft: float = 0.3, wall: float = 0.0):
+    def blob(
+        self, contrast: float, shape: str, radius: tuple[float, float], soft: float = 0.3, wall: float = 0.0
+    ) -> None:
         """A disc, box or triangle of half axes `radius` pixels, edges `soft` pixels wide, a wall of `wall` dB."""
         cy, cx = (self.rng.uniform(0.05, 0.95) * n for n in self.size)
         turn = self.rng.uniform(0, np.pi)
@@ -236,7 +239,7 @@ class Anatomy:
             width = np.float32(self.rng.uniform(0.6, 2))
             self.decibels += np.float32(wall) * np.exp(-((outside / width) ** 2) / 2)
 
-    def layer(self, wander: float = 0.1, slope: float = 0.6):
+    def layer(self, wander: float = 0.1, slope: float = 0.6) -> None:
         """A thin bright layer (fascia, vessel wall, bone), part speckle, part specular."""
         ends = np.abs(np.arange(self.size[1], dtype=np.float32) - np.float32(self.rng.uniform(0, self.size[1])))
         extent = _soft_step(ends - np.float32(self.rng.uniform(0.05, 1) * self.size[1]), 8)
@@ -247,34 +250,34 @@ class Anatomy:
         if self.rng.random() < 0.6:
             self.specular = np.maximum(self.specular, height + self.decibels - 40 * (1 - profile))
 
-    def lower(self, decibels: np.ndarray):
+    def lower(self, decibels: np.ndarray) -> None:
         """Everything, its echoes too, by so many decibels."""
         self.decibels -= decibels
         self.specular -= decibels
         self.echoes *= 10 ** (decibels / -20)
 
-    def shadow(self):
+    def shadow(self) -> None:
         """A dark column below some depth, as behind bone or at a vessel's edge."""
         across = np.abs(self.x[0] - self.rng.uniform(0, self.size[1])) - self.rng.uniform(0.02, 0.2) * self.size[1]
         above = self.rng.uniform(0, 0.8) * self.size[0] - self.y[:, 0]
         inside = _soft_step(across, 6) * _soft_step(above, 4)[:, None]
         self.lower(np.float32(self.rng.uniform(3, 35)) * inside.astype(np.float32))
 
-    def points(self, count: int):
+    def points(self, count: int) -> None:
         """Coherent point targets (needle tip, calcification) whose echo stands 8 to 35 dB above the tissue's."""
         rows, columns = (self.rng.integers(0, n, count) for n in self.size)
         self._echo_at(rows, columns, self.rng.uniform(8, 35, count))
 
-    def _echo_at(self, rows, columns, contrast):
+    def _echo_at(self, rows: np.ndarray, columns: np.ndarray, contrast: np.ndarray | float) -> None:
         level = self.decibels[rows, columns] + contrast
         np.maximum.at(self.echoes, (rows, columns), (10 ** (level / 20)).astype(np.float32))
 
-    def _window(self, centre, reach: float) -> tuple[slice, slice]:
+    def _window(self, center: Sequence[float] | np.ndarray, reach: float) -> tuple[slice, ...]:
         """Rows and columns within `reach` pixels of a place; (empty) where that is outside."""
-        bounds = [(max(0, int(c - reach)), min(n, int(c + reach) + 2)) for c, n in zip(centre, self.size, strict=True)]
+        bounds = [(max(0, int(c - reach)), min(n, int(c + reach) + 2)) for c, n in zip(center, self.size, strict=True)]
         return tuple(slice(low, max(low, high)) for low, high in bounds)
 
-    def strokes(self, count: int, spacing: float = 0.0):
+    def strokes(self, count: int, spacing: float = 0.0) -> None:
         """Straight pieces of echo (wires, needles, fibres), thin, with hard ends, 7 to 24 dB above the tissue's.
 
         spacing, pixels: they lie side by side at this distance, as in a grating; 0: anywhere, in about one direction.
@@ -283,16 +286,16 @@ class Anatomy:
         length = exp(self.rng.uniform(log(0.12), log(0.8))) * self.unit
         level, sigma = self.rng.uniform(7, 24), self.rng.uniform(0.3, 1.2)
         coherent = self.rng.random() < 0.6
-        centre = np.array([self.rng.uniform(0.1, 0.9) * n for n in self.size])
+        center = np.array([self.rng.uniform(0.1, 0.9) * n for n in self.size])
         for number in range(count):
             turn = angle
             if spacing:
                 step = (number - (count - 1) / 2) * spacing
-                middle = centre + step * np.array([np.cos(turn), -np.sin(turn)])
+                middle = center + step * np.array([np.cos(turn), -np.sin(turn)])
                 half, contrast = length / 2, level
             else:
                 turn += self.rng.normal(0, 0.12)
-                middle = [self.rng.uniform(0, n) for n in self.size]
+                middle = np.array([self.rng.uniform(0, n) for n in self.size])
                 half, contrast = length / 2 * self.rng.uniform(0.3, 1.5), level * self.rng.uniform(0.8, 1.2)
             window = self._window(middle, half + 5)
             y, x = self.y[window] - np.float32(middle[0]), self.x[window] - np.float32(middle[1])
@@ -304,7 +307,7 @@ class Anatomy:
             else:
                 self.decibels[window] += np.float32(contrast) * profile
 
-    def row(self, count: int, spacing: float):
+    def row(self, count: int, spacing: float) -> None:
         """Equal point targets in a row, as of a resolution phantom."""
         turn, middle = self.rng.uniform(0, np.pi), [self.rng.uniform(0.1, 0.9) * n for n in self.size]
         at = (np.arange(count) - count // 2) * spacing
@@ -312,7 +315,7 @@ class Anatomy:
         inside = (rows >= 0) & (rows < self.size[0]) & (columns >= 0) & (columns < self.size[1])
         self._echo_at(rows[inside], columns[inside], self.rng.uniform(8, 28))
 
-    def leaves(self, count: int, spread: float, textures: list[np.ndarray], smallest: float = 1.5):
+    def leaves(self, count: int, spread: float, textures: list[np.ndarray], smallest: float = 1.5) -> None:
         """Dead leaves: `count` shapes, large and small, one over another, levels of `spread` dB deviation.
 
         Their radii fall as r ** -3 from `smallest` pixels to half the frame; half of them show one of the textures.
@@ -327,19 +330,19 @@ class Anatomy:
                 self._leaf(float(one), self.rng.normal(0, spread), strength * self.rng.uniform(0.3, 1.5), texture)
             self._small_leaves(group[group <= SMALL * 0.7], spread, strength, texture)
 
-    def _leaf(self, radius: float, level: float, strength: float, texture: np.ndarray):
+    def _leaf(self, radius: float, level: float, strength: float, texture: np.ndarray) -> None:
         outline = _outlines(np.array([radius]), self.rng)[0]
-        centre = [self.rng.uniform(-0.1, 1.1) * n for n in self.size]
+        center = [self.rng.uniform(-0.1, 1.1) * n for n in self.size]
         soft = exp(self.rng.uniform(log(0.6), log(5)))
         if self.rng.random() < 0.1:
             soft = radius * self.rng.uniform(0.3, 1)  # a gradual border
-        window = self._window(centre, float(outline.max()) + 2 * soft)
-        y, x = self.y[window] - np.float32(centre[0]), self.x[window] - np.float32(centre[1])
+        window = self._window(center, float(outline.max()) + 2 * soft)
+        y, x = self.y[window] - np.float32(center[0]), self.x[window] - np.float32(center[1])
         if y.size == 0:
             return
         depth = _within(outline, y, x)
         inside = _soft_step(-depth, soft)
-        value = np.float32(level)
+        value: np.ndarray | np.float32 = np.float32(level)
         if strength:
             value = value + np.float32(strength) * texture[window]
         if self.rng.random() < 0.3:  # a shade from one side to the other
@@ -351,15 +354,15 @@ class Anatomy:
             width, height = np.float32(self.rng.uniform(0.5, 2)), np.float32(self.rng.normal(0, 8))
             self.decibels[window] += height * np.exp(-((depth / width) ** 2) / 2)
 
-    def _small_leaves(self, radius: np.ndarray, spread: float, strength: float, texture: np.ndarray):
+    def _small_leaves(self, radius: np.ndarray, spread: float, strength: float, texture: np.ndarray) -> None:
         """All at once; the later lie on top."""
         if len(radius) == 0:
             return
         offset = np.arange(-SMALL, SMALL + 1)
         around = offset[:, None].astype(np.float32), offset.astype(np.float32)
         leaf, dy, dx = np.nonzero(_within(_outlines(radius, self.rng), *around) > 0)  # of (N, ..., ...)
-        centres = [self.rng.integers(-2, n + 2, len(radius)) for n in self.size]
-        row, column = centres[0][leaf] + offset[dy], centres[1][leaf] + offset[dx]
+        centers = [self.rng.integers(-2, n + 2, len(radius)) for n in self.size]
+        row, column = centers[0][leaf] + offset[dy], centers[1][leaf] + offset[dx]
         seen = (row >= 0) & (row < self.size[0]) & (column >= 0) & (column < self.size[1])
         owner = np.full(self.size, -1, np.intp)
         owner[row[seen], column[seen]] = leaf[seen]
@@ -370,12 +373,12 @@ class Anatomy:
         there, value = (gaussian_filter(image, soft, truncate=3) for image in (there, value))
         self.decibels += value - there * self.decibels
 
-    def tree(self, contrast: float):
+    def tree(self, contrast: float) -> None:
         """Branching vessels whose level differs by `contrast` dB, some with walls."""
         inside = np.zeros(self.size, np.float32)
         wall = np.zeros(self.size, np.float32) if self.rng.random() < 0.4 else None
-        side = self.rng.integers(4)
-        start = np.array([self.rng.uniform(0, 1), 0.0 if side % 2 else 1.0])[:: 1 if side < 2 else -1] * self.size
+        edge = self.rng.integers(4)
+        start = np.array([self.rng.uniform(0, 1), 0.0 if edge % 2 else 1.0])[:: 1 if edge < 2 else -1] * self.size
         toward = np.array([self.rng.uniform(0.2, 0.8) * n for n in self.size]) - start
         width = exp(self.rng.uniform(log(0.8), log(6)))
         branches = [(start, float(np.arctan2(*toward)), width)]
@@ -395,7 +398,15 @@ class Anatomy:
         if wall is not None:
             self.decibels += np.float32(self.rng.uniform(3, 12)) * np.clip(wall - inside, 0, 1)
 
-    def _vessel(self, inside, wall, place, turn: float, length: float, width: float) -> np.ndarray:
+    def _vessel(
+        self,
+        inside: np.ndarray,
+        wall: np.ndarray | None,
+        place: np.ndarray,
+        turn: float,
+        length: float,
+        width: float,
+    ) -> np.ndarray:
         """Draws a straight piece of a vessel; returns its end."""
         direction = np.array([sin(turn), cos(turn)])
         middle = place + direction * length / 2
@@ -408,7 +419,7 @@ class Anatomy:
             wall[window] = np.maximum(wall[window], _soft_step(away - (width + 1.5), 0.8))
         return place + direction * length
 
-    def reverberate(self):
+    def reverberate(self) -> None:
         """Everything a second and a third time, further down and weaker."""
         down = int(self.rng.uniform(0.08, 0.5) * self.size[0])
         weaker = np.float32(self.rng.uniform(10, 30))
@@ -420,7 +431,7 @@ class Anatomy:
             self.specular[down:] = np.maximum(self.specular[down:], self.specular[:-down] - weaker)
         self.decibels = 10 * np.log10(np.maximum(power, 1e-20))
 
-    def side_lobes(self):
+    def side_lobes(self) -> None:
         """What is bright also shines, weakly, to its left and right."""
         reach = int(self.rng.uniform(0.05, 0.25) * self.size[1]) * 2 + 1
         power = 10 ** (self.decibels / 10)
@@ -436,7 +447,7 @@ def _between(values: np.ndarray, at: np.ndarray, axis: int) -> np.ndarray:
     return low + share * (high - low)
 
 
-def _draw_natural(anatomy: Anatomy, rng: np.random.Generator):
+def _draw_natural(anatomy: Anatomy, rng: np.random.Generator) -> None:
     """Dead leaves over a texture, or a texture without them; some with vessels, a fine texture over all, or a dark
     surrounding."""
     textures = Textures(anatomy.size, rng)
@@ -457,22 +468,22 @@ def _draw_natural(anatomy: Anatomy, rng: np.random.Generator):
     if rng.random() < 0.1:  # one body in the dark
         kept, anatomy.decibels = anatomy.decibels, np.full(anatomy.size, -rng.uniform(10, 45), np.float32)
         outline = _outlines(np.array([anatomy.unit * rng.uniform(0.3, 0.8)]), rng)[0]
-        centre = [rng.uniform(0, 1) * n for n in anatomy.size]
-        depth = _within(outline, anatomy.y - np.float32(centre[0]), anatomy.x - np.float32(centre[1]))
+        center = [rng.uniform(0, 1) * n for n in anatomy.size]
+        depth = _within(outline, anatomy.y - np.float32(center[0]), anatomy.x - np.float32(center[1]))
         inside = _soft_step(-depth, exp(rng.uniform(-0.5, 1.5)))
         anatomy.decibels += inside * (kept - anatomy.decibels)
     for _ in range(int(rng.integers(0, 4)) if rng.random() < 0.3 else 0):
         anatomy.layer()
 
 
-def _draw_textbook(anatomy: Anatomy, layout: str, rng: np.random.Generator):
+def _draw_textbook(anatomy: Anatomy, layout: str, rng: np.random.Generator) -> None:
     """Tissues, vessels, cysts and layers."""
     unit = anatomy.unit
 
-    def radius(smallest, largest):
+    def radius(smallest: float, largest: float) -> tuple[float, float]:
         return tuple(np.exp(rng.uniform(np.log(smallest * unit), np.log(largest * unit), 2)))
 
-    def soft():
+    def soft() -> float:
         return exp(rng.uniform(log(0.2), log(3)))
 
     if layout == "phantom":
