@@ -15,7 +15,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, gaussian_filter1d, uniform_filter1d
 
 LAYOUTS = ("phantom", "vessel", "layers", "organ", "flat", "natural")
-SHARES = (0.06, 0.11, 0.11, 0.10, 0.12, 0.50)  # of the anatomies, where no layout is asked for
+SHARES = (0.06, 0.12, 0.12, 0.10, 0.14, 0.46)  # of the anatomies, where no layout is asked for
 SMALL = 8  # pixels; leaves of a smaller radius are drawn all at once, larger ones one by one
 ANGLES = 64  # at which an outline is given
 FRAME = 128  # pixels; the side of the square that numbers of leaves, strokes and cells are meant for
@@ -75,7 +75,7 @@ class Textures:
 
     def draw(self, kind: str | None = None) -> np.ndarray:
         """One of the TEXTURES; None: any."""
-        field = getattr(self, kind or str(self.rng.choice(TEXTURES, p=(0.3, 0.1, 0.18, 0.14, 0.1, 0.08, 0.1))))()
+        field = getattr(self, kind or str(self.rng.choice(TEXTURES, p=(0.32, 0.06, 0.18, 0.14, 0.1, 0.08, 0.12))))()
         field = field - field.mean()
         return np.clip(field / max(float(field.std()), 1e-6), -4, 4)
 
@@ -325,7 +325,7 @@ class Anatomy:
         for group in groups:
             large = group[group > SMALL * 0.7]
             texture = textures[int(self.rng.integers(len(textures)))]
-            strength = self.rng.uniform(0, 5) if self.rng.random() < 0.6 else 0.0
+            strength = self.rng.uniform(0, 4) if self.rng.random() < 0.5 else 0.0
             for one in large:
                 self._leaf(float(one), self.rng.normal(0, spread), strength * self.rng.uniform(0.3, 1.5), texture)
             self._small_leaves(group[group <= SMALL * 0.7], spread, strength, texture)
@@ -454,17 +454,16 @@ def _draw_natural(anatomy: Anatomy, rng: np.random.Generator) -> None:
     fields = [textures.draw() for _ in range(int(rng.integers(1, 4)))]
     spread = rng.uniform(4, 12)
     bare = rng.random() < 0.12
-    anatomy.decibels += (
-        np.float32(rng.uniform(0, 3) if rng.random() < 0.5 else spread * rng.uniform(0, 0.8)) * fields[0]
-    )
+    strength = rng.uniform(0, 2) if rng.random() < 0.6 else spread * rng.uniform(0, 0.8)
+    anatomy.decibels += np.float32(strength) * fields[0]
     count = exp(rng.uniform(log(50), log(2000))) * anatomy.frames
     smallest = 1.5 if rng.random() < 0.4 else exp(rng.uniform(log(1.2), log(10)))
     if not bare:
         anatomy.leaves(int(np.ceil(count * (1.5 / smallest) ** 2)), spread, fields, smallest)
     if rng.random() < 0.25:
         anatomy.tree(rng.uniform(3, 20) * (1 if rng.random() < 0.3 else -1))
-    if rng.random() < 0.3:
-        anatomy.decibels += np.float32(rng.uniform(0.5, 4)) * textures.draw()
+    if rng.random() < 0.2:
+        anatomy.decibels += np.float32(rng.uniform(0.5, 2.5)) * textures.draw()
     if rng.random() < 0.1:  # one body in the dark
         kept, anatomy.decibels = anatomy.decibels, np.full(anatomy.size, -rng.uniform(10, 45), np.float32)
         outline = _outlines(np.array([anatomy.unit * rng.uniform(0.3, 0.8)]), rng)[0]
@@ -515,8 +514,8 @@ def draw_anatomy(layout: str, size: tuple[int, int], rng: np.random.Generator) -
         _draw_natural(anatomy, rng)
     else:
         _draw_textbook(anatomy, layout, rng)
-        if layout not in ("flat", "phantom") and rng.random() < 0.35:  # tissue is seldom without texture
-            anatomy.decibels += np.float32(rng.uniform(0.5, 4)) * Textures(size, rng).draw()
+        if layout not in ("flat", "phantom") and rng.random() < 0.25:  # tissue is seldom without texture
+            anatomy.decibels += np.float32(rng.uniform(0.5, 3)) * Textures(size, rng).draw()
     fine = 0.25 if layout == "natural" else 0.5
     if layout != "flat":
         for _ in range(rng.integers(0, 3)):
