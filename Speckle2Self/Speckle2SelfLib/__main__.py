@@ -493,7 +493,7 @@ def _add_simulate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--frames", type=int, default=10, help="with independent speckle (default: %(default)s)")
     command.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"), help=size)
     command.add_argument("--grain", type=float, nargs=2, metavar=("Y", "X"), help=grain)
-    command.add_argument("--layout", help="phantom, vessel, layers, organ or flat (default: drawn)")
+    command.add_argument("--layout", help="phantom, vessel, layers, organ, flat or natural (default: drawn)")
     command.add_argument("--geometry", default="linear", help="linear, sector or piece (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: %(default)s)")
 
