@@ -432,7 +432,7 @@ class Anatomy:
         self.decibels = 10 * np.log10(np.maximum(power, 1e-20))
 
     def side_lobes(self) -> None:
-        """What is bright also shines, weakly, to its left and right."""
+        """Add side lobes: bright echoes shine weakly to their left and right."""
         reach = int(self.rng.uniform(0.05, 0.25) * self.size[1]) * 2 + 1
         power = 10 ** (self.decibels / 10)
         power += np.float32(10 ** self.rng.uniform(-3.5, -2)) * uniform_filter1d(power, reach, axis=1, mode="mirror")

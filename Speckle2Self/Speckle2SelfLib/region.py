@@ -62,13 +62,10 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     shape = frames.shape[1:3]
     chosen = frames[evenly(len(frames), 24)]
     grey_values = luminance(chosen)
-    finite = np.isfinite(grey_values)
     nothing = np.zeros(shape, bool)
-    if not finite.any():
+    if not np.isfinite(grey_values).any():
         return nothing
-    if not finite.all() or within is not None:  # what must not count is as dark as the darkest pixel
-        darkest = grey_values.min(where=finite, initial=np.inf)
-        grey_values = np.where(finite & (True if within is None else within), grey_values, darkest)
+    grey_values = _darken_outside(grey_values, within)
     brightest, steady = grey_values.max(0), grey_values.mean(0)
     black, white = np.percentile(brightest, (1, 99.9))
     black = min(black, np.percentile(grey_values, 5))
@@ -99,10 +96,7 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     image = _find_image_parts(lit & ~graphics, graphics, change if moves else None)
     if not image.any():
         return nothing
-    region = convex_hull_image(image, offset_coordinates=False)
-    box = box_of(region)
-    if region[box].mean() > 0.9:
-        region[box] = True
+    region = _fill_image(image)
     region &= ~_find_exterior(image, region) | (lit & ~graphics)
     region &= ~_find_boxes(brightest, grey_values.min(0), region)
     if moves:  # tissue can be still by chance; graphics are frozen, or stand out from a dark ground
@@ -115,6 +109,23 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
         graphics |= ndimage.binary_closing(found, np.ones((1, 13)))[8:-8, 8:-8]  # points and hyphens between letters
     region = _remove_specks(region & ~ndimage.binary_dilation(graphics, iterations=2), SMALLEST)
     return region if within is None else region & within
+
+
+def _darken_outside(grey_values: np.ndarray, within: np.ndarray | None) -> np.ndarray:
+    """Return grey values (N, H, W) in which pixels that are not finite or not `within` are as dark as the darkest."""
+    counts = np.isfinite(grey_values)
+    darkest = grey_values.min(where=counts, initial=np.inf)
+    counts &= True if within is None else within
+    return grey_values if counts.all() else np.where(counts, grey_values, darkest)
+
+
+def _fill_image(image: np.ndarray) -> np.ndarray:
+    """Return the convex hull (H, W) bool of the light parts of an image, or their rectangle where they fill it."""
+    region = convex_hull_image(image, offset_coordinates=False)
+    box = box_of(region)
+    if region[box].mean() > 0.9:
+        region[box] = True
+    return region
 
 
 def _find_exterior(image: np.ndarray, region: np.ndarray) -> np.ndarray:
