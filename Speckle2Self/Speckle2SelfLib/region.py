@@ -59,10 +59,8 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
 
     Args: within, (H, W) bool: search only there, for example where the file says that the image is.
     """
-    shape = frames.shape[1:3]
     chosen = frames[evenly(len(frames), 24)]
-    grey_values = luminance(chosen)
-    nothing = np.zeros(shape, bool)
+    grey_values, nothing = luminance(chosen), np.zeros(frames.shape[1:3], bool)
     if not np.isfinite(grey_values).any():
         return nothing
     grey_values = _darken_outside(grey_values, within)
