@@ -397,7 +397,6 @@ class SpeckleTrainWidget(ModelsPart, Panel):
             self.timer.stop()
 
     def endShown(self) -> None:
-        """Show the run in the scene no longer."""
         self._shown = None
 
     def showRun(self) -> None:
