@@ -60,9 +60,11 @@ def views(block, *arrays: tuple[tuple[int, ...], str]) -> list[np.ndarray]:
     ]
 
 
-def job_arrays(shape, dtype) -> list:
-    """What a job's block holds: input, output, region (found by the child, or given)."""
-    return [(tuple(shape), dtype), (tuple(shape), dtype), (tuple(shape[1:3]), "bool")]
+def job_arrays(shape, dtype, uncertainty: bool = False) -> list:
+    """What a job's block holds: input, output, region (found by the child, or given), and the output's uncertainty
+    where that is asked for."""
+    arrays = [(tuple(shape), dtype), (tuple(shape), dtype), (tuple(shape[1:3]), "bool")]
+    return [*arrays, (tuple(shape[:3]), "float32")] if uncertainty else arrays
 
 
 def stream_arrays(shape, dtype) -> list:
@@ -253,12 +255,14 @@ class Server:
 
     def _despeckle(self, request: protocol.Despeckle) -> None:
         from .calibration import calibrate
-        from .despeckling import despeckle, needs_grain
+        from .despeckling import check_uncertainty, despeckle, needs_grain
 
         asked = from_dict(DespeckleOptions, request.options)
-        arrays = job_arrays(request.shape, request.dtype)
-        frames, output, region = views(attach(request.block, request.inode, layout(*arrays)[1]), *arrays)
+        arrays = job_arrays(request.shape, request.dtype, request.uncertainty)
+        frames, output, region, *maps = views(attach(request.block, request.inode, layout(*arrays)[1]), *arrays)
         model, options, words = self.engine(asked)
+        if maps:
+            check_uncertainty(model)
         given = region.copy() if asked.region == "given" else None if asked.region == "none" else asked.region
         calibration = calibrate(frames, given, with_grain=needs_grain(model))
         region[...] = calibration.region
@@ -284,6 +288,7 @@ class Server:
             output=output,
             progress=progress,
             cancelled=cancelled,
+            uncertainty=maps[0] if maps else None,
             **options,
         )
         self.say(protocol.Done(request.job))
