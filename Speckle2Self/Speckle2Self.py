@@ -28,7 +28,7 @@ from slicer.ScriptedLoadableModule import (
 from Speckle2SelfLib import library
 from Speckle2SelfLib.config import AXES, FILTER_NAMES, DespeckleOptions
 from Speckle2SelfLib.system import InputError
-from Speckle2SelfSlicer import comparison, dependencies, regions, sample_data, scene, views
+from Speckle2SelfSlicer import comparison, dependencies, regions, sample_data, scene
 from Speckle2SelfSlicer.panel import Panel, WrapperCache, box, reporting_errors
 from Speckle2SelfSlicer.panel_parts import ComparePart, LivePart
 from Speckle2SelfSlicer.regions import RegionNode
@@ -144,7 +144,6 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
 
     def exit(self) -> None:
         self.ui.flickerButton.checked = False
-        views.restore()
         self.hideOutline()
         super().exit()
 
@@ -297,7 +296,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
         return {**options, "region": given or parameters.region}
 
     def onApply(self) -> None:
-        with reporting_errors(_("Despeckling failed.")):
+        with reporting_errors(_("Despeckling failed."), cleanUp=lambda: self.setStatus("")):
             parameters = self._parameterNode
             self.endLive()
             self.setStatus(_("Installing Python packages...") if dependencies.missing() else "")
@@ -306,8 +305,6 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
             )
             self.setStatus(_("Reading..."))
             self.timer.start()
-        if self.run is None:
-            self.setStatus("")
         self.showRunning()
 
     def onCancel(self) -> None:
@@ -316,14 +313,15 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
             self.run.cancel()
 
     def onTimer(self) -> None:
-        """Advance all running work by one time slice; never blocks."""
-        self.session.worker.poll()
+        """Advance all running work by one time slice; never blocks. What fails is given up before that is shown."""
+        with reporting_errors(_("Despeckling failed."), cleanUp=self.endAll):
+            self.session.worker.poll()
         if self.run is not None:
-            with reporting_errors(_("Despeckling failed.")):
+            with reporting_errors(_("Despeckling failed."), cleanUp=self.run.abandon):
                 self.run.step()
             self.showProgress()
-            if self.run.ended:
-                self.finishRun()
+        if self.run is not None and self.run.ended:
+            self.finishRun()
         if self.outline.searching:
             with reporting_errors(_("The region cannot be shown."), cleanUp=self.hideOutline):
                 self.outline.step()
@@ -331,12 +329,15 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
             with reporting_errors(_("Live despeckling failed."), cleanUp=self.endLive):
                 self.stepLive()
         if self._relook is not None:
-            with reporting_errors(_("The output could not be brought up to date.")):
+            with reporting_errors(_("The output could not be brought up to date."), cleanUp=self.endRelook):
                 if next(self._relook, "done") == "done":
                     self._relook = None
         showing = self.live is not None and (self.live.waiting or not self.live.once)
         if not (self.run or showing or self.outline.searching or self._relook):
             self.timer.stop()
+
+    def endRelook(self) -> None:
+        self._relook = None
 
     def showRunning(self) -> None:
         """Show Apply, or Cancel and progress."""

@@ -379,7 +379,8 @@ class SpeckleTrainWidget(ModelsPart, Panel):
             shown, count = self._shown
             if len(shown.reports) != count:
                 self._shown = shown, len(shown.reports)
-                self.logic.showProgress(shown)
+                with reporting_errors(_("The run could not be shown."), cleanUp=self.endShown):
+                    self.logic.showProgress(shown)
         ended = {each for each in self.logic.trainer.jobs if each.state == "done"} - self._finished
         if ended:
             self._finished |= ended
@@ -388,12 +389,17 @@ class SpeckleTrainWidget(ModelsPart, Panel):
         if self.job is not None:
             self.showRun()
         if self._outlined is not None:
-            self.followRegion()
+            with reporting_errors(_("The region cannot be shown."), cleanUp=self.outline.hide):
+                self.followRegion()
         if self._compared is not None:
             with reporting_errors(_("The models could not be compared."), cleanUp=self.endCompared):
                 self.stepCompared()
         if not self.session.training and not (self.estimate or self._compared or self._outlined):
             self.timer.stop()
+
+    def endShown(self) -> None:
+        """Show the run in the scene no longer."""
+        self._shown = None
 
     def showRun(self) -> None:
         """Show state, progress and figures of the chosen run."""

@@ -10,14 +10,34 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
-from typing import get_args, get_origin, get_type_hints
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin, get_type_hints
 
 from . import __version__
 from .config import DespeckleOptions, Job, ReadOptions, from_dict
-from .system import Cancelled, InputError, keep_memory, named, out_of_memory, replace_file, torchrun_place
+from .system import (
+    Cancelled,
+    FilePath,
+    InputError,
+    Progress,
+    keep_memory,
+    out_of_memory,
+    replace_file,
+    torch_fault,
+    torchrun_place,
+    with_path,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .checkpoint import Model
+    from .despeckling import Filter
+    from .files import Recording
 
 _interrupted = threading.Event()  # by Ctrl-C: some libraries swallow KeyboardInterrupt while they are imported
 
@@ -33,12 +53,12 @@ def despeckle(arguments: argparse.Namespace) -> None:
     *inputs, output = arguments.paths
     if not inputs:
         raise InputError("Name an input and an output: speckle2self despeckle INPUT OUTPUT.")
-    options, output = DespeckleOptions(**_given(DespeckleOptions, arguments)), Path(output)
-    reading = ReadOptions(**_given(ReadOptions, arguments))
+    options, output = DespeckleOptions(**_values_of(DespeckleOptions, arguments)), Path(output)
+    read_options = ReadOptions(**_values_of(ReadOptions, arguments))
     told = Path(arguments.uncertainty) if arguments.uncertainty else None
-    found = _found(inputs, [folder for folder in (output, told) if folder is not None])
-    unnamed = not output.suffix and found[0].suffix and files.is_readable(found[0])  # DICOM files may have no suffix
-    many = len(found) > 1 or unnamed or output.is_dir() or any(Path(entry).is_dir() for entry in inputs)
+    paths = _input_files(inputs, [folder for folder in (output, told) if folder is not None])
+    unnamed = not output.suffix and paths[0].suffix and files.is_readable(paths[0])  # DICOM files may have no suffix
+    many = len(paths) > 1 or unnamed or output.is_dir() or any(Path(entry).is_dir() for entry in inputs)
     if many and output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file; several inputs need a folder as output.")
     if many and told is not None and (told.is_file() or told.resolve() == output.resolve()):
@@ -52,56 +72,57 @@ def despeckle(arguments: argparse.Namespace) -> None:
         check_uncertainty(model)
     if not many:
         if not (arguments.skip_existing and output.exists()):
-            _despeckle_file(found[0], output, told, output.parent, model, options, reading)
+            _despeckle_file(paths[0], output, told, output.parent, model, options, read_options)
         return
-    made = [folder for folder in (output, told) if folder is not None and not folder.exists()]
+    new = [folder for folder in (output, told) if folder is not None and not folder.exists()]
     failed, written = [], 0
     try:
-        for folder in made:
+        for folder in new:
             folder.mkdir(parents=True, exist_ok=True)
-        pairs = list(zip(found, _targets(found, inputs, output), strict=True))[rank::processes]
-        left = [pair for pair in pairs if not (arguments.skip_existing and pair[1].exists())]
-        for path, target in left:
+        pairs = list(zip(paths, _targets(paths, inputs, output), strict=True))[rank::processes]
+        pending = [pair for pair in pairs if not (arguments.skip_existing and pair[1].exists())]
+        for path, target in pending:
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 beside = _beside(target, output, told)
-                _despeckle_file(path, target, beside, output, model, options, reading)
+                _despeckle_file(path, target, beside, output, model, options, read_options)
                 written += 1
             except InputError as error:
-                if len(found) == 1:
+                if len(paths) == 1:
                     raise
-                failed.append(named(path, error))
+                failed.append(with_path(path, error))
     finally:
-        for folder in made if not written and processes == 1 else ():
+        for folder in new if not written and processes == 1 else ():
             with suppress(OSError):
                 remove_empty_folders(folder)
     if processes > 1:
-        failed = _gathered(failed, rank, processes)
+        failed = _gather_failures(failed, rank, processes)
     if failed:
-        raise InputError(f"{len(failed)} of {len(found)} files could not be despeckled:\n" + "\n".join(failed))
+        raise InputError(f"{len(failed)} of {len(paths)} files could not be despeckled:\n" + "\n".join(failed))
 
 
-def _found(inputs, outputs: list[Path]) -> list[Path]:
-    """The files to read; of a folder, without those in the output folders, which are results."""
+def _input_files(inputs: Iterable[FilePath], outputs: list[Path]) -> list[Path]:
+    """Return the files to read; of a folder, without those in the output folders, which are results."""
     from . import files
 
-    found, results = [], {output.resolve() for output in outputs}
+    paths, results = [], {output.resolve() for output in outputs}
     for entry in inputs:
-        passed_over: list[Path] = []
-        inside = files.find([entry], passed_over)
-        if names := [str(path) for path in passed_over if results not in path.resolve().parents]:
+        other_files: list[Path] = []
+        inside = files.find([entry], other_files)
+        names = [str(path) for path in other_files if results.isdisjoint(path.resolve().parents)]
+        if names and torchrun_place()[0] == 0:
             print(f"{entry}: passed over, as no images: {', '.join(names)}.", file=sys.stderr)
         if Path(entry).is_dir():
             inside = [path for path in inside if results.isdisjoint(path.resolve().parents)]
             if not inside:
                 raise InputError(f"All that {entry} holds lies in the output folder {outputs[0]}; give another one.")
-        found += inside
-    return found
+        paths += inside
+    return paths
 
 
-def _gathered(failed: list[str], rank: int, processes: int) -> list[str]:
-    """What failed in any process, for the first one to tell, once all are done; nothing for the others: torchrun would
-    end the others with one that ends in failure."""
+def _gather_failures(failed: list[str], rank: int, processes: int) -> list[str]:
+    """Return in the first process what failed in any, once all are done, and nothing in the others: torchrun would end
+    the others with one that ends in failure."""
     from datetime import timedelta
 
     from torch.distributed import PrefixStore, rendezvous
@@ -115,7 +136,7 @@ def _gathered(failed: list[str], rank: int, processes: int) -> list[str]:
 
 
 def remove_empty_folders(folder: Path) -> None:
-    """Removes `folder` if there is no file in it at any depth, with all folders in it."""
+    """Remove `folder` if there is no file in it at any depth, with all folders in it."""
     for inner in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
         inner.rmdir()
     folder.rmdir()
@@ -133,15 +154,16 @@ def _beside(target: Path, output: Path, told: Path | None) -> Path | None:
 
 
 def _despeckle_file(
-    path: Path, target: Path, told: Path | None, folder: Path, model, options: DespeckleOptions, reading: ReadOptions
-) -> None:
+    path: Path, target: Path, told: Path | None, folder: Path, model: Model | Filter, options: DespeckleOptions,
+    read_options: ReadOptions,
+) -> None:  # fmt: skip
     """Despeckle one file. told: the file for the uncertainty. folder: that of all outputs, which with the options tells
     one run from another."""
     from . import files, volumes
     from .despeckling import despeckle as despeckle_frames
 
-    with _warnings_named(path):
-        recording = files.read(path, dynamic_range=reading.dynamic_range)
+    with _warnings_with_path(path):
+        recording = files.read(path, dynamic_range=read_options.dynamic_range)
         files.check_output(target, recording)
         if told is not None:
             files.check_map(told, recording, target)
@@ -149,19 +171,19 @@ def _despeckle_file(
     frames = recording.frames.reshape(recording.volumes, -1, *recording.frames.shape[1:])  # (T, K, J, I[, C])
     axis = "k" if options.axis == "auto" and recording.sequence else options.axis
     axes = volumes.slicing_axes(frames.shape[1:], recording.spacing, axis)
-    imaged, maps = _region(recording, frames.shape[1:4], options.region, axes), []
-    given = {name: getattr(options, name) for name in ("strength", "gamma", "cautious", "device")}
+    region, maps = _region(recording, frames.shape[1:4], options.region, axes), []
+    look = {name: getattr(options, name) for name in ("strength", "gamma", "cautious", "device")}
 
-    def run(stack, progress):
+    def run(stack: np.ndarray, progress: Progress) -> np.ndarray:
         if told is not None:
             maps.append(files.roomy(stack.shape[:3], "float32"))
         return despeckle_frames(
-            stack, model, region=imaged, output=output if axes == [0] else None, progress=progress,
-            cancelled=_interrupted.is_set, uncertainty=maps[-1] if maps else None, **given,
+            stack, model, region=region, output=output if axes == [0] else None, progress=progress,
+            cancelled=_interrupted.is_set, uncertainty=maps[-1] if maps else None, **look,
         )  # fmt: skip
 
-    with files.like(recording.frames, target.parent) as output:
-        with _bar(path.name, "frame") as progress, _warnings_named(path):
+    with files.array_like(recording.frames, target.parent) as output:
+        with _bar(path.name, "frame") as progress, _warnings_with_path(path):
             result = volumes.process(frames, axes, run, progress)
         if told is not None:  # before the output: where that is, nothing is missing
             files.write_map(told, volumes.average_maps(maps, frames.shape[:4], axes), recording)
@@ -176,28 +198,30 @@ def _despeckle_file(
         print(f"{path} was cut along its coarsest axis, {name}; --axis k takes frames as stored.", file=sys.stderr)
 
 
-def _region(recording, shape: tuple[int, ...], wanted: str, axes: list[int]):
-    """The region for `despeckle`: a mask (H, W) bool, "auto" or None. shape: of a volume (K, J, I)."""
+def _region(recording: Recording, shape: tuple[int, ...], choice: str, axes: list[int]) -> np.ndarray | str | None:
+    """Return the region for `despeckle`: a mask (H, W) bool, "auto" or None. shape: of a volume (K, J, I)."""
     import numpy as np
 
     from . import files
     from .region import detect
 
-    if wanted not in ("auto", "none"):
+    if choice not in ("auto", "none"):
         if len(axes) > 1:
             raise InputError("A mask fits the frames of one axis: give --axis k, j or i.")
-        return files.read_mask(wanted, tuple(np.delete(shape, axes[0])))
-    if wanted == "auto" and recording.region is not None and axes == [0]:
+        return files.read_mask(choice, tuple(np.delete(shape, axes[0])))
+    if choice == "auto" and recording.region is not None and axes == [0]:
         return detect(recording.frames, recording.region)
-    return "auto" if wanted == "auto" else None
+    return "auto" if choice == "auto" else None
 
 
-def _targets(found: list[Path], inputs, output: Path) -> list[Path]:
-    """One file below the output folder for each input, laid out as below the folder that it was found in. JPEG files,
-    which would lose detail, become PNG files."""
+def _targets(paths: list[Path], inputs: Iterable[FilePath], output: Path) -> list[Path]:
+    """Return a file below the output folder for each input, laid out as below the folder that it was found in.
+
+    JPEG files, which would lose detail, become PNG files.
+    """
     folders = [Path(entry) for entry in inputs if Path(entry).is_dir()]
     targets: dict[Path, None] = {}
-    for path in found:
+    for path in paths:
         root = next((folder for folder in folders if folder in path.parents), path.parent)
         target = output / path.relative_to(root)
         target = target.with_suffix(".png") if target.suffix.lower() in (".jpg", ".jpeg") else target
@@ -208,7 +232,7 @@ def _targets(found: list[Path], inputs, output: Path) -> list[Path]:
 
 
 @contextmanager
-def _warnings_named(path: Path):
+def _warnings_with_path(path: Path) -> Iterator[None]:
     """Send the core's warnings to the standard error with the file's name before them."""
     handler, logger = logging.StreamHandler(), logging.getLogger(__package__)
     handler.setFormatter(logging.Formatter(str(path).replace("%", "%%") + ": %(message)s"))
@@ -220,8 +244,8 @@ def _warnings_named(path: Path):
 
 
 @contextmanager
-def _bar(name: str, unit: str):
-    """A function of (done, total) that shows a progress bar, silent where the output is not a terminal."""
+def _bar(name: str, unit: str) -> Iterator[Progress]:
+    """Give a function of (done, total) that shows a progress bar, silent where the output is not a terminal."""
     from tqdm import tqdm
 
     with tqdm(desc=name, unit=unit, disable=None, delay=1e-9) as bar:
@@ -235,27 +259,27 @@ def _bar(name: str, unit: str):
 
 def train(arguments: argparse.Namespace) -> None:
     """Train a model on recordings; no clean images are needed."""
-    from .runs import run
+    from .runs import Unfinished, run
 
-    given = _given(Job, arguments)
+    values = _values_of(Job, arguments)
     if arguments.job:
         try:
-            job = json.loads(Path(arguments.job).read_text())
+            settings = json.loads(Path(arguments.job).read_text())
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{arguments.job} is not a job file (JSON).") from error
-        given = (job if isinstance(job, dict) else {"": job}) | given
-    if "output" not in given:
+        values = (settings if isinstance(settings, dict) else {"": settings}) | values
+    if "output" not in values:
         raise InputError("Name the model file to write: speckle2self train INPUT... --output MODEL.")
-    job, asked = from_dict(Job, given), threading.Event()
+    job, stop_event = from_dict(Job, values), threading.Event()
     if arguments.job and Path(arguments.job).resolve() in {Path(p).resolve() for p in (job.output, job.preview) if p}:
         raise InputError(f"{arguments.job} is the job file, and would be overwritten; name another file to write.")
     with (
         _bar("simulating", "anatomy") as simulated,
         _bar("training", "step") as trained,
-        _stop_request(asked, arguments.listen) as stop,
+        _stop_request(stop_event, arguments.listen) as stop,
     ):
 
-        def report(line):
+        def report(line: dict[str, Any]) -> None:
             try:
                 print(json.dumps(line, allow_nan=False), flush=True)
                 if "anatomies" in line:
@@ -263,27 +287,33 @@ def train(arguments: argparse.Namespace) -> None:
                 if "step" in line:
                     trained(line["step"], line["steps"])
             except OSError:  # nobody listens any more
-                asked.set()
+                stop_event.set()
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer goes there
 
-        run(job, report, stop)
+        try:
+            run(job, report, stop)
+        except Unfinished as error:
+            raise InputError(str(error).replace("resume it", "add --resume")) from error
+        except Cancelled as stopped:
+            again = "call it again" if job.resume else "add --resume"
+            raise stopped if arguments.listen else Cancelled(f"{again} to continue") from None
 
 
 @contextmanager
-def _stop_request(asked: threading.Event, listen: bool):
-    """A function that tells whether to stop: once `asked` is set, as Ctrl-C and SIGTERM do (a second one ends at once),
-    a terminal that is closed, and, where `listen` is set, anything on the standard input, whose end counts too: whoever
-    started us is gone.
+def _stop_request(stop_event: threading.Event, listen: bool) -> Iterator[Callable[[], bool]]:
+    """Give a function that tells whether to stop: once `stop_event` is set, which Ctrl-C, SIGTERM (a second one ends
+    the process at once) and a closed terminal do; with `listen`, so does anything on the standard input, and its end,
+    as whoever started us is then gone.
 
     The signals are caught from its first call on. Before, there is nothing to save, and a process that waits for others
     that are gone has to end at once: torchrun starts none anew until it has.
     """
-    handlers = {}
+    handlers: dict[int, Any] = {}
 
-    def on_signal(number, frame):
-        if asked.is_set() and number in (signal.SIGINT, signal.SIGTERM):
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if stop_event.is_set() and number in (signal.SIGINT, signal.SIGTERM):
             raise KeyboardInterrupt
-        asked.set()
+        stop_event.set()
 
     def stop() -> bool:
         if not handlers:
@@ -291,10 +321,14 @@ def _stop_request(asked: threading.Event, listen: bool):
             if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
                 numbers.append(signal.SIGHUP)
             handlers.update({number: signal.signal(number, on_signal) for number in numbers})
-        return asked.is_set()
+        return stop_event.is_set()
+
+    def wait_for_line() -> None:
+        sys.stdin.readline()
+        stop_event.set()
 
     if listen:
-        threading.Thread(target=lambda: (sys.stdin.readline(), asked.set()), daemon=True).start()
+        threading.Thread(target=wait_for_line, daemon=True).start()
     try:
         yield stop
     finally:
@@ -312,8 +346,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     before, after = (luminance(files.read(path).frames) for path in (arguments.input, arguments.output))
     if before.shape != after.shape:
         raise InputError(f"The two files hold frames of {before.shape} and {after.shape}; they must be alike.")
-    finite = before[np.isfinite(before)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    values = before[np.isfinite(before)]
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if high <= low:
         raise InputError("The input is constant; there is nothing to measure.")
     before, after = (np.nan_to_num(x, nan=low, posinf=high, neginf=low) for x in (before, after))
@@ -323,16 +357,17 @@ def evaluate(arguments: argparse.Namespace) -> None:
     pairs = {"before": before, "after": after}
     figures = {name: metrics.evaluate(before, frames, rois, truth) for name, frames in pairs.items()}
     if arguments.json:  # which knows no infinite numbers
-        figures = {name: {k: v if np.isfinite(v) else None for k, v in some.items()} for name, some in figures.items()}
-        print(json.dumps(figures, allow_nan=False))
+        finite = {name: {k: v if np.isfinite(v) else None for k, v in row.items()} for name, row in figures.items()}
+        print(json.dumps(finite, allow_nan=False))
         return
     print(f"{'':12s}{'before':>10s}{'after':>10s}")
     for name in figures["before"]:
         print(f"{name:12s}{figures['before'][name]:10.4f}{figures['after'][name]:10.4f}")
 
 
-def _truth(path: str, shape: tuple[int, int, int]):
-    """The known echogenicity in a file, 0 to 255, for frames of `shape` (N, H, W). InputError where it does not fit."""
+def _truth(path: str, shape: tuple[int, int, int]) -> np.ndarray:
+    """Return the known echogenicity in a file, 0 to 255, for frames of `shape` (N, H, W). InputError where it does not
+    fit."""
     import numpy as np
 
     from . import files
@@ -347,8 +382,8 @@ def _truth(path: str, shape: tuple[int, int, int]):
     return np.broadcast_to(truth * (255 / truth.max()), shape)
 
 
-def _rois(path: str, shape) -> dict:
-    """The boxes of `metrics.evaluate` from a JSON file, for frames of `shape`; InputError where they do not fit."""
+def _rois(path: str, shape: Sequence[int]) -> dict:
+    """Return the boxes of `metrics.evaluate` from a JSON file, for frames of `shape`. InputError if they do not fit."""
     try:
         rois = json.loads(Path(path).read_text())
         boxes = [
@@ -367,8 +402,8 @@ def _rois(path: str, shape) -> dict:
     return rois
 
 
-def simulate(arguments) -> None:
-    """Frames with known truth: an .npz file with frames, truth, labels and region."""
+def simulate(arguments: argparse.Namespace) -> None:
+    """Simulate frames with known truth: an .npz file with frames, truth, labels and region."""
     import io
 
     import numpy as np
@@ -391,14 +426,14 @@ def simulate(arguments) -> None:
     replace_file(arguments.output, buffer.getvalue())
 
 
-def benchmark(arguments) -> None:
-    """Measures quality (all methods on the same frames for the same time) or speed: a CSV file, tables, a picture."""
-    ours = {"quality": ("real", "minutes"), "speed": ("history", "record")}
-    for what, names in ours.items():
+def benchmark(arguments: argparse.Namespace) -> None:
+    """Measure quality (all methods on the same frames for the same time) or speed: a CSV file, tables, a picture."""
+    own_options = {"quality": ("real", "minutes"), "speed": ("history", "record")}
+    for measurement, names in own_options.items():
         for name in names:
-            if what != arguments.what and getattr(arguments, name):
-                raise InputError(f"--{name} belongs to: speckle2self benchmark {what}.")
-    given = {name: getattr(arguments, name) for name in (*ours[arguments.what], "quick", "device")}
+            if measurement != arguments.what and getattr(arguments, name):
+                raise InputError(f"--{name} belongs to: speckle2self benchmark {measurement}.")
+    options = {name: getattr(arguments, name) for name in (*own_options[arguments.what], "quick", "device")}
     try:
         from Speckle2SelfBench import quality, speed
     except ModuleNotFoundError as error:
@@ -407,13 +442,13 @@ def benchmark(arguments) -> None:
         raise InputError("Benchmarks are not installed with the extension; run them from the source code.") from error
     if arguments.what == "quality" and arguments.minutes is not None and not 0 < arguments.minutes <= 10**4:
         raise InputError(f"Training time must be between 0 and 10,000 minutes, not {arguments.minutes}.")
-    {"quality": quality, "speed": speed}[arguments.what].run(arguments.output, **given)
+    {"quality": quality, "speed": speed}[arguments.what].run(arguments.output, **options)
 
 
 class _Parser(argparse.ArgumentParser):
     """One that says what is wrong in one line, without its usage."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"speckle2self: {message}; see {self.prog} --help.\n")
 
 
@@ -438,26 +473,26 @@ def add_options(command: argparse.ArgumentParser, kind: type, positional: tuple[
     positional: names of fields that are arguments without a flag.
     """
     types = get_type_hints(kind)
-    for each in fields(kind):
-        known, of, name = each.metadata, types[each.name], "--" + each.name.replace("_", "-")
-        given: dict = {"help": known["help"].replace("%", "%%"), "default": argparse.SUPPRESS}
-        if of is bool:
-            given["action"] = "store_true"
+    for entry in fields(kind):
+        info, annotation, name = entry.metadata, types[entry.name], "--" + entry.name.replace("_", "-")
+        keywords: dict = {"help": info["help"].replace("%", "%%"), "default": argparse.SUPPRESS}
+        if annotation is bool:
+            keywords["action"] = "store_true"
         else:
-            inner = next(one for one in (*get_args(of), of) if one in (int, float, str))
-            choices = "{" + ",".join(known["choices"]) + "}" if known["choices"] else None  # the dataclass checks them
-            given |= {"type": inner, "metavar": known["metavar"] or choices}
-            if get_origin(of) is tuple:
-                given["nargs"] = "*" if each.name in positional else "+"
-            elif each.default not in (None, MISSING):
-                given["help"] += f" (default: {each.default})"
-        command.add_argument(each.name if each.name in positional else name, **given)
+            inner = next(part for part in (*get_args(annotation), annotation) if part in (int, float, str))
+            choices = "{" + ",".join(info["choices"]) + "}" if info["choices"] else None  # the dataclass checks them
+            keywords |= {"type": inner, "metavar": info["metavar"] or choices}
+            if get_origin(annotation) is tuple:
+                keywords["nargs"] = "*" if entry.name in positional else "+"
+            elif entry.default not in (None, MISSING):
+                keywords["help"] += f" (default: {entry.default})"
+        command.add_argument(entry.name if entry.name in positional else name, **keywords)
 
 
-def _given(kind: type, arguments: argparse.Namespace) -> dict:
-    """The options of a dataclass that were given, by the names of its fields."""
-    named = {each.name: getattr(arguments, each.name, None) for each in fields(kind)}
-    return {name: value for name, value in named.items() if value not in (None, [])}
+def _values_of(kind: type, arguments: argparse.Namespace) -> dict:
+    """Return the options of a dataclass that were given, by the names of its fields."""
+    values = {entry.name: getattr(arguments, entry.name, None) for entry in fields(kind)}
+    return {name: value for name, value in values.items() if value not in (None, [])}
 
 
 def _add_despeckle(command: argparse.ArgumentParser) -> None:
@@ -491,13 +526,12 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
 
 
 def _add_simulate(command: argparse.ArgumentParser) -> None:
-    size = {"nargs": 2, "default": (256, 256), "metavar": ("H", "W"), "help": "pixels (default: 256 256)"}
-    grain = {"nargs": 2, "metavar": ("Y", "X"), "help": "of the speckle, pixels (default: drawn)"}
+    size, grain = "pixels (default: 256 256)", "of the speckle, pixels (default: drawn)"
     command.add_argument("output", help="the .npz file to write")
     command.add_argument("--frames", type=int, default=10, help="with independent speckle (default: %(default)s)")
-    command.add_argument("--size", type=int, **size)
-    command.add_argument("--grain", type=float, **grain)
-    command.add_argument("--layout", help="phantom, vessel, layers, organ or flat (default: drawn)")
+    command.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"), help=size)
+    command.add_argument("--grain", type=float, nargs=2, metavar=("Y", "X"), help=grain)
+    command.add_argument("--layout", help="phantom, vessel, layers, organ, flat or natural (default: drawn)")
     command.add_argument("--geometry", default="linear", help="linear, sector or piece (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: %(default)s)")
 
@@ -516,7 +550,7 @@ def _add_benchmark(command: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Run the command line; return the exit code: 0, 2 for bad input, 130 when interrupted."""
     arguments = parser().parse_args(argv)
     _interrupted.clear()
     keep_memory()
@@ -528,7 +562,10 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"speckle2self: {error}", file=sys.stderr)
         return 2
-    except (OSError, MemoryError, RuntimeError) as error:
+    except (ImportError, OSError, MemoryError, RuntimeError) as error:
+        if "torch" not in sys.modules and (fault := torch_fault()):
+            print(f"speckle2self: {fault}", file=sys.stderr)
+            return 2
         if out_of_memory(error):
             print("speckle2self: there is not enough memory; close other programs, or give less.", file=sys.stderr)
             return 2
@@ -536,8 +573,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"speckle2self: {error.filename or 'file'}: {error.strerror or error}.", file=sys.stderr)
         return 2
-    except (KeyboardInterrupt, Cancelled):
-        print("speckle2self: stopped.", file=sys.stderr)
+    except (KeyboardInterrupt, Cancelled) as error:
+        print(f"speckle2self: stopped{f'; {error}' if str(error) else ''}.", file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGINT, before)
@@ -545,10 +582,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _end_with_launcher() -> None:
-    """Ends this process when torchrun, which starts each in a session of its own, has gone in whatever way."""
+    """End this process when torchrun, which starts each in a session of its own, has gone in whatever way."""
     launcher = os.getppid()
 
-    def watch():
+    def watch() -> None:
         while os.getppid() == launcher:
             time.sleep(0.5)
         os._exit(1)
@@ -556,7 +593,7 @@ def _end_with_launcher() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _interrupt(number, frame) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
     _interrupted.set()
     raise KeyboardInterrupt
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What to do with a batch; drawn once, applied to every view alike."""
+    """Changes of a batch, drawn once and applied to every view alike."""
 
     matrices: torch.Tensor | None = None  # (B, 2, 3) of `affine_grid`; None: leave positions unchanged
     flips: tuple[int, ...] = ()  # axes

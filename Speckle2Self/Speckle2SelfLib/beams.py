@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 
 class Fan(NamedTuple):
-    """Where the beams of a sector lie in an image; an angle of 0 points down, larger ones to the right."""
+    """The position of a sector's beams in an image; an angle of 0 points down, larger ones to the right."""
 
     apex: tuple[float, float]  # pixels, (row, column) where the beams meet; it may lie outside the image
     depths: tuple[float, float]  # pixels, from the apex, between which the region lies
@@ -52,8 +52,8 @@ def _find_fan(inside: bytes, shape: tuple[int, int]) -> Fan | None:
             return None
         sides.append(_fit_line(rows[straight][free].astype(float), edge[straight][free]))
     turns = [np.arctan(sign * slope) for sign, (slope, _, _) in zip((-1, 1), sides, strict=True)]
-    off = max(rest for _, _, rest in sides)
-    if min(turns) < np.deg2rad(12) or max(turns) > np.deg2rad(75) or off > max(1.5, 0.01 * width.max()):
+    residual = max(distance for _, _, distance in sides)
+    if min(turns) < np.deg2rad(12) or max(turns) > np.deg2rad(75) or residual > max(1.5, 0.01 * width.max()):
         return None
     y = (sides[0][1] - sides[1][1]) / (sides[1][0] - sides[0][0])
     x = sides[0][0] * y + sides[0][1]
@@ -73,9 +73,9 @@ def _fit_line(at: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
     near = np.ones(len(at), bool)
     for _ in range(4):
         slope, height = np.polyfit(at[near], values[near], 1)
-        rest = np.abs(values - slope * at - height)
-        near = rest <= max(1.0, 2 * float(np.median(rest)))
-    return float(slope), float(height), float(np.median(rest))
+        distances = np.abs(values - slope * at - height)
+        near = distances <= max(1.0, 2 * float(np.median(distances)))
+    return float(slope), float(height), float(np.median(distances))
 
 
 class Beams:
@@ -92,18 +92,18 @@ class Beams:
         angle = (leftmost * even + columns) / depth.clamp(1e-3, even)  # (h, w)
         wide = rightmost - leftmost  # above, where the image is narrower than `w` columns, it is mirrored at its sides
         angle = leftmost + wide - ((angle - leftmost) % (2 * wide) - wide).abs()
-        self.there = _grid(fan.apex[0] + depth * angle.cos(), fan.apex[1] + depth * angle.sin(), shape).to(device)
-        self._back = fan, shape, even
+        self.to_beams = _grid(fan.apex[0] + depth * angle.cos(), fan.apex[1] + depth * angle.sin(), shape).to(device)
+        self._arguments = fan, shape, even
 
     @cached_property
-    def back(self) -> torch.Tensor:
+    def to_image(self) -> torch.Tensor:
         """Return the grid from the beams to the image; not needed to measure a grain."""
-        fan, shape, even = self._back
+        fan, shape, even = self._arguments
         y, x = (torch.arange(n, dtype=torch.float64) - at for n, at in zip(shape, fan.apex, strict=True))
         y, x = torch.meshgrid(y, x, indexing="ij")  # (H, W)
         depth = torch.hypot(y, x)
         across = torch.atan2(x, y.clamp(min=1e-6)) * depth.clamp(max=even)
-        return _grid(depth - fan.depths[0], across - fan.angles[0] * even, self.size).to(self.there.device)
+        return _grid(depth - fan.depths[0], across - fan.angles[0] * even, self.size).to(self.to_beams.device)
 
 
 beams_of = lru_cache(maxsize=4)(Beams)  # made once, not for each frame of a live image

@@ -1,4 +1,4 @@
-"""What is found once in a recording and then serves all its frames, so that nothing flickers."""
+"""The calibration of a recording: found once, it serves all frames, so that nothing flickers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from .grain import measure_grain
 from .grey import grey_mapping, luminance
 from .region import box_of, detect
 from .system import InputError
+from .tint import Tint, find_tint
 
 SMALLEST = 8  # pixels, of either side of a frame
 
@@ -23,6 +24,7 @@ class Calibration:
     mapping: tuple[float, float]  # the grey values that a model takes for 0 and 1; equal where there is nothing to do
     grain: tuple[float, float] | None = None  # of the speckle, (axial, lateral) pixels; None: not measured
     bounds: tuple[float, float] | None = None  # the smallest and largest finite value; None: those of the frames given
+    tint: Tint | None = None  # of tinted B-mode
 
     def __post_init__(self) -> None:
         if self.grain is not None and not all(0 < length < np.inf for length in self.grain):
@@ -46,7 +48,7 @@ def calibrate(frames: np.ndarray, region: np.ndarray | str | None = "auto", with
     region = find_region(stack, region)
     mapping = grey_mapping(stack, region)
     grain = grain_in(stack, region) if with_grain and region.any() and mapping[0] < mapping[1] else None
-    return Calibration(region, mapping, grain, bounds)
+    return Calibration(region, mapping, grain, bounds, find_tint(stack))
 
 
 def as_stack(frames: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,11 @@ from safetensors.torch import save as to_bytes
 
 from .config import ModelConfig, from_dict, to_dict
 from .network import SpeckleReductionNetwork, build
-from .system import InputError, replace_file
+from .system import FilePath, InputError, replace_file
 
 FORMAT = "speckle2self-1"
 STATE_FORMAT = "speckle2self-run-2"
 PRECISIONS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # of weights in a file
-FilePath = str | PathLike
 
 
 @dataclass(frozen=True, eq=False)  # a copy is not equal to its original, as its weights may change
@@ -32,7 +30,7 @@ class Model:
 
     @property
     def resamples(self) -> bool:
-        """Whether the model needs recordings at a speckle grain of its own, and so their grain."""
+        """Return whether the model needs recordings at a speckle grain of its own, and so their grain."""
         return self.config.grain is not None
 
 
@@ -48,8 +46,8 @@ def save_state(path: FilePath, tensors: dict[str, torch.Tensor], values: dict) -
 
     See `training.Training.state`; `values` are JSON types, their numbers finite.
     """
-    stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    replace_file(path, to_bytes(stored, {"format": STATE_FORMAT, "values": json.dumps(values, allow_nan=False)}))
+    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    replace_file(path, to_bytes(weights, {"format": STATE_FORMAT, "values": json.dumps(values, allow_nan=False)}))
 
 
 def load_state(path: FilePath) -> tuple[dict[str, torch.Tensor], dict]:
@@ -86,8 +84,8 @@ def load(path: FilePath) -> tuple[ModelConfig, torch.nn.Module, dict]:
     ours = len(head) == 10 and head[8:9] == b"{"
     config, weights, card = _read_ours(path) if ours else _read_authors(path)
     network = build(config)
-    known = network.state_dict()
-    wrong = set(weights) ^ set(known) or {n for n in known if weights[n].shape != known[n].shape}
+    own_weights = network.state_dict()
+    wrong = set(weights) ^ set(own_weights) or {n for n in own_weights if weights[n].shape != own_weights[n].shape}
     if wrong:
         raise InputError(f"{path} does not hold the network it claims to: {len(wrong)} tensors differ.")
     if not all(_is_usable(tensor) and tensor.isfinite().all() for tensor in weights.values()):
@@ -97,7 +95,7 @@ def load(path: FilePath) -> tuple[ModelConfig, torch.nn.Module, dict]:
 
 
 def _is_usable(tensor: torch.Tensor) -> bool:
-    """Whether a tensor from a file holds numbers as we use them: not sparse, quantized or without any."""
+    """Return whether a tensor from a file holds numbers as we use them: not sparse, quantized or without any."""
     return tensor.dtype in PRECISIONS and tensor.layout == torch.strided and tensor.device.type == "cpu"
 
 
@@ -123,8 +121,8 @@ def _read_ours(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor], dict]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                found = metadata.get("format", "no format at all")
-                raise InputError(f"{path} is not a model of this version: expected {FORMAT}, found {found}.")
+                file_format = metadata.get("format", "no format at all")
+                raise InputError(f"{path} is not a model of this version: expected {FORMAT}, found {file_format}.")
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
         config = from_dict(ModelConfig, json.loads(metadata["config"]))
         return config, weights, _check_card(json.loads(metadata["card"], parse_constant=lambda _: None))

@@ -1,4 +1,4 @@
-"""What a model is, how it is trained and how frames are despeckled, as plain frozen dataclasses.
+"""Plain frozen dataclasses: what a model is, how it is trained and how frames are despeckled.
 
 The fields carry their help, unit and limits: the command line, the panels, the documentation and the checks read them
 from there. Standard library only.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from .system import InputError
 
@@ -19,9 +19,8 @@ NORMALISATIONS = ("cine", "frame")
 RECIPES = ("disjoint", "published")
 WHOLE_FRAMES = ("published",)  # recipes that use whole frames where the region is "auto"
 FILTER_NAMES = ("median", "lee", "srad", "nlm", "curvature")
-
-
 AXES = ("auto", "k", "j", "i", "average")
+Config = TypeVar("Config")  # a dataclass
 
 
 def option(
@@ -33,27 +32,27 @@ def option(
     Args: help, a phrase; low, high, the smallest and largest value; choices, the values that are allowed; metavar,
     what the command line calls its value; flag, its name there where that is not the field's.
     """
-    known = {"help": help, "low": low, "high": high, "choices": choices, "metavar": metavar, "flag": flag}
-    return field(default=default, metadata=known)
+    metadata = {"help": help, "low": low, "high": high, "choices": choices, "metavar": metavar, "flag": flag}
+    return field(default=default, metadata=metadata)
 
 
 def check_limits(config: Any) -> None:
     """Raise InputError where a field's value is outside its limits or is not one of its choices; None is allowed."""
-    for each in fields(config):
-        value, known = getattr(config, each.name), each.metadata
-        if value is None or not known:
+    for entry in fields(config):
+        value, metadata = getattr(config, entry.name), entry.metadata
+        if value is None or not metadata:
             continue
-        low, high = known["low"], known["high"]
+        low, high = metadata["low"], metadata["high"]
         if not (low is None or value >= low) or not (high is None or value <= high):  # NaN is outside
             upper = f"between {low} and {high}" if high is not None else f"at least {low}"
-            raise InputError(f"{each.name} must be {upper}, not {value}.")
-        if known["choices"] and value not in known["choices"]:
-            raise InputError(f"There is no {each.name} '{value}'; known are {', '.join(known['choices'])}.")
+            raise InputError(f"{entry.name} must be {upper}, not {value}.")
+        if metadata["choices"] and value not in metadata["choices"]:
+            raise InputError(f"There is no {entry.name} '{value}'; known are {', '.join(metadata['choices'])}.")
 
 
 def help_of(kind: type, name: str) -> str:
     """Return the help of a config's field, for a tool tip or a table."""
-    return next(each.metadata["help"] for each in fields(kind) if each.name == name)
+    return next(entry.metadata["help"] for entry in fields(kind) if entry.name == name)
 
 
 def refuse_filter(name: str) -> None:
@@ -64,7 +63,7 @@ def refuse_filter(name: str) -> None:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a checkpoint needs besides its weights to be used the same way everywhere."""
+    """The settings that a checkpoint needs besides its weights to be used the same way everywhere."""
 
     architecture: str = option(
         "fast", "fast: ours, without normalization layers; published: Li, Navab, Jiang 2025", choices=ARCHITECTURES
@@ -90,7 +89,7 @@ class ModelConfig:
         None, "smallest and largest speckle grain, pixels; other recordings are resampled to it"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_limits(self)
         if self.scales == 2:
             raise InputError("A published network has 3 encoders, or 1 only for inference, not 2.")
@@ -131,7 +130,7 @@ class TrainingConfig:
     seed: int = option(0, "seed of all random choices", low=0, high=2**63 - 1)
     interval: int = option(100, "steps between two validations and checkpoints", low=1, high=10**6)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
             raise InputError(f"Unknown recipe '{self.recipe}'; known are {', '.join(RECIPES)}.")
         check_limits(self)
@@ -184,7 +183,7 @@ class Job:
     resume: bool = option(False, "continue the interrupted run of this MODEL")
     estimate: bool = option(False, "do not train: report what it would take")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("inputs", "held_out"):
             if isinstance(getattr(self, name), str):
                 raise InputError(f"'{name}' is a list of files or folders.")
@@ -204,7 +203,7 @@ class Job:
 
     @property
     def training(self) -> TrainingConfig:
-        """The preset with what this job changes of it."""
+        """Return the preset with what this job changes of it."""
         names = ("recipe", "steps", "simulated", "batch", "interval")
         changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.recipe == "published":
@@ -233,7 +232,7 @@ class DespeckleOptions:
     axis: str = option("auto", "slices of a volume: auto, k (as stored), j, i, or average over all three", choices=AXES)
     region: str = option("auto", "auto detects the imaged region, none takes whole frames; or a mask")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "axis", str(self.axis).lower())
         check_limits(self)
         if not self.region:
@@ -249,16 +248,16 @@ class ReadOptions:
         low=1, high=200, metavar="DB",
     )  # fmt: skip
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_limits(self)
 
 
-def to_dict(config) -> dict:
+def to_dict(config: Any) -> dict[str, Any]:
     """Return a config as plain JSON types."""
     return asdict(config)
 
 
-def from_dict(kind: type, values: dict):
+def from_dict(kind: type[Config], values: dict) -> Config:
     """Return the config of class `kind` from JSON types. Raises InputError for an unknown or ill-typed entry."""
     types = get_type_hints(kind)
     if not isinstance(values, dict) or set(values) - set(types):
@@ -273,9 +272,9 @@ def from_dict(kind: type, values: dict):
         raise InputError(f"Not a {kind.__name__}: {error}.") from error
 
 
-def _fits(value, kind) -> bool:
-    """Whether a JSON value is of a type such as int, str | None, tuple[float, ...] or dict[str, float]; floats are
-    finite."""
+def _fits(value: Any, kind: Any) -> bool:
+    """Return whether a JSON value is of a type such as int, str | None, tuple[float, ...] or dict[str, float]; floats
+    are finite."""
     if isinstance(kind, UnionType):
         return any(_fits(value, one) for one in get_args(kind))
     if get_origin(kind) is tuple:

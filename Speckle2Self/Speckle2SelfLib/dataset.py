@@ -1,9 +1,9 @@
-"""What training learns from: recordings at the model's grain and simulated anatomies; what is held out of them."""
+"""The data of training: recordings at the model's grain, simulated anatomies, and what is held out of them."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from .grey import BRIGHTEST, evenly, grey_mapping, luminance
 from .region import box_of, detect, fill_outside
 from .resampling import Resampling
 from .simulation import simulate_recorded
-from .system import InputError
+from .system import InputError, Progress
 
 SIMULATED_GRAIN = (0.85, 2.6)  # pixels, as the simulator counts it: 0.8 to 2 as measured
 COUNTED = (0.85, 1.2, 1.7, 2.2, 2.6, 3.2)  # pixels, grains of the simulator
@@ -28,7 +28,6 @@ PIECES = 0.3  # fraction of the simulated frames spanning all grains that are pi
 SIDE_BY_SIDE = 4  # anatomies that are made at a time; Python itself uses a single thread
 NOTHING = "Nothing can be learnt from frames or regions that are constant or smaller than 32 pixels."
 UNCHANGED = Augmentation()
-Made = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -39,16 +38,16 @@ class Cine:
     grain: tuple[float, float] = (1.0, 1.0)  # (axial, lateral) pixels, as `estimate_grain` measures it
     truth: torch.Tensor | None = None  # (N, 1, H, W) for simulated frames
     resampling: Resampling | None = None  # that brought it to the model's grain
-    recorded_grain: tuple[float, float] | None = None  # pixels of the recording
+    recorded_grain: tuple[float, float] = (1.0, 1.0)  # (axial, lateral) pixels of the recording
     digest: int = 0  # of the recording, to recognize it
 
     def near(self, device: torch.device) -> Cine:
         """Move the frames to the device, unless they take more than a quarter of the memory that is free there."""
-        tensors = {"frames": self.frames} if self.truth is None else {"frames": self.frames, "truth": self.truth}
-        size = sum(tensor.nbytes for tensor in tensors.values())
+        size = self.frames.nbytes + (0 if self.truth is None else self.truth.nbytes)
         if device.type != "cuda" or 4 * size > torch.cuda.mem_get_info(device)[0]:
             return self
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+        truth = None if self.truth is None else self.truth.to(device)
+        return replace(self, frames=self.frames.to(device), truth=truth)
 
     def as_recorded(self, x: torch.Tensor) -> torch.Tensor:
         """(1, 1, h, w) at the model's grain -> (1, 1, H, W) in the recording's region, black around it."""
@@ -74,18 +73,18 @@ def read_cine(path: Path, region: str, model: ModelConfig, detects: bool = True)
     detects the imaged region, else it takes whole frames. Raises InputError.
     """
     recording = files.read(path)
-    frames, imaged = recording.frames, None
-    digest = zlib.crc32(np.ascontiguousarray(frames[evenly(len(frames), 4)]), len(frames))
+    frames, inside = recording.frames, None
+    digest = zlib.crc32(frames[evenly(len(frames), 4)].tobytes(), len(frames))
     if region not in ("auto", "none"):
         masks = Path(region)
         if masks.is_dir():
             masks = next((mask for mask in sorted(masks.iterdir()) if mask.stem == path.stem), masks / path.name)
-        imaged = files.read_mask(masks, frames.shape[1:3])
-        frames = fill_outside(frames, imaged)  # frames that stay as recorded would else show what is around it
-        digest = zlib.crc32(np.packbits(imaged), digest)
+        inside = files.read_mask(masks, frames.shape[1:3])
+        frames = fill_outside(frames, inside)  # frames that stay as recorded would else show what is around it
+        digest = zlib.crc32(np.packbits(inside).tobytes(), digest)
     elif region == "auto" and detects:
-        imaged = detect(frames, recording.region)
-    return replace(prepare_cine(frames, imaged, model), digest=digest)
+        inside = detect(frames, recording.region)
+    return replace(prepare_cine(frames, inside, model), digest=digest)
 
 
 def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConfig) -> Cine:
@@ -101,17 +100,17 @@ def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConf
     if min(region.shape) < 32:
         raise InputError(NOTHING)
     try:
-        found = calibrate(frames, region)
+        calibration = calibrate(frames, region)
     except InputError as error:
         raise InputError(NOTHING) from error
-    low, high = found.mapping
-    if high <= low:
+    low, high = calibration.mapping
+    if high <= low or calibration.grain is None:  # which is measured wherever there is something to see
         raise InputError(NOTHING)
     if model.normalisation == "frame" and model.grain is None:
         eight_bit = frames.dtype == np.uint8 and frames.ndim == 3
         frames = frames.copy() if eight_bit else np.nan_to_num(luminance(frames), False, low, high, low)
-        return Cine(torch.from_numpy(frames)[:, None], recorded_grain=found.grain)  # (N, 1, H, W)
-    resampling = Resampling(region, found.grain, model.grain) if model.grain else None
+        return Cine(torch.from_numpy(frames)[:, None], recorded_grain=calibration.grain)  # (N, 1, H, W)
+    resampling = Resampling(region, calibration.grain, model.grain) if model.grain else None
     if resampling is not None and min(resampling.size) < 16:
         raise InputError("Frames or regions are too small for the grain of their speckle: nothing can be learnt.")
     prepared = []
@@ -119,8 +118,8 @@ def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConf
         frame = np.nan_to_num(luminance(frame[None]), nan=low, posinf=high, neginf=low)
         frame = torch.from_numpy((fill_outside(frame, region) - low) / (high - low))[:, None]  # (1, 1, H, W)
         prepared.append(frame if resampling is None else resampling.to_network(frame))  # (1, 1, h, w)
-    grain = found.grain if resampling is None else resampling.grain
-    return Cine(torch.cat(prepared), grain, resampling=resampling, recorded_grain=found.grain)
+    grain = calibration.grain if resampling is None else resampling.grain
+    return Cine(torch.cat(prepared), grain, resampling=resampling, recorded_grain=calibration.grain)
 
 
 def hold_out(cines: list[Cine]) -> tuple[list[Cine], list[Cine]]:
@@ -133,7 +132,7 @@ def hold_out(cines: list[Cine]) -> tuple[list[Cine], list[Cine]]:
         gap = len(cines) // 20 if all(len(cine.frames) == 1 for cine in cines) else 0  # they may be of one cine
         return cines[: -count - gap], cines[-count:]
     parts = [_split(cine) for cine in cines]
-    return [taken for taken, _ in parts], [held for _, held in parts if held is not None]
+    return [part for part, _ in parts], [part for _, part in parts if part is not None]
 
 
 def _split(cine: Cine) -> tuple[Cine, Cine | None]:
@@ -141,8 +140,8 @@ def _split(cine: Cine) -> tuple[Cine, Cine | None]:
     count = len(cine.frames)
     if count < 12:
         return cine, None
-    held, gap = count // 6, count // 12
-    return replace(cine, frames=cine.frames[: count - held - gap]), replace(cine, frames=cine.frames[count - held :])
+    tail, gap = count // 6, count // 12
+    return replace(cine, frames=cine.frames[: count - tail - gap]), replace(cine, frames=cine.frames[count - tail :])
 
 
 def simulate_cines(
@@ -150,12 +149,12 @@ def simulate_cines(
     crop: int,
     rng: np.random.Generator,
     grains: Sequence[tuple[float, float]] = (),
-    made: Made = lambda *_: None,
+    progress: Progress = lambda *_: None,
 ) -> Cine:
     """Simulate `count` anatomies of crop x crop pixels with their truth, as recorders store them, mapped as recordings.
 
     grains: those of recordings, as measured; each anatomy has one of them, give or take 15 %. Without, they span all.
-    made: called after each with (anatomies made, anatomies); an exception that it raises ends the simulation.
+    progress: called after each with (anatomies simulated, anatomies); an exception that it raises ends the simulation.
     Each anatomy has a seed of its own, so that they can be made side by side.
     """
     frames, truths = np.empty((2, count, 1, crop, crop), np.float32)
@@ -166,7 +165,7 @@ def simulate_cines(
 
     with each_in_order(make, range(count), SIDE_BY_SIDE, torch.device("cpu")) as anatomies:
         for number, _ in enumerate(anatomies, 1):
-            made(number, count)
+            progress(number, count)
     return Cine(torch.from_numpy(frames), truth=torch.from_numpy(truths))
 
 
@@ -177,7 +176,8 @@ def _anatomy(seed: int, crop: int, grains: Sequence[tuple[float, float]]) -> tup
         measured = grains[int(rng.integers(len(grains)))]
         grain = tuple(np.interp(measured, MEASURED, COUNTED) * np.exp(rng.uniform(-0.15, 0.15, 2)))
     else:
-        grain = tuple(np.exp(rng.uniform(*np.log(SIMULATED_GRAIN), 2)))
+        smallest, largest = np.log(SIMULATED_GRAIN)
+        grain = tuple(np.exp(rng.uniform(smallest, largest, 2)))
     geometry = "linear" if grains or rng.random() >= PIECES else "piece"
     frame, truth = simulate_recorded((crop, crop), grain, geometry, rng)
     low, high = grey_mapping(frame[None], None)

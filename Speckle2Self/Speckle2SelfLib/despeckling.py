@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .calibration import Calibration, as_stack, calibrate, grain_in, value_range
-from .checkpoint import FilePath, Model
+from .checkpoint import Model
 from .config import DespeckleOptions
 from .devices import AT_ONCE_CUDA, choose_device, cores, each_in_order, preserve_cores
 from .files import release
@@ -23,7 +23,8 @@ from .library import cached_model
 from .look import trust
 from .region import box_of, fill_outside, grey
 from .resampling import Resampling
-from .system import Cancelled, InputError
+from .system import Cancelled, FilePath, InputError, Progress
+from .tint import Tint
 
 BLOCK_PIXELS = 2**22  # pixels through the network at once: bounds the memory, whatever the cine's length
 BLOCK_PIXELS_CPU = 2**18  # no slower there, and a cancel is noticed four times sooner
@@ -45,7 +46,7 @@ def despeckle(
     region: np.ndarray | str | None = "auto",
     calibration: Calibration | None = None,
     output: np.ndarray | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
     precision: torch.dtype | None = None,
     uncertainty: np.ndarray | None = None,
@@ -108,7 +109,7 @@ def find_model(model: FilePath | Model | Filter) -> Model | Filter:
 
 
 def needs_grain(model: Model | Filter) -> bool:
-    """Whether recordings are resampled for this model, so that their calibration needs the speckle's grain."""
+    """Return whether recordings are resampled for this model, so that their calibration needs the speckle's grain."""
     return isinstance(model, Model) and model.resamples
 
 
@@ -212,10 +213,10 @@ class _Pipeline:
         finite = before.isfinite().cpu().numpy() if part.dtype.kind == "f" else np.array(True)
         after, told, change = self.despeckle(before, finite)
         if part.ndim == 4:
-            change = change & grey(part, float(self.bounds[1]))
+            change = change & grey(part, float(self.bounds[1]), self.calibration.tint)
         if self.uncertainty is not None and told is not None:
             np.copyto(self.uncertainty[block][:, *self.box], _to_numpy(told), where=change)
-        _write(result[block][:, *self.box], part, before, after, change, self.bounds)
+        _write(result[block][:, *self.box], part, before, after, change, self.bounds, self.calibration.tint)
         return block.stop
 
     @torch.inference_mode()
@@ -337,13 +338,17 @@ def _write(
     after: torch.Tensor,
     change: np.ndarray,
     bounds: tuple[float, float],
+    tint: Tint | None,
 ) -> None:
     """Put `after`, which is overwritten, into `result` where `change` is True, in the type and range of `part`."""
-    if part.ndim == 4:  # each channel moves by what the luminance moves: hue is kept
-        moved = _to_numpy(after - before)
+    if part.ndim == 4:  # each channel moves by what the luminance moves, or as the tint's curve does: hue is kept
+        moved = [_to_numpy(after - before)] * 3
+        if tint:
+            hues = zip(tint.added(_to_numpy(after)), tint.added(_to_numpy(before)), strict=True)
+            moved = [grey + new - old for grey, (new, old) in zip(moved, hues, strict=True)]
         for channel in range(3):
             with np.errstate(invalid="ignore"):  # infinite ones, which do not change
-                values = part[..., channel] + moved
+                values = part[..., channel] + moved[channel]
             _write_channel(result[..., channel], torch.from_numpy(values), change, bounds)
     else:
         _write_channel(result, after, change, bounds)

@@ -1,4 +1,4 @@
-"""Where, in which precision and on how many cores the networks run."""
+"""The device, the precision and the number of cores with which networks run."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def choose_precision(device: torch.device, training: bool = False) -> torch.dtyp
     # Not a layer of torch.nn, which would draw its weights, and so change the random numbers that follow.
     side, calls = (48, 1) if device.type == "cpu" else (256, 16)  # starting a few takes a GPU longer than the work
     shapes = (2, 64, side, side), (64, 64, 3, 3)
-    given = [torch.zeros(s, device=device).to(memory_format=torch.channels_last) for s in shapes]
+    tensors = [torch.zeros(s, device=device).to(memory_format=torch.channels_last) for s in shapes]
     seconds: dict[torch.dtype, list[float]] = {torch.float32: [], sixteen: []}
     with preserve_cores(), torch.inference_mode():
         threads = cores()
@@ -94,7 +94,7 @@ def choose_precision(device: torch.device, training: bool = False) -> torch.dtyp
         try:
             while len(seconds[sixteen]) < TURNS:
                 for precision, runs in seconds.items():
-                    x, weight = given if training else (tensor.to(precision) for tensor in given)
+                    x, weight = tensors if training else (tensor.to(precision) for tensor in tensors)
                     x[0, 0, 0, 0].item()
                     started = time.perf_counter()
                     with torch.autocast(device.type, sixteen, enabled=training and precision == sixteen):
@@ -127,7 +127,7 @@ def each_in_order(
         yield map(work, parts)
         return
     # Or the first one's work keeps Python from starting the others for a while.
-    all_there = threading.Barrier(workers, timeout=1)  # s
+    all_started = threading.Barrier(workers, timeout=1)  # s
     streams, ready = iter(_streams(device) if cuda else ()), torch.cuda.current_stream(device) if cuda else None
 
     def begin() -> None:
@@ -137,13 +137,13 @@ def each_in_order(
             stream.wait_stream(ready)
             torch.cuda.set_stream(stream)
         with suppress(threading.BrokenBarrierError):
-            all_there.wait()
+            all_started.wait()
 
     pool = ThreadPoolExecutor(workers, initializer=begin)
     try:
         yield pool.map(work, parts)
     finally:
-        all_there.abort()  # no worker waits for one that could not be started
+        all_started.abort()  # no worker waits for one that could not be started
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # which threads that come later start with
 

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,81 +18,81 @@ from .formats import FORMATS, base, by_content, by_name
 from .formats.arrays import Arrays
 from .formats.base import Format, Recording, release, roomy
 from .formats.signals import to_decibels
-from .system import InputError
+from .system import FilePath, InputError
 
 __all__ = [
-    "Recording", "check_map", "check_output", "find", "is_readable", "like", "read", "read_mask", "release", "roomy",
-    "write", "write_map",
+    "Recording", "array_like", "check_map", "check_output", "find", "is_readable", "read", "read_mask", "release",
+    "roomy", "write", "write_map",
 ]  # fmt: skip
 FLOATING = (".npy", ".nrrd", ".mha")  # single files that hold floating point
 logger = logging.getLogger(__name__)
 BESIDE = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz"), ".hdr": (".img", ".img.gz")}  # data of headers
 
 
-def find(inputs, passed_over: list[Path] | None = None) -> list[Path]:
-    """The readable files among `inputs`, folders searched through; InputError where there are none.
+def find(inputs: Iterable[FilePath], other_files: list[Path] | None = None) -> list[Path]:
+    """Return the readable files among `inputs`, folders searched through; InputError where there are none.
 
-    passed_over: gets the other files of folders, besides hidden ones and those that hold a header's pixels.
+    other_files: gets the other files of folders, besides hidden ones and those that hold a header's pixels.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     for entry in map(Path, inputs):
         if entry.is_dir():
             inside = [p for p in sorted(entry.rglob("*")) if p.is_file() and not p.name.startswith(".")]
-            others = [p for p in inside if not is_readable(p)]
-            inside = [p for p in inside if p not in set(others)]
-            if passed_over is not None:
-                passed_over += [p for p in others if not _is_part(p)]
+            unreadable = [p for p in inside if not is_readable(p)]
+            inside = [p for p in inside if p not in set(unreadable)]
+            if other_files is not None:
+                other_files += [p for p in unreadable if not _is_part(p)]
             if not inside:
                 raise InputError(f"The folder {entry} holds no image file.")
-            found += inside
+            paths += inside
         elif entry.is_file():
-            found.append(entry)
+            paths.append(entry)
         else:
             raise InputError(f"There is no file or folder {entry}.")
-    return found
+    return paths
 
 
 def is_readable(path: Path) -> bool:
-    """Whether a file is taken for a recording, by its first bytes, or by its name where they say nothing."""
+    """Return whether a file is accepted as a recording, by its first bytes, or by its name where they say nothing."""
     try:
-        found = by_content(path)
+        file_format = by_content(path)
     except OSError:
-        found = None
-    found = found or by_name(path)
-    return found is not None and found.holds_image(path)
+        file_format = None
+    file_format = file_format or by_name(path)
+    return file_format is not None and file_format.holds_image(path)
 
 
 def _is_part(path: Path) -> bool:
-    """Whether a file holds the pixels of a header beside it."""
+    """Return whether a file holds the pixels of a header beside it."""
     return any(path.name.lower().endswith(ends) and path.with_name(path.name[: -len(end)] + header).exists()
                for header, ends in BESIDE.items() for end in ends if path.name.lower().endswith(end))  # fmt: skip
 
 
-def read(path, key: str = "frames", dynamic_range: float | None = None) -> Recording:
-    """The recording in one file. Raises InputError, in one sentence, for whatever cannot be read as frames.
+def read(path: FilePath, key: str = "frames", dynamic_range: float | None = None) -> Recording:
+    """Return the recording in one file. Raises InputError, in one sentence, for whatever cannot be read as frames.
 
     key: of several arrays in a file, the one to take, if it is there. dynamic_range: see `to_decibels`, which takes
     data before log compression to decibels.
     """
     recording = _read(Path(path), "uifc", key)
-    own = next(one for one in FORMATS if one.name == recording.format)
-    recording = to_decibels(recording, dynamic_range, own.name if own.fields else Arrays.name)
+    source = next(candidate for candidate in FORMATS if candidate.name == recording.format)
+    recording = to_decibels(recording, dynamic_range, source.name if source.fields else Arrays.name)
     if recording.frames.ndim == 4 and recording.frames.shape[-1] not in (3, 4):
         raise _no_frames(path, recording.frames)
     return recording
 
 
 def _read(path: Path, kinds: str, key: str = "frames") -> Recording:
-    """As `read`; kinds: those of numpy's types that the values may be of."""
+    """Read a file without converting it to decibels; kinds: numpy's kinds of types that the values may have."""
     if not path.is_file():
         raise InputError(f"There is no file {path}.")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty.")
     try:
-        found = by_content(path) or by_name(path)
-        if found is None:
+        file_format = by_content(path) or by_name(path)
+        if file_format is None:
             raise InputError(f"{path} is not an image that can be read.")
-        recording = found.read(path, key)
+        recording = file_format.read(path, key)
     except MemoryError as error:
         raise InputError(f"{path} cannot be read: there is not enough memory.") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -104,13 +105,15 @@ def _read(path: Path, kinds: str, key: str = "frames") -> Recording:
     return recording
 
 
-def _no_frames(path, frames: np.ndarray) -> InputError:
+def _no_frames(path: FilePath, frames: np.ndarray) -> InputError:
     return InputError(f"{path} holds an array of shape {frames.shape}, which is not frames, colour frames or a volume.")
 
 
-def read_mask(path, shape: tuple[int, int]) -> np.ndarray:
-    """A mask file as (H, W) bool: what is neither zero nor NaN. InputError where that is nothing, or where it does not
-    fit frames of `shape`."""
+def read_mask(path: FilePath, shape: tuple[int, int]) -> np.ndarray:
+    """Return a mask file as (H, W) bool: what is neither zero nor NaN.
+
+    Raises InputError where that is nothing, or where it does not fit frames of `shape`.
+    """
     frames = np.nan_to_num(_read(Path(path), "uifb").frames)
     mask = (frames if frames.ndim == 3 else frames[..., :3].max(-1)) != 0
     if mask.shape != (1, *shape):
@@ -121,8 +124,8 @@ def read_mask(path, shape: tuple[int, int]) -> np.ndarray:
 
 
 @contextmanager
-def like(frames: np.ndarray, folder):
-    """An array of the shape and type of `frames` to write into: on the disk, in `folder`, if it is large."""
+def array_like(frames: np.ndarray, folder: FilePath) -> Iterator[np.ndarray | None]:
+    """Give an array of the shape and type of `frames` to write into: on the disk, in `folder`, if it is large."""
     if frames.nbytes < base.LARGE:
         yield None
         return
@@ -131,24 +134,24 @@ def like(frames: np.ndarray, folder):
         yield np.memmap(file, frames.dtype, "r+", shape=frames.shape)
 
 
-def _keep_input(targets, recording: Recording) -> None:
-    """InputError where one of the files to be written is one that the recording was read from."""
+def _keep_input(targets: Iterable[Path], recording: Recording) -> None:
+    """Raise InputError where one of the files to be written is one that the recording was read from."""
     for part in {recording.path, *recording.parts}:
         for target in targets:
             if target.exists() and part.exists() and target.samefile(part):
                 raise InputError(f"{target} is the input; choose another output, the input is never overwritten.")
 
 
-def check_output(path, recording: Recording) -> None:
-    """Raises InputError where `recording` cannot be written to `path` without losing what its file held, and warns
+def check_output(path: FilePath, recording: Recording) -> None:
+    """Raise InputError where `recording` cannot be written to `path` without losing what its file held, and warn
     where times are lost. To be called before hours of work."""
-    found = _format_of(Path(path), recording)
-    if recording.times is not None and found.name != recording.format and not found.keeps_times(Path(path)):
+    target = _format_of(Path(path), recording)
+    if recording.times is not None and target.name != recording.format and not target.keeps_times(Path(path)):
         logger.warning("%s does not hold the times of the frames, as .seq.nrrd and .seq.mha do.", Path(path).name)
 
 
 def check_map(path: Path, recording: Recording, output: Path) -> None:
-    """Raises InputError where a map of floating point that belongs to a recording cannot be written to `path`.
+    """Raise InputError where a map of floating point that belongs to a recording cannot be written to `path`.
 
     output: the file that its frames are written to.
     """
@@ -161,7 +164,7 @@ def check_map(path: Path, recording: Recording, output: Path) -> None:
 
 
 def write_map(path: Path, values: np.ndarray, recording: Recording) -> None:
-    """Writes a map of floating point with the geometry and times of a recording, whole or not at all.
+    """Write a map of floating point with the geometry and times of a recording, whole or not at all.
 
     values: as many as its frames (N, H, W) have pixels.
     """
@@ -170,8 +173,8 @@ def write_map(path: Path, values: np.ndarray, recording: Recording) -> None:
 
 
 def _map_of(recording: Recording, path: Path, values: np.ndarray) -> Recording:
-    """A recording of other values: with all fields of its header where `path` is of its own format, else with its
-    geometry."""
+    """Return a recording of other values: with all fields of its header where `path` is of its own format, else with
+    its geometry."""
     found = by_name(path)
     if found is not None and found.name == recording.format and recording.frames.ndim == 3:
         return replace(recording, frames=values)
@@ -180,41 +183,41 @@ def _map_of(recording: Recording, path: Path, values: np.ndarray) -> Recording:
 
 
 def _format_of(path: Path, recording: Recording) -> Format:
-    """The format in which `recording` can be written to `path`; InputError where it cannot be written there."""
+    """Return the format in which `recording` can be written to `path`; InputError where it cannot be written there."""
     _keep_input([path, *(path.with_suffix(suffix) for suffix in BESIDE.get(path.suffix.lower(), ()))], recording)
     if path.is_dir() or not path.parent.is_dir():
         raise InputError(f"{path} is a folder or in a folder that does not exist; choose another output file.")
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"The folder {path.parent} cannot be written to.")
-    own = next(one for one in FORMATS if one.name == recording.format)
-    found = by_name(path)
-    if found is None and own.unnamed:
-        found = own
-    volume = own.geometric and not (recording.sequence or recording.single or recording.volumes > 1)
+    source = next(candidate for candidate in FORMATS if candidate.name == recording.format)
+    target = source if base.has_suffix(path, source.suffixes) else by_name(path)
+    if target is None and source.unnamed:
+        target = source
+    volume = source.geometric and not (recording.sequence or recording.single or recording.volumes > 1)
     if base.has_suffix(path, base.SEQUENCES) and volume:
         raise InputError(f"{path.name} cannot be written: {recording.path.name} is a volume and no sequence.")
-    if found is not own and np.min(recording.source.get("alpha", 255)) < 255:
+    if target is not source and np.min(recording.source.get("alpha", 255)) < 255:
         raise InputError(f"{path.name} cannot be written: transparency would be lost; choose .png.")
-    if own.fields and found is not own and (found is None or not found.takes_all):
+    if source.fields and target is not source and (target is None or not target.takes_all):
         suffix = recording.path.suffix
         raise InputError(
             f"A {suffix} recording cannot become {path.name}: that would lose its fields; choose {suffix} or .npy."
         )
-    if found is None:
+    if target is None:
         raise InputError(f"{path.name} cannot be written: its format is not known; choose .mha, .nrrd, .tif or .npy.")
-    found.check(path, recording)
-    return found
+    target.check(path, recording)
+    return target
 
 
-def write(path, frames: np.ndarray, recording: Recording) -> None:
-    """Writes `frames`, of the shape and type of `recording.frames`, as the file `path`, whole or not at all.
+def write(path: FilePath, frames: np.ndarray, recording: Recording) -> None:
+    """Write `frames`, of the shape and type of `recording.frames`, as the file `path`, whole or not at all.
 
     A file of the input's family of formats keeps every header field, in order and verbatim. Other conversions are made
     where they lose nothing but such fields: arrays from everything, images from arrays, images and DICOM.
     Raises InputError: for the input itself as output, formats that cannot hold it, folders that cannot be written.
     """
     path = Path(path)
-    found = _format_of(path, recording)
+    target = _format_of(path, recording)
     if frames.shape != recording.frames.shape or frames.dtype != recording.frames.dtype:
         raise ValueError("The frames differ from the recording's in shape or type.")
     try:
@@ -222,7 +225,7 @@ def write(path, frames: np.ndarray, recording: Recording) -> None:
     except OSError as error:
         raise InputError(f"{path.parent} cannot be written to: {error.strerror or error}.") from error
     try:
-        found.write(folder / path.name, frames, recording)
+        target.write(folder / path.name, frames, recording)
         _keep_input([path.parent / part.name for part in folder.iterdir()], recording)
         for part in sorted(folder.iterdir(), key=lambda p: p.name == path.name):  # the header last
             os.replace(part, path.parent / part.name)

@@ -55,8 +55,8 @@ def srad(frames: np.ndarray, steps: int = 100, step: float = 0.1) -> np.ndarray:
         gradient = (north**2 + south**2 + west**2 + east**2) / image**2
         laplacian = (north + south + west + east) / image
         variation = np.maximum(0.5 * gradient - laplacian**2 / 16, 0) / (1 + 0.25 * laplacian) ** 2
-        now = (scale * np.exp(-number * step / 6)) ** 2
-        conduct = 1 / (1 + np.clip((variation - now) / (now * (1 + now)), -0.5, 1e6))
+        level = (scale * np.exp(-number * step / 6)) ** 2
+        conduct = 1 / (1 + np.clip((variation - level) / (level * (1 + level)), -0.5, 1e6))
         conduct = np.clip(conduct, 0, 1)
         padded = np.pad(conduct, ((0, 0), (0, 1), (0, 1)), mode="edge")
         flow = padded[:, 1:, :-1] * south + conduct * north + padded[:, :-1, 1:] * east + conduct * west
@@ -75,7 +75,7 @@ def nlm(frames: np.ndarray, strength: float = 0.7) -> np.ndarray:
 
 def curvature(frames: np.ndarray, steps: int = 40) -> np.ndarray:
     """Apply ITK's curvature anisotropic diffusion."""
-    done = [
+    smoothed = [
         sitk.GetArrayFromImage(
             sitk.CurvatureAnisotropicDiffusion(
                 sitk.GetImageFromArray(frame.astype(np.float32)),
@@ -86,7 +86,7 @@ def curvature(frames: np.ndarray, steps: int = 40) -> np.ndarray:
         )
         for frame in frames
     ]
-    return np.stack(done)
+    return np.stack(smoothed)
 
 
 FILTERS = {name: globals()[name] for name in FILTER_NAMES}

@@ -29,7 +29,7 @@ def speckle_correlation(frames: np.ndarray, region: np.ndarray | None = None) ->
     size = min(24, height, width)
     if size < 16:
         return None
-    chosen = frames[evenly(len(frames), 8)]
+    sample = frames[evenly(len(frames), 8)]
     grid = np.linspace(-1, 1, size)
     y, x = np.meshgrid(grid, grid, indexing="ij")
     trend, _ = np.linalg.qr(np.stack([y**0, y, x, y * x, y * y, x * x], -1).reshape(size * size, 6))
@@ -38,7 +38,7 @@ def speckle_correlation(frames: np.ndarray, region: np.ndarray | None = None) ->
     windows = [(slice(i, i + size), slice(j, j + size)) for i, j in corners]
     windows = [window for window in windows if region is None or region[window].all()]
     votes = []
-    for frame in chosen.astype(np.float32):
+    for frame in sample.astype(np.float32):
         darkest = frame.min(where=np.isfinite(frame), initial=np.inf)
         for window in windows[:: max(1, len(windows) // 60)]:
             patch = frame[window].ravel()
@@ -73,19 +73,19 @@ def estimate_grain(frames: np.ndarray, region: np.ndarray | None = None) -> tupl
     frames = np.asarray(frames)
     frames = frames[evenly(len(frames), 8)].astype(np.float32)
     inside: Any = np.ones(frames.shape[1:], bool) if region is None else np.asarray(region, bool)
-    found, scale, last, axes = np.ones(2), np.ones(2), np.full(2, np.inf), [0, 1]
+    grain, scale, last, axes = np.ones(2), np.ones(2), np.full(2, np.inf), [0, 1]
     while axes and (correlation := speckle_correlation(frames, inside)) is not None:
         lengths = [_half_length(falling) for falling in correlation]
         axes = [axis for axis in axes if lengths[axis] < last[axis]]  # it grows only where anatomy is taken for speckle
         for axis in axes:
             last[axis] = lengths[axis]
-            found[axis] = np.clip(lengths[axis] * scale[axis], 0.5, 16)
+            grain[axis] = np.clip(lengths[axis] * scale[axis], 0.5, 16)
         axes = [axis for axis in axes if lengths[axis] > LONG and scale[axis] < 4]
         for axis in axes:
             frames = _split_into_pairs(frames, axis + 1).mean(axis + 2)
             inside = _split_into_pairs(inside, axis).all(axis + 1)
             scale[axis] *= 2
-    return float(found[0]), float(found[1])
+    return float(grain[0]), float(grain[1])
 
 
 def measure_grain(frames: np.ndarray, region: np.ndarray) -> tuple[float, float]:
@@ -99,7 +99,7 @@ def measure_grain(frames: np.ndarray, region: np.ndarray) -> tuple[float, float]
         return estimate_grain(frames, region)
     beams, frames = Beams(fan, region.shape, fan.depths[1] / 2), frames[evenly(len(frames), 8)]
     images = [torch.from_numpy(np.ascontiguousarray(x, np.float32))[:, None] for x in (frames, region[None])]
-    along, inside = (sample_at(x, beams.there)[:, 0].numpy() for x in images)
+    along, inside = (sample_at(x, beams.to_beams)[:, 0].numpy() for x in images)
     return estimate_grain(along, inside[0] > 0.99)
 
 

@@ -6,6 +6,8 @@ import numpy as np
 
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
 BRIGHTEST = 1.5  # on the networks' scale; they see nothing brighter, and what is above is added again afterwards
+HUE_TOLERANCE = 0.12  # of the brightest channel, plus HUE_NOISE; JPEG leaves grey tissue slightly colored
+HUE_NOISE = 0.04  # of the type's range
 DISPLAY = 60.0  # dB below the brightest echo that scanners usually show; lower values are taken for decibels
 
 

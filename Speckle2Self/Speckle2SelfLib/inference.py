@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,7 @@ SAME = 0.03  # of the grey range: about four times the difference that rounding 
 MIDDLE = 0.5  # of the grey scale
 SHARE = 1 / 16  # of its output that a head gives; the sum in `smooth_sixteenfold` makes up for it
 logger = logging.getLogger(__name__)
+Network = TypeVar("Network", bound=nn.Module)
 
 # --- From a model to a fast callable.
 
@@ -176,6 +177,11 @@ def accelerate(network: nn.Module) -> nn.Module:
     return network
 
 
+def convert(network: Network, memory_format: torch.memory_format, precision: torch.dtype | None = None) -> Network:
+    """Change the memory format of a network's weights, and their type if given, in place; return the network."""
+    return network.to(dtype=precision, memory_format=memory_format)  # type: ignore[call-overload]
+
+
 class PublishedRunner(nn.Module):
     """The full-scale branch of the published network for inference, (N, 1, H, W) float32 -> the same."""
 
@@ -184,12 +190,12 @@ class PublishedRunner(nn.Module):
         self.multiple, self.margin, self.precision = network.multiple, network.margin, precision
         # In 32 bits the normalization is faster and more exact on contiguous channels, in 16 bits the convolutions are
         # many times faster on interleaved ones. No bias survives the normalization.
-        layout = torch.channels_last if precision == torch.bfloat16 else torch.contiguous_format
+        memory_format = torch.channels_last if precision == torch.bfloat16 else torch.contiguous_format
         self.branch = accelerate(nn.Sequential(network.encoder_highRes, network.decoder))
         for layer in self.branch.modules():
             if isinstance(layer, NormalisedConvolution):
                 layer.conv.bias = None  # type: ignore[assignment]
-        self.branch.to(dtype=precision, memory_format=layout)  # type: ignore[call-overload]
+        convert(self.branch, memory_format, precision)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         return self.branch(frames.to(self.precision)).float()
@@ -223,7 +229,7 @@ class FastRunner(nn.Module):
         bias = head.bias.detach().float() + GREY - MIDDLE
         if not uncertainty:
             network.uncertainty = None
-        self.network = network.to(dtype=precision, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network: Any = convert(network, torch.channels_last, precision)  # torch types no layers in containers
         if stem.weight.is_cuda and precision != torch.float32:  # whose fast kernels take eight channels or more
             weight = F.pad(stem.weight.detach(), (0, 0, 0, 0, 0, -stem.in_channels % 8))
             stem.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
@@ -253,7 +259,7 @@ class FastRunner(nn.Module):
         return detail.add_(double(coarse.float())).add_(math.log(UNSURE)).clamp_(*LOG_DEVIATIONS).exp_()
 
     def features(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `FastNetwork.features` has it."""
+        """Return the same as `FastNetwork.features`."""
         network = self.network
         x = to_cells((frames - GREY).to(self.precision))  # (N, 4, H / 2, W / 2)
         missing = network.stem.weight.shape[1] - x.shape[1]  # on a GPU in 16 bits
@@ -276,7 +282,7 @@ RUNNERS: dict[type, Callable] = {FastNetwork: FastRunner, SpeckleReductionNetwor
 
 
 def has_fused_operations(x: torch.Tensor) -> bool:
-    """Whether oneDNN's fused convolutions can be used on this tensor."""
+    """Return whether oneDNN's fused convolutions can be used on this tensor."""
     return _CONVOLVE_ONTO is not None and x.is_cpu and (_IN_16_BITS or x.dtype != torch.bfloat16)
 
 
@@ -285,18 +291,18 @@ def pack(layer: nn.Conv2d) -> None:
     reorder = getattr(torch.ops.mkldnn, "_reorder_convolution_weight", None)
     if reorder is not None and has_fused_operations(layer.weight):
         size = [1, layer.in_channels, 128, 128]
-        how = list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups, size
-        layer.packed = reorder(layer.weight.detach(), *how)
+        parameters = list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups, size
+        layer.packed = reorder(layer.weight.detach(), *parameters)
 
 
 def convolve(layer: nn.Conv2d, x: torch.Tensor, relu: bool = False) -> torch.Tensor:
     """Return `layer(x)`, cut at zero if `relu`."""
     if has_fused_operations(x):
-        how: Any = layer.padding, layer.stride, layer.dilation, layer.groups, "relu" if relu else "none", [], ""
-        return _CONVOLVE(x, getattr(layer, "packed", layer.weight), layer.bias, *how)
+        parameters: Any = layer.padding, layer.stride, layer.dilation, layer.groups, "relu" if relu else "none", [], ""
+        return _CONVOLVE(x, getattr(layer, "packed", layer.weight), layer.bias, *parameters)
     if relu and x.is_cuda and torch.version.cuda:
-        how = layer.stride, layer.padding, layer.dilation, layer.groups
-        return torch.cudnn_convolution_relu(x, layer.weight, layer.bias, *how)
+        parameters = layer.stride, layer.padding, layer.dilation, layer.groups
+        return torch.cudnn_convolution_relu(x, layer.weight, layer.bias, *parameters)
     x = layer(x)
     return F.relu(x) if relu else x
 
@@ -306,8 +312,8 @@ def through_blocks(blocks: Iterable[FastBlock], x: torch.Tensor) -> torch.Tensor
     for block in blocks:
         inner, second = convolve(block.first, x, relu=True), block.second
         if has_fused_operations(x):
-            how: Any = second.padding, second.stride, second.dilation, second.groups, "add", 1.0, None, [], None
-            x = _CONVOLVE_ONTO.binary(x, inner, getattr(second, "packed", second.weight), second.bias, *how)
+            parameters: Any = second.padding, second.stride, second.dilation, second.groups, "add", 1.0, None, [], None
+            x = _CONVOLVE_ONTO.binary(x, inner, getattr(second, "packed", second.weight), second.bias, *parameters)
         else:
             x = x + second(inner)
     return x
@@ -378,13 +384,13 @@ class Replayed:
     A shape is recorded when it comes for the second time; the latest are kept. If the device, its driver or its memory
     does not allow it, the function is called directly. Threads take turns, and so do their streams.
 
-    Args: function, from tensors to one tensor; most, total of the numbers in the first inputs of all recordings that
+    Args: function, from tensors to one tensor; limit, total of the numbers in the first inputs of all recordings that
     are kept (larger inputs go to the function directly), None: any number, in SHAPES recordings; parameters, whose
     gradients the function computes.
     """
 
-    def __init__(self, function: Callable, most: int | None = None, parameters: Iterable[torch.Tensor] = ()):
-        self.function, self.most, self.parameters = function, most, list(parameters)
+    def __init__(self, function: Callable, limit: int | None = None, parameters: Iterable[torch.Tensor] = ()):
+        self.function, self.limit, self.parameters = function, limit, list(parameters)
         self.recorded: dict[tuple[torch.Size, ...], Any] = {}
         self.lock, self.works = threading.Lock(), True
         self.last: torch.cuda.Stream | None = None
@@ -392,15 +398,15 @@ class Replayed:
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         shapes = tuple(x.shape for x in inputs)
         with self.lock:
-            if not self.works or (self.most is not None and inputs[0].numel() > self.most):
+            if not self.works or (self.limit is not None and inputs[0].numel() > self.limit):
                 return self.function(*inputs)
-            first, found = shapes not in self.recorded, self.recorded.pop(shapes, None)
-            self.recorded[shapes] = found  # the latest is the last
+            first, recording = shapes not in self.recorded, self.recorded.pop(shapes, None)
+            self.recorded[shapes] = recording  # the latest is the last
             self._forget()
             if first:
                 return self.function(*inputs)
             try:
-                self.recorded[shapes] = graph, given, made, gradients = found or self._record(inputs)
+                self.recorded[shapes] = graph, buffers, output, gradients = recording or self._record(inputs)
             except RuntimeError as error:
                 self.recorded.clear()
                 if not out_of_memory(error):
@@ -411,40 +417,40 @@ class Replayed:
                 return self.function(*inputs)
             stream = torch.cuda.current_stream(inputs[0].device)
             if self.last is not None and self.last != stream:
-                stream.wait_stream(self.last)  # which may still be at work with what it was given
+                stream.wait_stream(self.last)  # which may still be at work with its inputs
             self.last = stream
-            for to, x in zip(given, inputs, strict=True):
+            for to, x in zip(buffers, inputs, strict=True):
                 to.copy_(x)
             graph.replay()
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient
-            return made.clone()
+            return output.clone()
 
     def _forget(self) -> None:
-        """Drop all but the latest shapes, so that not more than `most` is kept."""
-        kept = 0
+        """Drop all but the latest shapes, so that not more than `limit` is kept."""
+        total = 0
         for number, shapes in enumerate(reversed(list(self.recorded))):
-            kept += shapes[0].numel()
-            if number >= SHAPES if self.most is None else kept > self.most:
+            total += shapes[0].numel()
+            if number >= SHAPES if self.limit is None else total > self.limit:
                 if self.last is not None:
                     self.last.synchronize()  # its memory may still be in use
                 del self.recorded[shapes]
 
     def _record(self, inputs: tuple[torch.Tensor, ...]) -> tuple[Any, list, torch.Tensor, list]:
         """Return the graph, the tensors it reads and writes, and the gradients that it leaves."""
-        given, device = [x.clone() for x in inputs], inputs[0].device
-        stream, graph, now = torch.cuda.Stream(device), torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
-        stream.wait_stream(now)
+        buffers, device = [x.clone() for x in inputs], inputs[0].device
+        stream, graph, current = torch.cuda.Stream(device), torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+        stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            self.function(*given)  # libraries set up what they need
+            self.function(*buffers)  # libraries set up what they need
             for parameter in self.parameters:
                 parameter.grad = None
             stream.synchronize()
             # Not `torch.cuda.graph`, which collects garbage and gives all free memory back, a tenth of a second.
             graph.capture_begin(capture_error_mode="thread_local")
             try:
-                made = self.function(*given)
+                output = self.function(*buffers)
             finally:
                 graph.capture_end()
-        now.wait_stream(stream)
-        return graph, given, made, [parameter.grad for parameter in self.parameters]
+        current.wait_stream(stream)
+        return graph, buffers, output, [parameter.grad for parameter in self.parameters]

@@ -16,10 +16,10 @@ import numpy as np
 
 from .config import FILTER_NAMES, refuse_filter
 from .metrics import FIGURES, JUDGED
-from .system import InputError, replace_file
+from .system import FilePath, InputError, replace_file
 
 if TYPE_CHECKING:
-    from .checkpoint import FilePath, Model
+    from .checkpoint import Model
 
 BUNDLED = Path(__file__).resolve().parent.parent / "Resources" / "Models"
 SUFFIX = ".safetensors"
@@ -72,7 +72,10 @@ def load_model(name_or_path: FilePath) -> Model:
 
 
 def cached_model(name_or_path: FilePath) -> Model:
-    """As `load_model`, but read a file again only if it has changed. Only for inference, as all callers share it."""
+    """Return the same as `load_model`, but read a file again only if it has changed.
+
+    Only for inference, as all callers share the model.
+    """
     path = path_of(name_or_path)
     try:
         status = path.stat()
@@ -93,13 +96,13 @@ def fit_name(wanted: str, ending: str = "") -> str:
     return (name or "model") + ending
 
 
-def free_name(wanted: str, taken: Iterable[str] = ()) -> str:
+def free_name(wanted: str, other_names: Iterable[str] = ()) -> str:
     """Return `wanted` as a valid model name that is free, with a number if necessary.
 
-    A name is not free if a model or a filter has it, or it is among `taken`; case does not count, as not every file
-    system distinguishes it.
+    A name is not free if a model or a filter has it, or it is among `other_names`; case does not count, as not every
+    file system distinguishes it.
     """
-    unavailable = {name.casefold() for name in (*models(), *FILTER_NAMES, *taken)}
+    unavailable = {name.casefold() for name in (*models(), *FILTER_NAMES, *other_names)}
     number, name = 1, fit_name(wanted)
     while name.casefold() in unavailable:
         number += 1

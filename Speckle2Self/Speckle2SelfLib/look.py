@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .grey import luminance
+from .tint import find_tint
 
 DOUBTFUL, UNKNOWN = 0.04, 0.08  # of the grey range: uncertainties where caution begins, and where it is at its full
 
@@ -53,7 +54,10 @@ def look(
     change = region & np.isfinite(old)
     if color:
         change &= ~((before == after).all(-1) & (before[..., :3].max(-1) != before[..., :3].min(-1)))
-        new = before[..., :3] + (new - old)[..., None]
+        moved, tint = (new - old)[..., None], find_tint(before)
+        if tint:
+            moved = moved + np.stack(tint.added(new), -1) - np.stack(tint.added(old), -1)
+        new = before[..., :3] + moved
         change = np.broadcast_to(change[..., None], new.shape)
     if before.dtype.kind != "f":
         limits = np.iinfo(before.dtype)

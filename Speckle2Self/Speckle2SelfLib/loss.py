@@ -5,8 +5,10 @@ Whatever the loss, the training minimizes the sum of its terms.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
 from itertools import combinations
+from operator import add
 from typing import Any
 
 import torch
@@ -19,6 +21,11 @@ SQUARED_SLOPES = 2.0  # weight of squared errors in the differences of neighbori
 LIKELIHOOD = 0.01  # keeps the sum of terms readable: Adam's steps are the same whatever it is, as the head is apart
 
 
+def total(terms: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Return the sum of at least one term."""
+    return reduce(add, terms)
+
+
 def published_loss(predictions: Sequence[torch.Tensor], views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the paper's two terms.
 
@@ -28,8 +35,8 @@ def published_loss(predictions: Sequence[torch.Tensor], views: Sequence[torch.Te
     Args: predictions and views, equally many tensors (B, 1, H, W).
     """
     return {
-        "reconstruction": sum(F.mse_loss(p, v) for p, v in zip(predictions, views, strict=True)),
-        "consistency": sum(F.l1_loss(p, q) for p, q in combinations(predictions, 2)),
+        "reconstruction": total(F.mse_loss(p, v) for p, v in zip(predictions, views, strict=True)),
+        "consistency": total(F.l1_loss(p, q) for p, q in combinations(predictions, 2)),
     }
 
 
@@ -78,11 +85,11 @@ def truth_loss(high: torch.Tensor, truth: torch.Tensor, detail: float) -> dict[s
     """
     around = F.avg_pool2d(F.pad(truth, (4, 4, 4, 4), mode="replicate"), 9, 1)  # (B, 1, H, W)
     weight = 1 + detail * (((truth - around).abs() - 0.05) / 0.1).clamp(0, 1)
-    errors, slopes = high - truth, 0
+    errors, slopes = high - truth, []
     for axis in (-1, -2):
         steep = _absolute(errors.diff(dim=axis), ABSOLUTE / 2.5)  # (B, 1, H, W - 1), (B, 1, H - 1, W)
-        slopes = slopes + (weight.narrow(axis, 0, steep.shape[axis]) * steep).mean()
-    return {"truth": (weight * _absolute(errors, ABSOLUTE)).mean(), "slopes": SLOPES * slopes}
+        slopes.append((weight.narrow(axis, 0, steep.shape[axis]) * steep).mean())
+    return {"truth": (weight * _absolute(errors, ABSOLUTE)).mean(), "slopes": SLOPES * total(slopes)}
 
 
 def squared_truth_loss(high: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -94,7 +101,7 @@ def squared_truth_loss(high: torch.Tensor, truth: torch.Tensor) -> dict[str, tor
     Args: high and truth (B, 1, H, W).
     """
     errors = high - truth
-    slopes = sum(errors.diff(dim=axis).square().mean() for axis in (-1, -2))
+    slopes = total(errors.diff(dim=axis).square().mean() for axis in (-1, -2))
     return {"truth": SQUARED * errors.square().mean(), "slopes": SQUARED * SQUARED_SLOPES * slopes}
 
 

@@ -20,36 +20,36 @@ FLAT = 0.04 * 255  # grey levels within 9 x 9 pixels of the truth, up to which i
 
 
 def reference(image: np.ndarray) -> np.ndarray:
-    """The input (H, W) without its speckle as far as a blur can: what outputs are compared with."""
+    """Return the input (H, W) without its speckle as far as a blur can: what outputs are compared with."""
     from scipy.ndimage import gaussian_filter
 
     return gaussian_filter(np.asarray(image, float), BLUR)
 
 
-def matched(image: np.ndarray, output: np.ndarray) -> np.ndarray:
-    """`output` with the histogram of the blurred input, so that a darker or flatter mapping alone gains nothing."""
+def match_mapping(image: np.ndarray, output: np.ndarray) -> np.ndarray:
+    """Return `output` with the histogram of the blurred input, so that a darker or flatter mapping gains nothing."""
     from skimage.exposure import match_histograms
 
     return match_histograms(np.asarray(output, float), reference(image))
 
 
 def homogeneity(image: np.ndarray, output: np.ndarray) -> float:
-    """Hom: co-occurrence homogeneity at distance 1, four directions, 64 grey levels, of the matched output."""
+    """Return the matched output's co-occurrence homogeneity (Hom): distance 1, four directions, 64 grey levels."""
     from skimage.feature import graycomatrix, graycoprops
 
-    levels = np.clip(matched(image, output) / 4, 0, 63).astype(np.uint8)
+    levels = np.clip(match_mapping(image, output) / 4, 0, 63).astype(np.uint8)
     angles = [0, np.pi / 4, np.pi / 2, 3 * np.pi / 4]
     return float(graycoprops(graycomatrix(levels, [1], angles, 64, symmetric=True, normed=True), "homogeneity").mean())
 
 
 def holes(image: np.ndarray, output: np.ndarray) -> float:
-    """The share of pixels that are black (<= 2) in the output where the blurred input is not (> 10)."""
+    """Return the share of pixels that are black (<= 2) in the output where the blurred input is not (> 10)."""
     return float(np.mean((np.asarray(output) <= 2) & (reference(image) > 10)))
 
 
 def structure(image: np.ndarray, output: np.ndarray) -> float:
-    """The rank correlation of the blurred output with the blurred input; 0 for an output that is constant, not a number
-    for an image that is."""
+    """Return the rank correlation of the blurred output with the blurred input; 0 for an output that is constant, not a
+    number for an image that is."""
     from scipy.stats import spearmanr
 
     blurred, expected = reference(output).ravel(), reference(image).ravel()
@@ -61,7 +61,7 @@ def structure(image: np.ndarray, output: np.ndarray) -> float:
 
 
 def gcnr(lumen: np.ndarray, tissue: np.ndarray, bins: int = 64) -> float:
-    """Generalized contrast-to-noise ratio of two regions' values: 1 minus the overlap of their histograms.
+    """Return the generalized contrast-to-noise ratio of two regions' values: 1 minus the overlap of their histograms.
 
     Rodriguez-Molares et al., IEEE TUFFC 2020. Any monotone mapping leaves it as it is, up to the bins.
     """
@@ -71,32 +71,32 @@ def gcnr(lumen: np.ndarray, tissue: np.ndarray, bins: int = 64) -> float:
 
 
 def cnr(lumen: np.ndarray, tissue: np.ndarray) -> float:
-    """Contrast-to-noise ratio of two regions' values: difference of means over the root of summed variances."""
+    """Return two regions' contrast-to-noise ratio: difference of means over the root of summed variances."""
     return float(abs(np.mean(lumen) - np.mean(tissue)) / (np.sqrt(np.var(lumen) + np.var(tissue)) + 1e-9))
 
 
 def snr(tissue: np.ndarray) -> float:
-    """Mean over standard deviation in homogeneous tissue; 1.91 for the envelope of fully developed speckle."""
+    """Return mean over standard deviation in homogeneous tissue; 1.91 for the envelope of fully developed speckle."""
     return float(np.mean(tissue) / (np.std(tissue) + 1e-9))
 
 
 def mean(values: np.ndarray) -> float:
-    """The mean of a region's values, as they are."""
+    """Return the mean of a region's values, as they are."""
     return float(np.mean(values))
 
 
 def std(values: np.ndarray) -> float:
-    """The standard deviation of a region's values, as they are."""
+    """Return the standard deviation of a region's values, as they are."""
     return float(np.std(values))
 
 
 def enl(envelope: np.ndarray) -> float:
-    """Equivalent number of looks: the square of `snr` on linear (not log-compressed) envelope."""
+    """Return the equivalent number of looks: the square of `snr` on linear (not log-compressed) envelope."""
     return snr(envelope) ** 2
 
 
 def to_truth(output: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """`output` after the monotone mapping that brings it nearest to `truth` (isotonic regression), its shape kept."""
+    """Return `output` after the monotone mapping that brings it nearest to `truth` (isotonic regression)."""
     from scipy.optimize import isotonic_regression
 
     order = np.argsort(output, axis=None, kind="stable")
@@ -107,7 +107,10 @@ def to_truth(output: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def psnr(output: np.ndarray, echogenicity: np.ndarray, span: float = 255.0, inside: np.ndarray | None = None) -> float:
-    """Peak signal-to-noise ratio in dB against known echogenicity, after `to_truth`; of pixels `inside`, if given."""
+    """Return the peak signal-to-noise ratio in dB against known echogenicity, after `to_truth`.
+
+    Args: inside, the pixels to measure, if given.
+    """
     from skimage.metrics import peak_signal_noise_ratio
 
     output, truth = (np.asarray(x, float)[... if inside is None else inside] for x in (output, echogenicity))
@@ -115,7 +118,7 @@ def psnr(output: np.ndarray, echogenicity: np.ndarray, span: float = 255.0, insi
 
 
 def ssim(output: np.ndarray, echogenicity: np.ndarray, span: float = 255.0, inside: np.ndarray | None = None) -> float:
-    """Structural similarity against known echogenicity, after `to_truth`; of pixels `inside`, if given."""
+    """Return the structural similarity against known echogenicity, after `to_truth`; of pixels `inside`, if given."""
     from skimage.metrics import structural_similarity
 
     truth = np.asarray(echogenicity, float)
@@ -128,8 +131,8 @@ def ssim(output: np.ndarray, echogenicity: np.ndarray, span: float = 255.0, insi
 
 
 def flat(output: np.ndarray, truth: np.ndarray, inside: np.ndarray) -> float:
-    """Error (root mean square, share of the grey range) after `to_truth`, where the truth changes by less than `FLAT`
-    within 9 x 9 pixels; not a number where that is 100 pixels or fewer."""
+    """Return the error (root mean square, share of the grey range) after `to_truth`, where the truth changes by less
+    than `FLAT` within 9 x 9 pixels; not a number where that is 100 pixels or fewer."""
     from scipy.ndimage import maximum_filter, minimum_filter
 
     even = (maximum_filter(truth, 9) - minimum_filter(truth, 9) < FLAT)[inside]
@@ -139,15 +142,15 @@ def flat(output: np.ndarray, truth: np.ndarray, inside: np.ndarray) -> float:
 
 
 def rms(outputs: np.ndarray, truth: np.ndarray, noise: float = 0.0, inside: np.ndarray | None = None) -> float:
-    """Error (root mean square, share of the grey range) of outputs (N, H, W) against the expected grey value (H, W),
-    whose own error has the variance `noise` (grey levels squared); of pixels `inside`, if given."""
+    """Return the error (root mean square, share of the grey range) of outputs (N, H, W) against the expected grey value
+    (H, W), whose own error has the variance `noise` (grey levels squared); of pixels `inside`, if given."""
     squares = np.square(np.asarray(outputs, float) - truth)[:, ... if inside is None else inside]
     return float(np.sqrt(max(squares.mean() - noise, 0)) / 255)
 
 
 def repeat(outputs: np.ndarray, inside: np.ndarray | None = None) -> float:
-    """What is made up from speckle: deviation (root mean square, share of the grey range) among outputs (N, H, W) of
-    independent draws of speckle over one anatomy; not a number for a single one."""
+    """Return what is made up from speckle: the deviation (root mean square, share of the grey range) among outputs
+    (N, H, W) of independent draws of speckle over one anatomy; not a number for a single one."""
     if len(outputs) < 2:
         return float("nan")
     variance = np.var(np.asarray(outputs, float), axis=0, ddof=1)[... if inside is None else inside]
@@ -155,45 +158,46 @@ def repeat(outputs: np.ndarray, inside: np.ndarray | None = None) -> float:
 
 
 def _slopes(image: np.ndarray) -> np.ndarray:
-    """(2, H, W): derivatives of an image (H, W), blurred by 1 pixel."""
+    """Return (2, H, W), the derivatives of an image (H, W), blurred by 1 pixel."""
     from scipy.ndimage import gaussian_filter
 
     return np.stack(np.gradient(gaussian_filter(np.asarray(image, float), 1)))
 
 
 def kept(outputs: np.ndarray, truth: np.ndarray, noise: float = 0.0, inside: np.ndarray | None = None) -> float:
-    """Share of the true slopes that outputs (N, H, W) still have: the least-squares slope of their gradients on those
-    of the expected grey value (H, W), whose own error has the variance `noise`; 5 pixels within `inside`, if given."""
+    """Return the share of the true slopes that outputs (N, H, W) still have: the least-squares slope of their gradients
+    on those of the expected grey value (H, W), whose own error has the variance `noise`; 5 pixels within `inside`, if
+    given."""
     from scipy.ndimage import binary_erosion
 
-    there = ... if inside is None or inside.all() else binary_erosion(inside, iterations=5)
-    found, true = (_slopes(image)[:, there] for image in (np.mean(outputs, axis=0), truth))
+    counted = ... if inside is None or inside.all() else binary_erosion(inside, iterations=5)
+    measured, true = (_slopes(image)[:, counted] for image in (np.mean(outputs, axis=0), truth))
     error = _slopes(np.random.default_rng(1).normal(0, np.sqrt(noise), np.shape(truth)))  # as the truth's own
-    return float((found * true).mean() / max((true * true).mean() - error.var(), 1e-9))
+    return float((measured * true).mean() / max((true * true).mean() - error.var(), 1e-9))
 
 
 def dice(output: np.ndarray, objects: np.ndarray) -> float:
-    """How well Otsu's threshold finds known objects, masks (K, H, W): their mean Dice coefficient.
+    """Return how well Otsu's threshold finds known objects, masks (K, H, W): their mean Dice coefficient.
 
     Each is looked for in a box twice as wide and high as itself, as users draw around what they segment; they know
     whether it is darker or brighter. Not a number without objects.
     """
     from skimage.filters import threshold_otsu
 
-    found = []
+    coefficients = []
     for mask in objects:
         spans = [np.flatnonzero(mask.any(axis)) for axis in (1, 0)]
         more = [max(2, (span[-1] - span[0] + 1) // 2) for span in spans]
         box = tuple(slice(max(0, s[0] - m), s[-1] + 1 + m) for s, m in zip(spans, more, strict=True))
-        part, wanted = np.asarray(output)[box], mask[box]
+        part, target = np.asarray(output)[box], mask[box]
         bright = part > threshold_otsu(part)
-        both = [2 * (side & wanted).sum() / (side.sum() + wanted.sum()) for side in (bright, ~bright)]
-        found.append(max(both))
-    return float(np.mean(found)) if found else float("nan")
+        overlaps = [2 * (side & target).sum() / (side.sum() + target.sum()) for side in (bright, ~bright)]
+        coefficients.append(max(overlaps))
+    return float(np.mean(coefficients)) if coefficients else float("nan")
 
 
 def edge_width(image: np.ndarray, start: Sequence[float], end: Sequence[float], lines: int = 1) -> float:
-    """The 10-90 % rise distance in pixels along the line from `start` to `end` (row, column) across a known edge.
+    """Return the 10-90 % rise distance in pixels on the line from `start` to `end` (row, column) across a known edge.
 
     lines: neighbouring parallel lines, one pixel apart, that are averaged first.
     """
@@ -218,7 +222,10 @@ def edge_width(image: np.ndarray, start: Sequence[float], end: Sequence[float], 
 
 
 def flicker(before: np.ndarray, after: np.ndarray, tissue: np.ndarray) -> float:
-    """Of a static scene (N, H, W): the deviation over time of the tissue's mean, after / before. Below 1 is better."""
+    """Return the deviation over time of the tissue's mean in a static scene (N, H, W), after / before.
+
+    Below 1 is better.
+    """
     deviations = [np.std([frame[tissue].mean() for frame in frames]) for frames in (after, before)]
     return float(deviations[0] / (deviations[1] + 1e-12))
 
@@ -237,13 +244,16 @@ class Figure:
 
     @cached_property
     def takes(self) -> dict[str, bool]:
-        """What the function takes: image, output (H, W); values of tissue and lumen, matched; values of a region, as
-        they are; echogenicity, truth (H, W); outputs (N, H, W) of draws of speckle ...; and whether it must have it."""
+        """Return what the function takes, and whether it must have it.
+
+        image, output (H, W); tissue and lumen, matched values; values of a region, as they are; echogenicity, truth
+        (H, W); outputs (N, H, W) of draws of speckle ...
+        """
         names = inspect.signature(self.function).parameters.values() if self.function else ()
         return {one.name: one.default is one.empty for one in names}
 
     def measure(self, known: dict) -> float | None:
-        """The figure from what is known, by the names of `takes`; None where something is missing."""
+        """Return the figure from what is known, by the names of `takes`; None where something is missing."""
         if self.function is None or any(must and name not in known for name, must in self.takes.items()):
             return None
         return self.function(**{name: known[name] for name in self.takes if name in known})
@@ -252,7 +262,7 @@ class Figure:
         return f"{value:.{self.digits}f}"
 
     def is_worse(self, start: float, end: float) -> bool:
-        """Whether a model that was trained from one with the figure `start` has clearly lost by it."""
+        """Return whether a model that was trained from one with the figure `start` has clearly lost by it."""
         if self.tolerance is None:
             return False
         return (start - end if self.better == "higher" else end - start) > self.tolerance
@@ -291,21 +301,21 @@ JUDGED = tuple(name for name, figure in FIGURES.items() if figure.tolerance is n
 def measure(
     image: np.ndarray, output: np.ndarray, tissue: Any = None, lumen: Any = None, **known: Any
 ) -> dict[str, float]:
-    """All figures of a frame (H, W) and its despeckled output that can be measured with what is given.
+    """Return all figures of a frame (H, W) and its despeckled output that can be measured with what is given.
 
     tissue, lumen: masks (H, W) or slices, of the matched output; known: what else figures take (`Figure.takes`).
     """
     known |= {"image": image, "output": output}
     regions = {name: part for name, part in (("tissue", tissue), ("lumen", lumen)) if part is not None}
     if regions:
-        mapped = matched(image, output)
+        mapped = match_mapping(image, output)
         known |= {name: mapped[part] for name, part in regions.items()}
     found = {name: figure.measure(known) for name, figure in FIGURES.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def average(rows: Iterable[dict[str, float]]) -> dict[str, float]:
-    """Of figures, dicts of the same kind: the mean of each, without those that are a number in none."""
+    """Return the mean of each figure over rows of figures, without those that are a number in no row."""
     values: dict[str, list[float]] = {}
     for row in rows:
         for name, value in row.items():
@@ -316,8 +326,8 @@ def average(rows: Iterable[dict[str, float]]) -> dict[str, float]:
 def evaluate(
     frames: np.ndarray, outputs: np.ndarray, rois: dict | None = None, echogenicity: np.ndarray | None = None
 ) -> dict[str, float]:
-    """The mean figures over frames (N, H, W) and their despeckled outputs, both on the 8-bit scale; without those
-    that can be measured in none.
+    """Return the mean figures over frames (N, H, W) and their despeckled outputs, both on the 8-bit scale, without
+    those that can be measured in none.
 
     rois: {"frames": {"0": {"lumen": [x, y], "tissue": [x, y]}, ...}, "lumen_half_size": [x, y],
     "tissue_half_size": [x, y]}: boxes for gCNR, CNR and SNR, which are left out without them; echogenicity: (N, H, W)

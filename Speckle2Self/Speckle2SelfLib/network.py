@@ -109,7 +109,7 @@ class SpeckleReductionNetwork(nn.Module):
 
     @property
     def encoders(self) -> list[nn.Module]:
-        """The encoders, full scale first."""
+        """Return the encoders, full scale first."""
         return [module for name, module in self.named_children() if name.startswith("encoder")]
 
     def forward(self, views: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
@@ -249,7 +249,7 @@ class FastNetwork(nn.Module):
 
 
 class LatticePredictions(NamedTuple):
-    """What a `LatticePair` predicts from `LatticeViews`."""
+    """The predictions of a `LatticePair` from `LatticeViews`."""
 
     lattice: torch.Tensor | None  # (B, 1, h, w) at the sites, only from the lattice, where there is one
     frame: torch.Tensor  # (B, 1, H, W) everywhere, from the whole frame
@@ -259,12 +259,12 @@ class LatticePredictions(NamedTuple):
 class LatticePair(nn.Module):
     """The two networks of the disjoint recipe: `low` sees one lattice, `high` the frame. Only `high` is kept."""
 
-    def __init__(self, high: FastNetwork, width: int = 32):
+    def __init__(self, high: nn.Module, width: int = 32):
         super().__init__()
-        self.high = high
+        self.high: Any = high
         self.low = FastNetwork(width, cell=1, extra=4)
 
-    def forward(self, views: Any, high: FastNetwork | None = None) -> LatticePredictions:
+    def forward(self, views: Any, high: Any = None) -> LatticePredictions:
         """Predict from `LatticeViews`, with `high` in place of the pair's own if it is given."""
         frame, log_deviation = (high or self.high).maps(views.frame)
         if views.lattice is None:

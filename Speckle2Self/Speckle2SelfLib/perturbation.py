@@ -28,11 +28,11 @@ def published_views(frames: torch.Tensor) -> tuple[torch.Tensor, ...]:
     Args: frames (B, 1, H, W), uint8 or floating point of any range; H, W >= 4.
     Returns three float32 tensors of that shape in [0, 1], full scale first.
     """
-    size = tuple(frames.shape[-2:])
+    height, width = frames.shape[-2:]
     views = []
     for scale in PUBLISHED_SCALES:
-        small = tuple(int(n * scale) for n in size)
-        views.append(min_max(resize(resize(frames, small), size).float()))  # (B, 1, H, W)
+        small = resize(frames, (int(height * scale), int(width * scale)))
+        views.append(min_max(resize(small, (height, width)).float()))  # (B, 1, H, W)
     return tuple(views)
 
 
@@ -73,7 +73,10 @@ class LatticeViews(NamedTuple):
 
     frame: torch.Tensor  # (B, 1, H, W)
     lattice: torch.Tensor | None = None  # (B, 5, h, w): every sy-th row and sx-th column, then sy, sx, where sites lie
-    sites: tuple[slice, slice] = ()  # the rows and columns of `frame` that `lattice` is to predict, h x w of them
+    sites: tuple[slice, slice] = (
+        slice(None),
+        slice(None),
+    )  # the rows and columns of `frame` that `lattice` is to predict, h x w of them
     truth: torch.Tensor | None = None  # (B, 1, H, W)
 
 
@@ -89,17 +92,17 @@ def lattice_views(
 
     Args: frame (B, 1, H, W); grain (axial, lateral) as `estimate_grain` measures it, pixels.
     """
-    taken, sites, steps = [], [], []
+    points, sites, steps = [], [], []
     for size, length in zip(frame.shape[-2:], grain, strict=True):
         reach = max(1, round(2 * length))
         step = 2 * reach + int(rng.integers(3))
         first = int(rng.integers(step))
         shift = int(rng.integers(reach, step - reach + 1))
         count = (size - 1 - first - shift) // step + 1
-        taken.append(slice(first, first + (count - 1) * step + 1, step))
+        points.append(slice(first, first + (count - 1) * step + 1, step))
         sites.append(slice(first + shift, first + shift + (count - 1) * step + 1, step))
         steps += [step / 8, shift / step]
-    lattice = frame[..., taken[0], taken[1]]  # (B, 1, h, w)
-    steps = torch.tensor(steps, dtype=frame.dtype, device=frame.device)[None, :, None, None]  # (1, 4, 1, 1)
-    lattice = torch.cat([lattice, steps.expand(len(frame), 4, *lattice.shape[-2:])], 1)  # (B, 5, h, w)
-    return LatticeViews(frame, lattice, tuple(sites))
+    lattice = frame[..., points[0], points[1]]  # (B, 1, h, w)
+    positions = torch.tensor(steps, dtype=frame.dtype, device=frame.device)[None, :, None, None]  # (1, 4, 1, 1)
+    lattice = torch.cat([lattice, positions.expand(len(frame), 4, *lattice.shape[-2:])], 1)  # (B, 5, h, w)
+    return LatticeViews(frame, lattice, (sites[0], sites[1]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 from .config import from_dict
 from .system import InputError
@@ -89,7 +90,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Devices:
-    """What it can compute on, the best one first."""
+    """The devices that it can compute on, the best one first."""
 
     devices: tuple[str, ...]
 
@@ -166,34 +167,37 @@ class Failed:
         object.__setattr__(self, "message", self.message[:LONGEST])
 
 
-REQUESTS = {
+Request = Despeckle | OpenStream | Look | Cancel | Stop | Wake
+Answer = Ready | Devices | Started | Progress | Done | Cancelled | Opened | Frame | Failed
+Message = TypeVar("Message", Request, Answer)
+REQUESTS: dict[str, type[Request]] = {
     "despeckle": Despeckle, "stream": OpenStream, "look": Look, "cancel": Cancel, "stop": Stop, "wake": Wake,
 }  # fmt: skip
-ANSWERS = {
+ANSWERS: dict[str, type[Answer]] = {
     "ready": Ready, "devices": Devices, "started": Started, "progress": Progress, "done": Done, "cancelled": Cancelled,
     "open": Opened, "frame": Frame, "failed": Failed,
 }  # fmt: skip
-TYPE = {kind: ("command", name) for name, kind in REQUESTS.items()}
+TYPE: dict[type, tuple[str, str]] = {kind: ("command", name) for name, kind in REQUESTS.items()}
 TYPE |= {kind: ("event", name) for name, kind in ANSWERS.items()}
 
 
-def encode(message) -> dict:
+def encode(message: Request | Answer) -> dict:
     """Return a message as JSON types: its name, as `command` of a request or `event` of an answer, and its fields."""
     key, kind = TYPE[type(message)]
     return {key: kind, **{name: value for name, value in asdict(message).items() if value is not None}}
 
 
-def decode_request(line: str | bytes | dict):
+def decode_request(line: str | bytes | dict) -> Request:
     """Return the request that a JSON line is, or the dict in it. Raises InputError for what is not a request."""
     return _decode(REQUESTS, "command", line)
 
 
-def decode_answer(line: str | bytes | dict):
+def decode_answer(line: str | bytes | dict) -> Answer:
     """Return the answer that a JSON line is, or the dict in it. Raises InputError for what is not an answer."""
     return _decode(ANSWERS, "event", line)
 
 
-def _decode(kinds: dict[str, type], key: str, line: str | bytes | dict):
+def _decode(kinds: dict[str, type[Message]], key: str, line: str | bytes | dict) -> Message:
     values = dict(line) if isinstance(line, dict) else parse(line)
     name = values.pop(key, None)
     if not isinstance(name, str) or name not in kinds:

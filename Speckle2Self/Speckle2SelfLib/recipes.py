@@ -16,11 +16,11 @@ from torch import nn
 
 from .augmentation import Augmentation, augment, draw_affine, draw_flip_and_gain
 from .config import WHOLE_FRAMES, ModelConfig, TrainingConfig
-from .dataset import Batch, Cine, Made, simulate_cines
-from .loss import disjoint_loss, published_loss
+from .dataset import Batch, Cine, simulate_cines
+from .loss import disjoint_loss, published_loss, total
 from .network import LatticePair, LatticePredictions
 from .perturbation import LatticeViews, lattice_views, min_max, published_views
-from .system import InputError
+from .system import InputError, Progress
 
 FAST_GRAIN = (0.65, 1.45)  # pixels, as `estimate_grain` measures it; other recordings are resampled to it
 HELD_OUT_ANATOMIES = (16, 64)  # at least and at most, a hundredth of those trained on in between
@@ -37,7 +37,7 @@ class Recipe:
     model: ModelConfig  # of a new network, and what networks to start from have in common with it
     betas = (0.9, 0.99)  # of Adam
     learns_truth = True  # whether the known truth of simulated frames is used
-    cuda_layout = torch.channels_last  # of the weights and activations on a CUDA device
+    cuda_memory_format = torch.channels_last  # of the weights and activations on a CUDA device
 
     def __init__(self, config: TrainingConfig):
         self.config = config
@@ -63,21 +63,22 @@ class Recipe:
         return network
 
     def simulate(
-        self, cines: Sequence[Cine], network: nn.Module, rng: np.random.Generator, made: Made = lambda *_: None
+        self, cines: Sequence[Cine], network: nn.Module, rng: np.random.Generator, progress: Progress = lambda *_: None
     ) -> tuple[Cine | None, Cine | None]:
         """Make frames with known truth before the first step: those to train on, and those held out.
 
         Here, `config.simulated` anatomies of the simulator with the recordings' grain. A recipe may take the recordings
         and the network that the run starts from into account.
 
-        Args: cines, as `dataset.prepare_cine` makes them; network, in evaluation mode; made, see `simulate_cines`.
+        Args: cines, as `dataset.prepare_cine` makes them; network, in evaluation mode; progress, see `simulate_cines`.
         """
         config, grains = self.config, [cine.grain for cine in cines]
         if not config.simulated:
             return None, None
-        taken = simulate_cines(min(config.simulated, config.steps * config.batch), config.crop, rng, grains, made)
+        count = min(config.simulated, config.steps * config.batch)
+        cine = simulate_cines(count, config.crop, rng, grains, progress)
         count = int(np.clip(config.simulated // 100, *HELD_OUT_ANATOMIES))
-        return taken, simulate_cines(count, config.crop, np.random.default_rng([config.seed, 1]), grains)
+        return cine, simulate_cines(count, config.crop, np.random.default_rng([config.seed, 1]), grains)
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0: it rises, then falls to 1 % along a cosine."""
@@ -98,7 +99,7 @@ class Recipe:
 
     def objective(self, terms: dict[str, torch.Tensor], step: int) -> torch.Tensor:
         """Return what a step minimizes: the sum of the terms."""
-        return sum(terms.values())
+        return total(terms.values())
 
     def predict(self, learner: nn.Module, network: nn.Module, views: Any) -> Any:
         """Return the learner's predictions with the averaged network, the one that is saved, in place of its own."""
@@ -127,7 +128,7 @@ class Published(Recipe):
     model = ModelConfig("published", normalisation="frame")
     betas = (0.5, 0.999)
     learns_truth = False
-    cuda_layout = torch.contiguous_format  # CUDA's normalization would convert channels-last back
+    cuda_memory_format = torch.contiguous_format  # CUDA's normalization would convert channels-last back
 
     def new_model(self, **shape: Any) -> ModelConfig:
         if shape:
@@ -184,9 +185,9 @@ class Disjoint(Recipe):
     def objective(self, terms: dict[str, torch.Tensor], step: int) -> torch.Tensor:
         """Return the sum of the terms; while the lattice's network leads, without the consistency."""
         leads = step < self.config.lead * self.config.steps
-        return sum(term for name, term in terms.items() if not (leads and name == "consistency"))
+        return total(term for name, term in terms.items() if not (leads and name == "consistency"))
 
-    def predict(self, learner: LatticePair, network: nn.Module, views: LatticeViews) -> LatticePredictions:
+    def predict(self, learner: nn.Module, network: nn.Module, views: LatticeViews) -> LatticePredictions:
         return learner(views, network)
 
     def replays(self, cine: Cine) -> bool:

@@ -7,10 +7,10 @@ from scipy import ndimage
 from skimage.measure import label as label_equal
 from skimage.morphology import convex_hull_image
 
-from .grey import evenly, luminance
+from .grey import HUE_NOISE, HUE_TOLERANCE, evenly, luminance
+from .tint import Tint, find_tint
 
-HUE_TOLERANCE = 0.12  # of the brightest channel, plus HUE_NOISE; JPEG leaves grey tissue slightly colored
-HUE_NOISE = 0.04  # of the type's range
+CROOKED = 0.2  # of an image's border bends by more than rounding does
 SMALLEST = 64  # pixels of a part of the region; the inside of a letter has fewer
 
 
@@ -29,11 +29,15 @@ def fill_outside(frames: np.ndarray, inside: np.ndarray) -> np.ndarray:
     return frames[:, rows, columns]
 
 
-def grey(frames: np.ndarray, brightest_of_all: float | None = None) -> np.ndarray:
+def grey(frames: np.ndarray, brightest_of_all: float | None = None, tint: Tint | None = None) -> np.ndarray:
     """Return which pixels of color frames (N, H, W, 3 or 4) have no hue, up to JPEG's blur, as bool (N, H, W).
 
     Pixels that are not finite have none. brightest_of_all: the largest value of the whole recording; None: of these.
+    tint: a hue that does not count.
     """
+    if tint is not None:
+        scale = 255.0 if frames.dtype == np.uint8 else brightest_of_all
+        frames, brightest_of_all = tint.remove(frames), scale
     red, green, blue = (frames[..., channel] for channel in range(3))  # many times faster than along the last axis
     brightest = np.maximum(np.maximum(red, green), blue).astype(np.float32)
     darkest = np.minimum(np.minimum(red, green), blue).astype(np.float32)
@@ -72,8 +76,11 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     if span <= 0:
         return nothing
     lit = brightest > black + max(0.02 * span, 1.5 if frames.dtype.kind != "f" else 0)
-    flat = (ndimage.maximum_filter(steady, 3) == ndimage.minimum_filter(steady, 3)) & (steady > black + 0.1 * span)
-    colored = ~grey(chosen).all(0) if frames.ndim == 4 else nothing
+    uneven = ndimage.maximum_filter(steady, 3) - ndimage.minimum_filter(steady, 3)
+    if ((uneven <= 0.004 * span) & (steady > black + 0.5 * span)).mean() > 0.2:  # windows of programs
+        return nothing
+    flat = (uneven == 0) & (steady > black + 0.1 * span)
+    colored = ~grey(chosen, tint=find_tint(frames)).all(0) if frames.ndim == 4 else nothing
     if not lit.any() or (flat & ~colored).sum() > 0.4 * (lit & ~colored).sum():
         return nothing
 
@@ -96,6 +103,8 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     box = box_of(region)
     if region[box].mean() > 0.9:
         region[box] = True
+    region &= ~_find_exterior(image, region) | (lit & ~graphics)
+    region &= ~_find_boxes(brightest, grey_values.min(0), region)
     if moves:  # tissue can be still by chance; graphics are frozen, or stand out from a dark ground
         graphics = _remove_specks(graphics & (frozen | (level > 2 * ndimage.uniform_filter(level, 13))), 2)
     else:
@@ -103,6 +112,56 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
         graphics |= _find_drawings(still, span) | _find_ruled_lines(still, span)
     region = _remove_specks(region & ~ndimage.binary_dilation(graphics, iterations=2), SMALLEST)
     return region if within is None else region & within
+
+
+def _find_exterior(image: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """Return what lies (H, W) bool between the border of a region and the light parts of the image: beside sides that
+    lean, above the arc of a curved probe, between two images. There the first light pixels lie on lines and arcs, side
+    by side; at the rim of a shadow, speckle makes them jump, and in water there are few."""
+    exterior, region = np.zeros(image.shape, bool), region.copy()
+    closed = ndimage.binary_closing(np.pad(image, 2), np.ones((3, 3)))[2:-2, 2:-2]
+    for turn in range(4):  # seen from above, from the right, from below, from the left
+        inside, light, border = (np.rot90(mask, turn) for mask in (region, image, closed))
+        start, end, first = _first(inside), _first(light & inside), _first(border & inside)
+        away = ndimage.binary_closing(np.pad((end > start) & inside.any(0), 2), np.ones(4))[2:-2]
+        runs, count = ndimage.label(ndimage.binary_opening(away, np.ones(4)))
+        bends = np.abs(np.diff(first, 2, prepend=first[0], append=first[-1])) > 1
+        rows = np.arange(len(inside))[:, None]
+        between = np.where((rows >= start) & (rows < end), runs, 0)
+        beside = np.where(between == 0, ndimage.maximum_filter(between, 3, mode="constant"), 0) * inside
+        every = np.arange(count + 1)
+        width, contact = np.bincount(runs, minlength=count + 1), ndimage.mean(border, beside, every)
+        straight = (ndimage.sum(bends, runs, every) - 2 < CROOKED * width) & (contact > 0.5)
+        straight |= (np.bincount(between.ravel(), minlength=count + 1) > 2 * width**2) & (contact > 0.85)  # a gap
+        straight[0] = False
+        np.rot90(exterior, turn)[...] |= straight[between]
+        region &= ~exterior
+    return exterior
+
+
+def _first(mask: np.ndarray) -> np.ndarray:
+    """Return the first row of each column where `mask` (H, W) is True; H where it never is."""
+    return np.where(mask.any(0), mask.argmax(0), len(mask))
+
+
+def _find_boxes(brightest: np.ndarray, darkest: np.ndarray, within: np.ndarray) -> np.ndarray:
+    """Return filled rectangles (H, W) bool that never change, as over a patient's name. No cyst and no shadow is one.
+
+    Args: the largest and the smallest value (H, W) of each pixel over time; within, bool (H, W): where to search.
+    """
+    boxes = np.zeros(brightest.shape, bool)
+    constant = ndimage.maximum_filter(brightest, 8) == ndimage.minimum_filter(darkest, 8)
+    wide = ndimage.maximum_filter(constant, 8, origin=-1, mode="constant")
+    labels = label_equal(np.where(wide & within, brightest - darkest.min() + 1, 0), background=0, connectivity=1)
+    for label, box in enumerate(ndimage.find_objects(labels), 1):
+        part = labels[box] == label
+        if part.size < 200 or part.mean() < 0.5 or ndimage.binary_fill_holes(part).mean() < 0.97:  # may hold text
+            continue
+        around = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)
+        same = (brightest[around] == brightest[box][part][0]).sum() - (brightest[box] == brightest[box][part][0]).sum()
+        if same < 0.2 * (brightest[around].size - part.size):  # it ends there
+            boxes[box] = True
+    return boxes
 
 
 def _remove_specks(mask: np.ndarray, smallest: int = 6) -> np.ndarray:
@@ -177,18 +236,21 @@ def _find_ruled_lines(values: np.ndarray, span: float) -> np.ndarray:
     """Return lines (H, W) of even brightness along rows or columns, as around a Doppler window, and grey-scale bars.
 
     They are up to three pixels wide and at least 24 (columns) or 40 (rows) long, and may be blurred by scaling or
-    compression.
+    compression. Not straightness tells them from fascia, but that they are as bright all along and end abruptly.
     """
     ruled = np.zeros(values.shape, bool)
-    for axis, length, uneven in ((0, 24, 0.06), (1, 40, 0.04)):
+    for axis, length, uneven in ((0, 24, 0.06), (1, 40, 0.025)):
         width, pad, line = values.shape[1 - axis], [(0, 0), (0, 0)], [1, 1]
         pad[1 - axis], line[axis] = (3, 3), length
         padded = np.pad(values, pad, mode="edge")
-        beside = [padded.take(range(at, at + width), 1 - axis) for at in (0, 1, 5, 6)]  # 3 and 2 pixels away
-        beside = np.maximum(np.minimum(*beside[:2]), np.minimum(*beside[2:]))
+        near = [padded.take(range(at, at + width), 1 - axis) for at in range(7)]  # from 3 pixels before to 3 after
+        steps = np.abs(np.diff(near, axis=0))
+        beside = np.maximum(np.minimum(near[0], near[1]), np.minimum(near[5], near[6]))
+        sharp = np.minimum(steps[:3].max(0), steps[3:].max(0)) > 0.75 * (values - beside)
         ridge = (values - beside > 0.12 * span) & (values > 0.35 * span)
         mean, square = (ndimage.uniform_filter1d(x, length, axis) for x in (values, values**2))
         even = _erode(ridge, line) & (square - mean**2 < (uneven * span) ** 2)
+        even &= ndimage.uniform_filter1d(sharp.astype(np.float32), length, axis) > 0.7
         line[axis] = 3
         ruled |= ndimage.binary_propagation(even, np.ones(line), ridge)
         line[axis], line[1 - axis] = 24, 6  # a bar: over so many pixels all that are side by side are equal

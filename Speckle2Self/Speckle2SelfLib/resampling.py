@@ -71,10 +71,10 @@ class Resampling:
 
     def to_network(self, frames: torch.Tensor) -> torch.Tensor:
         """(N, 1, H, W) -> (N, 1, h, w)."""
-        return resample(frames if self._beams is None else sample_at(frames, self._beams.there), self.size)
+        return resample(frames if self._beams is None else sample_at(frames, self._beams.to_beams), self.size)
 
     def to_recording(self, frames: torch.Tensor) -> torch.Tensor:
         """(N, 1, h, w) -> (N, 1, H, W); outside a fan, its outermost pixels are repeated."""
         if self._beams is None:
             return resample(frames, self.shape)
-        return sample_at(resample(frames, self._beams.size), self._beams.back)
+        return sample_at(resample(frames, self._beams.size), self._beams.to_image)

@@ -26,26 +26,31 @@ import torch.distributed as dist
 from imageio.v3 import imwrite
 
 from . import __version__, checkpoint, files
-from .checkpoint import FilePath, Model
+from .checkpoint import Model
 from .config import Job, ModelConfig, TrainingConfig, from_dict, to_dict
 from .dataset import Cine, hold_out, read_cine
 from .devices import choose_device, choose_precision
 from .grain import speckle_correlation
 from .library import bundled_models, load_model, worse_than_start
 from .recipes import NEW, recipe_of
-from .system import Cancelled, InputError, locked, named, replace_file, torchrun_place
+from .system import Cancelled, FilePath, InputError, locked, replace_file, torchrun_place, with_path
 from .training import Report, Training
 from .validation import fit_uncertainty, score
 
 SIMULATION_REPORTS = 2.0  # seconds from one report on the simulation to the next
 WARM_UP = 12  # steps, to measure the rate
+MOST_STEPS = 10**8  # that a config takes
 CURVE = 200  # points of the loss that a model's card keeps at most
 OVERRIDES = ("recipe", "steps", "simulated", "batch", "interval", "seed")  # of the preset, by a job
 
 
+class Unfinished(InputError):
+    """A run of the same model is to be continued, or removed, first."""
+
+
 @dataclass(frozen=True)
 class Saved:
-    """What a run's state holds besides its tensors."""
+    """The values of a run's state besides its tensors."""
 
     config: dict
     model: dict
@@ -61,17 +66,55 @@ class Saved:
     rng: dict
     precision: str
     kept: int | None = None  # digest of the model file that holds the best so far
+    minutes: float | None = None  # to train for, in all
+    seconds: float = 0.0  # for which it was trained
+    rate: float = 0.0  # steps per second, as measured before the first; where there is a time to train for
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         config, model = from_dict(TrainingConfig, self.config), from_dict(ModelConfig, self.model)
+        if self.minutes is not None and not (self.minutes > 0 and self.rate > 0 and self.seconds >= 0):
+            raise InputError("its time to train for does not fit")
         within = 0 <= self.step <= config.steps and 1 <= self.batch <= config.batch
         if not recipe_of(config).fits(model) or not within or not all(len(point) == 2 for point in self.curve):
             raise InputError("its entries do not fit each other")
 
 
+class Budget:
+    """A time to train for: says how many steps it will have been, as far as the pace so far tells.
+
+    Args: seconds, in all; spent, those of an earlier part of the run; rate, steps per second as measured before.
+    """
+
+    def __init__(self, seconds: float, spent: float, rate: float):
+        self.seconds, self._spent, self.rate = seconds, spent, rate
+        self._began, self._first, self._steps = time.monotonic(), 0.0, -1
+        self.closing = 0.0  # seconds that the end takes, after the last step: those of a validation
+
+    @property
+    def spent(self) -> float:
+        """Return the seconds for which the run was trained."""
+        return self._spent + time.monotonic() - self._began
+
+    @property
+    def left(self) -> float:
+        """Return the seconds that are left for steps."""
+        return self.seconds - self.spent - self.closing
+
+    def steps(self, step: int) -> int:
+        """Return the number of steps of the whole run, of which `step` are done: that many where the time is up.
+
+        The pace is that since the first step, with validations; single steps differ, so that the rate as measured
+        before counts as much as WARM_UP steps.
+        """
+        now, self._steps = time.monotonic(), self._steps + 1
+        self._first = self._first or now
+        pace = (now - self._first + WARM_UP / self.rate) / (self._steps + WARM_UP)  # seconds a step
+        return step + max(0, int(self.left / pace))
+
+
 @dataclass(frozen=True)
 class Start:
-    """What a run begins with, or goes on with."""
+    """The settings and the network with which a run begins or continues."""
 
     config: TrainingConfig
     model: ModelConfig
@@ -127,11 +170,13 @@ class Run:
         self.curve: list[list[float]] = []
         self.figures_at_start: dict[str, float] = {}
         self.kept: int | None = None  # digest of the model file that this run kept last
+        self.rate = 0.0  # steps per second, as measured where there is a time to train for
+        self.budget: Budget | None = None
 
     def carry_out(self) -> Model | None:
         """Do the job; see `run`."""
         if not self.job.resume and self.state.exists():
-            raise InputError(f"{self.output} has an unfinished run: add --resume, or remove {self.state}.")
+            raise Unfinished(f"{self.output} has an unfinished run: resume it, or remove {self.state}.")
         if self.job.resume and self.state.exists():
             self.saved = _saved(self.state)
         elif self.job.resume and not self.job.estimate and (model := self.finished_before()):
@@ -142,7 +187,7 @@ class Run:
             return None
         self.training = self.begin()
         if self.saved:
-            self.resume()
+            self.resume(*self.saved)
         self.report_what_differs()
         began = time.monotonic()
         self.train()
@@ -163,7 +208,7 @@ class Run:
             wanted["steps"] = settings.get("steps")
         if model.card.get("finished") is not True or settings != wanted:
             return None
-        self.say(f"{self.output} is finished; to train it again, leave --resume out.")
+        self.say(f"{self.output} is finished; to train it again, start a new run.")
         self.report({"model": str(self.output), "minutes": 0.0, "worse": worse_than_start(model.card)})
         return model
 
@@ -180,6 +225,11 @@ class Run:
         self.cines, self.held_out, self.seen = _data(self.job, self.start, *paths)
 
     @property
+    def minutes(self) -> float | None:
+        """Return the time to train for, in all; of a resumed run, what it was started with."""
+        return self.saved[1].get("minutes") if self.saved else self.job.minutes
+
+    @property
     def count_held_out(self) -> int:
         """Return the number of frames that are held out."""
         return 0 if self.seen else sum(len(cine.frames) for cine in self.held_out)
@@ -194,22 +244,23 @@ class Run:
         return {
             "frames": sum(len(cine.frames) for cine in self.cines), "held_out": self.count_held_out,
             "grain": [_rounded(cine.recorded_grain) for cine in self.cines], "correlation": curves,
-            "steps": steps, "rate": round(rate, 3), "minutes": round((simulating + steps / rate) / 60, 2),
+            "steps": steps, "rate": round(rate, 3),
+            "minutes": round(simulating / 60 + (steps / rate / 60 if minutes is None else minutes), 2),
             "memory": _memory(self.device), "device": str(self.device),
         }  # fmt: skip
 
     def measure(self) -> tuple[float, float]:
         """Return steps per second, and the seconds that simulating takes before, by a short run that is discarded."""
-        config, made = self.start.config, [time.monotonic()]
+        config, moments = self.start.config, [time.monotonic()]
         trial = replace(config, steps=WARM_UP, simulated=min(config.simulated, WARM_UP))
         training = Training(
             self.cines, trial, self.start.model, copy.deepcopy(self.start.network), self.device,
-            made=lambda *_: made.append(time.monotonic()),
+            progress=lambda *_: moments.append(time.monotonic()),
         )  # fmt: skip
-        simulating = (made[-1] - made[0]) / len(made) * min(config.simulated, config.steps * config.batch)
-        moments = [time.monotonic() for _ in training.run()]
-        half = len(moments) // 2
-        rate = torch.tensor(half / (moments[-1] - moments[half - 1]))
+        simulating = (moments[-1] - moments[0]) / len(moments) * min(config.simulated, config.steps * config.batch)
+        steps = [time.monotonic() for _ in training.run()]
+        half = len(steps) // 2
+        rate = torch.tensor(half / (steps[-1] - steps[half - 1]))
         if dist.is_initialized():
             rate = rate.to(self.device)
             dist.broadcast(rate, 0)
@@ -217,10 +268,11 @@ class Run:
 
     def begin(self) -> Training:
         """Report settings and data, simulate, and return the training before its first step."""
-        start, minutes = self.start, self.job.minutes
-        if self.saved is None and minutes is not None:
-            rate, _ = self.measure()
-            start = self.start = replace(start, config=replace(start.config, steps=max(1, int(minutes * 60 * rate))))
+        start = self.start
+        if self.saved is None and self.minutes is not None:
+            self.rate, _ = self.measure()
+            steps = min(MOST_STEPS, max(1, int(self.minutes * 60 * self.rate)))
+            start = self.start = replace(start, config=replace(start.config, steps=steps))
         self.data = [cine.digest for cine in (*self.cines, *self.held_out)]
         if self.saved and self.saved[1]["data"] != self.data:
             raise InputError("The recordings are not those that the unfinished run was started with.")
@@ -248,11 +300,11 @@ class Run:
             self.reported = time.monotonic()
             self.report({"simulated": done, "anatomies": count})
 
-    def resume(self) -> None:
-        """Continue from the saved run."""
-        tensors, values = self.saved
+    def resume(self, tensors: dict[str, torch.Tensor], values: dict) -> None:
+        """Continue from the tensors and values of the saved run."""
         self.training.restore(tensors, values)
         self.curve, self.figures_at_start = values["curve"], values["start"]
+        self.rate = values.get("rate", 0.0)
         if self.first and self.output.exists():
             self.kept = _digest(self.output)
             if self.kept != values.get("kept"):
@@ -262,9 +314,12 @@ class Run:
     def report_what_differs(self) -> None:
         """Report what of the job has no effect."""
         job, config = self.job, self.start.config
-        if self.saved and (kept := [n for n in OVERRIDES if getattr(job, n) not in (None, getattr(config, n))]):
-            kept = ", ".join(f"{name} = {getattr(config, name)}" for name in kept)
+        if self.saved and (names := [n for n in OVERRIDES if getattr(job, n) not in (None, getattr(config, n))]):
+            kept = ", ".join(f"{name} = {getattr(config, name)}" for name in names)
             self.say(f"Resumed with the original settings ({kept}); the new values are ignored.")
+        if self.saved and job.minutes not in (None, self.minutes):
+            kept = f"{config.steps} steps" if self.minutes is None else f"{self.minutes:g} minutes"
+            self.say(f"Resumed with what the run was started with, {kept}; the new training time is ignored.")
         if job.resume and not self.saved:
             self.say("There is no unfinished run to continue; a new one starts.")
         if job.preview and not self.held_out:
@@ -272,19 +327,37 @@ class Run:
 
     def train(self) -> None:
         """Train to the last step; report, validate and save on the way. Raises Cancelled if asked to stop."""
-        training, steps = self.training, self.start.config.steps
+        training = self.training
+        if self.minutes is not None:
+            spent = self.saved[1].get("seconds", 0.0) if self.saved else 0.0
+            self.budget = Budget(60 * self.minutes, spent, self.rate)
         figures = self.validate() if self.saved or training.step == 0 else {}
         if training.step == 0:
             known = {name: value for name, value in figures.items() if name != "preview"}
             self.figures_at_start = {} if self.start.name == "random weights" else known
-            self.report({"step": 0, "steps": steps, **figures})
+            self.report({"step": 0, "steps": training.config.steps, **figures})
         for done in training.run():
-            self.after_step(done, last=done.step == steps)
+            self.after_step(done)
 
-    def after_step(self, done: Report, last: bool) -> None:
+    def keep_to_budget(self, budget: Budget) -> None:
+        """Fit the number of steps to the time that is left, alike in all processes."""
+        steps = torch.tensor(budget.steps(self.training.step), dtype=torch.int64)
+        if dist.is_initialized():
+            steps = steps.to(self.device)
+            dist.broadcast(steps, 0)
+        self.training.plan(min(MOST_STEPS, int(steps.item())))
+        self.start = replace(self.start, config=self.training.config)
+
+    def after_step(self, done: Report) -> None:
         """Report a step; validate and save where it is time. Raises Cancelled if asked to stop."""
-        line = {"step": done.step, "steps": done.steps, **done.terms, "rate": round(done.rate, 3)}
-        line["seconds_left"] = round(done.seconds_left, 1)
+        seconds_left = done.seconds_left
+        if self.budget is not None:
+            self.keep_to_budget(self.budget)
+            seconds_left = max(0.0, self.budget.left)
+        steps = self.training.config.steps
+        last = done.step == steps
+        line = {"step": done.step, "steps": steps, **done.terms, "rate": round(done.rate, 3)}
+        line["seconds_left"] = round(seconds_left, 1)
         if done.message:
             self.say(done.message)
         validates = last or done.step % self.start.config.interval == 0
@@ -297,12 +370,12 @@ class Run:
         if due or stopping:
             self.report(line)
         if stopping:
-            self.say(f"Stopped at step {done.step}; --resume goes on from there.")
+            self.say(f"Stopped at step {done.step}.")
             raise Cancelled
 
     def validate(self) -> dict:
         """Validate; keep the model file if it is the best, the run's state and the preview. Return the figures."""
-        training, preview = self.training, self.job.preview
+        training, preview, began = self.training, self.job.preview, time.monotonic()
         if not self.first:
             return {}
         if training.step:
@@ -314,17 +387,21 @@ class Run:
             checkpoint.save(self.output, self.start.model, training.network, self.card(figures))
             self.kept = _digest(self.output)
             self.save()
+        shown = {}
         if picture is not None and preview:
             replace_file(preview, imwrite("<bytes>", picture, extension=".png"))
-            figures = figures | {"preview": preview}
-        return figures
+            shown = {"preview": preview}
+        if self.budget is not None:
+            self.budget.closing = time.monotonic() - began
+        return {**figures, **shown}
 
     def save(self) -> None:
         """Write the run's state."""
         tensors, values = self.training.state()
         values |= {"config": to_dict(self.start.config), "model": to_dict(self.start.model), "data": self.data}
         values |= {"curve": self.curve, "start": self.figures_at_start}
-        values |= {"started_from": self.start.name, "kept": self.kept}
+        values |= {"started_from": self.start.name, "kept": self.kept, "minutes": self.minutes}
+        values |= {"seconds": self.budget.spent if self.budget else 0.0, "rate": self.rate}
         checkpoint.save_state(self.state, tensors, values)
 
     def card(self, figures: dict[str, float]) -> dict:
@@ -351,6 +428,7 @@ class Run:
             return Model(self.start.model, self.training.network)
         config, network, card = checkpoint.load(self.output)
         card["finished"] = True
+        card["training"] = to_dict(self.start.config)  # the best was kept before the number of steps was known
         if config.uncertainty:
             config = replace(config, uncertainty_scale=fit_uncertainty(network, self.training.held_out))
         checkpoint.save(self.output, config, network, card)
@@ -389,7 +467,7 @@ def _recordings(job: Job, resumed: bool) -> tuple[list[Path], list[Path]]:
     taken: set[Path] = set()
     found = []
     for entries in (job.inputs, job.held_out):
-        paths = {}
+        paths: dict[Path, Path] = {}
         for entry in entries:
             left_out = own if Path(entry).is_dir() else set()
             paths |= {path.resolve(): path for path in files.find([entry]) if path.resolve() not in left_out}
@@ -466,7 +544,7 @@ def _read(path: Path, job: Job, start: Start, names: bool) -> Cine:
     except InputError as error:
         if not names:
             raise
-        raise InputError(named(path, error)) from error
+        raise InputError(with_path(path, error)) from error
 
 
 def _correlation(cine: Cine) -> list[np.ndarray]:

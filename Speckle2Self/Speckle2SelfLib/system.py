@@ -7,16 +7,20 @@ import errno
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+FilePath = str | os.PathLike[str]
+Progress = Callable[[int, int], None]  # called with how many are done, and how many there are
 
 
 class InputError(ValueError):
     """The user's input cannot be used. The message is one sentence: what is wrong and what to do."""
 
 
-def named(path, error: Exception) -> str:
-    """An error's message with its file before it, which it may begin with already."""
+def with_path(path: FilePath, error: Exception) -> str:
+    """Return an error's message with its file before it, once if it begins with it already."""
     return f"{path}: {str(error).removeprefix(f'{path} ')}"
 
 
@@ -25,7 +29,7 @@ class Cancelled(Exception):
 
 
 def torchrun_place() -> tuple[int, int, int]:
-    """The number of this process among those that torchrun has started, the same on this host, and how many there are.
+    """Return the number of this process among those that torchrun has started, the same on this host, and their count.
 
     (0, 0, 1) where there is no torchrun. Raises InputError where its variables are there in part.
     """
@@ -40,7 +44,7 @@ def torchrun_place() -> tuple[int, int, int]:
 
 
 def keep_memory() -> None:
-    """In a process of our own: freed memory, up to 256 MB, is kept for what comes next.
+    """Keep freed memory, up to 256 MB, for what comes next; for a process of our own.
 
     Else GNU's allocator gives the arrays of each block of frames back to the system and asks for them again, which
     takes a tenth of the time. Nothing is done on other systems.
@@ -54,15 +58,36 @@ def keep_memory() -> None:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that there is not enough memory, here, on a graphics card or for threads."""
+    """Return whether an error says that there is not enough memory, here, on a graphics card or for threads."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return True
     said = ("out of memory", "can't allocate", "Unable to allocate", "not enough memory", "can't start new thread")
     return getattr(error, "errno", None) == errno.ENOMEM or any(words in str(error) for words in said)
 
 
-def replace_file(path, content: bytes) -> None:
-    """Writes a file whole or not at all: into a temporary one beside it, then renamed.
+def torch_fault() -> str | None:
+    """One sentence where PyTorch is missing, or is there and does not start; None where it starts."""
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name == "torch":
+            return "PyTorch is missing; install it: python -m pip install torch."
+        return _broken(error)
+    except (ImportError, OSError, RuntimeError) as error:  # a library of its own is missing, or of another version
+        return _broken(error)
+    return None
+
+
+def _broken(error: Exception) -> str:
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(" .")
+    return (
+        f"PyTorch is installed, but does not start ({reason}); reinstall it: python -m pip install --force-reinstall "
+        "torch (in Slicer, by the extension PyTorch)."
+    )
+
+
+def replace_file(path: FilePath, content: bytes) -> None:
+    """Write a file whole or not at all: into a temporary one beside it, then renamed.
 
     Raises InputError where the folder does not exist or cannot be written.
     """
@@ -83,8 +108,8 @@ def replace_file(path, content: bytes) -> None:
 
 
 @contextmanager
-def locked(path):
-    """Keeps a file that takes long to make to this process: holds the system's lock on `<path>.lock` meanwhile.
+def locked(path: FilePath) -> Iterator[None]:
+    """Keep a file that takes long to make to this process: hold the system's lock on `<path>.lock` meanwhile.
 
     The lock ends with the process, in whichever way that ends; a file that is left then locks nothing. Where the file
     system knows no locks, none is held. Raises InputError where another process holds it, or the folder does not exist
@@ -97,7 +122,7 @@ def locked(path):
         raise InputError(f"{lock} cannot be written: {error.strerror or error}.") from error
     with file:
         try:
-            if os.name == "nt":
+            if sys.platform == "win32":
                 import msvcrt
 
                 msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)

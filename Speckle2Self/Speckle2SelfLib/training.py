@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +17,12 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from . import validation
 from .config import ModelConfig, TrainingConfig
-from .dataset import Batch, Cine, Made
+from .dataset import Batch, Cine
 from .devices import choose_precision
-from .inference import SHAPES, Replayed, accelerate
+from .inference import SHAPES, Replayed, accelerate, convert
 from .network import build
 from .recipes import recipe_of
-from .system import InputError, out_of_memory
+from .system import InputError, Progress, out_of_memory
 
 NOT_A_NUMBER = "The loss became NaN at step {}. Train again with another seed or another starting model."
 
@@ -46,7 +47,7 @@ class Training:
     """A run over `cines`. Iterate over `run()`; `network` is then the trained one, averaged over the last steps.
 
     Args: cines, recorded ones (may be empty if the config simulates); network, to start from, else a random one;
-    held_out, cines that are used only for validation; made, see `dataset.simulate_cines`, of those to train on.
+    held_out, cines that are used only for validation; progress, see `dataset.simulate_cines`, of those to train on.
     Deterministic on the CPU for a given config and precision.
 
     Under `torch.distributed` every process draws the same batch and takes its share of it, so that any number of
@@ -61,7 +62,7 @@ class Training:
         network: nn.Module | None = None,
         device: str | torch.device = "cpu",
         held_out: Sequence[Cine] = (),
-        made: Made = lambda *_: None,
+        progress: Progress = lambda *_: None,
     ):
         self.config, self.device, self.recipe = config, torch.device(device), recipe_of(config)
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -77,14 +78,14 @@ class Training:
             torch.default_generator.manual_seed(config.seed)
             network = (network or build(model)).to(self.device)
             self.learner = accelerate(self.recipe.wrap(network)).to(self.device)
-        simulated, apart = self.recipe.simulate(cines, network.eval(), self.rng, made)
+        simulated, apart = self.recipe.simulate(cines, network.eval(), self.rng, progress)
         if not cines and simulated is None:
             raise InputError("There is nothing to train on: give recordings, or simulate some.")
         self.recorded = [cine.near(self.device) for cine in cines]
         self.simulated = simulated and simulated.near(self.device)
         self.held_out = [*held_out, apart] if apart else list(held_out)
-        layout = self.recipe.cuda_layout if cuda else torch.channels_last
-        self.learner = self.model = self.learner.to(memory_format=layout).train()
+        memory_format = self.recipe.cuda_memory_format if cuda else torch.channels_last
+        self.learner = self.model = convert(self.learner, memory_format).train()
         if self.processes > 1:
             unused = bool(config.simulated or config.lead or model.uncertainty)  # such steps leave a part of it out
             self.model = DistributedDataParallel(self.learner, find_unused_parameters=unused)
@@ -102,6 +103,10 @@ class Training:
         self._replayed = Replayed(
             lambda *tensors: self._learn(self.recipe.from_tensors(tensors)), parameters=self.learner.parameters()
         )
+
+    def plan(self, steps: int) -> None:
+        """Set the number of steps of the whole run, also while it runs: what depends on it follows."""
+        self.config = self.recipe.config = replace(self.config, steps=max(1, self.step, steps))
 
     def run(self) -> Iterator[Report]:
         """Train from the step that has been reached; yield a report after every step.
@@ -134,14 +139,14 @@ class Training:
         if self.processes > 1:
             dist.all_reduce(values)
             values /= self.processes
-        values = values.tolist()  # waits for a GPU, once in a step
-        if not np.isfinite(values).all():
+        numbers = values.tolist()  # waits for a GPU, once in a step
+        if not np.isfinite(numbers).all():
             raise InputError(NOT_A_NUMBER.format(self.step + 1))
         self.optimiser.step()
         self._average()  # before the step is counted
-        return dict(zip(self._names[bool(tensors)], values, strict=True))
+        return dict(zip(self._names[bool(tensors)], numbers, strict=True))
 
-    def _learn(self, views) -> torch.Tensor:
+    def _learn(self, views: Any) -> torch.Tensor:
         """Return the terms of the loss; `_names` then has their names, the parameters the objective's gradients."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
             predictions = self.model(views)
@@ -162,11 +167,12 @@ class Training:
 
     def _draw(self) -> Batch:
         """Draw a batch of crops of one cine, alike in every process, and return this process's share of it."""
-        take_simulated = self.simulated is not None and (not self.recorded or self.rng.random() < self.config.share)
-        cine = self.simulated if take_simulated else self.recorded[int(self.rng.integers(len(self.recorded)))]
+        cine = self.simulated
+        if cine is None or (self.recorded and self.rng.random() >= self.config.share):
+            cine = self.recorded[int(self.rng.integers(len(self.recorded)))]
         chosen = self.rng.integers(len(cine.frames), size=self.batch)
         height, width = self._crop_size(cine)
-        room = np.array(cine.frames.shape[-2:]) - (height, width) + 1
+        room = np.subtract(cine.frames.shape[-2:], (height, width)) + 1
         corners = self.rng.integers(room, size=(self.batch, 2))
         drawn = self.recipe.draw_augmentation(self.rng, self.batch)
         share = slice(self.rank, None, self.processes)
@@ -180,7 +186,7 @@ class Training:
         return Batch(crop(cine.frames), truth, cine.grain, drawn.share(share))
 
     def _crop_size(self, cine: Cine) -> tuple[int, ...]:
-        multiple = self.network.multiple
+        multiple: Any = self.network.multiple
         return tuple(min(self.config.crop, n // multiple * multiple) for n in cine.frames.shape[-2:])
 
     def _choose_precision(self) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,10 +38,9 @@ def validate(
     for cine in cines:
         count = len(cine.frames)
         for number in evenly(count, FRAMES) if cine.truth is None else range(count):
-            frame, truth = (
-                None if frames is None else frames[number : number + 1].to(device)  # (1, 1, H, W)
-                for frames in (cine.frames, cine.truth)
-            )
+            window = slice(number, number + 1)
+            frame = cine.frames[window].to(device)  # (1, 1, H, W)
+            truth = None if cine.truth is None else cine.truth[window].to(device)
             views = recipe.views(_corner(frame, truth, cine.grain), rng)
             for name, term in recipe.loss(recipe.predict(learner, network, views), views).items():
                 terms.setdefault(f"held-out {name}", []).append(term.item())
@@ -69,15 +69,15 @@ def score(figures: dict[str, float], recorded: bool) -> float:
 
 
 @torch.no_grad()
-def fit_uncertainty(network: nn.Module, cines: Sequence[Cine]) -> float:
+def fit_uncertainty(network: Any, cines: Sequence[Cine]) -> float:
     """Return the factor that makes the told deviations true on held-out simulated frames: the median, over the frames,
     of the true error's rms by the told one's; 1 without such frames.
 
     Args: network, with a head for the uncertainty, in evaluation mode, on the CPU.
     """
     ratios = []
-    for cine in (cine for cine in cines if cine.truth is not None):
-        for frame, truth in zip(cine.frames.split(1), cine.truth.split(1), strict=True):
+    for cine in cines:
+        for frame, truth in zip(cine.frames.split(1), () if cine.truth is None else cine.truth.split(1), strict=False):
             batch = _corner(frame.cpu(), truth.cpu(), cine.grain)
             grey, log_deviation = network.maps(batch.frames)
             errors = grey.clamp(0, BRIGHTEST) - batch.truth

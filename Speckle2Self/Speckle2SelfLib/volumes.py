@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from .config import AXES as CHOICES
-from .system import InputError
+from .system import InputError, Progress
 
 AXES = ("k", "j", "i")  # of an array (K, J, I), slowest first
 COARSER = 1.5  # times the next spacing: from here on, one axis is taken for the axis of acquisition
 logger = logging.getLogger(__name__)
 
 
-def slicing_axes(shape, spacing, axis: str = "auto") -> list[int]:
-    """The axes of (K, J, I) along which frames follow each other: one, or all three for "average".
+def slicing_axes(shape: Sequence[int], spacing: Sequence[float], axis: str = "auto") -> list[int]:
+    """Return the axes of (K, J, I) along which frames follow each other: one, or all three for "average".
 
     axis: "k", "j", "i"; "auto": an axis of one voxel, else the one whose spacing (mm, as (k, j, i)) is at least 1.5
     times that of any other, as acquisition leaves it, else K; "average", for reconstructed volumes.
@@ -37,8 +37,10 @@ def slicing_axes(shape, spacing, axis: str = "auto") -> list[int]:
     return [coarsest if spacing[coarsest] >= COARSER * spacing[second] else 0]
 
 
-def process(volumes: np.ndarray, axes: list[int], despeckle: Callable, progress=None) -> np.ndarray:
-    """`despeckle(frames, progress=...)`, which maps (N, H, W[, C]), on volumes (T, K, J, I[, C]).
+def process(
+    volumes: np.ndarray, axes: list[int], despeckle: Callable[..., np.ndarray], progress: Progress | None = None
+) -> np.ndarray:
+    """Run `despeckle(frames, progress=...)`, which maps (N, H, W[, C]), on volumes (T, K, J, I[, C]).
 
     Volumes are cut across each of `axes`; the results of several are averaged, without those of orientations in which
     nothing changed, as where nothing looks like ultrasound. progress: called with (done, total) over all of them.
@@ -48,24 +50,27 @@ def process(volumes: np.ndarray, axes: list[int], despeckle: Callable, progress=
         cut = np.moveaxis(volumes, 1 + axis, 1)  # (T, slices, H, W[, C])
         frames = cut.reshape(-1, *cut.shape[2:])  # (N, H, W[, C])
 
-        def tell(done, total, number=number):
-            progress(number * total + done, len(axes) * total)
+        def report(done: int, total: int, number: int = number) -> None:
+            if progress:
+                progress(number * total + done, len(axes) * total)
 
-        result = despeckle(frames, progress=tell if progress else None)
+        result = despeckle(frames, progress=report)
         results.append(np.moveaxis(result.reshape(cut.shape), 1, 1 + axis))
     if len(axes) == 1:
         return results[0]
     changed = [not np.array_equal(result, volumes, equal_nan=volumes.dtype.kind == "f") for result in results]
     if any(changed) and not all(changed):
-        logger.warning(f"Across {left_out(axes, changed)} nothing was changed: the mean is that of the others.")
+        logger.warning(f"Across {unchanged_axes(axes, changed)} nothing was changed: the mean is that of the others.")
         results = [result for result, did in zip(results, changed, strict=True) if did]
     return average(results)
 
 
 def average_maps(maps: list[np.ndarray], shape: tuple[int, ...], axes: list[int]) -> np.ndarray:
-    """The mean of maps (N, H, W), each cut across its one of `axes`, as volumes of `shape` (T, K, J, I); without those
-    that are zero everywhere, as where nothing was changed. Errors of several orientations are much alike: deviations
-    are averaged, not variances divided."""
+    """Return the mean of maps (N, H, W), each cut across its one of `axes`, as volumes of `shape` (T, K, J, I).
+
+    Those that are zero everywhere, as where nothing was changed, do not count. Errors of several orientations are much
+    alike: deviations are averaged, not variances divided.
+    """
     whole = []
     for values, axis in zip(maps, axes, strict=True):
         cut = np.moveaxis(np.empty(shape, np.void), 1 + axis, 1).shape
@@ -75,19 +80,19 @@ def average_maps(maps: list[np.ndarray], shape: tuple[int, ...], axes: list[int]
     return average([values for values in whole if values.any()] or whole[:1])
 
 
-def left_out(axes: list[int], changed: list[bool]) -> str:
-    """The names of the axes across which nothing was changed."""
+def unchanged_axes(axes: list[int], changed: list[bool]) -> str:
+    """Return the names of the axes across which nothing was changed."""
     return ", ".join(AXES[axis] for axis, did in zip(axes, changed, strict=True) if not did)
 
 
 def average(results: list[np.ndarray]) -> np.ndarray:
-    """The voxel-wise mean of arrays (T, K, ...) in their own type; where all agree, their very value."""
+    """Return the voxel-wise mean of arrays (T, K, ...) in their own type; where all agree, that value itself."""
     mean = np.empty_like(results[0])
-    for place in np.ndindex(mean.shape[:2]):  # slice by slice: no floating-point copy of the volume
-        first, *others = (result[place] for result in results)
+    for index in np.ndindex(mean.shape[:2]):  # slice by slice: no floating-point copy of the volume
+        first, *others = (result[index] for result in results)
         with np.errstate(invalid="ignore", over="ignore"):
             x = first + sum(other.astype(np.float64) - first for other in others) / len(results)
         x = np.rint(x) if np.issubdtype(mean.dtype, np.integer) else x
         same = np.logical_and.reduce([other == first for other in others]) | ~np.isfinite(x)
-        mean[place] = np.where(same, first, np.where(same, 0, x).astype(mean.dtype))
+        mean[index] = np.where(same, first, np.where(same, 0, x).astype(mean.dtype))
     return mean

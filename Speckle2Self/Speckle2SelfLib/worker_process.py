@@ -16,6 +16,7 @@ import time
 import traceback
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,10 +26,12 @@ from .config import DespeckleOptions, from_dict
 from .system import keep_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from .calibration import Calibration
+    from .checkpoint import Model
+    from .despeckling import Filter
 
 SETTLED = ("model", "device", "region", "axis")  # options that `despeckle` takes in another form, or not at all
 SLOTS = 3  # frames of a stream in shared memory, on either side
@@ -37,10 +40,12 @@ TORN = 5.0  # seconds within which a frame that is being written must be whole
 EVERY = 8  # px between the rows and columns of a stream's frame that are checked for changes
 GROWN = 0.3  # fraction of region pixels; if this many more light up, find region and grain again
 OVER = 0.02  # fraction of region pixels; if this many are brighter than the model's 1, find the mapping again
+DType = str | np.dtype
+Array = tuple[tuple[int, ...], DType]  # shape and type
 
 
-def layout(*arrays: tuple[tuple[int, ...], str]) -> tuple[list[int], int]:
-    """Where arrays of these (shape, dtype) begin in one block, and the block's size; bytes, aligned to 64."""
+def offsets_of(*arrays: Array) -> tuple[list[int], int]:
+    """Return where arrays of these (shape, dtype) begin in one block, and the block's size; bytes, aligned to 64."""
     starts, end = [], 0
     for shape, dtype in arrays:
         starts.append(end)
@@ -51,31 +56,31 @@ def layout(*arrays: tuple[tuple[int, ...], str]) -> tuple[list[int], int]:
     return starts, max(end, 64)
 
 
-def views(block, *arrays: tuple[tuple[int, ...], str]) -> list[np.ndarray]:
-    """The arrays of `layout` in a block; they keep the block alive."""
-    starts, _ = layout(*arrays)
+def views(block: mmap.mmap, *arrays: Array) -> list[np.ndarray]:
+    """Return the arrays of `offsets_of` in a block; they keep the block alive."""
+    starts, _ = offsets_of(*arrays)
     return [
         np.ndarray(shape, dtype, buffer=block, offset=start)
         for start, (shape, dtype) in zip(starts, arrays, strict=True)
     ]
 
 
-def job_arrays(shape, dtype, uncertainty: bool = False) -> list:
-    """What a job's block holds: input, output, region (found by the child, or given), and the output's uncertainty
-    where that is asked for."""
-    arrays = [(tuple(shape), dtype), (tuple(shape), dtype), (tuple(shape[1:3]), "bool")]
+def job_arrays(shape: Sequence[int], dtype: DType, uncertainty: bool = False) -> list[Array]:
+    """Return what a job's block holds: input, output, region (found by the child, or given), and the output's
+    uncertainty where that is asked for."""
+    arrays: list[Array] = [(tuple(shape), dtype), (tuple(shape), dtype), (tuple(shape[1:3]), "bool")]
     return [*arrays, (tuple(shape[:3]), "float32")] if uncertainty else arrays
 
 
-def stream_arrays(shape, dtype) -> list:
-    """What a stream's block holds: header, input slots, output slots, region."""
+def stream_arrays(shape: Sequence[int], dtype: DType) -> list[Array]:
+    """Return what a stream's block holds: header, input slots, output slots, region."""
     frames = (SLOTS, *shape)
     return [((HEADER,), "int64"), (frames, dtype), (frames, dtype), (tuple(shape[:2]), "bool")]
 
 
 def attach(name: str, inode: int, size: int) -> mmap.mmap:
-    """The parent's block: a file (of memory, where the system has such), on Windows a named block."""
-    if os.name == "nt":
+    """Return the parent's block: a file (of memory, where the system has such), on Windows a named block."""
+    if sys.platform == "win32":
         return mmap.mmap(-1, size, tagname=name)
     handle = os.open(name, os.O_RDWR)
     try:
@@ -94,16 +99,17 @@ class Stream:
     def __init__(self, server: Server, request: protocol.OpenStream):
         self.number, self.request = request.stream, request
         arrays = stream_arrays(request.shape, request.dtype)
-        block = attach(request.block, request.inode, layout(*arrays)[1])
+        block = attach(request.block, request.inode, offsets_of(*arrays)[1])
         self.header, self.inputs, self.outputs, self.region = views(block, *arrays)
-        self.last, self.fixed, self.given = request.last, None, int(self.header[-1])
-        asked = from_dict(DespeckleOptions, request.options)
-        self.engine, self.options, self.about = server.engine(asked)
-        self.region_asked = asked.region
+        self.last, self.region_number = request.last, int(self.header[-1])
+        self.calibration: Calibration | None = None  # of the first usable frame
+        options = from_dict(DespeckleOptions, request.options)
+        self.engine, self.options, self.runs_on = server.engine(options)
+        self.region_option = options.region
 
     @property
     def waits(self) -> bool:
-        """Whether there is a frame newer than the last one."""
+        """Return whether there is a frame newer than the last one."""
         return int(self.header[0]) > self.last
 
     def newest(self) -> tuple[int, np.ndarray]:
@@ -119,7 +125,7 @@ class Stream:
         raise RuntimeError("no whole frame came")
 
     def step(self) -> tuple[int, float]:
-        """Despeckles the newest frame; returns its number and the seconds that it took."""
+        """Despeckle the newest frame; return its number and the seconds that it took."""
         self.last, frame = self.newest()
         started = time.perf_counter()
         result = self._despeckled(frame)
@@ -137,41 +143,43 @@ class Stream:
         bounds = (colours.min(), colours.max()) if colours.size else (0, 0)
         if bounds[0] == bounds[1]:
             return frame  # black, as before the probe touches: nothing to find, nothing to do
-        if self.header[-1] != self.given:
-            self.given, self.fixed = int(self.header[-1]), None
-            self.region_asked = "given"
-        if self.fixed is None or self._outgrown(frame):
-            found = self._find(frame[None])
-            if not found.region.any():
+        if self.header[-1] != self.region_number:
+            self.region_number, self.calibration = int(self.header[-1]), None
+            self.region_option = "given"
+        if self.calibration is None or self._outgrown(frame):
+            calibration = self._find(frame[None])
+            if not calibration.region.any():
                 return frame
-            self.fixed = found
-            self.lit = self._lit(frame)[0]
-        return despeckle(frame[None], self.engine, calibration=replace(self.fixed, bounds=bounds), **self.options)[0]
+            self.calibration = calibration
+            self.lit_at_first = self._lit(frame)[0]
+        calibration = replace(self.calibration, bounds=bounds)
+        return despeckle(frame[None], self.engine, calibration=calibration, **self.options)[0]
 
     def _lit(self, frame: np.ndarray) -> tuple[float, float]:
-        """The pixels that are lit outside the region (if it is not found but given: anywhere), and those in it that are
-        brighter than what the model takes for 1; as shares of the region's."""
+        """Return the share of pixels that are lit outside the region (anywhere, if the region is given and not found),
+        and of those in it that are brighter than what the model takes for 1; of the region's pixels."""
         from .grey import luminance
 
-        region, (low, high) = self.fixed.region, self.fixed.mapping
+        assert self.calibration is not None
+        region, (low, high) = self.calibration.region, self.calibration.mapping
         values, inside = luminance(frame[None, ::EVERY, ::EVERY])[0], region[::EVERY, ::EVERY]
-        found = inside & (self.region_asked == "auto")
-        lit, over = values[~found] > low + (high - low) / 10, values[inside] > high
+        detected = inside & (self.region_option == "auto")
+        lit, over = values[~detected] > low + (high - low) / 10, values[inside] > high
         return lit.sum() / max(1, inside.sum()), over.sum() / max(1, inside.sum())
 
     def _outgrown(self, frame: np.ndarray) -> bool:
         lit, over = self._lit(frame)
-        return lit > self.lit + GROWN or over > OVER
+        return lit > self.lit_at_first + GROWN or over > OVER
 
     def _find(self, frames: np.ndarray) -> Calibration:
         from .calibration import calibrate, find_region
         from .despeckling import needs_grain
 
-        if self.region_asked == "given":
+        if self.region_option == "given":
             region = self.region.copy()
         else:
-            region = find_region(frames, None if self.region_asked == "none" else self.region_asked)
-            if region.any() or self.fixed is None:  # else what was found before serves the frames that follow
+            region = find_region(frames, None if self.region_option == "none" else self.region_option)
+            if region.any() or self.calibration is None:  # else what was found before serves the frames that follow
                 self.region[...] = region
         return calibrate(frames, region, with_grain=needs_grain(self.engine))
 
@@ -180,7 +188,7 @@ class Server:
     """Takes requests, the dicts in `lines`, and answers through `say`, which is called with one message of `protocol`.
     One job at a time; streams continue between its blocks."""
 
-    def __init__(self, lines: queue.SimpleQueue, say: Callable[[Any], None]):
+    def __init__(self, lines: queue.SimpleQueue, say: Callable[[protocol.Answer], None]):
         self.lines, self.say = lines, say
         self.streams: dict[int, Stream] = {}
         self.jobs: list[protocol.Despeckle] = []
@@ -205,50 +213,50 @@ class Server:
                 elif isinstance(request, protocol.Cancel):
                     self.cancelled.add(request.job)
                 elif isinstance(request, protocol.OpenStream):
-                    self.guarded(request, lambda request=request: self.open(request))
+                    self.guarded(request, partial(self.open, request))
                 elif isinstance(request, protocol.Stop):
                     self.streams.pop(request.stream, None)
                 elif isinstance(request, protocol.Look) and request.stream in self.streams:
                     changed = {"strength": request.strength, "gamma": request.gamma}
                     self.streams[request.stream].options |= changed
 
-    def engine(self, asked: DespeckleOptions) -> tuple:
+    def engine(self, options: DespeckleOptions) -> tuple[Model | Filter, dict[str, Any], dict[str, str]]:
         """Return the filter or `Model`, the options of `despeckle` that are not settled by it, the region and the axis,
-        and what it runs on in words."""
+        and the device and precision it runs on, by their names."""
         from .devices import choose_device
         from .filters import FILTERS
         from .inference import precision_of
         from .library import cached_model
 
-        options = {name: value for name, value in asdict(asked).items() if name not in SETTLED}
-        if asked.model in FILTERS:
-            return FILTERS[asked.model], options, {"device": "cpu", "precision": "float32"}
-        device = choose_device(asked.device)
-        model = cached_model(asked.model)
+        frame_options = {name: value for name, value in asdict(options).items() if name not in SETTLED}
+        if options.model in FILTERS:
+            return FILTERS[options.model], frame_options, {"device": "cpu", "precision": "float32"}
+        device = choose_device(options.device)
+        model = cached_model(options.model)
         precision = precision_of(model, device)
-        options |= {"device": str(device), "precision": precision}
-        return model, options, {"device": str(device), "precision": str(precision).removeprefix("torch.")}
+        frame_options |= {"device": str(device), "precision": precision}
+        return model, frame_options, {"device": str(device), "precision": str(precision).removeprefix("torch.")}
 
     def open(self, request: protocol.OpenStream) -> None:
         """Start a stream."""
         stream = Stream(self, request)
         self.streams[stream.number] = stream
-        self.say(protocol.Opened(stream.number, **stream.about))
+        self.say(protocol.Opened(stream.number, **stream.runs_on))
 
     def serve_streams(self) -> None:
-        """One frame of each stream that has a new one."""
+        """Despeckle one frame of each stream that has a new one."""
         for stream in list(self.streams.values()):
             if stream.waits:
-                self.guarded(stream.request, lambda stream=stream: self.step(stream))
+                self.guarded(stream.request, partial(self.step, stream))
 
     def step(self, stream: Stream) -> None:
-        """One frame."""
+        """Despeckle a frame of a stream."""
         number, seconds = stream.step()
         self.say(protocol.Frame(stream.number, number, seconds))
 
     def despeckle(self, request: protocol.Despeckle) -> None:
-        """One job."""
-        self.guarded(request, lambda: self._despeckle(request))
+        """Despeckle a job."""
+        self.guarded(request, partial(self._despeckle, request))
         self.cancelled.discard(request.job)
         if not self.streams:
             self.free()
@@ -257,23 +265,23 @@ class Server:
         from .calibration import calibrate
         from .despeckling import check_uncertainty, despeckle, needs_grain
 
-        asked = from_dict(DespeckleOptions, request.options)
+        options = from_dict(DespeckleOptions, request.options)
         arrays = job_arrays(request.shape, request.dtype, request.uncertainty)
-        frames, output, region, *maps = views(attach(request.block, request.inode, layout(*arrays)[1]), *arrays)
-        model, options, words = self.engine(asked)
+        frames, output, region, *maps = views(attach(request.block, request.inode, offsets_of(*arrays)[1]), *arrays)
+        model, frame_options, runs_on = self.engine(options)
         if maps:
             check_uncertainty(model)
-        given = region.copy() if asked.region == "given" else None if asked.region == "none" else asked.region
-        calibration = calibrate(frames, given, with_grain=needs_grain(model))
+        source = region.copy() if options.region == "given" else None if options.region == "none" else options.region
+        calibration = calibrate(frames, source, with_grain=needs_grain(model))
         region[...] = calibration.region
-        self.say(protocol.Started(request.job, mapping=tuple(map(float, calibration.mapping)), **words))
-        started = told = time.monotonic()
+        self.say(protocol.Started(request.job, mapping=tuple(map(float, calibration.mapping)), **runs_on))
+        started = last_report = time.monotonic()
 
         def progress(done: int, total: int) -> None:
-            nonlocal told
+            nonlocal last_report
             now = time.monotonic()
-            if done == total or now > told + 0.02:
-                told = now
+            if done == total or now > last_report + 0.02:
+                last_report = now
                 self.say(protocol.Progress(request.job, done, now - started))
 
         def cancelled() -> bool:
@@ -289,15 +297,17 @@ class Server:
             progress=progress,
             cancelled=cancelled,
             uncertainty=maps[0] if maps else None,
-            **options,
+            **frame_options,
         )
         self.say(protocol.Done(request.job))
 
     def guarded(self, request: protocol.Despeckle | protocol.OpenStream, work: Callable[[], None]) -> None:
         """Do `work`; an error becomes an answer and ends the request."""
-        from .system import Cancelled, InputError, out_of_memory
+        from .system import Cancelled, InputError, out_of_memory, torch_fault
 
-        job, stream = getattr(request, "job", None), getattr(request, "stream", None)
+        job: Any = getattr(request, "job", None)  # a request has one or the other
+        stream: Any = getattr(request, "stream", None)
+        answer: protocol.Answer
         try:
             work()
             return
@@ -306,7 +316,9 @@ class Server:
         except InputError as error:
             answer = protocol.Failed(str(error), job, stream)
         except Exception as error:
-            if out_of_memory(error):
+            if "torch" not in sys.modules and (fault := torch_fault()):
+                text = fault
+            elif out_of_memory(error):
                 where = "the graphics card" if "CUDA" in str(error) or "MPS" in str(error) else "this computer"
                 text = f"There is not enough memory on {where}; close other programs, or choose another device."
             else:
@@ -319,14 +331,14 @@ class Server:
 
     @staticmethod
     def free() -> None:
-        """Gives the graphics card's unused memory back."""
+        """Give the graphics card's unused memory back."""
         torch = sys.modules.get("torch")
         if torch and torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
 
 def main() -> None:
-    """Serves until standard input closes: the parent has closed it, or has ended in whichever way."""
+    """Serve until standard input closes: the parent has closed it, or has ended in whichever way."""
     keep_memory()
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # a library's own print is no answer
@@ -339,12 +351,12 @@ def main() -> None:
         finally:
             os._exit(0)
 
-    def say(answer) -> None:
+    def say(answer: protocol.Answer) -> None:
         answers.write(json.dumps(protocol.encode(answer)) + "\n")
 
     say(protocol.Ready(os.getpid()))
     threading.Thread(target=read, daemon=True).start()
-    with suppress(ImportError):  # told when the first request needs it
+    with suppress(ImportError, OSError):  # told when the first request needs it
         from . import despeckling, devices, filters  # noqa: F401
 
         say(protocol.Devices(tuple(devices.available_devices())))

@@ -1,1 +1,1 @@
-"""What the modules share inside Slicer: the MRML scene on one side, the core's arrays on the other."""
+"""The shared part of the modules inside Slicer: the MRML scene on one side, the core's arrays on the other."""

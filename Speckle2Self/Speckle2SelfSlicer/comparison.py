@@ -9,6 +9,7 @@ import numpy as np
 import slicer
 import vtk
 from slicer import vtkMRMLNode, vtkMRMLPlotChartNode, vtkMRMLScalarVolumeNode, vtkMRMLTableNode, vtkMRMLVolumeNode
+from slicer.i18n import tr as _
 
 from Speckle2SelfLib import metrics
 from Speckle2SelfLib.grey import luminance
@@ -19,7 +20,7 @@ from .regions import voxelsInside
 from .scene import Recording, proxyOf, proxyOrNone, voxelsOf
 
 ROLE = "Speckle2Self.role"  # attribute of the nodes that are made here, so that they are found again
-DIFFERENT = "'{}' and '{}' differ in size; choose an output of this input."
+DIFFERENT = _("'{}' and '{}' differ in size; choose an output of this input.")
 CHARTED = {"snr": (0.2, 0.5, 0.8), "cnr": (0.9, 0.6, 0.2)}  # figures that the chart shows as bars, and their colors
 
 
@@ -59,22 +60,24 @@ def _facedAxis(node: vtkMRMLNode) -> int | None:
 def fade(before: vtkMRMLNode, after: vtkMRMLNode, share: float) -> None:
     """Show input and output one over the other in the slice views of the layout; share: 0 the input, 1 the output.
 
-    Views in which the user has a foreground of their own stay as they are. Raises InputError as `sideBySide`.
+    Views in which the user has a foreground of their own stay as they are. Those in which a single slice would be a
+    line are turned to it, until `views.restore`. Raises InputError as `sideBySide`.
     """
     before, after = proxyOf(before), proxyOf(after)
     for view in views.viewsOfLayout():
         if not view.hasOwnForeground or view.composite.GetForegroundVolumeID() == after.GetID():
+            views.turnToSlice(view, after)
             view.put(before.GetID(), after.GetID(), share)
 
 
 def restoreViews(removed: vtkMRMLNode, replacement: vtkMRMLVolumeNode | None) -> None:
-    """Where slice views show `removed`, a volume or its sequence, let them show `replacement`."""
-    gone = {node.GetID() for node in (removed, proxyOrNone(removed)) if node is not None}
+    """Let slice views that show `removed`, a volume or its sequence, show `replacement`."""
+    removedIds = {node.GetID() for node in (removed, proxyOrNone(removed)) if node is not None}
     back = replacement.GetID() if replacement is not None else None
     for view in views.everyView():
-        if view.composite.GetForegroundVolumeID() in gone:
+        if view.composite.GetForegroundVolumeID() in removedIds:
             view.put(view.composite.GetBackgroundVolumeID())
-        if view.composite.GetBackgroundVolumeID() in gone:
+        if view.composite.GetBackgroundVolumeID() in removedIds:
             view.composite.SetBackgroundVolumeID(back)
 
 
@@ -86,7 +89,7 @@ def difference(before: vtkMRMLNode, after: vtkMRMLNode) -> vtkMRMLScalarVolumeNo
     before, after, one, two = _pair(before, after)
     dtype = voxelsOf(before).dtype
     span = float(np.iinfo(dtype).max) if dtype == np.uint8 else float(np.ptp(one[np.isfinite(one)])) or 1.0
-    node = _made("vtkMRMLScalarVolumeNode", "difference", "Difference")
+    node = _nodeOfRole("vtkMRMLScalarVolumeNode", "difference", "Difference")
     slicer.util.updateVolumeFromArray(node, one - two)
     scene.placeLike(node, before)
     if node.GetDisplayNode() is None:
@@ -124,19 +127,19 @@ def evaluate(
     before, after, one, two = _pair(before, after)
     tissue = voxelsInside(before, tissueNode, "first")
     lumen = voxelsInside(before, lumenNode, "last") if lumenNode is not None else None
-    known = np.isfinite(one) & np.isfinite(two)
-    low, high = (float(f(one[known])) if known.any() else 0.0 for f in (np.min, np.max))
+    finite = np.isfinite(one) & np.isfinite(two)
+    low, high = (float(f(one[finite])) if finite.any() else 0.0 for f in (np.min, np.max))
     if high <= low:
-        raise InputError(f"'{before.GetName()}' is constant; there is nothing to measure.")
-    axis, number = _sliceToMeasure(*(mask & known for mask in (tissue, lumen) if mask is not None))
+        raise InputError(_("'{before}' is constant; there is nothing to measure.").format(before=before.GetName()))
+    axis, number = _sliceToMeasure(*(mask & finite for mask in (tissue, lumen) if mask is not None))
     cut = lambda x: np.take(x, number, axis)  # noqa: E731
-    image, result = ((cut(np.where(known, x, low)) - low) / (high - low) * 255 for x in (one, two))
+    image, result = ((cut(np.where(finite, x, low)) - low) / (high - low) * 255 for x in (one, two))
     frames = {"input": image, "despeckled": result}
     if filterName in FILTERS:
         frames[filterName] = FILTERS[filterName](image[None].astype(np.float32) / 255)[0] * 255
-    inside, apart = (None if mask is None else cut(mask & known) for mask in (tissue, lumen))
+    inTissue, inLumen = (None if mask is None else cut(mask & finite) for mask in (tissue, lumen))
     figures = {
-        name: metrics.measure(image, frame, inside, apart, values=frame[inside]) for name, frame in frames.items()
+        name: metrics.measure(image, frame, inTissue, inLumen, values=frame[inTissue]) for name, frame in frames.items()
     }
     table = _table(figures)
     return table, _chart(table)
@@ -149,13 +152,13 @@ def _sliceToMeasure(*masks: np.ndarray) -> tuple[int, int]:
     counts = np.prod([mask.sum(others) for mask in masks], axis=0)
     number = int(np.argmax(counts))
     if not counts[number]:
-        raise InputError("What is chosen has no voxel with a value, or tissue and lumen have no slice in common.")
+        raise InputError(_("What is chosen has no voxel with a value, or tissue and lumen have no slice in common."))
     return axis, number
 
 
 def figures() -> vtkMRMLTableNode | None:
     """Return the table node of the last `evaluate` in the scene; None where there is none."""
-    return _made("vtkMRMLTableNode", "figures", "", create=False)
+    return _nodeOfRole("vtkMRMLTableNode", "figures", "", create=False)
 
 
 def asHtml(table: vtkMRMLTableNode) -> str:
@@ -171,7 +174,7 @@ def asHtml(table: vtkMRMLTableNode) -> str:
 
 def _table(figures: dict[str, dict[str, float]]) -> vtkMRMLTableNode:
     """A row a method, a column a figure that all have."""
-    node = _made("vtkMRMLTableNode", "figures", "Figures")
+    node = _nodeOfRole("vtkMRMLTableNode", "figures", "Figures")
     names = [name for name in metrics.FIGURES if all(name in measured for measured in figures.values())]
     methods = vtk.vtkStringArray()
     methods.SetName("method")
@@ -186,12 +189,12 @@ def _table(figures: dict[str, dict[str, float]]) -> vtkMRMLTableNode:
 
 def _chart(table: vtkMRMLTableNode) -> vtkMRMLPlotChartNode:
     """Bars of SNR and, where measured, CNR of each method."""
-    chart = _made("vtkMRMLPlotChartNode", "figures plot", "Figures plot")
+    chart = _nodeOfRole("vtkMRMLPlotChartNode", "figures plot", "Figures plot")
     chart.RemoveAllPlotSeriesNodeIDs()
     for figure, color in ((metrics.FIGURES[name].heading, color) for name, color in CHARTED.items()):
         if table.GetTable().GetColumnByName(figure) is None:
             continue
-        series = _made("vtkMRMLPlotSeriesNode", f"figures {figure}", figure)
+        series = _nodeOfRole("vtkMRMLPlotSeriesNode", f"figures {figure}", figure)
         series.SetAndObserveTableNodeID(table.GetID())
         series.SetPlotType(slicer.vtkMRMLPlotSeriesNode.PlotTypeBar)
         series.SetYColumnName(figure)
@@ -216,7 +219,7 @@ def writeTable(table: vtkMRMLTableNode, path: str | Path) -> None:
     replace_file(path, ("\n".join(lines) + "\n").encode())
 
 
-def _made(kind: str, role: str, name: str, create: bool = True) -> vtkMRMLNode | None:
+def _nodeOfRole(kind: str, role: str, name: str, create: bool = True) -> vtkMRMLNode | None:
     """The node of this role; made if there is none."""
     for node in views.nodesOf(kind):
         if node.GetAttribute(ROLE) == role:

@@ -117,9 +117,9 @@ def updateCharts(mrmlScene, run: str, nodes: dict, reports: list[dict]) -> None:
                 series.SetXColumnName("step")
                 series.SetYColumnName(name)
                 series.SetPlotType(slicer.vtkMRMLPlotSeriesNode.PlotTypeScatter)
-                held = name.startswith(HELD_OUT) or role == "figures"
-                series.SetMarkerStyle(series.MarkerStyleCircle if held else series.MarkerStyleNone)
-                series.SetLineStyle(series.LineStyleNone if held else series.LineStyleSolid)
+                isHeldOut = name.startswith(HELD_OUT) or role == "figures"
+                series.SetMarkerStyle(series.MarkerStyleCircle if isHeldOut else series.MarkerStyleNone)
+                series.SetLineStyle(series.LineStyleNone if isHeldOut else series.LineStyleSolid)
                 series.SetColor(*COLORS[terms.index(name.removeprefix(HELD_OUT)) % len(COLORS)])
             if not chart.HasPlotSeriesNodeID(series.GetID()):
                 chart.AddAndObservePlotSeriesNodeID(series.GetID())
@@ -135,8 +135,8 @@ def updatePreview(nodes: dict, picture: np.ndarray, recordings: Iterable[vtkMRML
     upright in the axial plane.
     """
     halves = np.hsplit(picture, 2)
-    alike = (_recordingOfSize(node, halves[0].shape) for node in recordings)
-    recording = next((each for each in alike if each is not None), None)
+    recordingsOfSize = (_recordingOfSize(node, halves[0].shape) for node in recordings)
+    recording = next((each for each in recordingsOfSize if each is not None), None)
     for role, half in zip(("before", "after"), halves, strict=True):
         volume, axis = nodes[role], recording.axis() if recording else 0
         slicer.util.updateVolumeFromArray(volume, np.ascontiguousarray(np.expand_dims(half, axis)))
@@ -209,7 +209,7 @@ def comparisonTable(model: str) -> vtkMRMLTableNode:
 
 
 class Comparison:
-    """What a node shows now, despeckled by the model that `model` started from, where that is available, and by
+    """The present image of a node, despeckled by the model that `model` started from, where that is available, and by
     `model`. Call `step` from a timer until it returns True, then `show`.
 
     Images of an earlier comparison are updated, unless they were renamed. Raises InputError.

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import slicer
+from slicer.i18n import tr as _
 
 from Speckle2SelfLib.system import InputError
 
@@ -16,7 +17,7 @@ from Speckle2SelfLib.system import InputError
 REQUIREMENTS = Path(__file__).resolve().parent / "requirements.txt"
 IMPORTED_AS = {"scikit-image": "skimage", "pillow": "PIL"}
 REQUESTER = "Speckle2Self"
-_one = threading.Lock()  # installation at a time
+_lock = threading.Lock()  # installation at a time
 
 
 def packages() -> dict[str, str]:
@@ -43,24 +44,28 @@ def ensure() -> None:
     Raises InputError where something is still missing afterwards, and where it is called while it installs: Slicer lets
     events happen meanwhile.
     """
-    if not _one.acquire(blocking=False):
-        raise InputError("Python packages are being installed; wait until that is done.")
+    if not _lock.acquire(blocking=False):
+        raise InputError(_("Python packages are being installed; wait until that is done."))
     try:
         if find_spec("torch") is None:
             _installTorch()
         if find_spec("torch") is not None:
             _install()
     finally:
-        _one.release()
+        _lock.release()
     if missing():
-        raise InputError(f"Python packages are missing: {', '.join(missing())}; install them and try again.")
+        raise InputError(
+            _("Python packages are missing: {missing}; install them and try again.").format(
+                missing=", ".join(missing())
+            )
+        )
 
 
 def _installTorch() -> None:
     try:
         import PyTorchUtils
     except ModuleNotFoundError as error:
-        message = "PyTorch is missing; install the PyTorch extension in the Extensions Manager and restart Slicer."
+        message = _("PyTorch is missing; install the PyTorch extension in the Extensions Manager and restart Slicer.")
         raise InputError(message) from error
     PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=True)
 
@@ -70,7 +75,9 @@ def _install() -> None:
         from slicer.packaging import load_requirements, pip_ensure  # Slicer 5.11 and later
     except ImportError:
         wanted = [requirement for name, requirement in packages().items() if find_spec(name) is None]
-        question = f"{REQUESTER} needs to install {', '.join(wanted)}. Install now?"
+        question = _("{requester} needs to install {wanted}. Install now?").format(
+            requester=REQUESTER, wanted=", ".join(wanted)
+        )
         if wanted and slicer.util.confirmOkCancelDisplay(question, REQUESTER):
             slicer.util.pip_install(wanted)
         return
@@ -78,5 +85,7 @@ def _install() -> None:
         pip_ensure(load_requirements(REQUIREMENTS), requester=REQUESTER)  # it asks by itself, and sees versions too
     except RuntimeError as error:
         if missing():  # else there is an older version, which the user wants to keep
-            message = f"{REQUESTER} cannot run without {', '.join(missing())}: {error}."
+            message = _("{requester} cannot run without {missing}: {error}.").format(
+                requester=REQUESTER, missing=", ".join(missing()), error=error
+            )
             raise InputError(message) from error

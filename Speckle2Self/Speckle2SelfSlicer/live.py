@@ -9,6 +9,7 @@ import numpy as np
 import slicer
 import vtk
 from slicer import vtkMRMLNode, vtkMRMLSliceNode, vtkMRMLStreamingVolumeNode, vtkMRMLVolumeNode
+from slicer.i18n import tr as _
 from vtk.util.numpy_support import get_vtk_array_type, vtk_to_numpy
 
 from Speckle2SelfLib.system import InputError
@@ -40,12 +41,16 @@ class Live:
         node = scene.proxyOf(node)
         self.recording = Recording.of(node)
         if output is not None and (output is node or scene.sequenceBehind(output) is not None):
-            raise InputError(f"'{output.GetName()}' is a recording, which live images never change; choose another.")
+            raise InputError(
+                _("'{output}' is a recording, which live images never change; choose another.").format(
+                    output=output.GetName()
+                )
+            )
         self.node, self.output, self.once, self.state, self.message = node, output, once, "running", ""
         self._sliceNode, self._axis, self._worker, self._options = sliceNode, axis, worker, options
         self._region = MovingRegion(regionNode, options.get("region"))
         self._stream, self._observed, self._moments = None, [], []
-        self._pushed, self._taken, self._places, self._slice = 0, 0, {}, None
+        self._lastPushed, self._lastTaken, self._places, self._slice = 0, 0, {}, None
         self._imageChanged = self._viewMoved = False
         self.refresh()
         if not once:
@@ -72,7 +77,7 @@ class Live:
 
     @property
     def hasOutput(self) -> bool:
-        """Whether its output is in the scene."""
+        """Return whether its output is in the scene."""
         return self.output is not None and self.output.GetScene() is not None
 
     def refresh(self) -> None:
@@ -100,8 +105,8 @@ class Live:
         region = self._region.update(self.node, frame.shape[:2], axis)
         if region is not None:
             self._stream.give(region)
-        self._pushed = self._stream.push(frame)
-        self._places[self._pushed] = axis, scene.slicePlace(self.node, axis, number)
+        self._lastPushed = self._stream.push(frame)
+        self._places[self._lastPushed] = axis, scene.slicePlace(self.node, axis, number)
         self._slice = axis, number
 
     def _sliceOf(self, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -117,7 +122,7 @@ class Live:
         return axis, int(np.clip(round(point[2 - axis]), 0, shape[axis] - 1))
 
     def _hasNews(self) -> bool:
-        """Whether there is something to despeckle that was not pushed yet."""
+        """Return whether there is something to despeckle that was not pushed yet."""
         changed = self._imageChanged or (not self.once and self._region.changed)
         if not (changed or self._viewMoved) or not self._imageIsWhole():
             return False
@@ -125,15 +130,15 @@ class Live:
         return changed or self._sliceOf(scene.shapeOf(self.node)) != self._slice
 
     def _imageIsWhole(self) -> bool:
-        """Whether the volume has an image now; not while its size changes, before its voxels do."""
+        """Return whether the volume has an image now; not while its size changes, before its voxels do."""
         image = self._image()
         scalars = image.GetPointData().GetScalars() if image is not None else None
         return scalars is not None and 0 < scalars.GetNumberOfTuples() == image.GetNumberOfPoints()
 
     @property
     def waiting(self) -> bool:
-        """Whether a result is still to come."""
-        return self.state == "running" and (self._imageChanged or self._taken < self._pushed)
+        """Return whether a result is still to come."""
+        return self.state == "running" and (self._imageChanged or self._lastTaken < self._lastPushed)
 
     def step(self) -> bool:
         """Hand in what has changed, and take what is done into the scene; return whether there was something new."""
@@ -157,7 +162,7 @@ class Live:
         frame = self._stream.take()
         if frame is None:
             return False
-        self._taken = frame.number
+        self._lastTaken = frame.number
         axis, place = self._places[frame.number]
         self._places = {number: place for number, place in self._places.items() if number > frame.number}
         voxels = np.expand_dims(frame.image, axis)  # (K, J, I[, C]) with one voxel along the axis
@@ -187,7 +192,7 @@ class Live:
 
     @property
     def device(self) -> str:
-        """What the worker runs on."""
+        """Return the name of the device that the worker runs on."""
         return self._stream.device if self._stream else ""
 
     def stop(self, state: str = "stopped", message: str = "") -> None:

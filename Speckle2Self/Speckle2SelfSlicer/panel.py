@@ -1,4 +1,4 @@
-"""What both panels do in the same way: the parameter node, scene events, timers, buttons, and errors shown once."""
+"""The common part of both panels: the parameter node, scene events, timers, buttons, and errors shown once."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from contextlib import contextmanager
 import slicer
 import vtk
 from slicer import vtkMRMLNode
+from slicer.i18n import tr as _
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic, ScriptedLoadableModuleWidget
 from slicer.util import VTKObservationMixin
 
 from Speckle2SelfLib.config import DespeckleOptions, help_of
 from Speckle2SelfLib.system import InputError
 
-from . import session
+from . import session, views
+
+WIDGETS, FOLLOWING = -1.0, -2.0  # priorities of observers of a parameter node; those of wrappers have 0
 
 
 class _Boxes:
@@ -83,7 +86,9 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         VTKObservationMixin.__init__(self)
         self.logic = None
         self._parameterNode = None  # while the panel is entered
-        self._connected = None  # wrapper whose parameters the widgets show, and the tag of that connection
+        self._connected = (
+            None  # wrapper whose parameters the widgets show, the tag and the observers of that connection
+        )
         self._timers: list = []
 
     def build(self, logic: ScriptedLoadableModuleLogic) -> None:
@@ -105,14 +110,16 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 button.connect("clicked()", getattr(self, slot))
 
     def makeTimer(self, milliseconds: int, step: Callable[[], None]):
-        """Return a timer, not started, whose `step` is not called while a message box is open."""
+        """Return a timer, not started, whose `step` is not called while a message box is open, nor after an error."""
         import qt
 
-        def guarded() -> None:
-            if not _Boxes.open:
-                step()
-
         timer = qt.QTimer()
+
+        def guarded() -> None:
+            if not _Boxes.open:  # an error that no step expects would come back at each of them
+                with reporting_errors(_("Work in the background has ended."), cleanUp=timer.stop):
+                    step()
+
         timer.setInterval(milliseconds)
         timer.timeout.connect(guarded)
         self._timers.append(timer)
@@ -143,6 +150,7 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.initializeParameterNode()
 
     def exit(self) -> None:
+        views.restore()
         self.setParameterNode(None)
 
     def initializeParameterNode(self) -> None:
@@ -152,27 +160,63 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def setParameterNode(self, parameterNode) -> None:
         """Bind the panel to a parameter node, or to none.
 
-        The widgets remain connected to a node that the panel only leaves: in Slicer 5.10 each connection leaves an
-        observer behind.
+        The widgets remain connected to a node that the panel only leaves.
         """
         if self._parameterNode:
-            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameters)
+            node = self._parameterNode.parameterNode  # the mixin keeps what it has observed: a node, no wrappers
+            self.removeObserver(node, vtk.vtkCommand.ModifiedEvent, self.onParameters)
         self._parameterNode = None
         if parameterNode is None:
             return
         self.fillSelectors(parameterNode)
         if self._connected is None or self._connected[0] is not parameterNode:
             self.disconnectGui()
-            self._connected = parameterNode, parameterNode.connectGui(self.ui)
+            self._connected = parameterNode, *self.connectGui(parameterNode)
+            self.translateChoices()
         self._parameterNode = parameterNode
-        self.addObserver(parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameters)
+        node = parameterNode.parameterNode
+        self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self.onParameters, priority=FOLLOWING)
         self.updatePanel()
+
+    def connectGui(self, parameterNode) -> tuple[int, list[int]]:
+        """Bind the widgets to the parameters; return the tag of the connection, and those of its observers.
+
+        A wrapper keeps values, and reads them again when the node is modified. Its observers come first, so that
+        widgets and panel see what another wrapper or a script has set, not what was there before.
+        """
+        tags = []
+
+        def addObserver(event, callback: Callable, *_priority: float) -> int:
+            tags.append(parameterNode.parameterNode.AddObserver(event, callback, WIDGETS))
+            return tags[-1]
+
+        parameterNode.AddObserver = addObserver  # the wrapper's own would leave it behind in Slicer 5.10
+        try:
+            return parameterNode.connectGui(self.ui), tags
+        finally:
+            del parameterNode.AddObserver
+
+    def translateChoices(self) -> None:
+        """Show the entries of the selectors in the user's language: connecting has filled them with their values."""
+        words = {
+            "auto": _("auto"), "none": _("none"), "given": _("given"), "average": _("average"), "preset": _("preset"),
+            "adapt": _("adapt"), "standard": _("standard"), "paper": _("paper"), "disjoint": _("disjoint"),
+            "published": _("published"),
+        }  # fmt: skip
+        for selector in (widget for widget in vars(self.ui).values() if hasattr(widget, "setItemText")):
+            if selector.property("SlicerParameterName"):
+                for number in range(selector.count):
+                    text = selector.itemText(number)
+                    selector.setItemText(number, words.get(text, text))
 
     def disconnectGui(self) -> None:
         """Separate the widgets from the parameters."""
         connected, self._connected = self._connected, None
         if connected is not None:
-            connected[0].disconnectGui(connected[1])
+            parameterNode, tag, observers = connected
+            parameterNode.disconnectGui(tag)
+            for observer in observers:
+                parameterNode.RemoveObserver(observer)
 
     def fillSelectors(self, parameterNode) -> None:
         """Fill selectors that are not bound to a parameter."""

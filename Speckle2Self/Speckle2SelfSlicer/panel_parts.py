@@ -172,16 +172,16 @@ class ModelsPart:
         with reporting_errors(_("The models could not be compared.")):
             name = self.ui.modelSelector.currentText
             table = self.logic.compare(name)
-            nodes = self.ui.heldOutSelector.checkedNodes() or self.ui.inputsSelector.checkedNodes()
-            if nodes:
-                with suppress(InputError):  # of a recording that no browser shows there are only figures
-                    self._compared = self.logic.previews(nodes[0], name)
-                    self.timer.start()
             text, measuredOn = comparison.asHtml(table), table.GetAttribute("Speckle2Self.figuresAreOf")
             if measuredOn:
                 text += "<p>{}</p>".format(escape(_("Measured on {frames}.").format(frames=measuredOn)))
             with box():
                 slicer.util.infoDisplay(text, windowTitle=table.GetName())
+            nodes = self.ui.heldOutSelector.checkedNodes() or self.ui.inputsSelector.checkedNodes()
+            if nodes:
+                with suppress(InputError):  # of a recording that no browser shows there are only figures
+                    self._compared = self.logic.previews(nodes[0], name)
+                    self.timer.start()
 
     def endCompared(self) -> None:
         self._compared = None

@@ -12,10 +12,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
+
+from .words import _
 
 LIBRARY = Path(__file__).resolve().parent.parent  # where Speckle2SelfLib lies, in the sources and when installed
 LONGEST = 2**16  # bytes that are read at once
@@ -53,7 +56,7 @@ def was_killed(code: int, errors: list[str]) -> bool:
 def why_not_started(error: OSError) -> str:
     """Return why a process could not be started, and what to do where that is known."""
     if sys.platform == "darwin" and error.errno == BAD_CPU:
-        return "Slicer's Python needs Rosetta; install it with 'softwareupdate --install-rosetta' and try again"
+        return _("Slicer's Python needs Rosetta; install it with 'softwareupdate --install-rosetta' and try again")
     return error.strerror or str(error).rstrip(".")
 
 
@@ -81,6 +84,7 @@ class Child:
             os.set_blocking(stream.fileno(), False)
         self._rest = {self.process.stdout: b"", self.process.stderr: b""}
         self._errors: deque[str] = deque(maxlen=20)
+        self._ended = False  # whether the process's end was seen; its number may be another's afterwards
         _children.add(self)
 
     def _fresh(self, stream) -> list[bytes]:
@@ -93,11 +97,19 @@ class Child:
         return lines
 
     def poll(self) -> int | None:
-        """The exit code once the process has ended; else None. Asked before `lines`, no line is left behind."""
-        return self.process.poll()
+        """The exit code once the process has ended; else None. Asked before `lines`, no line is left behind.
+
+        The process may be a launcher: where only that was ended, what it had started is ended as well, once.
+        """
+        code = self.process.poll()
+        if code is not None and not self._ended:
+            self._ended = True
+            if os.name != "nt":  # there, what was started sees the end of its standard input in `close`
+                kill_tree(self.process)
+        return code
 
     def lines(self) -> list[dict]:
-        """What the process said since the last call; what is no JSON object, such as a library's print, is left out."""
+        """Return the JSON objects that the process printed since the last call, without other lines (a library's)."""
         taken = []
         while fresh := self._fresh(self.process.stdout):
             for text in fresh:
@@ -123,13 +135,27 @@ class Child:
 
     def close(self) -> None:
         """Ends the process and all that it started, at once."""
-        if self.process.poll() is None:
+        if self.poll() is None:
             kill_tree(self.process)
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(GRACE)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(GRACE)
+            self._ended = True
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if stream is self.process.stdout:
+                self._wait_for_all()
             with suppress(OSError, ValueError):
                 stream.close()
+
+    def _wait_for_all(self) -> None:
+        """Wait until nothing has the standard output any longer: then locks are free, and files are closed."""
+        end = time.monotonic() + GRACE
+        with suppress(OSError, ValueError):
+            while time.monotonic() < end:
+                try:
+                    if not os.read(self.process.stdout.fileno(), LONGEST):
+                        return
+                except BlockingIOError:
+                    time.sleep(0.001)
 
 
 def kill_tree(process: subprocess.Popen) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import slicer
 from slicer import vtkMRMLNode, vtkMRMLVolumeNode
+from slicer.i18n import tr as _
 
 from Speckle2SelfLib import volumes
 from Speckle2SelfLib.look import look, uncertainty_of_look
@@ -15,7 +16,7 @@ from Speckle2SelfLib.system import Cancelled, InputError
 
 from . import results
 from .scene import CHANGED, Recording, browsers, sequenceOf, voxelsOf
-from .worker import Job, Worker, checked_options
+from .worker import DespeckleJob, Worker, checked_options
 
 PARTIAL = " (partial)"  # in the name of a result of which only the first frames are done
 PIECE = 0.02  # seconds of work at most between two returns to the event loop
@@ -47,15 +48,15 @@ class Run:
         self.output, self.keepPartial, self.uncertainty = output, keepPartial, uncertainty
         self.state, self.message, self.result = "reading", "", None
         self.done, self.total, self.rate, self.seconds_left, self.device = 0, 0, 0.0, None, ""
-        self.region, self._onlyRegion, self._started = None, onlyRegion, time.monotonic()
-        self._worker, self._jobs, self._asked = worker, [], False
+        self.region, self._onlyRegion, self._startTime = None, onlyRegion, time.monotonic()
+        self._worker, self._jobs, self._cancelRequested = worker, [], False
         self.recording = self.recording.snapshot()
         self.total = sum(self._shape[0] * self._shape[1 + axis] for axis in self.axes)
         self._steps = self._work()
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen."""
+        """Return whether nothing more will happen."""
         return self.state in ("done", "cancelled", "failed")
 
     def step(self, seconds: float = PIECE) -> None:
@@ -72,7 +73,7 @@ class Run:
         except InputError as error:
             self._end("failed", str(error))
         except Exception as error:
-            self._end("failed", f"Despeckling failed: {type(error).__name__}: {error}")
+            self._end("failed", _("Despeckling failed: {error}").format(error=f"{type(error).__name__}: {error}"))
             raise
 
     def wait(
@@ -105,7 +106,7 @@ class Run:
 
     def cancel(self) -> None:
         """Ask for an end; nothing is written, or with `keepPartial` the frames that are done."""
-        self._asked = True
+        self._cancelRequested = True
         for job in self._jobs:
             self._worker.cancel(job)
 
@@ -118,10 +119,10 @@ class Run:
     @property
     def seconds(self) -> float:
         """Since the start, until the end."""
-        return (time.monotonic() if not self.ended else self._finished) - self._started
+        return (time.monotonic() if not self.ended else self._endTime) - self._startTime
 
     def _end(self, state: str, message: str = "") -> None:
-        self.state, self.message, self._finished = state, message, time.monotonic()
+        self.state, self.message, self._endTime = state, message, time.monotonic()
         if state != "done":
             self._steps.close()
             for job in self._jobs:
@@ -152,11 +153,11 @@ class Run:
                 raise InputError(CHANGED.format(self.recording.name))
             for number, frame in enumerate(np.moveaxis(image, axis, 0)):
                 job.input[time_point * sizes[1] + number] = frame
-                if self._asked:
+                if self._cancelRequested:
                     raise Cancelled
                 yield None
 
-    def _despeckle(self, number: int, job: Job) -> Iterator[str]:
+    def _despeckle(self, number: int, job: DespeckleJob) -> Iterator[str]:
         """A job, the number-th, through the worker. The look is applied to what comes out, by `Result`."""
         request = {"model": self.options.model, "device": self.options.device, "region": self._region}
         self._worker.start(job, request)
@@ -177,11 +178,11 @@ class Run:
         if job.state == "cancelled" and not (self.keepPartial and self._wholeVolumes(job)):
             raise Cancelled
 
-    def _takeRegion(self, number: int, job: Job) -> None:
+    def _takeRegion(self, number: int, job: DespeckleJob) -> None:
         if number == 0 and self.region is None:
             self.region = job.region
 
-    def _wholeVolumes(self, job: Job) -> int:
+    def _wholeVolumes(self, job: DespeckleJob) -> int:
         """How many volumes of a stopped job are complete; partial results are only kept of sequences of frames."""
         frames = len(self.axes) == 1 and self._shape[1 + self.axes[0]] == 1 and self.recording.sequence is not None
         return job.done if frames else 0
@@ -194,7 +195,7 @@ class Run:
         images = self.result.images(options.strength, options.gamma, count, options.cautious)
         node = None
         for node in results.writeInSteps(self.recording, images, None if cut else self.output, f"despeckled{partial}"):
-            if self._asked and not self.keepPartial and node is None:
+            if self._cancelRequested and not self.keepPartial and node is None:
                 raise Cancelled
             yield None
         self.result.node = node
@@ -208,25 +209,28 @@ class Run:
             results.rename(node, lambda name: name.removesuffix(PARTIAL))
 
     def _remark(self, cut: bool) -> str:
-        """What the user should know of a run that is done."""
+        """Return what the user should know of a run that is done."""
         changed = [job.region.any() for job in self._jobs]
         if not any(changed):
-            return "Nothing looks like ultrasound: choose the region 'none' or 'given'. The output is a copy."
+            return _("Nothing looks like ultrasound: choose the region 'none' or 'given'. The output is a copy.")
         if not all(changed):
-            left_out = volumes.left_out(self.axes, changed)
-            return f"Nothing looks like ultrasound across {left_out}: the mean is that of the others."
-        return f"Stopped: the first {self.done} frames are kept." if cut else ""
+            left_out = volumes.unchanged_axes(self.axes, changed)
+            words = _("Nothing looks like ultrasound across {left_out}: the mean is that of the others.")
+            return words.format(left_out=left_out)
+        return _("Stopped: the first {done} frames are kept.").format(done=self.done) if cut else ""
 
 
 class Result:
-    """What the network made of a recording, kept so that the look changes the output without running it again.
+    """The network's output for a recording, kept so that the look changes the output without running it again.
 
     node: the output; uncertaintyNode: that of its uncertainty, if it was asked for. The input is read from its nodes
     again where it is blended in. region: (H, W) bool of what was despeckled, across the first of `axes`; automaticAxis:
     the axis that was asked for, where the region was found by itself; else None.
     """
 
-    def __init__(self, recording: Recording, jobs: list[Job], axes: list[int], shape: tuple, automaticAxis: str | None):
+    def __init__(
+        self, recording: Recording, jobs: list[DespeckleJob], axes: list[int], shape: tuple, automaticAxis: str | None
+    ):
         self.recording, self.node, self.automaticAxis = recording, None, automaticAxis
         self.uncertaintyNode = None
         self._jobs, self._shape = jobs, shape
@@ -252,7 +256,7 @@ class Result:
                 parts.append(np.moveaxis(told, 0, axis))
             yield parts[0] if len(parts) == 1 else volumes.average([part[None] for part in parts])[0]
 
-    def _parts(self, number: int) -> Iterator[tuple[Job, int, slice]]:
+    def _parts(self, number: int) -> Iterator[tuple[DespeckleJob, int, slice]]:
         """Yield the jobs that one volume comes from, the axis across which each cuts it, and its frames there."""
         for job, axis in ((self._jobs[orientation], self.axes[orientation]) for orientation in self._averaged):
             count = self._shape[1 + axis]
@@ -314,9 +318,9 @@ class Result:
 
 def _shownItems(sequence: vtkMRMLNode) -> dict[int, vtkMRMLVolumeNode]:
     """Number of each item of a sequence that a browser shows -> its proxy."""
-    shown = {}
+    proxies = {}
     for browser in browsers(sequence.GetScene(), sequence):
         proxy, value = browser.GetProxyNode(sequence), results.selectedValue(browser)
         if proxy is not None:
-            shown[max(0, sequence.GetItemNumberFromIndexValue(value, False))] = proxy
-    return shown
+            proxies[max(0, sequence.GetItemNumberFromIndexValue(value, False))] = proxy
+    return proxies

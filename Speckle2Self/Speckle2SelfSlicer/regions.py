@@ -13,6 +13,7 @@ import numpy as np
 import slicer
 import vtk
 from slicer import vtkMRMLMarkupsROINode, vtkMRMLNode, vtkMRMLSegmentationNode, vtkMRMLVolumeNode
+from slicer.i18n import tr as _
 
 from Speckle2SelfLib import library
 from Speckle2SelfLib.system import InputError
@@ -42,11 +43,11 @@ def find(region: vtkMRMLNode | str) -> vtkMRMLNode:
     node = slicer.mrmlScene.GetNodeByID(region) if isinstance(region, str) else region
     if node is not None:
         return node
-    named = [each for each in scene.nodesNamed(region) if _isRegion(each)]
-    if not named:
+    nodes = [each for each in scene.nodesNamed(region) if _isRegion(each)]
+    if not nodes:
         known = "auto, none, given, a segmentation or a box (ROI), or a bool array"
-        raise InputError(f"There is no region '{region}'; known are {known}.")
-    return scene.onlyNode(named, "regions are named", region)
+        raise InputError(_("There is no region '{region}'; known are {known}.").format(region=region, known=known))
+    return scene.onlyNode(nodes, "regions are named", region)
 
 
 def nodeOf(region: object = "auto") -> vtkMRMLNode | None:
@@ -62,7 +63,7 @@ def settle(node: vtkMRMLNode | Recording, region: object = "auto", axis: str = "
     if regionNode is not None or (isinstance(region, str) and region == "given"):
         return pixels(node, regionNode, axis)
     if not (region is None or isinstance(region, str)) and axis.lower() == "average":
-        raise InputError("axis='average' takes no region array: frames of three orientations differ in size.")
+        raise InputError(_("axis='average' takes no region array: frames of three orientations differ in size."))
     return region
 
 
@@ -96,11 +97,15 @@ def voxelsInside(volume: vtkMRMLVolumeNode, regionNode: vtkMRMLNode, which: str 
     """
     shape = shapeOf(volume)
     if not _isRegion(regionNode):
-        raise InputError("Choose a segmentation or a box (ROI) first.")
+        raise InputError(_("Choose a segmentation or a box (ROI) first."))
     inBox = regionNode.IsA("vtkMRMLMarkupsROINode")
     mask = _inBox(volume, regionNode, shape) if inBox else _inSegments(volume, regionNode, shape, which)
     if not mask.any():
-        raise InputError(f"'{regionNode.GetName()}' covers no part of '{volume.GetName()}'.")
+        raise InputError(
+            _("'{regionNode}' covers no part of '{volume}'.").format(
+                regionNode=regionNode.GetName(), volume=volume.GetName()
+            )
+        )
     return mask
 
 
@@ -124,7 +129,9 @@ def _inBox(volume: vtkMRMLVolumeNode, box: vtkMRMLMarkupsROINode, shape: tuple[i
     warp = volume.GetParentTransformNode()
     if warp is not None and not warp.IsTransformToWorldLinear():
         raise InputError(
-            f"'{volume.GetName()}' is under the transform '{warp.GetName()}', which is not linear; take a segmentation."
+            _("'{volume}' is under the transform '{warp}', which is not linear; take a segmentation.").format(
+                volume=volume.GetName(), warp=warp.GetName()
+            )
         )
     toBox = vtk.vtkMatrix4x4()
     vtk.vtkMatrix4x4.Invert(box.GetObjectToWorldMatrix(), toBox)
@@ -167,9 +174,9 @@ def lastChange(regionNode: vtkMRMLNode) -> int:
     parts = [regionNode]
     if regionNode.IsA("vtkMRMLSegmentationNode"):
         segments = regionNode.GetSegmentation()
-        chosen = [segments.GetNthSegment(number) for number in range(segments.GetNumberOfSegments())]
-        drawn = [segment.GetRepresentation(segments.GetSourceRepresentationName()) for segment in chosen]
-        parts += [segments, *chosen, *drawn, regionNode.GetDisplayNode()]  # which knows what segments are visible
+        children = [segments.GetNthSegment(number) for number in range(segments.GetNumberOfSegments())]
+        images = [segment.GetRepresentation(segments.GetSourceRepresentationName()) for segment in children]
+        parts += [segments, *children, *images, regionNode.GetDisplayNode()]  # which knows what segments are visible
     return max(part.GetMTime() for part in parts if part is not None)
 
 
@@ -184,7 +191,7 @@ class MovingRegion:
 
     @property
     def changed(self) -> bool:
-        """Whether it was changed since `update`; not where there is none, or it has been removed."""
+        """Return whether it was changed since `update`; not where there is none, or it has been removed."""
         return self._lastChange not in (None, self._followed[0])
 
     @property
@@ -194,8 +201,8 @@ class MovingRegion:
 
     def update(self, volume: vtkMRMLVolumeNode, size: tuple[int, int], axis: int) -> np.ndarray | None:
         """Return the pixels (H, W) bool of a volume's frames of this size where they are others than before."""
-        changed = self._lastChange
-        if changed is None or self._followed == (changed, size, axis):
+        change = self._lastChange
+        if change is None or self._followed == (change, size, axis):
             return None
         try:
             region = frameMask(volume, self._node, axis)
@@ -228,12 +235,14 @@ def remembered(volume: vtkMRMLVolumeNode, size: tuple[int, int]) -> np.ndarray:
     """Return the region (H, W) bool kept last for this scanner and this size of frames. InputError where none is."""
     region = library.recall_region(_key(volume, size))
     if region is None or region.shape != tuple(size):
-        raise InputError("Choose a segmentation or a box (ROI) first; none was given for frames of this size before.")
+        raise InputError(
+            _("Choose a segmentation or a box (ROI) first; none was given for frames of this size before.")
+        )
     return region
 
 
 def _key(volume: vtkMRMLVolumeNode, size: tuple[int, ...]) -> str:
-    """What recordings share a region: the scanner, where DICOM says it, and the size of their frames."""
+    """Return what recordings with the same region share: the scanner, where DICOM says it, and the size of frames."""
     identifiers = (volume.GetAttribute("DICOM.instanceUIDs") or "").split()
     database = getattr(slicer, "dicomDatabase", None)
     isKnown = bool(identifiers) and database is not None and database.isOpen
@@ -253,7 +262,7 @@ def showOutline(volume: vtkMRMLVolumeNode, region: np.ndarray, axis: int) -> Non
     Raises InputError where the region does not fit.
     """
     if region.shape not in ((1, 1), frameSize(volume, axis)):
-        raise InputError(f"'{volume.GetName()}' has changed its size; show its region again.")
+        raise InputError(_("'{volume}' has changed its size; show its region again.").format(volume=volume.GetName()))
     labels = np.broadcast_to(np.expand_dims(region, axis), shapeOf(volume)).astype(np.uint8)
     outline, views = _outline(), everyView()
     if outline is None:
@@ -306,7 +315,7 @@ class Outline:
 
     @property
     def searching(self) -> bool:
-        """Whether the region is still to be found."""
+        """Return whether the region is still to be found."""
         return self._search is not None
 
     def show(self, node: vtkMRMLNode, region: str, regionNode: vtkMRMLNode | None = None, axis: str = "auto") -> None:
@@ -319,8 +328,8 @@ class Outline:
                 self._search = self._session.start(node, axis=axis, model="median", onlyRegion=True)
             else:
                 recording = Recording.of(node)
-                given = pixels(recording, regionNode, axis) if region == "given" else np.ones((1, 1), bool)
-                showOutline(recording.reference, given, recording.axis(axis))
+                mask = pixels(recording, regionNode, axis) if region == "given" else np.ones((1, 1), bool)
+                showOutline(recording.reference, mask, recording.axis(axis))
         except InputError:
             self.hide()
             raise

@@ -14,6 +14,7 @@ from slicer import (
     vtkMRMLSequenceNode,
     vtkMRMLVolumeNode,
 )
+from slicer.i18n import tr as _
 from vtk.util.numpy_support import get_vtk_array_type, vtk_to_numpy
 
 from Speckle2SelfLib.system import InputError
@@ -27,22 +28,34 @@ def checkOutput(recording: Recording, output: vtkMRMLNode | None) -> None:
         return
     name = output.GetName()
     if output.GetScene() is not recording.scene:
-        raise InputError(f"The output node '{name}' is not in the input's scene.")
+        raise InputError(_("The output node '{name}' is not in the input's scene.").format(name=name))
     behind = None if output.IsA("vtkMRMLSequenceNode") else sequenceBehind(output)
     if output is recording.node or (recording.sequence is not None and recording.sequence in (output, behind)):
-        raise InputError(f"The output '{name}' is the input itself, which is never changed; choose another output.")
+        raise InputError(
+            _("The output '{name}' is the input itself, which is never changed; choose another output.").format(
+                name=name
+            )
+        )
     if output.IsA("vtkMRMLSequenceNode") and recording.sequence is not None:
         if not holdsImages(output):
-            raise InputError(f"The output '{name}' holds no images, and would be lost; choose another output.")
+            raise InputError(
+                _("The output '{name}' holds no images, and would be lost; choose another output.").format(name=name)
+            )
         return
     if recording.node is recording.sequence or output.GetClassName() != recording.outputClass:
         kind = "vtkMRMLSequenceNode" if recording.node is recording.sequence else recording.outputClass
-        raise InputError(f"The output '{name}' is a {output.GetClassName()}, but the result is a {kind}.")
+        raise InputError(
+            _("The output '{name}' is a {found}, but the result is a {kind}.").format(
+                name=name, found=output.GetClassName(), kind=kind
+            )
+        )
     if behind is not None and not (
         recording.isProxy
         and set(browsers(output.GetScene(), behind)) & set(browsers(output.GetScene(), recording.sequence))
     ):
-        raise InputError(f"The output '{name}' shows another recording's sequence; choose another output.")
+        raise InputError(
+            _("The output '{name}' shows another recording's sequence; choose another output.").format(name=name)
+        )
 
 
 def write(
@@ -82,9 +95,9 @@ def writeInSteps(
     else:
         (image,) = volumes
     if any(node.GetScene() is None for node in (recording.node, recording.sequence) if node is not None):
-        raise InputError("The input has been removed from the scene meanwhile; nothing was written.")
+        raise InputError(_("The input has been removed from the scene meanwhile; nothing was written."))
     if output is not None and output.GetScene() is None:
-        raise InputError("The output has been removed from the scene meanwhile; nothing was written.")
+        raise InputError(_("The output has been removed from the scene meanwhile; nothing was written."))
     checkOutput(recording, output)
     mrmlScene, added, joined = recording.scene, [], []
     try:
@@ -160,7 +173,7 @@ def _isMap(template: vtkMRMLVolumeNode, voxels: np.ndarray) -> bool:
 
 def _writeSequence(
     recording: Recording,
-    filled: vtkMRMLSequenceNode,
+    template: vtkMRMLSequenceNode,
     output: vtkMRMLNode | None,
     suffix: str,
     added: list,
@@ -170,16 +183,16 @@ def _writeSequence(
     givenProxy = None if output is None or output.IsA("vtkMRMLSequenceNode") else output
     sequence = sequenceBehind(givenProxy) if givenProxy else output
     if sequence is None:
-        sequence = filled
+        sequence = template
         _describe(sequence, original)
         _add(mrmlScene, sequence, freeName(original, suffix), added)
     else:
         with slicer.util.NodeModify(sequence):
             sequence.RemoveAllDataNodes()
             sequence.SetIndexType(slicer.vtkMRMLSequenceNode.TextIndex)
-            for number in range(filled.GetNumberOfDataNodes()):
-                item = filled.GetNthDataNode(number)
-                sequence.SetDataNodeAtValue(item, filled.GetNthIndexValue(number)).SetName(item.GetName())
+            for number in range(template.GetNumberOfDataNodes()):
+                item = template.GetNthDataNode(number)
+                sequence.SetDataNodeAtValue(item, template.GetNthIndexValue(number)).SetName(item.GetName())
             _describe(sequence, original)
     placeBeside(original, sequence)
     result = sequence
@@ -195,15 +208,15 @@ def _writeSequence(
                 browser.SetOverwriteProxyName(sequence, browser.GetOverwriteProxyName(original))
                 browser.SetMissingItemMode(sequence, browser.GetMissingItemMode(original))
             inputProxy = browser.GetProxyNode(original)
-            asked = inputProxy is recording.node  # it was this browser's proxy that was to be despeckled
-            if asked and givenProxy is not None:
+            isInput = inputProxy is recording.node  # it was this browser's proxy that was to be despeckled
+            if isInput and givenProxy is not None:
                 browser.AddProxyNode(givenProxy, sequence, False)
             # Slicer gives a proxy its sequence's name.
-            alike = inputProxy is None or inputProxy.GetName() == original.GetName()
-            name = sequence.GetName() if alike else freeName(inputProxy, suffix)
+            sameName = inputProxy is None or inputProxy.GetName() == original.GetName()
+            name = sequence.GetName() if sameName else freeName(inputProxy, suffix)
             proxy = _updateProxy(browser, sequence, name, inputProxy, added)
             placeBeside(inputProxy or original, proxy)
-            if asked:
+            if isInput:
                 result = proxy
     return output or result
 
@@ -293,9 +306,9 @@ def placeBeside(node: vtkMRMLNode, result: vtkMRMLNode) -> None:
     item = hierarchy.GetItemByDataNode(node) if hierarchy else 0
     if not item:
         return
-    parent, place = hierarchy.GetItemParent(item), hierarchy.GetItemByDataNode(result)
-    if place:
-        hierarchy.SetItemParent(place, parent)
+    parent, resultItem = hierarchy.GetItemParent(item), hierarchy.GetItemByDataNode(result)
+    if resultItem:
+        hierarchy.SetItemParent(resultItem, parent)
     else:
         hierarchy.CreateItem(parent, result)
 

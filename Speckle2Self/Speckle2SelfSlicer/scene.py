@@ -21,6 +21,7 @@ from slicer import (
     vtkMRMLStreamingVolumeNode,
     vtkMRMLVolumeNode,
 )
+from slicer.i18n import tr as _
 from vtk.util.numpy_support import vtk_to_numpy
 
 from Speckle2SelfLib.system import InputError
@@ -33,14 +34,14 @@ VOLUMES = {
     "vtkMRMLVectorVolumeNode": "vtkMRMLVectorVolumeNode",
     "vtkMRMLStreamingVolumeNode": "vtkMRMLVectorVolumeNode",  # it decodes on access; the result is plain
 }
-CHANGED = "An image of '{}' was changed meanwhile; nothing was written."
-NO_IMAGE = "'{}' has no image data{}; load or record an image first."
-NO_CODEC = "'{}' cannot be decoded: no codec '{}' in this Slicer."
+CHANGED = _("An image of '{}' was changed meanwhile; nothing was written.")
+NO_IMAGE = _("'{}' has no image data{}; load or record an image first.")
+NO_CODEC = _("'{}' cannot be decoded: no codec '{}' in this Slicer.")
 
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """What to despeckle, resolved once: one volume, or the volumes of a sequence."""
+    """A recording to despeckle, resolved once: one volume, or the volumes of a sequence."""
 
     node: vtkMRMLNode  # that was asked for: the volume, the sequence, or a browser's proxy of it
     volumes: list[vtkMRMLVolumeNode]  # one a time point
@@ -56,22 +57,32 @@ class Recording:
         if isinstance(node, Recording):
             return node
         if node is None or node.GetScene() is None:
-            raise InputError("There is no input node in the scene; choose a volume or a sequence.")
+            raise InputError(_("There is no input node in the scene; choose a volume or a sequence."))
         sequence, volumes, values = sequenceOf(node), [node], []
         if sequence is not None:
             count = sequence.GetNumberOfDataNodes()
             if not count:
-                raise InputError(f"The sequence '{sequence.GetName()}' is empty; choose one with recorded volumes.")
+                raise InputError(
+                    _("The sequence '{sequence}' is empty; choose one with recorded volumes.").format(
+                        sequence=sequence.GetName()
+                    )
+                )
             volumes = [sequence.GetNthDataNode(i) for i in range(count)]
             values = [sequence.GetNthIndexValue(i) for i in range(count)]
             if len(set(values)) < count:
                 raise InputError(
-                    f"The sequence '{sequence.GetName()}' has one index value twice; give each item its own."
+                    _("The sequence '{sequence}' has one index value twice; give each item its own.").format(
+                        sequence=sequence.GetName()
+                    )
                 )
         for volume in volumes:
             _checkVolume(volume, node.GetName())
         if len({volume.GetClassName() for volume in volumes}) > 1:
-            raise InputError(f"The sequence '{sequence.GetName()}' mixes several kinds of volumes; split it first.")
+            raise InputError(
+                _("The sequence '{sequence}' mixes several kinds of volumes; split it first.").format(
+                    sequence=sequence.GetName()
+                )
+            )
         return cls(node, volumes, sequence, values)
 
     @property
@@ -91,7 +102,7 @@ class Recording:
 
     @property
     def isProxy(self) -> bool:
-        """Whether the node that was asked for is a browser's proxy of the sequence."""
+        """Return whether the node that was asked for is a browser's proxy of the sequence."""
         return self.sequence is not None and self.node is not self.sequence
 
     @property
@@ -144,7 +155,7 @@ class Recording:
         """The only one of `axes`. Raises InputError where there are several."""
         axes = self.axes(axis)
         if len(axes) > 1:
-            raise InputError("Frames of three orientations differ in size; choose one axis, or another region.")
+            raise InputError(_("Frames of three orientations differ in size; choose one axis, or another region."))
         return axes[0]
 
     def voxels(self) -> Iterator[np.ndarray]:
@@ -164,7 +175,11 @@ class Recording:
             kind = (image.GetDimensions(), image.GetScalarTypeAsString(), image.GetNumberOfScalarComponents())
             first = first or kind
             if kind != first:
-                raise InputError(f"The volumes of '{self.name}' differ in size or type{at}; split it first.")
+                raise InputError(
+                    _("The volumes of '{name}' differ in size or type{at}; split it first.").format(
+                        name=self.name, at=at
+                    )
+                )
             yield array
 
     def read(self) -> np.ndarray:
@@ -205,11 +220,15 @@ def _checkVolume(volume: vtkMRMLNode | None, name: str) -> None:
     kind = volume.GetClassName() if volume else "missing item"
     if kind not in VOLUMES:
         raise InputError(
-            f"'{name}' holds a {kind}; choose a scalar, vector or streaming volume, or a sequence of them."
+            _("'{name}' holds a {kind}; choose a scalar, vector or streaming volume, or a sequence of them.").format(
+                name=name, kind=kind
+            )
         )
     spatial = (vtkMRMLVolumeNode.VoxelVectorTypeSpatial, vtkMRMLVolumeNode.VoxelVectorTypeSpatialCovariant)
     if volume.GetVoxelVectorType() in spatial:
-        raise InputError(f"'{name}' holds spatial vectors (such as displacements), not an ultrasound image.")
+        raise InputError(
+            _("'{name}' holds spatial vectors (such as displacements), not an ultrasound image.").format(name=name)
+        )
 
 
 #
@@ -232,11 +251,11 @@ def sequenceOf(node: vtkMRMLNode) -> vtkMRMLSequenceNode | None:
 
 def browsers(mrmlScene: vtkMRMLScene, sequence: vtkMRMLSequenceNode | None = None) -> list[vtkMRMLSequenceBrowserNode]:
     """Return the scene's sequence browsers; of one sequence if given."""
-    every = [
+    allBrowsers = [
         mrmlScene.GetNthNodeByClass(i, "vtkMRMLSequenceBrowserNode")
         for i in range(mrmlScene.GetNumberOfNodesByClass("vtkMRMLSequenceBrowserNode"))
     ]
-    return [b for b in every if sequence is None or b.IsSynchronizedSequenceNodeID(sequence.GetID(), True)]
+    return [b for b in allBrowsers if sequence is None or b.IsSynchronizedSequenceNodeID(sequence.GetID(), True)]
 
 
 def proxyOf(node: vtkMRMLNode) -> vtkMRMLVolumeNode:
@@ -246,7 +265,11 @@ def proxyOf(node: vtkMRMLNode) -> vtkMRMLVolumeNode:
     """
     proxy = proxyOrNone(node)
     if proxy is None and node is not None:
-        raise InputError(f"The sequence '{node.GetName()}' is shown nowhere; choose it in a sequence browser first.")
+        raise InputError(
+            _("The sequence '{node}' is shown nowhere; choose it in a sequence browser first.").format(
+                node=node.GetName()
+            )
+        )
     return proxy
 
 
@@ -272,18 +295,18 @@ def find(node: vtkMRMLNode | str | None) -> vtkMRMLNode | None:
     """
     if isinstance(node, str):
         node = slicer.mrmlScene.GetNodeByID(node) or _imageNamed(node)
-    return _played(node) if node is not None and node.IsA("vtkMRMLSequenceBrowserNode") else node
+    return _recordingOfBrowser(node) if node is not None and node.IsA("vtkMRMLSequenceBrowserNode") else node
 
 
 def _imageNamed(name: str) -> vtkMRMLNode:
-    every = nodesNamed(name)
-    if not every:
-        raise InputError(f"There is no node with the id or name '{name}' in the scene.")
-    images = [each for each in every if each.GetClassName() in VOLUMES or holdsImages(each)]
+    nodes = nodesNamed(name)
+    if not nodes:
+        raise InputError(_("There is no node with the id or name '{name}' in the scene.").format(name=name))
+    images = [each for each in nodes if each.GetClassName() in VOLUMES or holdsImages(each)]
     recordings = {sequenceBehind(each) or each: each for each in images}
     recordings |= {each: each for each in images if each in recordings}
-    players = [each for each in every if each.IsA("vtkMRMLSequenceBrowserNode")]
-    return onlyNode(list(recordings.values()) or players or every[:1], "nodes that could be despeckled are named", name)
+    players = [each for each in nodes if each.IsA("vtkMRMLSequenceBrowserNode")]
+    return onlyNode(list(recordings.values()) or players or nodes[:1], "nodes that could be despeckled are named", name)
 
 
 def nodesNamed(name: str) -> list[vtkMRMLNode]:
@@ -296,7 +319,11 @@ def onlyNode(nodes: list[vtkMRMLNode], words: str, name: str) -> vtkMRMLNode:
     """Return the only one of the nodes that bear a name. Raises InputError where there are several."""
     if len(nodes) > 1:
         ids = ", ".join(each.GetID() for each in nodes)
-        raise InputError(f"{len(nodes)} {words} '{name}'; give the id of one: {ids}.")
+        raise InputError(
+            _("{number} {words} '{name}'; give the id of one: {ids}.").format(
+                number=len(nodes), words=words, name=name, ids=ids
+            )
+        )
     return nodes[0]
 
 
@@ -307,16 +334,20 @@ def holdsImages(node: vtkMRMLNode) -> bool:
     )
 
 
-def _played(browser: vtkMRMLSequenceBrowserNode) -> vtkMRMLSequenceNode:
+def _recordingOfBrowser(browser: vtkMRMLSequenceBrowserNode) -> vtkMRMLSequenceNode:
     """The recording that a browser plays: its master sequence, or the only one that holds images. InputError."""
     sequences = vtk.vtkCollection()
     browser.GetSynchronizedSequenceNodes(sequences, True)  # the master is the first
-    every = [sequences.GetItemAsObject(number) for number in range(sequences.GetNumberOfItems())]
-    images = [each for each in every if holdsImages(each)]
+    nodes = [sequences.GetItemAsObject(number) for number in range(sequences.GetNumberOfItems())]
+    images = [each for each in nodes if holdsImages(each)]
     if not images:
-        raise InputError(f"'{browser.GetName()}' plays no recording of images; choose another.")
+        raise InputError(
+            _("'{browser}' plays no recording of images; choose another.").format(browser=browser.GetName())
+        )
     if len(images) > 1 and images[0] is not browser.GetMasterSequenceNode():
-        raise InputError(f"'{browser.GetName()}' plays several recordings; choose one of them.")
+        raise InputError(
+            _("'{browser}' plays several recordings; choose one of them.").format(browser=browser.GetName())
+        )
     return images[0]
 
 
@@ -365,7 +396,11 @@ def imageArray(image: vtk.vtkImageData | None, name: str, at: str = "") -> np.nd
         raise InputError(NO_IMAGE.format(name, at))
     components = image.GetNumberOfScalarComponents()
     if components not in (1, 3, 4):
-        raise InputError(f"'{name}' has {components} components a voxel; grey (1) and color (3 or 4) can be used.")
+        raise InputError(
+            _("'{name}' has {components} components a voxel; grey (1) and color (3 or 4) can be used.").format(
+                name=name, components=components
+            )
+        )
     shape = tuple(reversed(image.GetDimensions())) + ((components,) if components > 1 else ())
     return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(shape)
 

@@ -1,4 +1,4 @@
-"""What both modules share: the process that despeckles, the queue of training runs, the models and devices."""
+"""The common part of both modules: the process that despeckles, the queue of training runs, the models and devices."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Session:
 
     @property
     def training(self) -> bool:
-        """Whether a run trains or waits for its turn."""
+        """Return whether a run trains or waits for its turn."""
         return self._trainer is not None and any(not job.ended for job in self._trainer.jobs)
 
     def closeWorker(self) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
@@ -24,6 +24,7 @@ from Speckle2SelfLib.config import Job, from_dict, refuse_filter
 from Speckle2SelfLib.system import InputError, locked, replace_file
 
 from .processes import Child, was_killed, why_not_started
+from .words import _
 
 # TORCH_DISABLE_SHARE_RDZV_TCP_STORE: each start gets a store of its own, in which the processes find each other. Else
 # torchrun keeps one, and those that it starts anew after one was killed look there for the dead ones, and wait.
@@ -63,12 +64,13 @@ srun ./run-hosts.sh
 """,
 }
 PART, STALE = ".part", 3600  # of a folder that is not complete; seconds after which nobody is at work on it
-GONE = "The training process ended unexpectedly (exit code {code}). Resume continues from the last checkpoint.{last}"
-NO_MEMORY = (
-    "The training process ended unexpectedly: the system stopped it, probably for lack of memory. Resume continues "
-    "from the last checkpoint."
+GONE = _("The training process ended unexpectedly (exit code {code}). Resume continues from the last checkpoint.{last}")
+NO_MEMORY = _(
+    "The training process ended unexpectedly: the system stopped it, probably for lack of "
+    "memory. Resume continues from the last checkpoint."
 )
-BUSY = "The run '{name}' goes on in another application; pause it there first."
+PATIENCE = 0.05  # seconds to wait for files to be removed
+BUSY = _("The run '{name}' goes on in another application; pause it there first.")
 
 
 class TrainingJob:
@@ -108,17 +110,17 @@ class TrainingJob:
 
     @property
     def resumable(self) -> bool:
-        """Whether it can be resumed, from its last checkpoint or, without any, from the beginning."""
+        """Return whether it can be resumed, from its last checkpoint or, without any, from the beginning."""
         return self.state in ("stopped", "failed") and (self.folder / "job.json").exists()
 
     @property
     def stoppable(self) -> bool:
-        """Whether `stop` keeps a model."""
+        """Return whether `stop` keeps a model."""
         return self.state == "running" or (self.resumable and (self.folder / self.job.output).exists())
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
+        """Return whether nothing more will come."""
         return self.state in ("stopped", "done", "failed")
 
     def start(self) -> None:
@@ -134,7 +136,7 @@ class TrainingJob:
         self.state, self.message, self.simulated, self._finishing = "running", "", None, False
 
     def poll(self) -> list[dict]:
-        """What the process reported since the last call; returns at once."""
+        """Return what the process reported since the last call; returns at once."""
         if self._child is None:
             return []
         fresh = []
@@ -155,7 +157,7 @@ class TrainingJob:
             if line.from_step is not None:
                 self.settings = values
             elif line.message is not None:
-                self.message = in_panel_words(line.message)
+                self.message = line.message
             add_report(self.reports, line)
 
     def _end(self, code: int) -> None:
@@ -167,7 +169,10 @@ class TrainingJob:
                 self.state = "done"
                 _remove(self.folder)
             except (InputError, OSError) as error:
-                self.state, self.message = "failed", f"The trained model could not be kept: {error}"
+                self.state, self.message = (
+                    "failed",
+                    _("The trained model could not be kept: {error}").format(error=error),
+                )
         elif code == 130:
             self.state = "stopped"
         else:
@@ -175,11 +180,13 @@ class TrainingJob:
             errors = self._child.errors()
             last = [line for line in errors if line.startswith("speckle2self: ")][-1:] or errors[-1:]
             if last and last[0].startswith("speckle2self: "):
-                self.message = in_panel_words(last[0].removeprefix("speckle2self: "))
+                self.message = last[0].removeprefix("speckle2self: ")
             elif was_killed(code, errors):
                 self.message = NO_MEMORY
             else:
-                self.message = GONE.format(code=code, last="".join(f" It said: {line}" for line in last))
+                self.message = GONE.format(
+                    code=code, last="".join(_(" It said: {line}").format(line=line) for line in last)
+                )
         if self._child is not None:
             self._child.close()
             self._child = None
@@ -229,7 +236,7 @@ class TrainingJob:
         if self._child is not None:
             self._child.close()
             self._child = None
-        self.state, self.message = "stopped", "Cancelled."
+        self.state, self.message = "stopped", _("Cancelled.")
         _remove(self.folder)
 
     def close(self) -> None:
@@ -264,10 +271,14 @@ class Trainer:
         folder = self.folder / name
         if (folder / "job.json").exists():
             if _at_work(folder):
-                raise InputError(f"A run '{name}' goes on in another application; choose another name.")
-            raise InputError(f"There is an unfinished run '{name}'; resume or remove it, or choose another name.")
+                raise InputError(
+                    _("A run '{name}' goes on in another application; choose another name.").format(name=name)
+                )
+            raise InputError(
+                _("There is an unfinished run '{name}'; resume or remove it, or choose another name.").format(name=name)
+            )
         _remove(folder)
-        with _whole(folder) as part:
+        with _complete_folder(folder) as part:
             job = write_job(part, recordings, job, held_out, regions)
             (part / "name.txt").write_text(name)
         new = TrainingJob(name, folder, job, self._python)
@@ -291,13 +302,13 @@ class Trainer:
     def unfinished(self) -> list[TrainingJob]:
         """Runs that an earlier session left behind, and none that another application trains; each is then among
         `jobs`, stopped. What an application that was killed left half written or half removed goes."""
-        known = {job.folder for job in self.jobs}
+        folders = {job.folder for job in self.jobs}
         for part in self.folder.glob(f"*{PART}"):
             with suppress(OSError):
                 if time.time() > part.stat().st_mtime + STALE:
                     shutil.rmtree(part)
         for path in sorted(self.folder.glob("*/job.json")):
-            if path.parent in known or path.parent.name.endswith(PART) or _at_work(path.parent):
+            if path.parent in folders or path.parent.name.endswith(PART) or _at_work(path.parent):
                 continue
             try:
                 job = from_dict(Job, json.loads(path.read_text()))
@@ -307,10 +318,10 @@ class Trainer:
             except (OSError, ValueError, RecursionError):
                 continue
             job = replace(job, output="model.safetensors", preview="preview.png")  # wherever the file says
-            left = TrainingJob(name, path.parent, job, self._python)
-            left.trainer = self
-            left.state, left.reports = "stopped", reports
-            self.jobs.append(left)
+            training_job = TrainingJob(name, path.parent, job, self._python)
+            training_job.trainer = self
+            training_job.state, training_job.reports = "stopped", reports
+            self.jobs.append(training_job)
         return [job for job in self.jobs if job.resumable]
 
     def resume(self, job: TrainingJob) -> None:
@@ -334,7 +345,10 @@ class Trainer:
                     waiting.start()
                 except (OSError, InputError) as error:
                     reason = why_not_started(error) if isinstance(error, OSError) else str(error).rstrip(".")
-                    waiting.state, waiting.message = "failed", f"Training could not be started: {reason}."
+                    waiting.state, waiting.message = (
+                        "failed",
+                        _("Training could not be started: {reason}.").format(reason=reason),
+                    )
 
     def wait(self, job: TrainingJob, seconds: float | None = None) -> bool:
         """Polls until `job` has ended; False if it has not after `seconds`."""
@@ -364,7 +378,7 @@ class Estimate:
         )
 
     def poll(self) -> bool:
-        """Whether it has ended; then the listener has been told."""
+        """Return whether it has ended; then the listener has been told."""
         if self._child.poll() is None:
             return False
         found = None
@@ -373,7 +387,7 @@ class Estimate:
                 found = found or protocol.training_line(values).estimate
         message = "".join(self._child.errors()[-1:]).removeprefix("speckle2self: ")
         self.close()
-        self._listener(found or InputError(in_panel_words(message) or "The estimate ended unexpectedly."))
+        self._listener(found or InputError(message or _("The estimate ended unexpectedly.")))
         return True
 
     def close(self) -> None:
@@ -389,8 +403,8 @@ def export(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Path:
     Raises InputError.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is not empty; choose a new folder.")
-    with _whole(folder) as part:
+        raise InputError(_("{folder} is not empty; choose a new folder.").format(folder=folder))
+    with _complete_folder(folder) as part:
         if job.init and job.init not in library.bundled_models():
             shutil.copyfile(library.path_of(job.init), part / "start.safetensors")
             job = replace(job, init="start.safetensors")
@@ -403,7 +417,7 @@ def export(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Path:
 
 
 @contextmanager
-def _whole(folder: Path):
+def _complete_folder(folder: Path):
     """A folder that gets its name when it is complete: a hidden one beside it until then; an empty one gives way.
 
     Raises InputError where it cannot be written; nothing is left then.
@@ -418,7 +432,9 @@ def _whole(folder: Path):
             folder.rmdir()
         part.rename(folder)
     except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from error
+        raise InputError(
+            _("{folder} cannot be written: {reason}.").format(folder=folder, reason=error.strerror or error)
+        ) from error
     finally:
         if part is not None:
             shutil.rmtree(part, ignore_errors=True)
@@ -436,21 +452,21 @@ def keep_model(trained: Path, name: str) -> str:
     return name
 
 
-def in_panel_words(message: str) -> str:
-    """Return a message of the command line without what it says about the command line's options."""
-    return re.sub(r"[;:](?=[^;]*\s--\w)[^;]*$", ".", message)
-
-
 def _remove(folder: Path) -> None:
-    """Remove a run's folder; if the application is killed on the way, no half of it has the run's name."""
+    """Remove a run's folder; if the application is killed on the way, no half of it has the run's name.
+
+    Files of gigabytes take the system seconds: what is not done at once is done in the background.
+    """
     gone = folder.with_name(f".{folder.name}.{time.monotonic_ns()}{PART}")
     with suppress(OSError):
         folder = folder.rename(gone)
-    shutil.rmtree(folder, ignore_errors=True)
+    removal = threading.Thread(target=shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True})
+    removal.start()
+    removal.join(PATIENCE)
 
 
 def _at_work(folder: Path) -> bool:
-    """Whether a process trains the run in a folder, or nothing can be written there."""
+    """Return whether a process trains the run in a folder, or nothing can be written there."""
     try:
         with locked(folder / "model.safetensors"):
             return False
@@ -508,14 +524,14 @@ def count_files(folder, seconds: float = 0.3) -> tuple[int, bool]:
     return number, True
 
 
-def alike(regions) -> bool:
-    """Whether all masks (H, W) bool are the same."""
+def all_equal(regions) -> bool:
+    """Return whether all masks (H, W) bool are the same."""
     return all(np.array_equal(mask, regions[0]) for mask in regions)
 
 
 def write_regions(folder: Path, regions, names) -> str:
     """Masks (H, W) bool as one file where they are alike, else as a folder of files named as the recordings."""
-    if alike(regions):
+    if all_equal(regions):
         np.save(folder / "region.npy", regions[0].astype(np.uint8))
         return "region.npy"
     (folder / "regions").mkdir()

@@ -1,4 +1,4 @@
-"""What to train on: nodes and files become recordings, masks and the settings of a run."""
+"""The data of a training run: nodes and files become recordings, masks and the settings of a run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from slicer import vtkMRMLNode
+from slicer.i18n import tr as _
 
 from Speckle2SelfLib import library
 from Speckle2SelfLib.config import Job
@@ -19,7 +20,7 @@ from .session import Session
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run needs. recordings, heldOut: (N, H, W[, C]) each; regions: a mask (H, W) bool of each recording and
+    """The data of a run. recordings, heldOut: (N, H, W[, C]) each; regions: a mask (H, W) bool of each recording and
     then of each one held out, or none; name: that of the model, or None; title: the name of the first recording;
     nodes: what is in the scene of it, first what is held out."""
 
@@ -42,46 +43,48 @@ def gather(
     nodes = _recordingNodes(node for node in nodes if not isinstance(node, Path))
     heldOut = _recordingNodes(heldOut)
     if not nodes and not files:
-        raise InputError("There is nothing to train on: choose at least one volume or recording.")
+        raise InputError(_("There is nothing to train on: choose at least one volume or recording."))
     for path in files:
         if not path.exists():
-            raise InputError(f"There is no file or folder {path}.")
+            raise InputError(_("There is no file or folder {path}.").format(path=path))
     for node in nodes:
         if node in heldOut:
-            raise InputError(f"'{node.GetName()}' cannot be trained on and held out at once.")
+            raise InputError(_("'{node}' cannot be trained on and held out at once.").format(node=node.GetName()))
     regions = _regions(session, [*nodes, *heldOut], region, files)
     if init is not None and str(init) not in library.models():
         if not Path(init).is_file():
-            raise InputError(f"There is no model '{init}': neither a file nor one of the available models.")
+            raise InputError(
+                _("There is no model '{init}': neither a file nor one of the available models.").format(init=init)
+            )
         init = str(Path(init).resolve())  # the run starts in a folder of its own
     job = Job("", inputs=[path.resolve() for path in files], preset=preset, recipe=recipe, init=init, steps=steps,
               minutes=minutes, region="auto" if regions else region, device=device, seed=seed,
               report=2 if preset == "adapt" else 10)  # fmt: skip
-    recordings, held = ([scene.frames(node) for node in some] for some in (nodes, heldOut))
+    recordings, heldOutFrames = ([scene.frames(node) for node in some] for some in (nodes, heldOut))
     title = nodes[0].GetName() if nodes else files[0].stem
-    return TrainingData(job, recordings, held, regions, name, title, [*heldOut, *nodes])
+    return TrainingData(job, recordings, heldOutFrames, regions, name, title, [*heldOut, *nodes])
 
 
 def _recordingNodes(nodes) -> list[vtkMRMLNode]:
     """Return the nodes, each once; a proxy stands for its sequence."""
     found = [scene.find(node) for node in nodes]
     if any(node is None or node.GetScene() is None for node in found):
-        raise InputError("A chosen recording is no longer in the scene. Choose another.")
+        raise InputError(_("A chosen recording is no longer in the scene. Choose another."))
     return list(dict.fromkeys(scene.sequenceBehind(node) or node for node in found))
 
 
 def _regions(session: Session, nodes: list[vtkMRMLNode], region: Any, files: list[Path]) -> list[np.ndarray]:
     """Return the pixels (H, W) bool of each node that a region covers; none for "auto" and "none"."""
-    from .trainer import alike
+    from .trainer import all_equal
 
     if isinstance(region, str) and region in ("auto", "none"):
         return []
     if not nodes:
-        raise InputError("A region needs a recording in the scene. For files, choose 'auto' or 'none'.")
-    given = None if isinstance(region, str) and region == "given" else regions.find(region)
-    masks = [session.region(node, given) for node in nodes]
-    if files and not alike(masks):
-        raise InputError("The region is not the same in all recordings of the scene: train on the files separately.")
+        raise InputError(_("A region needs a recording in the scene. For files, choose 'auto' or 'none'."))
+    regionNode = None if isinstance(region, str) and region == "given" else regions.find(region)
+    masks = [session.region(node, regionNode) for node in nodes]
+    if files and not all_equal(masks):
+        raise InputError(_("The region is not the same in all recordings of the scene: train on the files separately."))
     return masks
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import slicer
 import vtk
 from slicer import vtkMRMLNode, vtkMRMLScene, vtkMRMLSliceCompositeNode, vtkMRMLSliceNode, vtkMRMLVolumeNode
@@ -12,6 +13,7 @@ from slicer import vtkMRMLNode, vtkMRMLScene, vtkMRMLSliceCompositeNode, vtkMRML
 from .scene import ijkToWorld, proxyOrNone, shapeOf
 
 FOREGROUND = "Speckle2Self.foreground"  # attribute of a composite node: the foreground that was put there from here
+ALONG = 0.7  # cosine of the largest angle at which an image is still seen as such
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,21 @@ class View:
 
     @property
     def hasOwnForeground(self) -> bool:
-        """Whether there is a foreground that was not put there from here."""
+        """Return whether there is a foreground that was not put there from here."""
         foreground = self.composite.GetForegroundVolumeID()
         return foreground is not None and foreground != self.composite.GetAttribute(FOREGROUND)
+
+    def sees(self, volume: vtkMRMLVolumeNode) -> bool:
+        """Whether the view is at a volume of one slice, and not so turned that it is a line."""
+        toWorld, toRAS, axis = ijkToWorld(volume), self.node.GetSliceToRAS(), shapeOf(volume).index(1)
+        toSlice, bounds = vtk.vtkMatrix4x4(), [0.0] * 6
+        vtk.vtkMatrix4x4.Invert(toRAS, toSlice)
+        volume.GetSliceBounds(bounds, toSlice)
+        if not bounds[4] <= 0 <= bounds[5]:
+            return False
+        normal = np.array([toWorld.GetElement(row, 2 - axis) for row in range(3)])
+        looking = np.array([toRAS.GetElement(row, 2) for row in range(3)])
+        return abs(normal @ looking) > ALONG * np.linalg.norm(normal) * np.linalg.norm(looking)
 
     def face(self, volume: vtkMRMLVolumeNode, axis: int | None = None) -> None:
         """Turn to a volume's plane, go to its slice and fit it; of several slices, to that of the view's own place.
@@ -81,7 +95,7 @@ class View:
 
 @dataclass
 class _Before:
-    """What a view was like before something was shown in it from here."""
+    """The state of a view before something was shown in it from here."""
 
     put: str | None  # the background that is there instead; where it is another, the view is the user's again
     background: str | None
@@ -91,6 +105,7 @@ class _Before:
     linked: bool
     turned: vtk.vtkMatrix4x4
     fieldOfView: tuple[float, ...]
+    content: bool  # whether what it shows comes back, too; else only how it is turned
 
 
 _users: dict[str, _Before] = {}  # by the ids of slice nodes: what is to come back
@@ -135,6 +150,18 @@ def showInViews(volume: vtkMRMLVolumeNode, names: Iterable[str] | None = None, a
         view.face(volume, axis)
 
 
+def turnToSlice(view: View, volume: vtkMRMLVolumeNode) -> None:
+    """Turn a view to a volume of one slice that would be a line in it, or not be seen; not one that was turned before.
+
+    `restore` turns it back, and leaves what it shows.
+    """
+    if volume.GetImageData() is None or 1 not in shapeOf(volume):
+        return
+    if view.node.GetID() not in _users and not view.sees(volume):
+        _remember(view, content=False)
+        view.face(volume)
+
+
 def setLayout(layout: int) -> None:
     """Change the layout; `restore` brings the user's back. Without main window there is none to change."""
     manager = slicer.app.layoutManager()
@@ -161,15 +188,15 @@ def restore() -> None:
         before = _users.pop(view.node.GetID(), None)
         if before is None or view.composite.GetBackgroundVolumeID() != before.put:
             continue
+        _turnBack(view.node, before)
+        if not before.content:
+            continue
         there = [i if i and slicer.mrmlScene.GetNodeByID(i) else None for i in (before.background, before.foreground)]
         view.composite.SetBackgroundVolumeID(there[0])
         view.composite.SetForegroundVolumeID(there[1])
         view.composite.SetForegroundOpacity(before.share)
         view.composite.SetLinkedControl(before.linked)
         view.composite.SetAttribute(FOREGROUND, before.ours)
-        view.node.GetSliceToRAS().DeepCopy(before.turned)
-        view.node.SetFieldOfView(*before.fieldOfView)
-        view.node.UpdateMatrices()
     _users.clear()
     manager = slicer.app.layoutManager()
     if _layouts and manager is not None and manager.layout == _layouts[1]:
@@ -177,16 +204,26 @@ def restore() -> None:
     _layouts.clear()
 
 
-def _remember(view: View) -> None:
-    """Keep what the user has in a view, unless that is what was put there from here."""
+def _turnBack(node: vtkMRMLSliceNode, before: _Before) -> None:
+    node.GetSliceToRAS().DeepCopy(before.turned)
+    node.SetFieldOfView(*before.fieldOfView)
+    node.UpdateMatrices()
+
+
+def _remember(view: View, content: bool = True) -> None:
+    """Keep what the user has in a view, unless that is what was put there from here.
+
+    content: whether something else is to be shown in it; else it is only turned.
+    """
     composite, known = view.composite, _users.get(view.node.GetID())
-    if known is not None and known.put == composite.GetBackgroundVolumeID():
+    background = composite.GetBackgroundVolumeID()
+    ours = known is not None and known.put == background
+    if ours and (known.content or not content):
         return
     if not _observed:
         _observed.append(slicer.mrmlScene.AddObserver(slicer.mrmlScene.StartCloseEvent, _forget))
     turned = vtk.vtkMatrix4x4()
-    turned.DeepCopy(view.node.GetSliceToRAS())
-    background = composite.GetBackgroundVolumeID()
+    turned.DeepCopy(known.turned if ours else view.node.GetSliceToRAS())
     _users[view.node.GetID()] = _Before(
         put=background,
         background=background,
@@ -195,7 +232,8 @@ def _remember(view: View) -> None:
         share=composite.GetForegroundOpacity(),
         linked=composite.GetLinkedControl(),
         turned=turned,
-        fieldOfView=view.node.GetFieldOfView(),
+        fieldOfView=known.fieldOfView if ours else view.node.GetFieldOfView(),
+        content=content,
     )
 
 

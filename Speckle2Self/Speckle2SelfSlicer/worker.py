@@ -27,15 +27,19 @@ import numpy as np
 from Speckle2SelfLib import protocol
 from Speckle2SelfLib.config import DespeckleOptions
 from Speckle2SelfLib.system import InputError
-from Speckle2SelfLib.worker_process import SLOTS, job_arrays, layout, stream_arrays, views
+from Speckle2SelfLib.worker_process import SLOTS, job_arrays, offsets_of, stream_arrays, views
 
 from .processes import GRACE, LONGEST, Child, kill_tree, was_killed, why_not_started
+from .words import _
 
-ENDED = (
+ENDED = _(
     "The despeckling process ended unexpectedly ({how}); nothing was changed. Apply again to start a fresh one.{last}"
 )
-KILLED = "it crashed, or the system stopped it, perhaps for lack of memory"
-NONSENSE = "The despeckling process gave an answer that cannot be understood and was ended; nothing was changed. Apply again to start a fresh one."  # noqa: E501 (one sentence for the user)
+KILLED = _("it crashed, or the system stopped it, perhaps for lack of memory")
+NONSENSE = _(
+    "The despeckling process gave an answer that cannot be understood and was ended; nothing "
+    "was changed. Apply again to start a fresh one."
+)
 
 
 class _Child(Child):
@@ -46,7 +50,7 @@ class _Child(Child):
         for line in self._fresh(self.process.stdout):
             yield protocol.decode_answer(line)
         if len(self._rest[self.process.stdout]) > LONGEST:
-            raise InputError("The line of an answer does not end.")
+            raise InputError(_("The line of an answer does not end."))
 
 
 class _Block:
@@ -78,7 +82,9 @@ class _Block:
         except (OSError, OverflowError, ValueError) as error:
             self.hide()
             raise InputError(
-                f"There is not enough memory for {size / 2**30:.1f} GB of frames; close other data."
+                _("There is not enough memory for {gigabytes:.1f} GB of frames; close other data.").format(
+                    gigabytes=size / 2**30
+                )
             ) from error
 
     def hide(self) -> None:
@@ -104,7 +110,7 @@ def _remove(handle: int, name: str) -> None:
         os.unlink(name)
 
 
-class Job:
+class DespeckleJob:
     """One recording. state: "waiting", "running", "done", "cancelled", "failed" (message says why, for the user).
 
     input, output: (N, H, W[, C]) in shared memory; the first `done` of `total` frames of the output are despeckled.
@@ -116,24 +122,24 @@ class Job:
 
     def __init__(self, number: int, shape, dtype: np.dtype, uncertainty: bool = False):
         arrays = job_arrays(shape, dtype, uncertainty)
-        self._block = _Block(layout(*arrays)[1])
+        self._block = _Block(offsets_of(*arrays)[1])
         self.input, self.output, self._region, *maps = views(self._block.map, *arrays)
         self.uncertainty = maps[0] if maps else None
         self.number, self.state, self.message = number, "waiting", ""
         self.done, self.total, self.rate, self.seconds_left = 0, int(shape[0]), 0.0, None
         self.device, self.precision, self.mapping = "", "", None
         self._request: protocol.Despeckle | None = None
-        self._found, self._deadline = False, None
+        self._region_known, self._deadline = False, None
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
+        """Return whether nothing more will come."""
         return self.state in ("done", "cancelled", "failed")
 
     @property
     def region(self) -> np.ndarray | None:
         """(H, W) bool: what is despeckled; None until that is known."""
-        return self._region.copy() if self._found and self._region is not None else None
+        return self._region.copy() if self._region_known and self._region is not None else None
 
     def release_input(self) -> None:
         """Gives the input's memory back where the system can do so; it reads as zeros then."""
@@ -151,7 +157,7 @@ class Job:
         """Take an answer about this job; raise ValueError where that cannot be."""
         if isinstance(answer, protocol.Started):
             self.device, self.precision, self.mapping = answer.device, answer.precision, answer.mapping
-            self._found = True
+            self._region_known = True
             self._hide()
         elif isinstance(answer, protocol.Progress):
             self.done = _within(answer.done, self.done, self.total)
@@ -193,39 +199,39 @@ class Stream:
     """
 
     def __init__(self, worker: Worker, shape, dtype, options: DespeckleOptions, region: np.ndarray | None):
-        self._worker, self._options, self._given = weakref.proxy(worker), asdict(options), region
+        self._worker, self._options, self._own_region = weakref.proxy(worker), asdict(options), region
         self.state, self.message, self.device, self.precision = "running", "", "", ""
         self.pushed = self.done = self.dropped = 0
-        self._finished = self._taken = 0
+        self._last_done = self._last_taken = 0
         self._latencies: deque[float] = deque(maxlen=500)
         self._allocate(tuple(shape), np.dtype(dtype))
 
     def _allocate(self, shape, dtype) -> None:
         arrays = stream_arrays(shape, dtype)
         self.shape, self.dtype, self.number = shape, dtype, self._worker._next_number()
-        self._block = _Block(layout(*arrays)[1])
+        self._block = _Block(offsets_of(*arrays)[1])
         self._header, self._inputs, self._outputs, self._region = views(self._block.map, *arrays)
         self._times: dict[int, float] = {}
-        if self._given is not None:
-            fits = self._given.shape == shape[:2]
+        if self._own_region is not None:
+            fits = self._own_region.shape == shape[:2]
             self._options["region"] = "given" if fits else "auto"
             if fits:
-                self._region[...] = self._given
-        self._woken = False
+                self._region[...] = self._own_region
+        self._wake_sent = False
 
     def _open(self) -> None:
         """Tells a process of this stream."""
-        self._woken = False
+        self._wake_sent = False
         block, inode = self._block.name
         self._worker._send(protocol.OpenStream(
-            self.number, self.shape, self.dtype.str, block, inode, self._options, self._finished
+            self.number, self.shape, self.dtype.str, block, inode, self._options, self._last_done
         ))  # fmt: skip
         self._wake()
 
     def _wake(self) -> None:
         """Tells the process that there is a newer frame, unless it has not answered since it was told last."""
-        if self.state == "running" and not self._woken and self._finished < self.pushed:
-            self._woken = True
+        if self.state == "running" and not self._wake_sent and self._last_done < self.pushed:
+            self._wake_sent = True
             self._worker._send(protocol.Wake())
 
     def push(self, frame: np.ndarray) -> int:
@@ -237,8 +243,8 @@ class Stream:
             _check_frames((1, *frame.shape), frame.dtype)
             self._worker._send(protocol.Stop(self.number))
             self._worker._forget(self)
-            self.dropped += self.pushed - self._finished
-            self._finished = self._taken = self.pushed
+            self.dropped += self.pushed - self._last_done
+            self._last_done = self._last_taken = self.pushed
             self._allocate(frame.shape, frame.dtype)
             self._worker._add(self)
         self.pushed += 1
@@ -254,7 +260,7 @@ class Stream:
 
     def give(self, region: np.ndarray) -> None:
         """Another region (H, W) bool from the next frame on; grain and grey values are found in it anew."""
-        self._given = region
+        self._own_region = region
         if self.state == "running" and region.shape == self.shape[:2]:  # else it waits for frames of its size
             self._region[...] = region
             self._header[-1] += 1
@@ -262,14 +268,14 @@ class Stream:
 
     def take(self) -> Frame | None:
         """The newest despeckled frame that was not taken yet, as a copy; else None."""
-        for _ in range(2):
+        for _attempt in range(2):
             self._worker.poll()
-            number, slot = self._finished, self._finished % SLOTS
-            if self._block is None or number == self._taken:
+            number, slot = self._last_done, self._last_done % SLOTS
+            if self._block is None or number == self._last_taken:
                 return None
             image = self._outputs[slot].copy()
             if self._header[1 + SLOTS + slot] == number:
-                self._taken = number
+                self._last_taken = number
                 return Frame(image, number, self._latency)
         return None
 
@@ -280,7 +286,7 @@ class Stream:
     @property
     def region(self) -> np.ndarray | None:
         """(H, W) bool: what is despeckled; None until that is known."""
-        return self._region.copy() if self._finished and self._region is not None else None
+        return self._region.copy() if self._last_done and self._region is not None else None
 
     def look(self, strength: float, gamma: float) -> None:
         """Strength and gamma of the frames that follow. Raises InputError."""
@@ -308,10 +314,10 @@ class Stream:
         if isinstance(answer, protocol.Opened):
             self.device, self.precision = answer.device, answer.precision
         elif isinstance(answer, protocol.Frame):
-            number = _within(answer.number, self._finished + 1, self.pushed)
+            number = _within(answer.number, self._last_done + 1, self.pushed)
             self.done += 1
-            self.dropped += number - self._finished - 1
-            self._finished, self._woken = number, False
+            self.dropped += number - self._last_done - 1
+            self._last_done, self._wake_sent = number, False
             self._latency = time.perf_counter() - self._times[number]
             self._times = {n: t for n, t in self._times.items() if n > number}
             self._latencies.append(self._latency)
@@ -336,10 +342,10 @@ class Worker:
     def __init__(self, python: str | None = None, command: list[str] | None = None):
         self._command = command or [python, "-m", "Speckle2SelfLib.worker_process"]
         self._child: _Child | None = None
-        self._running: Job | None = None
-        self._waiting: deque[Job] = deque()
+        self._running: DespeckleJob | None = None
+        self._waiting: deque[DespeckleJob] = deque()
         self._streams: dict[int, Stream] = {}
-        self._jobs: weakref.WeakSet[Job] = weakref.WeakSet()
+        self._jobs: weakref.WeakSet[DespeckleJob] = weakref.WeakSet()
         self._numbers = 0
         self.devices: list[str] = []  # that the process can use, the best one first; as soon as it has told
 
@@ -355,16 +361,16 @@ class Worker:
             for stream in self._streams.values():
                 stream._open()
 
-    def allocate(self, shape, dtype, uncertainty: bool = False) -> Job:
+    def allocate(self, shape, dtype, uncertainty: bool = False) -> DespeckleJob:
         """A job whose `input` (N, H, W[, C]) the caller fills before `start`; uncertainty: whether that of the output
         is asked for. Raises InputError."""
         dtype = np.dtype(dtype)
         _check_frames(tuple(shape), dtype)
-        job = Job(self._next_number(), tuple(int(n) for n in shape), dtype, uncertainty)
+        job = DespeckleJob(self._next_number(), tuple(int(n) for n in shape), dtype, uncertainty)
         self._jobs.add(job)
         return job
 
-    def start(self, job: Job, request: dict | None = None) -> Job:
+    def start(self, job: DespeckleJob, request: dict | None = None) -> DespeckleJob:
         """Puts a filled job into the queue. request: see `despeckle`. Raises InputError."""
         options, region = checked_options(request or {}, job.input.shape[1:3])
         if region is not None:
@@ -377,7 +383,7 @@ class Worker:
         self.poll()
         return job
 
-    def despeckle(self, frames: np.ndarray, **request) -> Job:
+    def despeckle(self, frames: np.ndarray, **request) -> DespeckleJob:
         """A job on a copy of `frames` (N, H, W[, C]).
 
         request: fields of `config.DespeckleOptions`; region may also be a mask (H, W). Raises InputError.
@@ -398,7 +404,7 @@ class Worker:
         """Takes what the process said, and starts the next job; returns at once. Call it from a timer."""
         child = self._child
         if child is not None:
-            code = child.process.poll()  # asked before its answers are taken, so that none is left behind
+            code = child.poll()  # asked before its answers are taken, so that none is left behind
             try:
                 child.errors()
                 for answer in child.answers():
@@ -427,9 +433,11 @@ class Worker:
                     job.state = "running"
                     self._send(job._request)
         except OSError as error:
-            self._fail(f"The despeckling process could not be started: {why_not_started(error)}.")
+            self._fail(
+                _("The despeckling process could not be started: {reason}.").format(reason=why_not_started(error))
+            )
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: DespeckleJob) -> None:
         """Asks for a stop between two blocks of frames; a process that goes on for half a second is ended."""
         if job is self._running and job._deadline is None:
             job._deadline = time.monotonic() + GRACE
@@ -509,7 +517,7 @@ class Worker:
         if child is None:
             return
         if not wait:  # only the clearing away may take its time
-            if os.name != "nt" and child.process.poll() is None:
+            if os.name != "nt" and child.poll() is None:
                 kill_tree(child.process)
             threading.Thread(target=child.close, daemon=True).start()
         else:
@@ -519,9 +527,11 @@ class Worker:
 def _check_frames(shape: tuple, dtype: np.dtype) -> None:
     """Raises InputError for what cannot be frames (N, H, W[, C])."""
     if len(shape) not in (3, 4) or min(shape, default=0) < 1:
-        raise InputError(f"Frames of shape {shape} are not (N, H, W) or (N, H, W, 3 or 4).")
+        raise InputError(_("Frames of shape {shape} are not (N, H, W) or (N, H, W, 3 or 4).").format(shape=shape))
     if dtype.kind not in "uif":
-        raise InputError(f"Frames of type {dtype} cannot be despeckled; give integers or floating point.")
+        raise InputError(
+            _("Frames of type {dtype} cannot be despeckled; give integers or floating point.").format(dtype=dtype)
+        )
 
 
 def checked_options(options: dict, size: tuple) -> tuple[DespeckleOptions, np.ndarray | None]:
@@ -531,31 +541,38 @@ def checked_options(options: dict, size: tuple) -> tuple[DespeckleOptions, np.nd
     """
     options = dict(options)
     if unknown := set(options) - {each.name for each in fields(DespeckleOptions)}:
-        raise InputError(f"Unknown options of despeckling: {', '.join(sorted(unknown))}.")
+        raise InputError(_("Unknown options of despeckling: {names}.").format(names=", ".join(sorted(unknown))))
     if not isinstance(options.get("model", ""), str | os.PathLike):
-        raise InputError("The despeckling process takes a model by its name or file, or a filter by its name.")
+        raise InputError(_("The despeckling process takes a model by its name or file, or a filter by its name."))
     mask, region = None, options.get("region", "auto")
     if region is None:
         options["region"] = "none"
     elif not isinstance(region, str):
         mask, options["region"] = np.asarray(region) != 0, "given"
         if mask.shape != tuple(size):
-            raise InputError(f"A region of {mask.shape} does not fit frames of {tuple(size)} pixels.")
+            raise InputError(
+                _("A region of {shape} does not fit frames of {size} pixels.").format(
+                    shape=mask.shape, size=tuple(size)
+                )
+            )
     for name, value in options.items():
         kind = type(DespeckleOptions.__dataclass_fields__[name].default)
         try:
             options[name] = kind(value)
         except (TypeError, ValueError) as error:
-            raise InputError(f"{name} cannot be {value!r:.100}.") from error
+            raise InputError(_("{name} cannot be {value!r:.100}.").format(name=name, value=value)) from error
     return DespeckleOptions(**options), mask
 
 
 def _how_it_ended(code: int, errors: list[str]) -> str:
     if code < 0:
-        return ENDED.format(how=f"signal {-code}", last="")
+        return ENDED.format(how=_("signal {number}").format(number=-code), last="")
     if was_killed(code, errors):
         return ENDED.format(how=KILLED, last="")
-    return ENDED.format(how=f"exit code {code}", last=f" It said: {errors[-1]}" if errors and code else "")
+    return ENDED.format(
+        how=_("exit code {code}").format(code=code),
+        last=_(" It said: {line}").format(line=errors[-1]) if errors and code else "",
+    )
 
 
 def _within(value: int, low: int, high: int) -> int:

@@ -12,6 +12,7 @@ import pytest
 # Threads that wait do not spin: tests share the machine with the processes that they start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 ROOT = Path(__file__).resolve().parents[2]
+PYTHON = sys.executable  # the stand-in for Slicer puts a launcher in its place, as Slicer does
 
 
 EXAMPLES = ("jpeg2k", "palette_color", "rgb_color", "ybr_color")
@@ -40,6 +41,19 @@ def examples() -> types.ModuleType:
 
 if importlib.util.find_spec("pydicom.examples") is None:
     pydicom.examples = sys.modules["pydicom.examples"] = examples()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session):
+    """Put Python back before pytest-xdist starts its processes and before the core's tests are imported."""
+    session.launcher, sys.executable = sys.executable, PYTHON
+
+
+@pytest.fixture(autouse=True)
+def executable(request, monkeypatch):
+    """In Slicer, `sys.executable` is a launcher; in the core's tests, it is Python itself."""
+    if "core" not in request.path.parts:
+        monkeypatch.setattr(sys, "executable", request.session.launcher)
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,13 @@ from pathlib import Path
 from .arrays import Arrays
 from .base import HEAD, Format, has_suffix
 from .dicom import Dicom
+from .films import Animations, Films
 from .itk import Images
 from .metaimage import MetaImage
 from .nifti import Nifti
 from .nrrd import Nrrd
 from .pictures import Pictures
+from .research import Hdf5, Matlab
 from .tiff import Tiff
 
 FORMATS: tuple[Format, ...] = (
@@ -19,9 +21,13 @@ FORMATS: tuple[Format, ...] = (
     MetaImage(),
     Nrrd(),
     Arrays(),
+    Matlab(),
+    Hdf5(),
     Tiff(),
     Nifti(),
     Pictures(),
+    Animations(),
+    Films(),
     Images(),
 )
 

@@ -128,13 +128,11 @@ def _dataset(path: Path):
 
 
 def _region(dataset, shape) -> np.ndarray | None:
-    """The two-dimensional regions of SequenceOfUltrasoundRegions; None without any, or where one leaves the image. The
-    last row and column may be given as those after them, as some scanners do."""
+    """The imaged regions of SequenceOfUltrasoundRegions; None without any, or where one leaves the image. The last row
+    and column may be given as those after them, as some scanners do."""
     region = np.zeros(shape, bool)
     try:
-        for item in dataset.get("SequenceOfUltrasoundRegions") or []:
-            if item.get("RegionSpatialFormat") != 1:
-                continue
+        for item in _imaged(dataset):
             top, bottom = item.get("RegionLocationMinY0", -1), item.get("RegionLocationMaxY1", -1)
             left, right = item.get("RegionLocationMinX0", -1), item.get("RegionLocationMaxX1", -1)
             if not (0 <= top <= bottom <= shape[0] and 0 <= left <= right <= shape[1]):
@@ -145,12 +143,19 @@ def _region(dataset, shape) -> np.ndarray | None:
     return region if region.any() else None
 
 
+def _imaged(dataset) -> list:
+    """The items of SequenceOfUltrasoundRegions that are images of tissue, maybe with Doppler color on it: no M-mode, no
+    spectrum, no trace, no bar of grey values or colors."""
+    items = dataset.get("SequenceOfUltrasoundRegions") or []
+    return [x for x in items if x.get("RegionSpatialFormat") == 1 and x.get("RegionDataType", 1) in (0, 1, 2, 15)]
+
+
 def _spacing(dataset, region) -> tuple[float, float, float]:
     """(1, axial, lateral) of PixelSpacing, else of the only region; 1 where neither says, or can be believed."""
     try:
         spacing = dataset.get("PixelSpacing")
         if not spacing and region is not None:
-            (item,) = (i for i in dataset.SequenceOfUltrasoundRegions if i.get("RegionSpatialFormat") == 1)
+            (item,) = _imaged(dataset)
             if item.PhysicalUnitsXDirection == item.PhysicalUnitsYDirection == 3:  # cm
                 spacing = (10 * item.PhysicalDeltaY, 10 * item.PhysicalDeltaX)
         axial, lateral = spacing or (1, 1)

@@ -17,7 +17,7 @@ from .base import quiet
 # What GDCM needs of a data set to decode its pixels.
 PIXEL_MODULE = (
     "SOPClassUID", "SOPInstanceUID", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PlanarConfiguration",
-    "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData",
+    "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
 )  # fmt: skip
 
 
@@ -25,6 +25,8 @@ def decoded(dataset) -> np.ndarray:
     """The pixels of a data set, colours as RGB; raises many kinds of errors on damaged ones."""
     photometric = dataset.PhotometricInterpretation
     with quiet("pydicom"):
+        if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+            _check_sizes(dataset)
         try:
             array = _by_pydicom(dataset)
         except Exception as error:
@@ -37,6 +39,58 @@ def decoded(dataset) -> np.ndarray:
     if photometric == "PALETTE COLOR":
         array = _colours(array, dataset)
     return array
+
+
+def _check_sizes(dataset) -> None:
+    """ValueError where a compressed frame has another size than its data set says: decoders take memory for it."""
+    for fragment in _fragments(dataset.PixelData):
+        size = _size(fragment)
+        if size is not None and size != (dataset.Rows, dataset.Columns):
+            raise ValueError(f"a frame is of {size[0]} x {size[1]} pixels, not of {dataset.Rows} x {dataset.Columns}")
+
+
+def _fragments(data: bytes) -> list[bytes]:
+    """The items of compressed pixels without the first, a table; ValueError where they do not end as they should."""
+    at, items = 0, []
+    while data[at : at + 4] == b"\xfe\xff\x00\xe0":
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
+        items.append(data[at + 8 : at + 8 + length])
+        at += 8 + length
+    if at > len(data) or data[at : at + 4] not in (b"\xfe\xff\xdd\xe0", b""):
+        raise ValueError("the parts of its compressed frames are damaged")
+    return items[1:]
+
+
+def _frames(dataset) -> list[bytes]:
+    """The compressed frames: one part each, or, of JPEG in several parts, as many as begin one."""
+    fragments, count = _fragments(dataset.PixelData), int(dataset.get("NumberOfFrames", 1) or 1)
+    if count == 1:
+        fragments = [b"".join(fragments)]
+    elif len(fragments) > count:
+        joined: list[bytes] = []
+        for fragment in fragments:
+            if fragment[:2] in (b"\xff\xd8", b"\xff\x4f") or not joined:
+                joined.append(fragment)
+            else:
+                joined[-1] += fragment
+        fragments = joined
+    if len(fragments) != count:
+        raise ValueError(f"it holds {len(fragments)} of {count} frames")
+    return fragments
+
+
+def _size(stream: bytes) -> tuple[int, int] | None:
+    """Height and width of a frame of JPEG, JPEG-LS or JPEG 2000 by its header; None for other data."""
+    if stream[:4] == b"\xff\x4f\xff\x51":
+        right, bottom, left, top = np.frombuffer(stream[8:24].ljust(16, b"\0"), ">u4").tolist()
+        return bottom - top, right - left
+    at = 2
+    while stream[:2] == b"\xff\xd8" and at + 9 <= len(stream) and stream[at] == 0xFF:
+        marker, length = stream[at + 1], int.from_bytes(stream[at + 2 : at + 4], "big")
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            return int.from_bytes(stream[at + 5 : at + 7], "big"), int.from_bytes(stream[at + 7 : at + 9], "big")
+        at += 2 + length if marker != 0xFF else 1
+    return None
 
 
 def _by_pydicom(dataset) -> np.ndarray:
@@ -62,6 +116,9 @@ def _by_gdcm(dataset) -> np.ndarray:
             plain[keyword] = dataset[keyword]
     if dataset.SamplesPerPixel == 1:  # stored values, neither turned nor coloured
         plain.PhotometricInterpretation = "MONOCHROME2"
+    plain.PixelData = encapsulate(_frames(dataset))  # as intact as can be
+    plain["PixelData"].VR = "OB"
+    plain["PixelData"].is_undefined_length = True
     plain.file_meta = pydicom.dataset.FileMetaDataset()
     plain.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
     plain.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID

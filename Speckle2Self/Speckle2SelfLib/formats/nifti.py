@@ -162,7 +162,7 @@ def _geometry(header, spacing, unit: float) -> dict:
     directions where the axes are not at right angles."""
     matrix = np.diag([*spacing[:3], 1.0])[:3]
     if header["sform_code"] > 0:
-        matrix = np.asarray(header["srow"], float).reshape(3, 4) * unit
+        matrix = np.asarray(header["srow"].astype(float)).reshape(3, 4) * unit
     elif header["qform_code"] > 0:
         b, c, d, *offset = (float(x) for x in header["quatern"])
         a = math.sqrt(max(0.0, 1 - b * b - c * c - d * d))
@@ -173,6 +173,8 @@ def _geometry(header, spacing, unit: float) -> dict:
         ])  # fmt: skip
         rotation[:, 2] *= -1 if header["pixdim"][0] < 0 else 1
         matrix = np.column_stack([rotation * spacing[:3], np.asarray(offset) * unit])
+    if not np.isfinite(matrix).all():
+        return {}
     matrix = np.diag([-1.0, -1.0, 1.0]) @ matrix
     norms = np.linalg.norm(matrix[:, :3], axis=0)
     directions = matrix[:, :3] / np.where(norms > 0, norms, 1)

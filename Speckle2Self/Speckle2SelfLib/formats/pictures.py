@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from .itk import Images
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 GREY_WITH_ALPHA = 4  # of a PNG's colour types
+KEPT = {b"pHYs", b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"sRGB", b"gAMA", b"cHRM"}  # chunks: pixel size, texts, colours
 ORIENTATION = 274  # EXIF's tag
 TURNS = {  # orientation -> how an array (H, W[, C]) as stored is shown
     2: lambda x: x[:, ::-1],
@@ -41,6 +43,8 @@ class Pictures(Images):
             recording = self._read_grey_with_alpha(path, head[24])
         else:
             recording = super().read(path, key)
+        if head.startswith(PNG):
+            recording.source["chunks"] = _chunks(path.read_bytes(), KEPT)
         turn = TURNS.get(_orientation(path))
         if turn is None:
             return recording
@@ -74,6 +78,21 @@ class Pictures(Images):
             Image.fromarray(np.dstack([frames[0], recording.source["alpha"]])).save(path)
         else:
             super().write(path, frames, recording)
+        if chunks := recording.source.get("chunks"):
+            data = path.read_bytes()
+            path.write_bytes(PNG + _chunks(data, {b"IHDR"}) + chunks + _chunks(data, {b"IHDR", *KEPT}, other=True))
+
+
+def _chunks(data: bytes, names: set[bytes], other: bool = False) -> bytes:
+    """The intact chunks of a PNG of these names, or of all other names."""
+    at, kept = len(PNG), []
+    while at + 12 <= len(data):
+        name, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4], "big")
+        intact = zlib.crc32(data[at + 4 : end - 4]) == int.from_bytes(data[end - 4 : end], "big")
+        if (name in names) != other and intact and end <= len(data):
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
 
 
 def _orientation(path: Path) -> int:

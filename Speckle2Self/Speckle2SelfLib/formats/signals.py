@@ -33,7 +33,8 @@ def to_decibels(recording: Recording, dynamic_range: float | None, generic: str)
     if dynamic_range is not None and not 1 <= dynamic_range <= 200:
         raise InputError(f"A dynamic range of {dynamic_range} is outside 1 to 200 dB.")
     frames = recording.frames
-    kind = kind_of(frames)
+    with np.errstate(all="ignore"):  # values beyond all limits are no signals
+        kind = kind_of(frames)
     if kind is None and dynamic_range is not None:
         if frames.ndim != 3 or frames.min() < 0:
             raise InputError(f"{recording.path} holds no linear envelope; leave the dynamic range out.")
@@ -111,10 +112,11 @@ def _compressed(frames: np.ndarray, kind: str, dynamic_range: float) -> np.ndarr
     result = roomy(frames.shape[:3], np.float32)
     largest = 0.0
     for number, frame in enumerate(frames):
-        result[number] = _envelope(frame, kind, axis)
-        largest = max(largest, float(np.nanmax(result[number], initial=0)))
-    if not largest > 0:
-        raise InputError("The frames hold nothing but zeros.")
+        with np.errstate(over="ignore"):
+            result[number] = _envelope(frame, kind, axis)
+        largest = max(largest, float(np.nan_to_num(result[number]).max()))
+    if not 0 < largest < np.inf:
+        raise InputError("The signals are all zero, or too large; scale them.")
     floor = largest * 10 ** (-dynamic_range / 20)
     for frame in result:
         np.log10(np.maximum(frame, floor) / largest, out=frame)

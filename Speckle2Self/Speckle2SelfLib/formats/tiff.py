@@ -56,8 +56,11 @@ class Tiff(Format):
 
     def write(self, path: Path, frames: np.ndarray, recording: Recording) -> None:
         own = recording.format == self.name
-        with quiet("tifffile"):
-            (_write_again if own else _write_new)(path, frames, recording)
+        try:
+            with quiet("tifffile"):
+                (_write_again if own else _write_new)(path, frames, recording)
+        except (ValueError, TypeError, KeyError) as error:  # of tags that no writer takes
+            raise RuntimeError("not what was read") from error
 
 
 def _only_series(file, path: Path):
@@ -85,7 +88,7 @@ def _pixels(series, page, path: Path) -> np.ndarray:
     if array.dtype == bool:
         array = array.astype(np.uint8) * np.uint8(255)
     if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-        array = _turned(array, *_bounds(array, page))
+        array = _turned(array, *_bounds(array, page.bitspersample))
     if page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None:
         colours = np.moveaxis(page.colormap[:, array], 0, -1)
         array = (colours >> 8 if colours.max(initial=0) > 255 else colours).astype(np.uint8)
@@ -106,10 +109,10 @@ def _pixels_by_itk(series, page, path: Path) -> np.ndarray:
     return array.reshape(series.shape)
 
 
-def _bounds(array: np.ndarray, page) -> tuple[float, float]:
-    """The values of black and white."""
+def _bounds(array: np.ndarray, bits: int) -> tuple[float, float]:
+    """The values of black and white, of as many bits."""
     if array.dtype.kind == "u":
-        return 0, 2 ** (8 if page.bitspersample == 1 else page.bitspersample) - 1
+        return 0, 2 ** (8 if bits == 1 else bits) - 1
     return array.min(), array.max()
 
 
@@ -128,16 +131,21 @@ def _source(file, series, page) -> dict:
         "axes": series.axes, "shape": series.shape, "imagej": file.is_imagej, "ome": file.is_ome,
         "photometric": tifffile.PHOTOMETRIC(page.photometric).name,
         "planar": tifffile.PLANARCONFIG(page.planarconfig).name, "byteorder": file.byteorder,
-        "bigtiff": file.is_bigtiff, "resolution": page.resolution, "unit": int(page.resolutionunit),
+        "bigtiff": file.is_bigtiff, "resolution": page.resolution,
+        "unit": int(page.resolutionunit) if page.resolutionunit in (1, 2, 3) else 1,
         "tile": page.tile if page.is_tiled else None, "extrasamples": tuple(int(x) for x in page.extrasamples),
         "packed": page.compression != tifffile.COMPRESSION.NONE,
-        "tags": [(tag.code, int(tag.dtype), tag.count, tag.value, True) for tag in tags],
-        "metadata": dict(file.imagej_metadata or {}), "description": page.description,
-        "bilevel": page.bitspersample == 1,
+        "tags": [(tag.code, int(tag.dtype), tag.count, _as_bytes(tag.value), True) for tag in tags],
+        "metadata": dict(file.imagej_metadata or {}), "description": page.description, "bits": page.bitspersample,
     }  # fmt: skip
     if file.is_ome:
         source["description"] = file.ome_metadata
     return source
+
+
+def _as_bytes(value):
+    """Text that may be no ASCII as the bytes that it is written as; other values as they are."""
+    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
 
 
 def _units(file, series, page) -> tuple[tuple[float, float, float], np.ndarray | None]:
@@ -208,9 +216,7 @@ def _write_again(path: Path, frames: np.ndarray, recording: Recording) -> None:
     array = moved.transpose(np.argsort(source["order"]))
     photometric = source["photometric"]
     if photometric == "MINISWHITE":
-        unsigned = frames.dtype.kind == "u"
-        bounds = (0, np.iinfo(frames.dtype).max) if unsigned else (recording.frames.min(), recording.frames.max())
-        array = _turned(array, *bounds)
+        array = _turned(array, *_bounds(recording.frames, source["bits"]))
     if photometric not in ("MINISBLACK", "MINISWHITE"):
         photometric = "RGB" if frames.ndim == 4 else "MINISBLACK"
     planar = source["planar"] if frames.ndim == 4 and array.ndim == len(source["axes"]) else None
@@ -230,7 +236,10 @@ def _write_again(path: Path, frames: np.ndarray, recording: Recording) -> None:
         tifffile.imwrite(path, array, imagej=True, metadata={"axes": source["axes"], **known}, **given)
         return
     text = source["description"] or None
-    given |= {"description": text and text.encode(), "bigtiff": source["bigtiff"] or array.nbytes > MOST}
+    given |= {
+        "description": text and text.encode("utf-8", "surrogateescape"),
+        "bigtiff": source["bigtiff"] or array.nbytes > MOST,
+    }
     tifffile.imwrite(path, array, metadata=None, software=False, **given)
     with tifffile.TiffFile(path) as file:  # a layout of its own may have come out otherwise
         again = file.series[0]

@@ -11,7 +11,8 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 import tifffile
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from Speckle2SelfLib import files
 from Speckle2SelfLib.__main__ import main
@@ -191,6 +192,22 @@ def test_grey_with_transparency_keeps_it_or_is_refused(tmp_path):
         files.check_output(tmp_path / "out.tif", made.recording)
     Image.fromarray(np.dstack([FRAMES[0], np.full_like(alpha, 255)])).save(tmp_path / "opaque.png")
     assert np.array_equal(tifffile.imread(again(tmp_path, tmp_path / "opaque.png", "out.tif").path), FRAMES[0])
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "LA"])
+def test_the_size_of_pixels_texts_and_the_colour_profile_of_a_png_are_kept(tmp_path, mode):
+    texts = PngInfo()
+    texts.add_text("Description", "left lobe")
+    texts.add_itxt("Probe", "L14 \u00b5")
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    given = {} if mode == "LA" else {"icc_profile": profile}
+    Image.fromarray(FRAMES[0]).convert(mode).save(tmp_path / "in.png", dpi=(254, 127), pnginfo=texts, **given)
+    made = again(tmp_path, tmp_path / "in.png", change=lambda frames: frames // 2)
+    with Image.open(made.path) as written:
+        assert np.array_equal(np.asarray(written.convert("L"))[3], FRAMES[0, 3] // 2)
+        assert written.info["dpi"] == pytest.approx((254, 127), abs=0.1)
+        assert written.text["Description"] == "left lobe" and written.text["Probe"] == "L14 \u00b5"
+        assert mode == "LA" or written.info["icc_profile"] == profile
 
 
 def test_grey_of_16_bits_with_transparency_is_refused(tmp_path):

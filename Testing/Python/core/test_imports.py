@@ -8,12 +8,21 @@ import pytest
 
 # A module imports only those of the lines above its own.
 RANKS = [
-    {"system"},
-    {"config", "grey"},
+    {"system", "anatomy"},
+    {"config", "grey", "graphics"},
+    {"tint"},
     {"protocol", "volumes", "look", "augmentation", "perturbation", "network", "loss", "beams", "devices"},
     {"region", "grain", "resampling"},
     {"formats.base"},
-    {"formats.arrays", "formats.dicom_pixels", "formats.itk", "formats.tiff", "formats.signals"},
+    {
+        "formats.arrays",
+        "formats.dicom_pixels",
+        "formats.films",
+        "formats.itk",
+        "formats.research",
+        "formats.signals",
+        "formats.tiff",
+    },
     {"formats.dicom", "formats.metaimage", "formats.nrrd", "formats.nifti", "formats.pictures"},
     {"formats"},
     {"checkpoint", "simulation", "metrics", "filters", "files"},
@@ -24,6 +33,16 @@ RANKS = [
     {"training"},
     {"runs"},
     {"__main__"},
+]
+SLICER = [
+    {"scene", "dependencies", "sample_data", "words"},
+    {"processes", "results", "views"},
+    {"trainer", "worker"},
+    {"processing", "regions"},
+    {"comparison", "live"},
+    {"session"},
+    {"curves", "panel", "training_data"},
+    {"panel_parts"},
 ]
 BENCH = [{"baselines", "phantom", "report"}, {"cases", "speed"}, {"natural"}, {"quality"}]
 
@@ -38,7 +57,12 @@ def scripts(project, package):
 def imports(folder, path, known):
     """Names of the modules of its own package that a file imports, at any level of nesting."""
     found, inside = set(), path.parent.relative_to(folder).parts
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    asked = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    only_types = {id(part) for node in asked for part in ast.walk(node)} if folder.name == "Speckle2SelfSlicer" else ()
+    for node in ast.walk(tree):
+        if id(node) in only_types:
+            continue
         if isinstance(node, ast.ImportFrom) and node.level:
             place = [*inside[: len(inside) - node.level + 1], *(node.module.split(".") if node.module else [])]
             for alias in node.names:
@@ -51,13 +75,30 @@ def imports(folder, path, known):
     return found
 
 
-@pytest.mark.parametrize(("package", "ranks"), [("Speckle2SelfLib", RANKS), ("Speckle2SelfBench", BENCH)])
+@pytest.mark.parametrize(("package", "ranks"), [
+    ("Speckle2SelfLib", RANKS), ("Speckle2SelfBench", BENCH), ("Speckle2SelfSlicer", SLICER),
+])  # fmt: skip
 def test_imports_point_one_way(project, package, ranks):
     rank = {name: number for number, names in enumerate(ranks) for name in names}
     assert set(scripts(project, package)) == {*rank, "__init__"}
     for own, path in scripts(project, package).items():
         for name in imports(project / "Speckle2Self" / package, path, set(rank)):
             assert rank[name] < rank[own], f"{own} imports {name}"
+
+
+def test_modules_import_the_glue_and_never_each_other_and_the_core_never_the_glue(project):
+    modules = ("Speckle2Self", "SpeckleTrain")
+    for path in [project / name / f"{name}.py" for name in modules] + list(
+        (project / "Speckle2Self" / "Speckle2SelfSlicer").glob("*.py")
+    ):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not {name.split(".")[0] for name in names} & {*modules, "Speckle2SelfBench"}, path.name
+    for path in (project / "Speckle2Self" / "Speckle2SelfLib").rglob("*.py"):
+        names = ast.walk(ast.parse(path.read_text()))
+        named = {getattr(node, "module", None) or "" for node in names if isinstance(node, ast.ImportFrom)}
+        assert not any(name.startswith("Speckle2SelfSlicer") for name in named), path.name
 
 
 def test_the_core_needs_no_slicer_no_qt_and_no_vtk(project):

@@ -255,7 +255,7 @@ def test_a_shape_is_recorded_when_it_comes_again(gpu):
 
 
 def test_no_more_is_kept_than_was_allowed_and_the_latest_is(gpu):
-    run, calls = replayed(gpu, most=10)
+    run, calls = replayed(gpu, limit=10)
     for size in (4, 4, 5, 5, 4, 3, 3, 5, 5, 12, 12):
         assert torch.equal(run(torch.ones(size)), torch.full((size,), 2.0))
     assert gpu.shapes == [(4,), (5,), (3,), (5,)], "3 took the place of 5, the least recent one; 12 is too large"

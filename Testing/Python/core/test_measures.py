@@ -1,9 +1,11 @@
-"""The measures of the source: short functions and files, private names of torch in one place, recipes by their class.
+"""The measures of the source: short functions and files, docstrings that are sentences, private names of torch in one
+place, recipes by their class.
 
 The complexity of functions is measured by ruff (`lint.mccabe` in pyproject.toml).
 """
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ SOURCES = sorted(
 LONGEST_FUNCTION, LONGEST_FILE = 60, 650  # lines
 RECIPES = {"published", "disjoint"}
 BY_NAME = ("config.py", "recipes.py")  # where recipes may be asked for by name
+FRAGMENTS = {"As", "In", "Its", "Of", "So", "Their", "What", "Where", "Whether"}  # such docstrings have no main verb
+NOT_REVISED = ("Speckle2SelfLib/formats/", "Speckle2SelfLib/simulation.py")  # their docstrings still begin that way
 each_source = pytest.mark.parametrize("source", SOURCES)
 
 
@@ -43,6 +47,24 @@ def test_functions_and_files_are_short(source):
             if length > LONGEST_FUNCTION:
                 long[node.name] = length
     assert not long
+
+
+def fragments(tree):
+    """Return the docstrings that begin with a word such as Of or Whether, where a sentence or a noun belongs."""
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    texts = [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, kinds)]
+    return [text for text in texts if re.match(r"\w*", text).group() in FRAGMENTS]
+
+
+def test_fragments_are_found():
+    code = 'def length():\n    """Of its middle, pixels."""\ndef area():\n    """Return the area of its middle."""'
+    assert fragments(ast.parse(code)) == ["Of its middle, pixels."]
+
+
+@each_source
+def test_docstrings_of_the_core_are_no_fragments(source):
+    if "Speckle2SelfLib/" in source and not any(part in source for part in NOT_REVISED):
+        assert not fragments(tree_of(source))
 
 
 def private_names(tree):

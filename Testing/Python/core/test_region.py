@@ -61,12 +61,13 @@ def test_margins_stay_out_and_a_dark_cyst_stays_in():
     tissue = simulate(
         SimulationConfig((200, 160), 5, (1.5, 3), "flat", roughness=np.inf), np.random.default_rng(2)
     ).frames
-    tissue[:, 80:120, 60:100] = 0
     frames[:, :, 50:210] = np.round(40 + tissue * 200)
-    frames[:, 80:120, 110:150] = 0
+    y, x = np.mgrid[:200, :260]
+    cyst = np.hypot(y - 100, x - 130) < 20
+    frames[:, cyst] = 0
     region = detect(frames)
     assert not region[:, :50].any() and not region[:, 210:].any()
-    assert region[80:120, 110:150].mean() > 0.96
+    assert region[cyst].mean() > 0.96
 
 
 def test_decibels_with_gaps_are_as_good_as_grey_values(sector):
@@ -192,3 +193,96 @@ def test_hardly_any_tissue_is_taken_for_graphics_in_a_single_frame():
         span = max(np.percentile(values, 99.9), 1)
         taken.append((_find_drawings(values, span) | _find_ruled_lines(values, span)).mean())
     assert np.mean(taken) < 0.003, taken
+
+
+def placed(frames, canvas, inside):
+    """Frames where `inside` (H, W) is True, on black, (N, H, W) uint8; (H, W) is the canvas's size."""
+    screen = np.zeros((len(frames), *canvas), np.uint8)
+    values = np.round(8 + frames * 240)[:, : canvas[0], : canvas[1]]
+    np.copyto(screen, values.astype(np.uint8), where=inside)
+    return screen
+
+
+def tissue(size, seed, frames=1, layout="organ"):
+    return simulate(SimulationConfig(size, frames, (1.1, 1.7), layout), np.random.default_rng(seed)).frames
+
+
+def trapezoid(size, lean):
+    """A linear probe's image with steered sides, in the middle of a black screen (H, W) bool."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    return (np.abs(x - size[1] / 2) < size[1] / 3 + lean * (y - size[0] / 2)) & (y >= 12) & (y < size[0] - 12)
+
+
+def fan(size, center, inner, outer, half):
+    """A curved probe's image with its arc on top (H, W) bool; center (x, y) of the arcs, half its opening (rad)."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    depth, angle = np.hypot(y - center[1], x - center[0]), np.arctan2(x - center[0], y - center[1])
+    return (depth >= inner) & (depth < outer) & (np.abs(angle) < half)
+
+
+CURVED = fan((240, 320), (160, -60), 80, 280, 0.5)
+SHAPES = {
+    "trapezoid, leaning a little": trapezoid((240, 320), 0.04),
+    "trapezoid, leaning more": trapezoid((240, 320), -0.12),
+    "curved": CURVED,
+    "two curved": fan((240, 320), (80, -20), 40, 240, 0.33) | fan((240, 320), (240, -20), 40, 240, 0.33),
+    "two linear": (np.abs(np.arange(320) - 160) > 5) & trapezoid((240, 320), 0),
+}
+
+
+@pytest.mark.parametrize("frames", [1, 6])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_nothing_is_painted_beside_an_image_whatever_its_shape(shape, frames):
+    inside = SHAPES[shape]
+    region = detect(placed(tissue((240, 320), 3, frames), (240, 320), inside))
+    assert (region & ~inside).mean() <= 1e-4
+    assert region[inside].mean() > 0.98
+
+
+@pytest.mark.parametrize("frames", [1, 5])
+def test_a_box_over_a_name_stays_black_with_its_rim(frames):
+    inside = trapezoid((200, 260), 0)
+    screen = placed(tissue((200, 260), 5, frames), (200, 260), inside)
+    screen[:, 130:152, 120:180] = 0
+    region = detect(screen)
+    assert not region[130:152, 120:180].any()
+    inside[126:156, 116:184] = False
+    assert region[inside].mean() > 0.94, "what is left out lies beside black"
+
+
+def test_a_straight_fascia_is_tissue():
+    """As bright as a ruled line, but its brightness varies along it, and it fades over some pixels."""
+    frames = tissue((160, 200), 7, layout="flat") * 0.6
+    along = 0.75 + 0.06 * ndimage.gaussian_filter1d(np.random.default_rng(1).standard_normal(200), 2, mode="wrap") * 3
+    for row, share in zip(range(76, 83), (0.3, 0.6, 0.9, 1.0, 0.9, 0.6, 0.3), strict=True):
+        frames[0, row, 30:170] = np.maximum(frames[0, row, 30:170], (along * share)[30:170])
+    region = detect(np.round(frames * 255).astype(np.uint8))
+    assert region[70:90, 20:180].mean() > 0.99
+
+
+def test_a_screen_of_panels_around_an_image_is_left_as_it_is():
+    screen = np.full((1, 240, 320), 235, np.uint8)
+    screen[:, 110:230, 130:310] = 0
+    screen[:, 115:225, 140:260] = np.round(tissue((110, 120), 2) * 255)
+    rng = np.random.default_rng(0)
+    for y, x in rng.integers(10, 100, (60, 2)):  # labels
+        screen[:, y, x : x + 7] = 20
+    assert not detect(screen).any()
+
+
+@pytest.mark.parametrize("name, lost", [("trapezoid/trapezoid", "outside"), ("blackout_box/box", "box")])
+def test_the_shared_inputs_with_black_parts_keep_them(shared_data, name, lost):
+    path = shared_data / "faults" / f"{name}.png"
+    region = detect(np.asarray(Image.open(path))[None])
+    if lost == "outside":
+        assert not region[~np.load(path.with_name("inside.npy")).astype(bool)].any()
+    else:
+        assert not region[200:240, 220:320].any()
+    assert region.mean() > 0.6
+
+
+def test_the_shared_screen_of_windows_and_the_shared_fascia(shared_data):
+    faults = shared_data / "faults"
+    assert not detect(np.asarray(Image.open(faults / "screenshot" / "slicer_window.png"))[None]).any()
+    region = detect(np.asarray(Image.open(faults / "layer_as_ruled" / "thyroid_crop.png"))[None])
+    assert region[80:90, 25:107].all()

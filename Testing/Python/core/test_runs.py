@@ -118,11 +118,13 @@ def test_a_resumed_run_tells_what_of_other_settings_it_does_not_take(folder):
     assert max(line.get("step", 0) for line in lines) == 12
 
 
-def test_an_unfinished_run_is_not_overwritten_by_a_new_one(folder, short_interval):
+def test_an_unfinished_run_is_not_overwritten_by_a_new_one(folder, short_interval, capsys):
     with pytest.raises(Cancelled):
         runs.run(job(), lambda line: None, lambda: True)
-    with pytest.raises(InputError, match="--resume"):
+    with pytest.raises(InputError, match=r"has an unfinished run: resume it, or remove m.model.state"):
         runs.run(job(), lambda line: None)
+    command = ["train", "Doe^Jane.npy", "--output", "m.model", "--init", "start.model", "--preset", "adapt"]
+    assert main(command) == 2 and "add --resume, or remove m.model.state" in capsys.readouterr().err
     np.save("Doe^Jane.npy", np.load("Doe^Jane.npy")[:20])
     with pytest.raises(InputError, match="not those"):
         runs.run(job(resume=True), lambda line: None)
@@ -475,6 +477,79 @@ def test_a_time_to_train_for_becomes_a_number_of_steps(folder):
     assert 1 <= lines[0]["config"]["steps"] < 1000
 
 
+class Clock:
+    """A clock that only the steps of a training and its validations move on."""
+
+    def __init__(self, monkeypatch, pace, validation=0.0):
+        from Speckle2SelfLib import training
+
+        self.now, self.pace, self.done = 1000.0, pace, 0
+        train, validate = Training._train_step, Training.validate
+
+        def step(one):
+            self.now += self.pace(self.done)
+            self.done += 1
+            return train(one)
+
+        def check(one):
+            self.now += validation
+            return validate(one)
+
+        monkeypatch.setattr(Training, "_train_step", step)
+        monkeypatch.setattr(Training, "validate", check)
+        for module in (runs, training):
+            monkeypatch.setattr(module, "time", self)
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.mark.parametrize("slower", [1, 8, 0.25])
+def test_a_time_to_train_for_is_kept_although_the_pace_changes(folder, monkeypatch, short_interval, slower):
+    """Steps become slower, or faster, after the first was measured; each validation takes two seconds."""
+    clock = Clock(monkeypatch, lambda done: 0.5 if done < runs.WARM_UP + 3 else 0.5 * slower, 2.0)
+    lines, rates = [], []
+    rate = Training._train_step
+
+    def step(one):
+        terms = rate(one)
+        rates.append(one.optimiser.param_groups[0]["lr"])
+        return terms
+
+    monkeypatch.setattr(Training, "_train_step", step)
+    model = runs.run(job(steps=None, minutes=1.0), lambda line: lines.append((clock.now, line)))
+    assert model.card["finished"] and lines[0][1]["config"]["steps"] == 120, "as measured first"
+    began, ended = lines[0][0], lines[-1][0]
+    assert 60 - 4 * max(0.5, 0.5 * slower) <= ended - began <= 60 + 0.5
+    reports = [line for _, line in lines if "rate" in line]
+    assert reports[-1]["step"] == reports[-1]["steps"] == model.card["training"]["steps"]
+    left = [line["seconds_left"] for line in reports]
+    assert left[0] < 60 and left == sorted(left, reverse=True) and left[-1] < 4
+    highest = max(rates)
+    assert rates[-1] < 0.1 * highest, "the learning rate has come down at the end"
+
+
+def test_a_resumed_run_keeps_what_is_left_of_its_time(folder, monkeypatch, short_interval):
+    clock, lines = Clock(monkeypatch, lambda done: 0.5), []
+    stop = lambda: len(lines) > 42  # noqa: E731
+    with pytest.raises(Cancelled):
+        runs.run(job(steps=None, minutes=1.0), lambda line: lines.append(line), stop)
+    spent = 0.5 * next(line["step"] for line in reversed(lines) if "step" in line)
+    assert 15 < spent < 40 and not any("--" in line.get("message", "") for line in lines)
+    clock.now += 10_000  # over night
+    began, lines = clock.now, []
+    runs.run(job(steps=None, minutes=1.0, resume=True), lines.append)
+    assert clock.now - began == pytest.approx(60 - spent, abs=1.5)
+    assert lines[-1]["model"] and not [line for line in lines if "message" in line and "ignored" in line["message"]]
+
+
+def test_what_a_run_with_a_time_would_take_is_that_time(folder):
+    lines = []
+    runs.run(job(steps=None, minutes=0.5, estimate=True), lines.append)
+    estimate = lines[0]["estimate"]
+    assert estimate["minutes"] == 0.5 and estimate["steps"] == pytest.approx(30 * estimate["rate"], rel=0.02)
+
+
 def test_what_a_run_would_take_is_told_before_it(folder):
     lines = []
     assert runs.run(job(estimate=True), lines.append) is None
@@ -521,7 +596,7 @@ def test_ctrl_c_saves_and_leaves_cleanly(folder):
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and err.splitlines()[-1] == "speckle2self: stopped."
+    assert process.returncode == 130 and err.splitlines()[-1] == "speckle2self: stopped; add --resume to continue."
     assert "--resume" in out
     assert checkpoint.load_state("m.model.state")[1]["step"] >= 10
     checkpoint.load("m.model")
@@ -545,7 +620,10 @@ def test_a_run_whose_reader_or_terminal_is_gone_saves_and_ends(folder, gone):
         process.send_signal(signal.SIGHUP)
         process.send_signal(signal.SIGHUP)  # the shell and the system may send one each
         process.stdout.read()
-    assert process.wait(timeout=60) == 130 and process.stderr.read() == "speckle2self: stopped.\n"
+    assert (
+        process.wait(timeout=60) == 130
+        and process.stderr.read() == "speckle2self: stopped; add --resume to continue.\n"
+    )
     assert checkpoint.load_state("m.model.state")[1]["step"] >= 5
     process.stderr.close()
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from Speckle2SelfLib import simulation
+from Speckle2SelfLib import anatomy, simulation
 from Speckle2SelfLib.simulation import LAYOUTS, SimulationConfig, simulate, simulate_recorded
 from Speckle2SelfLib.system import InputError
 
@@ -24,7 +24,7 @@ def test_the_mean_of_many_frames_is_the_truth(layout, tails):
 
 
 def test_frames_share_the_anatomy_and_nothing_of_the_speckle():
-    simulated = run(frames=60, layout="organ")
+    simulated = run(frames=60, layout="organ", grain=(1.2, 2.0))
     speckle = (simulated.frames - simulated.truth)[:, 5:-5, 5:-5]
     together = np.corrcoef(speckle.reshape(60, -1))
     assert np.abs(together[~np.eye(60, dtype=bool)]).mean() < 0.06
@@ -34,7 +34,7 @@ def test_frames_share_the_anatomy_and_nothing_of_the_speckle():
 @pytest.mark.parametrize("tails", [0, 0.5])
 def test_the_grain_is_where_the_intensity_correlates_by_half_and_tails_reach_further(tails):
     pulse, rng = simulation._Pulse((2.0, 3.0), tails), np.random.default_rng(0)
-    power = (simulation._echo(simulation._scatterers((300, 300), np.inf, rng), pulse, 0, power=False) ** 2).sum(0)
+    power = np.abs(simulation._echo(simulation._scatterers((300, 300), np.inf, rng), pulse, 0, power=False)) ** 2
     assert power.mean() == pytest.approx(1, abs=0.05)
     power -= power.mean()
     half, far = np.mean(power[2:] * power[:-2]) / power.var(), np.mean(power[:, 6:] * power[:, :-6]) / power.var()
@@ -103,3 +103,71 @@ def test_some_recorded_frames_are_in_8_bits_some_compressed_and_all_in_range():
         whole.append(np.allclose(frame * 255, np.round(frame * 255), atol=1e-3))
     assert 0.3 < np.mean(whole) < 0.8
     assert np.array_equal(recorded(3)[0], recorded(3)[0]) and not np.array_equal(recorded(3)[0], recorded(4)[0])
+
+
+@pytest.mark.parametrize("kind", anatomy.TEXTURES)
+def test_textures_have_no_mean_one_deviation_and_no_gaps(kind):
+    for seed in range(5):
+        field = anatomy.Textures((60, 90), np.random.default_rng(seed)).draw(kind)
+        assert field.shape == (60, 90) and field.dtype == np.float32 and np.isfinite(field).all()
+        assert abs(field.mean()) < 0.1 and 0.5 < field.std() < 1.05
+
+
+def test_radii_of_leaves_fall_with_the_third_power():
+    radii = anatomy.draw_radii(100_000, 1.5, 1e6, np.random.default_rng(0))
+    assert radii.min() >= 1.5
+    assert np.mean(radii > 3) == pytest.approx(1 / 4, abs=0.01)
+    assert np.mean(radii > 6) == pytest.approx(1 / 16, abs=0.01)
+
+
+def test_natural_anatomies_are_calm_with_few_steep_edges():
+    """As photographs, and unlike a Gaussian field, whose slopes have a kurtosis of 3."""
+    kurtosis = []
+    for seed in range(12):
+        slopes = np.diff(anatomy.draw_anatomy("natural", (128, 128), np.random.default_rng(seed)).decibels, axis=1)
+        kurtosis.append(np.mean(slopes**4) / np.mean(slopes**2) ** 2)
+    assert np.median(kurtosis) > 8
+
+
+def test_an_outline_is_where_it_is():
+    y, x = np.mgrid[-20:21, -20:21].astype(np.float32)
+    depth = anatomy._within(np.full(anatomy.ANGLES, 7, np.float32), y, x)
+    assert depth == pytest.approx(7 - np.hypot(y, x), abs=1e-4)
+
+
+def test_vessels_are_darker_than_what_they_run_through():
+    lowest = []
+    for seed in range(8):
+        drawn = anatomy.Anatomy((128, 128), np.random.default_rng(seed))
+        drawn.tree(-10)
+        inside = drawn.labels > 0
+        assert inside.mean() < 0.6 and drawn.decibels[inside].mean() < -1
+        lowest.append(drawn.decibels.min())
+    assert min(lowest) == pytest.approx(-10, abs=0.1)
+
+
+def test_reverberation_repeats_a_bright_layer_below_it_and_weaker():
+    drawn = anatomy.Anatomy((128, 64), np.random.default_rng(0))
+    drawn.decibels[20] = 30
+    drawn.reverberate()
+    bright = np.flatnonzero(drawn.decibels[:, 5] > 1)
+    assert len(bright) == 3 and bright[0] == 20 and bright[2] - bright[1] == bright[1] - bright[0]
+    assert 30 <= drawn.decibels[20, 5] < 30.5 and (np.diff(drawn.decibels[bright, 5]) < -5).all()
+
+
+def test_side_lobes_of_what_is_bright_lie_beside_it():
+    drawn = anatomy.Anatomy((64, 128), np.random.default_rng(0))
+    drawn.decibels[:] = -40
+    drawn.decibels[30, 64] = 30
+    drawn.side_lobes()
+    beside = drawn.decibels[30] > -39
+    assert 5 < beside.sum() < 64 and beside[64] and (np.delete(drawn.decibels, 30, axis=0) < -39).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [(32, 32), (32, 200), (300, 40)])
+def test_anatomies_of_any_size_can_be_drawn(layout, size):
+    for seed in range(4):
+        drawn = anatomy.draw_anatomy(layout, size, np.random.default_rng(seed))
+        for image in (drawn.decibels, drawn.specular, drawn.echoes):
+            assert image.shape == size and image.dtype == np.float32 and np.isfinite(image).all()

@@ -1,5 +1,6 @@
 """What both panels do in the same way: errors, message boxes, parameter nodes, reload."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -71,6 +72,97 @@ def test_a_panel_keeps_one_wrapper_and_one_connection_for_a_parameter_node(desk,
         slicer.util.selectModule("Sequences" if hasattr(slicer.modules, "SequencesWidget") else other(name))
         slicer.util.selectModule(name)
     assert panel._parameterNode is wrapper is panel.logic.getParameterNode() and not connected
+
+
+def kept(kind) -> int:
+    """How many wrappers of a kind there are: one that is still observed is there."""
+    gc.collect()
+    return sum(type(one) is kind for one in gc.get_objects())
+
+
+@pytest.mark.parametrize("name", ["Speckle2Self", "SpeckleTrain"])
+def test_closing_and_importing_scenes_leaves_no_observer_of_the_panel_behind(desk, panel, name, tmp_path):
+    """In Slicer 5.10, disconnecting the widgets does not remove the observer that connecting them has added."""
+    slicer.util.selectModule(name)
+    kind = type(getattr(slicer.modules, f"{name}Widget")._parameterNode)
+    scene = slicer.vtkMRMLScene()
+    scene.AddNewNodeByClass("vtkMRMLTextNode", "Note")
+    scene.SetURL(str(tmp_path / "other.mrml"))
+    assert scene.Commit()
+    slicer.mrmlScene.Clear()
+    before = kept(kind)
+    for _ in range(3):
+        slicer.mrmlScene.Clear()
+        slicer.util.loadScene(str(tmp_path / "other.mrml"))
+    assert kept(kind) == before
+    slicer.util.selectModule("Speckle2Self")
+
+
+def test_what_another_wrapper_or_a_script_sets_is_seen_at_once(desk, panel):
+    """Wrappers keep values, and are told of a change in an order that is not that in which they were made."""
+    node, volume = panel._parameterNode.parameterNode, desk.volume()
+    wrapper = type(panel._parameterNode)(node)
+    wrapper.strength = 0.25
+    assert panel._parameterNode.strength == 0.25 == panel.ui.strengthSlider.value == panel._seen["strength"]
+    wrapper.inputNode = volume
+    assert panel.ui.inputSelector.currentNode() is volume and panel.ui.applyButton.enabled
+    node.SetParameter("strength", "0.75")
+    assert panel._parameterNode.strength == 0.75 == panel.ui.strengthSlider.value == panel._seen["strength"]
+    panel.ui.strengthSlider.value = 0.5
+    assert wrapper.strength == 0.5
+
+
+def broken(*_arguments, **_options):
+    raise RuntimeError("It broke.")
+
+
+@pytest.mark.parametrize("what", ["worker", "live", "look", "region"])
+def test_work_that_fails_at_every_step_is_one_box(desk, panel, monkeypatch, what):
+    panel.ui.inputSelector.setCurrentNode(desk.volume())
+    panel.ui.modelSelector.currentText = "median"
+    panel.ui.regionSelector.currentText = "none"
+    panel.ui.liveCheckBox.click()
+    desk.wait(lambda: panel.live.output is not None)
+    if what == "worker":
+        monkeypatch.setattr(panel.session.worker, "poll", broken)
+    elif what == "live":
+        monkeypatch.setattr(panel, "stepLive", broken)
+    elif what == "look":
+        panel._relook = iter(broken, None)
+    else:
+        panel.outline._search = type("Search", (), {"step": broken, "abandon": lambda self: None})()
+    desk.rest(0.6)
+    assert [kind for kind, _ in desk.asked] == ["message"] and "It broke." in desk.asked[0][1]
+    monkeypatch.undo()
+    panel.endAll()
+
+
+def test_reports_of_training_that_cannot_be_taken_are_one_box(desk, panel, monkeypatch):
+    slicer.util.selectModule("SpeckleTrain")
+    train = slicer.modules.SpeckleTrainWidget
+    monkeypatch.setattr(train.logic, "poll", broken)
+    train.timer.start()
+    desk.rest(0.8)
+    assert [kind for kind, _ in desk.asked] == ["message"] and "It broke." in desk.asked[0][1]
+    monkeypatch.undo()
+    slicer.util.selectModule("Speckle2Self")
+
+
+def test_entries_of_selectors_are_shown_in_the_users_language_and_kept_as_they_are(desk, panel, monkeypatch):
+    from Speckle2SelfSlicer import panel as base
+
+    monkeypatch.setattr(base, "_", lambda text: {"none": "keine", "given": "gegeben"}.get(text, text))
+    panel.letGo()
+    panel.enter()
+    texts = [panel.ui.regionSelector.itemText(number) for number in range(panel.ui.regionSelector.count)]
+    assert texts[1:] == ["keine", "gegeben"]
+    panel.ui.regionSelector.currentText = "keine"
+    assert panel._parameterNode.region == "none"
+    panel._parameterNode.region = "given"
+    assert panel.ui.regionSelector.currentText == "gegeben"
+    monkeypatch.undo()
+    panel.letGo()
+    panel.enter()
 
 
 def other(name):

@@ -21,10 +21,13 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+import tifffile
 import torch
+from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless, UltrasoundMultiFrameImageStorage, generate_uid
 from safetensors.torch import save as safetensors_bytes
+from scipy.io import savemat
 
 from Speckle2SelfLib import checkpoint, files, library, runs, worker_process
 from Speckle2SelfLib.__main__ import main
@@ -37,6 +40,7 @@ from Speckle2SelfSlicer.trainer import Trainer
 from Speckle2SelfSlicer.worker import NONSENSE, Worker
 
 resource = pytest.importorskip("resource")  # not on Windows
+h5py = pytest.importorskip("h5py")
 
 CASES = int(os.environ.get("SPECKLE2SELF_FUZZ", "1500"))
 FRAMES = np.random.default_rng(0).integers(1, 255, (3, 24, 32)).astype(np.uint8)
@@ -119,6 +123,56 @@ def image(suffix, folder):
     return path.read_bytes()
 
 
+def by_gdcm(compressor, folder):
+    writer = sitk.ImageFileWriter()
+    writer.SetFileName(str(folder / "seed.dcm"))
+    writer.UseCompressionOn()
+    writer.SetCompressor(compressor)
+    writer.Execute(sitk.GetImageFromArray(FRAMES))
+    return (folder / "seed.dcm").read_bytes()
+
+
+def pillow_file(kind, frames, **options):
+    buffer = io.BytesIO()
+    first, *others = [Image.fromarray(frame) for frame in frames]
+    more = {"save_all": True, "append_images": others, "duration": 40} if others else {}
+    first.save(buffer, kind, **more, **options)
+    return buffer.getvalue()
+
+
+TIFFS = [
+    {"imagej": True, "metadata": {"axes": "TYX", "unit": "mm", "finterval": 0.04}},
+    {"tile": (16, 16), "metadata": {"axes": "TYX", "PhysicalSizeX": 0.2}, "ome": True},
+    {"compression": "zlib", "photometric": "MINISWHITE", "metadata": None},
+]
+
+
+def tiff(folder, **options):
+    tifffile.imwrite(folder / "seed2.tif", FRAMES, **options)
+    return (folder / "seed2.tif").read_bytes()
+
+
+def film(suffix, folder):
+    from Speckle2SelfLib.formats.base import Recording
+    from Speckle2SelfLib.formats.films import Films
+
+    Films().write(folder / f"seed{suffix}", FRAMES, Recording(FRAMES, folder, "film"))
+    return (folder / f"seed{suffix}").read_bytes()
+
+
+def matlab_file():
+    buffer = io.BytesIO()
+    savemat(buffer, {"frames": FRAMES.transpose(1, 2, 0), "info": {"depth": 4.0, "probe": "L14"}}, do_compression=True)
+    return buffer.getvalue()
+
+
+def hdf5_file(folder):
+    with h5py.File(folder / "seed.h5", "w") as file:
+        file.create_dataset("data/image", data=FRAMES, compression="gzip", chunks=(1, 24, 32))
+        file["scan/depth"] = np.arange(4.0)
+    return (folder / "seed.h5").read_bytes()
+
+
 def weights():
     config = ModelConfig(width=4)
     metadata = {"format": checkpoint.FORMAT, "config": '{"width": 4, "grain": [0.75, 1.7]}', "card": "{}"}
@@ -138,10 +192,17 @@ def seeds(tmp_path_factory):
     return {
         ".mha": [mha(), mha(packed=True)],
         ".nrrd": [nrrd(), nrrd("gzip")],
-        ".dcm": [dicom(), dicom(packed=True)],
+        ".dcm": [dicom(), dicom(packed=True), *(by_gdcm(compressor, folder) for compressor in ("JPEG", "JPEG2000"))],
         ".npy": [numpy_file(), numpy_file(FRAMES.astype(np.float64))],
         ".npz": [numpy_archive()],
-        **{suffix: [image(suffix, folder)] for suffix in (".png", ".tif", ".nii.gz", ".bmp")},
+        **{suffix: [image(suffix, folder)] for suffix in (".nii", ".nii.gz", ".bmp")},
+        ".png": [image(".png", folder), pillow_file("PNG", np.dstack([FRAMES[0], FRAMES[1]])[None])],
+        ".tif": [image(".tif", folder), *(tiff(folder, **options) for options in TIFFS)],
+        ".gif": [pillow_file("GIF", FRAMES)],
+        ".webp": [pillow_file("WEBP", FRAMES, lossless=True)],
+        **{suffix: [film(suffix, folder)] for suffix in (".mkv", ".mp4", ".avi")},
+        ".mat": [matlab_file()],
+        ".h5": [hdf5_file(folder)],
     }
 
 
@@ -221,7 +282,8 @@ def resident():
 
 
 SHARES = {
-    ".mha": 3, ".nrrd": 3, ".dcm": 3, ".npy": 2, ".npz": 2, ".png": 2, ".tif": 2, ".nii.gz": 1, ".bmp": 1,
+    ".mha": 3, ".nrrd": 3, ".dcm": 4, ".npy": 2, ".npz": 2, ".png": 2, ".tif": 3, ".nii.gz": 1, ".nii": 1, ".bmp": 1,
+    ".gif": 1, ".webp": 1, ".mkv": 1, ".mp4": 1, ".avi": 1, ".mat": 2, ".h5": 2,
     "checkpoint": 3, "pth": 1, "json": 4, "job": 1, "answers": 4, "requests": 2,
 }  # fmt: skip
 

@@ -200,6 +200,21 @@ def test_what_the_panels_say_can_be_translated(project):
                     assert not node.value.value, f"{path.name}:{node.lineno} {node.value.value!r}"
 
 
+def test_what_the_glue_says_of_errors_can_be_translated(project):
+    """Sentences of `InputError`, and constants that are sentences; the core's are English, as on the command line."""
+    for path in (project / "Speckle2Self" / "Speckle2SelfSlicer").glob("*.py"):
+        tree = ast.parse(path.read_text())
+        errors = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and dotted(node.func) == "InputError"]
+        constants = [node.value for node in tree.body if isinstance(node, ast.Assign)]
+        for node in [argument for error in errors for argument in error.args] + constants:
+            fine = {id(part) for call in ast.walk(node) if isinstance(call, ast.Call) and dotted(call.func) == "_"
+                    for part in ast.walk(call)}  # fmt: skip
+            for part in ast.walk(node):
+                text = getattr(part, "value", None) if isinstance(part, ast.Constant) else None
+                sentence = isinstance(text, str) and "#!" not in text and re.search(r"[a-z] [a-z].*[.:}]", text)
+                assert not sentence or id(part) in fine, f"{path.name}:{part.lineno} {text!r}"
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_the_help_names_the_publication_the_documentation_and_that_it_is_no_medical_device(name):
     slicer = pytest.importorskip("slicer")
@@ -207,7 +222,7 @@ def test_the_help_names_the_publication_the_documentation_and_that_it_is_no_medi
     text = " ".join(module.helpText.split())
     for words in ("Medical Image Analysis 2025, 103755", "not a medical device", "not for diagnosis", 'href="https://'):
         assert words in text
-    assert module.acknowledgementText and module.contributors and module.categories == ["Ultrasound"]
+    assert module.acknowledgementText and module.contributors and tuple(module.categories) == ("Ultrasound",)
 
 
 def test_the_readme_tells_what_reviewers_ask(project):
@@ -279,6 +294,7 @@ def test_the_recording_is_registered_with_the_checksum_of_the_file(project, samp
     module = type(sys)("SampleData")
     module.SampleDataLogic = SampleDataLogic
     monkeypatch.setitem(sys.modules, "SampleData", module)
+    monkeypatch.delattr(slicer.modules, "sampledata", raising=False)
     sample_data.register()
     assert not sources  # without the module
     monkeypatch.setattr(slicer.modules, "sampledata", object(), raising=False)

@@ -369,7 +369,7 @@ def test_under_overload_older_frames_are_dropped_and_the_newest_comes(shared):
         result = stream.take()
         numbers += [result.number] if result else []
         time.sleep(0.002)
-    until(shared, lambda: stream._finished == 200)
+    until(shared, lambda: stream._last_done == 200)
     assert stream.take().number == 200
     assert numbers == sorted(set(numbers)) and stream.dropped > 20
     assert stream.pushed == stream.done + stream.dropped

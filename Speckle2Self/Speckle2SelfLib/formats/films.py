@@ -1,0 +1,252 @@
+"""Films (MP4, MOV, AVI, MKV and others), by PyAV, read and written frame by frame, and without loss; GIF and WebP, by
+Pillow."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageSequence
+
+from ..system import InputError
+from . import base
+from .base import Format, Recording, frame_times, has_suffix, not_held, quiet, release, roomy
+
+CONTAINERS = {b"ftyp": 4, b"moov": 4, b"mdat": 4, b"wide": 4, b"AVI ": 8, b"\x1a\x45\xdf\xa3": 0, b"\0\0\x01\xba": 0,
+              b"\x30\x26\xb2\x75": 0, b"FLV\x01": 0, b"OggS": 0}  # fmt: skip
+LOSSLESS = {  # suffix -> codec and pixel format for grey of 8 and 16 bits and for colours
+    ".avi": {"grey": ("ffv1", "gray"), "colour": ("ffv1", "bgr0"), "deep": ("ffv1", "gray16le")},
+    ".mkv": {"grey": ("ffv1", "gray"), "colour": ("ffv1", "bgr0"), "deep": ("ffv1", "gray16le")},
+    ".mp4": {"grey": ("libx264", "gray"), "colour": ("libx264rgb", "rgb24")},
+    ".m4v": {"grey": ("libx264", "gray"), "colour": ("libx264rgb", "rgb24")},
+    ".mov": {"grey": ("png", "gray"), "colour": ("png", "rgb24")},
+}
+PLAIN = {"gray": "gray", "bgr0": "rgb24", "rgb24": "rgb24", "gray16le": "gray16le"}  # what an array is given as
+STEADY = 2e-3  # s; containers round times to milliseconds
+PACKED = 2**17  # times fewer bytes than pixels: no film and no animation is packed more
+CLOCK = Fraction(1, 90000)  # s, of frames that are not equally far apart
+logger = logging.getLogger(__name__)
+
+
+class Films(Format):
+    name = "film"
+    suffixes = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp")
+
+    def recognizes(self, head: bytes, path: Path) -> bool:
+        return any(head[at:].startswith(mark) for mark, at in CONTAINERS.items())
+
+    def keeps_times(self, path: Path) -> bool:
+        return True
+
+    def read(self, path: Path, key: str) -> Recording:
+        av = _pyav()
+        try:
+            with quiet("libav"):
+                try:
+                    frames, times, source = _decoded(av, path, colour=False)
+                except _Coloured:
+                    frames, times, source = _decoded(av, path, colour=True)
+        except (InputError, MemoryError):
+            raise
+        except Exception as error:  # PyAV raises many kinds on damaged files
+            raise InputError(f"{path} is not a film that can be read, or it is damaged.") from error
+        if source.pop("sound"):
+            logger.warning("The sound of the film is left out.")
+        return Recording(frames, path, self.name, sequence=True, times=times, source=source)
+
+    def check(self, path: Path, recording: Recording) -> None:
+        av, kind = _pyav(), _kind(recording.frames)
+        codecs = LOSSLESS.get(path.suffix.lower())
+        if codecs is None:
+            raise InputError(f"{path.name} cannot be written: its format loses detail; choose .mkv, .avi or .mp4.")
+        if kind not in codecs:
+            raise not_held(path, path.suffix, recording)
+        codec = codecs[kind][0]
+        if codec not in av.codecs_available:
+            raise InputError(f"{path.name} cannot be written: this PyAV has no encoder {codec}; choose .mkv or .npy.")
+        if path.suffix.lower() == ".avi" and _rate(recording) is None:
+            raise InputError(f"{path.name} cannot be written: its frames have one rate; choose .mkv or .mp4.")
+
+    def write(self, path: Path, frames: np.ndarray, recording: Recording) -> None:
+        av = _pyav()
+        codec, pixels = LOSSLESS[path.suffix.lower()][_kind(frames)]
+        rate = _rate(recording)
+        with quiet("libav"), av.open(str(path), "w") as container:
+            container.metadata.update(recording.source.get("metadata", {}))
+            stream = container.add_stream(codec, rate=rate or Fraction(30))
+            stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pixels
+            stream.options = {"qp": "0"} if "264" in codec else {"level": "3"} if codec == "ffv1" else {}
+            stream.codec_context.color_range = av.video.reformatter.ColorRange.JPEG  # 0 is black, 255 white
+            stream.codec_context.time_base = 1 / rate if rate else CLOCK
+            for number, array in enumerate(frames):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format=PLAIN[pixels])
+                frame.time_base = 1 / rate if rate else CLOCK
+                frame.pts = number if rate else round(recording.times[number] / CLOCK)
+                container.mux(stream.encode(frame))
+                release(frames)
+            container.mux(stream.encode(None))
+
+
+class Animations(Format):
+    name = "animation"
+    suffixes = (".gif", ".webp")
+
+    def recognizes(self, head: bytes, path: Path) -> bool:
+        return head[:4] == b"GIF8" or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+
+    def keeps_times(self, path: Path) -> bool:
+        return True
+
+    def read(self, path: Path, key: str) -> Recording:
+        try:
+            with quiet("PIL"), Image.open(path) as image:
+                count = getattr(image, "n_frames", 1)
+                if image.width * image.height * count > path.stat().st_size * PACKED:
+                    raise InputError(
+                        f"{path} is damaged: it promises {count} frames of {image.width} x {image.height}."
+                    )
+                frames, durations = _animation(image, count)
+        except (InputError, OSError, MemoryError):
+            raise
+        except Exception as error:  # Pillow raises many kinds on damaged files
+            raise InputError(f"{path} is not an animation that can be read, or it is damaged.") from error
+        times = frame_times(np.cumsum([0, *durations[:-1]]) / 1000, count)
+        source = {"last": durations[-1]}
+        return Recording(frames, path, self.name, single=count == 1, sequence=count > 1, times=times, source=source)
+
+    def check(self, path: Path, recording: Recording) -> None:
+        frames, gif = recording.frames, has_suffix(path, (".gif",))
+        if frames.dtype != np.uint8 or (gif and frames.ndim == 4):
+            raise not_held(path, "a grey GIF" if gif else "WebP", recording)
+        steps = np.asarray(_durations(recording))
+        if gif and np.abs(steps - np.round(steps, -1)).max() > 0.5:
+            raise InputError(f"{path.name} cannot be written: a GIF counts hundredths of a second; choose .webp.")
+
+    def write(self, path: Path, frames: np.ndarray, recording: Recording) -> None:
+        images = (Image.fromarray(frame) for frame in frames)
+        first, steps = next(images), [round(step) for step in _durations(recording)]
+        how = {"optimize": False, "disposal": 2} if has_suffix(path, (".gif",)) else {"lossless": True, "exact": True}
+        first.save(path, save_all=True, append_images=images, duration=steps, loop=0, **how)
+        with Image.open(path) as image:  # frames that are alike become one
+            if getattr(image, "n_frames", 1) != len(frames):
+                raise RuntimeError("not what was written")
+
+
+def _pyav():
+    try:
+        import av
+    except ImportError as error:
+        raise InputError("Films need the package av (PyAV); install it: python -m pip install av.") from error
+    return av
+
+
+class _Coloured(Exception):
+    """A film that was taken for grey has colours."""
+
+
+def _kind(frames: np.ndarray) -> str:
+    if frames.ndim == 4:
+        return "colour" if frames.shape[-1] == 3 and frames.dtype == np.uint8 else "other"
+    return {np.dtype(np.uint8): "grey", np.dtype(np.uint16): "deep"}.get(frames.dtype, "other")
+
+
+def _decoded(av, path: Path, colour: bool) -> tuple[np.ndarray, np.ndarray | None, dict]:
+    """Frames, times and what is kept of a film; raises _Coloured where it has colours that were not asked for."""
+    moments: list[float | None] = []
+    with av.open(str(path)) as container, tempfile.TemporaryFile(prefix="speckle2self-") as file:
+        if not container.streams.video:
+            raise InputError(f"{path} is a film without images.")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        promised, rate, shape, dtype = stream.frames, stream.average_rate, None, None
+        sound, metadata = bool(container.streams.audio), dict(container.metadata)
+        for frame in container.decode(stream):
+            array = _array(frame, colour)
+            shape, dtype = shape or array.shape, dtype or array.dtype
+            if array.shape != shape or array.dtype != dtype:
+                raise InputError(f"{path} changes its size from {shape} to {array.shape}; cut it in two.")
+            file.write(np.ascontiguousarray(array).data)
+            moments.append(frame.time)
+        if shape is None or len(moments) < promised:
+            raise InputError(f"{path} is cut short: {len(moments)} of {promised} frames can be read.")
+        file.flush()
+        whole = (len(moments), *shape)
+        large = file.tell() >= base.LARGE
+        frames = np.memmap(file, dtype, "r+", shape=whole) if large else _loaded(file, dtype, whole)
+    return frames, _steady(moments, rate), {"rate": rate, "metadata": metadata, "sound": sound}
+
+
+def _loaded(file, dtype, shape: tuple[int, ...]) -> np.ndarray:
+    file.seek(0)
+    return np.frombuffer(bytearray(file.read()), dtype).reshape(shape)
+
+
+def _array(frame, colour: bool) -> np.ndarray:
+    """The pixels of a frame as they are shown: (H, W), or (H, W, 3) where colours are asked for."""
+    grey = frame.format.name.startswith("gray")
+    deep = max(part.bits for part in frame.format.components) > 8
+    if grey:
+        array = frame.to_ndarray(format="gray16le" if deep else "gray")
+    else:
+        array = frame.to_ndarray(format="rgb48le" if deep else "rgb24")
+        alike = np.array_equal(array[..., 0], array[..., 1]) and np.array_equal(array[..., 0], array[..., 2])
+        if not alike and not colour:
+            raise _Coloured
+        array = array if colour else array[..., 0]
+    if colour and array.ndim == 2:
+        array = np.repeat(array[..., None], 3, -1)
+    return np.rot90(array, round(getattr(frame, "rotation", 0) / 90)) if getattr(frame, "rotation", 0) else array
+
+
+def _steady(moments: list[float | None], rate) -> np.ndarray | None:
+    """The times of frames: those of the rate, where theirs are no further from them than containers round."""
+    times = frame_times(moments, len(moments))
+    if not rate or len(moments) < 2:
+        return times
+    even = np.arange(len(moments)) / float(rate)
+    return even if times is None or np.abs(times - even).max() <= STEADY else times
+
+
+def _rate(recording: Recording) -> Fraction | None:
+    """Frames per second; None where they are not equally far apart. 30 where nothing is known."""
+    if recording.times is None:
+        return Fraction(30)
+    steps = np.diff(recording.times)
+    if steps.max() - steps.min() > STEADY:
+        return None
+    return recording.source.get("rate") or Fraction(1 / float(steps.mean())).limit_denominator(1001)
+
+
+def _durations(recording: Recording) -> list[float]:
+    """How long each frame is shown, ms."""
+    if recording.times is None:
+        return [100.0] * len(recording.frames)
+    steps = np.diff(recording.times) * 1000
+    return [*steps, recording.source.get("last") or float(steps[-1])]
+
+
+def _animation(image, count: int) -> tuple[np.ndarray, list[float]]:
+    """The frames of a GIF or WebP, grey where they are, and how long each is shown, ms."""
+    alpha = image.mode == "RGBA" or (image.mode == "P" and "transparency" in image.info and count == 1)
+    shape = (count, image.height, image.width, 4 if alpha else 3)
+    frames, durations = roomy(shape, np.uint8), []
+    grey = opaque = True
+    for number, frame in enumerate(ImageSequence.Iterator(image)):
+        array = np.asarray(frame.convert("RGBA" if alpha else "RGB"))
+        frames[number] = array
+        grey = grey and np.array_equal(array[..., 0], array[..., 1]) and np.array_equal(array[..., 0], array[..., 2])
+        opaque = opaque and (not alpha or array[..., 3].min() == 255)
+        durations.append(float(frame.info.get("duration", 0)) or 100.0)
+    if grey and opaque:
+        return _copied(frames[..., 0]), durations
+    return _copied(frames[..., :3]) if alpha and opaque else frames, durations
+
+
+def _copied(frames: np.ndarray) -> np.ndarray:
+    result = roomy(frames.shape, frames.dtype)
+    for number, frame in enumerate(frames):
+        result[number] = frame
+    return result

@@ -1,0 +1,15 @@
+"""The user's language, also for what runs without Slicer; standard library only."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["_"]
+
+if "slicer" in sys.modules:  # outside the application it is not loaded for this: it takes a second
+    from slicer.i18n import tr as _
+else:
+
+    def _(text: str) -> str:
+        """Return the text as it is."""
+        return text

@@ -1,0 +1,58 @@
+"""A PyTorch that is installed and does not start is told in one sentence, with what to do."""
+
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from Speckle2SelfLib.system import torch_fault
+from Speckle2SelfSlicer.worker import Worker
+
+FAULTS = {
+    "library": 'raise ImportError("No module named torchgen.model (from torch/_C)")',
+    "loader": 'raise OSError("[WinError 126] The specified module could not be found")',
+    "half": "import torch_that_is_not_there",
+}
+SENTENCE = "PyTorch is installed, but does not start ("
+
+
+@pytest.fixture(params=FAULTS)
+def broken(request, tmp_path, monkeypatch):
+    """The environment of a process in which torch is broken."""
+    (tmp_path / "packages" / "torch").mkdir(parents=True)
+    (tmp_path / "packages" / "torch" / "__init__.py").write_text(FAULTS[request.param] + "\n")
+    path = os.pathsep.join([str(tmp_path / "packages"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    monkeypatch.setenv("PYTHONPATH", path)
+    np.save(tmp_path / "in.npy", np.random.default_rng(0).integers(20, 200, (2, 40, 48)).astype(np.uint8))
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", [["despeckle", "in.npy", "out.npy"], ["train", "in.npy", "--output", "a.model"]])
+def test_the_command_line_says_so_in_one_line(broken, command):
+    done = subprocess.run(
+        [sys.executable, "-m", "Speckle2SelfLib", *command], cwd=broken, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"speckle2self: {SENTENCE}") and "reinstall" in line
+    assert sorted(path.name for path in broken.iterdir()) == ["in.npy", "packages"]
+
+
+def test_a_job_in_slicer_fails_with_that_sentence(broken):
+    worker = Worker()
+    try:
+        job = worker.despeckle(np.load(broken / "in.npy"))
+        end = time.monotonic() + 60
+        while not job.ended and time.monotonic() < end:
+            worker.poll()
+            time.sleep(0.01)
+        assert job.state == "failed" and job.message.startswith(SENTENCE) and "extension PyTorch" in job.message
+    finally:
+        worker.close()
+
+
+def test_a_pytorch_that_starts_has_no_fault():
+    assert torch_fault() is None
