@@ -107,9 +107,12 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     region &= ~_find_boxes(brightest, grey_values.min(0), region)
     if moves:  # tissue can be still by chance; graphics are frozen, or stand out from a dark ground
         graphics = _remove_specks(graphics & (frozen | (level > 2 * ndimage.uniform_filter(level, 13))), 2)
+        for extreme in (brightest, grey_values.min(0)):  # over time: what moves, as clocks do, and what stands still
+            graphics |= _find_drawings(np.where(colored, 0, np.maximum(extreme - black, 0)), span)
     else:
         still = np.where(colored, 0, steady - black)
-        graphics |= _find_drawings(still, span) | _find_ruled_lines(still, span)
+        found = np.pad(_find_drawings(still, span) | _find_ruled_lines(still, span), 8)
+        graphics |= ndimage.binary_closing(found, np.ones((1, 13)))[8:-8, 8:-8]  # points and hyphens between letters
     region = _remove_specks(region & ~ndimage.binary_dilation(graphics, iterations=2), SMALLEST)
     return region if within is None else region & within
 
@@ -131,7 +134,7 @@ def _find_exterior(image: np.ndarray, region: np.ndarray) -> np.ndarray:
         beside = np.where(between == 0, ndimage.maximum_filter(between, 3, mode="constant"), 0) * inside
         every = np.arange(count + 1)
         width, contact = np.bincount(runs, minlength=count + 1), ndimage.mean(border, beside, every)
-        straight = (ndimage.sum(bends, runs, every) - 2 < CROOKED * width) & (contact > 0.5)
+        straight = (ndimage.mean(bends, runs, every) < CROOKED) & (contact > 0.5)
         straight |= (np.bincount(between.ravel(), minlength=count + 1) > 2 * width**2) & (contact > 0.85)  # a gap
         straight[0] = False
         np.rot90(exterior, turn)[...] |= straight[between]
@@ -204,9 +207,10 @@ def _find_strokes(values: np.ndarray, span: float) -> np.ndarray:
 
 
 def _find_drawings(values: np.ndarray, span: float) -> np.ndarray:
-    """Return letters, marks and frames (H, W) on tissue: thin, of one grey value or bright, ending within a pixel.
+    """Return letters, marks, dots, lines and frames (H, W) on tissue: of one grey value or bright, and thin or brighter
+    than every pixel around them.
 
-    Speckle and layers do not: they fade over the pulse's length.
+    Speckle and layers are not: they fade over the pulse's length.
     """
     drawn = np.zeros(values.shape, bool)
     tallest, widest = (max(12, 0.07 * n) for n in values.shape)
@@ -214,6 +218,8 @@ def _find_drawings(values: np.ndarray, span: float) -> np.ndarray:
     equal = np.where(values > 0.4 * span, np.round(40 * values / span), 0).astype(int)
     for parts, frames in ((equal, True), ((values > 0.7 * span).astype(int), False)):
         labels = label_equal(parts, background=0, connectivity=2)
+        if frames:
+            drawn |= _end_abruptly(values, labels, 0.5 * span)
         areas, sums, drops = (np.bincount(labels.ravel(), x) for x in (None, values.ravel(), falls))
         labels = _keep_labels(labels, (areas >= 6) & (drops > 0.3 * sums))
         for label, box in enumerate(ndimage.find_objects(labels), 1):
@@ -230,6 +236,24 @@ def _find_drawings(values: np.ndarray, span: float) -> np.ndarray:
             if np.median(ring) < 0.55 * light and np.quantile(ring, 0.8) < 0.8 * light:
                 drawn[wide] |= part
     return drawn
+
+
+def _end_abruptly(values: np.ndarray, labels: np.ndarray, bright: float) -> np.ndarray:
+    """Return the parts (H, W) bool brighter than `bright` whose neighbors are all darker by a quarter, and the others
+    whose neighbors are all darker by half; of tissue, hardly one in a million."""
+    around, beside = np.pad(values, 1), np.pad(labels, 1, constant_values=-1)
+    brightest = np.zeros_like(values)
+    for row, column in ((y, x) for y in range(3) for x in range(3) if (y, x) != (1, 1)):
+        window = np.s_[row : row + values.shape[0], column : column + values.shape[1]]
+        np.maximum(brightest, around[window], out=brightest, where=beside[window] != labels)
+    every = np.arange(labels.max() + 1)
+    level = ndimage.mean(values, labels, every)
+    abrupt = ndimage.maximum(brightest, labels, every) < np.where(level > bright, 0.75, 0.5) * level
+    abrupt[0] = False
+    alike = np.bincount((20 * level[abrupt] / bright).astype(int), minlength=1)
+    if abrupt.sum() > 0.03 * len(every) and alike.max() < 0.25 * alike.sum():
+        return np.zeros(labels.shape, bool)  # noise from pixel to pixel: graphics have few grey values
+    return abrupt[labels]
 
 
 def _find_ruled_lines(values: np.ndarray, span: float) -> np.ndarray:
