@@ -531,6 +531,7 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         outputNode: vtkMRMLNode | str | None = None,
         model: str = "default",
         *,
+        uncertainty: bool = False,
         progress: Callable[[int, int], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
         **options: Any,
@@ -542,11 +543,14 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         outputNode: an earlier output to replace; None: a new one. For a sequence it is a sequence; for a proxy,
             a sequence, the proxy of an earlier output, or a volume that becomes the proxy. Never the input.
         model: one of `models()` or a model file.
+        uncertainty: put `<input> uncertainty` beside the output: one standard deviation of its error at each pixel, in
+            its grey values, as a floating-point volume, or as a sequence in the same browser; for models that tell it.
         progress: called with (frames done, frames).
         cancelled: called regularly; once it returns True, Cancelled is raised.
         options: further fields of `config.DespeckleOptions`:
             strength: 0 (the input) to 1 (the despeckled image).
             gamma: exponent on the despeckled grey values, 0.2 to 5; above 1 darkens.
+            cautious: how much of the input to keep where the model is uncertain, 0 to 1; for models that tell it.
             region: "auto" (detect the imaged region), "none" (whole frames), a segmentation or a box (ROI) or its id
                 or name, "given" (what was given last for this scanner and frames of this size), or a bool array of a
                 frame's size.
@@ -559,7 +563,7 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         for a proxy. Raises InputError (a ValueError) with one sentence on what is wrong and what to do. On an error,
         or when cancelled, no node is left behind; the input never changes.
         """
-        run = self.start(inputNode, outputNode, model=model, **options)
+        run = self.start(inputNode, outputNode, model=model, uncertainty=uncertainty, **options)
         node = run.wait(progress, cancelled)
         run.result.release()
         logging.info(f"Despeckled '{run.recording.name}' into '{node.GetName()}' in {run.seconds:.1f} s.")

@@ -45,6 +45,7 @@ _interrupted = threading.Event()  # by Ctrl-C: some libraries swallow KeyboardIn
 def despeckle(arguments: argparse.Namespace) -> None:
     """Remove the speckle of files. Under torchrun the processes share the files of an archive."""
     from . import files
+    from .despeckling import check_uncertainty
     from .devices import choose_device
     from .filters import FILTERS
     from .library import load_model
@@ -54,60 +55,67 @@ def despeckle(arguments: argparse.Namespace) -> None:
         raise InputError("Name an input and an output: speckle2self despeckle INPUT OUTPUT.")
     options, output = DespeckleOptions(**_values_of(DespeckleOptions, arguments)), Path(output)
     read_options = ReadOptions(**_values_of(ReadOptions, arguments))
-    paths = _input_files(inputs, output)
+    told = Path(arguments.uncertainty) if arguments.uncertainty else None
+    paths = _input_files(inputs, [folder for folder in (output, told) if folder is not None])
     unnamed = not output.suffix and paths[0].suffix and files.is_readable(paths[0])  # DICOM files may have no suffix
     many = len(paths) > 1 or unnamed or output.is_dir() or any(Path(entry).is_dir() for entry in inputs)
     if many and output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file; several inputs need a folder as output.")
+    if many and told is not None and (told.is_file() or told.resolve() == output.resolve()):
+        raise InputError(f"--uncertainty {told}: several inputs need a folder of their own for it.")
     rank, local, processes = torchrun_place()
     if processes > 1 and options.device in ("auto", "cuda") and str(choose_device("auto")) == "cuda":
         options = replace(options, device=f"cuda:{local}")
     model = FILTERS.get(options.model) or load_model(options.model)
     choose_device(options.device)  # report a wrong one before anything is read
+    if told is not None or options.cautious:
+        check_uncertainty(model)
     if not many:
         if not (arguments.skip_existing and output.exists()):
-            _despeckle_file(paths[0], output, output.parent, model, options, read_options)
+            _despeckle_file(paths[0], output, told, output.parent, model, options, read_options)
         return
-    is_new = not output.exists()
+    new = [folder for folder in (output, told) if folder is not None and not folder.exists()]
     failed, written = [], 0
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        for folder in new:
+            folder.mkdir(parents=True, exist_ok=True)
         pairs = list(zip(paths, _targets(paths, inputs, output), strict=True))[rank::processes]
         pending = [pair for pair in pairs if not (arguments.skip_existing and pair[1].exists())]
         for path, target in pending:
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _despeckle_file(path, target, output, model, options, read_options)
+                beside = _beside(target, output, told)
+                _despeckle_file(path, target, beside, output, model, options, read_options)
                 written += 1
             except InputError as error:
                 if len(paths) == 1:
                     raise
                 failed.append(with_path(path, error))
     finally:
-        if is_new and not written and processes == 1:
+        for folder in new if not written and processes == 1 else ():
             with suppress(OSError):
-                remove_empty_folders(output)
+                remove_empty_folders(folder)
     if processes > 1:
         failed = _gather_failures(failed, rank, processes)
     if failed:
         raise InputError(f"{len(failed)} of {len(paths)} files could not be despeckled:\n" + "\n".join(failed))
 
 
-def _input_files(inputs: Iterable[FilePath], output: Path) -> list[Path]:
-    """Return the files to read; of a folder, without those in the output folder, which are results."""
+def _input_files(inputs: Iterable[FilePath], outputs: list[Path]) -> list[Path]:
+    """Return the files to read; of a folder, without those in the output folders, which are results."""
     from . import files
 
-    paths, results = [], output.resolve()
+    paths, results = [], {output.resolve() for output in outputs}
     for entry in inputs:
         other_files: list[Path] = []
         inside = files.find([entry], other_files)
-        names = [str(path) for path in other_files if results not in path.resolve().parents]
+        names = [str(path) for path in other_files if results.isdisjoint(path.resolve().parents)]
         if names and torchrun_place()[0] == 0:
             print(f"{entry}: passed over, as no images: {', '.join(names)}.", file=sys.stderr)
         if Path(entry).is_dir():
-            inside = [path for path in inside if results not in path.resolve().parents]
+            inside = [path for path in inside if results.isdisjoint(path.resolve().parents)]
             if not inside:
-                raise InputError(f"All that {entry} holds lies in the output folder {output}; give another one.")
+                raise InputError(f"All that {entry} holds lies in the output folder {outputs[0]}; give another one.")
         paths += inside
     return paths
 
@@ -134,32 +142,57 @@ def remove_empty_folders(folder: Path) -> None:
     folder.rmdir()
 
 
+def _beside(target: Path, output: Path, told: Path | None) -> Path | None:
+    """The file for the uncertainty of `target`, laid out below the folder `told` as that is below `output`."""
+    from . import files
+
+    if told is None:
+        return None
+    path = told / target.relative_to(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path if path.name.lower().endswith(files.FLOATING) else path.with_name(path.name + ".nrrd")
+
+
 def _despeckle_file(
-    path: Path, target: Path, folder: Path, model: Model | Filter, options: DespeckleOptions, read_options: ReadOptions
-) -> None:
-    """Despeckle one file. folder: that of all outputs, which with the options tells one run from another."""
+    path: Path, target: Path, told: Path | None, folder: Path, model: Model | Filter, options: DespeckleOptions,
+    read_options: ReadOptions,
+) -> None:  # fmt: skip
+    """Despeckle one file. told: the file for the uncertainty. folder: that of all outputs, which with the options tells
+    one run from another."""
     from . import files, volumes
     from .despeckling import despeckle as despeckle_frames
 
     with _warnings_with_path(path):
         recording = files.read(path, dynamic_range=read_options.dynamic_range)
         files.check_output(target, recording)
+        if told is not None:
+            files.check_map(told, recording, target)
     recording.run = f"{folder.resolve()} {asdict(options)}"
     frames = recording.frames.reshape(recording.volumes, -1, *recording.frames.shape[1:])  # (T, K, J, I[, C])
     axis = "k" if options.axis == "auto" and recording.sequence else options.axis
     axes = volumes.slicing_axes(frames.shape[1:], recording.spacing, axis)
-    region = _region(recording, frames.shape[1:4], options.region, axes)
+    region, maps = _region(recording, frames.shape[1:4], options.region, axes), []
+    look = {name: getattr(options, name) for name in ("strength", "gamma", "cautious", "device")}
 
     def run(stack: np.ndarray, progress: Progress) -> np.ndarray:
+        if told is not None:
+            maps.append(files.roomy(stack.shape[:3], "float32"))
         return despeckle_frames(
             stack, model, region=region, output=output if axes == [0] else None, progress=progress,
-            cancelled=_interrupted.is_set, strength=options.strength, gamma=options.gamma, device=options.device,
+            cancelled=_interrupted.is_set, uncertainty=maps[-1] if maps else None, **look,
         )  # fmt: skip
 
     with files.array_like(recording.frames, target.parent) as output:
         with _bar(path.name, "frame") as progress, _warnings_with_path(path):
             result = volumes.process(frames, axes, run, progress)
-        files.write(target, result.reshape(recording.frames.shape), recording)
+        if told is not None:  # before the output: where that is, nothing is missing
+            files.write_map(told, volumes.average_maps(maps, frames.shape[:4], axes), recording)
+        try:
+            files.write(target, result.reshape(recording.frames.shape), recording)
+        except BaseException:
+            if told is not None:
+                told.unlink(missing_ok=True)
+            raise
     if options.axis == "auto" and axes != [0]:
         name = volumes.AXES[axes[0]]
         print(f"{path} was cut along its coarsest axis, {name}; --axis k takes frames as stored.", file=sys.stderr)
@@ -468,6 +501,11 @@ def _add_despeckle(command: argparse.ArgumentParser) -> None:
     command.add_argument("paths", nargs="+", metavar="INPUT... OUTPUT", help=help)
     add_options(command, DespeckleOptions)
     add_options(command, ReadOptions)
+    help = (
+        "write one standard deviation of the output's error at each pixel, in its grey values, as .npy, .nrrd or .mha; "
+        "several inputs: a folder"
+    )
+    command.add_argument("--uncertainty", metavar="FILE", help=help)
     command.add_argument("--skip-existing", action="store_true", help="skip files whose output exists")
 
 

@@ -9,17 +9,22 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from .formats import FORMATS, base, by_content, by_name
 from .formats.arrays import Arrays
-from .formats.base import Format, Recording, release
+from .formats.base import Format, Recording, release, roomy
 from .formats.signals import to_decibels
 from .system import FilePath, InputError
 
-__all__ = ["Recording", "array_like", "check_output", "find", "is_readable", "read", "read_mask", "release", "write"]
+__all__ = [
+    "Recording", "array_like", "check_map", "check_output", "find", "is_readable", "read", "read_mask", "release",
+    "roomy", "write", "write_map",
+]  # fmt: skip
+FLOATING = (".npy", ".nrrd", ".mha")  # single files that hold floating point
 logger = logging.getLogger(__name__)
 BESIDE = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz"), ".hdr": (".img", ".img.gz")}  # data of headers
 
@@ -143,6 +148,38 @@ def check_output(path: FilePath, recording: Recording) -> None:
     target = _format_of(Path(path), recording)
     if recording.times is not None and target.name != recording.format and not target.keeps_times(Path(path)):
         logger.warning("%s does not hold the times of the frames, as .seq.nrrd and .seq.mha do.", Path(path).name)
+
+
+def check_map(path: Path, recording: Recording, output: Path) -> None:
+    """Raise InputError where a map of floating point that belongs to a recording cannot be written to `path`.
+
+    output: the file that its frames are written to.
+    """
+    if not base.has_suffix(path, FLOATING):
+        raise InputError(f"{path.name} cannot hold an uncertainty; give it the suffix .npy, .nrrd or .mha.")
+    if path.resolve() == output.resolve():
+        raise InputError(f"{path} is the output already; give the uncertainty another file.")
+    nothing = np.broadcast_to(np.float32(0), recording.frames.shape[:3])
+    _format_of(path, _map_of(recording, path, nothing))
+
+
+def write_map(path: Path, values: np.ndarray, recording: Recording) -> None:
+    """Write a map of floating point with the geometry and times of a recording, whole or not at all.
+
+    values: as many as its frames (N, H, W) have pixels.
+    """
+    values = np.ascontiguousarray(values).reshape(recording.frames.shape[:3])
+    write(path, values, _map_of(recording, path, values))
+
+
+def _map_of(recording: Recording, path: Path, values: np.ndarray) -> Recording:
+    """Return a recording of other values: with all fields of its header where `path` is of its own format, else with
+    its geometry."""
+    found = by_name(path)
+    if found is not None and found.name == recording.format and recording.frames.ndim == 3:
+        return replace(recording, frames=values)
+    source = {name: value for name, value in recording.source.items() if name == "geometry"}
+    return replace(recording, frames=values, format=Arrays.name, source=source)
 
 
 def _format_of(path: Path, recording: Recording) -> Format:

@@ -24,7 +24,7 @@ LONGEST = 500  # characters of a message; a longer one is cut
 @dataclass(frozen=True)
 class Despeckle:
     """Despeckle the frames of a job. block, inode: its shared memory; options: a `config.DespeckleOptions` as a dict,
-    in which the region "given" is the mask in that memory."""
+    in which the region "given" is the mask in that memory; uncertainty: whether it also has an array for that."""
 
     job: int
     shape: tuple[int, ...]
@@ -32,6 +32,7 @@ class Despeckle:
     block: str
     inode: int
     options: dict
+    uncertainty: bool = False
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,7 @@ class Run:
         if not self.output.exists():
             return None
         model = Model(*checkpoint.load(self.output))
-        settings = model.card.get("training", {})
+        settings = to_dict(TrainingConfig()) | model.card.get("training", {})  # a field may be newer than the file
         wanted = to_dict(self.job.training)
         if self.job.minutes is not None:
             wanted["steps"] = settings.get("steps")

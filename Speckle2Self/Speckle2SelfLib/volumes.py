@@ -65,6 +65,21 @@ def process(
     return average(results)
 
 
+def average_maps(maps: list[np.ndarray], shape: tuple[int, ...], axes: list[int]) -> np.ndarray:
+    """Return the mean of maps (N, H, W), each cut across its one of `axes`, as volumes of `shape` (T, K, J, I).
+
+    Those that are zero everywhere, as where nothing was changed, do not count. Errors of several orientations are much
+    alike: deviations are averaged, not variances divided.
+    """
+    whole = []
+    for values, axis in zip(maps, axes, strict=True):
+        cut = np.moveaxis(np.empty(shape, np.void), 1 + axis, 1).shape
+        whole.append(np.moveaxis(values.reshape(cut), 1, 1 + axis))
+    if len(whole) == 1:
+        return whole[0]
+    return average([values for values in whole if values.any()] or whole[:1])
+
+
 def unchanged_axes(axes: list[int], changed: list[bool]) -> str:
     """Return the names of the axes across which nothing was changed."""
     return ", ".join(AXES[axis] for axis, did in zip(axes, changed, strict=True) if not did)

@@ -65,9 +65,11 @@ def views(block: mmap.mmap, *arrays: Array) -> list[np.ndarray]:
     ]
 
 
-def job_arrays(shape: Sequence[int], dtype: DType) -> list[Array]:
-    """Return what a job's block holds: input, output, region (found by the child, or given)."""
-    return [(tuple(shape), dtype), (tuple(shape), dtype), (tuple(shape[1:3]), "bool")]
+def job_arrays(shape: Sequence[int], dtype: DType, uncertainty: bool = False) -> list[Array]:
+    """Return what a job's block holds: input, output, region (found by the child, or given), and the output's
+    uncertainty where that is asked for."""
+    arrays: list[Array] = [(tuple(shape), dtype), (tuple(shape), dtype), (tuple(shape[1:3]), "bool")]
+    return [*arrays, (tuple(shape[:3]), "float32")] if uncertainty else arrays
 
 
 def stream_arrays(shape: Sequence[int], dtype: DType) -> list[Array]:
@@ -261,12 +263,14 @@ class Server:
 
     def _despeckle(self, request: protocol.Despeckle) -> None:
         from .calibration import calibrate
-        from .despeckling import despeckle, needs_grain
+        from .despeckling import check_uncertainty, despeckle, needs_grain
 
         options = from_dict(DespeckleOptions, request.options)
-        arrays = job_arrays(request.shape, request.dtype)
-        frames, output, region = views(attach(request.block, request.inode, offsets_of(*arrays)[1]), *arrays)
+        arrays = job_arrays(request.shape, request.dtype, request.uncertainty)
+        frames, output, region, *maps = views(attach(request.block, request.inode, offsets_of(*arrays)[1]), *arrays)
         model, frame_options, runs_on = self.engine(options)
+        if maps:
+            check_uncertainty(model)
         source = region.copy() if options.region == "given" else None if options.region == "none" else options.region
         calibration = calibrate(frames, source, with_grain=needs_grain(model))
         region[...] = calibration.region
@@ -292,6 +296,7 @@ class Server:
             output=output,
             progress=progress,
             cancelled=cancelled,
+            uncertainty=maps[0] if maps else None,
             **frame_options,
         )
         self.say(protocol.Done(request.job))

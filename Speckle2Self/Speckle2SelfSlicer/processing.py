@@ -11,7 +11,7 @@ from slicer import vtkMRMLNode, vtkMRMLVolumeNode
 from slicer.i18n import tr as _
 
 from Speckle2SelfLib import volumes
-from Speckle2SelfLib.look import look
+from Speckle2SelfLib.look import look, uncertainty_of_look
 from Speckle2SelfLib.system import Cancelled, InputError
 
 from . import results
@@ -29,14 +29,15 @@ class Run:
     state: "reading", "despeckling", "writing", "done", "cancelled", "failed" (message says why, for the user). done,
     total: frames; rate: per second; seconds: since the start; seconds_left: None where unknown. region: (H, W) bool of
     what is despeckled, None as long as it is unknown. result: a `Result`, once done.
-    onlyRegion: it ends as soon as `region` is known, and writes nothing. options: those of
+    onlyRegion: it ends as soon as `region` is known, and writes nothing. uncertainty: a second node,
+    `<input> uncertainty`, gets one standard deviation of the output's error, in its grey values. options: those of
     `config.DespeckleOptions`; region may also be pixels (H, W).
     Raises InputError where the nodes or the options do not fit.
     """
 
     def __init__(
         self, worker: Worker, node: vtkMRMLNode, output: vtkMRMLNode | None = None, keepPartial: bool = False,
-        onlyRegion: bool = False, **options,
+        onlyRegion: bool = False, uncertainty: bool = False, **options,
     ):  # fmt: skip
         self.recording = Recording.of(node)
         results.checkOutput(self.recording, output)
@@ -44,7 +45,7 @@ class Run:
         self.axes, self._shape, self._dtype = self.recording.axes(options["axis"]), *self.recording.kind
         self.options, mask = checked_options(options, np.delete(self._shape[1:4], self.axes[0]))
         self._region = self.options.region if mask is None else options["region"]
-        self.output, self.keepPartial = output, keepPartial
+        self.output, self.keepPartial, self.uncertainty = output, keepPartial, uncertainty
         self.state, self.message, self.result = "reading", "", None
         self.done, self.total, self.rate, self.seconds_left, self.device = 0, 0, 0.0, None, ""
         self.region, self._onlyRegion, self._startTime = None, onlyRegion, time.monotonic()
@@ -144,7 +145,8 @@ class Run:
     def _fill(self, axis: int) -> Iterator[None]:
         """The frames across one axis into the memory of a job."""
         sizes = np.moveaxis(np.empty(self._shape[:4], np.void), 1 + axis, 1).shape
-        job = self._worker.allocate((sizes[0] * sizes[1], *sizes[2:], *self._shape[4:]), self._dtype)
+        told = {"uncertainty": True} if self.uncertainty or self.options.cautious else {}
+        job = self._worker.allocate((sizes[0] * sizes[1], *sizes[2:], *self._shape[4:]), self._dtype, **told)
         self._jobs.append(job)
         for time_point, image in enumerate(self.recording.voxels()):
             if (image.shape, image.dtype) != (self._shape[1:], self._dtype):
@@ -156,7 +158,7 @@ class Run:
                 yield None
 
     def _despeckle(self, number: int, job: DespeckleJob) -> Iterator[str]:
-        """A job, the number-th, through the worker. Strength and gamma are applied to what comes out, by `Result`."""
+        """A job, the number-th, through the worker. The look is applied to what comes out, by `Result`."""
         request = {"model": self.options.model, "device": self.options.device, "region": self._region}
         self._worker.start(job, request)
         while not job.ended:
@@ -189,14 +191,20 @@ class Run:
         """The result into the scene; cut: only the first frames are done."""
         automatic = self.options.axis if self.options.region == "auto" else None
         self.result = Result(self.recording, self._jobs, self.axes, self._shape, automatic)
-        images = self.result.images(self.options.strength, self.options.gamma, self.done if cut else None)
-        suffix = f"despeckled{PARTIAL}" if cut else "despeckled"
+        options, count, partial = self.options, self.done if cut else None, PARTIAL if cut else ""
+        images = self.result.images(options.strength, options.gamma, count, options.cautious)
         node = None
-        for node in results.writeInSteps(self.recording, images, None if cut else self.output, suffix):
+        for node in results.writeInSteps(self.recording, images, None if cut else self.output, f"despeckled{partial}"):
             if self._cancelRequested and not self.keepPartial and node is None:
                 raise Cancelled
             yield None
         self.result.node = node
+        if self.uncertainty:
+            maps = self.result.uncertainties(options.strength, options.gamma, count)
+            for told in results.writeInSteps(self.recording, maps, None, f"uncertainty{partial}"):
+                self.result.uncertaintyNode = told
+                yield None
+            results.showOwnWindow(self.result.uncertaintyNode)
         if not cut:
             results.rename(node, lambda name: name.removesuffix(PARTIAL))
 
@@ -213,17 +221,18 @@ class Run:
 
 
 class Result:
-    """The network's output for a recording, kept so that strength and gamma change the output without running it again.
+    """The network's output for a recording, kept so that the look changes the output without running it again.
 
-    node: the output. The input is read from its nodes again where it is blended in. region: (H, W) bool of what was
-    despeckled, across the first of `axes`; automaticAxis: the axis that was asked for, where the region was found by
-    itself; else None.
+    node: the output; uncertaintyNode: that of its uncertainty, if it was asked for. The input is read from its nodes
+    again where it is blended in. region: (H, W) bool of what was despeckled, across the first of `axes`; automaticAxis:
+    the axis that was asked for, where the region was found by itself; else None.
     """
 
     def __init__(
         self, recording: Recording, jobs: list[DespeckleJob], axes: list[int], shape: tuple, automaticAxis: str | None
     ):
         self.recording, self.node, self.automaticAxis = recording, None, automaticAxis
+        self.uncertaintyNode = None
         self._jobs, self._shape = jobs, shape
         self.region, self.axes = jobs[0].region, axes
         # Of several orientations, those without ultrasound are copies of the input.
@@ -231,34 +240,55 @@ class Result:
         for job in jobs:
             job.release_input()
 
-    def images(self, strength: float, gamma: float, count: int | None = None) -> Iterator[np.ndarray]:
+    def images(
+        self, strength: float, gamma: float, count: int | None = None, cautious: float = 0.0
+    ) -> Iterator[np.ndarray]:
         """Yield the output's volumes (K, J, I[, C]), one after the other; count: only the first of them."""
         for number in range(self._shape[0] if count is None else count):
-            yield self.image(number, strength, gamma)
+            yield self.image(number, strength, gamma, cautious)
 
-    def image(self, number: int, strength: float, gamma: float) -> np.ndarray:
-        """Return one volume of the output (K, J, I[, C]). Raises InputError where the input has changed its size."""
+    def uncertainties(self, strength: float, gamma: float, count: int | None = None) -> Iterator[np.ndarray]:
+        """Yield the uncertainty of each of `images`, (K, J, I) float32, in the output's grey values."""
+        for number in range(self._shape[0] if count is None else count):
+            parts = []
+            for job, axis, place in self._parts(number):
+                told = uncertainty_of_look(job.uncertainty[place], job.output[place], job.mapping, strength, gamma)
+                parts.append(np.moveaxis(told, 0, axis))
+            yield parts[0] if len(parts) == 1 else volumes.average([part[None] for part in parts])[0]
+
+    def _parts(self, number: int) -> Iterator[tuple[DespeckleJob, int, slice]]:
+        """Yield the jobs that one volume comes from, the axis across which each cuts it, and its frames there."""
+        for job, axis in ((self._jobs[orientation], self.axes[orientation]) for orientation in self._averaged):
+            count = self._shape[1 + axis]
+            yield job, axis, slice(number * count, (number + 1) * count)
+
+    def image(self, number: int, strength: float, gamma: float, cautious: float = 0.0) -> np.ndarray:
+        """Return one volume of the output (K, J, I[, C]). Raises InputError where the input has changed its size.
+
+        cautious: of a run that asked for caution or the uncertainty.
+        """
         parts, before = [], None
-        if strength != 1 or gamma != 1:  # the jobs' own copy of the input is gone
+        if strength != 1 or gamma != 1 or cautious:  # the jobs' own copy of the input is gone
             before = voxelsOf(self.recording.volumes[number])
             if before.shape != self._shape[1:]:
                 raise InputError(CHANGED.format(self.recording.name))
-        for job, axis in ((self._jobs[number], self.axes[number]) for number in self._averaged):
-            count = self._shape[1 + axis]
-            after = job.output[number * count : (number + 1) * count]
+        for job, axis, place in self._parts(number):
+            after = job.output[place]
             if before is not None:
-                after = look(np.moveaxis(before, axis, 0), after, job.region, job.mapping, strength, gamma)
+                told = job.uncertainty[place] if cautious else None
+                frames = np.moveaxis(before, axis, 0)
+                after = look(frames, after, job.region, job.mapping, strength, gamma, cautious, told)
             parts.append(np.moveaxis(after, 0, axis))
         return parts[0] if len(parts) == 1 else volumes.average([part[None] for part in parts])[0]
 
-    def relook(self, strength: float, gamma: float) -> Iterator[None]:
+    def relook(self, strength: float, gamma: float, cautious: float = 0.0) -> Iterator[None]:
         """Bring the output up to date, the volume that is shown first; yield between pieces. Items that were added to
         the output, or whose size was changed, stay as they are."""
         node = self.node
         if node is None or node.GetScene() is None:
             return
         if self.recording.sequence is None:
-            slicer.util.updateVolumeFromArray(node, self.image(0, strength, gamma))
+            slicer.util.updateVolumeFromArray(node, self.image(0, strength, gamma, cautious))
             return
         sequence = sequenceOf(node)
         if sequence is None:  # its browser has gone
@@ -270,7 +300,7 @@ class Result:
             volume = sequence.GetNthDataNode(item)
             if number is None or volume.GetImageData() is None:
                 continue
-            image, target = self.image(number, strength, gamma), slicer.util.arrayFromVolume(volume)
+            image, target = self.image(number, strength, gamma, cautious), slicer.util.arrayFromVolume(volume)
             if image.size != target.size:
                 continue
             target[...] = image.reshape(target.shape)

@@ -128,8 +128,12 @@ def _writeVolume(
 
 
 def _volume(template: vtkMRMLVolumeNode, voxels: np.ndarray) -> vtkMRMLVolumeNode:
-    """A volume node outside any scene: all of `template` but its voxels (K, J, I[, C])."""
-    volume = getattr(slicer, VOLUMES[template.GetClassName()])()
+    """A volume node outside any scene: all of `template` but its voxels (K, J, I[, C]).
+
+    Voxels of another type, or without the template's color, are a map: of its place, but a scalar volume.
+    """
+    isMap = _isMap(template, voxels)
+    volume = slicer.vtkMRMLScalarVolumeNode() if isMap else getattr(slicer, VOLUMES[template.GetClassName()])()
     image = vtk.vtkImageData()
     if template.IsA("vtkMRMLStreamingVolumeNode"):
         bare = slicer.vtkMRMLStreamingVolumeNode()  # copying from the input itself would decode it
@@ -144,14 +148,27 @@ def _volume(template: vtkMRMLVolumeNode, voxels: np.ndarray) -> vtkMRMLVolumeNod
             raise InputError(CHANGED.format(template.GetName()))
         volume.CopyContent(template, False)
         image.SetExtent(before.GetExtent())
-        scalarType = before.GetScalarType()
+        scalarType = get_vtk_array_type(voxels.dtype) if isMap else before.GetScalarType()
     image.AllocateScalars(scalarType, voxels.shape[3] if voxels.ndim == 4 else 1)
     vtk_to_numpy(image.GetPointData().GetScalars()).reshape(voxels.shape)[:] = voxels
     volume.SetAndObserveImageData(image)
-    volume.SetVoxelVectorType(template.GetVoxelVectorType())
+    if not isMap:
+        volume.SetVoxelVectorType(template.GetVoxelVectorType())
     volume.SetName(template.GetName())
     volume.RemoveAttribute(ORIGINAL)
     return volume
+
+
+def _isMap(template: vtkMRMLVolumeNode, voxels: np.ndarray) -> bool:
+    """Whether voxels (K, J, I[, C]) are other than those of a recording's volume."""
+    if template.IsA("vtkMRMLStreamingVolumeNode"):
+        return voxels.dtype.kind == "f"  # its own are of 8 bits
+    before = template.GetImageData()
+    scalars = before.GetPointData().GetScalars() if before is not None else None
+    if scalars is None:
+        return False
+    colors = voxels.shape[3] if voxels.ndim == 4 else 1
+    return vtk_to_numpy(scalars).dtype != voxels.dtype or before.GetNumberOfScalarComponents() != colors
 
 
 def _writeSequence(
@@ -259,7 +276,9 @@ def showLike(template: vtkMRMLVolumeNode | None, volume: vtkMRMLVolumeNode, adde
     if volume.GetDisplayNode() is not None:
         return
     display = template.GetDisplayNode() if template is not None else None
-    if display is None or not display.IsA("vtkMRMLScalarVolumeDisplayNode"):
+    colored = display is not None and display.IsA("vtkMRMLVectorVolumeDisplayNode")
+    unfit = colored and not volume.IsA("vtkMRMLVectorVolumeNode")
+    if display is None or unfit or not display.IsA("vtkMRMLScalarVolumeDisplayNode"):
         volume.CreateDefaultSequenceDisplayNodes()
         added.append(volume.GetDisplayNode())
         return
@@ -269,6 +288,16 @@ def showLike(template: vtkMRMLVolumeNode | None, volume: vtkMRMLVolumeNode, adde
     copy.SetWindowLevel(display.GetWindow(), display.GetLevel())
     added.append(volume.GetScene().AddNode(copy))
     volume.SetAndObserveDisplayNodeID(copy.GetID())
+
+
+def showOwnWindow(node: vtkMRMLNode) -> None:
+    """Show a map, or the proxies of a sequence of them, at the window of its own values, not at its recording's."""
+    sequence = sequenceOf(node)
+    shown = [browser.GetProxyNode(sequence) for browser in browsers(node.GetScene(), sequence)] if sequence else [node]
+    for volume in shown:
+        display = volume.GetDisplayNode() if volume is not None else None
+        if display is not None:
+            display.AutoWindowLevelOn()
 
 
 def placeBeside(node: vtkMRMLNode, result: vtkMRMLNode) -> None:

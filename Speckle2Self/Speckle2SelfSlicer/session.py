@@ -80,18 +80,19 @@ class Session:
 
     def start(
         self, inputNode: vtkMRMLNode | str, outputNode: vtkMRMLNode | str | None = None, keepPartial: bool = False,
-        onlyRegion: bool = False, **options: Any,
+        onlyRegion: bool = False, uncertainty: bool = False, **options: Any,
     ) -> Run:  # fmt: skip
         """Despeckle in the background; return a `processing.Run` at once, whose `step` has to be called regularly.
 
         keepPartial: when cancelled, the frames that are done are kept as `<input> despeckled (partial)`. onlyRegion:
-        find the region, and write nothing. options: fields of `config.DespeckleOptions`, where region may also be a
-        segmentation, a box (ROI) or pixels. Raises InputError.
+        find the region, and write nothing. uncertainty: write that of the output too, see `Run`. options: fields of
+        `config.DespeckleOptions`, where region may also be a segmentation, a box (ROI) or pixels. Raises InputError.
         """
         nodes = scene.find(inputNode), scene.find(outputNode)
         scene.Recording.of(nodes[0])  # its checks come before those of the options
         options["region"] = regions.settle(nodes[0], options.get("region", "auto"), options.get("axis", "auto"))
-        run = Run(self.worker, *nodes, keepPartial=keepPartial, onlyRegion=onlyRegion, **options)
+        kept = {"keepPartial": keepPartial, "onlyRegion": onlyRegion, "uncertainty": uncertainty}
+        run = Run(self.worker, *nodes, **kept, **options)
         dependencies.ensure()  # only for input that can be used; the process starts later
         return run
 

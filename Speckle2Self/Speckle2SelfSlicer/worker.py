@@ -114,15 +114,17 @@ class DespeckleJob:
     """One recording. state: "waiting", "running", "done", "cancelled", "failed" (message says why, for the user).
 
     input, output: (N, H, W[, C]) in shared memory; the first `done` of `total` frames of the output are despeckled.
+    uncertainty: (N, H, W) float32 there, of the output; None where it was not asked for.
     rate: frames per second; seconds_left: estimated, None as long as nothing is known. device, precision: what was
     chosen, such as "cuda", "bfloat16"; mapping: the grey values that the model takes for 0 and 1. `release` when the
     output has been read.
     """
 
-    def __init__(self, number: int, shape, dtype: np.dtype):
-        arrays = job_arrays(shape, dtype)
+    def __init__(self, number: int, shape, dtype: np.dtype, uncertainty: bool = False):
+        arrays = job_arrays(shape, dtype, uncertainty)
         self._block = _Block(offsets_of(*arrays)[1])
-        self.input, self.output, self._region = views(self._block.map, *arrays)
+        self.input, self.output, self._region, *maps = views(self._block.map, *arrays)
+        self.uncertainty = maps[0] if maps else None
         self.number, self.state, self.message = number, "waiting", ""
         self.done, self.total, self.rate, self.seconds_left = 0, int(shape[0]), 0.0, None
         self.device, self.precision, self.mapping = "", "", None
@@ -149,7 +151,7 @@ class DespeckleJob:
     def release(self) -> None:
         """Frees the memory, as soon as the caller has no view of it either."""
         self._hide()
-        self._block = self.input = self.output = self._region = None
+        self._block = self.input = self.output = self._region = self.uncertainty = None
 
     def _take(self, answer) -> None:
         """Take an answer about this job; raise ValueError where that cannot be."""
@@ -359,11 +361,12 @@ class Worker:
             for stream in self._streams.values():
                 stream._open()
 
-    def allocate(self, shape, dtype) -> DespeckleJob:
-        """A job whose `input` (N, H, W[, C]) the caller fills before `start`. Raises InputError."""
+    def allocate(self, shape, dtype, uncertainty: bool = False) -> DespeckleJob:
+        """A job whose `input` (N, H, W[, C]) the caller fills before `start`; uncertainty: whether that of the output
+        is asked for. Raises InputError."""
         dtype = np.dtype(dtype)
         _check_frames(tuple(shape), dtype)
-        job = DespeckleJob(self._next_number(), tuple(int(n) for n in shape), dtype)
+        job = DespeckleJob(self._next_number(), tuple(int(n) for n in shape), dtype, uncertainty)
         self._jobs.add(job)
         return job
 
@@ -373,7 +376,9 @@ class Worker:
         if region is not None:
             job._region[...] = region
         shape, dtype = job.input.shape, job.input.dtype.str
-        job._request = protocol.Despeckle(job.number, shape, dtype, *job._block.name, asdict(options))
+        job._request = protocol.Despeckle(
+            job.number, shape, dtype, *job._block.name, asdict(options), job.uncertainty is not None
+        )
         self._waiting.append(job)
         self.poll()
         return job

@@ -153,10 +153,12 @@ class Nrrd(Format):
             if not line or key in ("data file", "datafile", "line skip", "lineskip", "byte skip", "byteskip"):
                 continue
             if key == "type" and NRRD_TYPES[line.partition(":")[2].strip().lower()] != array.dtype.str[1:]:
-                line = f"type: {WRITTEN[array.dtype.str[1:]]}"  # of decibels
+                line = f"type: {WRITTEN[array.dtype.str[1:]]}"  # of decibels, or a map
             if key == "encoding":
                 packed = "raw" not in line
             lines.append("endian: little" if key == "endian" else line)
+        if array.itemsize > 1 and "endian: little" not in lines:  # the input's had one byte a value
+            lines.append("endian: little")
         name = path.stem + (".raw.gz" if packed else ".raw")
         detached = path.suffix.lower() == ".nhdr"
         lines += [f"data file: {name}", ""] if detached else [""]

@@ -14,7 +14,7 @@ from Speckle2SelfLib.config import Job, ModelConfig, TrainingConfig
 from Speckle2SelfLib.dataset import prepare_cine
 from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.library import load_model
-from Speckle2SelfLib.network import SpeckleReductionNetwork
+from Speckle2SelfLib.network import SpeckleReductionNetwork, build
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
 from Speckle2SelfLib.system import Cancelled
 from Speckle2SelfLib.training import Training
@@ -53,6 +53,20 @@ def begun(recipe, **settings):
 def test_frames_of_any_size_come_out_alike(size):
     cpu, cuda = both(recording(size)[0])
     assert np.abs(cpu - cuda).max() <= 2 and np.sqrt(np.mean((cpu - cuda) ** 2)) < 0.2
+
+
+def test_the_uncertainty_comes_out_alike_also_when_it_is_replayed():
+    torch.manual_seed(0)
+    settings = ModelConfig(deep=1, uncertainty=True)
+    network = build(settings).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    frames, maps = recording((123, 201))[0], {}
+    for device in ("cpu", "cuda", "cuda", "cuda"):  # of the same shape each time
+        maps[device] = np.empty(frames.shape, np.float32)
+        options = {"region": None, "device": device, "uncertainty": maps[device], "precision": torch.float32}
+        despeckle(frames, Model(settings, network), **options)
+        assert maps[device] == pytest.approx(maps["cpu"], rel=0.02)
 
 
 @pytest.mark.parametrize("kind", ["int16", "float32", "not finite", "colour", "sector", "one frame", "weak and dark"])

@@ -72,6 +72,24 @@ def test_told_deviations_are_fitted_to_held_out_simulated_frames():
     assert fit_uncertainty(network, [Cine(frames)]) == 1
 
 
+def test_a_run_makes_a_model_that_tells_its_uncertainty_and_an_adapted_one_keeps_doing_so(tmp_path):
+    given = {"preset": "default", "simulated": 2, "steps": 2, "batch": 2, "device": "cpu"}
+    first = runs.run(Job(str(tmp_path / "first"), width=4, deep=1, uncertainty=True, **given))
+    assert (first.config.width, first.config.deep, first.config.uncertainty) == (4, 1, True)
+    assert first.config.uncertainty_scale == pytest.approx(fit_uncertainty(first.network, runs_held_out(given)))
+    again = runs.run(Job(str(tmp_path / "again"), init=str(tmp_path / "first"), **given))
+    assert again.config == replace(first.config, uncertainty_scale=again.config.uncertainty_scale)
+    for shape in ({"deep": 1}, {"uncertainty": True}):
+        with pytest.raises(InputError, match="new network of ours"):
+            runs.run(Job(str(tmp_path / "other"), init=str(tmp_path / "first"), **shape, **given))
+
+
+def runs_held_out(given):
+    """The frames that a run of these settings holds out."""
+    config = Job("m", **given).training
+    return Training([], config, ModelConfig(width=4, grain=recipes.FAST_GRAIN)).held_out
+
+
 def test_the_averaged_weights_of_a_short_run_are_those_of_its_steps_and_are_what_is_judged():
     """A network that starts at random: after 30 steps hardly anything of that is left."""
     config = TrainingConfig(steps=30, batch=4, crop=32, simulated=32, averaging=0.995)

@@ -4,8 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
+from Speckle2SelfLib import checkpoint, files
+from Speckle2SelfLib.__main__ import main
 from Speckle2SelfLib.calibration import Calibration, calibrate
 from Speckle2SelfLib.checkpoint import Model
 from Speckle2SelfLib.config import ModelConfig
@@ -139,3 +142,103 @@ def test_the_look_changes_afterwards_without_the_network(cine, strength, gamma, 
     assert found[inside] == pytest.approx(expected[inside], abs=0.05)
     found = uncertainty_of_look(uncertainty, plain, mapping, strength, gamma)
     assert found[inside] == pytest.approx(expected_uncertainty[inside], rel=1e-3)
+
+
+# --- On the command line.
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, cine):
+    monkeypatch.chdir(tmp_path)
+    model = make()
+    checkpoint.save("model", model.config, model.network, {})
+    np.save("in.npy", cine)
+    return tmp_path
+
+
+def names(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def run(*arguments):
+    return main(["despeckle", *arguments, "--model", "model", "--region", "none", "--device", "cpu"])
+
+
+@pytest.mark.parametrize("suffix", ["npy", "nrrd", "mha"])
+def test_it_is_written_as_floating_point_of_the_inputs_shape(folder, cine, suffix):
+    assert run("in.npy", "out.npy", "--uncertainty", f"told.{suffix}", "--strength", "0.5") == 0
+    found = files.read(f"told.{suffix}").frames
+    low, high = calibrate(cine, None, with_grain=False).mapping
+    assert found.dtype == np.float32 and found.shape == cine.shape
+    assert found == pytest.approx(0.5 * UNSURE * (high - low), rel=1e-4)
+    assert np.load("out.npy").dtype == np.uint8
+
+
+@pytest.mark.parametrize("kind", ["mha", "nrrd", "png", "colour.mha"])
+@pytest.mark.parametrize("suffix", ["npy", "nrrd", "mha"])
+def test_recordings_of_all_kinds_have_one_with_their_geometry(folder, cine, kind, suffix):
+    frames = cine[0] if kind == "png" else cine
+    image = sitk.GetImageFromArray(np.repeat(frames[..., None], 3, -1) if "colour" in kind else frames)
+    image.SetSpacing((0.5, 0.25, 2.0)[: image.GetDimension()])
+    sitk.WriteImage(image, f"scan.{kind}")
+    assert run(f"scan.{kind}", f"out.{kind}", "--axis", "k", "--uncertainty", f"told.{suffix}") == 0
+    if suffix == "npy":
+        assert np.load("told.npy").shape == frames.shape
+        return
+    told = sitk.ReadImage(f"told.{suffix}")
+    assert told.GetPixelID() == sitk.sitkFloat32 and sitk.GetArrayFromImage(told).shape == frames.shape
+    assert kind == "png" or told.GetSpacing() == image.GetSpacing()
+    assert (sitk.GetArrayFromImage(told) > 0).all()
+
+
+@pytest.mark.parametrize("axis", ["j", "average"])
+def test_volumes_have_one_whichever_way_they_are_cut(folder, axis):
+    volume = np.random.default_rng(0).integers(20, 220, (16, 24, 32)).astype(np.uint8)
+    np.save("volume.npy", volume)
+    assert run("volume.npy", "out.npy", "--axis", axis, "--uncertainty", "told.npy") == 0
+    assert np.load("told.npy").shape == volume.shape
+    assert np.load("told.npy") == pytest.approx(UNSURE * 199, rel=0.05)
+
+
+def test_several_inputs_have_theirs_in_a_folder_of_the_same_layout(folder, cine, capsys):
+    (folder / "data" / "deep").mkdir(parents=True)
+    np.save("data/a.npy", cine)
+    sitk.WriteImage(sitk.GetImageFromArray(cine[0]), "data/deep/b.png")
+    assert run("data", "data/out", "--uncertainty", "data/told") == 0
+    assert names(folder / "data" / "told") == ["a.npy", "deep/b.png.nrrd"]
+    assert run("data", "data/out", "--uncertainty", "data/told") == 0, "results are not taken for inputs"
+    assert names(folder / "data" / "out") == ["a.npy", "deep/b.png"]
+    assert run("data", "other", "--uncertainty", "other") == 2
+    assert "folder of their own" in capsys.readouterr().err and not (folder / "other").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--uncertainty", "told.png"], "suffix .npy, .nrrd or .mha"),
+        (["--uncertainty", "out.npy"], "is the output already"),
+        (["--uncertainty", "in.npy"], "is the input"),
+        (["--uncertainty", "nowhere/told.npy"], "does not exist"),
+        (["--uncertainty", "told.npy", "--model", "median"], "does not tell how uncertain"),
+        (["--cautious", "0.5", "--model", "median"], "does not tell how uncertain"),
+        (["--cautious", "2"], "cautious must be between 0 and 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(folder, capsys, arguments, said):
+    assert main(["despeckle", "in.npy", "out.npy", "--model", "model", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error and len(error.splitlines()) == 1
+    assert names(folder) == ["in.npy", "model"]
+
+
+def test_where_the_output_cannot_be_written_nothing_is_left(folder, monkeypatch, capsys):
+    write = files.write
+
+    def full(path, *rest):
+        if path.name == "out.npy":
+            raise InputError("The disk is full.")
+        write(path, *rest)
+
+    monkeypatch.setattr(files, "write", full)
+    assert run("in.npy", "out.npy", "--uncertainty", "told.npy") == 2
+    assert names(folder) == ["in.npy", "model"]
