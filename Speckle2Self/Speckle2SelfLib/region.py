@@ -99,11 +99,7 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     image = _find_image_parts(lit & ~graphics, graphics, change if moves else None)
     if not image.any():
         return nothing
-    region = convex_hull_image(image, offset_coordinates=False)
-    box = box_of(region)
-    if region[box].mean() > 0.9:
-        region[box] = True
-    region &= ~_find_exterior(image, region) | (lit & ~graphics)
+    region = _find_outline(image, lit & ~graphics)
     region &= ~_find_boxes(brightest, grey_values.min(0), region)
     if moves:  # tissue can be still by chance; graphics are frozen, or stand out from a dark ground
         graphics = _remove_specks(graphics & (frozen | (level > 2 * ndimage.uniform_filter(level, 13))), 2)
@@ -115,6 +111,16 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
         graphics |= ndimage.binary_closing(found, np.ones((1, 13)))[8:-8, 8:-8]  # points and hyphens between letters
     region = _remove_specks(region & ~ndimage.binary_dilation(graphics, iterations=2), SMALLEST)
     return region if within is None else region & within
+
+
+def _find_outline(image: np.ndarray, tissue: np.ndarray) -> np.ndarray:
+    """Return the region (H, W) bool that holds the parts of an image: their hull, or its rectangle where they nearly
+    fill it, without what is outside between them; `tissue`, bool (H, W): light, and no graphics."""
+    region = convex_hull_image(image, offset_coordinates=False)
+    box = box_of(region)
+    if region[box].mean() > 0.9:
+        region[box] = True
+    return region & (~_find_exterior(image, region) | tissue)
 
 
 def _find_exterior(image: np.ndarray, region: np.ndarray) -> np.ndarray:
