@@ -26,7 +26,7 @@ RANKS = [
     {"runs"},
     {"__main__"},
 ]
-BENCH = [{"baselines", "phantom", "report"}, {"cases", "speed"}, {"natural"}, {"quality"}]
+BENCH = [{"baselines", "phantom", "report", "graphics_cases"}, {"cases", "speed"}, {"natural"}, {"quality"}]
 
 
 def scripts(project, package):
