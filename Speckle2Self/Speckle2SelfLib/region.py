@@ -94,8 +94,7 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     image = _find_image_parts(lit & ~graphics, graphics, change if moves else None)
     if not image.any():
         return nothing
-    region = _fill_image(image)
-    region &= ~_find_exterior(image, region) | (lit & ~graphics)
+    region = _find_outline(image, lit & ~graphics)
     region &= ~_find_boxes(brightest, grey_values.min(0), region)
     if moves:  # tissue can be still by chance; graphics are frozen, or stand out from a dark ground
         graphics = _remove_specks(graphics & (frozen | (level > 2 * ndimage.uniform_filter(level, 13))), 2)
@@ -117,13 +116,14 @@ def _darken_outside(grey_values: np.ndarray, within: np.ndarray | None) -> np.nd
     return grey_values if counts.all() else np.where(counts, grey_values, darkest)
 
 
-def _fill_image(image: np.ndarray) -> np.ndarray:
-    """Return the convex hull (H, W) bool of the light parts of an image, or their rectangle where they fill it."""
+def _find_outline(image: np.ndarray, tissue: np.ndarray) -> np.ndarray:
+    """Return the region (H, W) bool that holds the parts of an image: their hull, or its rectangle where they nearly
+    fill it, without what is outside between them; `tissue`, bool (H, W): light, and no graphics."""
     region = convex_hull_image(image, offset_coordinates=False)
     box = box_of(region)
     if region[box].mean() > 0.9:
         region[box] = True
-    return region
+    return region & (~_find_exterior(image, region) | tissue)
 
 
 def _find_exterior(image: np.ndarray, region: np.ndarray) -> np.ndarray:
