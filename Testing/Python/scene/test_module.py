@@ -137,6 +137,12 @@ def test_nothing_is_installed_where_all_is_there(monkeypatch):
     dependencies.ensure()
 
 
+PACKAGES = {  # imported name -> what is installed
+    "imageio": "imageio>=2.31", "PIL": "pillow>=10", "safetensors": "safetensors>=0.4", "skimage": "scikit-image>=0.22",
+    "scipy": "scipy>=1.12", "tifffile": "tifffile>=2023.2.28", "tqdm": "tqdm>=4.60",
+}  # fmt: skip
+
+
 def test_missing_packages_are_asked_for_and_installed(monkeypatch):
     from Speckle2SelfSlicer import dependencies
 
@@ -147,11 +153,11 @@ def test_missing_packages_are_asked_for_and_installed(monkeypatch):
 
     def install(requirements):
         installed.extend(requirements)
-        there.update({"safetensors", "skimage"})
+        there.update(PACKAGES)
 
     monkeypatch.setattr(slicer.util, "pip_install", install)
     dependencies.ensure()
-    assert installed == ["safetensors>=0.4", "scikit-image>=0.22"]
+    assert installed == [package for name, package in PACKAGES.items() if name != "scipy"]
 
 
 def test_a_declined_installation_is_one_clear_sentence(monkeypatch):
@@ -161,7 +167,7 @@ def test_a_declined_installation_is_one_clear_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "slicer.packaging", None)  # as in Slicer before 5.11
     monkeypatch.setattr(dependencies, "find_spec", lambda name: name if name == "torch" else None)
     monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", lambda *_, **__: False)
-    with pytest.raises(InputError, match="missing: safetensors, skimage, scipy; install"):
+    with pytest.raises(InputError, match=f"missing: {', '.join(PACKAGES)}; install"):
         dependencies.ensure()
 
 
@@ -184,7 +190,7 @@ def test_torch_comes_through_the_pytorch_extension(monkeypatch):
             asked.append(askConfirmation)
             there.add("torch")
 
-    there = {"safetensors", "scipy", "skimage"}
+    there = set(PACKAGES)
     monkeypatch.setattr(dependencies, "find_spec", lambda name: name if name in there else None)
     extension = type(sys)("PyTorchUtils")
     extension.PyTorchUtilsLogic = PyTorchUtilsLogic
@@ -219,7 +225,7 @@ def test_newer_slicer_asks_and_installs_by_itself(monkeypatch):
     monkeypatch.setattr(dependencies, "find_spec", lambda name: None if name == "scipy" else name)
     with pytest.raises(InputError, match=r"cannot run without scipy: User declined"):
         dependencies.ensure()
-    assert asked == [(["safetensors>=0.4", "scikit-image>=0.22", "scipy>=1.12"], "Speckle2Self")]
+    assert asked == [([*PACKAGES.values()], "Speckle2Self")]
 
 
 def test_newer_slicer_lets_the_user_keep_an_older_version(monkeypatch):
