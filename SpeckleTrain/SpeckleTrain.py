@@ -37,9 +37,9 @@ class SpeckleTrain(ScriptedLoadableModule):
         self.parent.contributors = ["Speckle2Self contributors"]
         self.parent.helpText = _(
             "<p>Trains a model for the module Speckle2Self on the ultrasound recordings in the scene. No clean images "
-            "or image pairs are needed: it learns from the recordings' own speckle and, with the presets "
-            "<i>adapt</i> and <i>standard</i>, also from simulated frames with known ground truth. Everything runs on "
-            "this computer; the model stores nothing that identifies the recordings.</p>"
+            "or image pairs are needed: it learns from the recordings' own speckle and, with <i>adapt</i> and "
+            "<i>standard</i>, also from simulated frames with known ground truth. Everything runs on this computer; "
+            "the model stores nothing that identifies the recordings.</p>"
             "<p>A model shows what it has learned to expect: always compare with the input. It is not a medical device "
             "and not for diagnosis.</p>"
             "<p>The idea is that of Li, Navab, Jiang, <i>Speckle2Self: Self-Supervised Ultrasound Speckle "
@@ -47,8 +47,7 @@ class SpeckleTrain(ScriptedLoadableModule):
             '<p>See the <a href="https://github.com/Speckle2Self/SlicerSpeckle2Self#readme">documentation</a>.</p>'
         )
         self.parent.acknowledgementText = _(
-            "This is an independent implementation. The method that it is based on was published by "
-            "Xuesong Li, Nassir Navab and Zhongliang Jiang; their code is under the MIT license."
+            "This is an independent implementation of an idea by Xuesong Li, Nassir Navab and Zhongliang Jiang."
         )
 
 
@@ -398,7 +397,6 @@ class SpeckleTrainWidget(ModelsPart, Panel):
             self.timer.stop()
 
     def endShown(self) -> None:
-        """Show the run in the scene no longer."""
         self._shown = None
 
     def showRun(self) -> None:

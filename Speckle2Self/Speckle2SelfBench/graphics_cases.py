@@ -95,7 +95,7 @@ def shift(values: np.ndarray) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "model", nargs="?", default="median", help="a model or a filter; a filter tells as much, sooner"
+        "model", nargs="?", help="a model or filter; without one, all that a model could change is counted"
     )
     parser.add_argument("--count", type=int, default=3, help="cases of each shape and length")
     parser.add_argument("--kinds", nargs="*", help="only graphics of these kinds")

@@ -1,9 +1,8 @@
-"""Anatomies that nobody drew: what a simulated scanner images, as echogenicity in decibels.
+"""Anatomies with the statistics of nature: what a simulated scanner images, as echogenicity in decibels.
 
-Two worlds. Of a textbook: tissues, vessels, cysts, layers, strokes, points, shadows. Of nature: dead leaves, that is
-overlapping, occluding shapes of all sizes, with textures inside; their statistics of edges and scales are those of
-photographs and of tissue (Lee, Mumford, Huang, "Occlusion models for natural images", IJCV 2001). What a model has
-learnt in the first one only, it puts where it does not belong.
+Dead leaves, that is overlapping, occluding shapes of all sizes, with textures inside; their statistics of edges and
+scales are those of photographs and of tissue (Lee, Mumford, Huang, "Occlusion models for natural images", IJCV 2001).
+A model that has learned only textbook anatomies puts them where they do not belong.
 """
 
 from __future__ import annotations
@@ -14,8 +13,6 @@ from math import cos, exp, log, sin
 import numpy as np
 from scipy.ndimage import gaussian_filter, gaussian_filter1d, uniform_filter1d
 
-LAYOUTS = ("phantom", "vessel", "layers", "organ", "flat", "natural")
-SHARES = (0.06, 0.12, 0.12, 0.10, 0.14, 0.46)  # of the anatomies, where no layout is asked for
 SMALL = 8  # pixels; leaves of a smaller radius are drawn all at once, larger ones one by one
 ANGLES = 64  # at which an outline is given
 FRAME = 128  # pixels; the side of the square that numbers of leaves, strokes and cells are meant for
@@ -201,43 +198,10 @@ class Anatomy:
         tilt = self.rng.uniform(-slope, slope) * (np.arange(columns) - columns / 2)
         return (self.rng.uniform(0, self.size[0]) + bend + tilt).astype(np.float32)
 
-    def background(self, level: float) -> None:
-        """Tissue whose level drifts slowly, standard deviation `level` dB."""
-        sigma = self.rng.uniform(0.1, 0.3)
-        coarse = gaussian_filter(self.rng.standard_normal((32, 32), dtype=np.float32), 32 * sigma, mode="wrap")
-        rows, columns = (np.linspace(0, 31, n, dtype=np.float32) for n in self.size)
-        drift = _between(_between(coarse, rows, 0), columns, 1)
-        self.decibels += np.float32(level) * (drift - drift.mean()) / max(float(drift.std()), 1e-9)
-
     def put(self, inside: np.ndarray, contrast: float) -> None:
         """Changes the level by `contrast` dB where inside (0 to 1) is 1."""
         self.decibels += np.float32(contrast) * inside
         self.labels[inside > 0.5] = min(int(self.labels.max()) + 1, 255)
-
-    def boundary(self, wander: float = 0.1, slope: float = 0.4) -> None:
-        """A tissue interface: another level below it; some are gradual."""
-        soft = self.rng.uniform(0.4, 3) if self.rng.random() < 0.75 else exp(self.rng.uniform(1, 3.5))
-        self.put(_soft_step(self.curve(wander, slope) - self.y, soft), self.rng.normal(0, 8))
-
-    def blob(
-        self, contrast: float, shape: str, radius: tuple[float, float], soft: float = 0.3, wall: float = 0.0
-    ) -> None:
-        """A disc, box or triangle of half axes `radius` pixels, edges `soft` pixels wide, a wall of `wall` dB."""
-        cy, cx = (self.rng.uniform(0.05, 0.95) * n for n in self.size)
-        turn = self.rng.uniform(0, np.pi)
-        u, v = _turned(self.y - cy, self.x - cx, turn)
-        u, v = u / float(radius[0]), v / float(radius[1])
-        if shape == "disc":
-            distance = np.hypot(u, v)
-        elif shape == "box":
-            distance = np.maximum(np.abs(u), np.abs(v))
-        else:
-            distance = np.maximum(v, 0.87 * np.abs(u) - 0.5 * v) * 1.6
-        outside = (distance - 1) * np.float32(min(radius))
-        self.put(_soft_step(outside, soft), contrast)
-        if wall:
-            width = np.float32(self.rng.uniform(0.6, 2))
-            self.decibels += np.float32(wall) * np.exp(-((outside / width) ** 2) / 2)
 
     def layer(self, wander: float = 0.1, slope: float = 0.6) -> None:
         """A thin bright layer (fascia, vessel wall, bone), part speckle, part specular."""
@@ -432,7 +396,7 @@ class Anatomy:
         self.decibels = 10 * np.log10(np.maximum(power, 1e-20))
 
     def side_lobes(self) -> None:
-        """What is bright also shines, weakly, to its left and right."""
+        """Add side lobes: bright echoes shine weakly to their left and right."""
         reach = int(self.rng.uniform(0.05, 0.25) * self.size[1]) * 2 + 1
         power = 10 ** (self.decibels / 10)
         power += np.float32(10 ** self.rng.uniform(-3.5, -2)) * uniform_filter1d(power, reach, axis=1, mode="mirror")
@@ -475,61 +439,22 @@ def _draw_natural(anatomy: Anatomy, rng: np.random.Generator) -> None:
         anatomy.layer()
 
 
-def _draw_textbook(anatomy: Anatomy, layout: str, rng: np.random.Generator) -> None:
-    """Tissues, vessels, cysts and layers."""
-    unit = anatomy.unit
-
-    def radius(smallest: float, largest: float) -> tuple[float, float]:
-        return tuple(np.exp(rng.uniform(np.log(smallest * unit), np.log(largest * unit), 2)))
-
-    def soft() -> float:
-        return exp(rng.uniform(log(0.2), log(3)))
-
-    if layout == "phantom":
-        for _ in range(rng.integers(2, 7)):
-            contrast = rng.uniform(-30, -3) if rng.random() < 0.5 else rng.uniform(2, 14)
-            anatomy.blob(contrast, str(rng.choice(["disc", "box", "triangle"])), radius(0.03, 0.25))
-        return
-    anatomy.background(rng.uniform(1, 5) if layout == "organ" else rng.uniform(0, 3))
-    boundaries = {"vessel": (0, 3), "layers": (1, 5), "organ": (0, 3), "flat": (0, 2)}[layout]
-    for _ in range(rng.integers(*boundaries)):
-        anatomy.boundary(slope=0.25 if layout == "layers" else 0.4)
-    if layout == "vessel":
-        for _ in range(rng.integers(1, 4)):
-            anatomy.blob(-rng.uniform(15, 45), "disc", radius(0.04, 0.25), soft(), rng.uniform(0, 14))
-        for _ in range(rng.integers(0, 5)):
-            anatomy.layer()
-    elif layout == "layers":
-        for _ in range(rng.integers(1, 8)):
-            anatomy.layer(slope=0.3)
-    elif layout == "organ":
-        for _ in range(rng.integers(1, 6)):
-            anatomy.blob(rng.normal(0, 9), "disc", radius(0.03, 0.35), soft())
-
-
-def draw_anatomy(layout: str, size: tuple[int, int], rng: np.random.Generator) -> Anatomy:
-    """An anatomy of one of the LAYOUTS, with what a scanner adds to it: shadows, attenuation, reverberation."""
+def draw_anatomy(size: tuple[int, int], rng: np.random.Generator) -> Anatomy:
+    """Draw an anatomy of (H, W) pixels, with what a scanner adds to it: shadows, attenuation, reverberation."""
     anatomy = Anatomy(size, rng)
-    if layout == "natural":
-        _draw_natural(anatomy, rng)
-    else:
-        _draw_textbook(anatomy, layout, rng)
-        if layout not in ("flat", "phantom") and rng.random() < 0.25:  # tissue is seldom without texture
-            anatomy.decibels += np.float32(rng.uniform(0.5, 3)) * Textures(size, rng).draw()
-    fine = 0.25 if layout == "natural" else 0.5
-    if layout != "flat":
-        for _ in range(rng.integers(0, 3)):
-            if rng.random() < 0.8 * fine:
-                anatomy.shadow()
-        if rng.random() < fine:  # fine structure that a smoother would take for speckle
-            kind = rng.random()
-            if kind < 0.35:
-                anatomy.strokes(int(rng.integers(1, 9)), rng.uniform(3, 24))
-            elif kind < 0.8:
-                anatomy.strokes(int(rng.integers(1, 40)))
-            else:
-                anatomy.row(int(rng.integers(2, 12)), rng.uniform(4, 24))
-    if rng.random() < fine:
+    _draw_natural(anatomy, rng)
+    for _ in range(rng.integers(0, 3)):
+        if rng.random() < 0.2:
+            anatomy.shadow()
+    if rng.random() < 0.25:  # fine structure that a smoother would take for speckle
+        kind = rng.random()
+        if kind < 0.35:
+            anatomy.strokes(int(rng.integers(1, 9)), rng.uniform(3, 24))
+        elif kind < 0.8:
+            anatomy.strokes(int(rng.integers(1, 40)))
+        else:
+            anatomy.row(int(rng.integers(2, 12)), rng.uniform(4, 24))
+    if rng.random() < 0.25:
         anatomy.points(int(rng.integers(1, 16)))
     if rng.random() < 0.06:
         anatomy.reverberate()

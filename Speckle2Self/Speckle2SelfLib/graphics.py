@@ -1,4 +1,4 @@
-"""What scanners draw over and beside their images, simulated with the exact mask of what is drawn, for training.
+"""Simulated graphics as scanners draw them over and beside their images, with their exact mask, for training.
 
 Text, calipers, measuring lines, outlines, rulers, focus marks, grey bars, traces, clocks, needle guides, boxes, logos,
 blacked-out rectangles; still, or moving over a cine. The fonts are those that matplotlib and Pillow bring along.
@@ -262,7 +262,7 @@ class _House:
         return float(self.rng.choice([1, 1, 1, 2, 2, 3]))
 
     def pattern(self) -> tuple[float, float, float]:
-        """Of a line: pixels drawn, pixels between (0: solid), thickness."""
+        """Draw a line's style: pixels drawn, pixels between (0: solid), thickness."""
         drawn = 1 if self.rng.random() < 0.67 else self.rng.integers(2, 9)
         between = 0 if self.rng.random() < 0.33 else self.rng.integers(2, 9)
         return float(drawn), float(between), self.stroke()

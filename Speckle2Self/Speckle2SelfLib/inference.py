@@ -253,7 +253,7 @@ class FastRunner(nn.Module):
         return torch.cat([grey, self.deviation(self.network.uncertainty, fine, middle)], 1)
 
     def deviation(self, head: UncertaintyHead, fine: torch.Tensor, middle: torch.Tensor) -> torch.Tensor:
-        """Return what `UncertaintyHead.forward` gives the logarithm of, (N, 1, H, W) float32."""
+        """Return the deviation whose logarithm `UncertaintyHead.forward` returns, (N, 1, H, W) float32."""
         coarse = from_cells(convolve(head.second, convolve(head.first, middle, relu=True)))  # (N, 1, H / 2, W / 2)
         detail = smooth_sixteenfold(from_cells(convolve(head.fine, fine)).float())
         return detail.add_(double(coarse.float())).add_(math.log(UNSURE)).clamp_(*LOG_DEVIATIONS).exp_()

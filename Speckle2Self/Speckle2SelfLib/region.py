@@ -59,16 +59,11 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
 
     Args: within, (H, W) bool: search only there, for example where the file says that the image is.
     """
-    shape = frames.shape[1:3]
     chosen = frames[evenly(len(frames), 24)]
-    grey_values = luminance(chosen)
-    finite = np.isfinite(grey_values)
-    nothing = np.zeros(shape, bool)
-    if not finite.any():
+    grey_values, nothing = luminance(chosen), np.zeros(frames.shape[1:3], bool)
+    if not np.isfinite(grey_values).any():
         return nothing
-    if not finite.all() or within is not None:  # what must not count is as dark as the darkest pixel
-        darkest = grey_values.min(where=finite, initial=np.inf)
-        grey_values = np.where(finite & (True if within is None else within), grey_values, darkest)
+    grey_values = _darken_outside(grey_values, within)
     brightest, steady = grey_values.max(0), grey_values.mean(0)
     black, white = np.percentile(brightest, (1, 99.9))
     black = min(black, np.percentile(grey_values, 5))
@@ -99,11 +94,7 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     image = _find_image_parts(lit & ~graphics, graphics, change if moves else None)
     if not image.any():
         return nothing
-    region = convex_hull_image(image, offset_coordinates=False)
-    box = box_of(region)
-    if region[box].mean() > 0.9:
-        region[box] = True
-    region &= ~_find_exterior(image, region) | (lit & ~graphics)
+    region = _find_outline(image, lit & ~graphics)
     region &= ~_find_boxes(brightest, grey_values.min(0), region)
     if moves:  # tissue can be still by chance; graphics are frozen, or stand out from a dark ground
         graphics = _remove_specks(graphics & (frozen | (level > 2 * ndimage.uniform_filter(level, 13))), 2)
@@ -115,6 +106,24 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
         graphics |= ndimage.binary_closing(found, np.ones((1, 13)))[8:-8, 8:-8]  # points and hyphens between letters
     region = _remove_specks(region & ~ndimage.binary_dilation(graphics, iterations=2), SMALLEST)
     return region if within is None else region & within
+
+
+def _darken_outside(grey_values: np.ndarray, within: np.ndarray | None) -> np.ndarray:
+    """Return grey values (N, H, W) in which pixels that are not finite or not `within` are as dark as the darkest."""
+    counts = np.isfinite(grey_values)
+    darkest = grey_values.min(where=counts, initial=np.inf)
+    counts &= True if within is None else within
+    return grey_values if counts.all() else np.where(counts, grey_values, darkest)
+
+
+def _find_outline(image: np.ndarray, tissue: np.ndarray) -> np.ndarray:
+    """Return the region (H, W) bool that holds the parts of an image: their hull, or its rectangle where they nearly
+    fill it, without what is outside between them; `tissue`, bool (H, W): light, and no graphics."""
+    region = convex_hull_image(image, offset_coordinates=False)
+    box = box_of(region)
+    if region[box].mean() > 0.9:
+        region[box] = True
+    return region & (~_find_exterior(image, region) | tissue)
 
 
 def _find_exterior(image: np.ndarray, region: np.ndarray) -> np.ndarray:

@@ -7,32 +7,30 @@ and its Rayleigh envelope after Burckhardt (1978); a coherent part for specular 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from imageio.v3 import imread, imwrite
-from scipy.fft import fft2, ifft2, next_fast_len
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import convolve1d, fourier_gaussian, gaussian_filter, gaussian_filter1d
 
-from .anatomy import LAYOUTS, SHARES
-from .anatomy import Anatomy as _Anatomy
-from .anatomy import draw_anatomy as _draw_anatomy
+from .anatomy import Anatomy, draw_anatomy
 from .resampling import resample
 from .system import InputError
 
+TEXTBOOK = ("phantom", "vessel", "layers", "organ", "flat")  # anatomies, of which one is drawn where none is named
+LAYOUTS = (*TEXTBOOK, "natural")
 GEOMETRIES = ("linear", "sector", "piece")
 DRAWN_AT = (0.7, 1.5)  # times a frame's size, before it is resampled
 PIECE_OF = (1.5, 1.75)  # so many times as large is what a piece of a fan is cut out of
-LEVELS = 384  # of the speckle's mean, at which the expected grey value is computed
+LEVELS = 1024  # of the speckle's mean, at which the expected grey value is computed
 SIGMA_PER_GRAIN = 1 / np.sqrt(2 * np.log(2))  # a Gaussian pulse of this sigma has a grain of 1 pixel
 TAIL_WIDTH = 2.5  # times as wide as the pulse's middle
 TAILS = 0.5  # of the pulse's area, at most
 TAILED = 0.6  # of the recorded frames have tails; in-vivo speckle correlates further than a Gaussian pulse's
 ENHANCED = 0.1  # of the recorded frames have their edges enhanced
-MEASURED_IN = 6  # enhanced frames
+MEASURED_IN = 8  # enhanced frames
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,201 @@ class Simulated:
     grain: tuple[float, float]  # pixels (axial, lateral); of a fan, along and across its beams before they part
 
 
+class _Anatomy:
+    """Echogenicity in decibels on an (H, W) grid, put together object by object."""
+
+    def __init__(self, size: tuple[int, int], rng: np.random.Generator):
+        self.rng = rng
+        self.y, self.x = np.mgrid[: size[0], : size[1]].astype(float)
+        self.size, self.unit = size, min(size)
+        self.decibels = np.zeros(size)
+        self.specular = np.full(size, -200.0)  # dB of the coherent echo, which has no speckle
+        self.echoes = np.zeros(size)  # amplitude that single points' echoes have at their peak
+        self.labels = np.zeros(size, np.uint8)
+
+    def curve(self, wander: float, slope: float) -> np.ndarray:
+        """A smooth depth for every column, pixels."""
+        columns = self.size[1]
+        bend = gaussian_filter1d(self.rng.standard_normal(columns), columns * self.rng.uniform(0.06, 0.3), mode="wrap")
+        bend *= self.rng.uniform(0, wander) * self.unit / max(np.abs(bend).max(), 1e-9)
+        tilt = self.rng.uniform(-slope, slope) * (np.arange(columns) - columns / 2)
+        return self.rng.uniform(0, self.size[0]) + bend + tilt
+
+    def background(self, level: float):
+        """Tissue whose level drifts slowly, standard deviation `level` dB."""
+        sigma = self.unit * self.rng.uniform(0.1, 0.3)
+        noise = np.fft.rfft2(self.rng.standard_normal(self.size))
+        drift = np.fft.irfft2(fourier_gaussian(noise, sigma, self.size[1]), s=self.size)
+        self.decibels += level * drift / drift.std()
+
+    def put(self, inside: np.ndarray, contrast: float):
+        """Changes the level by `contrast` dB where inside (0 to 1) is 1."""
+        self.decibels += contrast * inside
+        self.labels[inside > 0.5] = min(int(self.labels.max()) + 1, 255)
+
+    def boundary(self, wander: float = 0.1, slope: float = 0.4):
+        """A tissue interface: another level below it."""
+        below = 1 / (1 + np.exp(-np.clip((self.y - self.curve(wander, slope)) / self.rng.uniform(0.2, 1.5), -40, 40)))
+        self.put(below, self.rng.normal(0, 8))
+
+    def blob(self, contrast: float, shape: str, radius: tuple[float, float], soft: float = 0.3, wall: float = 0.0):
+        """A disc, box or triangle of half axes `radius` pixels, edges `soft` pixels wide, a wall of `wall` dB."""
+        cy, cx = (self.rng.uniform(0.05, 0.95) * n for n in self.size)
+        turn = self.rng.uniform(0, np.pi)
+        u = ((self.x - cx) * np.cos(turn) + (self.y - cy) * np.sin(turn)) / radius[0]
+        v = ((self.y - cy) * np.cos(turn) - (self.x - cx) * np.sin(turn)) / radius[1]
+        distance = {
+            "disc": np.hypot(u, v),
+            "box": np.maximum(np.abs(u), np.abs(v)),
+            "triangle": np.maximum(v, 0.87 * np.abs(u) - 0.5 * v) * 1.6,
+        }[shape]
+        outside = (distance - 1) * min(radius)
+        self.put(1 / (1 + np.exp(np.clip(outside / soft * 2, -40, 40))), contrast)
+        if wall:
+            self.decibels += wall * np.exp(-((outside / self.rng.uniform(0.6, 2)) ** 2) / 2)
+        return cx, cy
+
+    def layer(self, wander: float = 0.1, slope: float = 0.6):
+        """A thin bright layer (fascia, vessel wall, bone), part speckle, part specular."""
+        ends = np.abs(np.arange(self.size[1]) - self.rng.uniform(0, self.size[1]))
+        extent = 1 / (1 + np.exp(np.clip((ends - self.rng.uniform(0.05, 1) * self.size[1]) / 4, -40, 40)))
+        profile = np.exp(-(((self.y - self.curve(wander, slope)) / self.rng.uniform(0.4, 2)) ** 2) / 2) * extent
+        height = self.rng.uniform(5, 24)
+        self.decibels += height * profile
+        if self.rng.random() < 0.6:
+            self.specular = np.maximum(self.specular, height + self.decibels - 40 * (1 - profile))
+
+    def shadow(self):
+        """A dark column below some depth, as behind bone or at a vessel's edge."""
+        across = (np.abs(self.x - self.rng.uniform(0, self.size[1])) - self.rng.uniform(0.02, 0.2) * self.size[1]) / 3
+        depth = (self.y - self.rng.uniform(0, 0.8) * self.size[0]) / 2
+        inside = 1 / (1 + np.exp(np.clip(across, -40, 40))) / (1 + np.exp(-np.clip(depth, -40, 40)))
+        drop = self.rng.uniform(3, 35) * inside
+        self.decibels -= drop
+        self.specular -= drop
+        self.echoes *= 10 ** (-drop / 20)
+
+    def points(self, count: int):
+        """Coherent point targets (needle tip, calcification) whose echo stands 8 to 35 dB above the tissue's."""
+        rows, columns = (self.rng.integers(0, n, count) for n in self.size)
+        self._echo_at(rows, columns, self.rng.uniform(8, 35, count))
+
+    def _echo_at(self, rows, columns, contrast):
+        level = self.decibels[rows, columns] + contrast
+        np.maximum.at(self.echoes, (rows, columns), 10 ** (level / 20))
+
+    def strokes(self, count: int, spacing: float = 0.0):
+        """Straight pieces of echo (wires, needles, fibres), thin, with hard ends, 7 to 24 dB above the tissue's.
+
+        spacing, pixels: they lie side by side at this distance, as in a grating; 0: anywhere, in about one direction.
+        """
+        angle = self.rng.normal(0, 0.3) if self.rng.random() < 0.6 else self.rng.uniform(0, np.pi)
+        length = np.exp(self.rng.uniform(np.log(0.12), np.log(0.8))) * self.unit
+        level, sigma = self.rng.uniform(7, 24), self.rng.uniform(0.3, 1.2)
+        coherent = self.rng.random() < 0.6
+        centre = np.array([self.rng.uniform(0.1, 0.9) * n for n in self.size])
+        for number in range(count):
+            turn = angle
+            if spacing:
+                step = (number - (count - 1) / 2) * spacing
+                middle = centre + step * np.array([np.cos(turn), -np.sin(turn)])
+                half, contrast = length / 2, level
+            else:
+                turn += self.rng.normal(0, 0.12)
+                middle = [self.rng.uniform(0, n) for n in self.size]
+                half, contrast = length / 2 * self.rng.uniform(0.3, 1.5), level * self.rng.uniform(0.8, 1.2)
+            y, x = self.y - middle[0], self.x - middle[1]
+            along, across = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+            ends = 1 / (1 + np.exp(np.clip(4 * (np.abs(along) - half), -40, 40)))
+            profile = np.exp(-((across / sigma) ** 2) / 2) * ends
+            if coherent:
+                self.specular = np.maximum(self.specular, contrast + self.decibels - 40 * (1 - profile))
+            else:
+                self.decibels += contrast * profile
+
+    def row(self, count: int, spacing: float):
+        """Equal point targets in a row, as of a resolution phantom."""
+        turn, middle = self.rng.uniform(0, np.pi), [self.rng.uniform(0.1, 0.9) * n for n in self.size]
+        at = (np.arange(count) - count // 2) * spacing
+        rows, columns = (np.round(m + at * f(turn)).astype(int) for m, f in zip(middle, (np.sin, np.cos), strict=True))
+        inside = (rows >= 0) & (rows < self.size[0]) & (columns >= 0) & (columns < self.size[1])
+        self._echo_at(rows[inside], columns[inside], self.rng.uniform(8, 28))
+
+    def radius(self, smallest: float, largest: float) -> tuple[float, float]:
+        """Two radii, pixels, from shares of the smaller side."""
+        return tuple(np.exp(self.rng.uniform(np.log(smallest * self.unit), np.log(largest * self.unit), 2)))
+
+    def soft(self) -> float:
+        """The width of an edge, pixels."""
+        return float(np.exp(self.rng.uniform(np.log(0.2), np.log(3))))
+
+    def phantom(self) -> None:
+        """Discs, boxes and triangles."""
+        for _ in range(self.rng.integers(2, 7)):
+            contrast = self.rng.uniform(-30, -3) if self.rng.random() < 0.5 else self.rng.uniform(2, 14)
+            self.blob(contrast, str(self.rng.choice(["disc", "box", "triangle"])), self.radius(0.03, 0.25))
+
+    def vessel(self) -> None:
+        """Vessels with walls between layers."""
+        self.background(self.rng.uniform(0, 3))
+        for _ in range(self.rng.integers(0, 3)):
+            self.boundary()
+        for _ in range(self.rng.integers(1, 4)):
+            depth = -self.rng.uniform(15, 45)
+            self.blob(depth, "disc", self.radius(0.04, 0.25), self.soft(), self.rng.uniform(0, 14))
+        for _ in range(self.rng.integers(0, 5)):
+            self.layer()
+
+    def layers(self) -> None:
+        """Tissues and fasciae, one below the other."""
+        self.background(self.rng.uniform(0, 3))
+        for _ in range(self.rng.integers(1, 5)):
+            self.boundary(slope=0.25)
+        for _ in range(self.rng.integers(1, 8)):
+            self.layer(slope=0.3)
+
+    def organ(self) -> None:
+        """Lesions in an organ."""
+        self.background(self.rng.uniform(1, 5))
+        for _ in range(self.rng.integers(0, 3)):
+            self.boundary()
+        for _ in range(self.rng.integers(1, 6)):
+            self.blob(self.rng.normal(0, 9), "disc", self.radius(0.03, 0.35), self.soft())
+
+    def flat(self) -> None:
+        """Even tissue, or two."""
+        self.background(self.rng.uniform(0, 3))
+        if self.rng.random() < 0.4:
+            self.boundary()
+
+
+def _draw_anatomy(layout: str, size: tuple[int, int], rng: np.random.Generator) -> _Anatomy | Anatomy:
+    if layout == "natural":
+        return draw_anatomy(size, rng)
+    anatomy = _Anatomy(size, rng)
+    getattr(anatomy, layout)()
+    if layout != "flat":
+        for _ in range(rng.integers(0, 3)):
+            if rng.random() < 0.4:
+                anatomy.shadow()
+    if layout != "flat" and rng.random() < 0.5:  # fine structure that a smoother would take for speckle
+        kind = rng.random()
+        if kind < 0.35:
+            anatomy.strokes(int(rng.integers(1, 9)), rng.uniform(3, 24))
+        elif kind < 0.8:
+            anatomy.strokes(int(rng.integers(1, 40)))
+        else:
+            anatomy.row(int(rng.integers(2, 12)), rng.uniform(4, 24))
+    if rng.random() < 0.5:
+        anatomy.points(int(rng.integers(1, 16)))
+    if rng.random() < 0.5:  # attenuation that the gain does not make up for
+        fall = rng.uniform(0, 30) * anatomy.y / size[0]
+        anatomy.decibels -= fall
+        anatomy.specular -= fall
+        anatomy.echoes *= 10 ** (-fall / 20)
+    return anatomy
+
+
 class _Pulse(NamedTuple):
     """The point-spread function: a Gaussian along each axis, and with `tails` of its area a wider one."""
 
@@ -83,18 +276,13 @@ class _Pulse(NamedTuple):
 
     def sigma(self, axis: int) -> float:
         """Of its middle, pixels."""
-        return max(self.grain[axis] / self._half(self.tails), 0.35)
-
-    @staticmethod
-    @lru_cache(maxsize=64)
-    def _half(tails: float) -> float:
-        """Where the intensity's correlation is 1/2, in sigmas of the pulse's middle."""
-        widths, areas = _Pulse((1, 1), tails)._gaussians()
+        widths, areas = self._gaussians()
         both = widths[:, None] ** 2 + widths**2  # variances and weights of the four terms of its correlation
         lags = np.linspace(0, 4, 400)
         terms = np.exp(-(lags**2) / (2 * both[..., None])) / np.sqrt(both[..., None])
         correlation = np.einsum("i,j,ijl->l", areas, areas, terms)
-        return float(np.interp(-np.sqrt(0.5), -correlation / correlation[0], lags))
+        half = np.interp(-np.sqrt(0.5), -correlation / correlation[0], lags)
+        return max(self.grain[axis] / half, 0.35)
 
     def reach(self, axis: int, sigmas: float) -> int:
         """So many sigmas of its widest part, pixels."""
@@ -115,33 +303,28 @@ class _Pulse(NamedTuple):
         return np.array([1, TAIL_WIDTH]), np.array([1 - self.tails, self.tails])
 
 
-def _response(taps: np.ndarray, count: int, axis: int) -> np.ndarray:
-    """What symmetric taps do to the `count` frequencies along an axis (0 or 1) of an image, real."""
-    around = np.zeros(count)
-    np.add.at(around, (np.arange(len(taps)) - len(taps) // 2) % count, taps)
-    return np.fft.fft(around).real.astype(np.float32).reshape((-1, 1) if axis == 0 else (1, -1))
+def _convolve(images: np.ndarray, taps: np.ndarray, axis: int) -> np.ndarray:
+    """Along an axis; ends are reflected."""
+    return convolve1d(images, taps, axis, mode="mirror")
 
 
-def _echo(field: np.ndarray, pulse: _Pulse, spread: float, power: bool) -> np.ndarray:
-    """`field` (H, W), real or complex, through the pulse, whose lateral width grows by `spread` from top to bottom.
+def _echo(fields: np.ndarray, pulse: _Pulse, spread: float, power: bool) -> np.ndarray:
+    """`fields` (N, H, W) through the pulse, whose lateral width grows by `spread` from top to bottom.
 
-    power: through its square, which carries the expected intensity. Unit white input keeps unit power. Ends meet, so
-    what reaches over them is the caller's to cut off.
+    power: through its square, which carries the expected intensity. Unit white input keeps unit power.
     """
-    rows, columns = field.shape
-    along = fft2(field, overwrite_x=field.dtype.kind == "c")
-    along *= _response(pulse.taps(0) ** (1 + power), rows, 0)
-    narrow, wide = (pulse.taps(1, 1 + sign * spread / 2) for sign in (-1, 1))
-    near = ifft2(along * _response(narrow ** (1 + power), columns, 1), overwrite_x=True)
-    if spread:
-        far = ifft2(along * _response(wide ** (1 + power), columns, 1), overwrite_x=True)
-        share = np.linspace(0, 1, rows, dtype=np.float32)[:, None]
-        near += share * (far - near)
-        if not power:
-            more = (len(wide) - len(narrow)) // 2
-            overlap = float(narrow @ wide[more : more + len(narrow)])  # correlation of the two widths' echoes
-            near *= 1 / np.sqrt((1 - share) ** 2 + share**2 + np.float32(2 * overlap) * share * (1 - share))
-    return near if field.dtype.kind == "c" else near.real
+    along = _convolve(fields, pulse.taps(0) ** (1 + power), 1)
+    if spread == 0:
+        return _convolve(along, pulse.taps(1) ** (1 + power), 2)
+    share = np.linspace(0, 1, fields.shape[1], dtype=np.float32)[:, None]
+    narrow, wide = pulse.taps(1, 1 - spread / 2), pulse.taps(1, 1 + spread / 2)
+    near, far = (_convolve(along, taps ** (1 + power), 2) for taps in (narrow, wide))
+    mixed = near * (1 - share) + far * share
+    if power:
+        return mixed
+    more = (len(wide) - len(narrow)) // 2
+    overlap = float(narrow @ wide[more : more + len(narrow)])  # correlation of the two widths' echoes
+    return mixed / np.sqrt((1 - share) ** 2 + share**2 + 2 * share * (1 - share) * overlap)
 
 
 def _draw_grey_map(level: float, rng: np.random.Generator):
@@ -155,57 +338,42 @@ def _draw_grey_map(level: float, rng: np.random.Generator):
     return lambda e: np.clip(((e / top) ** power - cut) / (1 - cut), 0, 1)
 
 
-def _magnitudes(roughness: float, pulse: _Pulse, rng: np.random.Generator, count: int = 48) -> np.ndarray:
+def _magnitudes(roughness: float, pulse: _Pulse, rng: np.random.Generator, count: int = 24) -> np.ndarray:
     """`count` magnitudes of speckle of unit power that stand for equal shares of its distribution.
 
     Many equally strong scatterers in each pulse give Rayleigh's; others' magnitudes are those of an echo.
     """
     shares = (np.arange(count) + 0.5) / count
     if np.isinf(roughness):
-        return np.sqrt(-np.log(1 - shares)).astype(np.float32)
-    echo = np.abs(_echo(_scatterers((96, 96), roughness, rng), pulse, 0, power=False))
-    return (np.quantile(echo, shares) / np.sqrt(np.mean(echo**2))).astype(np.float32)
+        return np.sqrt(-np.log(1 - shares))
+    echo = np.hypot(*_echo(_scatterers((96, 96), roughness, rng), pulse, 0, power=False))
+    return np.quantile(echo, shares) / np.sqrt(np.mean(echo**2))
 
 
 def _expected_grey(power: np.ndarray, specular: np.ndarray, grey, magnitudes: np.ndarray) -> np.ndarray:
     """The mean of grey(envelope) over speckle of the given mean power beside a coherent amplitude, (H, W)."""
     amplitude = np.sqrt(power)
-    levels = np.geomspace(amplitude.min(), amplitude.max() * 1.01, LEVELS).astype(np.float32)  # nearly straight between
+    levels = np.geomspace(amplitude.min(), amplitude.max() * 1.01, LEVELS)  # between which it is nearly straight
     expected = np.interp(np.log(amplitude), np.log(levels), grey(levels[:, None] * magnitudes).mean(1))
     coherent = specular > 0.1 * amplitude
     if coherent.any():
         a, s = amplitude[coherent], specular[coherent]
-        few, total = magnitudes.reshape(-1, 3).mean(1), 0.0
-        for turn in np.cos(np.pi / 4 * (np.arange(4) + 0.5)).astype(np.float32):  # the other half circle is alike
-            total = total + sum(grey(np.sqrt((a * r) ** 2 + s * (s + 2 * turn * a * r))) for r in few)
-        expected[coherent] = total / (4 * len(few))
+        turns = np.exp(0.5j * np.pi * (np.arange(4) + 0.5))
+        few = (magnitudes[::2] + magnitudes[1::2]) / 2
+        expected[coherent] = np.mean([grey(np.abs(a * r * turn + s)) for r in few for turn in turns], axis=0)
     return expected
 
 
 def _scatterers(size, roughness: float, rng: np.random.Generator) -> np.ndarray:
-    """Complex scatterers (H, W) of unit mean power: equally strong ones, or of gamma-distributed strength.
+    """Complex scatterers of unit mean power as (2, H, W): equally strong ones, or of gamma-distributed strength.
 
     Few strong scatterers in a pulse give speckle with more bright grains than Rayleigh's (K distribution; Shankar
     1993), as tissue does whose speckle is not fully developed.
     """
-    field = rng.standard_normal((*size, 2), dtype=np.float32).view(np.complex64)[..., 0]
-    field *= np.float32(np.sqrt(0.5))
+    field = rng.standard_normal((2, *size), dtype=np.float32) / np.float32(np.sqrt(2))
     if np.isfinite(roughness):
         field *= np.sqrt(rng.standard_gamma(roughness, size, dtype=np.float32) / np.float32(roughness))
     return field
-
-
-def _padded(image: np.ndarray, pulse: _Pulse, spread: float) -> tuple[np.ndarray, tuple[slice, slice]]:
-    """The image, mirrored as far beyond its edges as an echo reaches, and where it lies in that.
-
-    The scatterers there take part too; were they mirrored with it, they would add up coherently.
-    """
-    pads = []
-    for axis, n in enumerate(image.shape):
-        edge = min(pulse.reach(axis, 3.5 * (1 + axis * spread / 2)), n - 1)
-        pads.append((edge, min(next_fast_len(n + 2 * edge) - n - edge, n - 1)))
-    inner = tuple(slice(pad[0], pad[0] + n) for pad, n in zip(pads, image.shape, strict=True))
-    return np.pad(image, pads, mode="reflect"), inner
 
 
 def simulate(config: SimulationConfig, rng: np.random.Generator) -> Simulated:
@@ -218,9 +386,37 @@ def simulate(config: SimulationConfig, rng: np.random.Generator) -> Simulated:
     larger = PIECE_OF if config.geometry == "piece" else (1, 1)
     size = tuple(round(n * times) for n, times in zip(config.size, larger, strict=True))
     grain = config.grain or (rng.uniform(0.8, 2.5), rng.uniform(1.0, 5.0))
-    layout = config.layout or str(rng.choice(LAYOUTS, p=SHARES))
+    pulse = _Pulse(grain, config.tails)
+    layout = config.layout or str(rng.choice(TEXTBOOK, p=[0.13, 0.22, 0.22, 0.18, 0.25]))
     anatomy = _draw_anatomy(layout, size, rng)
-    frames, truth = _image(anatomy, _Pulse(grain, config.tails), config, rng)
+    spread = rng.uniform(0, 0.8)
+    roughness = config.roughness
+    if roughness is None:
+        roughness = float(np.exp(rng.uniform(np.log(0.08), 0))) if rng.random() < 0.33 else np.inf
+
+    amplitude = 10 ** (anatomy.decibels / 20)
+    scale = np.sqrt(np.mean(amplitude**2))
+    amplitude = (amplitude / scale).astype(np.float32)
+    down, across = pulse.taps(0), pulse.taps(1)  # layers keep their level, points their peak
+    level, peak = down.sum() * across.sum(), down.max() * across.max()
+    coherent = ((10 ** (anatomy.specular / 20) / level + anatomy.echoes / peak) / scale).astype(np.float32)
+    specular = _convolve(_convolve(coherent, down, 0), across, 1)
+    floor = 10 ** (rng.uniform(-60, -25) / 20)  # electronic noise
+    power = np.maximum(_echo(amplitude[None] ** 2, pulse, spread, power=True)[0], 0)
+    grey = _draw_grey_map(float(np.sqrt(np.quantile(power, 0.995))), rng)
+    magnitudes = _magnitudes(roughness, pulse, rng)
+    truth = _expected_grey(power + floor**2, specular, grey, magnitudes).astype(np.float32)
+
+    # Scatterers beyond the image's edges take part too: mirrored ones would add up coherently there.
+    edge = tuple(min(pulse.reach(axis, 5), n - 1) for axis, n in enumerate(size))
+    wide = np.pad(amplitude, [(e, e) for e in edge], mode="reflect")
+    inner = (..., slice(edge[0], -edge[0]), slice(edge[1], -edge[1]))
+    narrow = _Pulse(tuple(g * 0.7 for g in grain))
+    frames = np.empty((config.frames, *size), np.float32)
+    for frame in frames:
+        echo = _echo(_scatterers(wide.shape, roughness, rng) * wide, pulse, spread, power=False)[inner]
+        noise = floor * _echo(_scatterers(wide.shape, np.inf, rng), narrow, 0, power=False)[inner]
+        frame[:] = grey(np.hypot(echo[0] + noise[0] + specular, echo[1] + noise[1]))
     labels, region = anatomy.labels, np.ones(config.size, bool)
     if config.geometry != "linear":
         rows, columns, region = (_fan if config.geometry == "sector" else _piece)(config.size, rng)
@@ -229,35 +425,6 @@ def simulate(config: SimulationConfig, rng: np.random.Generator) -> Simulated:
         labels = (_scan_convert(labels[None], grid, "nearest")[0] * region).astype(np.uint8)
         truth = truth[0]
     return Simulated(frames, truth, labels, region, (float(grain[0]), float(grain[1])))
-
-
-def _image(anatomy: _Anatomy, pulse: _Pulse, config: SimulationConfig, rng: np.random.Generator):
-    """Frames (N, H, W) of an anatomy by a scanner that is drawn, and their expected value (H, W), float32."""
-    spread, roughness = rng.uniform(0, 0.8), config.roughness
-    if roughness is None:
-        roughness = float(np.exp(rng.uniform(np.log(0.08), 0))) if rng.random() < 0.33 else np.inf
-    amplitude = np.float32(10) ** (anatomy.decibels / np.float32(20))
-    scale = np.sqrt(np.mean(amplitude**2))
-    wide, inner = _padded((amplitude / scale).astype(np.float32), pulse, spread)
-    down, across = pulse.taps(0), pulse.taps(1)  # layers keep their level, points their peak
-    level, peak = down.sum() * across.sum(), down.max() * across.max()
-    coherent = ((10 ** (anatomy.specular / 20) / level + anatomy.echoes / peak) / scale).astype(np.float32)
-    specular = np.zeros(amplitude.shape, np.float32)
-    if coherent.max() > 1e-6:
-        mirrored, place = _padded(coherent, pulse, 0)
-        specular = np.maximum(_echo(mirrored, pulse, 0, power=False)[place], 0)
-    floor = np.float32(10 ** (rng.uniform(-60, -25) / 20))  # electronic noise
-    power = np.maximum(_echo(wide**2, pulse, spread, power=True)[inner], 0)
-    grey = _draw_grey_map(float(np.sqrt(np.quantile(power, 0.995))), rng)
-    magnitudes = _magnitudes(roughness, pulse, rng)
-    truth = _expected_grey(power + floor**2, specular, grey, magnitudes).astype(np.float32)
-    narrow = _Pulse(tuple(g * 0.7 for g in pulse.grain))
-    frames = np.empty((config.frames, *amplitude.shape), np.float32)
-    for frame in frames:
-        echo = _echo(_scatterers(wide.shape, roughness, rng) * wide, pulse, spread, power=False)[inner]
-        noise = _echo(_scatterers(frame.shape, np.inf, rng), narrow, 0, power=False)
-        frame[:] = grey(np.abs(echo + floor * noise + specular))
-    return frames, truth
 
 
 def simulate_recorded(

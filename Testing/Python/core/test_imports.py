@@ -44,7 +44,7 @@ SLICER = [
     {"curves", "panel", "training_data"},
     {"panel_parts"},
 ]
-BENCH = [{"baselines", "phantom", "report"}, {"cases", "speed"}, {"natural"}, {"quality"}]
+BENCH = [{"baselines", "phantom", "report", "graphics_cases"}, {"cases", "speed"}, {"natural"}, {"quality"}]
 
 
 def scripts(project, package):

@@ -8,7 +8,7 @@ from Speckle2SelfLib.grain import estimate_grain
 from Speckle2SelfLib.loss import disjoint_loss
 from Speckle2SelfLib.network import FastNetwork, LatticePair, LatticePredictions
 from Speckle2SelfLib.perturbation import LatticeViews, lattice_views
-from Speckle2SelfLib.simulation import LAYOUTS, SimulationConfig, simulate
+from Speckle2SelfLib.simulation import TEXTBOOK, SimulationConfig, simulate
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -90,7 +90,7 @@ def test_the_likelihood_is_best_at_the_errors_own_deviation_and_moves_the_grey_v
     assert np.argmin(costs) == 1
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", TEXTBOOK)
 @pytest.mark.parametrize("grain", [(0.9, 2.0), (2.0, 5.0), (3.2, 4.5), (6.0, 12.0)])
 def test_the_grain_is_measured_whatever_the_anatomy(layout, grain):
     """Log compression shortens it to about 0.8 of the intensities' own."""

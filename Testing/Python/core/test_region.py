@@ -286,3 +286,60 @@ def test_the_shared_screen_of_windows_and_the_shared_fascia(shared_data):
     assert not detect(np.asarray(Image.open(faults / "screenshot" / "slicer_window.png"))[None]).any()
     region = detect(np.asarray(Image.open(faults / "layer_as_ruled" / "thyroid_crop.png"))[None])
     assert region[80:90, 25:107].all()
+
+
+def crossed(frames, y, x, reach):
+    """Draw a caliper's cross of three bright pixels' width with a dark rim on frames (N, H, W); return where."""
+    mask = np.zeros(frames.shape[1:], bool)
+    mask[y - 1 : y + 2, x - reach : x + reach] = mask[y - reach : y + reach, x - 1 : x + 2] = True
+    frames[:, ndimage.binary_dilation(mask, np.ones((3, 3)))] = 0
+    frames[:, mask] = 255
+    return mask
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_calipers_and_dotted_lines_on_tissue_stay_as_they_are(count):
+    frames = np.round(tissue((160, 200), 4, count) * 190).astype(np.uint8)
+    drawn = crossed(frames, 60, 50, 12) | crossed(frames, 110, 150, 12)
+    for step in np.linspace(0.15, 0.85, 14):
+        y, x = round(60 + 50 * step), round(50 + 100 * step)
+        frames[:, y : y + 2, x : x + 2] = 255
+        drawn[y : y + 2, x : x + 2] = True
+    region = detect(frames)
+    assert (region & drawn).sum() <= 0.02 * drawn.sum()
+    assert region[~ndimage.binary_dilation(drawn, iterations=5)].mean() > 0.98
+
+
+def test_ticks_at_the_edge_of_the_image_stay_as_they_are():
+    frames = np.zeros((1, 180, 240), np.uint8)
+    frames[:, 15:165, 20:] = np.round(tissue((150, 220), 9) * 190)
+    drawn = np.zeros((180, 240), bool)
+    for row in range(20, 160, 18):
+        drawn[row : row + 2, 240 - (14 if row % 4 else 9) :] = True
+    frames[:, drawn] = 210
+    assert not (detect(frames) & drawn).any()
+
+
+def test_a_trace_that_scrolls_over_a_cine_stays_as_it_is():
+    frames = np.round(tissue((160, 200), 6, 8, "flat") * 150).astype(np.uint8)
+    x = np.arange(200)
+    for number, frame in enumerate(frames):
+        height = np.where((x + 7 * number) % 50 < 3, 20, 0)
+        for column in x:
+            frame[130 - height[column] : 132, column] = 255
+    region = detect(frames)
+    assert (region & (frames == 255).any(0)).sum() <= 0.05 * (frames == 255).any(0).sum()
+    assert region[:90].mean() > 0.95
+
+
+def test_the_shared_graphics_stay_as_they_are(shared_data):
+    faults = shared_data / "faults"
+    overlays, mask = (np.load(faults / "cine_overlays" / f"{name}.npz")["arr_0"] for name in ("overlays", "mask"))
+    assert (mask & detect(overlays)).sum() < 0.1 * mask.sum(), "85 % changed before; the rest is for the network"
+    ticks = np.asarray(Image.open(faults / "scale_ticks" / "ticks.png"))
+    drawn = (ticks == 210) & (ndimage.uniform_filter((ticks == 210).astype(float), (1, 5)) > 0.99)
+    assert drawn.sum() > 50 and not (detect(ticks[None]) & drawn).any()
+    lines = np.asarray(Image.open(faults / "caliper_still" / "measure_lines.png"))
+    white = np.zeros(lines.shape[:2], bool)
+    white[350:380, 155:185] = lines[350:380, 155:185].min(-1) > 250
+    assert (detect(lines[None]) & white).sum() < 0.1 * white.sum()

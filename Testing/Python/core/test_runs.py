@@ -597,7 +597,7 @@ def test_ctrl_c_saves_and_leaves_cleanly(folder):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err.splitlines()[-1] == "speckle2self: stopped; add --resume to continue."
-    assert "--resume" in out
+    assert "Stopped at step" in out and "--resume" in err
     assert checkpoint.load_state("m.model.state")[1]["step"] >= 10
     checkpoint.load("m.model")
     process = subprocess.Popen([*command, "--resume", "--listen"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -24,7 +24,7 @@ def test_the_mean_of_many_frames_is_the_truth(layout, tails):
 
 
 def test_frames_share_the_anatomy_and_nothing_of_the_speckle():
-    simulated = run(frames=60, layout="organ", grain=(1.2, 2.0))
+    simulated = run(frames=60, layout="organ")
     speckle = (simulated.frames - simulated.truth)[:, 5:-5, 5:-5]
     together = np.corrcoef(speckle.reshape(60, -1))
     assert np.abs(together[~np.eye(60, dtype=bool)]).mean() < 0.06
@@ -34,7 +34,7 @@ def test_frames_share_the_anatomy_and_nothing_of_the_speckle():
 @pytest.mark.parametrize("tails", [0, 0.5])
 def test_the_grain_is_where_the_intensity_correlates_by_half_and_tails_reach_further(tails):
     pulse, rng = simulation._Pulse((2.0, 3.0), tails), np.random.default_rng(0)
-    power = np.abs(simulation._echo(simulation._scatterers((300, 300), np.inf, rng), pulse, 0, power=False)) ** 2
+    power = (simulation._echo(simulation._scatterers((300, 300), np.inf, rng), pulse, 0, power=False) ** 2).sum(0)
     assert power.mean() == pytest.approx(1, abs=0.05)
     power -= power.mean()
     half, far = np.mean(power[2:] * power[:-2]) / power.var(), np.mean(power[:, 6:] * power[:, :-6]) / power.var()
@@ -124,7 +124,7 @@ def test_natural_anatomies_are_calm_with_few_steep_edges():
     """As photographs, and unlike a Gaussian field, whose slopes have a kurtosis of 3."""
     kurtosis = []
     for seed in range(12):
-        slopes = np.diff(anatomy.draw_anatomy("natural", (128, 128), np.random.default_rng(seed)).decibels, axis=1)
+        slopes = np.diff(anatomy.draw_anatomy((128, 128), np.random.default_rng(seed)).decibels, axis=1)
         kurtosis.append(np.mean(slopes**4) / np.mean(slopes**2) ** 2)
     assert np.median(kurtosis) > 8
 
@@ -164,10 +164,9 @@ def test_side_lobes_of_what_is_bright_lie_beside_it():
     assert 5 < beside.sum() < 64 and beside[64] and (np.delete(drawn.decibels, 30, axis=0) < -39).all()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size", [(32, 32), (32, 200), (300, 40)])
-def test_anatomies_of_any_size_can_be_drawn(layout, size):
-    for seed in range(4):
-        drawn = anatomy.draw_anatomy(layout, size, np.random.default_rng(seed))
+def test_natural_anatomies_of_any_size_can_be_drawn(size):
+    for seed in range(8):
+        drawn = anatomy.draw_anatomy(size, np.random.default_rng(seed))
         for image in (drawn.decibels, drawn.specular, drawn.echoes):
             assert image.shape == size and image.dtype == np.float32 and np.isfinite(image).all()

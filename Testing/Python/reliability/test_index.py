@@ -71,13 +71,15 @@ def test_at_file_level_only_what_slicer_bundles_is_imported(project):
                 assert top in {*sys.stdlib_module_names, *ours, "numpy", "slicer", "vtk"}, f"{path.name}: {name}"
 
 
-def for_type_checkers(node):
-    return isinstance(node, ast.If) and dotted(node.test) == "TYPE_CHECKING"
+def only_defines(node):
+    """Whether an `if` only chooses what to import or define, as for type checkers."""
+    kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef)
+    return isinstance(node, ast.If) and all(isinstance(one, kinds) for one in (*node.body, *node.orelse))
 
 
 def test_at_file_level_nothing_is_done(project):
     for path in module_files(project):
-        body = [node for node in ast.parse(path.read_text()).body if not for_type_checkers(node)]
+        body = [node for node in ast.parse(path.read_text()).body if not only_defines(node)]
         for node in body:
             assert not isinstance(node, (ast.For, ast.While, ast.With, ast.If, ast.Try)), f"{path.name}:{node.lineno}"
             document = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)

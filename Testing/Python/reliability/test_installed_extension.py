@@ -4,7 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+import sysconfig
 
 import pytest
 
@@ -12,7 +12,7 @@ MODULES = ("Speckle2Self", "SpeckleTrain")
 
 
 def cmake(*arguments):
-    program = shutil.which("cmake", path=str(Path(sys.executable).parent)) or shutil.which("cmake")
+    program = shutil.which("cmake", path=sysconfig.get_path("scripts")) or shutil.which("cmake")
     if program is None:
         pytest.skip("cmake is not installed")
     return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True)
@@ -60,6 +60,7 @@ def test_only_modules_lie_directly_in_the_flat_folder(installed):
 def test_the_core_works_from_the_installed_tree(installed, tmp_path):
     code = """
 import sys
+import sysconfig
 sys.path.insert(0, sys.argv[1])
 import numpy as np
 import Speckle2SelfLib.despeckling as core
