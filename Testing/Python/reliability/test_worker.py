@@ -446,7 +446,7 @@ def test_a_stream_goes_on_beside_a_job_and_after_its_process_was_ended(worker):
     until(worker, lambda: stream.done == 2)
     assert job.state == "running"
     pid = worker.pid
-    os.kill(pid, signal.SIGSTOP)
+    os.killpg(pid, signal.SIGSTOP)  # the launcher and Python below it
     worker.cancel(job)
     finish(worker, job)
     stream.push(FRAMES[2])
