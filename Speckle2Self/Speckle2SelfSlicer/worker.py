@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Speckle2SelfLib import protocol
+from Speckle2SelfLib import library, protocol
 from Speckle2SelfLib.config import DespeckleOptions
 from Speckle2SelfLib.system import InputError
 from Speckle2SelfLib.worker_process import SLOTS, job_arrays, offsets_of, stream_arrays, views
@@ -544,6 +544,8 @@ def checked_options(options: dict, size: tuple) -> tuple[DespeckleOptions, np.nd
         raise InputError(_("Unknown options of despeckling: {names}.").format(names=", ".join(sorted(unknown))))
     if not isinstance(options.get("model", ""), str | os.PathLike):
         raise InputError(_("The despeckling process takes a model by its name or file, or a filter by its name."))
+    if (own := library.own_models().get(str(options.get("model")))) is not None:
+        options["model"] = own  # by its file: the process may have started with another home
     mask, region = None, options.get("region", "auto")
     if region is None:
         options["region"] = "none"
