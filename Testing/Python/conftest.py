@@ -51,8 +51,8 @@ def pytest_sessionstart(session):
 
 @pytest.fixture(autouse=True)
 def executable(request, monkeypatch):
-    """In Slicer, `sys.executable` is a launcher; in the core's tests, it is Python itself."""
-    if "core" not in request.path.parts:
+    """In Slicer, `sys.executable` is a launcher; in tests of the core and of its processes, it is Python itself."""
+    if request.path.parent.name in ("scene", "panel"):
         monkeypatch.setattr(sys, "executable", request.session.launcher)
 
 
