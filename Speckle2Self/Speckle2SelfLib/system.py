@@ -80,10 +80,7 @@ def torch_fault() -> str | None:
 
 def _broken(error: Exception) -> str:
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(" .")
-    return (
-        f"PyTorch is installed, but does not start ({reason}); reinstall it: python -m pip install --force-reinstall "
-        "torch (in Slicer, by the extension PyTorch)."
-    )
+    return f"PyTorch is installed, but does not start ({reason}); reinstall it, in Slicer by the PyTorch extension."
 
 
 def replace_file(path: FilePath, content: bytes) -> None:
