@@ -80,7 +80,7 @@ def torch_fault() -> str | None:
 
 def _broken(error: Exception) -> str:
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(" .")
-    return f"PyTorch is installed, but does not start ({reason}); reinstall it, in Slicer by the PyTorch extension."
+    return f"PyTorch is installed, but does not start ({reason}); reinstall it, in Slicer by the extension PyTorch."
 
 
 def replace_file(path: FilePath, content: bytes) -> None:
