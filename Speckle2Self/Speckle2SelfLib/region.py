@@ -259,9 +259,11 @@ def _end_abruptly(values: np.ndarray, labels: np.ndarray, bright: float) -> np.n
     level = ndimage.mean(values, labels, every)
     abrupt = ndimage.maximum(brightest, labels, every) < np.where(level > bright, 0.75, 0.5) * level
     abrupt[0] = False
-    alike = np.bincount((20 * level[abrupt] / bright).astype(int), minlength=1)
-    if abrupt.sum() > 0.03 * len(every) and alike.max() < 0.25 * alike.sum():
-        return np.zeros(labels.shape, bool)  # noise from pixel to pixel: graphics have few grey values
+    single = np.bincount(labels.ravel(), minlength=len(every)) == 1
+    for noise in ([abrupt.copy()] if abrupt.sum() > 0.03 * len(every) else []) + [abrupt & single]:
+        alike = np.bincount((20 * level[noise] / bright).astype(int), minlength=1)
+        if alike.max() < 0.25 * alike.sum():
+            abrupt &= ~noise  # from pixel to pixel: graphics have few grey values
     return abrupt[labels]
 
 
