@@ -173,7 +173,33 @@ class Textures:
         return np.tanh(field + self.rng.normal(0, 1)) + np.tanh(field - self.rng.normal(0, 3))
 
 
-class Anatomy:
+class PointTargets:
+    """Coherent point targets over an echogenicity; `echoes` holds the amplitudes at their peak."""
+
+    rng: np.random.Generator
+    size: tuple[int, int]
+    decibels: np.ndarray  # (H, W)
+    echoes: np.ndarray  # (H, W)
+
+    def points(self, count: int) -> None:
+        """Coherent point targets (needle tip, calcification) whose echo stands 8 to 35 dB above the tissue's."""
+        rows, columns = (self.rng.integers(0, n, count) for n in self.size)
+        self._echo_at(rows, columns, self.rng.uniform(8, 35, count))
+
+    def _echo_at(self, rows: np.ndarray, columns: np.ndarray, contrast: np.ndarray | float) -> None:
+        level = self.decibels[rows, columns] + contrast
+        np.maximum.at(self.echoes, (rows, columns), (10 ** (level / 20)).astype(self.echoes.dtype))
+
+    def row(self, count: int, spacing: float) -> None:
+        """Equal point targets in a row, as of a resolution phantom."""
+        turn, middle = self.rng.uniform(0, np.pi), [self.rng.uniform(0.1, 0.9) * n for n in self.size]
+        at = (np.arange(count) - count // 2) * spacing
+        rows, columns = (np.round(m + at * f(turn)).astype(int) for m, f in zip(middle, (np.sin, np.cos), strict=True))
+        inside = (rows >= 0) & (rows < self.size[0]) & (columns >= 0) & (columns < self.size[1])
+        self._echo_at(rows[inside], columns[inside], self.rng.uniform(8, 28))
+
+
+class Anatomy(PointTargets):
     """Echogenicity in decibels on an (H, W) grid, put together object by object."""
 
     def __init__(self, size: tuple[int, int], rng: np.random.Generator):
@@ -227,15 +253,6 @@ class Anatomy:
         inside = _soft_step(across, 6) * _soft_step(above, 4)[:, None]
         self.lower(np.float32(self.rng.uniform(3, 35)) * inside.astype(np.float32))
 
-    def points(self, count: int) -> None:
-        """Coherent point targets (needle tip, calcification) whose echo stands 8 to 35 dB above the tissue's."""
-        rows, columns = (self.rng.integers(0, n, count) for n in self.size)
-        self._echo_at(rows, columns, self.rng.uniform(8, 35, count))
-
-    def _echo_at(self, rows: np.ndarray, columns: np.ndarray, contrast: np.ndarray | float) -> None:
-        level = self.decibels[rows, columns] + contrast
-        np.maximum.at(self.echoes, (rows, columns), (10 ** (level / 20)).astype(np.float32))
-
     def _window(self, center: Sequence[float] | np.ndarray, reach: float) -> tuple[slice, ...]:
         """Rows and columns within `reach` pixels of a place; (empty) where that is outside."""
         bounds = [(max(0, int(c - reach)), min(n, int(c + reach) + 2)) for c, n in zip(center, self.size, strict=True)]
@@ -270,14 +287,6 @@ class Anatomy:
                 self.specular[window] = np.maximum(self.specular[window], bright)
             else:
                 self.decibels[window] += np.float32(contrast) * profile
-
-    def row(self, count: int, spacing: float) -> None:
-        """Equal point targets in a row, as of a resolution phantom."""
-        turn, middle = self.rng.uniform(0, np.pi), [self.rng.uniform(0.1, 0.9) * n for n in self.size]
-        at = (np.arange(count) - count // 2) * spacing
-        rows, columns = (np.round(m + at * f(turn)).astype(int) for m, f in zip(middle, (np.sin, np.cos), strict=True))
-        inside = (rows >= 0) & (rows < self.size[0]) & (columns >= 0) & (columns < self.size[1])
-        self._echo_at(rows[inside], columns[inside], self.rng.uniform(8, 28))
 
     def leaves(self, count: int, spread: float, textures: list[np.ndarray], smallest: float = 1.5) -> None:
         """Dead leaves: `count` shapes, large and small, one over another, levels of `spread` dB deviation.

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from imageio.v3 import imread, imwrite
 from scipy.ndimage import convolve1d, fourier_gaussian, gaussian_filter, gaussian_filter1d
 
-from .anatomy import Anatomy, draw_anatomy
+from .anatomy import Anatomy, PointTargets, draw_anatomy
 from .resampling import resample
 from .system import InputError
 
@@ -73,7 +73,7 @@ class Simulated:
     grain: tuple[float, float]  # pixels (axial, lateral); of a fan, along and across its beams before they part
 
 
-class _Anatomy:
+class _Anatomy(PointTargets):
     """Echogenicity in decibels on an (H, W) grid, put together object by object."""
 
     def __init__(self, size: tuple[int, int], rng: np.random.Generator):
@@ -147,15 +147,6 @@ class _Anatomy:
         self.specular -= drop
         self.echoes *= 10 ** (-drop / 20)
 
-    def points(self, count: int):
-        """Coherent point targets (needle tip, calcification) whose echo stands 8 to 35 dB above the tissue's."""
-        rows, columns = (self.rng.integers(0, n, count) for n in self.size)
-        self._echo_at(rows, columns, self.rng.uniform(8, 35, count))
-
-    def _echo_at(self, rows, columns, contrast):
-        level = self.decibels[rows, columns] + contrast
-        np.maximum.at(self.echoes, (rows, columns), 10 ** (level / 20))
-
     def strokes(self, count: int, spacing: float = 0.0):
         """Straight pieces of echo (wires, needles, fibres), thin, with hard ends, 7 to 24 dB above the tissue's.
 
@@ -184,14 +175,6 @@ class _Anatomy:
                 self.specular = np.maximum(self.specular, contrast + self.decibels - 40 * (1 - profile))
             else:
                 self.decibels += contrast * profile
-
-    def row(self, count: int, spacing: float):
-        """Equal point targets in a row, as of a resolution phantom."""
-        turn, middle = self.rng.uniform(0, np.pi), [self.rng.uniform(0.1, 0.9) * n for n in self.size]
-        at = (np.arange(count) - count // 2) * spacing
-        rows, columns = (np.round(m + at * f(turn)).astype(int) for m, f in zip(middle, (np.sin, np.cos), strict=True))
-        inside = (rows >= 0) & (rows < self.size[0]) & (columns >= 0) & (columns < self.size[1])
-        self._echo_at(rows[inside], columns[inside], self.rng.uniform(8, 28))
 
     def radius(self, smallest: float, largest: float) -> tuple[float, float]:
         """Two radii, pixels, from shares of the smaller side."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from ..system import InputError
-from .base import DEFLATE_LIMIT, Format, Recording, check_dimensions, has_suffix, lengths
+from .base import DEFLATE_LIMIT, SEQUENCES, Format, Recording, check_dimensions, has_suffix, lengths, not_held
 
 FRAME_FORMATS = (".png", ".bmp", ".jpg", ".jpeg")  # of one frame
 
@@ -159,3 +160,25 @@ def _pair(path: Path) -> tuple[Path, ...]:
         return (path,)
     pair = {path, *(path.with_name(stem + end) for end in (".hdr", ".hdr.gz", ".img", ".img.gz"))}
     return tuple(part for part in pair if part.is_file())
+
+
+class SequenceFormat(Format):
+    """A format with a header of our own for recordings and their times; single images and volumes are ITK's."""
+
+    written: Mapping[str, str] = {}  # numpy's type, without byte order -> its name in a header
+
+    def keeps_times(self, path: Path) -> bool:
+        return True
+
+    def check(self, path: Path, recording: Recording) -> None:
+        if self.verbatim(path, recording):
+            return
+        if not has_suffix(path, SEQUENCES):
+            check_image(path, recording)
+        elif recording.frames.dtype.str[1:] not in self.written:
+            raise not_held(path, self.name, recording)
+
+    def verbatim(self, path: Path, recording: Recording) -> bool:
+        """Return whether the input's own header is written."""
+        made = recording.sequence or recording.single or recording.volumes > 1
+        return recording.format == self.name and (made or not has_suffix(path, SEQUENCES))

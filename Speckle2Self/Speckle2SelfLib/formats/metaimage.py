@@ -12,7 +12,6 @@ from ..system import InputError
 from . import base
 from .base import (
     SEQUENCES,
-    Format,
     Recording,
     axes_of_sequence,
     bytes_before_pixels,
@@ -23,13 +22,12 @@ from .base import (
     has_suffix,
     header_lines,
     lengths,
-    not_held,
     numbers,
     pixels,
     sequence_times,
     write_raw,
 )
-from .itk import check_image, write_image
+from .itk import SequenceFormat, write_image
 
 META_TYPES = {
     "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
@@ -42,8 +40,9 @@ WRITTEN = {
 }  # fmt: skip
 
 
-class MetaImage(Format):
+class MetaImage(SequenceFormat):
     name = "MetaImage"
+    written = WRITTEN
     suffixes = (".mha", ".mhd")
     geometric = True
     fields = True
@@ -92,24 +91,8 @@ class MetaImage(Format):
             parts=(data,),
         )
 
-    def keeps_times(self, path: Path) -> bool:
-        return True
-
-    def check(self, path: Path, recording: Recording) -> None:
-        if self._verbatim(path, recording):
-            return
-        if not has_suffix(path, SEQUENCES):
-            check_image(path, recording)
-        elif recording.frames.dtype.str[1:] not in WRITTEN:
-            raise not_held(path, self.name, recording)
-
-    def _verbatim(self, path: Path, recording: Recording) -> bool:
-        """Whether the input's own header is written."""
-        made = recording.sequence or recording.single or recording.volumes > 1
-        return recording.format == self.name and (made or not has_suffix(path, SEQUENCES))
-
     def write(self, path: Path, frames: np.ndarray, recording: Recording) -> None:
-        if self._verbatim(path, recording):
+        if self.verbatim(path, recording):
             lines, packed = recording.source["lines"], recording.source["packed"]
         elif has_suffix(path, SEQUENCES):
             packed = frames.nbytes < base.LARGE  # else part by part

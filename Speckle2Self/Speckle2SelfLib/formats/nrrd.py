@@ -14,7 +14,6 @@ from ..system import InputError
 from . import base
 from .base import (
     SEQUENCES,
-    Format,
     Recording,
     axes_of_sequence,
     bytes_before_pixels,
@@ -25,13 +24,12 @@ from .base import (
     has_suffix,
     header_lines,
     lengths,
-    not_held,
     numbers,
     pixels,
     sequence_times,
     write_raw,
 )
-from .itk import check_image, write_image
+from .itk import SequenceFormat, write_image
 
 NRRD_TYPES = {
     **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),
@@ -54,8 +52,9 @@ WRITTEN = {
 COLOUR_KINDS = {"vector", "rgb-color", "rgba-color", "3-color", "4-color", "3-vector", "4-vector"}
 
 
-class Nrrd(Format):
+class Nrrd(SequenceFormat):
     name = "NRRD"
+    written = WRITTEN
     suffixes = (".nrrd", ".nhdr")
     geometric = True
     fields = True
@@ -120,24 +119,8 @@ class Nrrd(Format):
             parts=(data,),
         )
 
-    def keeps_times(self, path: Path) -> bool:
-        return True
-
-    def check(self, path: Path, recording: Recording) -> None:
-        if self._verbatim(path, recording):
-            return
-        if not has_suffix(path, SEQUENCES):
-            check_image(path, recording)
-        elif recording.frames.dtype.str[1:] not in WRITTEN:
-            raise not_held(path, self.name, recording)
-
-    def _verbatim(self, path: Path, recording: Recording) -> bool:
-        """Whether the input's own header is written."""
-        made = recording.sequence or recording.single or recording.volumes > 1
-        return recording.format == self.name and (made or not has_suffix(path, SEQUENCES))
-
     def write(self, path: Path, frames: np.ndarray, recording: Recording) -> None:
-        if self._verbatim(path, recording):
+        if self.verbatim(path, recording):
             axes, shape = recording.source["axes"], recording.source["shape"]
             array = frames.reshape([shape[axis] for axis in axes]).transpose(np.argsort(axes))
             given = recording.source["lines"]
