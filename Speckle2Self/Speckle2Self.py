@@ -544,13 +544,13 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
             a sequence, the proxy of an earlier output, or a volume that becomes the proxy. Never the input.
         model: one of `models()` or a model file.
         uncertainty: put `<input> uncertainty` beside the output: one standard deviation of its error at each pixel, in
-            its grey values, as a floating-point volume, or as a sequence in the same browser; for models that tell it.
+            its grey values, as a floating-point volume or a sequence in the same browser; for models that estimate it.
         progress: called with (frames done, frames).
         cancelled: called regularly; once it returns True, Cancelled is raised.
         options: further fields of `config.DespeckleOptions`:
             strength: 0 (the input) to 1 (the despeckled image).
             gamma: exponent on the despeckled grey values, 0.2 to 5; above 1 darkens.
-            cautious: how much of the input to keep where the model is uncertain, 0 to 1; for models that tell it.
+            cautious: how much of the input to keep where the model is uncertain, 0 to 1; for models that estimate it.
             region: "auto" (detect the imaged region), "none" (whole frames), a segmentation or a box (ROI) or its id
                 or name, "given" (what was given last for this scanner and frames of this size), or a bool array of a
                 frame's size.

@@ -222,8 +222,8 @@ class DespeckleOptions:
     gamma: float = option(1.0, "exponent on the despeckled grey values; above 1 darkens", low=0.2, high=5)
     cautious: float = option(
         0.0,
-        "how much of the input to keep where the model is uncertain, from 0 to all (1); for models that tell it: from "
-        "an uncertainty of 4 % of the grey range on, at its full from 8 %",
+        "how much of the input to keep where the model is uncertain, from 0 to all (1); begins at an uncertainty of "
+        "4 % of the grey range, complete from 8 %; for models that estimate it",
         low=0,
         high=1,
     )

@@ -64,7 +64,7 @@ def despeckle(
         cancelled: asked before each block of frames; True raises Cancelled.
         precision: torch.float32, bfloat16 or (CUDA) float16; None: see `inference.precision_of`.
         uncertainty: float32 array (H, W) or (N, H, W) that gets one standard deviation of the output's error at each
-            pixel, in its grey values; 0 where nothing is changed. For models that tell it.
+            pixel, in its grey values; 0 where nothing is changed. For models that estimate it.
         options: strength, gamma, cautious and device, as `DespeckleOptions` explains them.
 
     Returns an array of the same shape, type and value range. Pixels outside the region, colored ones and those that are

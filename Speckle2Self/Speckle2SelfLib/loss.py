@@ -44,7 +44,7 @@ def disjoint_loss(
     predictions: Any, views: Any, detail: float = 3.0, truth_error: str = "absolute"
 ) -> dict[str, torch.Tensor]:
     """Return the terms of `lattice_loss` for recorded frames; for simulated ones those of `truth_loss` and, where the
-    network tells its uncertainty, of `uncertainty_loss`.
+    network estimates its uncertainty, of `uncertainty_loss`.
 
     Args: predictions, `network.LatticePredictions`; views, `perturbation.LatticeViews`; detail and truth_error, as
     `config.TrainingConfig` explains them.

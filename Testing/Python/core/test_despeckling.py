@@ -17,7 +17,7 @@ from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.filters import median
 from Speckle2SelfLib.grey import grey_mapping
 from Speckle2SelfLib.library import load_model
-from Speckle2SelfLib.network import FastNetwork, SpeckleReductionNetwork
+from Speckle2SelfLib.network import SpeckleReductionNetwork
 from Speckle2SelfLib.region import box_of
 from Speckle2SelfLib.system import Cancelled, InputError, out_of_memory
 
@@ -40,15 +40,6 @@ def cine(rng):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
-
-
-@pytest.fixture(scope="module")
-def network():
-    torch.manual_seed(0)
-    network = FastNetwork(8).eval()
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    return network
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "int32", "float32", "float64"])

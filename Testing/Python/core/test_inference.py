@@ -30,15 +30,6 @@ def cine(rng):
     return rng.integers(20, 220, (4, 40, 48)).astype(np.uint8)
 
 
-@pytest.fixture(scope="module")
-def network():
-    torch.manual_seed(0)
-    network = FastNetwork(8).eval()
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    return network
-
-
 @pytest.mark.parametrize("architecture", ["fast", "published"])
 def test_the_fast_form_gives_what_the_network_as_written_gives(network, architecture):
     torch.manual_seed(1)

@@ -1,0 +1,16 @@
+"""What several tests of the core need."""
+
+import pytest
+import torch
+
+from Speckle2SelfLib.network import FastNetwork
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A small network whose weights are all random."""
+    torch.manual_seed(0)
+    network = FastNetwork(8).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return network
