@@ -10,11 +10,15 @@ import logging
 import vtk
 
 heard: list[str] = []
+_listened: list[tuple[vtk.vtkOutputWindow, int]] = []  # the window and the observer's tag
 
 
 def listen() -> None:
-    """Keeps the errors that VTK prints."""
-    vtk.vtkOutputWindow.GetInstance().AddObserver("ErrorEvent", _hear)
+    """Keep the errors that VTK prints, each once, however often this is called."""
+    window = vtk.vtkOutputWindow.GetInstance()
+    if _listened and _listened[0][0] is window:
+        return
+    _listened[:] = [(window, window.AddObserver("ErrorEvent", _hear))]
 
 
 @vtk.calldata_type(vtk.VTK_STRING)
