@@ -103,10 +103,12 @@ class Signal:
 
     def disconnect(self, function) -> bool:
         """Takes a connected function off."""
-        targets = _slots.get((*self._key, function))
-        if not targets:
+        key = (*self._key, function)
+        if key not in _slots:
             raise RuntimeError(f"{function} is not connected to {self._key[1]}")
-        self._signal.disconnect(targets.pop())
+        self._signal.disconnect(_slots[key].pop())
+        if not _slots[key]:
+            del _slots[key]  # the key keeps the function, and what that refers to
         return True
 
     def emit(self, *arguments) -> None:
