@@ -141,7 +141,9 @@ PRESETS = {
         steps=600, learning_rate=3e-4, averaging=0.98, interval=50, simulated=400, lead=0.3, detail=0.3
     ),
     "standard": TrainingConfig(steps=3000, simulated=1500, share=0.75),
-    "default": TrainingConfig(steps=52_000, batch=32, learning_rate=3e-3, simulated=20_000, interval=2000),
+    "default": TrainingConfig(
+        steps=40_000, batch=16, simulated=24_000, interval=2000, averaging=0.999, truth_error="squared"
+    ),
     "paper": TrainingConfig(recipe="published", steps=100_000, batch=16, crop=512, averaging=0.0),
 }
 

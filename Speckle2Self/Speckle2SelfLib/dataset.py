@@ -24,6 +24,7 @@ from .system import InputError, Progress
 SIMULATED_GRAIN = (0.85, 2.6)  # pixels, as the simulator counts it: 0.8 to 2 as measured
 COUNTED = (0.85, 1.2, 1.7, 2.2, 2.6, 3.2)  # pixels, grains of the simulator
 MEASURED = (0.80, 1.15, 1.5, 1.8, 1.97, 2.75)  # pixels, what `estimate_grain` finds in their frames
+NATURAL = 0.5  # of the simulated anatomies are dead leaves with textures, the others those of a textbook
 PIECES = 0.3  # fraction of the simulated frames spanning all grains that are pieces of fans, where the grain is turned
 SIDE_BY_SIDE = 4  # anatomies that are made at a time; Python itself uses a single thread
 NOTHING = "Nothing can be learnt from frames or regions that are constant or smaller than 32 pixels."
@@ -179,7 +180,8 @@ def _anatomy(seed: int, crop: int, grains: Sequence[tuple[float, float]]) -> tup
         smallest, largest = np.log(SIMULATED_GRAIN)
         grain = tuple(np.exp(rng.uniform(smallest, largest, 2)))
     geometry = "linear" if grains or rng.random() >= PIECES else "piece"
-    frame, truth = simulate_recorded((crop, crop), grain, geometry, rng)
+    layout = "natural" if rng.random() < NATURAL else None
+    frame, truth = simulate_recorded((crop, crop), grain, geometry, rng, layout)
     low, high = grey_mapping(frame[None], None)
     span = max(high - low, 1e-3)
     return np.minimum((frame - low) / span, BRIGHTEST), (truth - low) / span

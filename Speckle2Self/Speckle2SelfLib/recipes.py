@@ -25,7 +25,10 @@ from .system import InputError, Progress
 FAST_GRAIN = (0.65, 1.45)  # pixels, as `estimate_grain` measures it; other recordings are resampled to it
 HELD_OUT_ANATOMIES = (16, 64)  # at least and at most, a hundredth of those trained on in between
 WARM_UP = 50  # steps in which the learning rate rises
-NEW = "--width, --deep and --uncertainty apply only to a new network of ours. Drop them, or drop --init."
+NEW = (
+    "--width applies only to a new network of ours, --deep and --uncertainty also to one that lacks the deeper level "
+    "or the uncertainty. Drop them, or drop --init."
+)
 
 
 class Recipe:

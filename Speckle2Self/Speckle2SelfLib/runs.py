@@ -19,6 +19,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from .dataset import Cine, hold_out, read_cine
 from .devices import choose_device, choose_precision
 from .grain import speckle_correlation
 from .library import bundled_models, load_model, worse_than_start
+from .network import build
 from .recipes import NEW, recipe_of
 from .system import Cancelled, FilePath, InputError, locked, replace_file, torchrun_place, with_path
 from .training import Report, Training
@@ -512,15 +514,29 @@ def _start(job: Job) -> Start:
     shape = {entry: value for entry, value in asked.items() if value is not None}
     if name is None:
         return Start(config, recipe.new_model(**shape), None, "random weights")
-    if shape:
-        raise InputError(NEW)
     start = load_model(name)
     if not recipe.fits(start.config):
         raise InputError(
             f"A {start.config.architecture} model cannot be trained by the recipe '{config.recipe}': "
             "start from another model, or from none (preset 'standard')."
         )
+    if shape:
+        start = _grown(start, shape, config.seed)
     return Start(config, start.config, start.network, name if name in bundled_models() else "another model")
+
+
+def _grown(start: Model, shape: dict[str, Any], seed: int) -> Model:
+    """Return a model with parts that it did not have, which at first change nothing. Raises InputError otherwise."""
+    config = replace(start.config, **shape)
+    deeper, told = config.deep != start.config.deep, config.uncertainty != start.config.uncertainty
+    added = replace(start.config, deep=config.deep, uncertainty=config.uncertainty) == config
+    if not added or (deeper and start.config.deep) or not (deeper or told):
+        raise InputError(NEW)
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(seed)
+        network = build(config)
+    network.load_state_dict(start.network.state_dict(), strict=False)
+    return Model(config, network.eval())
 
 
 def _data(job: Job, start: Start, inputs: list[Path], held_out: list[Path]) -> tuple[list[Cine], list[Cine], bool]:

@@ -411,7 +411,11 @@ def simulate(config: SimulationConfig, rng: np.random.Generator) -> Simulated:
 
 
 def simulate_recorded(
-    size: tuple[int, int], grain: tuple[float, float], geometry: str, rng: np.random.Generator
+    size: tuple[int, int],
+    grain: tuple[float, float],
+    geometry: str,
+    rng: np.random.Generator,
+    layout: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A frame as scanners process and recorders store it, and its truth, both (H, W) float32 in [0, 1].
 
@@ -420,7 +424,8 @@ def simulate_recorded(
     more such frames tends to. What enhanced frames lose where they are cut at black and white is measured in more of
     them. The pulses of some have tails. Last, some are rounded to 8 bits, and some compressed (JPEG).
 
-    Args: size, (H, W); grain, pixels (axial, lateral) there; geometry, one of GEOMETRIES.
+    Args: size, (H, W); grain, pixels (axial, lateral) there; geometry, one of GEOMETRIES; layout, one
+    of LAYOUTS, or drawn.
     """
     factors = np.exp(rng.uniform(*np.log(DRAWN_AT), 2)) if rng.random() < 0.5 else np.ones(2)
     looks = int(rng.integers(2, 4)) if rng.random() < 0.3 else 1
@@ -429,7 +434,7 @@ def simulate_recorded(
     drawn = tuple(max(32, round(n * factor)) for n, factor in zip(size, factors, strict=True))
     scaled = tuple(float(g * factor) for g, factor in zip(grain, factors, strict=True))
     frames = looks * (MEASURED_IN if enhanced else 1)
-    made = simulate(SimulationConfig(drawn, frames, scaled, geometry=geometry, tails=tails), rng)
+    made = simulate(SimulationConfig(drawn, frames, scaled, layout, geometry, tails=tails), rng)
     means = made.frames.reshape(-1, looks, *drawn).mean(1)
     images = resample(torch.from_numpy(np.concatenate([means, made.truth[None]]))[:, None], size)[:, 0].numpy()
     frames, truth = images[:-1], images[-1]
