@@ -19,7 +19,7 @@ from .grey import BRIGHTEST, evenly, grey_mapping, luminance
 from .region import box_of, detect, fill_outside
 from .resampling import Resampling
 from .simulation import simulate_recorded
-from .system import InputError, Progress
+from .system import InputError, Progress, _
 
 SIMULATED_GRAIN = (0.85, 2.6)  # pixels, as the simulator counts it: 0.8 to 2 as measured
 COUNTED = (0.85, 1.2, 1.7, 2.2, 2.6, 3.2)  # pixels, grains of the simulator
@@ -27,7 +27,7 @@ MEASURED = (0.80, 1.15, 1.5, 1.8, 1.97, 2.75)  # pixels, what `estimate_grain` f
 NATURAL = 0.5  # of the simulated anatomies are dead leaves with textures, the others those of a textbook
 PIECES = 0.3  # fraction of the simulated frames spanning all grains that are pieces of fans, where the grain is turned
 SIDE_BY_SIDE = 4  # anatomies that are made at a time; Python itself uses a single thread
-NOTHING = "Nothing can be learnt from frames or regions that are constant or smaller than 32 pixels."
+NOTHING = _("Nothing can be learnt from frames or regions that are constant or smaller than 32 pixels.")
 UNCHANGED = Augmentation()
 
 
@@ -113,7 +113,7 @@ def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConf
         return Cine(torch.from_numpy(frames)[:, None], recorded_grain=calibration.grain)  # (N, 1, H, W)
     resampling = Resampling(region, calibration.grain, model.grain) if model.grain else None
     if resampling is not None and min(resampling.size) < 16:
-        raise InputError("Frames or regions are too small for the grain of their speckle: nothing can be learnt.")
+        raise InputError(_("Frames or regions are too small for the grain of their speckle: nothing can be learnt."))
     prepared = []
     for frame in frames:
         frame = np.nan_to_num(luminance(frame[None]), nan=low, posinf=high, neginf=low)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .system import InputError
+from .system import InputError, _
 
 TURNS = 12  # of the probe for the precision
 AT_ONCE_CUDA = 3  # blocks: while one is in the network, others are copied from and to the computer's memory
@@ -37,7 +37,8 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
     if name == "auto":
         return torch.device(available[0])
     if name not in available:
-        raise InputError(f"There is no device '{name}' here; there is {', '.join(available)}.")
+        message = _("There is no device '{name}' here; there is {available}.")
+        raise InputError(message.format(name=name, available=", ".join(available)))
     return torch.device(name)
 
 

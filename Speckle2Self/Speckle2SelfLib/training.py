@@ -22,9 +22,9 @@ from .devices import choose_precision
 from .inference import SHAPES, Replayed, accelerate, convert
 from .network import build
 from .recipes import recipe_of
-from .system import InputError, Progress, out_of_memory
+from .system import InputError, Progress, _, out_of_memory
 
-NOT_A_NUMBER = "The loss became NaN at step {}. Train again with another seed or another starting model."
+NOT_A_NUMBER = _("The loss became NaN at step {step}. Train again with another seed or another starting model.")
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Training:
             values /= self.processes
         numbers = values.tolist()  # waits for a GPU, once in a step
         if not np.isfinite(numbers).all():
-            raise InputError(NOT_A_NUMBER.format(self.step + 1))
+            raise InputError(NOT_A_NUMBER.format(step=self.step + 1))
         self.optimiser.step()
         self._average()  # before the step is counted
         return dict(zip(self._names[bool(tensors)], numbers, strict=True))
@@ -202,7 +202,7 @@ class Training:
         """Halve the batch and return a message that says so. Raises InputError where it is one frame already."""
         if self.batch == 1:
             raise InputError(
-                "Memory is too short for a batch of one frame: close other programs, or use another device."
+                _("Memory is too short for a batch of one frame: close other programs, or use another device.")
             ) from error
         self.batch //= 2
         self._replayed.recorded.clear()
@@ -217,7 +217,7 @@ class Training:
         figures, picture = validation.validate(self.recipe, self.learner, self.network, self.held_out, self.device)
         self.learner.train()
         if not np.isfinite(list(figures.values())).all():
-            raise InputError(NOT_A_NUMBER.format(self.step))
+            raise InputError(NOT_A_NUMBER.format(step=self.step))
         return figures, picture
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict]:
@@ -230,7 +230,7 @@ class Training:
         for number, moments in self.optimiser.state_dict()["state"].items():
             tensors |= {f"adam.{number}.{name}": tensor for name, tensor in moments.items()}
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
-            raise InputError(NOT_A_NUMBER.format(self.step))
+            raise InputError(NOT_A_NUMBER.format(step=self.step))
         return tensors, {
             "step": self.step, "batch": self.batch, "best": self.best if np.isfinite(self.best) else None,
             "latest": self.latest, "random": self._random, "rng": self.rng.bit_generator.state,

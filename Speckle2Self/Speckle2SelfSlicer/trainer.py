@@ -24,7 +24,7 @@ from Speckle2SelfLib.config import Job, from_dict, refuse_filter
 from Speckle2SelfLib.system import InputError, locked, replace_file
 
 from .processes import Child, was_killed, why_not_started
-from .words import _
+from .words import _, translated
 
 # TORCH_DISABLE_SHARE_RDZV_TCP_STORE: each start gets a store of its own, in which the processes find each other. Else
 # torchrun keeps one, and those that it starts anew after one was killed look there for the dead ones, and wait.
@@ -157,7 +157,7 @@ class TrainingJob:
             if line.from_step is not None:
                 self.settings = values
             elif line.message is not None:
-                self.message = line.message
+                self.message = translated(line.message)
             add_report(self.reports, line)
 
     def _end(self, code: int) -> None:
@@ -180,7 +180,7 @@ class TrainingJob:
             errors = self._child.errors()
             last = [line for line in errors if line.startswith("speckle2self: ")][-1:] or errors[-1:]
             if last and last[0].startswith("speckle2self: "):
-                self.message = last[0].removeprefix("speckle2self: ")
+                self.message = translated(last[0].removeprefix("speckle2self: "))
             elif was_killed(code, errors):
                 self.message = NO_MEMORY
             else:
@@ -385,7 +385,7 @@ class Estimate:
         for values in self._child.lines():
             with suppress(InputError):
                 found = found or protocol.training_line(values).estimate
-        message = "".join(self._child.errors()[-1:]).removeprefix("speckle2self: ")
+        message = translated("".join(self._child.errors()[-1:]).removeprefix("speckle2self: "))
         self.close()
         self._listener(found or InputError(message or _("The estimate ended unexpectedly.")))
         return True
