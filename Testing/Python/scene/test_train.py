@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -87,6 +88,7 @@ def test_curves_and_previews_are_nodes_that_are_kept_up_to_date(logic, volume):
     job = logic.start([volume], init="start", steps=16, region="none", name="Mine")
     while len(job.reports) < 3:
         logic.poll()
+        time.sleep(0.02)
     nodes = logic.showProgress(job)
     rows = nodes["table"].GetNumberOfRows()
     terms = nodes["loss"].GetNumberOfPlotSeriesNodes()
@@ -181,6 +183,7 @@ def test_what_training_would_take_is_told(logic, volume):
     logic.estimate([slicer.util.addVolumeFromArray(FRAMES * 0, name="flat")], told.append, init="start")
     while len(told) < 2:
         logic.poll()
+        time.sleep(0.02)
     estimate, refused = sorted(told, key=lambda x: isinstance(x, InputError))
     assert estimate["steps"] == 50 and estimate["frames"] == 13 and estimate["minutes"] > 0
     assert "Nothing can be learnt" in str(refused)
