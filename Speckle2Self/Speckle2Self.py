@@ -29,6 +29,7 @@ from Speckle2SelfLib import library
 from Speckle2SelfLib.config import AXES, FILTER_NAMES, DespeckleOptions
 from Speckle2SelfLib.system import InputError
 from Speckle2SelfSlicer import comparison, dependencies, regions, sample_data, scene
+from Speckle2SelfSlicer.file_reader import FileReader
 from Speckle2SelfSlicer.panel import Panel, WrapperCache, box, reporting_errors
 from Speckle2SelfSlicer.panel_parts import ComparePart, LivePart
 from Speckle2SelfSlicer.regions import RegionNode
@@ -64,6 +65,10 @@ class Speckle2Self(ScriptedLoadableModule):
             "license."
         )
         slicer.app.connect("startupCompleted()", sample_data.register)
+
+
+class Speckle2SelfFileReader(FileReader):
+    """The reader of films and arrays for *Add data*; Slicer finds it by its name."""
 
 
 @parameterNodeWrapper
@@ -583,6 +588,8 @@ class Speckle2SelfTest(ScriptedLoadableModuleTest):
         self.test_Recording()
         self.setUp()
         self.test_EmptyVolume()
+        self.setUp()
+        self.test_DroppedFile()
 
     def test_Recording(self):
         if dependencies.missing_in_testing():
@@ -609,6 +616,13 @@ class Speckle2SelfTest(ScriptedLoadableModuleTest):
         with self.assertRaises(InputError):
             Speckle2SelfLogic().process(empty)
         self.assertEqual(slicer.mrmlScene.GetNumberOfNodes(), count)
+        self.delayDisplay("Test passed")
+
+    def test_DroppedFile(self):
+        self.delayDisplay("An array that is dropped on Add data becomes a sequence")
+        path = f"{slicer.util.tempDirectory()}/frames.npy"
+        np.save(path, np.arange(60, dtype=np.uint8).reshape(3, 4, 5))
+        self.assertEqual(slicer.util.loadNodeFromFile(path).GetNumberOfDataNodes(), 3)
         self.delayDisplay("Test passed")
 
     def simulatedRecording(self):

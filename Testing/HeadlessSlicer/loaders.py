@@ -22,7 +22,6 @@ UPRIGHT = (-1, 0, 0, 0, 0, -1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1)  # IJK to RAS of a 
 def load(path):
     """Loads any recording or volume as Slicer would; returns the sequence node, else the volume node.
 
-    `.npy` and `.npz` (H, W) or (N, H, W) files, which Slicer does not read, come as a recording.
     Raises ValueError in one sentence for what cannot be loaded.
     """
     path = Path(path)
@@ -44,17 +43,16 @@ def _quiet():
 
 
 def _load(path: Path):
-    if path.suffix.lower() in (".npy", ".npz"):
-        return loadArray(path)
     if isDicom(path):
         return loadDicom(path)
-    nodes = vtk.vtkCollection()
+    nodes, messages = vtk.vtkCollection(), slicer.vtkMRMLMessageCollection()
     manager = slicer.app.coreIOManager()
-    kind = manager.fileType(path)
+    kind = manager.fileType(str(path))
     if kind == "SceneFile":
         raise ValueError(f"'{path}' is a scene; give a recording or a volume.")
-    if not manager.loadNodes(kind, {"fileName": str(path)}, nodes):
-        raise ValueError(f"'{path}' cannot be read as an image; give a DICOM, MetaImage, NRRD or image file.")
+    if not manager.loadNodes(kind, {"fileName": str(path)}, nodes, messages):
+        said = messages.GetNthMessageText(0).partition(" - ")[2] if kind == "UltrasoundRecordingFile" else ""
+        raise ValueError(said or f"'{path}' cannot be read as an image; give a DICOM, MetaImage, NRRD or image file.")
     return nodes.GetItemAsObject(0)
 
 
@@ -199,29 +197,6 @@ def _newTransform(text: str, name: str):
     node.SetName(name)
     node.SetMatrixTransformToParent(_matrix([float(number) for number in text.split()]))
     return node
-
-
-def loadArray(path: Path):
-    """A NumPy file of one frame (H, W) or many (N, H, W) as a recording; returns the sequence node."""
-    try:
-        array = np.load(path, allow_pickle=False)
-        if path.suffix.lower() == ".npz":
-            array = array[array.files[0]]
-    except (ValueError, OSError, IndexError, EOFError) as error:
-        raise ValueError(f"'{path}' is no NumPy array file that can be read.") from error
-    if array.ndim not in (2, 3) or array.size == 0 or array.dtype.kind not in "uif":
-        raise ValueError(f"'{path}' holds no frames: its array is {array.dtype} of shape {array.shape}.")
-    frames = array if array.ndim == 3 else array[np.newaxis]
-
-    def volume(number):
-        node = newVolume(frames[number])
-        node.SetIJKToRASMatrix(_matrix(UPRIGHT))
-        return node
-
-    items = ((str(i), volume(i)) for i in range(len(frames)))
-    sequence = addSequence(path.stem, "frame", "", items)
-    addBrowser(f"{path.stem} browser", [sequence])
-    return sequence
 
 
 #

@@ -16,7 +16,7 @@ from . import base
 from .base import Format, Recording, frame_times, has_suffix, not_held, quiet, release, roomy
 
 CONTAINERS = {b"ftyp": 4, b"moov": 4, b"mdat": 4, b"wide": 4, b"AVI ": 8, b"\x1a\x45\xdf\xa3": 0, b"\0\0\x01\xba": 0,
-              b"\x30\x26\xb2\x75": 0, b"FLV\x01": 0, b"OggS": 0}  # fmt: skip
+              b"\0\0\x01\xb3": 0, b"\x30\x26\xb2\x75": 0, b"FLV\x01": 0, b"OggS": 0}  # fmt: skip
 LOSSLESS = {  # suffix -> codec and pixel format for grey of 8 and 16 bits and for colours
     ".avi": {"grey": ("ffv1", "gray"), "colour": ("ffv1", "bgr0"), "deep": ("ffv1", "gray16le")},
     ".mkv": {"grey": ("ffv1", "gray"), "colour": ("ffv1", "bgr0"), "deep": ("ffv1", "gray16le")},
@@ -170,6 +170,7 @@ def _decoded(av, path: Path, colour: bool) -> tuple[np.ndarray, np.ndarray | Non
                 raise InputError(f"{path} changes its size from {shape} to {array.shape}; cut it in two.")
             file.write(np.ascontiguousarray(array).data)
             moments.append(frame.time)
+        promised = promised or _promised(container, stream, moments)
         if shape is None or len(moments) < promised:
             raise InputError(f"{path} is cut short: {len(moments)} of {promised} frames can be read.")
         file.flush()
@@ -177,6 +178,16 @@ def _decoded(av, path: Path, colour: bool) -> tuple[np.ndarray, np.ndarray | Non
         large = file.tell() >= base.LARGE
         frames = np.memmap(file, dtype, "r+", shape=whole) if large else _loaded(file, dtype, whole)
     return frames, _steady(moments, rate), {"rate": rate, "metadata": metadata, "sound": sound}
+
+
+def _promised(container, stream, moments: list) -> int:
+    """The number of frames that the duration of a film without index, such as of MKV, tells; 0 where they are not
+    equally far apart, or it has sound, which may be longer."""
+    rate, times = stream.average_rate, frame_times(moments, len(moments))
+    if not rate or times is None or container.streams.audio or np.abs(np.diff(times) - 1 / float(rate)).max() > STEADY:
+        return 0
+    count = round((container.duration or 0) / 1e6 * float(rate))
+    return count if count > len(moments) + 1 + count / 100 else 0  # durations are rounded
 
 
 def _loaded(file, dtype, shape: tuple[int, ...]) -> np.ndarray:

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import tifffile
 
 from ..system import InputError
 from . import base
@@ -31,6 +30,8 @@ class Tiff(Format):
         return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
     def read(self, path: Path, key: str) -> Recording:
+        import tifffile  # here, as below: Slicer comes without it, and reads TIFF files by itself
+
         try:
             with quiet("tifffile"), tifffile.TiffFile(path) as file:
                 series = _only_series(file, path)
@@ -76,6 +77,8 @@ def _only_series(file, path: Path):
 
 def _pixels(series, page, path: Path) -> np.ndarray:
     """The values of a series as shown: white as the largest value, colours instead of a palette."""
+    from tifffile import PHOTOMETRIC
+
     try:
         large = series.dataoffset is not None and series.nbytes >= base.LARGE
         array = series.asarray(out="memmap") if large else series.asarray()
@@ -87,9 +90,9 @@ def _pixels(series, page, path: Path) -> np.ndarray:
         raise InputError(f"{path} is damaged: it holds {array.shape} values instead of {series.shape}.")
     if array.dtype == bool:
         array = array.astype(np.uint8) * np.uint8(255)
-    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+    if page.photometric == PHOTOMETRIC.MINISWHITE:
         array = _turned(array, *_bounds(array, page.bitspersample))
-    if page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None:
+    if page.photometric == PHOTOMETRIC.PALETTE and page.colormap is not None:
         colours = np.moveaxis(page.colormap[:, array], 0, -1)
         array = (colours >> 8 if colours.max(initial=0) > 255 else colours).astype(np.uint8)
     return array
@@ -125,16 +128,18 @@ def _turned(array: np.ndarray, low, high) -> np.ndarray:
 
 def _source(file, series, page) -> dict:
     """What is needed to write the file again, besides its values."""
+    from tifffile import COMPRESSION, PHOTOMETRIC, PLANARCONFIG
+
     tags = [tag for tag in page.tags.values() if tag.code in KEPT or (tag.code >= 32768 and tag.code not in IMAGEJ)]
     tags = [tag for tag in tags if isinstance(tag.value, (int, float, str, bytes, tuple)) and tag.code not in FOLDERS]
     source = {
         "axes": series.axes, "shape": series.shape, "imagej": file.is_imagej, "ome": file.is_ome,
-        "photometric": tifffile.PHOTOMETRIC(page.photometric).name,
-        "planar": tifffile.PLANARCONFIG(page.planarconfig).name, "byteorder": file.byteorder,
+        "photometric": PHOTOMETRIC(page.photometric).name,
+        "planar": PLANARCONFIG(page.planarconfig).name, "byteorder": file.byteorder,
         "bigtiff": file.is_bigtiff, "resolution": page.resolution,
         "unit": int(page.resolutionunit) if page.resolutionunit in (1, 2, 3) else 1,
         "tile": page.tile if page.is_tiled else None, "extrasamples": tuple(int(x) for x in page.extrasamples),
-        "packed": page.compression != tifffile.COMPRESSION.NONE,
+        "packed": page.compression != COMPRESSION.NONE,
         "tags": [(tag.code, int(tag.dtype), tag.count, _as_bytes(tag.value), True) for tag in tags],
         "metadata": dict(file.imagej_metadata or {}), "description": page.description, "bits": page.bitspersample,
     }  # fmt: skip
@@ -211,6 +216,8 @@ def _recording(path: Path, array, axes: str, source: dict, spacing, times) -> Re
 
 def _write_again(path: Path, frames: np.ndarray, recording: Recording) -> None:
     """With the layout, axes, units and texts of the input; compressed ones by deflate."""
+    import tifffile
+
     source = recording.source
     moved = frames.reshape([source["array"][axis] for axis in source["order"]])
     array = moved.transpose(np.argsort(source["order"]))
@@ -249,6 +256,8 @@ def _write_again(path: Path, frames: np.ndarray, recording: Recording) -> None:
 
 def _write_new(path: Path, frames: np.ndarray, recording: Recording) -> None:
     """What came from another format: with ImageJ's fields where it holds the type, which are size, rate and axes."""
+    import tifffile
+
     colour, dtype = frames.ndim == 4, frames.dtype
     axial, lateral = recording.spacing[1:]
     array = frames[0] if recording.single else frames

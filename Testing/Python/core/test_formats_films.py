@@ -145,7 +145,9 @@ def test_a_film_that_is_cut_or_no_film_is_refused_without_a_word_of_the_library(
     data = film(tmp_path / "in.avi").read_bytes()
     (tmp_path / "cut.avi").write_bytes(data[: len(data) // 2])
     (tmp_path / "text.mp4").write_text("no film")
-    for name in ("cut.avi", "text.mp4"):
+    data = film(tmp_path / "in.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(data[: len(data) // 2])  # which has no index
+    for name in ("cut.avi", "cut.mkv", "text.mp4"):
         with pytest.raises(InputError) as error:
             files.read(tmp_path / name)
         assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)

@@ -36,7 +36,7 @@ RANKS = [
 ]
 SLICER = [
     {"scene", "dependencies", "sample_data", "words"},
-    {"processes", "results", "views"},
+    {"file_reader", "processes", "results", "views"},
     {"trainer", "worker"},
     {"processing", "regions"},
     {"comparison", "live"},
