@@ -199,17 +199,60 @@ def _newTransform(text: str, name: str):
     return node
 
 
+def loadPictures(path: Path, name: str, single: bool):
+    """PNG, TIFF and JPEG files, for which the wheel has no readers: a scalar volume, or a vector volume in color, with
+    a slice for each picture or page; returns the volume, or None if they cannot be read.
+
+    single: only this file, not those that are numbered like it.
+    """
+    import SimpleITK as sitk
+
+    try:
+        image = sitk.ReadImage(str(path))
+        found = [] if single or image.GetDimension() > 2 else numbered(path)
+        image = sitk.ReadImage([str(one) for one in found]) if len(found) > 1 else image
+    except RuntimeError:
+        return None
+    if image.GetDimension() == 2:
+        image = sitk.JoinSeries(image)
+    frames, components = sitk.GetArrayFromImage(image), image.GetNumberOfComponentsPerPixel()
+    node = newVolume(frames, name, color=components > 1)
+    node.SetIJKToRASMatrix(_matrix(UPRIGHT))  # ITK's directions and origin, which such files do not change
+    node.SetSpacing(image.GetSpacing())
+    slicer.mrmlScene.AddNode(node)
+    node.CreateDefaultDisplayNodes()
+    storage = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLVolumeArchetypeStorageNode")
+    storage.SetFileName(str(path))
+    node.SetAndObserveStorageNodeID(storage.GetID())
+    return node
+
+
+def numbered(path: Path) -> list[Path]:
+    """A file and those in its folder whose names differ in one number, the last that makes a series, in its order."""
+    for number in reversed(list(re.finditer(r"\d+", path.name))):
+        before, after = (re.escape(part) for part in (path.name[: number.start()], path.name[number.end() :]))
+        like = {one: re.fullmatch(f"{before}(\\d+){after}", one.name) for one in path.parent.iterdir()}
+        found = sorted((one for one, match in like.items() if match), key=lambda one: int(like[one][1]))
+        if len(found) > 1:
+            return found
+    return [path]
+
+
 #
 # Nodes
 #
 
 
-def newVolume(frame: np.ndarray, name: str = ""):
-    """A volume node, not in a scene, of one frame (H, W), or (H, W, C), which makes it a vector volume."""
-    node = slicer.vtkMRMLScalarVolumeNode() if frame.ndim == 2 else slicer.vtkMRMLVectorVolumeNode()
+def newVolume(frame: np.ndarray, name: str = "", color: bool | None = None):
+    """A volume node, not in a scene, of one frame (H, W), or (H, W, C), which makes it a vector volume.
+
+    color: where it is given, `frame` is a volume (K, H, W), or (K, H, W, C).
+    """
+    frame, color = (frame[None], frame.ndim == 3) if color is None else (frame, color)
+    node = slicer.vtkMRMLVectorVolumeNode() if color else slicer.vtkMRMLScalarVolumeNode()
     image = vtk.vtkImageData()
-    image.SetDimensions(frame.shape[1], frame.shape[0], 1)
-    values = np.ascontiguousarray(frame).reshape(-1, *frame.shape[2:])
+    image.SetDimensions(frame.shape[2], frame.shape[1], frame.shape[0])
+    values = np.ascontiguousarray(frame).reshape(-1, *frame.shape[3:])
     image.GetPointData().SetScalars(numpy_to_vtk(values, deep=True))
     node.SetAndObserveImageData(image)
     node.SetName(name)

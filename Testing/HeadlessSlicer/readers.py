@@ -256,7 +256,10 @@ def _loadVolume(path, properties, messages):
     for bit, name in enumerate(("labelmap", "center", "singleFile", "autoWindowLevel", "discardOrientation")):
         options |= bool(properties.get(name, False)) << bit
     name = properties.get("name", Path(path).name.split(".")[0])
-    node = slicer.modules.volumes.logic().AddArchetypeVolume(path, name, options, None)
+    if path.lower().endswith((".png", ".tif", ".tiff", ".jpg", ".jpeg")):
+        node = loaders.loadPictures(Path(path), name, bool(properties.get("singleFile", False)))
+    else:
+        node = slicer.modules.volumes.logic().AddArchetypeVolume(path, name, options, None)
     if node is None:
         return None
     if properties.get("show", True):
