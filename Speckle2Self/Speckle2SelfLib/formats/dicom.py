@@ -45,7 +45,10 @@ class Dicom(Format):
         return header is None or ("Rows" in header and "Columns" in header)
 
     def read(self, path: Path, key: str) -> Recording:
-        dataset = _dataset(path)
+        with quiet("pydicom"):  # which warns of a damaged value when that is asked for
+            return self._read(path, _dataset(path))
+
+    def _read(self, path: Path, dataset) -> Recording:
         if "PixelData" not in dataset:
             what = "a DICOMDIR; name its folder instead" if "DirectoryRecordSequence" in dataset else "without an image"
             raise InputError(f"{path} is a DICOM file {what}." if what == "without an image" else f"{path} is {what}.")
