@@ -168,13 +168,14 @@ def test_without_pyav_it_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
-def test_a_long_film_stays_on_the_disk(tmp_path, monkeypatch):
+@pytest.mark.parametrize("shape", [(400, 480, 640), (10_000, 96, 128)])  # 123 MB
+def test_a_long_film_stays_on_the_disk(tmp_path, monkeypatch, shape):
     monkeypatch.setattr(base, "LARGE", 2**20)
-    source, still = tmp_path / "in.mkv", np.zeros((1, 480, 640), np.uint8)
-    film(source, np.broadcast_to(still, (400, 480, 640)))  # 123 MB
+    source, still = tmp_path / "in.mkv", np.zeros((1, *shape[1:]), np.uint8)
+    film(source, np.broadcast_to(still, shape))
     kept = []
     added = speed.peak_megabytes(lambda: kept.append(files.read(source)), torch.device("cpu"))
-    assert kept[0].frames.shape == (400, 480, 640) and isinstance(kept[0].frames, np.memmap)
+    assert kept[0].frames.shape == shape and isinstance(kept[0].frames, np.memmap)
     assert added < 60
     added = speed.peak_megabytes(
         lambda: files.write(tmp_path / "out.mkv", kept[0].frames, kept[0]), torch.device("cpu")
