@@ -20,6 +20,7 @@ from ..system import InputError
 HEAD = 512  # bytes, by which formats are told apart
 SEQUENCES = tuple(f".{kind}{suffix}" for kind in ("seq", "igs") for suffix in (".mha", ".mhd", ".nrrd", ".nhdr"))
 LARGE = 2**28  # bytes; larger recordings stay on the disk while they are worked on
+SECONDS = {"s": 1.0, "sec": 1.0, "ms": 1e-3, "msec": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0}  # in one of a unit
 DEFLATE_LIMIT = 1040  # no deflated stream can be longer than this many times its file
 
 

@@ -10,11 +10,10 @@ import numpy as np
 
 from ..system import InputError
 from . import base
-from .base import DEFLATE_LIMIT, Format, Recording, frame_times, not_held, quiet, steady_times
+from .base import DEFLATE_LIMIT, SECONDS, Format, Recording, frame_times, not_held, quiet, steady_times
 
 MILLIMETRES = {"inch": 25.4, "in": 25.4, "cm": 10.0, "mm": 1.0, "um": 1e-3, "µm": 1e-3, "\\u00B5m": 1e-3,
                "micron": 1e-3, "microns": 1e-3, "m": 1000.0, "nm": 1e-6}  # fmt: skip
-SECONDS = {"s": 1.0, "sec": 1.0, "ms": 1e-3, "msec": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0}
 MOST = 2**32 - 2**25  # bytes; files of ImageJ, and those that are not BigTIFF, hold no more
 KEPT = {269, 271, 272, 274, 285, 305, 306, 315, 316, 33432, 34675}  # texts, orientation, copyright, colour profile
 FOLDERS = {34665, 34853}  # of EXIF and of places: offsets in the input

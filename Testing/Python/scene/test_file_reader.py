@@ -119,6 +119,11 @@ def test_frames_of_five_thousand_a_second_are_all_kept(tmp_path):
     path = written(tmp_path / "cine.h5", times=np.arange(5) / 5000)
     sequence = slicer.util.loadNodeFromFile(str(path))
     assert np.array_equal(shown(sequence), FRAMES) and index_values(sequence) == pytest.approx(np.arange(5) / 5000)
+    assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    slicer.mrmlScene.Clear()
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    (again,) = slicer.util.getNodesByClass("vtkMRMLSequenceNode")
+    assert np.array_equal(shown(again), FRAMES) and index_values(again) == pytest.approx(np.arange(5) / 5000)
 
 
 def test_times_that_two_frames_share_become_numbers(tmp_path):
