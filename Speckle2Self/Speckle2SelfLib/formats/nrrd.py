@@ -28,7 +28,7 @@ from .base import (
     numbers,
     pixels,
     sequence_times,
-    write_raw,
+    write_with_header,
 )
 from .itk import SequenceFormat, write_image
 
@@ -148,13 +148,8 @@ class Nrrd(SequenceFormat):
         detached = path.suffix.lower() == ".nhdr"
         lines += [f"data file: {name}", ""] if detached else [""]
         header = "".join(line + "\n" for line in lines).encode("utf-8", "surrogateescape")
-        if detached:
-            path.write_bytes(header)
-            path, header = path.parent / name, b""
-        if packed:
-            path.write_bytes(header + gzip.compress(np.ascontiguousarray(array), 3, mtime=0))
-        else:
-            write_raw(path, header, array)
+        data = gzip.compress(np.ascontiguousarray(array), 3, mtime=0) if packed else b""
+        write_with_header(path, header, array, data, name if detached else "")
 
 
 def _lengths_of_axes(fields, count: int) -> tuple[float, ...]:

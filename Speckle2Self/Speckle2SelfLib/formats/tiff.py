@@ -10,7 +10,7 @@ import numpy as np
 
 from ..system import InputError
 from . import base
-from .base import DEFLATE_LIMIT, SECONDS, Format, Recording, frame_times, not_held, quiet, steady_times
+from .base import DEFLATE_LIMIT, SECONDS, Format, Recording, frame_times, not_held, quiet, reading, steady_times
 
 MILLIMETRES = {"inch": 25.4, "in": 25.4, "cm": 10.0, "mm": 1.0, "um": 1e-3, "µm": 1e-3, "\\u00B5m": 1e-3,
                "micron": 1e-3, "microns": 1e-3, "m": 1000.0, "nm": 1e-6}  # fmt: skip
@@ -31,20 +31,15 @@ class Tiff(Format):
     def read(self, path: Path, key: str) -> Recording:
         import tifffile  # here, as below: Slicer comes without it, and reads TIFF files by itself
 
-        try:
-            with quiet("tifffile"), tifffile.TiffFile(path) as file:
-                series = _only_series(file, path)
-                page = series.keyframe
-                claimed = math.prod(series.shape) * series.dtype.itemsize
-                if min(series.shape) < 1 or claimed > 8 * path.stat().st_size * DEFLATE_LIMIT:
-                    raise InputError(f"{path} is damaged: it promises {claimed} bytes of pixels.")
-                array = _pixels(series, page, path)
-                source = _source(file, series, page)
-                spacing, times = _units(file, series, page)
-        except (InputError, OSError, MemoryError):
-            raise
-        except Exception as error:  # tifffile raises many kinds on damaged files
-            raise InputError(f"{path} is not an image that can be read, or it is damaged.") from error
+        with reading(path, "an image", "tifffile"), tifffile.TiffFile(path) as file:
+            series = _only_series(file, path)
+            page = series.keyframe
+            claimed = math.prod(series.shape) * series.dtype.itemsize
+            if min(series.shape) < 1 or claimed > 8 * path.stat().st_size * DEFLATE_LIMIT:
+                raise InputError(f"{path} is damaged: it promises {claimed} bytes of pixels.")
+            array = _pixels(series, page, path)
+            source = _source(file, series, page)
+            spacing, times = _units(file, series, page)
         return _recording(path, array, series.axes, source, spacing, times)
 
     def keeps_times(self, path: Path) -> bool:
