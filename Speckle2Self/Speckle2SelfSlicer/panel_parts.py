@@ -50,6 +50,8 @@ class LivePart:
         live, self.live = self.live, None
         if live is not None:
             live.stop()
+            if live.tells:
+                self.overlay.hide()
             self._ended = (live, live.output.GetName()) if live.hasOutput else None
         self.ui.liveCheckBox.checked = False
         self.ui.liveLabel.visible = False
@@ -80,6 +82,8 @@ class LivePart:
     def stepLive(self) -> None:
         live = self.live
         if live.step():
+            if live.uncertainty is not None:
+                self.overlay.show(live.uncertainty, live.output)
             if not self._faded:  # once: the views are the user's
                 self._faded = True
                 comparison.fade(live.node, live.output, self.ui.fadeSlider.value)
