@@ -28,9 +28,9 @@ from slicer.ScriptedLoadableModule import (
 from Speckle2SelfLib import library
 from Speckle2SelfLib.config import AXES, FILTER_NAMES, DespeckleOptions
 from Speckle2SelfLib.system import InputError
-from Speckle2SelfSlicer import comparison, dependencies, regions, sample_data, scene, uncertainty
+from Speckle2SelfSlicer import comparison, dependencies, regions, sample_data, scene
 from Speckle2SelfSlicer.panel import Panel, WrapperCache, box, reporting_errors
-from Speckle2SelfSlicer.panel_parts import ComparePart, LivePart
+from Speckle2SelfSlicer.panel_parts import APPLY_AGAIN, ComparePart, LivePart, UncertaintyPart
 from Speckle2SelfSlicer.regions import RegionNode
 from Speckle2SelfSlicer.session import Session, shared
 
@@ -40,7 +40,6 @@ UltrasoundNode = Union[  # noqa: UP007, see regions.RegionNode
 
 
 LOOK = ("strength", "gamma", "cautious")  # parameters that change the output without the network
-APPLY_AGAIN = _("Click Apply again to estimate the uncertainty of the output.")
 
 
 class Speckle2Self(ScriptedLoadableModule):
@@ -109,7 +108,7 @@ class Speckle2SelfParameterNode:
     filter: Annotated[str, Choice(["none", *FILTER_NAMES])] = "none"
 
 
-class Speckle2SelfWidget(LivePart, ComparePart, Panel):
+class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
     """The panel: the widgets of Speckle2Self.ui, bound to the parameter node.
 
     Despeckling happens in the session's worker process; a timer takes its results in short steps, so nothing freezes.
@@ -125,17 +124,16 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
         self._outlined = self._rested = 0  # when the outlined node was changed, and at the last look
         self._seen = {}  # parameters at the last look, to see what changed
         self._described = None  # model whose description is shown
-        self._tells = False  # whether that model estimates its uncertainty
 
     def setup(self) -> None:
         super().setup()
         self.build(Speckle2SelfLogic())
         self.outline = regions.Outline(self.session)
-        self.overlay = uncertainty.Overlay()
         self.timer = self.makeTimer(10, self.onTimer)
         self.followTimer = self.makeTimer(300, self.followRegion)  # no event reports every change of a segmentation
         self.setupLive()
         self.setupCompare()
+        self.setupUncertainty()
         self.showHelp(strength=self.ui.strengthSlider, gamma=self.ui.gammaSlider, cautious=self.ui.cautiousSlider)
         self.ui.progressBar.visible = False
         self.ui.cancelButton.visible = False
@@ -256,10 +254,8 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
             selector.currentText = chosen
         if self._described != parameters.model:  # reads the model's file
             self._described = parameters.model
-            self._tells = library.estimates_uncertainty(parameters.model)
             self.ui.modelDescriptionLabel.text = self.logic.description(parameters.model)
-        for widget in (self.ui.cautiousSlider, self.ui.showUncertaintyCheckBox):
-            widget.enabled = self._tells
+            self.offerUncertainty(parameters.model)
 
     def setParameterNode(self, parameterNode) -> None:
         super().setParameterNode(parameterNode)
@@ -430,20 +426,6 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
                 self.setStatus(APPLY_AGAIN)
             self._relook = result.relook(parameters.strength, parameters.gamma, cautious if result.tells else 0.0)
             self.timer.start()
-
-    def showUncertainty(self) -> None:
-        """Color uncertain places of the output in the slice views, or take the colors away."""
-        parameters = self._parameterNode
-        node = uncertainty.of(parameters.outputNode)
-        if not parameters.showUncertainty:
-            self.overlay.hide()
-        elif node is not None:
-            with reporting_errors(_("The uncertainty cannot be shown.")):
-                self.overlay.follow(node)
-        elif self.live is None:
-            self.overlay.hide()
-            if self._tells and parameters.outputNode is not None and self.run is None:
-                self.setStatus(APPLY_AGAIN)
 
     def found(self) -> np.ndarray | None:
         """Return the region (H, W) bool that the last run found in the whole input, if it would be found again."""
