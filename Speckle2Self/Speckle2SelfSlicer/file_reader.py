@@ -40,8 +40,8 @@ UPRIGHT = (-1, -1, 1, 1)  # along R, A, S: as Slicer's importer of DICOM turns a
 logger = logging.getLogger("Speckle2SelfLib")
 
 
-class FileReader:
-    """What Slicer asks of a class `<Module>FileReader`. parent: its qSlicerScriptedFileReader."""
+class Speckle2SelfFileReader:
+    """What Slicer asks of a class `<Module>FileReader` in a module. parent: its qSlicerScriptedFileReader."""
 
     def __init__(self, parent):
         self.parent = parent

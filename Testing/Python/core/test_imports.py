@@ -37,7 +37,7 @@ RANKS = [
 SLICER = [
     {"scene", "dependencies", "sample_data", "words"},
     {"file_reader", "processes", "results", "views"},
-    {"trainer", "worker"},
+    {"trainer", "worker", "uncertainty"},
     {"processing", "regions"},
     {"comparison", "live"},
     {"session"},
