@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 import zipfile
 
 import numpy as np
@@ -650,3 +651,35 @@ def test_a_run_is_exported_as_a_folder_with_recipe_steps_and_region(desk, train,
     desk.answers["folder"] = str(tmp_path / "run")
     train.ui.importResultButton.click()
     assert "no result" in desk.asked[-1][1]
+
+
+def test_a_large_recording_is_written_without_holding_up_the_panel(desk, train):
+    """It is put on the disk in pieces, and can be given up meanwhile; nothing of it is left then."""
+    large = desk.cine(np.random.default_rng(0).integers(0, 255, (100, 1000, 1000)).astype(np.uint8), "Large")
+    folder = train.logic.trainer.folder
+    for _ in range(2):
+        choose(train)
+        train.ui.inputsSelector.check(large)
+        train.ui.trainButton.click()
+        job = train.job
+        assert job.preparation is not None and "written" in train.ui.runLabel.text
+        assert not train.ui.resumeButton.enabled
+        job.remove()
+        assert job not in train.logic.trainer.jobs and not list(folder.glob("*Large*")), "nothing is left"
+    pieces = []
+    prepare = type(job).prepare
+
+    def counted(one):
+        started = time.process_time()
+        prepare(one)
+        pieces.append(time.process_time() - started)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(job), "prepare", counted)
+        train.ui.trainButton.click()
+        job = train.job
+        desk.wait(lambda: job.preparation is None)
+    assert len(pieces) > 3 and max(pieces) < 0.1, "of processor time, as others may be at work"
+    desk.wait(lambda: job.state == "running")
+    written = [np.load(path, mmap_mode="r") for path in sorted(job.folder.glob("recording-*.npy"))]
+    assert [len(frames) for frames in written] == [16, 100] and np.array_equal(written[1], desk.frames(large))
