@@ -41,7 +41,7 @@ def folder(tmp_path, monkeypatch):
 
 def job(**changes):
     given = {"inputs": ["Doe^Jane.npy"], "output": "m.model", "init": "start.model", "preset": "adapt", "batch": 2}
-    given["simulated"] = 0
+    given |= {"simulated": 0, "recipe": "disjoint"}
     return Job(**({**given, "steps": 12, "device": "cpu", "region": "none", "report": 1} | changes))
 
 
