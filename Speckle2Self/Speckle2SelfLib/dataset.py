@@ -160,12 +160,14 @@ def simulate_cines(
     progress: Progress = lambda *_: None,
     anatomies: Sequence[Draw] = (),
     draws: int = 1,
+    scanners: Sequence[Sequence[int]] = (),
 ) -> Cine:
     """Simulate `count` anatomies of crop x crop pixels with their truth, as recorders store them, mapped as recordings.
 
     grains: those of recordings, as measured; each anatomy has one of them, give or take 15 %. Without, they span all.
     anatomies: for each of the grains, what draws an anatomy (see `simulation.simulate`); without, the simulator's own.
     draws: frames of each anatomy, one after another, that differ in their speckle.
+    scanners: for each of the grains, seeds of scanners, which image the anatomies in turn; without, any.
     progress: called after each with (anatomies simulated, anatomies); an exception that it raises ends the simulation.
     Each anatomy has a seed of its own, so that they can be made side by side.
     """
@@ -173,7 +175,12 @@ def simulate_cines(
     seeds = rng.integers(2**63, size=count)
 
     def make(number: int) -> None:
-        frames[number, :, 0], truths[number, :, 0] = _anatomy(seeds[number], crop, grains, anatomies, draws)
+        rng = np.random.default_rng(seeds[number])
+        of = int(rng.integers(len(grains))) if grains else 0
+        scanner = np.random.default_rng(scanners[of][number % len(scanners[of])]) if scanners else rng
+        draw = anatomies[of] if anatomies else None
+        made = _anatomy(crop, grains[of] if grains else None, rng, scanner, draw, draws)
+        frames[number, :, 0], truths[number, :, 0] = made
 
     with each_in_order(make, range(count), SIDE_BY_SIDE, torch.device("cpu")) as made:
         for number, _ in enumerate(made, 1):
@@ -182,22 +189,29 @@ def simulate_cines(
     return Cine(torch.from_numpy(frames), truth=torch.from_numpy(truths))
 
 
+def joined(cines: Sequence[Cine]) -> Cine:
+    """Return the frames of simulated cines of one size, and their truth, as one cine."""
+    truths = [cine.truth for cine in cines if cine.truth is not None]
+    return Cine(torch.cat([cine.frames for cine in cines]), truth=torch.cat(truths))
+
+
 def _anatomy(
-    seed: int, crop: int, grains: Sequence[tuple[float, float]], anatomies: Sequence[Draw], draws: int
+    crop: int,
+    measured: tuple[float, float] | None,
+    rng: np.random.Generator,
+    scanner: np.random.Generator,
+    draw: Draw | None,
+    draws: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return frames (draws, crop, crop) of one anatomy and their truth (crop, crop); see `simulate_cines`."""
-    rng = np.random.default_rng(seed)
-    draw = None
-    if grains:
-        number = int(rng.integers(len(grains)))
-        measured, draw = grains[number], anatomies[number] if anatomies else None
-        grain = tuple(np.interp(measured, MEASURED, COUNTED) * np.exp(rng.uniform(-0.15, 0.15, 2)))
+    if measured:
+        grain = tuple(np.interp(measured, MEASURED, COUNTED) * np.exp(scanner.uniform(-0.15, 0.15, 2)))
     else:
         smallest, largest = np.log(SIMULATED_GRAIN)
         grain = tuple(np.exp(rng.uniform(smallest, largest, 2)))
-    geometry = "linear" if grains or rng.random() >= PIECES else "piece"
+    geometry = "linear" if measured or rng.random() >= PIECES else "piece"
     layout = "natural" if rng.random() < NATURAL else None
-    frames, truth = simulate_recorded((crop, crop), grain, geometry, rng, layout, draw, draws)
+    frames, truth = simulate_recorded((crop, crop), grain, geometry, rng, layout, draw, draws, scanner)
     low, high = grey_mapping(frames[:1], None)
     span = max(high - low, 1e-3)
     return np.minimum((frames - low) / span, BRIGHTEST), (truth - low) / span

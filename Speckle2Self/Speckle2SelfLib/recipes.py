@@ -16,11 +16,11 @@ from torch import nn
 
 from .augmentation import Augmentation, augment, draw_affine, draw_flip_and_gain
 from .config import WHOLE_FRAMES, ModelConfig, TrainingConfig
-from .dataset import Batch, Cine, simulate_cines
+from .dataset import Batch, Cine, joined, simulate_cines
 from .loss import disjoint_loss, published_loss, total
 from .network import FrameLearner, LatticePair, LatticePredictions
 from .perturbation import LatticeViews, lattice_views, min_max, published_views
-from .respeckling import despeckled, respeckle
+from .respeckling import TRIALS, despeckled, find_scanners, respeckle
 from .system import InputError, Progress
 
 FAST_GRAIN = (0.65, 1.45)  # pixels, as `estimate_grain` measures it; other recordings are resampled to it
@@ -189,7 +189,7 @@ class Disjoint(Recipe):
 
     model = ModelConfig("fast", grain=FAST_GRAIN)
 
-    def wrap(self, network: nn.Module) -> LatticePair:
+    def wrap(self, network: nn.Module) -> FrameLearner:
         return LatticePair(network)
 
     def views(self, batch: Batch, rng: np.random.Generator) -> LatticeViews:
@@ -236,25 +236,30 @@ class Respeckled(Disjoint):
     ) -> tuple[Cine | None, list[Cine]]:  # fmt: skip
         """Speckle despeckled frames again, and simulate anatomies of the simulator; hold out some of both.
 
-        Those held out are of the recordings held out, two draws of speckle each; their error is the figure `rms`, that
-        of the simulator's anatomies `world`.
+        All are imaged by simulated scanners like that of the recordings. Those held out are of the recordings held out,
+        two draws of speckle each, whose error is the figure `rms`; that of the simulator's anatomies, by any scanner,
+        is `world`.
         """
         config = self.config
         if not cines or not config.simulated:
             return super().simulate(cines, network, rng, progress, held_out)
-        grains, count = [cine.grain for cine in cines], self.anatomies
+        grains, count, few = [cine.grain for cine in cines], self.anatomies, self.anatomies_held_out
         own = max(1, round(config.share * count))
-        made = [respeckle(cines, despeckled(cines, network), own, config.crop, rng, lambda n, _: progress(n, count))]
+        images = despeckled(cines, network)
+        scanners = find_scanners(cines, images, config.crop, network, rng, min(TRIALS, 4 * count))
+        made = [respeckle(cines, images, own, config.crop, rng, lambda n, _: progress(n, count), scanners=scanners)]
         if own < count:
-            world = simulate_cines(count - own, config.crop, rng, grains, lambda n, _: progress(own + n, count))
-            made.append(world)
-        apart = [cine for cine in held_out if cine.truth is None] or cines
-        seeds = (np.random.default_rng([config.seed, number]) for number in (1, 2))
-        few = self.anatomies_held_out
-        world = replace(simulate_cines(few, config.crop, next(seeds), grains), figure="world")
-        pairs = respeckle(apart, despeckled(apart, network), few, config.crop, next(seeds), draws=2)
-        frames, truth = torch.cat([one.frames for one in made]), torch.cat([one.truth for one in made])
-        return Cine(frames, truth=truth), [pairs, world]
+            more = simulate_cines(
+                count - own, config.crop, rng, grains, lambda n, _: progress(own + n, count), scanners=scanners
+            )
+            made.append(more)
+        one, two = (np.random.default_rng([config.seed, number]) for number in (1, 2))
+        world = replace(simulate_cines(few, config.crop, one, grains), figure="world")
+        if held_out:
+            seeds = [seed for some in scanners for seed in some]
+            cines, images, scanners = held_out, despeckled(held_out, network), [seeds] * len(held_out)
+        pairs = respeckle(cines, images, few, config.crop, two, draws=2, scanners=scanners)
+        return joined(made), [pairs, world]
 
 
 RECIPES: dict[str, type[Recipe]] = {"respeckle": Respeckled, "disjoint": Disjoint, "published": Published}
