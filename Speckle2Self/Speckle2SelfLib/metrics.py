@@ -302,6 +302,7 @@ FIGURES = {
     )
 }  # fmt: skip
 TRUE_ERRORS = ("rms", "world")  # a training is judged by these alone where truth is known
+ERRORS = (*TRUE_ERRORS, "repeat")  # in grey values: what a chart shows together
 JUDGED = tuple(name for name, figure in FIGURES.items() if figure.tolerance is not None)  # what training is judged by
 
 

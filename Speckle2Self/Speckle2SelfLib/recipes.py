@@ -246,7 +246,8 @@ class Respeckled(Disjoint):
         grains, count, few = [cine.grain for cine in cines], self.anatomies, self.anatomies_held_out
         own = max(1, round(config.share * count))
         images = despeckled(cines, network)
-        scanners = find_scanners(cines, images, config.crop, network, rng, min(TRIALS, 4 * count))
+        trials = min(TRIALS, 4 * count)
+        scanners = find_scanners(cines, images, config.crop, network, rng, lambda *_: progress(0, count), trials)
         made = [respeckle(cines, images, own, config.crop, rng, lambda n, _: progress(n, count), scanners=scanners)]
         if own < count:
             more = simulate_cines(

@@ -96,7 +96,7 @@ def respeckle(
 
 def find_scanners(
     cines: Sequence[Cine], images: Sequence[Sequence[np.ndarray]], crop: int, network: nn.Module,
-    rng: np.random.Generator, trials: int = TRIALS, kept: int = KEPT,
+    rng: np.random.Generator, progress: Progress = lambda *_: None, trials: int = TRIALS, kept: int = KEPT,
 ) -> list[list[int]]:  # fmt: skip
     """Return, for each recording, the seeds of those simulated scanners whose frames resemble its frames most.
 
@@ -104,7 +104,7 @@ def find_scanners(
     kept whose speckle, by `speckle_statistics`, is the most like the recording's.
     """
     seeds = [int(seed) for seed in rng.integers(2**63, size=trials)]
-    tried = respeckle(cines, images, trials, crop, rng, scanners=[seeds] * len(cines))
+    tried = respeckle(cines, images, trials, crop, rng, progress, scanners=[seeds] * len(cines))
     device = next(network.parameters()).device
     found = np.ma.masked_invalid([speckle_statistics(frame.to(device), network) for frame in tried.frames.split(1)])
     scale = found.std(0) + 1e-3

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import sys
 import tempfile
 import time
 import traceback
@@ -30,7 +29,7 @@ from . import __version__, checkpoint, files
 from .checkpoint import Model
 from .config import Job, ModelConfig, TrainingConfig, from_dict, to_dict
 from .dataset import Cine, hold_out, read_cine
-from .devices import choose_device, choose_precision
+from .devices import choose_device, choose_precision, memory_taken
 from .grain import speckle_correlation
 from .library import bundled_models, gained, load_model, worse_than_start
 from .metrics import TRUE_ERRORS
@@ -43,6 +42,7 @@ from .validation import fit_uncertainty, score
 SIMULATION_REPORTS = 2.0  # seconds from one report on the simulation to the next
 WARM_UP = 12  # steps, to measure the rate
 MOST_STEPS = 10**8  # that a config takes
+ESTIMATES = "Speckle size, down x across: {} pixels. Simulated scanners with speckle like this are looked for."
 RANDOM = "random weights"  # in place of the name of a model to start from
 CURVE = 200  # points of the loss that a model's card keeps at most
 OVERRIDES = ("recipe", "steps", "simulated", "batch", "interval", "seed")  # of the preset, by a job
@@ -252,7 +252,7 @@ class Run:
             "grain": [_rounded(cine.recorded_grain) for cine in self.cines], "correlation": curves,
             "steps": steps, "rate": round(rate, 3),
             "minutes": round(simulating / 60 + (steps / rate / 60 if minutes is None else minutes), 2),
-            "memory": _memory(self.device), "device": str(self.device),
+            "memory": memory_taken(self.device), "device": str(self.device),
         }  # fmt: skip
 
     def measure(self) -> tuple[float, float]:
@@ -293,6 +293,8 @@ class Run:
         if self.seen:
             self.say("Too few frames to hold any out: the figures are of frames that are trained on.")
         self.reported = time.monotonic()
+        if self.cines and recipe_of(start.config).despeckles and start.config.simulated:
+            self.say(ESTIMATES.format(", ".join("{:.1f} x {:.1f}".format(*c.recorded_grain) for c in self.cines[:3])))
         return Training(
             self.cines, start.config, start.model, start.network, self.device, self.held_out, self.simulated,
             start.teacher,
@@ -606,18 +608,6 @@ def _correlation(cine: Cine) -> list[np.ndarray]:
     for curve, grain, recorded in zip(measured or (), wide, cine.recorded_grain, strict=False):
         curves.append(np.interp(np.arange(0, len(curve) - 1, grain / recorded), np.arange(len(curve)), curve))
     return curves
-
-
-def _memory(device: torch.device) -> int:
-    """Return the megabytes that this process has taken at most, on the device if it is not the CPU."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
 
 
 @contextmanager
