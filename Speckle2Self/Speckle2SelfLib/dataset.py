@@ -211,7 +211,7 @@ def _anatomy(
         grain = tuple(np.exp(rng.uniform(smallest, largest, 2)))
     geometry = "linear" if measured or rng.random() >= PIECES else "piece"
     layout = "natural" if rng.random() < NATURAL else None
-    frames, truth = simulate_recorded((crop, crop), grain, geometry, rng, layout, draw, draws, scanner)
+    frames, truth = simulate_recorded((crop, crop), grain, geometry, rng, layout, draw, scanner, draws)
     low, high = grey_mapping(frames[:1], None)
     span = max(high - low, 1e-3)
     return np.minimum((frames - low) / span, BRIGHTEST), (truth - low) / span

@@ -342,8 +342,6 @@ class Run:
             self.budget = Budget(60 * self.minutes, spent, self.rate)
         figures = self.validate() if self.saved or training.step == 0 else {}
         if training.step == 0:
-            known = {name: value for name, value in figures.items() if name != "preview"}
-            self.figures_at_start = {} if self.start.name == RANDOM else known
             self.report({"step": 0, "steps": training.config.steps, **figures})
         for done in training.run():
             self.after_step(done)
@@ -391,6 +389,8 @@ class Run:
             self.save()  # save first: validation may run out of memory, and a resumed run repeats it
         figures, picture = training.validate()
         self.latest, reached = figures, score(figures)
+        if training.step == 0 and self.start.name != RANDOM:
+            self.figures_at_start = figures
         counts = training.step > 0 or self.keeps_start(figures)
         if counts and (reached <= training.best or self.kept is None):
             training.best = reached

@@ -365,11 +365,9 @@ def _scatterers(size, roughness: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def simulate(
-    config: SimulationConfig,
-    rng: np.random.Generator,
-    draw: Draw | None = None,
+    config: SimulationConfig, rng: np.random.Generator, draw: Draw | None = None,
     scanner: np.random.Generator | None = None,
-) -> Simulated:
+) -> Simulated:  # fmt: skip
     """Frames of one drawn anatomy with independent speckle, and their truth.
 
     draw: returns the anatomy, in place of the config's layout. scanner: draws the scanner (pulse, grey map, noise);
@@ -434,8 +432,8 @@ def simulate_recorded(
     rng: np.random.Generator,
     layout: str | None = None,
     draw: Draw | None = None,
-    draws: int = 1,
     scanner: np.random.Generator | None = None,
+    draws: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Frames as scanners process and recorders store them, (draws, H, W), and their truth (H, W), float32 in [0, 1].
 
