@@ -237,8 +237,7 @@ class Respeckled(Disjoint):
         """Speckle despeckled frames again, and simulate anatomies of the simulator; hold out some of both.
 
         All are imaged by simulated scanners like that of the recordings. Those held out are of the recordings held out,
-        two draws of speckle each, whose error is the figure `rms`; that of the simulator's anatomies, by any scanner,
-        is `world`.
+        two draws of speckle each, whose error is the figure `rms`; that of the simulator's anatomies is `world`.
         """
         config = self.config
         if not cines or not config.simulated:
@@ -255,7 +254,7 @@ class Respeckled(Disjoint):
             )
             made.append(more)
         one, two = (np.random.default_rng([config.seed, number]) for number in (1, 2))
-        world = replace(simulate_cines(few, config.crop, one, grains), figure="world")
+        world = replace(simulate_cines(few, config.crop, one, grains, scanners=scanners), figure="world")
         if held_out:
             seeds = [seed for some in scanners for seed in some]
             cines, images, scanners = held_out, despeckled(held_out, network), [seeds] * len(held_out)
