@@ -38,7 +38,7 @@ RANKS = [
 SLICER = [
     {"scene", "dependencies", "sample_data", "words"},
     {"processes", "results", "views"},
-    {"trainer", "worker"},
+    {"trainer", "worker", "uncertainty"},
     {"processing", "regions"},
     {"comparison", "live"},
     {"session"},
