@@ -142,12 +142,12 @@ class TrainingConfig:
 PRESETS = {
     "adapt": TrainingConfig(
         "respeckle",
-        steps=1500,
+        steps=500,
         learning_rate=5e-4,
-        averaging=0.99,
-        interval=150,
-        simulated=1200,
-        share=0.65,
+        averaging=0.98,
+        interval=100,
+        simulated=800,
+        share=0.35,
         truth_error="squared",
     ),
     "standard": TrainingConfig("respeckle", steps=12_000, simulated=6000, share=0.35, truth_error="squared"),
