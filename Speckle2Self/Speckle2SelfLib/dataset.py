@@ -24,6 +24,8 @@ from .system import InputError, Progress
 SIMULATED_GRAIN = (0.85, 2.6)  # pixels, as the simulator counts it: 0.8 to 2 as measured
 COUNTED = (0.85, 1.2, 1.7, 2.2, 2.6, 3.2)  # pixels, grains of the simulator
 MEASURED = (0.80, 1.15, 1.5, 1.8, 1.97, 2.75)  # pixels, what `estimate_grain` finds in their frames
+NEAR = (-0.15, 0.15)  # natural logarithms of grains, from that of the recording
+FURTHER = (-0.7, 0.25)  # the same of scanners that are compared with it: fine anatomy makes measured grains too large
 NATURAL = 0.5  # of the simulated anatomies are dead leaves with textures, the others those of a textbook
 PIECES = 0.3  # fraction of the simulated frames spanning all grains that are pieces of fans, where the grain is turned
 SIDE_BY_SIDE = 4  # anatomies that are made at a time; Python itself uses a single thread
@@ -205,7 +207,8 @@ def _anatomy(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return frames (draws, crop, crop) of one anatomy and their truth (crop, crop); see `simulate_cines`."""
     if measured:
-        grain = tuple(np.interp(measured, MEASURED, COUNTED) * np.exp(scanner.uniform(-0.15, 0.15, 2)))
+        log_error = NEAR if scanner is rng else FURTHER
+        grain = tuple(np.interp(measured, MEASURED, COUNTED) * np.exp(scanner.uniform(*log_error, 2)))
     else:
         smallest, largest = np.log(SIMULATED_GRAIN)
         grain = tuple(np.exp(rng.uniform(smallest, largest, 2)))
