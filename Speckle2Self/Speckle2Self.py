@@ -29,6 +29,7 @@ from Speckle2SelfLib import library
 from Speckle2SelfLib.config import AXES, FILTER_NAMES, DespeckleOptions
 from Speckle2SelfLib.system import InputError
 from Speckle2SelfSlicer import comparison, dependencies, regions, sample_data, scene
+from Speckle2SelfSlicer.file_reader import Speckle2SelfFileReader  # noqa: F401, which Slicer finds by its name
 from Speckle2SelfSlicer.panel import Panel, WrapperCache, box, reporting_errors
 from Speckle2SelfSlicer.panel_parts import APPLY_AGAIN, ComparePart, LivePart, UncertaintyPart
 from Speckle2SelfSlicer.regions import RegionNode
@@ -603,10 +604,9 @@ class Speckle2SelfTest(ScriptedLoadableModuleTest):
         slicer.mrmlScene.Clear()
 
     def runTest(self):
-        self.setUp()
-        self.test_Recording()
-        self.setUp()
-        self.test_EmptyVolume()
+        for test in (self.test_Recording, self.test_EmptyVolume):
+            self.setUp()
+            test()
 
     def test_Recording(self):
         if dependencies.missing_in_testing():

@@ -37,7 +37,7 @@ RANKS = [
 ]
 SLICER = [
     {"scene", "dependencies", "sample_data", "words"},
-    {"processes", "results", "views"},
+    {"file_reader", "processes", "results", "views"},
     {"trainer", "worker", "uncertainty"},
     {"processing", "regions"},
     {"comparison", "live"},
