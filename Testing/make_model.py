@@ -4,7 +4,7 @@
 
 The mean of a fine-tuned network's weights and of those that it started from is better on data of other kinds than
 either (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022). Here, SHARE of the start makes flat
-tissue smoother, at the price of a little texture. The uncertainty is fitted again, and the model's card gets the figures
+tissue smoother, at the price of a little texture. The uncertainty is fitted again, and the card gets the figures
 of anatomies that neither was trained on.
 """
 
