@@ -122,7 +122,8 @@ class SpeckleReductionNetwork(nn.Module):
 
 GREY = 0.25  # about the mean grey value: zero padding then resembles tissue more than a black frame
 UNSURE = 0.03  # grey values; the error's standard deviation that a new head gives
-LOG_DEVIATIONS = (-6.9, 0.7)  # the smallest and largest that a head gives: deviations of 0.001 to 2 grey values
+LEAST, MOST = 1e-3, 0.1  # grey values; the deviations that a head gives lie between: what it held for larger was not
+BEGINNING = math.log(UNSURE / math.sqrt(1 - (UNSURE / MOST) ** 2))  # what a new head's layers add nothing to
 
 
 class FastBlock(nn.Module):
@@ -175,7 +176,8 @@ class UncertaintyHead(nn.Module):
         coarse = self.second(F.relu(self.first(middle.detach())))  # (B, cell^2, H / 2 cell, W / 2 cell)
         coarse = double(F.pixel_shuffle(coarse.float(), self.cell))  # (B, 1, H, W)
         detail = F.pixel_shuffle(self.fine(fine.detach()).float(), self.cell)
-        return (smooth(detail) + coarse + math.log(UNSURE)).clamp(*LOG_DEVIATIONS)
+        free = (smooth(detail) + coarse + BEGINNING).clamp(min=math.log(LEAST))
+        return free - F.softplus(2 * (free - math.log(MOST))) / 2  # of d: d / (1 + (d / MOST)^2)^(1/2)
 
 
 class FastNetwork(nn.Module):
