@@ -1,4 +1,4 @@
-"""The training loop of all recipes: a generator of step reports that knows nothing of who listens."""
+"""The training loop of all recipes: a generator of step reports that knows nothing of its listeners."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Training:
     held_out, cines that are used only for validation; progress, see `dataset.simulate_cines`, of those to train on.
     Deterministic on the CPU for a given config and precision.
 
-    Under `torch.distributed` every process draws the same batch and takes its share of it, so that any number of
+    Under `torch.distributed` every process draws the same batch and uses its share of it, so that any number of
     processes gives the same losses. Raises InputError where there is nothing to train on.
     """
 
@@ -80,7 +80,7 @@ class Training:
             self.learner = accelerate(self.recipe.wrap(network)).to(self.device)
         simulated, apart = self.recipe.simulate(cines, network.eval(), self.rng, progress)
         if not cines and simulated is None:
-            raise InputError("There is nothing to train on: give recordings, or simulate some.")
+            raise InputError("There is nothing to train on: name recordings, or simulate some.")
         self.recorded = [cine.near(self.device) for cine in cines]
         self.simulated = simulated and simulated.near(self.device)
         self.held_out = [*held_out, apart] if apart else list(held_out)
@@ -166,7 +166,7 @@ class Training:
         get_ema_multi_avg_fn(decay)(list(self.network.parameters()), list(self._trained.parameters()), None)
 
     def _draw(self) -> Batch:
-        """Draw a batch of crops of one cine, alike in every process, and return this process's share of it."""
+        """Draw a batch of crops of one cine, the same in every process, and return this process's share of it."""
         cine = self.simulated
         if cine is None or (self.recorded and self.rng.random() >= self.config.share):
             cine = self.recorded[int(self.rng.integers(len(self.recorded)))]
@@ -202,7 +202,7 @@ class Training:
         """Halve the batch and return a message that says so. Raises InputError where it is one frame already."""
         if self.batch == 1:
             raise InputError(
-                "Memory is too short for a batch of one frame: close other programs, or use another device."
+                "Not enough memory for a batch of one frame: close other programs, or use another device."
             ) from error
         self.batch //= 2
         self._replayed.recorded.clear()

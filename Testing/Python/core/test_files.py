@@ -457,7 +457,7 @@ def test_a_big_endian_dicom_becomes_another_format(tmp_path):
         dataset.is_little_endian = False
         dataset.save_as(source)
     recording = files.read(source)
-    with pytest.raises(InputError, match="big endian"):
+    with pytest.raises(InputError, match="big-endian"):
         files.check_output(tmp_path / "out.dcm", recording)
     files.write(tmp_path / "out.mha", recording.frames, recording)
     assert np.array_equal(files.read(tmp_path / "out.mha").frames, recording.frames)

@@ -433,7 +433,7 @@ def test_where_memory_is_short_the_batch_is_halved_and_it_says_so(folder, monkey
     runs.run(job(batch=8, steps=2), lines.append)
     assert "batch size was reduced to 2" in next(line["message"] for line in lines if "message" in line)
     monkeypatch.setattr(Training, "_train_step", lambda self: torch.empty(2**50))
-    with pytest.raises(InputError, match="Memory is too short"):
+    with pytest.raises(InputError, match="Not enough memory for"):
         runs.run(job(output="n.model", steps=2), lambda line: None)
 
 

@@ -248,7 +248,7 @@ def test_a_loss_that_is_no_number_ends_training_with_an_explanation(cine):
 def test_nothing_to_train_on_is_refused():
     with pytest.raises(InputError, match="nothing to train on"):
         Training([], CONFIG, FAST)
-    with pytest.raises(InputError, match="Nothing can be learnt"):
+    with pytest.raises(InputError, match="Nothing can be learned"):
         prepare_cine(np.zeros((3, 64, 64)), None, FAST)
 
 

@@ -232,7 +232,7 @@ def made(folder):
 def test_bad_input_is_told_in_the_words_of_the_core(trainer, job):
     run = trainer.add("flat", [np.zeros((4, 64, 64), np.uint8)], job)
     assert trainer.wait(run, 60) and run.state == "failed"
-    assert run.message.startswith("Nothing can be learnt"), run.message
+    assert run.message.startswith("Nothing can be learned"), run.message
     run.cancel()
     again = trainer.add("flat", [FRAMES], job)
     with pytest.raises(InputError, match="unfinished run 'flat'"):

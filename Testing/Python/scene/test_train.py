@@ -183,7 +183,7 @@ def test_what_training_would_take_is_told(logic, volume):
         logic.poll()
     estimate, refused = sorted(told, key=lambda x: isinstance(x, InputError))
     assert estimate["steps"] == 50 and estimate["frames"] == 13 and estimate["minutes"] > 0
-    assert "Nothing can be learnt" in str(refused)
+    assert "Nothing can be learned" in str(refused)
     assert logic.trainer.jobs == []
 
 
