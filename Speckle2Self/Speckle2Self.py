@@ -329,7 +329,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
             with reporting_errors(_("Live despeckling failed."), cleanUp=self.endLive):
                 self.stepLive()
         if self._relook is not None:
-            with reporting_errors(_("The output could not be brought up to date."), cleanUp=self.endRelook):
+            with reporting_errors(_("The output could not be updated."), cleanUp=self.endRelook):
                 if next(self._relook, "done") == "done":
                     self._relook = None
         showing = self.live is not None and (self.live.waiting or not self.live.once)
@@ -388,7 +388,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
                     self.startRelook()
                 self.showRegion()
         elif run.state == "cancelled":
-            self.setStatus(_("Cancelled; the scene is unchanged."))
+            self.setStatus(_("Canceled; the scene is unchanged."))
         else:
             self.setStatus(run.message, failed=True)
         self.showRunning()
@@ -477,7 +477,7 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
 
     @property
     def worker(self):
-        """The process that despeckles in the background; it starts when it is needed."""
+        """Return the process that despeckles in the background; it starts when it is needed."""
         return self.session.worker
 
     def close(self) -> None:
@@ -612,7 +612,7 @@ class Speckle2SelfTest(ScriptedLoadableModuleTest):
         self.delayDisplay("Test passed")
 
     def simulatedRecording(self):
-        """A sequence node of three simulated frames, and these as (3, 96, 96) uint8."""
+        """Return a sequence node of three simulated frames, and these as (3, 96, 96) uint8."""
         from Speckle2SelfLib.simulation import SimulationConfig, simulate
 
         simulated = simulate(SimulationConfig(size=(96, 96), frames=3), np.random.default_rng(0))

@@ -236,9 +236,9 @@ class SpeckleTrainWidget(ModelsPart, Panel):
         if folder:
             lines.append(_("Folder ({files})").format(files=self._folder[1]))
         if not self.data():
-            lines.append(_("Check at least one volume or recording, or give a folder."))
+            lines.append(_("Check at least one volume or recording, or choose a folder."))
         elif len(lines) > 1 and total:
-            lines.append(_("In all {total} frames of the scene to train on.").format(total=total))
+            lines.append(_("{total} frames of the scene to train on.").format(total=total))
         if self.outline.searching:
             lines.append(_("Detecting the region..."))
         return "\n".join([*lines, *([self._outlineError] if self._outlineError else [])])
@@ -324,7 +324,7 @@ class SpeckleTrainWidget(ModelsPart, Panel):
             self.timer.start()
 
     def onEstimate(self) -> None:
-        with reporting_errors(_("The estimate could not be made.")):
+        with reporting_errors(_("The estimate failed.")):
             if self.estimate is not None:
                 self.estimate.close()
             self.ui.estimateLabel.text = _("Measuring...")
@@ -353,7 +353,7 @@ class SpeckleTrainWidget(ModelsPart, Panel):
 
     @property
     def job(self):
-        """The chosen run; None if there is none."""
+        """Return the chosen run; None if there is none."""
         jobs = self.logic.trainer.jobs
         number = self.ui.runSelector.currentIndex
         return jobs[number] if 0 <= number < len(jobs) else None
@@ -421,17 +421,17 @@ class SpeckleTrainWidget(ModelsPart, Panel):
         """Return the state of a run, for the user."""
         last = job.reports[-1] if job.reports else {}
         if job.state == "done" and job.worse:
-            return _("Done, but '{model}' is worse than the model that it started from: {worse}.").format(
+            return _("Done, but '{model}' is worse than the model it started from: {worse}.").format(
                 model=job.model, worse=job.worse
             )
         words = {
-            "waiting": _("Waits for its turn."), "running": _("Loading..."), "stopped": _("Paused."),
+            "waiting": _("Queued."), "running": _("Loading..."), "stopped": _("Paused."),
             "done": _("Done: the model '{model}' is available.").format(model=job.model), "failed": _("Failed."),
         }[job.state]  # fmt: skip
         if job.state == "running" and job.simulated:
-            words = _("Simulating {whole} anatomies with this speckle size to learn from as well: {done} made").format(
-                done=job.simulated[0], whole=job.simulated[1]
-            )
+            words = _(
+                "Simulating {whole} anatomies with this speckle size as further training data: {done} done"
+            ).format(done=job.simulated[0], whole=job.simulated[1])
         elif job.state == "running" and "rate" in last:
             words = _("Step {step} of {steps}, {rate:.1f} per second, {minutes:.1f} min left").format(
                 **last, minutes=last.get("seconds_left", 0) / 60
@@ -483,7 +483,7 @@ class SpeckleTrainWidget(ModelsPart, Panel):
 
 
 class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
-    """Trains models on nodes of the scene, for the panel and for the Python console.
+    """Train models on nodes of the scene, for the panel and for the Python console.
 
         logic = slicer.util.getModuleLogic("SpeckleTrain")
         job = logic.start([slicer.util.getNode("Carotid")], preset="adapt")
@@ -504,7 +504,7 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
 
     @property
     def trainer(self):
-        """The queue of training runs."""
+        """Return the queue of training runs."""
         return self.session.trainer
 
     def start(self, nodes: list, preset: str = "adapt", *, onReport=None, **options: Any):

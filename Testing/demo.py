@@ -75,7 +75,7 @@ def demonstrate(path: Path, model: str, output: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raises ValueError where the folder cannot be made or written into; makes nothing."""
+    """Raise ValueError where the folder cannot be made or written into; makes nothing."""
     there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ValueError(f"'{folder}' cannot be written; give another folder with --output.")
@@ -88,14 +88,14 @@ def tell(done: int, total: int) -> None:
 
 
 def volumes(node) -> list:
-    """The volumes of a sequence, or the volume itself."""
+    """Return the volumes of a sequence, or the volume itself."""
     if node.IsA("vtkMRMLSequenceNode"):
         return [node.GetNthDataNode(i) for i in range(node.GetNumberOfDataNodes())]
     return [node]
 
 
 def frames(node) -> list[np.ndarray]:
-    """All frames of a volume or sequence node, (H, W) or in colour (H, W, C), not copied."""
+    """Return all frames of a volume or sequence node, (H, W) or in color (H, W, C), not copied."""
     return [frame for volume in volumes(node) for frame in slicer.util.arrayFromVolume(volume)]
 
 
@@ -158,7 +158,7 @@ def even_patch(inputs: np.ndarray, region: np.ndarray) -> tuple[slice, slice] | 
 
 
 def browser_of(sequence):
-    """The browser that shows the sequence."""
+    """Return the browser that shows the sequence."""
     browsers = slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode")
     return next(b for b in browsers if b.IsSynchronizedSequenceNodeID(sequence.GetID(), True))
 
@@ -192,7 +192,7 @@ def write_table(table: dict, path: Path) -> None:
 
 
 def write_scene(node, despeckled, path: Path) -> None:
-    """Saves the scene, reads it back into an emptied one, and compares; RuntimeError where something is lost."""
+    """Save the scene, read it back into an emptied one, and compares; RuntimeError where something is lost."""
     expected = [contents(node), contents(despeckled)]
     if not slicer.util.saveScene(str(path)):
         raise RuntimeError(f"The scene could not be saved as {path}.")
@@ -209,7 +209,7 @@ def write_scene(node, despeckled, path: Path) -> None:
 
 
 def contents(node) -> dict:
-    """What a scene file must keep of a volume or sequence node."""
+    """Return what a scene file must keep of a volume or sequence node."""
     digests = [hashlib.sha256(np.ascontiguousarray(frame)).hexdigest() for frame in frames(node)]
     kept = {"name": node.GetName(), "frames": digests}
     if node.IsA("vtkMRMLSequenceNode"):
@@ -219,7 +219,7 @@ def contents(node) -> dict:
 
 
 def summarise(table: dict, output: Path) -> None:
-    """Prints the figures and where things are."""
+    """Print the figures and where things are."""
     from Speckle2SelfLib.metrics import FIGURES
 
     print(f"{'':14}{'before':>8}{'after':>8}")

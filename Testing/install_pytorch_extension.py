@@ -14,7 +14,7 @@ import slicer
 
 
 def install(file: str) -> None:
-    """Raises RuntimeError where the extension cannot be had for this release."""
+    """Raise RuntimeError where the extension cannot be had for this release."""
     manager = slicer.app.extensionsManagerModel()
     manager.interactive = False
     if not manager.installExtensionFromServer("PyTorch", False):

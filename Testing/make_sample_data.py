@@ -45,7 +45,7 @@ def frames() -> np.ndarray:
 
 
 def sequence(images: np.ndarray) -> bytes:
-    """The sequence file of (20, 128, 128) frames, 20 a second."""
+    """Return the sequence file of (20, 128, 128) frames, 20 a second."""
     return HEADER.format(times=" ".join(f"{number * 0.05:.2f}" for number in range(20))).encode() + images.tobytes()
 
 

@@ -51,7 +51,7 @@ def megabytes(name="VmRSS"):
 
 
 def wait(condition, seconds=900):
-    """Lets events happen until `condition`; the longest time in seconds that they were held up."""
+    """Let events happen until `condition`; the longest time in seconds that they were held up."""
     end, last, longest = time.monotonic() + seconds, time.perf_counter(), 0.0
     while not condition():
         assert time.monotonic() < end, "this did not happen in time"
@@ -63,7 +63,7 @@ def wait(condition, seconds=900):
 
 
 def children(pid=None):
-    """Processes that this one started, with all below them."""
+    """Process that this one started, with all below them."""
     found = subprocess.run(
         ["ps", "-o", "pid=,comm=", "--ppid", str(pid or os.getpid())], capture_output=True, text=True
     )

@@ -13,7 +13,7 @@ MODULES = ("Speckle2Self", "SpeckleTrain")
 
 
 def passes(name: str) -> bool:
-    """Opens the module's panel and runs its self-test; what goes wrong is printed."""
+    """Open the module's panel and run its self-test; what goes wrong is printed."""
     try:
         slicer.util.selectModule(name)
         if slicer.util.selectedModule() != name:  # Slicer only logs that it did not load a module

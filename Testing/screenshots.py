@@ -44,7 +44,7 @@ def fit() -> None:
 
 
 def box(name, center, size):
-    """A box on the cine, in shares of the image: its middle and its sides."""
+    """Return a box on the cine, in shares of the image: its middle and its sides."""
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", name)
     bounds = [0.0] * 6
     slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLVectorVolumeNode").GetRASBounds(bounds)

@@ -1,4 +1,4 @@
-"""Eight-fold zooms of what an artefact would show on: Documentation/zooms.png.
+"""Eight-fold zooms of what an artifact would show on: Documentation/zooms.png.
 
     .venv/bin/python Testing/zooms.py [FILE]
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 BUNDLED = Path(__file__).resolve().parent.parent / "Resources" / "Models"
 SUFFIX = ".safetensors"
-LONGEST, BYTES = 80, 220  # of a model's name: characters, and bytes; file systems take 255 with what is put around it
+LONGEST, BYTES = 80, 220  # longest model name: characters, and bytes; file systems allow 255 with prefix and suffix
 
 
 def home() -> Path:
@@ -65,8 +65,8 @@ def load_model(name_or_path: FilePath) -> Model:
     if not path.exists():
         names = ", ".join(models()) or "none"
         raise InputError(
-            f"There is no model '{name_or_path}': neither a file nor a known model ({names}); to despeckle, "
-            f"a filter serves too ({', '.join(FILTER_NAMES)})."
+            f"There is no model '{name_or_path}': it is neither a file nor a known model ({names}) or "
+            f"filter ({', '.join(FILTER_NAMES)})."
         )
     return checkpoint.Model(*checkpoint.load(path))
 
@@ -80,7 +80,7 @@ def cached_model(name_or_path: FilePath) -> Model:
     try:
         status = path.stat()
     except OSError:
-        return load_model(name_or_path)  # says what is wrong
+        return load_model(name_or_path)  # raises the error
     return _cached_model(path, status.st_mtime_ns, status.st_size)
 
 

@@ -12,37 +12,37 @@ from slicer.i18n import tr as _
 
 from Speckle2SelfLib.system import InputError
 
-# What to install, and what of it is imported under another name. PyTorch is not among them: the PyTorch extension
+# The packages to install, and their import names if these differ. PyTorch is not among them: the PyTorch extension
 # chooses its build.
 REQUIREMENTS = Path(__file__).resolve().parent / "requirements.txt"
 IMPORTED_AS = {"scikit-image": "skimage", "pillow": "PIL"}
 REQUESTER = "Speckle2Self"
-_lock = threading.Lock()  # installation at a time
+_lock = threading.Lock()  # one installation at a time
 
 
 def packages() -> dict[str, str]:
-    """Imported name -> what to install."""
+    """Return the requirements to install, by import name."""
     lines = (line.strip() for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines())
     wanted = {line.split(">=")[0]: line for line in lines if line and not line.startswith("#")}
     return {IMPORTED_AS.get(name, name): line for name, line in wanted.items()}
 
 
 def missing() -> list[str]:
-    """Imported names of the packages that are not installed."""
+    """Return the import names of the packages that are not installed."""
     return [name for name in ("torch", *packages()) if find_spec(name) is None]
 
 
 def missing_in_testing() -> list[str]:
-    """Return what a self-test lacks and must not install: in testing mode Slicer asks nobody, and installs nothing or
-    downloads gigabytes."""
+    """Return the packages that a self-test lacks and must not install: in testing mode Slicer does not ask, and would
+    install nothing or download gigabytes."""
     return missing() if slicer.app.testingEnabled() else []
 
 
 def ensure() -> None:
-    """Installs what is missing, after asking; does nothing where all is there.
+    """Install missing packages, after asking; do nothing if all are installed.
 
-    Raises InputError where something is still missing afterwards, and where it is called while it installs: Slicer lets
-    events happen meanwhile.
+    Raises InputError if something is still missing afterwards, or if called during an installation: Slicer processes
+    events in the meantime.
     """
     if not _lock.acquire(blocking=False):
         raise InputError(_("Python packages are being installed; wait until that is done."))
@@ -82,9 +82,9 @@ def _install() -> None:
             slicer.util.pip_install(wanted)
         return
     try:
-        pip_ensure(load_requirements(REQUIREMENTS), requester=REQUESTER)  # it asks by itself, and sees versions too
+        pip_ensure(load_requirements(REQUIREMENTS), requester=REQUESTER)  # asks, and checks versions
     except RuntimeError as error:
-        if missing():  # else there is an older version, which the user wants to keep
+        if missing():  # else there is an older version that the user wants to keep
             message = _("{requester} cannot run without {missing}: {error}.").format(
                 requester=REQUESTER, missing=", ".join(missing()), error=error
             )

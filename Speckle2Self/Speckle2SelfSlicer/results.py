@@ -128,7 +128,7 @@ def _writeVolume(
 
 
 def _volume(template: vtkMRMLVolumeNode, voxels: np.ndarray) -> vtkMRMLVolumeNode:
-    """A volume node outside any scene: all of `template` but its voxels (K, J, I[, C]).
+    """Return a volume node outside any scene: all of `template` but its voxels (K, J, I[, C]).
 
     Voxels of another type, or without the template's color, are a map: of its place, but a scalar volume.
     """
@@ -160,7 +160,7 @@ def _volume(template: vtkMRMLVolumeNode, voxels: np.ndarray) -> vtkMRMLVolumeNod
 
 
 def _isMap(template: vtkMRMLVolumeNode, voxels: np.ndarray) -> bool:
-    """Whether voxels (K, J, I[, C]) are other than those of a recording's volume."""
+    """Return whether voxels (K, J, I[, C]) are other than those of a recording's volume."""
     if template.IsA("vtkMRMLStreamingVolumeNode"):
         return voxels.dtype.kind == "f"  # its own are of 8 bits
     before = template.GetImageData()
@@ -222,7 +222,7 @@ def _writeSequence(
 
 
 def _makeBrowser(sequence: vtkMRMLSequenceNode, added: list) -> vtkMRMLSequenceBrowserNode:
-    """A browser for a sequence that has none, with its proxy."""
+    """Return a browser for a sequence that has none, with its proxy."""
     browser = _add(sequence.GetScene(), slicer.vtkMRMLSequenceBrowserNode(), f"{sequence.GetName()} browser", added)
     with slicer.util.NodeModify(browser):
         browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())

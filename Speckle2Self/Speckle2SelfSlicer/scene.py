@@ -87,17 +87,17 @@ class Recording:
 
     @property
     def name(self) -> str:
-        """The name of the node that was asked for."""
+        """Return the name of the node that was asked for."""
         return self.node.GetName()
 
     @property
     def scene(self) -> vtkMRMLScene | None:
-        """The scene of the node; None once it has been removed."""
+        """Return the scene of the node; None once it has been removed."""
         return self.node.GetScene()
 
     @property
     def browsers(self) -> list[vtkMRMLSequenceBrowserNode]:
-        """The browsers that play the sequence."""
+        """Return the browsers that play the sequence."""
         return browsers(self.scene, self.sequence) if self.sequence is not None else []
 
     @property
@@ -107,12 +107,12 @@ class Recording:
 
     @property
     def proxy(self) -> vtkMRMLVolumeNode:
-        """The volume in which the recording is seen, see `proxyOf`. Raises InputError where there is none."""
+        """Return the volume in which the recording is seen, see `proxyOf`. Raises InputError where there is none."""
         return proxyOf(self.node)
 
     @property
     def reference(self) -> vtkMRMLVolumeNode:
-        """The volume that says where the frames lie, see `referenceVolume`."""
+        """Return the volume that says where the frames lie, see `referenceVolume`."""
         return referenceVolume(self.node)
 
     @property
@@ -143,16 +143,17 @@ class Recording:
 
     @property
     def size(self) -> tuple[int, int, int]:
-        """The shape (N, H, W) of `frames`, without reading them. Raises InputError."""
+        """Return the shape (N, H, W) of `frames`, without reading them. Raises InputError."""
         count, *sides = self.shape[:4]
         return count * sides.pop(self.axis()), *sides
 
     def axes(self, axis: str = "auto") -> list[int]:
-        """The axes of (K, J, I) along which frames follow each other, see `volumes.slicing_axes`. Raises InputError."""
+        """Return the axes of (K, J, I) along which frames follow each other, see `volumes.slicing_axes`. Raises
+        InputError."""
         return slicing_axes(self.shape[1:4], self.spacing, axis)
 
     def axis(self, axis: str = "auto") -> int:
-        """The only one of `axes`. Raises InputError where there are several."""
+        """Return the only one of `axes`. Raises InputError where there are several."""
         axes = self.axes(axis)
         if len(axes) > 1:
             raise InputError(_("Frames of three orientations differ in size; choose one axis, or another region."))
@@ -335,7 +336,7 @@ def holdsImages(node: vtkMRMLNode) -> bool:
 
 
 def _recordingOfBrowser(browser: vtkMRMLSequenceBrowserNode) -> vtkMRMLSequenceNode:
-    """The recording that a browser plays: its master sequence, or the only one that holds images. InputError."""
+    """Return the recording that a browser plays: its master sequence, or the only one that holds images. InputError."""
     sequences = vtk.vtkCollection()
     browser.GetSynchronizedSequenceNodes(sequences, True)  # the master is the first
     nodes = [sequences.GetItemAsObject(number) for number in range(sequences.GetNumberOfItems())]
@@ -406,7 +407,7 @@ def imageArray(image: vtk.vtkImageData | None, name: str, at: str = "") -> np.nd
 
 
 def _decode(volume: vtkMRMLStreamingVolumeNode, decoder: vtkMRMLStreamingVolumeNode) -> vtk.vtkImageData | None:
-    """The image of a streaming volume, decoded in the node `decoder`; None if there is none."""
+    """Return the image of a streaming volume, decoded in the node `decoder`; None if there is none."""
     if volume.GetFrame() is None:
         return volume.GetImageData()
     decoder.SetAndObserveImageData(None)

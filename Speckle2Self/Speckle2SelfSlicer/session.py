@@ -36,14 +36,14 @@ class Session:
 
     @property
     def worker(self) -> Worker:
-        """The process that despeckles in the background; it starts when it is needed."""
+        """Return the process that despeckles in the background; it starts when it is needed."""
         if self._worker is None:
             self._worker = Worker()
         return self._worker
 
     @property
     def trainer(self) -> Trainer:
-        """The queue of training runs."""
+        """Return the queue of training runs."""
         if self._trainer is None:
             self._trainer = Trainer()
         return self._trainer

@@ -93,12 +93,12 @@ class TrainingJob:
         self.nodes: list = []  # of the scene that it was started from: where its preview lies
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Blocks until the run has ended; False if it has not after `seconds`."""
+        """Block until the run has ended; False if it has not after `seconds`."""
         return self.trainer.wait(self, seconds)
 
     @property
     def preview(self) -> Path:
-        """A held-out frame before and after, side by side; replaced at each validation."""
+        """Return a held-out frame before and after, side by side; replaced at each validation."""
         return self.folder / "preview.png"
 
     def picture(self) -> bytes | None:
@@ -124,7 +124,7 @@ class TrainingJob:
         return self.state in ("stopped", "done", "failed")
 
     def start(self) -> None:
-        """Starts the process; goes on from the checkpoint if there is one. A run that ended unseen is done."""
+        """Start the process; goes on from the checkpoint if there is one. A run that ended unseen is done."""
         trained, state = self.folder / self.job.output, self.folder / f"{self.job.output}.state"
         if trained.exists() and not state.exists() and library.card(trained).get("finished") is True:
             self._end(0)
@@ -136,7 +136,7 @@ class TrainingJob:
         self.state, self.message, self.simulated, self._finishing = "running", "", None, False
 
     def poll(self) -> list[dict]:
-        """Return what the process reported since the last call; returns at once."""
+        """Return what the process reported since the last call; return at once."""
         if self._child is None:
             return []
         fresh = []
@@ -192,7 +192,7 @@ class TrainingJob:
             self._child = None
 
     def check(self) -> None:
-        """Raises InputError where another application trains this run."""
+        """Raise InputError where another application trains this run."""
         if self._child is None and self.folder.exists() and _at_work(self.folder):
             raise InputError(BUSY.format(name=self.name))
 
@@ -240,7 +240,7 @@ class TrainingJob:
         _remove(self.folder)
 
     def close(self) -> None:
-        """Ends the process at once; the run can be resumed from its last checkpoint."""
+        """End the process at once; the run can be resumed from its last checkpoint."""
         if self._child is not None:
             self._child.close()
             self._child = None
@@ -260,7 +260,7 @@ class Trainer:
     def add(
         self, name: str, recordings: list[np.ndarray], job: Job, held_out=(), listener=None, regions=()
     ) -> TrainingJob:
-        """A run on recordings (N, H, W[, C]), which are kept as files without names until the run has ended.
+        """Return a run on recordings (N, H, W[, C]), which are kept as files without names until the run has ended.
 
         name: of the run, and of the model where it is free then; what a model's name cannot have is left out.
         job: its inputs, output and preview are set here. listener: called from `poll` with (job, report). regions: the
@@ -294,13 +294,13 @@ class Trainer:
         return library.free_name(wanted, [path.parent.name for path in self.folder.glob("*/job.json")])
 
     def estimate(self, recordings, job: Job, held_out, listener, regions=()) -> Estimate:
-        """Measures what a run would take; `listener` is called from `poll` with a dict or an InputError."""
+        """Measure what a run would take; `listener` is called from `poll` with a dict or an InputError."""
         job = replace(job, estimate=True)
         self._estimates.append(Estimate(recordings, job, held_out, listener, regions, self._python))
         return self._estimates[-1]
 
     def unfinished(self) -> list[TrainingJob]:
-        """Runs that an earlier session left behind, and none that another application trains; each is then among
+        """Run that an earlier session left behind, and none that another application trains; each is then among
         `jobs`, stopped. What an application that was killed left half written or half removed goes."""
         folders = {job.folder for job in self.jobs}
         for part in self.folder.glob(f"*{PART}"):
@@ -325,14 +325,14 @@ class Trainer:
         return [job for job in self.jobs if job.resumable]
 
     def resume(self, job: TrainingJob) -> None:
-        """Puts a stopped or failed run back into the queue. Raises InputError where another application trains it."""
+        """Put a stopped or failed run back into the queue. Raises InputError where another application trains it."""
         if job.state in ("stopped", "failed") and job.folder.exists():
             job.check()
             job.state = "waiting"
             self.poll()
 
     def poll(self) -> None:
-        """Takes what the processes reported, tells the listeners, and starts the next run; returns at once."""
+        """Take what the processes reported, tells the listeners, and start the next run; return at once."""
         for job in list(self.jobs):
             for report in job.poll():
                 if job in self._listeners:
@@ -351,7 +351,7 @@ class Trainer:
                     )
 
     def wait(self, job: TrainingJob, seconds: float | None = None) -> bool:
-        """Polls until `job` has ended; False if it has not after `seconds`."""
+        """Poll until `job` has ended; False if it has not after `seconds`."""
         end = None if seconds is None else time.monotonic() + seconds
         while not job.ended:
             if end is not None and time.monotonic() > end:
@@ -361,7 +361,7 @@ class Trainer:
         return True
 
     def close(self) -> None:
-        """Ends all processes at once; unfinished runs can be resumed."""
+        """End all processes at once; unfinished runs can be resumed."""
         for running in (*self.jobs, *self._estimates):
             running.close()
 
@@ -391,13 +391,13 @@ class Estimate:
         return True
 
     def close(self) -> None:
-        """Ends it at once."""
+        """End it at once."""
         self._child.close()
         self._folder.cleanup()
 
 
 def export(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Path:
-    """A run as a folder with its frames and with scripts that start it anywhere; see `SCRIPTS`.
+    """Return a run as a folder with its frames and with scripts that start it anywhere; see `SCRIPTS`.
 
     The folder is made; one that exists must be empty. A model to start from is copied along, unless it is bundled.
     Raises InputError.
@@ -418,7 +418,7 @@ def export(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Path:
 
 @contextmanager
 def _complete_folder(folder: Path):
-    """A folder that gets its name when it is complete: a hidden one beside it until then; an empty one gives way.
+    """Yield a folder that gets its name when it is complete: a hidden one beside it until then; an empty one gives way.
 
     Raises InputError where it cannot be written; nothing is left then.
     """
@@ -475,8 +475,8 @@ def _at_work(folder: Path) -> bool:
 
 
 def write_job(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Job:
-    """The frames of a run, their regions and its `job.json`, with paths as seen from the folder; the job's own files
-    stay in place."""
+    """Return the frames of a run, their regions and its `job.json`, with paths as seen from the folder; the job's own
+    files stay in place."""
     names = write_recordings(folder, "recording", recordings)
     held_out = write_recordings(folder, "held-out", held_out)
     job = replace(job, inputs=(*names, *job.inputs), held_out=held_out)
@@ -505,14 +505,15 @@ def add_report(reports: list[dict], line: protocol.TrainingLine) -> None:
 
 
 def _read_files(paths) -> list[np.ndarray]:
-    """The frames of files and folders on disk."""
+    """Return the frames of files and folders on disk."""
     from Speckle2SelfLib import files
 
     return [np.asarray(files.read(path).frames) for path in files.find(list(paths))] if paths else []
 
 
 def count_files(folder, seconds: float = 0.3) -> tuple[int, bool]:
-    """How many files below a folder can be trained on, and whether these are all: it counts for `seconds` at most."""
+    """Return how many files below a folder can be trained on, and whether these are all: it counts for `seconds` at
+    most."""
     from Speckle2SelfLib import files
 
     number, end = 0, time.monotonic() + seconds
@@ -541,7 +542,7 @@ def write_regions(folder: Path, regions, names) -> str:
 
 
 def write_recordings(folder: Path, prefix: str, recordings) -> tuple[str, ...]:
-    """Files `<prefix>-<number>.npy` of frames, in colour where they have any, as colours are no part of the region;
+    """Files `<prefix>-<number>.npy` of frames, in color where they have any, as colors are no part of the region;
     nothing of where they come from."""
     names = []
     for number, frames in enumerate(recordings, 1):

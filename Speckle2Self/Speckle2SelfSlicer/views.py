@@ -41,7 +41,7 @@ class View:
         return foreground is not None and foreground != self.composite.GetAttribute(FOREGROUND)
 
     def sees(self, volume: vtkMRMLVolumeNode) -> bool:
-        """Whether the view is at a volume of one slice, and not so turned that it is a line."""
+        """Return whether the view is at a volume of one slice, and not so turned that it is a line."""
         toWorld, toRAS, axis = ijkToWorld(volume), self.node.GetSliceToRAS(), shapeOf(volume).index(1)
         toSlice, bounds = vtk.vtkMatrix4x4(), [0.0] * 6
         vtk.vtkMatrix4x4.Invert(toRAS, toSlice)
@@ -89,7 +89,7 @@ class View:
 
     @property
     def place(self) -> list[float]:
-        """The point (RAS) in the middle of the view."""
+        """Return the point (RAS) in the middle of the view."""
         return [self.node.GetSliceToRAS().GetElement(row, 3) for row in range(3)]
 
 

@@ -94,7 +94,7 @@ class _Block:
 
 
 def _memory_file(size: int) -> int:
-    """A file without a name, in memory where that has room."""
+    """Return a file without a name, in memory where that has room."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("Speckle2Self")
     folder = Path("/dev/shm")
@@ -142,7 +142,7 @@ class DespeckleJob:
         return self._region.copy() if self._region_known and self._region is not None else None
 
     def release_input(self) -> None:
-        """Gives the input's memory back where the system can do so; it reads as zeros then."""
+        """Give the input's memory back where the system can do so; it reads as zeros then."""
         if hasattr(mmap, "MADV_REMOVE"):
             whole = self.input.nbytes // mmap.PAGESIZE * mmap.PAGESIZE
             with suppress(OSError):
@@ -220,7 +220,7 @@ class Stream:
         self._wake_sent = False
 
     def _open(self) -> None:
-        """Tells a process of this stream."""
+        """Report a process of this stream."""
         self._wake_sent = False
         block, inode = self._block.name
         self._worker._send(protocol.OpenStream(
@@ -229,13 +229,13 @@ class Stream:
         self._wake()
 
     def _wake(self) -> None:
-        """Tells the process that there is a newer frame, unless it has not answered since it was told last."""
+        """Report the process that there is a newer frame, unless it has not answered since it was told last."""
         if self.state == "running" and not self._wake_sent and self._last_done < self.pushed:
             self._wake_sent = True
             self._worker._send(protocol.Wake())
 
     def push(self, frame: np.ndarray) -> int:
-        """Hands a frame in, never waits; returns its number, from 1. A frame of another size or type starts anew."""
+        """Hand a frame in, never waits; return its number, from 1. A frame of another size or type starts anew."""
         frame = np.asarray(frame)
         if self.state != "running":
             return self.pushed
@@ -267,7 +267,7 @@ class Stream:
             self._options["region"] = "given"
 
     def take(self) -> Frame | None:
-        """The newest despeckled frame that was not taken yet, as a copy; else None."""
+        """Return the newest despeckled frame that was not taken yet, as a copy; else None."""
         for _attempt in range(2):
             self._worker.poll()
             number, slot = self._last_done, self._last_done % SLOTS
@@ -295,7 +295,7 @@ class Stream:
         self._worker._send(protocol.Look(self.number, look.strength, look.gamma))
 
     def stop(self) -> None:
-        """Ends the stream and frees its memory."""
+        """End the stream and free its memory."""
         if self._block is not None:
             with suppress(ReferenceError):
                 self._worker._send(protocol.Stop(self.number))
@@ -351,19 +351,19 @@ class Worker:
 
     @property
     def pid(self) -> int | None:
-        """The process's number; None where there is none."""
+        """Return the process's number; None where there is none."""
         return self._child.process.pid if self._child else None
 
     def warm_up(self) -> None:
-        """Starts the process early: it loads its libraries while the user still chooses. Raises OSError."""
+        """Start the process early: it loads its libraries while the user still chooses. Raises OSError."""
         if self._child is None:
             self._child = _Child(self._command[1:], self._command[0])
             for stream in self._streams.values():
                 stream._open()
 
     def allocate(self, shape, dtype, uncertainty: bool = False) -> DespeckleJob:
-        """A job whose `input` (N, H, W[, C]) the caller fills before `start`; uncertainty: whether that of the output
-        is asked for. Raises InputError."""
+        """Return a job whose `input` (N, H, W[, C]) the caller fills before `start`; uncertainty: whether that of the
+        output is asked for. Raises InputError."""
         dtype = np.dtype(dtype)
         _check_frames(tuple(shape), dtype)
         job = DespeckleJob(self._next_number(), tuple(int(n) for n in shape), dtype, uncertainty)
@@ -371,7 +371,7 @@ class Worker:
         return job
 
     def start(self, job: DespeckleJob, request: dict | None = None) -> DespeckleJob:
-        """Puts a filled job into the queue. request: see `despeckle`. Raises InputError."""
+        """Put a filled job into the queue. request: see `despeckle`. Raises InputError."""
         options, region = checked_options(request or {}, job.input.shape[1:3])
         if region is not None:
             job._region[...] = region
@@ -384,7 +384,7 @@ class Worker:
         return job
 
     def despeckle(self, frames: np.ndarray, **request) -> DespeckleJob:
-        """A job on a copy of `frames` (N, H, W[, C]).
+        """Return a job on a copy of `frames` (N, H, W[, C]).
 
         request: fields of `config.DespeckleOptions`; region may also be a mask (H, W). Raises InputError.
         """
@@ -394,14 +394,14 @@ class Worker:
         return self.start(job, request)
 
     def live(self, shape, dtype, request: dict | None = None) -> Stream:
-        """A stream of frames (H, W[, C]); request: see `despeckle`. Raises InputError, OSError."""
+        """Return a stream of frames (H, W[, C]); request: see `despeckle`. Raises InputError, OSError."""
         _check_frames((1, *shape), np.dtype(dtype))
         stream = Stream(self, shape, dtype, *checked_options(request or {}, tuple(shape[:2])))
         self._add(stream)
         return stream
 
     def poll(self) -> None:
-        """Takes what the process said, and starts the next job; returns at once. Call it from a timer."""
+        """Take what the process said, and start the next job; return at once. Call it from a timer."""
         child = self._child
         if child is not None:
             code = child.poll()  # asked before its answers are taken, so that none is left behind
@@ -438,7 +438,7 @@ class Worker:
             )
 
     def cancel(self, job: DespeckleJob) -> None:
-        """Asks for a stop between two blocks of frames; a process that goes on for half a second is ended."""
+        """Ask for a stop between two blocks of frames; a process that goes on for half a second is ended."""
         if job is self._running and job._deadline is None:
             job._deadline = time.monotonic() + GRACE
             self._send(protocol.Cancel(job.number))
@@ -448,7 +448,7 @@ class Worker:
                 self._waiting.remove(job)
 
     def terminate(self) -> None:
-        """Ends the process and all that it started, at once; its job and all that wait are cancelled."""
+        """End the process and all that it started, at once; its job and all that wait are cancelled."""
         self._end_child(wait=True)
         for job in (self._running, *self._waiting):
             if job is not None and not job.ended:
@@ -459,7 +459,7 @@ class Worker:
             stream.stop()
 
     def close(self) -> None:
-        """Ends the process and frees all memory of all jobs."""
+        """End the process and free all memory of all jobs."""
         self.terminate()
         for job in list(self._jobs):
             job.release()
@@ -525,7 +525,7 @@ class Worker:
 
 
 def _check_frames(shape: tuple, dtype: np.dtype) -> None:
-    """Raises InputError for what cannot be frames (N, H, W[, C])."""
+    """Raise InputError for what cannot be frames (N, H, W[, C])."""
     if len(shape) not in (3, 4) or min(shape, default=0) < 1:
         raise InputError(_("Frames of shape {shape} are not (N, H, W) or (N, H, W, 3 or 4).").format(shape=shape))
     if dtype.kind not in "uif":

@@ -2,7 +2,7 @@
 
 `start()` gives `import slicer` what the application adds: `slicer.app`, `slicer.mrmlScene`, `slicer.modules`,
 `slicer.util` that works, `slicer.ScriptedLoadableModule`, `slicer.parameterNodeWrapper`, `slicer.i18n`. What is
-not modelled is not there, and raises AttributeError or ImportError. See README.md beside this file.
+not modeled is not there, and raises AttributeError or ImportError. See README.md beside this file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def start(
     testing: bool = False,
     window: bool = False,
 ):
-    """Starts the application once and returns it, `slicer.app`; a second call returns the running one.
+    """Start the application once and return it, `slicer.app`; a second call returns the running one.
 
     modulePaths: folders whose .py files are modules; None: those of this source tree.
     arguments: the command line that `slicer.app.arguments()` answers.
@@ -61,12 +61,12 @@ def start(
 
 
 def importSlicer():
-    """The package `slicer` of the wheel; where the system lacks a library, one line says what to install."""
+    """Return the package `slicer` of the wheel; where the system lacks a library, one line says what to install."""
     return _imported("slicer", "Slicer's MRML library")
 
 
 def importQt():
-    """The package `PySide6`; where the system lacks a library, one line says what to install."""
+    """Return the package `PySide6`; where the system lacks a library, one line says what to install."""
     for part in ("QtGui", "QtWidgets", "QtUiTools"):
         _imported(f"PySide6.{part}", "Qt")
     return sys.modules["PySide6"]

@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
 
 
 def run(script: Path, argv: list[str], slicer, app) -> int:
-    """Executes the script in `__main__`, its folder first on the path; returns the exit status."""
+    """Executes the script in `__main__`, its folder first on the path; return the exit status."""
     import vtk
 
     names = sys.modules["__main__"].__dict__

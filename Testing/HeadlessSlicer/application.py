@@ -96,7 +96,7 @@ class Application:
         self._mainWindow.show()
 
     def connect(self, signal: str, function) -> bool:
-        """Calls a function without arguments once the application has started: all modules loaded, window shown."""
+        """Call a function without arguments once the application has started: all modules loaded, window shown."""
         if signal != "startupCompleted()":
             raise ValueError(f"The application has no signal {signal} here.")
         self._onStarted.append(function)
@@ -193,7 +193,7 @@ class Application:
         return self._dicomDatabase
 
     def layoutManager(self):
-        """The layout manager; None without main window."""
+        """Return the layout manager; None without main window."""
         return self._wrap(self._layoutManager) if self._layoutManager is not None else None
 
     def topLevelWidgets(self) -> list:
@@ -206,7 +206,7 @@ class Application:
         self._qt.restoreOverrideCursor()
 
     def settings(self):
-        """The user's settings (QSettings): empty at first, in the temporary folder."""
+        """Return the user's settings (QSettings): empty at first, in the temporary folder."""
         import qt
 
         return qt.QSettings()
@@ -223,16 +223,16 @@ class Application:
         return self._testing
 
     def processEvents(self) -> None:
-        """Lets queued events happen; without Qt there are none but those of MRML, which happen at once."""
+        """Let queued events happen; without Qt there are none but those of MRML, which happen at once."""
         if self._qt is not None:
             self._qt.processEvents()
 
     def translate(self, context: str, text: str) -> str:
-        """The text as it is: the application runs in English."""
+        """Return the text as it is: the application runs in English."""
         return text
 
     def exit(self, status: int = 0) -> None:
-        """Ends the application with this status once the running script is done, as Qt's event loop does."""
+        """End the application with this status once the running script is done, as Qt's event loop does."""
         self.exitStatus = status
 
     def quit(self) -> None:

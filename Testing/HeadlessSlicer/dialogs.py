@@ -17,7 +17,7 @@ patience = 0.03  # seconds that a user takes
 
 
 def _ask(kind: str, text: str, default):
-    """What the user answers, once they have; everything else continues meanwhile."""
+    """Return what the user answers, once they have; everything else continues meanwhile."""
     asked.append((kind, text))
     end, turns = time.monotonic() + patience, 0
     while time.monotonic() < end or turns < 10:

@@ -13,7 +13,7 @@ from . import loaders
 
 
 class CoreIOManager:
-    """Chooses the reader or writer of a file; each returns whether it worked, messages say why not."""
+    """Choose the reader or writer of a file; each returns whether it worked, messages say why not."""
 
     def __init__(self, app):
         self._app = app
@@ -25,7 +25,7 @@ class CoreIOManager:
         }
 
     def fileType(self, filename) -> str:
-        """The kind of file that Slicer takes it for, by its name, for NRRD files also by their header."""
+        """Return the kind of file that Slicer takes it for, by its name, for NRRD files also by their header."""
         name = str(filename).lower()
         if name.endswith((".mrml", ".mrb")):
             return "SceneFile"
@@ -38,7 +38,7 @@ class CoreIOManager:
         return "VolumeFile"
 
     def loadNodes(self, fileType, properties, loadedNodes=None, userMessages=None) -> bool:
-        """Loads a file into the scene; what was loaded is added to the collection, the main node first."""
+        """Load a file into the scene; what was loaded is added to the collection, the main node first."""
         messages = userMessages if userMessages is not None else slicer.vtkMRMLMessageCollection()
         if fileType not in self._readers:
             raise AttributeError(f"Files of type '{fileType}' are not modelled.")
@@ -49,11 +49,11 @@ class CoreIOManager:
         return nodes is not None
 
     def fileWriterFileType(self, node) -> str:
-        """The kind of file that a node is saved as."""
+        """Return the kind of file that a node is saved as."""
         return "SceneFile" if node.IsA("vtkMRMLScene") else "NodeFile"
 
     def saveNodes(self, fileType, properties, userMessages=None) -> bool:
-        """Saves the scene (SceneFile: .mrb, .mrml), or one node through its own storage node (NodeFile)."""
+        """Save the scene (SceneFile: .mrb, .mrml), or one node through its own storage node (NodeFile)."""
         messages = userMessages if userMessages is not None else slicer.vtkMRMLMessageCollection()
         path = Path(os.path.abspath(properties["fileName"]))
         if not os.access(path.parent, os.W_OK):
@@ -124,7 +124,7 @@ class CoreIOManager:
 
 
 def _looksLikeSequence(path) -> bool:
-    """Whether a NRRD header tells of four dimensions with one of time (or list), or of five."""
+    """Return whether a NRRD header tells of four dimensions with one of time (or list), or of five."""
     with open(path, "rb") as file:
         header = file.read(800).decode("latin-1")
     dimension = re.search(r"^dimension:\s*(\d+)", header, re.MULTILINE)

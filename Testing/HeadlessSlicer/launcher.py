@@ -23,7 +23,7 @@ sys.exit(1 if code < 0 else code)
 
 
 def install(folder: Path) -> Path:
-    """Makes a PythonSlicer in the folder `bin` of `folder`, puts it first on the PATH, as Slicer's own launcher does
+    """Make a PythonSlicer in the folder `bin` of `folder`, put it first on the PATH, as Slicer's own launcher does
     for all that is started by the application, and makes it `sys.executable`."""
     program = folder / "bin" / "PythonSlicer"
     program.parent.mkdir()

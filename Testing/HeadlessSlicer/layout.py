@@ -38,7 +38,7 @@ class qMRMLSliceWidget(QtWidgets.QWidget):
         self.sliceLogic().FitSliceToBackground()
 
     def filled(self) -> float:
-        """The share of the view, 0 to 1, that the box around what is not black fills; for tests, not in Slicer."""
+        """Return the fraction of the view filled by the box around non-black pixels; for tests, not in Slicer."""
         image = pixels(self.sliceLogic()) if self.mrmlSliceNode() is not None else None
         lit = np.argwhere(image.max(-1) > 0) if image is not None else ()
         return float(np.prod(np.ptp(lit, 0) + 1) / np.prod(image.shape[:2])) if len(lit) else 0.0
@@ -73,7 +73,7 @@ class qMRMLPlotWidget(QtWidgets.QWidget):
         return slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLPlotViewNode")
 
     def _series(self) -> list:
-        """(name, colour, whether in circles instead of a line, points (N, 2)) of each series."""
+        """(name, color, whether in circles instead of a line, points (N, 2)) of each series."""
         view = self.mrmlPlotViewNode()
         chart = view.GetPlotChartNode() if view is not None else None
         found = []
@@ -156,7 +156,7 @@ class qSlicerLayoutManager(QtCore.QObject):
             node.SetMappedInLayout(f"{node.GetClassName()} {node.GetSingletonTag()}" in shown)
 
     def _part(self, element, shown: set) -> QtWidgets.QWidget:
-        """The widget of a layout or view of the description; what views there are is added to `shown`."""
+        """Return the widget of a layout or view of the description; what views there are is added to `shown`."""
         if element.tag == "view":
             return self._view(element, shown)
         if element.get("type") == "tab":
@@ -208,7 +208,7 @@ class qSlicerLayoutManager(QtCore.QObject):
         return list(_sliceNodes())
 
     def sliceWidget(self, name: str):
-        """The view of that name; None where the scene has none."""
+        """Return the view of that name; None where the scene has none."""
         self._findSlices()
         return self._slices[name] if name in _sliceNodes() else None
 

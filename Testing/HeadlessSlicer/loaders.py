@@ -20,7 +20,7 @@ UPRIGHT = (-1, 0, 0, 0, 0, -1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1)  # IJK to RAS of a 
 
 
 def load(path):
-    """Loads any recording or volume as Slicer would; returns the sequence node, else the volume node.
+    """Load any recording or volume as Slicer would; return the sequence node, else the volume node.
 
     `.npy` and `.npz` (H, W) or (N, H, W) files, which Slicer does not read, come as a recording.
     Raises ValueError in one sentence for what cannot be loaded.
@@ -34,7 +34,7 @@ def load(path):
 
 @contextmanager
 def _quiet():
-    """Keeps the readers' attempts out of the terminal; the error raised says what matters."""
+    """Keep the readers' attempts out of the terminal; the error raised says what matters."""
     shown = vtk.vtkLogger.GetCurrentVerbosityCutoff()
     vtk.vtkLogger.SetStderrVerbosity(vtk.vtkLogger.VERBOSITY_OFF)
     try:
@@ -59,13 +59,13 @@ def _load(path: Path):
 
 
 def isDicom(path: Path) -> bool:
-    """Whether the file has the DICOM mark behind its preamble."""
+    """Return whether the file has the DICOM mark behind its preamble."""
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
 
 
 def loadDicom(path: Path):
-    """A DICOM ultrasound image or cine as sequence, browser and proxy volume; returns the sequence node."""
+    """Return a DICOM ultrasound image or cine as sequence, browser and proxy volume; return the sequence node."""
     import pydicom
 
     header = pydicom.dcmread(path, stop_before_pixels=True)
@@ -101,7 +101,7 @@ def loadDicom(path: Path):
 
 
 def _dicomFrames(path: Path, grey: bool):
-    """The frames (N, H, W) or (N, H, W, 3), and their distance as the reader tells it: ms, 1 if unknown."""
+    """Return the frames (N, H, W) or (N, H, W, 3), and their distance as the reader tells it: ms, 1 if unknown."""
     reader = (
         slicer.vtkITKArchetypeImageSeriesScalarReader if grey else slicer.vtkITKArchetypeImageSeriesVectorReaderFile
     )()
@@ -122,7 +122,7 @@ def _dicomFrames(path: Path, grey: bool):
 
 
 def _dicomSpacing(header):
-    """Millimetres per pixel (x, y) of the one calibrated tissue region; None where there is no such."""
+    """Millimeters per pixel (x, y) of the one calibrated tissue region; None where there is no such."""
     regions = header.get("SequenceOfUltrasoundRegions") or []
     if header.get("Modality") != "US" or len(regions) != 1:
         return None
@@ -135,7 +135,7 @@ def _dicomSpacing(header):
 
 
 def loadTracked(path: Path) -> list:
-    """A PLUS recording: an image sequence and one sequence for each transform, in one browser.
+    """Return a PLUS recording: an image sequence and one sequence for each transform, in one browser.
 
     Returns the image sequence, the browser and the transform sequences; None if the file cannot be read.
     """
@@ -202,7 +202,7 @@ def _newTransform(text: str, name: str):
 
 
 def loadArray(path: Path):
-    """A NumPy file of one frame (H, W) or many (N, H, W) as a recording; returns the sequence node."""
+    """Return a NumPy file of one frame (H, W) or many (N, H, W) as a recording; return the sequence node."""
     try:
         array = np.load(path, allow_pickle=False)
         if path.suffix.lower() == ".npz":
@@ -230,7 +230,7 @@ def loadArray(path: Path):
 
 
 def newVolume(frame: np.ndarray, name: str = ""):
-    """A volume node, not in a scene, of one frame (H, W), or (H, W, C), which makes it a vector volume."""
+    """Return a volume node, not in a scene, of one frame (H, W), or (H, W, C), which makes it a vector volume."""
     node = slicer.vtkMRMLScalarVolumeNode() if frame.ndim == 2 else slicer.vtkMRMLVectorVolumeNode()
     image = vtk.vtkImageData()
     image.SetDimensions(frame.shape[1], frame.shape[0], 1)
@@ -242,7 +242,7 @@ def newVolume(frame: np.ndarray, name: str = ""):
 
 
 def addSequence(name: str, index: str, unit: str, items):
-    """A sequence node in the scene of (index value, node) items."""
+    """Return a sequence node in the scene of (index value, node) items."""
     sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", name)
     sequence.SetIndexName(index)
     sequence.SetIndexUnit(unit)
@@ -252,7 +252,7 @@ def addSequence(name: str, index: str, unit: str, items):
 
 
 def addBrowser(name: str, sequences: list, rate: float | None = None):
-    """A browser over sequences, the first one leading; its proxies are made, the first volume is shown."""
+    """Return a browser over sequences, the first one leading; its proxies are made, the first volume is shown."""
     browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", name)
     if rate is not None:
         browser.SetPlaybackRateFps(rate)
@@ -263,7 +263,7 @@ def addBrowser(name: str, sequences: list, rate: float | None = None):
 
 
 def showVolume(volume) -> None:
-    """Makes a volume the active one, shown in all slice views, as the importers do."""
+    """Make a volume the active one, shown in all slice views, as the importers do."""
     logic = slicer.app.applicationLogic()
     logic.GetSelectionNode().SetActiveVolumeID(volume.GetID())
     logic.PropagateVolumeSelection()

@@ -24,7 +24,7 @@ class CoreModule:
 
 
 def _property(name: str, kind: type):
-    """A property of Qt: a wrong type is refused, and lists are handed out as tuples."""
+    """Return a property of Qt: a wrong type is refused, and lists are handed out as tuples."""
 
     def set_(self, value):
         fits = kind is object or isinstance(value, kind | (list if kind is tuple else kind))
@@ -57,7 +57,7 @@ class qSlicerScriptedLoadableModule:
     widgetRepresentationCreationEnabled = _property("widgetRepresentationCreationEnabled", bool)
 
     def logic(self):
-        """The C++ logic, which holds nothing; the Python logic is the widget's: `slicer.util.getModuleLogic`."""
+        """Return the C++ logic, which holds nothing; the Python logic is the widget's: `slicer.util.getModuleLogic`."""
         if self._logic is None:
             self._logic = slicer.vtkSlicerScriptedLoadableModuleLogic()
             self._logic.SetMRMLApplicationLogic(slicer.app.applicationLogic())
@@ -65,7 +65,7 @@ class qSlicerScriptedLoadableModule:
         return self._logic
 
     def widgetRepresentation(self):
-        """The module's widget, made on first use and then kept; None for a module without widget class."""
+        """Return the module's widget, made on first use and then kept; None for a module without widget class."""
         if self._widget is None and self.widgetRepresentationCreationEnabled:
             kind = slicer.qSlicerScriptedLoadableModuleWidget
             if kind is LogicOnly:
@@ -109,7 +109,7 @@ class ModuleManager:
         setattr(slicer.moduleNames, module.name, module.name)
 
     def load(self, folders: list[Path]) -> None:
-        """Takes each .py file that lies directly in a folder for a module of its name: all are instantiated before the
+        """Take each .py file that lies directly in a folder for a module of its name: all are instantiated before the
         first is loaded, and each is loaded after those that it depends on.
 
         A file without a class of its name is an error, as in the application. A module whose dependency is not there,
@@ -160,11 +160,11 @@ class ModuleManager:
         return module
 
     def module(self, name: str):
-        """The module of that name, or None."""
+        """Return the module of that name, or None."""
         return self._modules.get(name)
 
     def connect(self, signal: str, function) -> bool:
-        """Calls a function before a module is unloaded."""
+        """Call a function before a module is unloaded."""
         if signal != "moduleAboutToBeUnloaded(QString)":
             raise ValueError(f"The module manager has no signal {signal} here.")
         self._slots.append(function)

@@ -25,7 +25,7 @@ _slots: dict[tuple, object] = {}  # (object, signal, callable) -> what is connec
 
 
 def wrap(value):
-    """A value of Qt as PythonQt hands it out."""
+    """Return a value of Qt as PythonQt hands it out."""
     if _isQt(type(value)):
         return _class(type(value))._of(value)
     if isinstance(value, list | tuple):
@@ -34,14 +34,14 @@ def wrap(value):
 
 
 def _isQt(kind: type) -> bool:
-    """Whether a class is Qt's, or derived from one; enumerations and flags are values of Python."""
+    """Return whether a class is Qt's, or derived from one; enumerations and flags are values of Python."""
     if issubclass(kind, enum.Enum | QtCore.SignalInstance):
         return False
     return any(base.__module__.startswith("PySide6.") for base in kind.__mro__)
 
 
 def unwrap(value):
-    """A value as Qt takes it."""
+    """Return a value as Qt takes it."""
     if isinstance(value, Object):
         return value._qt
     if isinstance(value, _Meta):
@@ -54,14 +54,14 @@ def unwrap(value):
 
 
 def call(function, arguments, keywords):
-    """Calls a function of Qt; keywords are refused, as PythonQt does."""
+    """Call a function of Qt; keywords are refused, as PythonQt does."""
     if keywords:
         raise ValueError(f"Called {function.__name__} with keyword arguments, but called slot does not support kwargs.")
     return wrap(function(*(unwrap(a) for a in arguments)))
 
 
 def _slot(function):
-    """What Qt calls: as many arguments as the function takes, and an exception is printed, not passed on."""
+    """Return what Qt calls: as many arguments as the function takes, and an exception is printed, not passed on."""
     code = getattr(function, "__code__", None)
     count = (
         None if code is None or code.co_flags & inspect.CO_VARARGS else code.co_argcount - inspect.ismethod(function)
@@ -92,7 +92,7 @@ class Signal:
         self._key = (shiboken6.getCppPointer(owner)[0], name)
 
     def connect(self, function) -> bool:
-        """Calls a function at every emission; connected twice, it is called twice."""
+        """Call a function at every emission; connected twice, it is called twice."""
         if isinstance(function, Signal):
             self._signal.connect(function._signal)
             return True
@@ -102,7 +102,7 @@ class Signal:
         return True
 
     def disconnect(self, function) -> bool:
-        """Takes a connected function off."""
+        """Take a connected function off."""
         key = (*self._key, function)
         if key not in _slots:
             raise RuntimeError(f"{function} is not connected to {self._key[1]}")
@@ -240,11 +240,11 @@ class Object(metaclass=_Meta):
         self._qt.setProperty(found.name(), value)
 
     def connect(self, signature: str, function) -> bool:
-        """Connects a function to a signal, named with its types as Qt declares them: "clicked(bool)"."""
+        """Connect a function to a signal, named with its types as Qt declares them: "clicked(bool)"."""
         return self._signal(signature).connect(function)
 
     def disconnect(self, signature: str, function) -> bool:
-        """Takes a connected function off a signal."""
+        """Take a connected function off a signal."""
         return self._signal(signature).disconnect(function)
 
     def _signal(self, signature: str) -> Signal:
@@ -299,7 +299,7 @@ class _Module(ModuleType):
 
 
 def install(modules) -> None:
-    """Makes `import qt` and `import ctk` work, and puts Slicer's widgets into `slicer`, all from `modules`."""
+    """Make `import qt` and `import ctk` work, and put Slicer's widgets into `slicer`, all from `modules`."""
     import slicer
 
     replaced, ctk, known = ModuleType("replaced"), ModuleType("ctk"), {}

@@ -14,7 +14,7 @@ from .complaints import complain
 
 
 class qMRMLNodeComboBox(QtWidgets.QWidget):
-    """Chooses one of the nodes of some classes; grey without scene. Below the nodes are rows that do something."""
+    """Choose one of the nodes of some classes; grey without scene. Below the nodes are rows that do something."""
 
     currentNodeChanged = Signal(object)
     currentNodeChangedBool = Signal(bool)
@@ -97,7 +97,7 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
             self._requested = None
 
     def _onScene(self, caller, event) -> None:
-        """Follows the scene, in batch processing as well; not while it is imported or closed, but then afterwards."""
+        """Follow the scene, in batch processing as well; not while it is imported or closed, but then afterwards."""
         self._leaving = None
         if not caller.IsImporting() and not caller.IsClosing():
             self._fill()
@@ -166,7 +166,7 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
         self._box.blockSignals(False)
 
     def _label(self, kinds: list) -> str:
-        """What a type is called; where there are several, or none, "node"."""
+        """Return what a type is called; where there are several, or none, "node"."""
         scene = self._scene
         return (scene.GetTypeDisplayNameByClassName(kinds[0]) or "node") if len(kinds) == 1 else "node"
 
@@ -242,7 +242,7 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
         self.setCurrentNode(self._scene.GetNodeByID(identifier) if self._scene and identifier else None)
 
     def addNode(self, nodeClass: str = ""):
-        """Makes a node, as the user does by "Create new"; returns it."""
+        """Make a node, as the user does by "Create new"; return it."""
         if not self._settings["addEnabled"]:
             raise RuntimeError("Nodes cannot be made here.")
         kind = nodeClass or self._settings["nodeTypes"][0]
@@ -270,7 +270,7 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
 
 
 class qMRMLCheckableNodeComboBox(qMRMLNodeComboBox):
-    """Chooses any number of nodes. That checks have changed is noticed when a row's data change, or one is added: a
+    """Choose any number of nodes. That checks have changed is noticed when a row's data change, or one is added: a
     checked node that is removed is gone without a signal, which comes with the next change of another one."""
 
     checkedNodesChanged = Signal()

@@ -17,7 +17,7 @@ VARIABLE = "SLICER_SOURCE"
 
 
 def checkout() -> Path | None:
-    """The checkout that is asked for, None without; SystemExit with one line where it is none."""
+    """Return the checkout that is asked for, None without; SystemExit with one line where it is none."""
     name = os.environ.get(VARIABLE)
     if not name:
         return None
@@ -27,7 +27,7 @@ def checkout() -> Path | None:
 
 
 def python(source: Path) -> Path:
-    """The folder of the package `slicer` in a checkout."""
+    """Return the folder of the package `slicer` in a checkout."""
     return source / "Base" / "Python" / "slicer"
 
 
@@ -39,7 +39,7 @@ def version(source: Path) -> tuple[int, int]:
 
 
 def install(slicer, source: Path) -> None:
-    """Puts the checkout's package first, and its `slicer.util` in the place of the wheel's."""
+    """Put the checkout's package first, and its `slicer.util` in the place of the wheel's."""
     folder = str(python(source))
     slicer.__path__.insert(0, folder)
     importlib.invalidate_caches()
@@ -52,7 +52,7 @@ def install(slicer, source: Path) -> None:
 
 
 def _nameWidgets(slicer, folder: Path) -> None:
-    """Names the widget classes that the sources compare widgets with and that are not here; none can be made."""
+    """Name the widget classes that the sources compare widgets with and that are not here; none can be made."""
     text = "".join(file.read_text(encoding="utf-8") for file in folder.glob("*.py"))
     for module, name in set(re.findall(r"\b(ctk|slicer)\.((?:ctk|qMRML|qSlicer)\w+)", text)):
         place = sys.modules["ctk"] if module == "ctk" else slicer

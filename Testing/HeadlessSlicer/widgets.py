@@ -16,7 +16,7 @@ from .selectors import qMRMLCheckableNodeComboBox, qMRMLNodeComboBox
 
 
 class QUiLoader(QtUiTools.QUiLoader):
-    """Reads .ui files with CTK's and Slicer's widgets; an unknown class, signal or slot raises."""
+    """Read .ui files with CTK's and Slicer's widgets; an unknown class, signal or slot raises."""
 
     def __init__(self, parent=None):
         super().__init__(parent)

@@ -4,10 +4,10 @@ import slicer
 
 
 def translate(context: str, text: str) -> str:
-    """The text in the application's language."""
+    """Return the text in the application's language."""
     return slicer.app.translate(context, text)
 
 
 def tr(text: str) -> str:
-    """The text in the application's language; the context is the calling file in Slicer."""
+    """Return the text in the application's language; the context is the calling file in Slicer."""
     return slicer.app.translate("", text)

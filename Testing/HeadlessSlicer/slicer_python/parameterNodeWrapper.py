@@ -236,7 +236,7 @@ def _validate(storage, value) -> None:
 
 
 def _storage(annotated):
-    """The storage of a (possibly Annotated) type, its validators added, and its other annotations."""
+    """Return the storage of a (possibly Annotated) type, its validators added, and its other annotations."""
     kind, *annotations = typing.get_args(typing.Annotated[annotated, None])[:-1]
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         storage = _Union([_storage(option)[0] for option in typing.get_args(kind)])
@@ -266,7 +266,7 @@ def _storage(annotated):
 
 
 def parameterNodeWrapper(classtype=None):
-    """Makes a class of typed members an object over a parameter node: `Wrapper(parameterNode)`."""
+    """Make a class of typed members an object over a parameter node: `Wrapper(parameterNode)`."""
     return _wrap if classtype is None else _wrap(classtype)
 
 
@@ -444,7 +444,7 @@ class _NodeConnector(_Connector):
 
 
 def _connector(widget, annotated):
-    """The binding of a widget to a type: the widget's exact class counts. RuntimeError where there is none."""
+    """Return the binding of a widget to a type: the widget's exact class counts. RuntimeError where there is none."""
     import ctk
     import qt
 
@@ -487,7 +487,7 @@ def _connectGui(self, gui) -> int:
 
 
 def _connectParametersToGui(self, mapping) -> int:
-    """Binds members to widgets, {name: widget}; returns the tag for `disconnectGui`. The widgets take the members'
+    """Binds members to widgets, {name: widget}; return the tag for `disconnectGui`. The widgets take the members'
     values, and from then on each follows the other."""
     connectors = {name: _connector(widget, _member(self.allParameters, name).kind) for name, widget in mapping.items()}
     slots = {}

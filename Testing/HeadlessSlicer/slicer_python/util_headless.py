@@ -1,4 +1,4 @@
-"""Functions of `slicer.util` that need Qt in Slicer, for as long as Qt is not modelled.
+"""Functions of `slicer.util` that need Qt in Slicer, for as long as Qt is not modeled.
 
 Each does what the original does without main window. The wheel's other functions are used as they are; those
 that need Qt raise ImportError.
@@ -12,7 +12,7 @@ import slicer
 
 
 def install() -> None:
-    """Puts the functions into `slicer.util` and, as the wheel does with all of them, into `slicer`."""
+    """Put the functions into `slicer.util` and, as the wheel does with all of them, into `slicer`."""
     for function in (delayDisplay, infoDisplay, warningDisplay, errorDisplay, settingsValue, tempDirectory):
         setattr(slicer.util, function.__name__, function)
         setattr(slicer, function.__name__, function)
@@ -40,14 +40,14 @@ def errorDisplay(text, windowTitle=None, parent=None, standardButtons=None, **kw
 
 
 def settingsValue(key, default, converter=lambda v: v, settings=None):
-    """The default: no settings are stored without Qt."""
+    """Return the default: no settings are stored without Qt."""
     if settings is not None:
         raise TypeError("A settings object needs Qt, which is not modelled yet.")
     return default
 
 
 def tempDirectory(key="__SlicerTemp__", tempDir=None, includeDateTime=True):
-    """A new folder in the application's temporary folder; it is removed with it."""
+    """Return a new folder in the application's temporary folder; it is removed with it."""
     name = key + (datetime.now().strftime("%Y-%m-%d_%H+%M+%S.%f")[:-3] if includeDateTime else "")
     path = os.path.abspath(os.path.join(str(tempDir or slicer.app.temporaryPath), name))
     os.makedirs(path, exist_ok=True)

@@ -290,7 +290,7 @@ def test_what_comes_back_as_it_was_is_told_by_name(folder, capsys):
     np.save("50 % dots.npy", np.where(np.arange(40 * 48).reshape(1, 40, 48) % 97, 0, 200).astype(np.uint8))
     assert main(["despeckle", "50 % dots.npy", "in.npy", "out", "--model", "median"]) == 0
     assert np.array_equal(np.load("out/50 % dots.npy"), np.load("50 % dots.npy"))
-    assert capsys.readouterr().err.count("50 % dots.npy: The frames stay as they are") == 1
+    assert capsys.readouterr().err.count("50 % dots.npy: The frames are unchanged") == 1
 
 
 def test_a_folder_is_gone_on_with_when_its_results_lie_in_it(folder):

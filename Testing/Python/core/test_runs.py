@@ -183,7 +183,7 @@ def test_a_finished_run_is_not_done_again(folder, short_interval):
 def test_two_runs_do_not_write_the_same_model(folder):
     def report(line):
         if line.get("step") == 1:
-            with pytest.raises(InputError, match=r"Another process is at work on m\.model"):
+            with pytest.raises(InputError, match=r"Another process is writing m\.model"):
                 runs.run(job())
             runs.run(job(output="other.model", steps=1))
 

@@ -195,7 +195,7 @@ def test_an_output_that_is_a_copy_is_told(desk, panel):
     choose(panel, desk.volume("Dots", dots), region="auto")
     apply(desk, panel)
     assert np.array_equal(slicer.util.arrayFromVolume(panel._parameterNode.outputNode), dots)
-    assert "Nothing looks like ultrasound" in panel.ui.statusLabel.text
+    assert "No ultrasound region was found" in panel.ui.statusLabel.text
 
 
 def test_missing_packages_are_told_before_anything_starts(desk, panel, monkeypatch):

@@ -87,7 +87,7 @@ def test_nothing_can_be_started_without_data_and_the_data_are_counted(desk, trai
 
 
 def test_each_recording_is_listed_with_its_frames(desk, train, tmp_path):
-    assert train.ui.dataLabel.text == "Check at least one volume or recording, or give a folder."
+    assert train.ui.dataLabel.text == "Check at least one volume or recording, or choose a folder."
     choose(train)
     volume = desk.volume("Kidney", FRAMES[:3, :40])
     train.ui.inputsSelector.check(volume)
@@ -96,7 +96,7 @@ def test_each_recording_is_listed_with_its_frames(desk, train, tmp_path):
         (tmp_path / name).write_bytes(b"")
     train.ui.folderLineEdit.text = str(tmp_path)
     lines = ["Cine (16 frames, 64 x 64)", "Kidney (3 frames, 40 x 64)", "Other (5 frames, 64 x 64), held out"]
-    total = "In all 19 frames of the scene to train on."
+    total = "19 frames of the scene to train on."
     assert train.ui.dataLabel.text.splitlines() == [*lines, "Folder (2 files)", total]
     train.ui.folderLineEdit.text = str(tmp_path / "nowhere")
     assert "Folder (not found)" in train.ui.dataLabel.text
@@ -337,7 +337,7 @@ def test_curve_and_preview_fill_the_scene_and_the_model_is_at_hand(desk, train):
     desk.wait(lambda: job.model in train.ui.runLabel.text)
     job.worse = "structure 0.9900 -> 0.9000"
     train.showRun()
-    assert "is worse than the model that it started from: structure 0.9900" in train.ui.runLabel.text
+    assert "is worse than the model it started from: structure 0.9900" in train.ui.runLabel.text
     train.ui.modelSelector.currentText = job.model
     train.ui.compareButton.click()
     assert "trained" in desk.asked[-1][1]
@@ -569,7 +569,7 @@ def test_an_imported_model_that_is_worse_than_its_start_is_said_to_be_so(desk, t
     desk.answers["folder"] = str(tmp_path)
     train.ui.importResultButton.click()
     assert train.ui.modelSelector.currentText == "model"
-    assert "'model' is worse than the model that it started from: structure 0.9900 -> 0.9000" in desk.asked[-1][1]
+    assert "'model' is worse than the model it started from: structure 0.9900 -> 0.9000" in desk.asked[-1][1]
 
 
 def compare(train, card) -> None:
