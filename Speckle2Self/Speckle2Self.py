@@ -505,7 +505,8 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
     def card(self, model: str) -> str:
         """Return what is known of a model, as Markdown: what it was trained on, figures, limits."""
         if model in library.bundled_models():
-            return library.bundled_models()[model].with_suffix(".md").read_text()
+            text = library.bundled_models()[model].with_name("README.md").read_text()
+            return text.split("\n---\n", 1)[-1].lstrip()  # without the front matter
         try:
             card = library.card(model)
         except InputError:
