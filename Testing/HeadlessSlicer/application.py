@@ -29,7 +29,7 @@ CORE_MODULES = {
     "Texts": "vtkSlicerTextsLogic",
 }
 
-# What gets an item in the subject hierarchy, unless it is hidden: for these classes there is a plugin.
+# Classes with a plugin, whose nodes get an item in the subject hierarchy unless they are hidden.
 HIERARCHY = ["ScalarVolume", "Segmentation", "Transform", "Model", "Markups", "Table", "Text"]
 HIERARCHY += ["PlotChart", "PlotSeries"]
 
@@ -46,7 +46,7 @@ class CommandOptions:
 
 
 class Application:
-    """The running application; without main window (as with `--no-main-window`), or with one, which takes Qt."""
+    """The running application; without main window (as with `--no-main-window`), or with one, which needs Qt."""
 
     applicationName = "Slicer"
 
@@ -60,7 +60,7 @@ class Application:
         self._programs = tempfile.TemporaryDirectory(prefix="PythonSlicer-")
         launcher.install(Path(self._programs.name))
         self._dicomDatabase = slicer.dicomDatabase = dicom.DicomDatabase()
-        self.exitStatus = 0  # read by the launcher; what exit() was called with
+        self.exitStatus = 0  # argument of exit(), read by the launcher
         self._scene, self._logic = slicer.vtkMRMLScene(), slicer.vtkSlicerApplicationLogic()
         self._prepareScene()
         self._moduleManager = ModuleManager(self._addLogics())
@@ -140,8 +140,8 @@ class Application:
         return logics
 
     def _resolveHierarchy(self, caller=None, event=None) -> None:
-        """There is always one subject hierarchy; closing a scene removes it, importing one may bring another, and
-        nodes without item."""
+        """Keep exactly one subject hierarchy: closing a scene removes it, importing one may add another, and nodes
+        without item."""
         hierarchy = slicer.vtkMRMLSubjectHierarchyNode.ResolveSubjectHierarchy(self._scene)
         for number in range(self._scene.GetNumberOfNodes()):
             node = self._scene.GetNthNode(number)
@@ -223,12 +223,12 @@ class Application:
         return self._testing
 
     def processEvents(self) -> None:
-        """Let queued events happen; without Qt there are none but those of MRML, which happen at once."""
+        """Process queued events; without Qt there are only those of MRML, which happen at once."""
         if self._qt is not None:
             self._qt.processEvents()
 
     def translate(self, context: str, text: str) -> str:
-        """Return the text as it is: the application runs in English."""
+        """Return the text unchanged: the application runs in English."""
         return text
 
     def exit(self, status: int = 0) -> None:

@@ -6,7 +6,7 @@ from .complaints import complain
 
 
 class DicomDatabase:
-    """Of ctkDICOMDatabase: whether it is open, and values of instances. `openWith` fills it, for tests."""
+    """The part of ctkDICOMDatabase that is used: its state, and values of instances. `openWith` fills it, for tests."""
 
     def __init__(self):
         self._values: dict[tuple[str, str], str] | None = None

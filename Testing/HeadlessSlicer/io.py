@@ -1,4 +1,4 @@
-"""`slicer.app.coreIOManager()`: what slicer.util.load*, saveScene and saveNode go through."""
+"""`slicer.app.coreIOManager()`, which slicer.util.load*, saveScene and saveNode use."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class CoreIOManager:
         return "VolumeFile"
 
     def loadNodes(self, fileType, properties, loadedNodes=None, userMessages=None) -> bool:
-        """Load a file into the scene; what was loaded is added to the collection, the main node first."""
+        """Load a file into the scene; add the loaded nodes to the collection, the main node first."""
         messages = userMessages if userMessages is not None else slicer.vtkMRMLMessageCollection()
         if fileType not in self._readers:
-            raise AttributeError(f"Files of type '{fileType}' are not modelled.")
+            raise AttributeError(f"Files of type '{fileType}' are not modeled.")
         nodes = self._readers[fileType](os.path.abspath(properties["fileName"]), properties, messages)
         for node in nodes or []:
             if loadedNodes is not None:
@@ -72,7 +72,7 @@ class CoreIOManager:
     def _saveScene(self, path: Path, messages) -> bool:
         scene = self._app.mrmlScene()
         if path.suffix not in (".mrb", ".mrml"):
-            raise AttributeError("Saving a scene into a folder is not modelled; save .mrb or .mrml.")
+            raise AttributeError("Saving a scene into a folder is not modeled; save .mrb or .mrml.")
         scene.SetURL(str(path))
         scene.SetRootDirectory(str(path.parent))
         if path.suffix == ".mrml":
@@ -89,7 +89,7 @@ class CoreIOManager:
         else:
             scene.SetURL(path)
             done = scene.Connect(messages) if clear else scene.Import(messages)
-        return [] if done else None  # the reader of scenes does not say what it loaded
+        return [] if done else None  # the reader of scenes does not return the loaded nodes
 
     def _loadSequence(self, path, properties, messages):
         logic = slicer.modules.sequences.logic()
@@ -124,7 +124,7 @@ class CoreIOManager:
 
 
 def _looksLikeSequence(path) -> bool:
-    """Return whether a NRRD header tells of four dimensions with one of time (or list), or of five."""
+    """Return whether an NRRD header has four dimensions, one of them time (or list), or five."""
     with open(path, "rb") as file:
         header = file.read(800).decode("latin-1")
     dimension = re.search(r"^dimension:\s*(\d+)", header, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Recordings into the scene the way Slicer's own importers put them there, as these are not in the wheel.
+"""Load recordings into the scene like Slicer's own importers, which are not in the wheel.
 
 DICOM ultrasound: Slicer's "DICOM Image Sequence" importer. `.igs.mha`, `.igs.nrrd`: the SlicerIGSIO extension.
 Everything else goes through the wheel's own readers. README.md names the source files.
@@ -34,7 +34,7 @@ def load(path):
 
 @contextmanager
 def _quiet():
-    """Keep the readers' attempts out of the terminal; the error raised says what matters."""
+    """Keep the readers' attempts out of the terminal; the raised error is sufficient."""
     shown = vtk.vtkLogger.GetCurrentVerbosityCutoff()
     vtk.vtkLogger.SetStderrVerbosity(vtk.vtkLogger.VERBOSITY_OFF)
     try:
@@ -65,7 +65,7 @@ def isDicom(path: Path) -> bool:
 
 
 def loadDicom(path: Path):
-    """Return a DICOM ultrasound image or cine as sequence, browser and proxy volume; return the sequence node."""
+    """Load a DICOM ultrasound image or cine as sequence, browser and proxy volume; return the sequence node."""
     import pydicom
 
     header = pydicom.dcmread(path, stop_before_pixels=True)
@@ -101,7 +101,7 @@ def loadDicom(path: Path):
 
 
 def _dicomFrames(path: Path, grey: bool):
-    """Return the frames (N, H, W) or (N, H, W, 3), and their distance as the reader tells it: ms, 1 if unknown."""
+    """Return the frames (N, H, W) or (N, H, W, 3), and their distance from the reader: ms, 1 if unknown."""
     reader = (
         slicer.vtkITKArchetypeImageSeriesScalarReader if grey else slicer.vtkITKArchetypeImageSeriesVectorReaderFile
     )()
@@ -122,7 +122,7 @@ def _dicomFrames(path: Path, grey: bool):
 
 
 def _dicomSpacing(header):
-    """Millimeters per pixel (x, y) of the one calibrated tissue region; None where there is no such."""
+    """Return millimeters per pixel (x, y) of the only calibrated tissue region; None if there is none."""
     regions = header.get("SequenceOfUltrasoundRegions") or []
     if header.get("Modality") != "US" or len(regions) != 1:
         return None
@@ -135,7 +135,7 @@ def _dicomSpacing(header):
 
 
 def loadTracked(path: Path) -> list:
-    """Return a PLUS recording: an image sequence and one sequence for each transform, in one browser.
+    """Load a PLUS recording: an image sequence and one sequence for each transform, in one browser.
 
     Returns the image sequence, the browser and the transform sequences; None if the file cannot be read.
     """
@@ -181,7 +181,7 @@ def loadTracked(path: Path) -> list:
 
 
 def _turned(frames: np.ndarray, fields: dict) -> np.ndarray:
-    """Frames as the extension holds them: first column marked side (M), rows from the probe downwards (F)."""
+    """Return frames as in the extension: first column marked side (M), rows from the probe downwards (F)."""
     orientation = fields.get("UltrasoundImageOrientation") or fields.get("ultrasound image orientation") or "MF"
     if orientation[0] == "U":
         frames = frames[:, :, ::-1]
@@ -202,13 +202,13 @@ def _newTransform(text: str, name: str):
 
 
 def loadArray(path: Path):
-    """Return a NumPy file of one frame (H, W) or many (N, H, W) as a recording; return the sequence node."""
+    """Load a NumPy file of one frame (H, W) or many (N, H, W) as a recording; return the sequence node."""
     try:
         array = np.load(path, allow_pickle=False)
         if path.suffix.lower() == ".npz":
             array = array[array.files[0]]
     except (ValueError, OSError, IndexError, EOFError) as error:
-        raise ValueError(f"'{path}' is no NumPy array file that can be read.") from error
+        raise ValueError(f"'{path}' is not a NumPy array file that can be read.") from error
     if array.ndim not in (2, 3) or array.size == 0 or array.dtype.kind not in "uif":
         raise ValueError(f"'{path}' holds no frames: its array is {array.dtype} of shape {array.shape}.")
     frames = array if array.ndim == 3 else array[np.newaxis]
@@ -252,7 +252,7 @@ def addSequence(name: str, index: str, unit: str, items):
 
 
 def addBrowser(name: str, sequences: list, rate: float | None = None):
-    """Return a browser over sequences, the first one leading; its proxies are made, the first volume is shown."""
+    """Return a browser of sequences, the first one leading, with its proxies; show the first volume."""
     browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", name)
     if rate is not None:
         browser.SetPlaybackRateFps(rate)

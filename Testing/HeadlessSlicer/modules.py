@@ -57,7 +57,7 @@ class qSlicerScriptedLoadableModule:
     widgetRepresentationCreationEnabled = _property("widgetRepresentationCreationEnabled", bool)
 
     def logic(self):
-        """Return the C++ logic, which holds nothing; the Python logic is the widget's: `slicer.util.getModuleLogic`."""
+        """Return the empty C++ logic; the Python logic is the widget's: `slicer.util.getModuleLogic`."""
         if self._logic is None:
             self._logic = slicer.vtkSlicerScriptedLoadableModuleLogic()
             self._logic.SetMRMLApplicationLogic(slicer.app.applicationLogic())
@@ -79,7 +79,7 @@ class qSlicerScriptedLoadableModule:
 
 
 class LogicOnly:
-    """Stands for a module's widget where the application runs without Qt: of what `setup` makes, only `logic`."""
+    """A module's widget in an application without Qt, with only the `logic` that `setup` creates."""
 
     def __init__(self, name: str, module: ModuleType):
         self._python = SimpleNamespace(logic=getattr(module, f"{name}Logic")())
@@ -109,7 +109,7 @@ class ModuleManager:
         setattr(slicer.moduleNames, module.name, module.name)
 
     def load(self, folders: list[Path]) -> None:
-        """Take each .py file that lies directly in a folder for a module of its name: all are instantiated before the
+        """Load each .py file directly in a folder as a module of its name: all are instantiated before the
         first is loaded, and each is loaded after those that it depends on.
 
         A file without a class of its name is an error, as in the application. A module whose dependency is not there,
@@ -175,7 +175,7 @@ class ModuleManager:
         return True
 
     def unloadModules(self) -> None:
-        """What the application does before it ends: every module's panel is told."""
+        """Clean up every module's panel, as the application does before it ends."""
         for name in reversed(self._modules):
             for function in list(self._slots):
                 function(name)

@@ -22,7 +22,7 @@ def sliceView(volume, size: tuple[int, int], zoom: float = 1.0, centre=(0.5, 0.5
     window and interpolation are those of the volume's display node.
 
     size: width and height of the view in pixels.
-    zoom: magnification beyond the fit of the whole slice; center: what is in the middle then, in shares of the
+    zoom: magnification beyond the fit of the whole slice; center: the point in the middle, in fractions of the
     image's width and height.
     """
     scene = slicer.vtkMRMLScene()
@@ -47,7 +47,7 @@ def sliceView(volume, size: tuple[int, int], zoom: float = 1.0, centre=(0.5, 0.5
 
 
 def pixels(logic) -> np.ndarray | None:
-    """Return what a slice logic shows (height, width, 3) uint8; None where that is nothing."""
+    """Return the image (height, width, 3) uint8 that a slice logic shows; None without one."""
     logic.UpdatePipeline()
     port = logic.GetImageDataConnection()
     if port is None:
@@ -60,7 +60,7 @@ def pixels(logic) -> np.ndarray | None:
 
 
 def _copy(volume, scene):
-    """Return the volume with its display and color table, in a scene of its own."""
+    """Return a copy of the volume with its display and color table, in a separate scene."""
     node = scene.AddNewNodeByClass(volume.GetClassName())
     matrix = vtk.vtkMatrix4x4()
     volume.GetIJKToRASMatrix(matrix)
@@ -80,7 +80,7 @@ def _copy(volume, scene):
 
 
 def _facing(volume, centre):
-    """Slice-to-RAS matrix of a view straight on the volume's middle slice, its rows running downwards.
+    """Return the slice-to-RAS matrix of a view on the volume's middle slice, with rows running downwards.
 
     Left-handed, as all of Slicer's own orientations are.
     """

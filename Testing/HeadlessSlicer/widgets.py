@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
 from PySide6.QtCore import Property, Qt, Signal
 
-from .dialogs import asked  # noqa: F401, what scripts look at
+from .dialogs import asked  # noqa: F401, read by scripts
 from .selectors import qMRMLCheckableNodeComboBox, qMRMLNodeComboBox
 
 
@@ -156,7 +156,7 @@ class ctkSliderWidget(QtWidgets.QWidget):
 
 
 class qMRMLWidget(QtWidgets.QWidget):
-    """A widget that is told of the scene."""
+    """A widget that knows the scene."""
 
     mrmlSceneChanged = Signal(object)
     declared: ClassVar = {"mrmlSceneChanged(vtkMRMLScene*)": "mrmlSceneChanged"}

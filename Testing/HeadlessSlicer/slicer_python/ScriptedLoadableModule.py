@@ -16,7 +16,7 @@ __all__ = [
 
 
 class ScriptedLoadableModule:
-    """The module: what it is called, who wrote it, where its help is. `parent` is the application's side."""
+    """The module: its name, authors and help. `parent` is the application's side."""
 
     def __init__(self, parent):
         self.parent = parent
@@ -43,7 +43,7 @@ class ScriptedLoadableModule:
 
 
 class ScriptedLoadableModuleWidget:
-    """The panel; its widgets go into `layout`. Needs Qt: ImportError where the application runs without."""
+    """The panel; its widgets are in `layout`. Raises ImportError if the application runs without Qt."""
 
     def __init__(self, parent=None):
         import qt
@@ -63,10 +63,10 @@ class ScriptedLoadableModuleWidget:
         slicer.app.moduleManager().connect("moduleAboutToBeUnloaded(QString)", self._onModuleAboutToBeUnloaded)
 
     def setup(self):
-        """Make the panel's widgets."""
+        """Create the panel's widgets."""
 
     def cleanup(self):
-        """Called before the module is unloaded or reloaded."""
+        """Clean up before the module is unloaded or reloaded."""
 
     def resourcePath(self, filename):
         """Return the full path of a file in the module's folder Resources."""
@@ -87,7 +87,7 @@ class ScriptedLoadableModuleLogic:
 
     def __init__(self, parent=None):
         self.moduleName = type(self).__name__.removesuffix("Logic")
-        self.isSingletonParameterNode = True  # one parameter node a scene
+        self.isSingletonParameterNode = True  # one parameter node per scene
 
     def getParameterNode(self):
         """Return the module's parameter node, the first one if there are several; a new one if there is none."""
@@ -127,7 +127,7 @@ class ScriptedLoadableModuleTest(unittest.TestCase):
         self.moduleTestNames = [n for n in dir(self) if "test" in n and callable(getattr(self, n))]
 
     def delayDisplay(self, message, requestedDelay=None, msec=None):
-        """Show a message for a moment; without a window it goes to the log."""
+        """Show a message for a moment; without a window, log it."""
         delay = next((d for d in (getattr(self, "messageDelay", None), msec, requestedDelay) if d is not None), 100)
         slicer.util.delayDisplay(message, delay)
 

@@ -1,4 +1,4 @@
-"""`slicer.i18n`: translation of texts; the application runs in English, so texts come back as they are."""
+"""`slicer.i18n`: translation of texts; the application runs in English, so texts are unchanged."""
 
 import slicer
 

@@ -601,7 +601,7 @@ def test_a_recording_that_no_browser_shows_any_more_is_told_once_and_not_at_ever
     desk.rest(0.8)
     assert not desk.asked
     panel.ui.sideBySideButton.click()
-    assert "is shown nowhere" in desk.asked[0][1] and len(desk.asked) == 1
+    assert "is not shown; choose" in desk.asked[0][1] and len(desk.asked) == 1
 
 
 def test_figures_come_into_a_table_and_into_a_file(desk, panel, done, tmp_path):

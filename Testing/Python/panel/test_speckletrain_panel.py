@@ -492,7 +492,7 @@ def test_a_run_that_goes_on_in_another_application_is_not_touched(desk, train):
     desk.wait(lambda: other.poll() or run.settings)
     for button in (train.ui.resumeButton, train.ui.stopButton, train.ui.removeButton):
         button.click()
-        assert desk.asked.pop()[1] == f"The run '{job.name}' goes on in another application; pause it there first."
+        assert desk.asked.pop()[1] == f"The run '{job.name}' is active in another application; pause it there first."
     assert train.job is job and run.state == "running" and run.folder.exists()
     other.close()
 

@@ -98,7 +98,7 @@ def test_a_run_that_another_application_trains_is_left_to_it(trainer, job):
     until(trainer, lambda: len(run.reports) > 2)
     other = Trainer()
     assert not other.unfinished() and not other.jobs
-    with pytest.raises(InputError, match="'shared' goes on in another application"):
+    with pytest.raises(InputError, match="'shared' is active in another application"):
         other.add("shared", [FRAMES], job)
     run.pause()
     assert trainer.wait(run, 30)
@@ -106,7 +106,7 @@ def test_a_run_that_another_application_trains_is_left_to_it(trainer, job):
     trainer.resume(run)
     until(trainer, lambda: run.settings.get("from_step"))
     for tried in (lambda: other.resume(seen), seen.stop, seen.cancel):
-        with pytest.raises(InputError, match="'shared' goes on in another application"):
+        with pytest.raises(InputError, match="'shared' is active in another application"):
             tried()
     assert seen.state == "stopped" and run.folder.exists() and not trainer.poll() and run.state == "running"
     os.kill(run._child.process.pid, signal.SIGKILL)

@@ -432,14 +432,14 @@ def test_an_image_that_changes_its_size_during_a_run_is_told(worker, sequence):
         run.step()
     slicer.util.updateVolumeFromArray(sequence.GetNthDataNode(11), FRAMES[:1, :20, :20])
     finish(worker, run)
-    assert run.state == "failed" and "was changed meanwhile; nothing was written" in run.message
+    assert run.state == "failed" and "was changed during the run; nothing was written" in run.message
     assert slicer.mrmlScene.GetNumberOfNodes() == count
     for other in (FRAMES[:1, :20, :20], FRAMES[:1].astype(np.int16) + 300):
         alone = make_sequence(FRAMES[:1])
         run = Run(worker, alone, model="median", region="none")
         slicer.util.updateVolumeFromArray(alone.GetNthDataNode(0), other)  # before it was read
         finish(worker, run)
-        assert run.state == "failed" and "was changed meanwhile" in run.message
+        assert run.state == "failed" and "was changed during the run" in run.message
 
 
 def test_live_finds_grain_and_grey_values_anew_in_a_region_that_is_moved(slicer_app, tmp_path, monkeypatch):
