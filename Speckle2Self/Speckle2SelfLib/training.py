@@ -111,7 +111,7 @@ class Training:
     def run(self) -> Iterator[Report]:
         """Train from the step that has been reached; yield a report after every step.
 
-        Where memory is short the batch is halved, and the report's message says so. Raises InputError where the loss
+        If memory is short, the batch is halved, with a message in the report. Raises InputError where the loss
         is NaN, or where there is not enough memory for a single frame.
         """
         started, first, message = time.monotonic(), self.step, ""
@@ -199,7 +199,7 @@ class Training:
         return precision
 
     def _halve_batch(self, error: Exception) -> str:
-        """Halve the batch and return a message that says so. Raises InputError where it is one frame already."""
+        """Halve the batch and return a message about it. Raises InputError if it is one frame already."""
         if self.batch == 1:
             raise InputError(
                 "Not enough memory for a batch of one frame: close other programs, or use another device."

@@ -90,7 +90,7 @@ def test_an_output_without_suffix_is_a_folder(folder, capsys):
 
 def test_an_archive_is_shared_by_processes_and_gone_on_with_after_a_kill(folder):
     """200 files by two processes, killed on the way and started again: each is done, and none twice; files of the one
-    that cannot be read are told at the end, and do not end the other."""
+    that cannot be read are reported at the end, and do not end the other."""
     os.makedirs("archive")
     for number in range(200):
         np.save(f"archive/{number:03}.npy", FRAMES[0])

@@ -53,10 +53,10 @@ def faults(text):
 
 
 @pytest.mark.parametrize("pattern", ["*.md", "Documentation/*.md", "Speckle*/**/*.md", "Testing/**/*.md",
-                                     "Speckle*/**/*.ui", "Speckle*/**/*.py", "Testing/*.py",
-                                     "Testing/HeadlessSlicer/**/*.py"])  # fmt: skip
+                                     "Speckle*/**/*.ui", "Speckle*/**/*.py", "Testing/**/*.py"])  # fmt: skip
 def test_no_phrase_to_avoid_is_used(project, pattern):
-    found = [f"{path.relative_to(project)}:{line} {fault}" for path in sorted(project.glob(pattern))
+    paths = [path for path in sorted(project.glob(pattern)) if path.name != "test_words.py"]  # which names them
+    found = [f"{path.relative_to(project)}:{line} {fault}" for path in paths
              for line, text in prose_of(path) for fault in faults(text)]  # fmt: skip
     assert not found, "\n".join(found)
 

@@ -471,7 +471,7 @@ def test_a_preview_whose_output_was_removed_is_made_again(desk, panel):
 
 def test_live_follows_the_recording_until_its_node_goes(desk, panel):
     choose(panel, desk.cine())
-    panel.ui.strengthSlider.value = 0  # so that the frame can be told
+    panel.ui.strengthSlider.value = 0  # identifies the frame
     browser = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSequenceBrowserNode")
     panel.ui.liveCheckBox.click()
     for number in (3, 7, 11):
@@ -510,7 +510,7 @@ def test_live_follows_a_stream_of_encoded_images(desk, panel):
     stream = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLStreamingVolumeNode", "US")
     stream.SetAndObserveFrame(encoded(FRAMES[0]))
     choose(panel, stream)
-    panel.ui.strengthSlider.value = 0  # so that the image can be told
+    panel.ui.strengthSlider.value = 0  # identifies the image
     panel.ui.liveCheckBox.click()
     for number in (0, 3, 7):
         stream.SetAndObserveFrame(encoded(FRAMES[number]))
@@ -633,7 +633,7 @@ def test_when_the_output_goes_the_views_show_the_input_again(desk, panel, done):
 
 @pytest.mark.parametrize("after", ["alphabetically before", "last"])
 def test_when_a_chosen_node_goes_no_other_takes_its_place(desk, panel, after):
-    """In Slicer, the selector would go on to the next row: the next Apply would overwrite that volume."""
+    """In Slicer, the selector would move to the next row: the next Apply would overwrite that volume."""
     others = [desk.volume("Another", FRAMES[1:2])] if after == "last" else []
     choose(panel, desk.volume())
     apply(desk, panel)

@@ -431,7 +431,7 @@ def test_a_colour_cine_of_dicom_is_trained_on_paused_resumed_and_despeckled(desk
 
 
 def test_a_scene_that_is_saved_during_a_run_shows_how_it_went_on_when_it_is_loaded(desk, train, tmp_path):
-    train.ui.stepsSpinBox.value = 100_000  # so that it does not end by itself meanwhile
+    train.ui.stepsSpinBox.value = 100_000  # so that it does not end in the meantime
     job = start(desk, train)
     train.ui.showButton.click()
     assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))

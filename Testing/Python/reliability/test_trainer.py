@@ -505,7 +505,7 @@ def reached(process) -> int:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes as Linux lists them")
 def test_a_killed_rank_of_an_exported_run_restarts_it_from_its_last_checkpoint(tmp_path, job):
-    """It is the one that writes. Ten steps lie between two checkpoints, and no more than these are lost."""
+    """It is the one that writes. Ten steps lie between two checkpoints, and at most these are lost."""
     folder = export(tmp_path / "job", [FRAMES], replace(job, steps=120, interval=10))
     environment = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "DEVICES": "2", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([folder / "run.sh"], env=environment, stdout=subprocess.PIPE, text=True) as run:

@@ -141,7 +141,7 @@ def test_the_views_own_label_map_comes_back(pair):
     mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "Mine")
     view.SetUseLabelOutline(False)
     composite.SetLabelVolumeID(mine.GetID())
-    for _ in range(2):  # as it is outlined anew
+    for _ in range(2):  # as it is outlined again
         regions.showOutline(pair[0], np.ones((64, 80), bool), 0)
     assert view.GetUseLabelOutline() and composite.GetLabelVolumeID() != mine.GetID()
     regions.hideOutline()

@@ -238,7 +238,7 @@ def test_live_takes_the_slice_at_which_the_view_stands_and_shows_it_there(worker
         end = time.monotonic() + 60
         while live.waiting and time.monotonic() < end:
             worker.poll()
-            view.GetSliceToRAS().SetElement(2, 3, 50)  # it goes on before the result is here
+            view.GetSliceToRAS().SetElement(2, 3, 50)  # it continues before the result has arrived
             live.step()
             time.sleep(0.005)
         origin = live.output.GetOrigin()[2]
