@@ -192,6 +192,15 @@ def card(name_or_path: FilePath) -> dict:
         raise InputError(f"There is no model '{name_or_path}'.") from error
 
 
+def estimates_uncertainty(name_or_path: FilePath) -> bool:
+    """Return whether a model also gives the uncertainty of its output, without loading it; a filter does not."""
+    try:
+        config = card(name_or_path)["config"]
+    except InputError:
+        return False
+    return isinstance(config, dict) and config.get("uncertainty") is True
+
+
 def remember_region(key: str, region: np.ndarray) -> None:
     """Keep a region (H, W) bool for recordings of the same kind (scanner, frame size)."""
     path, content = _region_path(key), io.BytesIO()

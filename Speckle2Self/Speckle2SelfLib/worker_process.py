@@ -72,10 +72,12 @@ def job_arrays(shape: Sequence[int], dtype: DType, uncertainty: bool = False) ->
     return [*arrays, (tuple(shape[:3]), "float32")] if uncertainty else arrays
 
 
-def stream_arrays(shape: Sequence[int], dtype: DType) -> list[Array]:
-    """Return the arrays in a stream's block: header, input slots, output slots, region."""
+def stream_arrays(shape: Sequence[int], dtype: DType, uncertainty: bool = False) -> list[Array]:
+    """Return the arrays in a stream's block: header, input slots, output slots, region and, if requested, the
+    uncertainty of the output slots as a fraction of the grey range."""
     frames = (SLOTS, *shape)
-    return [((HEADER,), "int64"), (frames, dtype), (frames, dtype), (tuple(shape[:2]), "bool")]
+    arrays: list[Array] = [((HEADER,), "int64"), (frames, dtype), (frames, dtype), (tuple(shape[:2]), "bool")]
+    return [*arrays, (frames[:3], "float32")] if uncertainty else arrays
 
 
 def attach(name: str, inode: int, size: int) -> mmap.mmap:
@@ -98,9 +100,10 @@ class Stream:
 
     def __init__(self, server: Server, request: protocol.OpenStream):
         self.number, self.request = request.stream, request
-        arrays = stream_arrays(request.shape, request.dtype)
+        arrays = stream_arrays(request.shape, request.dtype, request.uncertainty)
         block = attach(request.block, request.inode, offsets_of(*arrays)[1])
-        self.header, self.inputs, self.outputs, self.region = views(block, *arrays)
+        self.header, self.inputs, self.outputs, self.region, *maps = views(block, *arrays)
+        self.uncertainties = maps[0] if maps else None
         self.last, self.region_number = request.last, int(self.header[-1])
         self.calibration: Calibration | None = None  # of the first usable frame
         options = from_dict(DespeckleOptions, request.options)
@@ -128,16 +131,18 @@ class Stream:
         """Despeckle the newest frame; return its number and the seconds that it took."""
         self.last, frame = self.newest()
         started = time.perf_counter()
-        result = self._despeckled(frame)
         slot = self.last % SLOTS
         self.header[1 + SLOTS + slot] = 0
-        self.outputs[slot] = result
+        self.outputs[slot] = self._despeckled(frame, slot)
         self.header[1 + SLOTS + slot] = self.last
         return self.last, time.perf_counter() - started
 
-    def _despeckled(self, frame: np.ndarray) -> np.ndarray:
+    def _despeckled(self, frame: np.ndarray, slot: int) -> np.ndarray:
         from .despeckling import despeckle
 
+        told = self.uncertainties[slot : slot + 1] if self.uncertainties is not None else None
+        if told is not None:
+            told[...] = 0
         colours = frame[..., :3] if frame.ndim == 3 else frame
         colours = colours[np.isfinite(colours)] if frame.dtype.kind == "f" else colours
         bounds = (colours.min(), colours.max()) if colours.size else (0, 0)
@@ -153,7 +158,10 @@ class Stream:
             self.calibration = calibration
             self.lit_at_first = self._lit(frame)[0]
         calibration = replace(self.calibration, bounds=bounds)
-        return despeckle(frame[None], self.engine, calibration=calibration, **self.options)[0]
+        result = despeckle(frame[None], self.engine, calibration=calibration, uncertainty=told, **self.options)[0]
+        if told is not None:
+            told /= max(calibration.mapping[1] - calibration.mapping[0], 1e-9)
+        return result
 
     def _lit(self, frame: np.ndarray) -> tuple[float, float]:
         """Return two fractions of the region's pixels: the number of lit pixels outside it (anywhere, if it was given
@@ -217,7 +225,7 @@ class Server:
                 elif isinstance(request, protocol.Stop):
                     self.streams.pop(request.stream, None)
                 elif isinstance(request, protocol.Look) and request.stream in self.streams:
-                    changed = {"strength": request.strength, "gamma": request.gamma}
+                    changed = {name: getattr(request, name) for name in ("strength", "gamma", "cautious")}
                     self.streams[request.stream].options |= changed
 
     def engine(self, options: DespeckleOptions) -> tuple[Model | Filter, dict[str, Any], dict[str, str]]:
@@ -239,7 +247,11 @@ class Server:
 
     def open(self, request: protocol.OpenStream) -> None:
         """Start a stream."""
+        from .despeckling import check_uncertainty
+
         stream = Stream(self, request)
+        if request.uncertainty or stream.options["cautious"]:
+            check_uncertainty(stream.engine)
         self.streams[stream.number] = stream
         self.say(protocol.Opened(stream.number, **stream.runs_on))
 

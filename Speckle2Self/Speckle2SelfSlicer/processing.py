@@ -14,7 +14,7 @@ from Speckle2SelfLib import volumes
 from Speckle2SelfLib.look import look, uncertainty_of_look
 from Speckle2SelfLib.system import Cancelled, InputError
 
-from . import results
+from . import results, uncertainty
 from .scene import CHANGED, Recording, browsers, sequenceOf, voxelsOf
 from .worker import DespeckleJob, Worker, checked_options
 
@@ -198,15 +198,26 @@ class Run:
             if self._cancelRequested and not self.keepPartial and node is None:
                 raise Cancelled
             yield None
-        self.result.node = node
+        self.result.node, told = node, None
         if self.uncertainty:
             maps = self.result.uncertainties(options.strength, options.gamma, count)
-            for told in results.writeInSteps(self.recording, maps, None, f"uncertainty{partial}"):
-                self.result.uncertaintyNode = told
+            former = self._formerUncertainty()
+            for told in results.writeInSteps(self.recording, maps, former, f"uncertainty{partial}"):  # noqa: B007
                 yield None
-            results.showOwnWindow(self.result.uncertaintyNode)
+            results.showOwnWindow(told)
+            self.result.uncertaintyNode = told
+        uncertainty.relate(node, told, self.result.span)
         if not cut:
             results.rename(node, lambda name: name.removesuffix(PARTIAL))
+
+    def _formerUncertainty(self) -> vtkMRMLNode | None:
+        """Return the previous output's uncertainty node, to be replaced as well; None if there is none that fits."""
+        former = uncertainty.of(self.output)
+        try:
+            results.checkOutput(self.recording, former)
+        except InputError:
+            return None
+        return former
 
     def _remark(self, cut: bool) -> str:
         """Return a remark for the user about a run that is done."""
@@ -240,6 +251,17 @@ class Result:
         for job in jobs:
             job.release_input()
 
+    @property
+    def tells(self) -> bool:
+        """Return whether the uncertainty is known, which caution needs."""
+        return bool(self._jobs) and all(job.uncertainty is not None for job in self._jobs)
+
+    @property
+    def span(self) -> float:
+        """Return the grey values between what the model took for 0 and 1."""
+        low, high = self._jobs[self._averaged[0]].mapping
+        return high - low
+
     def images(
         self, strength: float, gamma: float, count: int | None = None, cautious: float = 0.0
     ) -> Iterator[np.ndarray]:
@@ -250,11 +272,14 @@ class Result:
     def uncertainties(self, strength: float, gamma: float, count: int | None = None) -> Iterator[np.ndarray]:
         """Yield the uncertainty of each of `images`, (K, J, I) float32, in the output's grey values."""
         for number in range(self._shape[0] if count is None else count):
-            parts = []
-            for job, axis, place in self._parts(number):
-                told = uncertainty_of_look(job.uncertainty[place], job.output[place], job.mapping, strength, gamma)
-                parts.append(np.moveaxis(told, 0, axis))
-            yield parts[0] if len(parts) == 1 else volumes.average([part[None] for part in parts])[0]
+            yield self._uncertainty(number, strength, gamma)
+
+    def _uncertainty(self, number: int, strength: float, gamma: float) -> np.ndarray:
+        parts = []
+        for job, axis, place in self._parts(number):
+            told = uncertainty_of_look(job.uncertainty[place], job.output[place], job.mapping, strength, gamma)
+            parts.append(np.moveaxis(told, 0, axis))
+        return parts[0] if len(parts) == 1 else volumes.average([part[None] for part in parts])[0]
 
     def _parts(self, number: int) -> Iterator[tuple[DespeckleJob, int, slice]]:
         """Yield the jobs of one volume, the axis across which each cuts it, and its frames there."""
@@ -282,13 +307,16 @@ class Result:
         return parts[0] if len(parts) == 1 else volumes.average([part[None] for part in parts])[0]
 
     def relook(self, strength: float, gamma: float, cautious: float = 0.0) -> Iterator[None]:
-        """Update the output, starting with the volume that is shown; yield between pieces. Items that were added to
-        the output, or whose size was changed, are left unchanged."""
-        node = self.node
+        """Update the output and its uncertainty, starting with the volume that is shown; yield between pieces. Items
+        that were added to the output, or whose size was changed, are left unchanged."""
+        yield from self._renew(self.node, lambda number: self.image(number, strength, gamma, cautious))
+        yield from self._renew(self.uncertaintyNode, lambda number: self._uncertainty(number, strength, gamma))
+
+    def _renew(self, node: vtkMRMLNode | None, imageOf: Callable[[int], np.ndarray]) -> Iterator[None]:
         if node is None or node.GetScene() is None:
             return
         if self.recording.sequence is None:
-            slicer.util.updateVolumeFromArray(node, self.image(0, strength, gamma, cautious))
+            slicer.util.updateVolumeFromArray(node, imageOf(0))
             return
         sequence = sequenceOf(node)
         if sequence is None:  # its browser was removed
@@ -300,7 +328,7 @@ class Result:
             volume = sequence.GetNthDataNode(item)
             if number is None or volume.GetImageData() is None:
                 continue
-            image, target = self.image(number, strength, gamma, cautious), slicer.util.arrayFromVolume(volume)
+            image, target = imageOf(number), slicer.util.arrayFromVolume(volume)
             if image.size != target.size:
                 continue
             target[...] = image.reshape(target.shape)

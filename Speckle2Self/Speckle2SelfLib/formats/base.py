@@ -20,6 +20,7 @@ from ..system import InputError
 HEAD = 512  # bytes at the start of a file that identify its format
 SEQUENCES = tuple(f".{kind}{suffix}" for kind in ("seq", "igs") for suffix in (".mha", ".mhd", ".nrrd", ".nhdr"))
 LARGE = 2**28  # bytes; larger recordings are kept on the disk while they are processed
+SECONDS = {"s": 1.0, "sec": 1.0, "ms": 1e-3, "msec": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0}  # seconds per unit
 DEFLATE_LIMIT = 1040  # largest possible ratio of inflated to deflated size
 
 
@@ -254,6 +255,21 @@ def _no_standard_error():
         os.close(nothing)
 
 
+@contextmanager
+def reading(path: Path, what: str, library: str, own: tuple[type[Exception], ...] = (OSError,)):
+    """Convert the many kinds of exceptions of a library on damaged files to InputError, and silence the library.
+
+    what: the expected kind of file. own: exceptions that are informative enough to pass on.
+    """
+    try:
+        with quiet(library):
+            yield
+    except (InputError, MemoryError, *own):
+        raise
+    except Exception as error:
+        raise InputError(f"{path} is not {what} that can be read, or it is damaged.") from error
+
+
 def release(array: np.ndarray) -> None:
     """Free the memory that caches an array on the disk. Do nothing for other arrays, or for those of mode "c", whose
     changes exist only in memory."""
@@ -261,6 +277,17 @@ def release(array: np.ndarray) -> None:
         if isinstance(array.base, mmap.mmap) and hasattr(array.base, "madvise"):  # not on Windows
             array.base.madvise(mmap.MADV_DONTNEED)
         array = array.base
+
+
+def write_with_header(path: Path, header: bytes, array: np.ndarray, packed: bytes, beside: str) -> None:
+    """Write a header and an array, or its packed bytes; beside: the name of a separate file for the array."""
+    if beside:
+        path.write_bytes(header)
+        path, header = path.parent / beside, b""
+    if packed:
+        path.write_bytes(header + packed)
+    else:
+        write_raw(path, header, array)
 
 
 def write_raw(path: Path, header: bytes, array: np.ndarray) -> None:

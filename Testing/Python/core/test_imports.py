@@ -36,8 +36,8 @@ RANKS = [
 ]
 SLICER = [
     {"scene", "dependencies", "sample_data", "words"},
-    {"processes", "results", "views"},
-    {"trainer", "worker"},
+    {"file_reader", "processes", "results", "views"},
+    {"trainer", "worker", "uncertainty"},
     {"processing", "regions"},
     {"comparison", "live"},
     {"session"},

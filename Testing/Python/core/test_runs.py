@@ -317,6 +317,17 @@ def test_what_has_no_effect_is_refused_or_told(folder):
     assert not any("seed" in line.get("message", "") for line in lines), "none was asked for"
 
 
+def test_a_model_is_given_a_deeper_level_and_the_uncertainty_without_a_change_of_its_output(folder):
+    start = runs._start(job(deep=1, uncertainty=True))
+    assert start.model == ModelConfig(width=4, deep=1, uncertainty=True, grain=(0.75, 1.7))
+    frame, plain = torch.rand(1, 1, 32, 32), checkpoint.load("start.model")[1]
+    assert torch.equal(start.network(frame), plain(frame))
+    checkpoint.save("grown.model", start.model, start.network, {})
+    for shape in ({"width": 8}, {"init": "grown.model", "deep": 2}, {"init": "grown.model", "uncertainty": True}):
+        with pytest.raises(InputError, match="--width applies only to a new network"):
+            runs._start(job(**shape))
+
+
 def test_processes_that_torchrun_did_not_start_are_told_so(folder, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for value in ("2", "two"):

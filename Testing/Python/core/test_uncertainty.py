@@ -174,12 +174,15 @@ def test_it_is_written_as_floating_point_of_the_inputs_shape(folder, cine, suffi
     assert np.load("out.npy").dtype == np.uint8
 
 
-@pytest.mark.parametrize("kind", ["mha", "nrrd", "png", "colour.mha"])
+@pytest.mark.parametrize("kind", ["mha", "nrrd", "nii.gz", "png", "colour.mha", "colour.nrrd"])
 @pytest.mark.parametrize("suffix", ["npy", "nrrd", "mha"])
 def test_recordings_of_all_kinds_have_one_with_their_geometry(folder, cine, kind, suffix):
     frames = cine[0] if kind == "png" else cine
     image = sitk.GetImageFromArray(np.repeat(frames[..., None], 3, -1) if "colour" in kind else frames)
     image.SetSpacing((0.5, 0.25, 2.0)[: image.GetDimension()])
+    if kind != "png":
+        image.SetOrigin((10.0, -20.0, 30.0))
+        image.SetDirection((0, 1, 0, 0, 0, 1, 1, 0, 0))
     sitk.WriteImage(image, f"scan.{kind}")
     assert run(f"scan.{kind}", f"out.{kind}", "--axis", "k", "--uncertainty", f"told.{suffix}") == 0
     if suffix == "npy":
@@ -187,7 +190,8 @@ def test_recordings_of_all_kinds_have_one_with_their_geometry(folder, cine, kind
         return
     told = sitk.ReadImage(f"told.{suffix}")
     assert told.GetPixelID() == sitk.sitkFloat32 and sitk.GetArrayFromImage(told).shape == frames.shape
-    assert kind == "png" or told.GetSpacing() == image.GetSpacing()
+    for place in ("GetSpacing", "GetOrigin", "GetDirection") if kind != "png" else ():
+        assert getattr(told, place)() == pytest.approx(getattr(image, place)()), place
     assert (sitk.GetArrayFromImage(told) > 0).all()
 
 
