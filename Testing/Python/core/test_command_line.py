@@ -283,7 +283,7 @@ def test_values_that_are_not_finite_do_not_improve_the_figures(folder, capsys):
 def test_figures_without_a_finite_value_are_null(folder, capsys):
     assert main(["evaluate", "in.npy", "in.npy", "--truth", "in.npy", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
-    assert figures["after"]["psnr"] is None and figures["after"]["ssim"] == 1, "they are alike"
+    assert figures["after"]["psnr"] is None and figures["after"]["ssim"] == 1, "they are equal"
 
 
 def test_what_comes_back_as_it_was_is_told_by_name(folder, capsys):

@@ -256,7 +256,7 @@ def test_small_frames_of_a_coarse_grain_are_refused():
     """At the model's grain there are too few pixels."""
     made = simulate(SimulationConfig((160, 160), 4, (6.0, 6.0), "flat"), np.random.default_rng(0)).frames
     assert min(prepare_cine(made, None, FAST).frames.shape[-2:]) >= 16
-    with pytest.raises(InputError, match="too small for the grain"):
+    with pytest.raises(InputError, match="too small for their speckle size"):
         prepare_cine(made[:, :40, :40], None, FAST)
 
 

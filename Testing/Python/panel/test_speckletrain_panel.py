@@ -154,7 +154,7 @@ def test_what_would_be_trained_on_is_outlined(desk, train, tmp_path):
     assert outlined().all(), "the published method takes whole frames"
     train.ui.recipeSelector.currentText = "preset"
     train.ui.regionSelector.currentText = "given"
-    assert outlined() is None and "none was given" in train.ui.dataLabel.text
+    assert outlined() is None and "none was used" in train.ui.dataLabel.text
     assert "message" not in [kind for kind, _ in desk.asked]
     given = box((24, 24, 0), (32, 24, 4))
     train.ui.regionNodeSelector.setCurrentNode(given)
@@ -631,7 +631,7 @@ def test_a_run_is_exported_as_a_folder_with_recipe_steps_and_region(desk, train,
     desk.answers["save"] = str(tmp_path / "run")
     train.ui.regionSelector.currentText = "given"
     train.ui.exportJobButton.click()
-    assert "none was given" in desk.asked[-1][1] and not (tmp_path / "run").exists()
+    assert "none was used" in desk.asked[-1][1] and not (tmp_path / "run").exists()
     box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
     box.SetCenter(-24, 0, 0)
     box.SetSize(48, 200, 10)

@@ -182,7 +182,7 @@ def test_the_average_with_a_region_of_one_orientation_is_refused(logic):
 def test_the_region_can_be_a_box_and_then_the_one_that_was_given_last(logic, fake, named, tmp_path, monkeypatch):
     monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path))
     node = add_volume(FRAMES[:1])
-    with pytest.raises(InputError, match="none was given"):
+    with pytest.raises(InputError, match="none was used"):
         logic.process(node, region="given")
     box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
     box.SetCenter(5, 6, 0)
