@@ -332,8 +332,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
             self.run.cancel()
 
     def onTimer(self) -> None:
-        """Advance all running work by one time slice; never blocks. Failed work is abandoned before its error is
-        shown."""
+        """Advance all running work by one time slice; never blocks. End failed work before showing its error."""
         with reporting_errors(_("Despeckling failed."), cleanUp=self.endAll):
             self.session.worker.poll()
         if self.run is not None:
@@ -531,8 +530,7 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
     def card(self, model: str) -> str:
         """Return a model's card as Markdown: training data, figures, limits."""
         if model in library.bundled_models():
-            text = library.bundled_models()[model].with_name("README.md").read_text()
-            return text.split("\n---\n", 1)[-1].lstrip()  # without the front matter
+            return library.bundled_models()[model].with_name("README.md").read_text().split("\n---\n", 1)[-1].lstrip()
         try:
             card = library.card(model)
         except InputError:

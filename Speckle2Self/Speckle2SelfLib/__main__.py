@@ -347,7 +347,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     before, after = (luminance(files.read(path).frames) for path in (arguments.input, arguments.output))
     if before.shape != after.shape:
-        raise InputError(f"The two files hold frames of {before.shape} and {after.shape}; they must have the same shape.")
+        raise InputError(f"The files hold frames of {before.shape} and {after.shape}; they must have the same shape.")
     values = before[np.isfinite(before)]
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if high <= low:

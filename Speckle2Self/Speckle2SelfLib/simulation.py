@@ -35,7 +35,7 @@ MEASURED_IN = 8  # enhanced frames
 
 @dataclass(frozen=True)
 class SimulationConfig:
-    """What to simulate; None: drawn at random."""
+    """The settings of a simulation; None: drawn at random."""
 
     size: tuple[int, int] = (256, 256)  # pixels, (axial, lateral)
     frames: int = 1  # of one static anatomy, each with independent speckle
