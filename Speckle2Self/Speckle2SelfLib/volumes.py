@@ -61,9 +61,7 @@ def process(
         return results[0]
     changed = [not np.array_equal(result, volumes, equal_nan=volumes.dtype.kind == "f") for result in results]
     if any(changed) and not all(changed):
-        logger.warning(
-            f"No ultrasound region was found along {unchanged_axes(axes, changed)}; the result averages the others."
-        )
+        logger.warning(f"Nothing was changed along {unchanged_axes(axes, changed)}; the result averages the others.")
         results = [result for result, did in zip(results, changed, strict=True) if did]
     return average(results)
 

@@ -94,11 +94,11 @@ def test_an_orientation_without_ultrasound_is_left_out_of_the_mean_and_told(work
     speckle = np.random.default_rng(0).rayleigh(40, (4, 5, 32)).clip(0, 255).astype(np.uint8)
     volume = slicer.util.addVolumeFromArray(speckle.repeat(8, 0).repeat(8, 1), name="Volume")  # even squares across I
     expected = slicer.util.arrayFromVolume(logic().process(volume, model="median", axis="average"))
-    assert "across i" in caplog.text
+    assert "along i" in caplog.text
     run = Run(worker, volume, axis="average", model="median", region="auto")
     finish(worker, run)
     assert np.array_equal(slicer.util.arrayFromVolume(run.result.node), expected)
-    assert "across i" in run.message
+    assert "along i" in run.message
     halves = [slicer.util.arrayFromVolume(logic().process(volume, model="median", axis=axis)) for axis in "kj"]
     assert np.abs(np.mean(halves, 0) - expected).max() <= 0.5
 
