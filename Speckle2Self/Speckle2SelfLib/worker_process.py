@@ -315,7 +315,7 @@ class Server:
 
     def guarded(self, request: protocol.Despeckle | protocol.OpenStream, work: Callable[[], None]) -> None:
         """Do `work`; an error becomes an answer and ends the request."""
-        from .system import Cancelled, InputError, out_of_memory, torch_fault
+        from .system import Cancelled, InputError, _, out_of_memory, torch_fault
 
         job: Any = getattr(request, "job", None)  # a request has one or the other
         stream: Any = getattr(request, "stream", None)
@@ -331,8 +331,12 @@ class Server:
             if "torch" not in sys.modules and (fault := torch_fault()):
                 text = fault
             elif out_of_memory(error):
-                where = "the graphics card" if "CUDA" in str(error) or "MPS" in str(error) else "this computer"
-                text = f"There is not enough memory on {where}; close other programs, or choose another device."
+                text = _("There is not enough memory on this computer; close other programs, or choose another device.")
+                if "CUDA" in str(error) or "MPS" in str(error):
+                    text = _(
+                        "There is not enough memory on the graphics card; close other programs, or choose another "
+                        "device."
+                    )
             else:
                 traceback.print_exc()
                 text = f"Despeckling failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -16,6 +16,7 @@ from Speckle2SelfLib.system import Cancelled, InputError
 
 from . import results, uncertainty
 from .scene import CHANGED, Recording, browsers, sequenceOf, voxelsOf
+from .words import translated
 from .worker import DespeckleJob, Worker, checked_options
 
 PARTIAL = " (partial)"  # in the name of a result with only the first frames
@@ -71,7 +72,7 @@ class Run:
         except Cancelled:
             self._end("cancelled")
         except InputError as error:
-            self._end("failed", str(error))
+            self._end("failed", translated(str(error)))
         except Exception as error:
             self._end("failed", _("Despeckling failed: {error}").format(error=f"{type(error).__name__}: {error}"))
             raise

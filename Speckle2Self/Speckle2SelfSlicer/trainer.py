@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,8 +23,8 @@ from Speckle2SelfLib import library, protocol
 from Speckle2SelfLib.config import Job, from_dict, refuse_filter
 from Speckle2SelfLib.system import InputError, locked, replace_file
 
-from .processes import Child, was_killed, why_not_started
-from .words import _
+from .processes import Child, settle, was_killed, why_not_started
+from .words import _, translated
 
 # TORCH_DISABLE_SHARE_RDZV_TCP_STORE: each start gets its own store, through which the processes find each other.
 # Otherwise torchrun keeps one store, and processes that it restarts after a kill look there for the dead ones, and
@@ -71,6 +71,7 @@ NO_MEMORY = _(
     "memory. Resume continues from the last checkpoint."
 )
 PATIENCE = 0.05  # seconds to wait for files to be removed
+PIECE, BYTES = 0.02, 2**22  # seconds and bytes of writing recordings between two returns to the event loop
 BUSY = _("The run '{name}' is active in another application; pause it there first.")
 
 
@@ -90,6 +91,7 @@ class TrainingJob:
         self.settings, self.reports, self._finishing = {}, [], False
         self._python, self._child = python, None
         self._picture: bytes | None = None  # preview of a finished run, whose files are removed
+        self.preparation: Generator[None, None, Job] | None = None  # the remaining writing of its recordings
         self.trainer: Trainer | None = None
         self.nodes: list = []  # recordings of the scene, which give the preview its place
 
@@ -136,6 +138,23 @@ class TrainingJob:
         self._child = Child(arguments, python=self._python, folder=self.folder)
         self.state, self.message, self.simulated, self._finishing = "running", "", None, False
 
+    def prepare(self) -> None:
+        """Write more of its recordings, for a moment; the run can start once `preparation` is None."""
+        end = time.perf_counter() + PIECE
+        try:
+            while self.preparation is not None and time.perf_counter() < end:
+                next(self.preparation)
+        except StopIteration as done:
+            self.preparation, self.message, self.job = None, "", done.value
+        except InputError as error:
+            self.preparation, self.state, self.message = None, "failed", translated(str(error))
+
+    def discard(self) -> None:
+        """Leave nothing of recordings that are being written."""
+        if self.preparation is not None:
+            self.preparation.close()
+            self.preparation = None
+
     def poll(self) -> list[dict]:
         """Return the reports since the last call, without waiting."""
         if self._child is None:
@@ -158,7 +177,7 @@ class TrainingJob:
             if line.from_step is not None:
                 self.settings = values
             elif line.message is not None:
-                self.message = line.message
+                self.message = translated(line.message)
             add_report(self.reports, line)
 
     def _end(self, code: int) -> None:
@@ -181,7 +200,7 @@ class TrainingJob:
             errors = self._child.errors()
             last = [line for line in errors if line.startswith("speckle2self: ")][-1:] or errors[-1:]
             if last and last[0].startswith("speckle2self: "):
-                self.message = last[0].removeprefix("speckle2self: ")
+                self.message = translated(last[0].removeprefix("speckle2self: "))
             elif was_killed(code, errors):
                 self.message = NO_MEMORY
             else:
@@ -234,6 +253,7 @@ class TrainingJob:
         if self.state == "done":  # its folder is removed; one of that name belongs to another run
             return
         self.check()
+        self.discard()
         if self._child is not None:
             self._child.close()
             self._child = None
@@ -241,7 +261,8 @@ class TrainingJob:
         _remove(self.folder)
 
     def close(self) -> None:
-        """End the process at once; the run can be resumed from its last checkpoint."""
+        """End the process at once; the run can be resumed from its last checkpoint if its recordings were written."""
+        self.discard()
         if self._child is not None:
             self._child.close()
             self._child = None
@@ -271,8 +292,9 @@ class Trainer:
         name = library.fit_name(name)
         refuse_filter(name)
         folder = self.folder / name
-        if (folder / "job.json").exists():
-            if _at_work(folder):
+        preparing = any(each.folder == folder and each.preparation is not None for each in self.jobs)
+        if preparing or (folder / "job.json").exists():
+            if not preparing and _at_work(folder):
                 raise InputError(
                     _("A run '{name}' is active in another application; choose another name.").format(name=name)
                 )
@@ -280,11 +302,13 @@ class Trainer:
                 _("There is an unfinished run '{name}'; resume or remove it, or choose another name.").format(name=name)
             )
         _remove(folder)
-        with _complete_folder(folder) as part:
-            job = write_job(part, recordings, job, held_out, regions)
-            (part / "name.txt").write_text(name)
-        new = TrainingJob(name, folder, job, self._python)
-        new.trainer = self
+        new = TrainingJob(name, folder, replace(job, output="model.safetensors", preview="preview.png"), self._python)
+        new.trainer, new.message = self, _("Its recordings are being written.")
+        new.preparation = _complete_run(folder, name, recordings, job, held_out, regions)
+        try:
+            next(new.preparation)  # small ones completely; a folder that cannot be written is reported at once
+        except StopIteration as done:
+            new.preparation, new.message, new.job = None, "", done.value
         self.jobs.append(new)
         if listener:
             self._listeners[new] = listener
@@ -293,7 +317,8 @@ class Trainer:
 
     def free_name(self, wanted: str) -> str:
         """Return `wanted` as a valid run name, with a number if a model or an unfinished run has that name."""
-        return library.free_name(wanted, [path.parent.name for path in self.folder.glob("*/job.json")])
+        taken = [path.parent.name for path in self.folder.glob("*/job.json")]
+        return library.free_name(wanted, [*taken, *(job.name for job in self.jobs if job.preparation is not None)])
 
     def estimate(self, recordings, job: Job, held_out, listener, regions=()) -> Estimate:
         """Measure the time and memory of a run; `listener` is called from `poll` with a dict or an InputError."""
@@ -330,7 +355,7 @@ class Trainer:
 
     def resume(self, job: TrainingJob) -> None:
         """Put a stopped or failed run back into the queue. Raises InputError if another application trains it."""
-        if job.state in ("stopped", "failed") and job.folder.exists():
+        if job.state in ("stopped", "failed") and (job.folder.exists() or job.preparation is not None):
             job.check()
             job.state = "waiting"
             self.poll()
@@ -338,13 +363,14 @@ class Trainer:
     def poll(self) -> None:
         """Collect reports, notify the listeners, and start the next run; return at once."""
         for job in list(self.jobs):
+            job.prepare()
             for report in job.poll():
                 if job in self._listeners:
                     self._listeners[job](job, report)
         self._estimates = [estimate for estimate in self._estimates if not estimate.poll()]
         if not any(job.state == "running" for job in self.jobs):
             waiting = next((job for job in self.jobs if job.state == "waiting"), None)
-            if waiting is not None:
+            if waiting is not None and waiting.preparation is None:
                 try:
                     waiting.start()
                 except (OSError, InputError) as error:
@@ -375,28 +401,45 @@ class Estimate:
 
     def __init__(self, recordings, job: Job, held_out, listener, regions=(), python=None):
         self._folder = tempfile.TemporaryDirectory(prefix="speckle2self-")
-        self._listener = listener
-        write_job(Path(self._folder.name), recordings, job, held_out, regions)
-        self._child = Child(
-            ["-m", "Speckle2SelfLib", "train", "--job", "job.json", "--listen"], python, self._folder.name
-        )
+        self._listener, self._python, self._child = listener, python, None
+        self._preparation = job_in_steps(Path(self._folder.name), recordings, job, held_out, regions)
+        self._prepare(0)
+
+    def _prepare(self, seconds: float = PIECE) -> None:
+        end = time.perf_counter() + seconds
+        try:
+            next(self._preparation)
+            while time.perf_counter() < end:
+                next(self._preparation)
+        except StopIteration:
+            command = ["-m", "Speckle2SelfLib", "train", "--job", "job.json", "--listen"]
+            self._child = Child(command, self._python, self._folder.name)
 
     def poll(self) -> bool:
         """Return whether it has ended, after notifying the listener."""
-        if self._child.poll() is None:
-            return False
+        try:
+            if self._child is None:
+                self._prepare()
+            if self._child is None or self._child.poll() is None:
+                return False
+        except (InputError, OSError) as error:
+            self.close()
+            self._listener(error if isinstance(error, InputError) else InputError(why_not_started(error)))
+            return True
         found = None
         for values in self._child.lines():
             with suppress(InputError):
                 found = found or protocol.training_line(values).estimate
-        message = "".join(self._child.errors()[-1:]).removeprefix("speckle2self: ")
+        message = translated("".join(self._child.errors()[-1:]).removeprefix("speckle2self: "))
         self.close()
         self._listener(found or InputError(message or _("The estimate ended unexpectedly.")))
         return True
 
     def close(self) -> None:
         """End the process at once."""
-        self._child.close()
+        self._preparation.close()
+        if self._child is not None:
+            self._child.close()
         self._folder.cleanup()
 
 
@@ -418,6 +461,14 @@ def export(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Path:
             (part / name).write_text(text, newline="\n")
             (part / name).chmod(0o755)
     return folder
+
+
+def _complete_run(folder: Path, name: str, recordings, job: Job, held_out, regions) -> Generator[None, None, Job]:
+    """Yield the folder of a run, in steps; returns the job as it is written. Raises InputError."""
+    with _complete_folder(folder) as part:
+        job = yield from job_in_steps(part, recordings, job, held_out, regions)
+        (part / "name.txt").write_text(name)
+    return job
 
 
 @contextmanager
@@ -471,6 +522,7 @@ def _remove(folder: Path) -> None:
 
 def _at_work(folder: Path) -> bool:
     """Return whether a process trains the run in a folder, or the folder cannot be written."""
+    settle()  # it may be one of our ending processes
     try:
         with locked(folder / "model.safetensors"):
             return False
@@ -479,10 +531,24 @@ def _at_work(folder: Path) -> bool:
 
 
 def write_job(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Job:
+    """Do all steps of `job_in_steps`; return the job."""
+    return at_once(job_in_steps(folder, recordings, job, held_out, regions))
+
+
+def at_once(steps: Generator):
+    """Do all steps of a generator; return its value."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def job_in_steps(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Generator[None, None, Job]:
     """Write the frames of a run, their regions and its `job.json`, with paths relative to the folder; return the job,
-    whose own files are not moved."""
-    names = write_recordings(folder, "recording", recordings)
-    held_out = write_recordings(folder, "held-out", held_out)
+    whose own files are not moved. Each step writes some `BYTES`."""
+    names = yield from write_recordings(folder, "recording", recordings)
+    held_out = yield from write_recordings(folder, "held-out", held_out)
     job = replace(job, inputs=(*names, *job.inputs), held_out=held_out)
     job = replace(job, output="model.safetensors", preview="preview.png")
     if regions:
@@ -544,14 +610,31 @@ def write_regions(folder: Path, regions, names) -> str:
     return "regions"
 
 
-def write_recordings(folder: Path, prefix: str, recordings) -> tuple[str, ...]:
-    """Write frames to anonymous files `<prefix>-<number>.npy`, in color if they have any, as colored pixels are
-    excluded from the region; return the names."""
-    names = []
+def write_recordings(folder: Path, prefix: str, recordings) -> Generator[None, None, tuple[str, ...]]:
+    """Write frames in steps to anonymous files `<prefix>-<number>.npy`, in color if they have any, as colored pixels
+    are excluded from the region; return the names. recordings: arrays, or objects with shape and dtype that yield
+    frames."""
+    names, done = [], 0
     for number, frames in enumerate(recordings, 1):
-        if frames.ndim == 4:
-            grey = all((frame[..., 1:3] == frame[..., :1]).all() for frame in frames)
-            frames = frames[..., 0] if grey else frames[..., :3]
+        shape, channels, color = tuple(frames.shape), None, False
+        for frame in frames if len(shape) == 4 else ():
+            color = bool((frame[..., 1:3] != frame[..., :1]).any())
+            if color:
+                break
+            done += frame.nbytes
+            if done >= BYTES:
+                done = 0
+                yield
+        if len(shape) == 4:
+            shape, channels = ((*shape[:3], 3), slice(3)) if color else (shape[:3], 0)
         names.append(f"{prefix}-{number}.npy")
-        np.save(folder / names[-1], frames)
+        with (folder / names[-1]).open("wb") as file:
+            header = {"descr": np.lib.format.dtype_to_descr(frames.dtype), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for frame in frames:
+                file.write(np.ascontiguousarray(frame if channels is None else frame[..., channels]))
+                done += frame.nbytes
+                if done >= BYTES:
+                    done = 0
+                    yield
     return tuple(names)

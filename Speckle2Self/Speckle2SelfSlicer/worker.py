@@ -30,7 +30,7 @@ from Speckle2SelfLib.system import InputError
 from Speckle2SelfLib.worker_process import SLOTS, job_arrays, offsets_of, stream_arrays, views
 
 from .processes import GRACE, LONGEST, Child, kill_tree, was_killed, why_not_started
-from .words import _
+from .words import _, translated
 
 ENDED = _(
     "The despeckling process ended unexpectedly ({how}); nothing was changed. Apply again to start a fresh one.{last}"
@@ -169,7 +169,7 @@ class DespeckleJob:
         elif isinstance(answer, protocol.Cancelled):
             self._end("cancelled")
         elif isinstance(answer, protocol.Failed):
-            self._end("failed", answer.message)
+            self._end("failed", translated(answer.message))
         else:
             raise ValueError(f"a job cannot answer {answer!r:.100}")
 
@@ -331,7 +331,7 @@ class Stream:
             self._latencies.append(self._latency)
             self._wake()
         elif isinstance(answer, protocol.Failed):
-            self._fail(answer.message)
+            self._fail(translated(answer.message))
         else:
             raise ValueError(f"a stream cannot answer {answer!r:.100}")
 
