@@ -120,7 +120,7 @@ def _check_matrix(stream, kind: int, size: int, order: str, depth: int = 0) -> N
 
 
 class _Inflated:
-    """Yield the content of a deflated part of a file, piece by piece."""
+    """The content of a deflated part of a file, as a stream."""
 
     def __init__(self, file, size: int):
         self._file, self._left, self._decoder = file, size, zlib.decompressobj()
