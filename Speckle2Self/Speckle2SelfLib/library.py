@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .config import FILTER_NAMES, refuse_filter
-from .metrics import FIGURES, JUDGED
+from .metrics import FIGURES, JUDGED, TRUE_ERRORS
 from .system import CANNOT_WRITE, FilePath, InputError, _, replace_file
 
 if TYPE_CHECKING:
@@ -133,14 +133,31 @@ def own_path(name: str) -> Path:
 
 
 def worse_than_start(card: dict) -> str:
-    """Return the figures in which a trained model is clearly worse than the one it started from, as text; "": none."""
+    """Return the figures in which a trained model is clearly worse than the one it started from, as text; "": none.
+
+    Where errors to a known truth were measured, nothing else counts: all other figures can improve while images get
+    worse.
+    """
     start, end = card.get("figures_at_start") or {}, card.get("figures") or {}
+    known = [name for name in TRUE_ERRORS if name in start and name in end]
     worse = [
         f"{name} {start[name]:.4f} -> {end[name]:.4f}"
-        for name in JUDGED
+        for name in known or JUDGED
         if name in start and name in end and FIGURES[name].is_worse(start[name], end[name])
     ]
     return ", ".join(worse)
+
+
+def gained(card: dict) -> str:
+    """Return a sentence that says what training changed of the error on recordings like those trained on; "" where that
+    was not measured."""
+    start, end = card.get("figures_at_start") or {}, card.get("figures") or {}
+    if card.get("start") == "random weights" or not start.get("rms") or "rms" not in end:
+        return ""
+    change = end["rms"] / start["rms"] - 1
+    changed = f"{'fell' if change < 0 else 'rose'} by {abs(change):.1%}" if abs(change) >= 0.001 else "did not change"
+    what = "simulated frames of your recordings" if "world" in end else "simulated frames"
+    return f"The error on held-out {what} {changed}."
 
 
 def add(path: FilePath, name: str | None = None) -> str:

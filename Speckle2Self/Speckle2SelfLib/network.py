@@ -258,22 +258,34 @@ class LatticePredictions(NamedTuple):
     log_deviation: torch.Tensor | None = None  # (B, 1, H, W) of the frame's errors, of a network that tells it
 
 
-class LatticePair(nn.Module):
+class FrameLearner(nn.Module):
+    """One network that sees whole frames, `high`."""
+
+    def __init__(self, high: nn.Module):
+        super().__init__()
+        self.high: Any = high
+
+    def forward(self, views: Any, high: Any = None) -> LatticePredictions:
+        """Predict from `LatticeViews` of simulated frames, with `high` in place of its own if it is given."""
+        frame, log_deviation = (high or self.high).maps(views.frame)
+        return LatticePredictions(None, frame, log_deviation)
+
+
+class LatticePair(FrameLearner):
     """The two networks of the disjoint recipe: `low` sees one lattice, `high` the frame. Only `high` is kept."""
 
     def __init__(self, high: nn.Module, width: int = 32):
-        super().__init__()
-        self.high: Any = high
+        super().__init__(high)
         self.low = FastNetwork(width, cell=1, extra=4)
 
     def forward(self, views: Any, high: Any = None) -> LatticePredictions:
         """Predict from `LatticeViews`, with `high` in place of the pair's own if it is given."""
-        frame, log_deviation = (high or self.high).maps(views.frame)
+        predictions = super().forward(views, high)
         if views.lattice is None:
-            return LatticePredictions(None, frame, log_deviation)
+            return predictions
         height, width = views.lattice.shape[-2:]
         lattice = F.pad(views.lattice, (0, -width % 4, 0, -height % 4), mode="replicate")
-        return LatticePredictions(self.low(lattice)[..., :height, :width], frame)
+        return LatticePredictions(self.low(lattice)[..., :height, :width], predictions.frame)
 
 
 NETWORKS = {"fast": FastNetwork, "published": SpeckleReductionNetwork}  # by `ModelConfig.architecture`

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,12 +35,13 @@ class Matlab(Format):
         from scipy.io import loadmat, whosmat
 
         with reading(path, "a file of MATLAB", "scipy"):
+            _check_elements_of_file(path)
             shapes = {name: shape for name, shape, kind in whosmat(path) if kind in NUMBERS}
             name = chosen(path, {name: _turned(shape) for name, shape in shapes.items()}, key)
             claimed = count_values(list(shapes[name]), path)
             if claimed > path.stat().st_size * DEFLATE_LIMIT:
                 raise InputError(f"{path} is damaged: it promises {claimed} values.")
-            array = loadmat(path, variable_names=[name, *OURS[1:]])
+            array = loadmat(path, variable_names=[name, *(one for one in OURS[1:] if one in shapes)])
         others = {other: array.get(other) for other in OURS[1:]}
         return _recording(path, self.name, turned(array[name]), {"key": name}, others)
 
@@ -72,6 +74,69 @@ class Matlab(Format):
 
 
 NUMBERS = {"double", "single", "logical", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))}
+
+
+MATRIX, PACKED = 14, 15  # kinds of elements in a file of MATLAB
+VALUES = {*range(1, 8), 9, 12, 13, 16, 17, 18}  # the kinds that hold values of one type
+NESTING = (1, 2, 3, 16, 17)  # classes of arrays that hold others
+DEEPEST = 50  # arrays in arrays
+
+
+def _check_elements_of_file(path: Path) -> None:
+    """ValueError for elements of kinds that there are not: scipy ends the whole process with them."""
+    with path.open("rb") as file:
+        order = "<" if file.read(128)[126:] == b"IM" else ">"
+        while len(tag := file.read(8)) == 8:
+            kind, length = np.frombuffer(tag, f"{order}u4").tolist()
+            start = file.tell()
+            if kind == PACKED:
+                stream = _Inflated(file, length)
+                kind, inner = np.frombuffer(stream.read(8), f"{order}u4").tolist()
+                _check_matrix(stream, kind, inner, order)
+            else:
+                _check_matrix(file, kind, length, order)
+            file.seek(start + length)
+
+
+def _check_matrix(stream, kind: int, size: int, order: str, depth: int = 0) -> None:
+    """ValueError where a matrix of `size` bytes has elements that its class does not."""
+    if kind != MATRIX or depth > DEEPEST:
+        raise ValueError("its elements are damaged")
+    if size == 0:
+        return
+    head = np.frombuffer(stream.read(16), f"{order}u4").tolist()
+    size, nesting = size - 16, head[2] & 0xFF in NESTING
+    while size >= 8:
+        kind, length = np.frombuffer(stream.read(8), f"{order}u4").tolist()
+        small = kind >> 16
+        kind, length = (kind & 0xFFFF, 0) if small else (kind, length)
+        size -= 8 + length + -length % 8
+        if kind == MATRIX and nesting and not small:
+            _check_matrix(stream, kind, length, order, depth + 1)
+        elif kind not in VALUES or small > 4 or size < -7:
+            raise ValueError("its elements are damaged")
+        else:
+            stream.read(length + -length % 8)
+
+
+class _Inflated:
+    """What a deflated part of a file holds, from its beginning to its end."""
+
+    def __init__(self, file, size: int):
+        self._file, self._left, self._decoder = file, size, zlib.decompressobj()
+
+    def read(self, count: int) -> bytes:
+        parts = []
+        while count > 0 and not self._decoder.eof:
+            packed = self._decoder.unconsumed_tail or self._file.read(min(self._left, 2**16))
+            if not self._decoder.unconsumed_tail:
+                self._left -= len(packed)
+            part = self._decoder.decompress(packed, count)
+            if not part and not packed:
+                break
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)
 
 
 class Hdf5(Format):

@@ -46,7 +46,7 @@ def folder(cine, tmp_path, monkeypatch):
 
 def job(**changes):
     given = {"inputs": ["Doe^Jane.npy"], "output": "m.model", "init": "start.model", "preset": "adapt", "batch": 2}
-    given["simulated"] = 0
+    given |= {"simulated": 0, "recipe": "disjoint"}
     return Job(**({**given, "steps": 12, "device": "cpu", "region": "none", "report": 1} | changes))
 
 
@@ -309,7 +309,8 @@ def test_what_cannot_be_written_is_told_before_the_run(folder, monkeypatch):
 
 
 def test_what_has_no_effect_is_refused_or_told(folder):
-    for given in (job(width=8), job(init=None, width=8), job(init=None, preset="paper", width=8)):
+    paper = job(init=None, preset="paper", recipe=None, width=8)
+    for given in (job(width=8), job(init=None, width=8), paper):
         with pytest.raises(InputError, match="width"):
             runs.run(given)
     lines = []
@@ -581,7 +582,7 @@ def test_a_recordings_grain_is_told_in_its_own_pixels(folder):
     np.save("coarse.npy", np.round(made * 255).astype(np.uint8))
     recorded = estimate_grain(made)
     assert recorded[1] > 2, "more than the model's"
-    for given in ({}, {"init": None, "preset": "paper", "batch": 1}):
+    for given in ({}, {"init": None, "preset": "paper", "recipe": None, "batch": 1}):
         lines = []
         runs.run(job(inputs=["coarse.npy"], estimate=True, steps=1, **given), lines.append)
         assert lines[0]["estimate"]["grain"][0] == pytest.approx(recorded, abs=0.2)
@@ -593,7 +594,8 @@ def test_a_recordings_grain_is_told_in_its_own_pixels(folder):
 
 def test_a_job_file_and_the_command_line_say_the_same(folder, capsys):
     Path("job.json").write_text(json.dumps({"inputs": ["Doe^Jane.npy"], "output": "m.model", "init": "start.model",
-                                            "steps": 3, "batch": 2, "region": "none"}))  # fmt: skip
+                                            "steps": 3, "batch": 2, "region": "none", "recipe": "disjoint",
+                                            "simulated": 0}))  # fmt: skip
     assert main(["train", "--job", "job.json", "--steps", "2"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-2])["step"] == 2
     for content, expected in (("{", "not a job file"), ('{"inputs": "x"}', "Name the model"), ("[1]", "Name the model"),
@@ -606,7 +608,7 @@ def test_a_job_file_and_the_command_line_say_the_same(folder, capsys):
 
 def test_ctrl_c_saves_and_leaves_cleanly(folder):
     command = [*TRAIN, "Doe^Jane.npy", "--output", "m.model", "--init", "start.model", "--batch", "2",
-               "--simulated", "0", "--steps", "100000", "--region", "none"]  # fmt: skip
+               "--recipe", "disjoint", "--simulated", "0", "--steps", "100000", "--region", "none"]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while '"step": 10' not in process.stdout.readline():
         assert process.poll() is None
@@ -626,7 +628,7 @@ def test_ctrl_c_saves_and_leaves_cleanly(folder):
 @pytest.mark.parametrize("gone", ["reader", "terminal"])
 def test_a_run_whose_reader_or_terminal_is_gone_saves_and_ends(folder, gone):
     command = [*TRAIN, "Doe^Jane.npy", "--output", "m.model", "--init", "start.model", "--batch", "2", "--report", "1",
-               "--simulated", "0", "--steps", "100000", "--region", "none"]  # fmt: skip
+               "--recipe", "disjoint", "--simulated", "0", "--steps", "100000", "--region", "none"]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while '"step": 5' not in process.stdout.readline():
         assert process.poll() is None
@@ -664,7 +666,8 @@ for _ in sys.stdin:  # all is imported once, and each process that is killed is 
     print("ended", flush=True)
 """
     command = [sys.executable, "-c", code, "train", "Doe^Jane.npy", "--output", "m.model", "--init", "start.model",
-               "--preset", "adapt", "--simulated", "0", "--batch", "2", "--steps", "100000", "--region", "none",
+               "--preset", "adapt", "--recipe", "disjoint", "--simulated", "0", "--batch", "2", "--steps", "100000",
+               "--region", "none",
                "--resume", "--report", "1"]  # fmt: skip
     chance, reached = random.Random(0), 0
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

@@ -327,6 +327,7 @@ def test_curve_and_preview_fill_the_scene_and_the_model_is_at_hand(desk, train):
     rows = table.GetNumberOfRows()
     desk.wait(lambda: table.GetNumberOfRows() > rows + 1)
     assert slicer.util.getNode(f"{job.name} loss").GetNumberOfPlotSeriesNodes() >= 2
+    assert slicer.util.getNode(f"{job.name} true error").GetNumberOfPlotSeriesNodes() == 3, "a curve of what is judged"
     assert "per second" in train.ui.runLabel.text and train.ui.progressBar.value > 0
     before, after = (slicer.util.getNode(f"{job.name} held-out frame{end}") for end in ("", " despeckled"))
     composites = {c.GetLayoutName(): c for c in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")}
@@ -357,8 +358,12 @@ def test_a_run_that_is_done_still_shows_its_last_preview(desk, train):
     choose(train)
     train.ui.stepsSpinBox.value = 3
     train.ui.trainButton.click()
+    desk.wait(lambda: train.ui.runLabel.text and "Speckle size" in train.ui.runLabel.text)
     desk.wait(lambda: train.job.ended)
     assert train.job.state == "done", train.job.message
+    assert "Done" in train.ui.runLabel.text and (
+        "The error on held-out" in train.ui.runLabel.text or "did not improve" in train.ui.runLabel.text
+    )
     train.ui.showButton.click()
     for end in ("", " despeckled"):
         volume = slicer.util.getNode(f"{train.job.name} held-out frame{end}")
@@ -373,7 +378,7 @@ def test_what_is_simulated_before_the_first_step_is_told_and_can_be_paused(desk,
     monkeypatch.setattr(training_data, "Job", lambda *given, **options: Job(*given, **options, simulated=4000))
     choose(train)
     train.ui.trainButton.click()
-    desk.wait(lambda: train.ui.progressBar.visible)
+    desk.wait(lambda: train.ui.progressBar.visible and train.ui.progressBar.value)  # 0 while scanners are tried
     assert "Simulating 4000 anatomies" in train.ui.runLabel.text
     assert train.ui.progressBar.maximum == 4000 and 0 < train.ui.progressBar.value < 4000
     train.ui.pauseButton.click()

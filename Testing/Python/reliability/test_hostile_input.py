@@ -430,6 +430,26 @@ def test_refused(name, tmp_path):
     assert resident() - before < 100e6, "before anything of that size is allocated"
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_kinds_of_elements_that_end_a_process_are_refused(packed, tmp_path):
+    """With these scipy's reader of MATLAB ends the whole process, which in Slicer is the application."""
+    import zlib
+
+    buffer = io.BytesIO()
+    savemat(buffer, {"frames": FRAMES.transpose(1, 2, 0), "info": {"probe": "L14", "parts": [1.0, "a"]}})
+    good = buffer.getvalue()
+    assert np.array_equal(files.read(write(tmp_path, "case.mat", good)).frames, FRAMES)
+    for kind in (0, 8, 14, 15, 19, 60, 1000, 65535, 0x40000, 0x10064):
+        data = bytearray(good)
+        data[192:196] = kind.to_bytes(4, "little")  # of the values, behind flags, sizes and name
+        if packed:
+            element = zlib.compress(bytes(data[128:]))
+            data[128:] = (15).to_bytes(4, "little") + len(element).to_bytes(4, "little") + element
+        with bounded(), pytest.raises(InputError) as error:
+            files.read(write(tmp_path, "case.mat", bytes(data)))
+        told(error)
+
+
 def test_images_that_claim_to_be_large_are_refused_before_they_are_read(tmp_path):
     import struct
     import zlib

@@ -36,7 +36,15 @@ def job(tmp_path):
     torch.manual_seed(0)
     checkpoint.save(tmp_path / "start.model", model, build(model), {})
     return Job(
-        "", preset="adapt", init=str(tmp_path / "start.model"), steps=3, batch=2, simulated=0, device="cpu", report=1
+        "",
+        preset="adapt",
+        recipe="disjoint",
+        init=str(tmp_path / "start.model"),
+        steps=3,
+        batch=2,
+        simulated=0,
+        device="cpu",
+        report=1,
     )
 
 
@@ -304,7 +312,8 @@ from Speckle2SelfLib.config import Job
 from Speckle2SelfSlicer.trainer import Trainer
 trainer, longest = Trainer(), 0.0
 frames = np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)
-run = trainer.add("run", [frames], Job("", preset="adapt", init=sys.argv[1], steps=10**6, simulated=0, batch=2,
+run = trainer.add("run", [frames], Job("", preset="adapt", recipe="disjoint", init=sys.argv[1], steps=10**6,
+                  simulated=0, batch=2,
                                        interval=2, device="cpu", report=1))
 stopped = False
 while not run.ended:
@@ -357,7 +366,8 @@ from Speckle2SelfLib.config import Job
 from Speckle2SelfSlicer.trainer import Trainer, write_job
 trainer = Trainer()
 run = trainer.add("orphan", [np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)],
-                  Job("", preset="adapt", init=sys.argv[1], steps=10**6, simulated=0, batch=2, device="cpu", report=1))
+                  Job("", preset="adapt", recipe="disjoint", init=sys.argv[1], steps=10**6,
+                  simulated=0, batch=2, device="cpu", report=1))
 while len(run.reports) < 3:
     trainer.poll()
     time.sleep(0.02)
@@ -401,7 +411,8 @@ from Speckle2SelfLib.config import Job
 from Speckle2SelfSlicer.trainer import Trainer
 disk, trainer = Path.cwd(), Trainer(Path.cwd() / "runs")
 frames = np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)
-run = trainer.add("small", [frames], Job("", preset="adapt", init=sys.argv[1], steps=10**6, simulated=0, interval=2,
+run = trainer.add("small", [frames], Job("", preset="adapt", recipe="disjoint", init=sys.argv[1], steps=10**6,
+                  simulated=0, interval=2,
                                          batch=2, device="cpu", report=1))
 model = run.folder / "model.safetensors"
 state = Path(f"{model}.state")  # is written before

@@ -95,10 +95,11 @@ def test_curves_and_previews_are_nodes_that_are_kept_up_to_date(logic, volume):
     nodes = logic.showProgress(job)
     rows = nodes["table"].GetNumberOfRows()
     terms = nodes["loss"].GetNumberOfPlotSeriesNodes()
-    assert rows >= 3 and 4 <= terms <= 8, "of lattices and of simulated frames, as they come; each held out too"
-    assert nodes["figures"].GetNumberOfPlotSeriesNodes() == 4, "the error of simulated frames is the fourth"
+    assert rows >= 3 and terms == 4, "two of simulated frames; each held out too"
+    assert nodes["errors"].GetNumberOfPlotSeriesNodes() == 3, "of the recording, of other anatomies, and repeat"
+    assert nodes["figures"].GetNumberOfPlotSeriesNodes() == 3, "those that need no truth"
     names = [nodes["table"].GetColumnName(i) for i in range(nodes["table"].GetNumberOfColumns())]
-    assert names[0] == "step" and {"lattice", "consistency", "held-out lattice", "homogeneity"} <= set(names)
+    assert names[0] == "step" and {"truth", "slopes", "held-out truth", "homogeneity", "rms", "world"} <= set(names)
     before, after = (slicer.util.arrayFromVolume(nodes[role]) for role in ("before", "after"))
     assert before.shape == after.shape == (1, 64, 64) and before.std() > 10, "as recorded"
     assert job.wait(90) and job.state == "done", job.message
