@@ -135,16 +135,19 @@ class Child:
             self.process.stdin.write(text.encode() + b"\n")
             self.process.stdin.flush()
 
-    def close(self) -> None:
-        """End the process and its descendants at once. Slow parts, such as freeing gigabytes, are waited for in the
-        background, see `settle`."""
+    def close(self, wait: bool = True) -> None:
+        """End the process and all that it started, at once.
+
+        The system may take long for it, as memory of gigabytes is given back. wait: until that is done, a second at
+        most; else it is done in the background after a moment, see `settle`.
+        """
         if self.poll() is None:
             kill_tree(self.process)
         self._ended = True
         ending = threading.Thread(target=self._end)
         _ending.add(ending)
         ending.start()
-        ending.join(PATIENCE)
+        ending.join(None if wait or os.name == "nt" else PATIENCE)  # Windows removes no folder that is in use
 
     def _end(self) -> None:
         with suppress(subprocess.TimeoutExpired):

@@ -208,7 +208,7 @@ class TrainingJob:
                     code=code, last="".join(_(" It said: {line}").format(line=line) for line in last)
                 )
         if self._child is not None:
-            self._child.close()
+            self._child.close(wait=False)
             self._child = None
 
     def check(self) -> None:
@@ -255,7 +255,7 @@ class TrainingJob:
         self.check()
         self.discard()
         if self._child is not None:
-            self._child.close()
+            self._child.close(wait=False)
             self._child = None
         self.state, self.message = "stopped", _("Cancelled.")
         _remove(self.folder)
@@ -439,7 +439,7 @@ class Estimate:
         """End the process at once."""
         self._preparation.close()
         if self._child is not None:
-            self._child.close()
+            self._child.close(wait=False)
         self._folder.cleanup()
 
 

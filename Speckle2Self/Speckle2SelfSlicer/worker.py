@@ -12,7 +12,6 @@ import mmap
 import os
 import sys
 import tempfile
-import threading
 import time
 import uuid
 import weakref
@@ -29,7 +28,7 @@ from Speckle2SelfLib.config import DespeckleOptions
 from Speckle2SelfLib.system import InputError
 from Speckle2SelfLib.worker_process import SLOTS, job_arrays, offsets_of, stream_arrays, views
 
-from .processes import GRACE, LONGEST, Child, kill_tree, was_killed, why_not_started
+from .processes import GRACE, LONGEST, Child, was_killed, why_not_started
 from .words import _, translated
 
 ENDED = _(
@@ -523,14 +522,8 @@ class Worker:
 
     def _end_child(self, wait: bool = False) -> None:
         child, self._child = self._child, None
-        if child is None:
-            return
-        if not wait:  # only the clean-up may be slow
-            if os.name != "nt" and child.poll() is None:
-                kill_tree(child.process)
-            threading.Thread(target=child.close, daemon=True).start()
-        else:
-            child.close()
+        if child is not None:
+            child.close(wait)
 
 
 def _check_frames(shape: tuple, dtype: np.dtype) -> None:
