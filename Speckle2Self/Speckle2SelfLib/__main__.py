@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from .checkpoint import Model
     from .despeckling import Filter
-    from .files import Recording
 
 _interrupted = threading.Event()  # by Ctrl-C: some libraries swallow KeyboardInterrupt while they are imported
 

@@ -76,9 +76,7 @@ def as_stack(frames: np.ndarray) -> np.ndarray:
     return stack
 
 
-def find_region(
-    stack: np.ndarray, region: np.ndarray | str | None, within: np.ndarray | None = None
-) -> np.ndarray:
+def find_region(stack: np.ndarray, region: np.ndarray | str | None, within: np.ndarray | None = None) -> np.ndarray:
     """Return the region (H, W) bool of frames (N, H, W[, C]): detected ("auto", maybe `within`), everything (None) or
     as given."""
     if isinstance(region, str):

@@ -73,9 +73,10 @@ def despeckle(
             pixel, in its grey values; 0 where nothing is changed. For models that estimate it.
         options: strength, gamma, cautious and device, as `DespeckleOptions` explains them.
 
-    Returns an array of the same shape, type and value range. Pixels outside the region, colored ones, graphics and those
-    that are not finite come back bit for bit. One grey mapping and one grain serve all frames, so that nothing flickers (only
-    the published model normalizes every frame by itself, as published). Raises InputError in one sentence, Cancelled.
+    Returns an array of the same shape, type and value range. Pixels outside the region, colored ones, graphics and
+    those that are not finite come back bit for bit. One grey mapping and one grain serve all frames, so that nothing
+    flickers (only the published model normalizes every frame by itself, as published). Raises InputError in one
+    sentence, Cancelled.
     """
     chosen = _check_options(options)
     model = find_model(model)
@@ -343,15 +344,17 @@ def _fill_gaps(values: torch.Tensor, region: np.ndarray, finite: np.ndarray) -> 
 
 
 def _fill_drawn(values: torch.Tensor, drawn: np.ndarray, inside: np.ndarray) -> torch.Tensor:
-    """Replace every pixel of (N, H, W) that is `drawn` by the nearest one that is not, and `inside`, if one is near.
+    """Replace every pixel of (N, H, W) that is `drawn`, or near that and outside, by the nearest one that is neither.
 
-    Args: drawn (N, H, W) bool; inside, bool (N or none, H, W)."""
+    Args: drawn (N, H, W) bool; inside, bool (N or none, H, W).
+    """
     filled = values.cpu().numpy().copy()
     for number, mask in enumerate(drawn):
+        good = (inside if inside.ndim == 2 else inside[number]) & ~mask
         labels, _ = ndimage.label(ndimage.maximum_filter(mask, 2 * NEAR + 1))
         for box in ndimage.find_objects(labels):  # a clock is small
-            good = ~mask[box] & (inside if inside.ndim == 2 else inside[number])[box]
-            filled[number][box] = np.where(mask[box], fill_outside(filled[number][box][None], good)[0], filled[number][box])
+            part = filled[number][box]
+            np.copyto(part, fill_outside(part[None], good[box])[0], where=~good[box])
     return torch.from_numpy(filled).to(values.device)
 
 

@@ -54,11 +54,10 @@ def grey(frames: np.ndarray, brightest_of_all: float | None = None, tint: Tint |
 def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     """Return the imaged region (H, W) bool of a recording (N, H, W[, C]).
 
-    Light parts are divided into image and graphics: graphics are small and sharp, or ruled lines where nothing moves,
-    or do not change while the rest of the recording does, or have a hue. The region is the convex hull of the
-    image parts (the whole rectangle where they fill nine tenths of one), less the graphics in it and two pixels around
-    them; dark cysts and shadows belong to it. All False where nothing looks like ultrasound, such as constant frames or
-    a screen of windows.
+    Light parts are divided into image and graphics, which the network of `detector.py` finds, or which have a hue. The
+    region is the convex hull of the image parts (the whole rectangle where they fill nine tenths of one), less what is
+    black and joined to what is outside, and less the graphics that stand still and two pixels around them; dark cysts
+    belong to it. All False where nothing looks like ultrasound, such as constant frames or a screen of windows.
 
     Args: within, (H, W) bool: search only there, for example where the file says that the image is.
     """

@@ -47,7 +47,12 @@ SLICER = [
     {"curves", "panel", "training_data"},
     {"panel_parts"},
 ]
-BENCH = [{"baselines", "phantom", "report", "graphics_cases", "train_detector"}, {"cases", "speed"}, {"natural"}, {"quality"}]
+BENCH = [
+    {"baselines", "phantom", "report", "graphics_cases", "train_detector"},
+    {"cases", "speed"},
+    {"natural"},
+    {"quality"},
+]
 
 
 def scripts(project, package):

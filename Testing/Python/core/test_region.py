@@ -10,6 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 from Speckle2SelfLib import files
+from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.detector import graphics_in
 from Speckle2SelfLib.region import detect, grey
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
@@ -319,22 +320,28 @@ def test_ticks_at_the_edge_of_the_image_stay_as_they_are():
     assert not (detect(frames) & drawn).any()
 
 
-def test_a_trace_that_scrolls_over_a_cine_stays_as_it_is():
+def changeable(frames):
+    """Where despeckling may change frames (N, H, W), bool: by a filter that changes all that it is given."""
+    return despeckle(frames, lambda values: np.where(values > 0.5, values - 0.3, values + 0.3)) != frames
+
+
+def test_a_trace_that_scrolls_over_a_cine_stays_as_it_is_in_every_frame_and_its_way_does_not():
     frames = np.round(tissue((160, 200), 6, 8, "flat") * 150).astype(np.uint8)
     x = np.arange(200)
     for number, frame in enumerate(frames):
         height = np.where((x + 7 * number) % 50 < 3, 20, 0)
         for column in x:
             frame[130 - height[column] : 132, column] = 255
-    region = detect(frames)
-    assert (region & (frames == 255).any(0)).sum() <= 0.05 * (frames == 255).any(0).sum()
-    assert region[:90].mean() > 0.95
+    changes = changeable(frames)
+    assert (changes & (frames == 255)).sum() <= 0.01 * (frames == 255).sum()
+    assert changes[:, :90].mean() > 0.95 and changes[:, 108:126].mean() > 0.7
 
 
 def test_the_shared_graphics_stay_as_they_are(shared_data):
     faults = shared_data / "faults"
     overlays, mask = (np.load(faults / "cine_overlays" / f"{name}.npz")["arr_0"] for name in ("overlays", "mask"))
-    assert (mask & detect(overlays)).sum() < 0.1 * mask.sum(), "85 % changed before; the rest is for the network"
+    changes = changeable(overlays)
+    assert (mask & changes).sum() <= 0.01 * mask.sum()
     ticks = np.asarray(Image.open(faults / "scale_ticks" / "ticks.png"))
     drawn = (ticks == 210) & (ndimage.uniform_filter((ticks == 210).astype(float), (1, 5)) > 0.99)
     assert drawn.sum() > 50 and not (detect(ticks[None]) & drawn).any()
