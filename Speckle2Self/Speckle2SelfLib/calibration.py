@@ -52,11 +52,11 @@ def calibrate(
     """
     stack = as_stack(frames)
     bounds = value_range(stack)
-    detected = isinstance(region, str)
+    moving = isinstance(region, str) and len(stack) > 1
     region = find_region(stack, region, within)
     mapping = grey_mapping(stack, region)
     grain = grain_in(stack, region) if with_grain and region.any() and mapping[0] < mapping[1] else None
-    return Calibration(region, mapping, grain, bounds, find_tint(stack), detected)
+    return Calibration(region, mapping, grain, bounds, find_tint(stack), moving)
 
 
 def as_stack(frames: np.ndarray) -> np.ndarray:

@@ -7,11 +7,11 @@ from scipy import ndimage
 from skimage.measure import label as label_equal
 from skimage.morphology import convex_hull_image
 
-from .detector import graphics_in
+from .detector import graphics_over_time
 from .grey import HUE_NOISE, HUE_TOLERANCE, evenly, luminance
 from .tint import Tint, find_tint
 
-STANDING = 0.5  # of the frames show the same graphics: the others move
+EVEN = 5  # pixels: speckle is nowhere of one value over so many rows and columns
 WATER = 0.3  # of the hull is light where tissue is imaged, and not a phantom in water
 GAP = 4  # pixels: what is black and outside is nowhere narrower
 SMALLEST = 64  # pixels of a part of the region; the inside of a letter has fewer
@@ -66,7 +66,7 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     if not np.isfinite(grey_values).any():
         return nothing
     grey_values = _darken_outside(grey_values, within)
-    brightest, steady = grey_values.max(0), grey_values.mean(0)
+    brightest, steady, darkest = grey_values.max(0), grey_values.mean(0), grey_values.min(0)
     black, white = np.percentile(brightest, (1, 99.9))
     black = min(black, np.percentile(grey_values, 5))
     span = white - black
@@ -84,13 +84,16 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
 
     change = grey_values.std(0) / span
     moves = len(chosen) > 4 and np.median(change[lit]) > 0.01
-    drawn = graphics_in(grey_values[evenly(len(chosen), 12)])
-    image = _find_image_parts(lit & ~(drawn.any(0) | colored), lit & drawn.any(0), change if moves else None)
+    some = grey_values[evenly(len(chosen), 12)]
+    standing, moving = graphics_over_time(some)
+    even = flat & (ndimage.maximum_filter(brightest, EVEN) == ndimage.minimum_filter(darkest, EVEN))
+    standing |= ndimage.binary_dilation(even & (brightest < grey_values.max()), np.ones((EVEN, EVEN)))  # panels
+    below = np.where(moving.any(0), np.where(moving, -np.inf, some).max(0), brightest)  # without what moves
+    tissue = (below > black + max(0.02 * span, rounding)) & ~standing & ~colored
+    image = _find_image_parts(tissue, lit & (standing | moving.any(0)), change if moves else None)
     if not image.any():
         return nothing
-    standing = drawn.mean(0) > STANDING
-    darkest = grey_values.min(0)
-    dark = np.where(drawn.any(0), darkest, brightest) <= black + max(0.008 * span, rounding)  # also below what moves
+    dark = below <= black + max(0.008 * span, rounding)
     region = _find_outline(image, lit, dark | standing)
     region &= ~_find_boxes(brightest, darkest, region)
     region = _remove_specks(region & ~ndimage.binary_dilation(standing | (lit & colored), iterations=2), SMALLEST)

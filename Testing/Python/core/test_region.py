@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from Speckle2SelfLib import files
 from Speckle2SelfLib.despeckling import despeckle
-from Speckle2SelfLib.detector import graphics_in
+from Speckle2SelfLib.detector import graphics_over_time
 from Speckle2SelfLib.region import detect, grey
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
 
@@ -191,7 +191,7 @@ def test_hardly_any_tissue_is_taken_for_graphics_in_a_single_frame():
     taken = []
     for seed in range(12):
         made = simulate(SimulationConfig((200, 200), 1, (1.0, 1.6)), np.random.default_rng(seed))
-        taken.append(graphics_in(np.round(made.frames * 255)).mean())
+        taken.append(graphics_over_time(np.round(made.frames * 255))[0].mean())
     assert np.mean(taken) < 0.003, taken
 
 
