@@ -90,14 +90,31 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     standing |= ndimage.binary_dilation(even & (brightest < grey_values.max()), np.ones((EVEN, EVEN)))  # panels
     below = np.where(moving.any(0), np.where(moving, -np.inf, some).max(0), brightest)  # without what moves
     tissue = (below > black + max(0.02 * span, rounding)) & ~standing & ~colored
+    if moves:
+        still, distinct = _find_still(change, (steady - black) / span, lit)
+        tissue, standing = tissue & ~still, standing | distinct
     image = _find_image_parts(tissue, lit & (standing | moving.any(0)), change if moves else None)
     if not image.any():
         return nothing
     dark = below <= black + max(0.008 * span, rounding)
     region = _find_outline(image, lit, dark | standing)
+    standing &= ~_find_cysts((brightest <= black + max(0.008 * span, rounding)) & region)
     region &= ~_find_boxes(brightest, darkest, region)
     region = _remove_specks(region & ~ndimage.binary_dilation(standing | (lit & colored), iterations=2), SMALLEST)
     return region if within is None else region & within
+
+
+def _find_still(change: np.ndarray, level: np.ndarray, lit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what stands still while the recording moves, bool (H, W), and of it what is graphics for sure: frozen, or
+    standing out from a dark ground; tissue can be still by chance.
+
+    Args: the standard deviation over time and the mean, as shares of the span of grey values; lit, bool (H, W).
+    """
+    # Light and still, while speckle changes by a fifth of its brightness and more, if the probe or tissue moves.
+    frozen, light = change < 0.002, lit & (level > 0.15)
+    usual = np.median(change[light] / level[light]) if light.any() else 0
+    still = lit & _remove_specks(frozen | (light & (change < min(0.05, usual / 4) * level)))
+    return still, _remove_specks(still & (frozen | (level > 2 * ndimage.uniform_filter(level, 13))), 2)
 
 
 def _darken_outside(grey_values: np.ndarray, within: np.ndarray | None) -> np.ndarray:
@@ -121,7 +138,15 @@ def _find_outline(image: np.ndarray, lit: np.ndarray, black: np.ndarray) -> np.n
     wide = ndimage.binary_opening(np.pad(black | ~region, GAP, constant_values=True), np.ones((GAP, GAP)))
     labels, _ = ndimage.label(wide)
     outside = (labels == labels[0, 0])[GAP:-GAP, GAP:-GAP]
-    return region & ~(ndimage.binary_dilation(outside, np.ones((3, 3)), 2) & black)
+    return region & ~ndimage.binary_dilation(outside, iterations=GAP, mask=black | outside)
+
+
+def _find_cysts(dark: np.ndarray) -> np.ndarray:
+    """Return the black parts (H, W) bool of an image that are no rectangles, and their borders."""
+    labels, count = ndimage.label(ndimage.binary_opening(dark, np.ones((GAP, GAP))))
+    parts = zip(range(1, count + 1), ndimage.find_objects(labels), strict=True)
+    crooked = [label for label, box in parts if (labels[box] == label).mean() < 0.85]
+    return ndimage.binary_dilation(np.isin(labels, crooked), iterations=GAP)
 
 
 def _find_boxes(brightest: np.ndarray, darkest: np.ndarray, within: np.ndarray) -> np.ndarray:
