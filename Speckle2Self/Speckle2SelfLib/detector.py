@@ -18,7 +18,7 @@ from .inference import fast_network, through_network
 
 FILE = Path(__file__).resolve().parent.parent / "Resources" / "graphics.safetensors"  # no model for despeckling
 LOGITS = 16.0  # by which the network's output, counted from 1/2, is multiplied
-ALONE, TOGETHER = 1.5, 0.5  # logits from which a pixel of one frame is drawn, or of frames on average
+ALONE, TOGETHER = 1.5, 0.5  # logits from which a pixel of one frame is drawn, or of several on average
 MARGIN = 1  # pixels around what is found that count as drawn, too
 
 
@@ -64,5 +64,6 @@ def graphics_over_time(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(frames) == 1:
         turns = ([1], [2], [1, 2])
         total += sum(_logits(torch.from_numpy(frames).flip(axes), bounds).flip(axes) for axes in turns)
-    always = _with_margin(total / (len(frames) if len(frames) > 1 else 4) > TOGETHER)[0].numpy()
+    many = len(frames) > 1
+    always = _with_margin(total / len(frames) > TOGETHER if many else total / 4 > ALONE)[0].numpy()
     return always, each | always
