@@ -13,13 +13,13 @@ demo: $(READY)
 	Testing/headless-slicer Testing/demo.py $(if $(INPUT),"$(INPUT)")
 
 test: $(READY)
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto Testing/Python/core Testing/Python/scene
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist worksteal Testing/Python/core Testing/Python/scene
 	.venv/bin/python -m pytest -n 2 --dist loadfile Testing/Python/panel Testing/Python/reliability
 
 # With what Slicer 5.10 bundles; its pydicom comes without the examples of later ones.
 test-5.10: $(OLDEST)/.ready
 	OMP_NUM_THREADS=1 PYDICOM_EXAMPLES="$(CURDIR)/$(OLDEST)/later/pydicom/data/test_files" \
-	  $(OLDEST)/bin/python -m pytest -n auto Testing/Python/core Testing/Python/scene
+	  $(OLDEST)/bin/python -m pytest -n auto --dist worksteal Testing/Python/core Testing/Python/scene
 
 bench: $(READY)
 	.venv/bin/speckle2self benchmark speed build/bench --history Documentation/speed_history.csv

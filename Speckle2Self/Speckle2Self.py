@@ -29,14 +29,18 @@ from Speckle2SelfLib import library
 from Speckle2SelfLib.config import AXES, FILTER_NAMES, DespeckleOptions
 from Speckle2SelfLib.system import InputError
 from Speckle2SelfSlicer import comparison, dependencies, regions, sample_data, scene
+from Speckle2SelfSlicer.file_reader import Speckle2SelfFileReader  # noqa: F401, which Slicer finds by its name
 from Speckle2SelfSlicer.panel import Panel, WrapperCache, box, reporting_errors
-from Speckle2SelfSlicer.panel_parts import ComparePart, LivePart
+from Speckle2SelfSlicer.panel_parts import APPLY_AGAIN, ComparePart, LivePart, UncertaintyPart
 from Speckle2SelfSlicer.regions import RegionNode
 from Speckle2SelfSlicer.session import Session, shared
 
 UltrasoundNode = Union[  # noqa: UP007, see regions.RegionNode
     vtkMRMLScalarVolumeNode, vtkMRMLVectorVolumeNode, vtkMRMLStreamingVolumeNode, vtkMRMLSequenceNode, None
 ]
+
+
+LOOK = ("strength", "gamma", "cautious")  # parameters that change the output without the network
 
 
 class Speckle2Self(ScriptedLoadableModule):
@@ -80,6 +84,8 @@ class Speckle2SelfParameterNode:
     device - what to compute on.
     strength - 0: the input, to 1: the despeckled image.
     gamma - exponent on the despeckled grey values; above 1 darkens.
+    cautious - how much of the input to keep where the model is uncertain, from 0 to all (1).
+    showUncertainty - whether uncertain places are colored in the slice views.
     keepPartial - whether a cancelled run leaves the frames that were done.
     tissueNode, lumenNode - where figures of merit are measured.
     filter - a classical filter to compare with.
@@ -95,13 +101,15 @@ class Speckle2SelfParameterNode:
     device: str = "auto"
     strength: Annotated[float, WithinRange(0, 1)] = 1.0
     gamma: Annotated[float, WithinRange(0.2, 5)] = 1.0
+    cautious: Annotated[float, WithinRange(0, 1)] = 0.0
+    showUncertainty: bool = False
     keepPartial: bool = False
     tissueNode: RegionNode
     lumenNode: RegionNode
     filter: Annotated[str, Choice(["none", *FILTER_NAMES])] = "none"
 
 
-class Speckle2SelfWidget(LivePart, ComparePart, Panel):
+class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
     """The panel: the widgets of Speckle2Self.ui, bound to the parameter node.
 
     Despeckling happens in the session's worker process; a timer takes its results in short steps, so nothing freezes.
@@ -126,7 +134,8 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
         self.followTimer = self.makeTimer(300, self.followRegion)  # no event reports every change of a segmentation
         self.setupLive()
         self.setupCompare()
-        self.showHelp(strength=self.ui.strengthSlider, gamma=self.ui.gammaSlider)
+        self.setupUncertainty()
+        self.showHelp(strength=self.ui.strengthSlider, gamma=self.ui.gammaSlider, cautious=self.ui.cautiousSlider)
         self.ui.progressBar.visible = False
         self.ui.cancelButton.visible = False
         self.ui.modelSelector.connect("currentTextChanged(QString)", self.onModelSelected)
@@ -141,10 +150,12 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
     def enter(self) -> None:
         super().enter()
         self.showRegion()
+        self.showUncertainty()
 
     def exit(self) -> None:
         self.ui.flickerButton.checked = False
         self.hideOutline()
+        self.overlay.hide()
         super().exit()
 
     def onSceneStartClose(self, caller=None, event=None) -> None:
@@ -169,6 +180,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
             self.run.abandon()
         self.run = self._relook = None
         self.hideOutline()
+        self.overlay.hide()
         self.forgetResult()
         self.timer.stop()
         self.showRunning()
@@ -206,16 +218,19 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
             self.forgetResult()
             if "outputNode" not in changed and now["outputNode"]:
                 self._parameterNode.outputNode = None  # it belongs to the previous input
-        if changed & {"strength", "gamma"}:
+        self.updatePanel()
+        if changed & {"strength", "gamma", "cautious"}:
             self.startRelook()
             if self.live is not None:
-                self.live.look(now["strength"], now["gamma"])
+                self.live.look(now["strength"], now["gamma"], now["cautious"] if self._tells else 0.0)
                 self.timer.start()
-        if changed & {"model", "region", "regionNode", "axis", "device"} and self.live is not None:
+        retold = self.live is not None and self.live.tells != (self._tells and now["showUncertainty"])
+        if (changed & {"model", "region", "regionNode", "axis", "device"} or retold) and self.live is not None:
             self.startLive(self.live.once)
         if changed & {"showRegion", "region", "regionNode", "axis", "inputNode"}:
             self.showRegion()
-        self.updatePanel()
+        if changed & {"showUncertainty", "inputNode", "outputNode"}:
+            self.showUncertainty()
 
     def updatePanel(self) -> None:
         """Show what can be done, and what the model is."""
@@ -241,6 +256,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
         if self._described != parameters.model:  # reads the model's file
             self._described = parameters.model
             self.ui.modelDescriptionLabel.text = self.logic.description(parameters.model)
+            self.offerUncertainty(parameters.model)
 
     def setParameterNode(self, parameterNode) -> None:
         super().setParameterNode(parameterNode)
@@ -293,7 +309,10 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
         names = {each.name for each in fields(DespeckleOptions)} & set(parameters.allParameters)
         options = {name: parameters.getValue(name) for name in names}
         given = parameters.regionNode if parameters.region == "given" else None
-        return {**options, "region": given or parameters.region}
+        tells = {"uncertainty": True} if self._tells and parameters.showUncertainty else {}
+        return {
+            **options, "region": given or parameters.region, "cautious": options["cautious"] * self._tells, **tells
+        }  # fmt: skip
 
     def onApply(self) -> None:
         with reporting_errors(_("Despeckling failed."), cleanUp=lambda: self.setStatus("")):
@@ -384,9 +403,11 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
                 parameters.outputNode = run.result.node
             if self._parameterNode and self.result is not None:
                 self._seen = self.parameters()
-                if (run.options.strength, run.options.gamma) != (self._seen["strength"], self._seen["gamma"]):
+                look = [self._seen[name] * (name != "cautious" or self._tells) for name in LOOK]
+                if [getattr(run.options, name) for name in LOOK] != look:
                     self.startRelook()
                 self.showRegion()
+                self.showUncertainty()
         elif run.state == "cancelled":
             self.setStatus(_("Cancelled; the scene is unchanged."))
         else:
@@ -398,9 +419,13 @@ class Speckle2SelfWidget(LivePart, ComparePart, Panel):
         self.ui.statusLabel.setStyleSheet("color: #c0392b" if failed else "")
 
     def startRelook(self) -> None:
-        """Apply strength and gamma to the existing result; a restart uses the newest values."""
-        if self.result is not None and self.result.node is self._parameterNode.outputNode:
-            self._relook = self.result.relook(self._parameterNode.strength, self._parameterNode.gamma)
+        """Apply strength, gamma and caution to the existing result; a restart uses the newest values."""
+        parameters, result = self._parameterNode, self.result
+        if result is not None and result.node is parameters.outputNode:
+            cautious = parameters.cautious if self._tells else 0.0
+            if cautious and not result.tells:
+                self.setStatus(APPLY_AGAIN)
+            self._relook = result.relook(parameters.strength, parameters.gamma, cautious if result.tells else 0.0)
             self.timer.start()
 
     def found(self) -> np.ndarray | None:
@@ -579,10 +604,9 @@ class Speckle2SelfTest(ScriptedLoadableModuleTest):
         slicer.mrmlScene.Clear()
 
     def runTest(self):
-        self.setUp()
-        self.test_Recording()
-        self.setUp()
-        self.test_EmptyVolume()
+        for test in (self.test_Recording, self.test_EmptyVolume):
+            self.setUp()
+            test()
 
     def test_Recording(self):
         if dependencies.missing_in_testing():

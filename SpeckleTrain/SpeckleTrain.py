@@ -37,9 +37,9 @@ class SpeckleTrain(ScriptedLoadableModule):
         self.parent.contributors = ["Speckle2Self contributors"]
         self.parent.helpText = _(
             "<p>Trains a model for the module Speckle2Self on the ultrasound recordings in the scene. No clean images "
-            "or image pairs are needed: it learns from the recordings' own speckle and, with <i>adapt</i> and "
-            "<i>standard</i>, also from simulated frames with known ground truth. Everything runs on this computer; "
-            "the model stores nothing that identifies the recordings.</p>"
+            "or image pairs are needed: with <i>adapt</i> and <i>standard</i> the recordings are despeckled, "
+            "and speckled again by a simulated scanner like theirs, so that the truth is known. Everything runs on "
+            "this computer; the model stores nothing that identifies the recordings.</p>"
             "<p>A model shows what it has learned to expect: always compare with the input. It is not a medical device "
             "and not for diagnosis.</p>"
             "<p>The idea is that of Li, Navab, Jiang, <i>Speckle2Self: Self-Supervised Ultrasound Speckle "
@@ -467,7 +467,8 @@ class SpeckleTrainWidget(ModelsPart, Panel):
             self._parameterNode.showRegion = False  # it would lie on the preview
             nodes = self.logic.showProgress(self.job)
             self._shown = self.job, len(self.job.reports)
-            slicer.modules.plots.logic().ShowChartInLayout(nodes["loss"])
+            known = nodes["errors"].GetNumberOfPlotSeriesNodes()
+            slicer.modules.plots.logic().ShowChartInLayout(nodes["errors" if known else "loss"])
             for name, role in (("Red", "before"), ("Yellow", "after")):
                 views.showInViews(nodes[role], (name,))
 
@@ -593,7 +594,7 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
     def showProgress(self, job) -> dict:
         """Show the job's curves and its preview in the scene. Called again, it updates the same nodes.
 
-        Returns them: `table`, `loss` and `figures` (charts), `before` and `after` (a held-out frame).
+        Returns them: `table`, `loss`, `errors` and `figures` (charts), `before` and `after` (a held-out frame).
         """
         return curves.showRun(job)
 

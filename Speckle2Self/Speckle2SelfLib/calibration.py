@@ -10,7 +10,7 @@ from .files import release
 from .grain import measure_grain
 from .grey import grey_mapping, luminance
 from .region import box_of, detect
-from .system import InputError
+from .system import InputError, _
 from .tint import Tint, find_tint
 
 SMALLEST = 8  # pixels, of either side of a frame
@@ -68,11 +68,10 @@ def as_stack(frames: np.ndarray) -> np.ndarray:
     if stack.ndim not in (3, 4) or (stack.ndim == 4 and stack.shape[-1] not in (3, 4)):
         raise InputError(f"Frames of shape {frames.shape} are not (H, W), (N, H, W) or (N, H, W, 3 or 4).")
     if len(stack) == 0 or min(stack.shape[1:3]) < SMALLEST:
-        raise InputError(
-            f"Frames of shape {frames.shape} are too small: at least one of {SMALLEST} x {SMALLEST} pixels."
-        )
+        message = _("Frames of shape {shape} are too small: at least one of {smallest} x {smallest} pixels.")
+        raise InputError(message.format(shape=frames.shape, smallest=SMALLEST))
     if frames.dtype.kind == "f" and not any(np.isfinite(frame).any() for frame in stack):
-        raise InputError("The frames hold no finite value.")
+        raise InputError(_("The frames hold no finite value."))
     return stack
 
 
@@ -87,7 +86,8 @@ def find_region(stack: np.ndarray, region: np.ndarray | str | None, within: np.n
         region = np.ones(stack.shape[1:3], bool)
     region = np.asarray(region).astype(bool, copy=False)
     if region.shape != stack.shape[1:3]:
-        raise InputError(f"A region of {region.shape} does not fit frames of {stack.shape[1:3]} pixels.")
+        message = _("A region of {region} does not fit frames of {frames} pixels.")
+        raise InputError(message.format(region=region.shape, frames=stack.shape[1:3]))
     return region
 
 
@@ -108,5 +108,6 @@ def value_range(stack: np.ndarray) -> tuple[float, float]:
             highs.append(values.max())
         release(stack)
     if min(lows) == max(highs):
-        raise InputError(f"The frames are constant ({min(lows)}): there is nothing to despeckle.")
+        message = _("The frames are constant ({value}): there is nothing to despeckle.")
+        raise InputError(message.format(value=min(lows)))
     return min(lows), max(highs)

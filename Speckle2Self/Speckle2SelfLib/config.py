@@ -16,7 +16,7 @@ from .system import InputError
 ARCHITECTURES = ("fast", "published")
 TRUTH_ERRORS = ("absolute", "squared")
 NORMALISATIONS = ("cine", "frame")
-RECIPES = ("disjoint", "published")
+RECIPES = ("respeckle", "disjoint", "published")
 WHOLE_FRAMES = ("published",)  # recipes that use whole frames where the region is "auto"
 FILTER_NAMES = ("median", "lee", "srad", "nlm", "curvature")
 AXES = ("auto", "k", "j", "i", "average")
@@ -105,7 +105,7 @@ class ModelConfig:
 class TrainingConfig:
     """How a model is trained."""
 
-    recipe: str = option("disjoint", "disjoint (ours) or published (Li, Navab, Jiang 2025)")
+    recipe: str = option("disjoint", "respeckle or disjoint (ours), or published (Li, Navab, Jiang 2025)")
     steps: int = option(3000, "optimizer steps", low=1, high=10**8)
     batch: int = option(12, "crops in one step, over all processes", low=1, high=4096)
     crop: int = option(128, "side of a crop, pixels at the model's grain", low=32, high=4096)
@@ -113,7 +113,10 @@ class TrainingConfig:
         1e-3, "of Adam; falls to 1 % along a cosine, except in the published recipe", low=1e-9, high=1
     )
     simulated: int = option(0, "anatomies to simulate with known ground truth and to mix in", low=0, high=10**6)
-    share: float = option(0.5, "of the steps that use simulated frames where there are recorded ones", low=0, high=1)
+    share: float = option(
+        0.5, "of the steps that use simulated frames where there are recorded ones; in the recipe respeckle, of the "
+        "simulated anatomies that are the recordings' own", low=0, high=1,
+    )  # fmt: skip
     detail: float = option(
         3.0, "extra weight on small structures; keeps more points and layers but invents more", low=0, high=100
     )
@@ -138,9 +141,16 @@ class TrainingConfig:
 
 PRESETS = {
     "adapt": TrainingConfig(
-        steps=600, learning_rate=3e-4, averaging=0.98, interval=50, simulated=400, lead=0.3, detail=0.3
+        "respeckle",
+        steps=500,
+        learning_rate=5e-4,
+        averaging=0.98,
+        interval=100,
+        simulated=800,
+        share=0.35,
+        truth_error="squared",
     ),
-    "standard": TrainingConfig(steps=3000, simulated=1500, share=0.75),
+    "standard": TrainingConfig("respeckle", steps=12_000, simulated=6000, share=0.35, truth_error="squared"),
     "default": TrainingConfig(
         steps=40_000, batch=16, simulated=24_000, interval=2000, averaging=0.999, truth_error="squared"
     ),
@@ -163,7 +173,7 @@ class Job:
         "default: how the bundled model was begun",
         choices=tuple(PRESETS),
     )
-    recipe: str | None = option(None, "disjoint (ours) or published (default: the preset's)")
+    recipe: str | None = option(None, "respeckle or disjoint (ours), or published (default: the preset's)")
     steps: int | None = option(None, "optimizer steps (default: the preset's)")
     simulated: int | None = option(None, "anatomies to simulate and mix in (default: the preset's)")
     batch: int | None = option(None, "crops in one step, over all processes (default: the preset's)")

@@ -18,16 +18,18 @@ from .devices import each_in_order
 from .grey import BRIGHTEST, evenly, grey_mapping, luminance
 from .region import box_of, detect, fill_outside
 from .resampling import Resampling
-from .simulation import simulate_recorded
-from .system import InputError, Progress
+from .simulation import Draw, simulate_recorded
+from .system import InputError, Progress, _
 
 SIMULATED_GRAIN = (0.85, 2.6)  # pixels, as the simulator counts it: 0.8 to 2 as measured
 COUNTED = (0.85, 1.2, 1.7, 2.2, 2.6, 3.2)  # pixels, grains of the simulator
 MEASURED = (0.80, 1.15, 1.5, 1.8, 1.97, 2.75)  # pixels, what `estimate_grain` finds in their frames
+NEAR = (-0.15, 0.15)  # natural logarithms of grains, from that of the recording
+FURTHER = (-0.7, 0.25)  # the same of scanners that are compared with it: fine anatomy makes measured grains too large
 NATURAL = 0.5  # of the simulated anatomies are dead leaves with textures, the others those of a textbook
 PIECES = 0.3  # fraction of the simulated frames spanning all grains that are pieces of fans, where the grain is turned
 SIDE_BY_SIDE = 4  # anatomies that are made at a time; Python itself uses a single thread
-NOTHING = "Nothing can be learnt from frames or regions that are constant or smaller than 32 pixels."
+NOTHING = _("Nothing can be learnt from frames or regions that are constant or smaller than 32 pixels.")
 UNCHANGED = Augmentation()
 
 
@@ -41,6 +43,8 @@ class Cine:
     resampling: Resampling | None = None  # that brought it to the model's grain
     recorded_grain: tuple[float, float] = (1.0, 1.0)  # (axial, lateral) pixels of the recording
     digest: int = 0  # of the recording, to recognize it
+    figure: str = "rms"  # the name of the error to the truth
+    draws: int = 1  # simulated frames of each anatomy, one after another, that differ in their speckle
 
     def near(self, device: torch.device) -> Cine:
         """Move the frames to the device, unless they take more than a quarter of the memory that is free there."""
@@ -67,15 +71,20 @@ class Batch:
     augmentation: Augmentation = UNCHANGED
 
 
-def read_cine(path: Path, region: str, model: ModelConfig, detects: bool = True) -> Cine:
+def read_cine(
+    path: Path, region: str, model: ModelConfig, detects: bool = True, most_frames: int | None = None
+) -> Cine:
     """Read a recording and prepare it for training.
 
     Args: region, "auto", "none", a mask file, or a folder of masks named as the recordings; detects, whether "auto"
-    detects the imaged region, else it takes whole frames. Raises InputError.
+    detects the imaged region, else it takes whole frames; most_frames, evenly spread, that are taken; None: all.
+    Raises InputError.
     """
     recording = files.read(path)
     frames, inside = recording.frames, None
     digest = zlib.crc32(frames[evenly(len(frames), 4)].tobytes(), len(frames))
+    if most_frames is not None and len(frames) > most_frames:
+        frames = frames[evenly(len(frames), most_frames)]
     if region not in ("auto", "none"):
         masks = Path(region)
         if masks.is_dir():
@@ -113,7 +122,7 @@ def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConf
         return Cine(torch.from_numpy(frames)[:, None], recorded_grain=calibration.grain)  # (N, 1, H, W)
     resampling = Resampling(region, calibration.grain, model.grain) if model.grain else None
     if resampling is not None and min(resampling.size) < 16:
-        raise InputError("Frames or regions are too small for the grain of their speckle: nothing can be learnt.")
+        raise InputError(_("Frames or regions are too small for the grain of their speckle: nothing can be learnt."))
     prepared = []
     for frame in frames:
         frame = np.nan_to_num(luminance(frame[None]), nan=low, posinf=high, neginf=low)
@@ -151,37 +160,61 @@ def simulate_cines(
     rng: np.random.Generator,
     grains: Sequence[tuple[float, float]] = (),
     progress: Progress = lambda *_: None,
+    anatomies: Sequence[Draw] = (),
+    draws: int = 1,
+    scanners: Sequence[Sequence[int]] = (),
 ) -> Cine:
     """Simulate `count` anatomies of crop x crop pixels with their truth, as recorders store them, mapped as recordings.
 
     grains: those of recordings, as measured; each anatomy has one of them, give or take 15 %. Without, they span all.
+    anatomies: for each of the grains, what draws an anatomy (see `simulation.simulate`); without, the simulator's own.
+    draws: frames of each anatomy, one after another, that differ in their speckle.
+    scanners: for each of the grains, seeds of scanners, which image the anatomies in turn; without, any.
     progress: called after each with (anatomies simulated, anatomies); an exception that it raises ends the simulation.
     Each anatomy has a seed of its own, so that they can be made side by side.
     """
-    frames, truths = np.empty((2, count, 1, crop, crop), np.float32)
+    frames, truths = np.empty((2, count, draws, 1, crop, crop), np.float32)
     seeds = rng.integers(2**63, size=count)
 
     def make(number: int) -> None:
-        frames[number, 0], truths[number, 0] = _anatomy(seeds[number], crop, grains)
+        rng = np.random.default_rng(seeds[number])
+        of = int(rng.integers(len(grains))) if grains else 0
+        scanner = np.random.default_rng(scanners[of][number % len(scanners[of])]) if scanners else rng
+        draw = anatomies[of] if anatomies else None
+        made = _anatomy(crop, grains[of] if grains else None, rng, scanner, draw, draws)
+        frames[number, :, 0], truths[number, :, 0] = made
 
-    with each_in_order(make, range(count), SIDE_BY_SIDE, torch.device("cpu")) as anatomies:
-        for number, _ in enumerate(anatomies, 1):
+    with each_in_order(make, range(count), SIDE_BY_SIDE, torch.device("cpu")) as made:
+        for number, _ in enumerate(made, 1):
             progress(number, count)
+    frames, truths = frames.reshape(-1, 1, crop, crop), truths.reshape(-1, 1, crop, crop)
     return Cine(torch.from_numpy(frames), truth=torch.from_numpy(truths))
 
 
-def _anatomy(seed: int, crop: int, grains: Sequence[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return one frame (crop, crop) and its truth; see `simulate_cines`."""
-    rng = np.random.default_rng(seed)
-    if grains:
-        measured = grains[int(rng.integers(len(grains)))]
-        grain = tuple(np.interp(measured, MEASURED, COUNTED) * np.exp(rng.uniform(-0.15, 0.15, 2)))
+def joined(cines: Sequence[Cine]) -> Cine:
+    """Return the frames of simulated cines of one size, and their truth, as one cine."""
+    truths = [cine.truth for cine in cines if cine.truth is not None]
+    return Cine(torch.cat([cine.frames for cine in cines]), truth=torch.cat(truths))
+
+
+def _anatomy(
+    crop: int,
+    measured: tuple[float, float] | None,
+    rng: np.random.Generator,
+    scanner: np.random.Generator,
+    draw: Draw | None,
+    draws: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return frames (draws, crop, crop) of one anatomy and their truth (crop, crop); see `simulate_cines`."""
+    if measured:
+        log_error = NEAR if scanner is rng else FURTHER
+        grain = tuple(np.interp(measured, MEASURED, COUNTED) * np.exp(scanner.uniform(*log_error, 2)))
     else:
         smallest, largest = np.log(SIMULATED_GRAIN)
         grain = tuple(np.exp(rng.uniform(smallest, largest, 2)))
-    geometry = "linear" if grains or rng.random() >= PIECES else "piece"
+    geometry = "linear" if measured or rng.random() >= PIECES else "piece"
     layout = "natural" if rng.random() < NATURAL else None
-    frame, truth = simulate_recorded((crop, crop), grain, geometry, rng, layout)
-    low, high = grey_mapping(frame[None], None)
+    frames, truth = simulate_recorded((crop, crop), grain, geometry, rng, layout, draw, scanner, draws)
+    low, high = grey_mapping(frames[:1], None)
     span = max(high - low, 1e-3)
-    return np.minimum((frame - low) / span, BRIGHTEST), (truth - low) / span
+    return np.minimum((frames - low) / span, BRIGHTEST), (truth - low) / span

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .system import InputError
+from .system import InputError, _
 
 TURNS = 12  # of the probe for the precision
 AT_ONCE_CUDA = 3  # blocks: while one is in the network, others are copied from and to the computer's memory
@@ -37,7 +38,8 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
     if name == "auto":
         return torch.device(available[0])
     if name not in available:
-        raise InputError(f"There is no device '{name}' here; there is {', '.join(available)}.")
+        message = _("There is no device '{name}' here; there is {available}.")
+        raise InputError(message.format(name=name, available=", ".join(available)))
     return torch.device(name)
 
 
@@ -151,3 +153,15 @@ def each_in_order(
 @lru_cache(maxsize=8)  # torch keeps memory for each stream that was ever used
 def _streams(device: torch.device) -> tuple[torch.cuda.Stream, ...]:
     return tuple(torch.cuda.Stream(device) for _ in range(AT_ONCE_CUDA))
+
+
+def memory_taken(device: torch.device) -> int:
+    """Return the megabytes that this process has taken at most, on the device if it is not the CPU."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))

@@ -17,6 +17,7 @@ import numpy as np
 from .formats import FORMATS, base, by_content, by_name
 from .formats.arrays import Arrays
 from .formats.base import Format, Recording, release, roomy
+from .formats.itk import geometry
 from .formats.signals import to_decibels
 from .system import FilePath, InputError
 
@@ -178,8 +179,11 @@ def _map_of(recording: Recording, path: Path, values: np.ndarray) -> Recording:
     found = by_name(path)
     if found is not None and found.name == recording.format and recording.frames.ndim == 3:
         return replace(recording, frames=values)
-    source = {name: value for name, value in recording.source.items() if name == "geometry"}
-    return replace(recording, frames=values, format=Arrays.name, source=source)
+    known = recording.source.get("geometry")
+    if known is None:
+        geometric = next(one.geometric for one in FORMATS if one.name == recording.format)
+        known = geometry(recording.path) if geometric else {}
+    return replace(recording, frames=values, format=Arrays.name, source={"geometry": known})
 
 
 def _format_of(path: Path, recording: Recording) -> Format:

@@ -24,10 +24,11 @@ from torch import nn
 from .checkpoint import Model
 from .devices import choose_precision
 from .network import (
+    BEGINNING,
     GREY,
-    LOG_DEVIATIONS,
+    LEAST,
+    MOST,
     NETWORKS,
-    UNSURE,
     FastBlock,
     FastNetwork,
     NormalisedConvolution,
@@ -103,10 +104,7 @@ def precision_of(model: Model, device: torch.device) -> torch.dtype:
         return torch.float32
     noise = torch.rand(1, 1, 128, 128, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.inference_mode():
-        exact, fast = (
-            through_network(fast_network(model, device, p, model.config.uncertainty), noise)
-            for p in (torch.float32, precision)
-        )
+        exact, fast = (through_network(fast_network(model, device, p), noise) for p in (torch.float32, precision))
     if (fast - exact).abs().max() < SAME:  # not if it is NaN
         return precision
     logger.warning("In 16 bits this model gives other results on %s: it runs in 32.", device)
@@ -256,7 +254,8 @@ class FastRunner(nn.Module):
         """Return the deviation whose logarithm `UncertaintyHead.forward` returns, (N, 1, H, W) float32."""
         coarse = from_cells(convolve(head.second, convolve(head.first, middle, relu=True)))  # (N, 1, H / 2, W / 2)
         detail = smooth_sixteenfold(from_cells(convolve(head.fine, fine)).float())
-        return detail.add_(double(coarse.float())).add_(math.log(UNSURE)).clamp_(*LOG_DEVIATIONS).exp_()
+        free = detail.add_(double(coarse.float())).add_(BEGINNING).clamp_(math.log(LEAST)).exp_()
+        return free.mul_((free / MOST).square_().add_(1).rsqrt_())
 
     def features(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the same as `FastNetwork.features`."""

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .config import FILTER_NAMES, refuse_filter
-from .metrics import FIGURES, JUDGED
-from .system import FilePath, InputError, replace_file
+from .metrics import FIGURES, JUDGED, TRUE_ERRORS
+from .system import CANNOT_WRITE, FilePath, InputError, _, replace_file
 
 if TYPE_CHECKING:
     from .checkpoint import Model
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 BUNDLED = Path(__file__).resolve().parent.parent / "Resources" / "Models"
 SUFFIX = ".safetensors"
 LONGEST, BYTES = 80, 220  # of a model's name: characters, and bytes; file systems take 255 with what is put around it
+
+TAKEN = _("There is a model '{name}' already; choose another name.")
+NO_MODEL = _("There is no model '{name}'.")
 
 
 def home() -> Path:
@@ -64,10 +67,11 @@ def load_model(name_or_path: FilePath) -> Model:
     path = path_of(name_or_path)
     if not path.exists():
         names = ", ".join(models()) or "none"
-        raise InputError(
-            f"There is no model '{name_or_path}': neither a file nor a known model ({names}); to despeckle, "
-            f"a filter serves too ({', '.join(FILTER_NAMES)})."
+        message = _(
+            "There is no model '{model}': neither a file nor a known model ({names}); to despeckle, a filter serves "
+            "too ({filters})."
         )
+        raise InputError(message.format(model=name_or_path, names=names, filters=", ".join(FILTER_NAMES)))
     return checkpoint.Model(*checkpoint.load(path))
 
 
@@ -116,24 +120,44 @@ def own_path(name: str) -> Path:
     Raises InputError for a name that is not valid, and for a bundled model's or a filter's.
     """
     if not re.fullmatch(r"\w[\w .+-]*", name) or name != name.strip(" ."):
-        raise InputError(f"'{name}' is not a valid model name: use letters, digits, spaces and . + - _.")
+        message = _("'{name}' is not a valid model name: use letters, digits, spaces and . + - _.")
+        raise InputError(message.format(name=name))
     if len(name) > LONGEST or len(name.encode()) > BYTES:
-        raise InputError(f"'{name}' is too long for a model's name, which has {LONGEST} characters at most.")
+        message = _("'{name}' is too long for a model's name, which has {longest} characters at most.")
+        raise InputError(message.format(name=name, longest=LONGEST))
     if name in bundled_models():
-        raise InputError(f"'{name}' is a model that comes with Speckle2Self; choose another name.")
+        message = _("'{name}' is a model that comes with Speckle2Self; choose another name.")
+        raise InputError(message.format(name=name))
     refuse_filter(name)
     return home() / "models" / f"{name}{SUFFIX}"
 
 
 def worse_than_start(card: dict) -> str:
-    """Return the figures in which a trained model is clearly worse than the one it started from, as text; "": none."""
+    """Return the figures in which a trained model is clearly worse than the one it started from, as text; "": none.
+
+    Where errors to a known truth were measured, nothing else counts: all other figures can improve while images get
+    worse.
+    """
     start, end = card.get("figures_at_start") or {}, card.get("figures") or {}
+    known = [name for name in TRUE_ERRORS if name in start and name in end]
     worse = [
         f"{name} {start[name]:.4f} -> {end[name]:.4f}"
-        for name in JUDGED
+        for name in known or JUDGED
         if name in start and name in end and FIGURES[name].is_worse(start[name], end[name])
     ]
     return ", ".join(worse)
+
+
+def gained(card: dict) -> str:
+    """Return a sentence that says what training changed of the error on recordings like those trained on; "" where that
+    was not measured."""
+    start, end = card.get("figures_at_start") or {}, card.get("figures") or {}
+    if card.get("start") == "random weights" or not start.get("rms") or "rms" not in end:
+        return ""
+    change = end["rms"] / start["rms"] - 1
+    changed = f"{'fell' if change < 0 else 'rose'} by {abs(change):.1%}" if abs(change) >= 0.001 else "did not change"
+    what = "simulated frames of your recordings" if "world" in end else "simulated frames"
+    return f"The error on held-out {what} {changed}."
 
 
 def add(path: FilePath, name: str | None = None) -> str:
@@ -147,7 +171,7 @@ def add(path: FilePath, name: str | None = None) -> str:
     name = free_name(Path(path).stem) if name is None else name
     target = own_path(name)
     if target.exists():
-        raise InputError(f"There is a model '{name}' already; choose another name.")
+        raise InputError(TAKEN.format(name=name))
     with _reporting_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save(target, config, network, card)
@@ -158,7 +182,7 @@ def rename(name: str, to: str) -> None:
     """Give one of the user's models another name."""
     source, target = _path_of_own(name), own_path(to)
     if target.exists():
-        raise InputError(f"There is a model '{to}' already; choose another name.")
+        raise InputError(TAKEN.format(name=to))
     with _reporting_errors(source):
         source.rename(target)
 
@@ -174,10 +198,10 @@ def export(name: str, path: FilePath) -> None:
     """Copy a model, the user's or a bundled one, to a file."""
     source = models().get(name)
     if source is None:
-        raise InputError(f"There is no model '{name}'.")
+        raise InputError(NO_MODEL.format(name=name))
     target = Path(path)
     if not target.parent.is_dir():
-        raise InputError(f"There is no folder {target.parent} to write to.")
+        raise InputError(_("There is no folder {folder} to write to.").format(folder=target.parent))
     replace_file(target, source.read_bytes())
 
 
@@ -189,7 +213,16 @@ def card(name_or_path: FilePath) -> dict:
             metadata = json.loads(file.read(min(size, 10**7)))["__metadata__"]
         return {**json.loads(metadata["card"]), "config": json.loads(metadata["config"])}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"There is no model '{name_or_path}'.") from error
+        raise InputError(NO_MODEL.format(name=name_or_path)) from error
+
+
+def estimates_uncertainty(name_or_path: FilePath) -> bool:
+    """Return whether a model also gives the uncertainty of its output, without loading it; a filter does not."""
+    try:
+        config = card(name_or_path)["config"]
+    except InputError:
+        return False
+    return isinstance(config, dict) and config.get("uncertainty") is True
 
 
 def remember_region(key: str, region: np.ndarray) -> None:
@@ -221,12 +254,12 @@ def _reporting_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
+        raise InputError(CANNOT_WRITE.format(path=path, reason=error.strerror or error)) from error
 
 
 def _path_of_own(name: str) -> Path:
     """Return the file of a user's model. Raises InputError if there is none."""
     path = own_models().get(name)
     if path is None:
-        raise InputError(f"You have no model '{name}'; choose one of your own.")
+        raise InputError(_("You have no model '{name}'; choose one of your own.").format(name=name))
     return path

@@ -241,6 +241,7 @@ class Figure:
     meaning: str  # for users, in a line
     function: Callable[..., float] | None = None  # None: the benchmark measures it on its phantom or with its clock
     tolerance: float | None = None  # a trained model is worse than its start by more than this; None: not judged by it
+    relative: bool = False  # whether the tolerance is a share of the start's value
 
     @cached_property
     def takes(self) -> dict[str, bool]:
@@ -265,13 +266,18 @@ class Figure:
         """Return whether a model that was trained from one with the figure `start` has clearly lost by it."""
         if self.tolerance is None:
             return False
-        return (start - end if self.better == "higher" else end - start) > self.tolerance
+        tolerance = self.tolerance * abs(start) if self.relative else self.tolerance
+        return (start - end if self.better == "higher" else end - start) > tolerance
 
 
 FIGURES = {
     figure.name: figure
     for figure in (
-        Figure("rms", "rms error", 4, "lower", "error against the expected grey value", rms, 0.002),
+        Figure("rms", "rms error", 4, "lower", "error against the expected grey value", rms, 0.01, relative=True),
+        Figure(
+            "world", "rms error, other anatomies", 4, "lower", "the same error on anatomies of the simulator's own",
+            tolerance=0.05, relative=True,
+        ),
         Figure("psnr", "PSNR dB", 2, "higher", "peak signal to noise against the truth", psnr),
         Figure("ssim", "SSIM", 3, "higher", "structural similarity with the truth; 1 is best", ssim),
         Figure("flat", "flat rms", 4, "lower", "error where the truth is even", flat),
@@ -295,6 +301,8 @@ FIGURES = {
         Figure("milliseconds", "ms / frame", 1, "", "time"),
     )
 }  # fmt: skip
+TRUE_ERRORS = ("rms", "world")  # a training is judged by these alone where truth is known
+ERRORS = (*TRUE_ERRORS, "repeat")  # in grey values: what a chart shows together
 JUDGED = tuple(name for name, figure in FIGURES.items() if figure.tolerance is not None)  # what training is judged by
 
 

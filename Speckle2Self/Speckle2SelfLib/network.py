@@ -122,7 +122,8 @@ class SpeckleReductionNetwork(nn.Module):
 
 GREY = 0.25  # about the mean grey value: zero padding then resembles tissue more than a black frame
 UNSURE = 0.03  # grey values; the error's standard deviation that a new head gives
-LOG_DEVIATIONS = (-6.9, 0.7)  # the smallest and largest that a head gives: deviations of 0.001 to 2 grey values
+LEAST, MOST = 1e-3, 0.1  # grey values; the deviations that a head gives lie between: what it held for larger was not
+BEGINNING = math.log(UNSURE / math.sqrt(1 - (UNSURE / MOST) ** 2))  # what a new head's layers add nothing to
 
 
 class FastBlock(nn.Module):
@@ -175,7 +176,8 @@ class UncertaintyHead(nn.Module):
         coarse = self.second(F.relu(self.first(middle.detach())))  # (B, cell^2, H / 2 cell, W / 2 cell)
         coarse = double(F.pixel_shuffle(coarse.float(), self.cell))  # (B, 1, H, W)
         detail = F.pixel_shuffle(self.fine(fine.detach()).float(), self.cell)
-        return (smooth(detail) + coarse + math.log(UNSURE)).clamp(*LOG_DEVIATIONS)
+        free = (smooth(detail) + coarse + BEGINNING).clamp(min=math.log(LEAST))
+        return free - F.softplus(2 * (free - math.log(MOST))) / 2  # of d: d / (1 + (d / MOST)^2)^(1/2)
 
 
 class FastNetwork(nn.Module):
@@ -256,22 +258,34 @@ class LatticePredictions(NamedTuple):
     log_deviation: torch.Tensor | None = None  # (B, 1, H, W) of the frame's errors, of a network that tells it
 
 
-class LatticePair(nn.Module):
+class FrameLearner(nn.Module):
+    """One network that sees whole frames, `high`."""
+
+    def __init__(self, high: nn.Module):
+        super().__init__()
+        self.high: Any = high
+
+    def forward(self, views: Any, high: Any = None) -> LatticePredictions:
+        """Predict from `LatticeViews` of simulated frames, with `high` in place of its own if it is given."""
+        frame, log_deviation = (high or self.high).maps(views.frame)
+        return LatticePredictions(None, frame, log_deviation)
+
+
+class LatticePair(FrameLearner):
     """The two networks of the disjoint recipe: `low` sees one lattice, `high` the frame. Only `high` is kept."""
 
     def __init__(self, high: nn.Module, width: int = 32):
-        super().__init__()
-        self.high: Any = high
+        super().__init__(high)
         self.low = FastNetwork(width, cell=1, extra=4)
 
     def forward(self, views: Any, high: Any = None) -> LatticePredictions:
         """Predict from `LatticeViews`, with `high` in place of the pair's own if it is given."""
-        frame, log_deviation = (high or self.high).maps(views.frame)
+        predictions = super().forward(views, high)
         if views.lattice is None:
-            return LatticePredictions(None, frame, log_deviation)
+            return predictions
         height, width = views.lattice.shape[-2:]
         lattice = F.pad(views.lattice, (0, -width % 4, 0, -height % 4), mode="replicate")
-        return LatticePredictions(self.low(lattice)[..., :height, :width], frame)
+        return LatticePredictions(self.low(lattice)[..., :height, :width], predictions.frame)
 
 
 NETWORKS = {"fast": FastNetwork, "published": SpeckleReductionNetwork}  # by `ModelConfig.architecture`

@@ -46,15 +46,17 @@ class OpenStream:
     inode: int
     options: dict
     last: int
+    uncertainty: bool = False
 
 
 @dataclass(frozen=True)
 class Look:
-    """Change the strength and gamma of a stream."""
+    """Change the strength, gamma and caution of a stream."""
 
     stream: int
     strength: float
     gamma: float
+    cautious: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,16 @@ from torch import nn
 
 from .augmentation import Augmentation, augment, draw_affine, draw_flip_and_gain
 from .config import WHOLE_FRAMES, ModelConfig, TrainingConfig
-from .dataset import Batch, Cine, simulate_cines
+from .dataset import Batch, Cine, joined, simulate_cines
 from .loss import disjoint_loss, published_loss, total
-from .network import LatticePair, LatticePredictions
+from .network import FrameLearner, LatticePair, LatticePredictions
 from .perturbation import LatticeViews, lattice_views, min_max, published_views
+from .respeckling import TRIALS, despeckled, find_scanners, respeckle
 from .system import InputError, Progress
 
 FAST_GRAIN = (0.65, 1.45)  # pixels, as `estimate_grain` measures it; other recordings are resampled to it
 HELD_OUT_ANATOMIES = (16, 64)  # at least and at most, a hundredth of those trained on in between
+MOST_FRAMES = 60  # of a recording whose anatomy is used
 WARM_UP = 50  # steps in which the learning rate rises
 NEW = (
     "--width applies only to a new network of ours, --deep and --uncertainty also to one that lacks the deeper level "
@@ -40,6 +42,9 @@ class Recipe:
     model: ModelConfig  # of a new network, and what networks to start from have in common with it
     betas = (0.9, 0.99)  # of Adam
     learns_truth = True  # whether the known truth of simulated frames is used
+    learns_recorded = True  # whether recorded frames are trained on as they are
+    despeckles = False  # whether `simulate` needs a network that despeckles already
+    most_frames: int | None = None  # of a recording, evenly spread; None: all
     cuda_memory_format = torch.channels_last  # of the weights and activations on a CUDA device
 
     def __init__(self, config: TrainingConfig):
@@ -66,22 +71,33 @@ class Recipe:
         return network
 
     def simulate(
-        self, cines: Sequence[Cine], network: nn.Module, rng: np.random.Generator, progress: Progress = lambda *_: None
-    ) -> tuple[Cine | None, Cine | None]:
+        self, cines: Sequence[Cine], network: nn.Module, rng: np.random.Generator,
+        progress: Progress = lambda *_: None, held_out: Sequence[Cine] = (),
+    ) -> tuple[Cine | None, list[Cine]]:  # fmt: skip
         """Make frames with known truth before the first step: those to train on, and those held out.
 
         Here, `config.simulated` anatomies of the simulator with the recordings' grain. A recipe may take the recordings
         and the network that the run starts from into account.
 
-        Args: cines, as `dataset.prepare_cine` makes them; network, in evaluation mode; progress, see `simulate_cines`.
+        Args: cines, as `dataset.prepare_cine` makes them; network, in evaluation mode; progress, see `simulate_cines`;
+        held_out, recordings like `cines` that are not trained on.
         """
         config, grains = self.config, [cine.grain for cine in cines]
         if not config.simulated:
-            return None, None
-        count = min(config.simulated, config.steps * config.batch)
-        cine = simulate_cines(count, config.crop, rng, grains, progress)
-        count = int(np.clip(config.simulated // 100, *HELD_OUT_ANATOMIES))
-        return cine, simulate_cines(count, config.crop, np.random.default_rng([config.seed, 1]), grains)
+            return None, []
+        cine = simulate_cines(self.anatomies, config.crop, rng, grains, progress)
+        apart = simulate_cines(self.anatomies_held_out, config.crop, np.random.default_rng([config.seed, 1]), grains)
+        return cine, [apart]
+
+    @property
+    def anatomies(self) -> int:
+        """Return the number of anatomies to simulate: no more than are seen."""
+        return min(self.config.simulated, self.config.steps * self.config.batch)
+
+    @property
+    def anatomies_held_out(self) -> int:
+        """Return the number of further anatomies that validate."""
+        return int(np.clip(self.config.simulated // 100, *HELD_OUT_ANATOMIES))
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0: it rises, then falls to 1 % along a cosine."""
@@ -173,7 +189,7 @@ class Disjoint(Recipe):
 
     model = ModelConfig("fast", grain=FAST_GRAIN)
 
-    def wrap(self, network: nn.Module) -> LatticePair:
+    def wrap(self, network: nn.Module) -> FrameLearner:
         return LatticePair(network)
 
     def views(self, batch: Batch, rng: np.random.Generator) -> LatticeViews:
@@ -203,7 +219,50 @@ class Disjoint(Recipe):
         return LatticeViews(tensors[0], truth=tensors[1])
 
 
-RECIPES: dict[str, type[Recipe]] = {"disjoint": Disjoint, "published": Published}
+class Respeckled(Disjoint):
+    """Ours: the recordings' anatomy, despeckled, is speckled again, so that its truth is known; beside it the
+    simulator's own anatomies. `share` is that of the former."""
+
+    learns_recorded = False
+    despeckles = True
+    most_frames = MOST_FRAMES
+
+    def wrap(self, network: nn.Module) -> FrameLearner:
+        return FrameLearner(network)
+
+    def simulate(
+        self, cines: Sequence[Cine], network: nn.Module, rng: np.random.Generator,
+        progress: Progress = lambda *_: None, held_out: Sequence[Cine] = (),
+    ) -> tuple[Cine | None, list[Cine]]:  # fmt: skip
+        """Speckle despeckled frames again, and simulate anatomies of the simulator; hold out some of both.
+
+        All are imaged by simulated scanners like that of the recordings. Those held out are of the recordings held out,
+        two draws of speckle each, whose error is the figure `rms`; that of the simulator's anatomies is `world`.
+        """
+        config = self.config
+        if not cines or not config.simulated:
+            return super().simulate(cines, network, rng, progress, held_out)
+        grains, count, few = [cine.grain for cine in cines], self.anatomies, self.anatomies_held_out
+        own = max(1, round(config.share * count))
+        images = despeckled(cines, network)
+        trials = min(TRIALS, 4 * count)
+        scanners = find_scanners(cines, images, config.crop, network, rng, lambda *_: progress(0, count), trials)
+        made = [respeckle(cines, images, own, config.crop, rng, lambda n, _: progress(n, count), scanners=scanners)]
+        if own < count:
+            more = simulate_cines(
+                count - own, config.crop, rng, grains, lambda n, _: progress(own + n, count), scanners=scanners
+            )
+            made.append(more)
+        one, two = (np.random.default_rng([config.seed, number]) for number in (1, 2))
+        world = replace(simulate_cines(few, config.crop, one, grains, scanners=scanners), figure="world")
+        if held_out:
+            seeds = [seed for some in scanners for seed in some]
+            cines, images, scanners = held_out, despeckled(held_out, network), [seeds] * len(held_out)
+        pairs = respeckle(cines, images, few, config.crop, two, draws=2, scanners=scanners)
+        return joined(made), [pairs, world]
+
+
+RECIPES: dict[str, type[Recipe]] = {"respeckle": Respeckled, "disjoint": Disjoint, "published": Published}
 
 
 def recipe_of(config: TrainingConfig) -> Recipe:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import sys
 import tempfile
 import time
 import traceback
@@ -30,9 +29,10 @@ from . import __version__, checkpoint, files
 from .checkpoint import Model
 from .config import Job, ModelConfig, TrainingConfig, from_dict, to_dict
 from .dataset import Cine, hold_out, read_cine
-from .devices import choose_device, choose_precision
+from .devices import choose_device, choose_precision, memory_taken
 from .grain import speckle_correlation
-from .library import bundled_models, load_model, worse_than_start
+from .library import bundled_models, gained, load_model, worse_than_start
+from .metrics import TRUE_ERRORS
 from .network import build
 from .recipes import NEW, recipe_of
 from .system import Cancelled, FilePath, InputError, locked, replace_file, torchrun_place, with_path
@@ -42,6 +42,8 @@ from .validation import fit_uncertainty, score
 SIMULATION_REPORTS = 2.0  # seconds from one report on the simulation to the next
 WARM_UP = 12  # steps, to measure the rate
 MOST_STEPS = 10**8  # that a config takes
+ESTIMATES = "Speckle size, down x across: {} pixels. Simulated scanners with speckle like this are looked for."
+RANDOM = "random weights"  # in place of the name of a model to start from
 CURVE = 200  # points of the loss that a model's card keeps at most
 OVERRIDES = ("recipe", "steps", "simulated", "batch", "interval", "seed")  # of the preset, by a job
 
@@ -122,6 +124,7 @@ class Start:
     model: ModelConfig
     network: torch.nn.Module | None  # None: random weights, or those of the saved run
     name: str  # of the model that it started from
+    teacher: torch.nn.Module | None = None  # despeckles the recordings, where the network to start from does not
 
 
 def state_path(output: FilePath) -> Path:
@@ -171,6 +174,7 @@ class Run:
         self.seen = False  # whether those held out are trained on, as there are too few
         self.curve: list[list[float]] = []
         self.figures_at_start: dict[str, float] = {}
+        self.latest: dict[str, float] = {}  # figures of the last validation
         self.kept: int | None = None  # digest of the model file that this run kept last
         self.rate = 0.0  # steps per second, as measured where there is a time to train for
         self.budget: Budget | None = None
@@ -221,7 +225,7 @@ class Run:
         if self.saved:
             values = self.saved[1]
             config, model = from_dict(TrainingConfig, values["config"]), from_dict(ModelConfig, values["model"])
-            self.start = Start(config, model, None, values["started_from"])
+            self.start = _continued(config, model, values["started_from"], self.saved[0])
         else:
             self.start = _start(self.job)
         self.cines, self.held_out, self.seen = _data(self.job, self.start, *paths)
@@ -248,7 +252,7 @@ class Run:
             "grain": [_rounded(cine.recorded_grain) for cine in self.cines], "correlation": curves,
             "steps": steps, "rate": round(rate, 3),
             "minutes": round(simulating / 60 + (steps / rate / 60 if minutes is None else minutes), 2),
-            "memory": _memory(self.device), "device": str(self.device),
+            "memory": memory_taken(self.device), "device": str(self.device),
         }  # fmt: skip
 
     def measure(self) -> tuple[float, float]:
@@ -257,7 +261,7 @@ class Run:
         trial = replace(config, steps=WARM_UP, simulated=min(config.simulated, WARM_UP))
         training = Training(
             self.cines, trial, self.start.model, copy.deepcopy(self.start.network), self.device,
-            progress=lambda *_: moments.append(time.monotonic()),
+            progress=lambda *_: moments.append(time.monotonic()), teacher=self.start.teacher,
         )  # fmt: skip
         simulating = (moments[-1] - moments[0]) / len(moments) * min(config.simulated, config.steps * config.batch)
         steps = [time.monotonic() for _ in training.run()]
@@ -289,9 +293,12 @@ class Run:
         if self.seen:
             self.say("Too few frames to hold any out: the figures are of frames that are trained on.")
         self.reported = time.monotonic()
+        if self.cines and recipe_of(start.config).despeckles and start.config.simulated:
+            self.say(ESTIMATES.format(", ".join("{:.1f} x {:.1f}".format(*c.recorded_grain) for c in self.cines[:3])))
         return Training(
-            self.cines, start.config, start.model, start.network, self.device, self.held_out, self.simulated
-        )
+            self.cines, start.config, start.model, start.network, self.device, self.held_out, self.simulated,
+            start.teacher,
+        )  # fmt: skip
 
     def simulated(self, done: int, count: int) -> None:
         """Report how many anatomies are simulated, now and then. Raises Cancelled if asked to stop."""
@@ -335,8 +342,6 @@ class Run:
             self.budget = Budget(60 * self.minutes, spent, self.rate)
         figures = self.validate() if self.saved or training.step == 0 else {}
         if training.step == 0:
-            known = {name: value for name, value in figures.items() if name != "preview"}
-            self.figures_at_start = {} if self.start.name == "random weights" else known
             self.report({"step": 0, "steps": training.config.steps, **figures})
         for done in training.run():
             self.after_step(done)
@@ -383,8 +388,11 @@ class Run:
         if training.step:
             self.save()  # save first: validation may run out of memory, and a resumed run repeats it
         figures, picture = training.validate()
-        reached = score(figures, bool(training.recorded))
-        if training.step and (reached <= training.best or self.kept is None):
+        self.latest, reached = figures, score(figures)
+        if training.step == 0 and self.start.name != RANDOM:
+            self.figures_at_start = figures
+        counts = training.step > 0 or self.keeps_start(figures)
+        if counts and (reached <= training.best or self.kept is None):
             training.best = reached
             checkpoint.save(self.output, self.start.model, training.network, self.card(figures))
             self.kept = _digest(self.output)
@@ -396,6 +404,10 @@ class Run:
         if self.budget is not None:
             self.budget.closing = time.monotonic() - began
         return {**figures, **shown}
+
+    def keeps_start(self, figures: dict[str, float]) -> bool:
+        """Return whether the model to start from counts as the best so far: where its error to a truth is known."""
+        return self.start.name != RANDOM and any(name in figures for name in TRUE_ERRORS)
 
     def save(self) -> None:
         """Write the run's state."""
@@ -437,8 +449,13 @@ class Run:
         model = Model(config, network, card)
         self.state.unlink(missing_ok=True)
         worse = worse_than_start(model.card)
-        if worse:
+        if card["steps"] == 0:
+            worse = worse_than_start(card | {"figures": self.latest})
+            self.say(f"Training did not improve the model{f' ({worse})' if worse else ''}: it stays as it was.")
+        elif worse:
             self.say(f"This model is worse than the one it started from: {worse}.")
+        elif sentence := gained(card):
+            self.say(sentence)
         minutes = round((time.monotonic() - began) / 60, 2)
         self.report({"model": str(self.output), "minutes": minutes, "worse": worse})
         return model
@@ -513,7 +530,8 @@ def _start(job: Job) -> Start:
     asked = {"width": job.width, "deep": job.deep, "uncertainty": job.uncertainty or None}
     shape = {entry: value for entry, value in asked.items() if value is not None}
     if name is None:
-        return Start(config, recipe.new_model(**shape), None, "random weights")
+        teacher = load_model("default").network if recipe.despeckles else None
+        return Start(config, recipe.new_model(**shape), None, RANDOM, teacher)
     start = load_model(name)
     if not recipe.fits(start.config):
         raise InputError(
@@ -523,6 +541,25 @@ def _start(job: Job) -> Start:
     if shape:
         start = _grown(start, shape, config.seed)
     return Start(config, start.config, start.network, name if name in bundled_models() else "another model")
+
+
+def _continued(config: TrainingConfig, model: ModelConfig, name: str, tensors: dict[str, torch.Tensor]) -> Start:
+    """Return what an unfinished run began with: its recordings are despeckled by the same network again.
+
+    Raises InputError where the state's tensors are of another kind of network.
+    """
+    if not recipe_of(config).despeckles:
+        return Start(config, model, None, name)
+    if name == RANDOM:
+        return Start(config, model, None, name, load_model("default").network)
+    network = build(model)
+    try:
+        prefix = "start."
+        network.load_state_dict({key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)})
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"The saved run is not of this kind of network: {reason:.200}.") from error
+    return Start(config, model, network.eval(), name)
 
 
 def _grown(start: Model, shape: dict[str, Any], seed: int) -> Model:
@@ -555,8 +592,9 @@ def _data(job: Job, start: Start, inputs: list[Path], held_out: list[Path]) -> t
 
 def _read(path: Path, job: Job, start: Start, names: bool) -> Cine:
     """Return a recording as the run's model needs it; names: whether errors name its file."""
+    recipe = recipe_of(start.config)
     try:
-        return read_cine(path, job.region, start.model, recipe_of(start.config).detects_region)
+        return read_cine(path, job.region, start.model, recipe.detects_region, recipe.most_frames)
     except InputError as error:
         if not names:
             raise
@@ -570,18 +608,6 @@ def _correlation(cine: Cine) -> list[np.ndarray]:
     for curve, grain, recorded in zip(measured or (), wide, cine.recorded_grain, strict=False):
         curves.append(np.interp(np.arange(0, len(curve) - 1, grain / recorded), np.arange(len(curve)), curve))
     return curves
-
-
-def _memory(device: torch.device) -> int:
-    """Return the megabytes that this process has taken at most, on the device if it is not the CPU."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
 
 
 @contextmanager

@@ -19,6 +19,14 @@ class InputError(ValueError):
     """The user's input cannot be used. The message is one sentence: what is wrong and what to do."""
 
 
+def _(sentence: str) -> str:
+    """Mark a sentence for translation, and return it as it is: the panels translate it, see `words.translated`."""
+    return sentence
+
+
+CANNOT_WRITE = _("{path} cannot be written: {reason}.")
+
+
 def with_path(path: FilePath, error: Exception) -> str:
     """Return an error's message with its file before it, once if it begins with it already."""
     return f"{path}: {str(error).removeprefix(f'{path} ')}"
@@ -71,7 +79,7 @@ def torch_fault() -> str | None:
         import torch  # noqa: F401
     except ModuleNotFoundError as error:
         if error.name == "torch":
-            return "PyTorch is missing; install it: python -m pip install torch."
+            return _("PyTorch is missing; install it: python -m pip install torch.")
         return _broken(error)
     except (ImportError, OSError, RuntimeError) as error:  # a library of its own is missing, or of another version
         return _broken(error)
@@ -80,7 +88,10 @@ def torch_fault() -> str | None:
 
 def _broken(error: Exception) -> str:
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(" .")
-    return f"PyTorch is installed, but does not start ({reason}); reinstall it, in Slicer by the extension PyTorch."
+    message = _(
+        "PyTorch is installed, but does not start ({reason}); reinstall it, in Slicer by the extension PyTorch."
+    )
+    return message.format(reason=reason)
 
 
 def replace_file(path: FilePath, content: bytes) -> None:
@@ -97,7 +108,7 @@ def replace_file(path: FilePath, content: bytes) -> None:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
+        raise InputError(CANNOT_WRITE.format(path=path, reason=error.strerror or error)) from error
     finally:
         if temporary is not None:
             with suppress(FileNotFoundError):
@@ -116,7 +127,7 @@ def locked(path: FilePath) -> Iterator[None]:
     try:
         file = lock.open("ab")
     except OSError as error:
-        raise InputError(f"{lock} cannot be written: {error.strerror or error}.") from error
+        raise InputError(CANNOT_WRITE.format(path=lock, reason=error.strerror or error)) from error
     with file:
         try:
             if sys.platform == "win32":
@@ -128,7 +139,8 @@ def locked(path: FilePath) -> Iterator[None]:
 
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
-            raise InputError(f"Another process is at work on {path}; wait until it has ended.") from error
+            message = _("Another process is at work on {path}; wait until it has ended.")
+            raise InputError(message.format(path=path)) from error
         except OSError:
             pass  # no locks here
         try:

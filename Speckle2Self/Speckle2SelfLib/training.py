@@ -22,9 +22,9 @@ from .devices import choose_precision
 from .inference import SHAPES, Replayed, accelerate, convert
 from .network import build
 from .recipes import recipe_of
-from .system import InputError, Progress, out_of_memory
+from .system import InputError, Progress, _, out_of_memory
 
-NOT_A_NUMBER = "The loss became NaN at step {}. Train again with another seed or another starting model."
+NOT_A_NUMBER = _("The loss became NaN at step {step}. Train again with another seed or another starting model.")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Training:
     """A run over `cines`. Iterate over `run()`; `network` is then the trained one, averaged over the last steps.
 
     Args: cines, recorded ones (may be empty if the config simulates); network, to start from, else a random one;
-    held_out, cines that are used only for validation; progress, see `dataset.simulate_cines`, of those to train on.
+    held_out, cines that are used only for validation; progress, see `dataset.simulate_cines`, of those to train on;
+    teacher, despeckles the recordings for recipes that need it, else the network to start from does.
     Deterministic on the CPU for a given config and precision.
 
     Under `torch.distributed` every process draws the same batch and takes its share of it, so that any number of
@@ -63,6 +64,7 @@ class Training:
         device: str | torch.device = "cpu",
         held_out: Sequence[Cine] = (),
         progress: Progress = lambda *_: None,
+        teacher: nn.Module | None = None,
     ):
         self.config, self.device, self.recipe = config, torch.device(device), recipe_of(config)
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -78,12 +80,15 @@ class Training:
             torch.default_generator.manual_seed(config.seed)
             network = (network or build(model)).to(self.device)
             self.learner = accelerate(self.recipe.wrap(network)).to(self.device)
-        simulated, apart = self.recipe.simulate(cines, network.eval(), self.rng, progress)
-        if not cines and simulated is None:
+        own = teacher is None  # and then a part of the state, as resuming takes it again
+        self.start = copy.deepcopy(network).eval() if own and self.recipe.despeckles else None
+        teacher = network.eval() if teacher is None else teacher.to(self.device).eval()
+        simulated, apart = self.recipe.simulate(cines, teacher, self.rng, progress, held_out)
+        self.recorded = [cine.near(self.device) for cine in cines] if self.recipe.learns_recorded else []
+        if not self.recorded and simulated is None:
             raise InputError("There is nothing to train on: give recordings, or simulate some.")
-        self.recorded = [cine.near(self.device) for cine in cines]
         self.simulated = simulated and simulated.near(self.device)
-        self.held_out = [*held_out, apart] if apart else list(held_out)
+        self.held_out = [*held_out, *apart]
         memory_format = self.recipe.cuda_memory_format if cuda else torch.channels_last
         self.learner = self.model = convert(self.learner, memory_format).train()
         if self.processes > 1:
@@ -141,7 +146,7 @@ class Training:
             values /= self.processes
         numbers = values.tolist()  # waits for a GPU, once in a step
         if not np.isfinite(numbers).all():
-            raise InputError(NOT_A_NUMBER.format(self.step + 1))
+            raise InputError(NOT_A_NUMBER.format(step=self.step + 1))
         self.optimiser.step()
         self._average()  # before the step is counted
         return dict(zip(self._names[bool(tensors)], numbers, strict=True))
@@ -202,7 +207,7 @@ class Training:
         """Halve the batch and return a message that says so. Raises InputError where it is one frame already."""
         if self.batch == 1:
             raise InputError(
-                "Memory is too short for a batch of one frame: close other programs, or use another device."
+                _("Memory is too short for a batch of one frame: close other programs, or use another device.")
             ) from error
         self.batch //= 2
         self._replayed.recorded.clear()
@@ -217,7 +222,7 @@ class Training:
         figures, picture = validation.validate(self.recipe, self.learner, self.network, self.held_out, self.device)
         self.learner.train()
         if not np.isfinite(list(figures.values())).all():
-            raise InputError(NOT_A_NUMBER.format(self.step))
+            raise InputError(NOT_A_NUMBER.format(step=self.step))
         return figures, picture
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict]:
@@ -227,10 +232,12 @@ class Training:
         """
         tensors = {f"pair.{name}": tensor for name, tensor in self.learner.state_dict().items()}
         tensors |= {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        if self.start is not None:
+            tensors |= {f"start.{name}": tensor for name, tensor in self.start.state_dict().items()}
         for number, moments in self.optimiser.state_dict()["state"].items():
             tensors |= {f"adam.{number}.{name}": tensor for name, tensor in moments.items()}
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
-            raise InputError(NOT_A_NUMBER.format(self.step))
+            raise InputError(NOT_A_NUMBER.format(step=self.step))
         return tensors, {
             "step": self.step, "batch": self.batch, "best": self.best if np.isfinite(self.best) else None,
             "latest": self.latest, "random": self._random, "rng": self.rng.bit_generator.state,
@@ -239,7 +246,7 @@ class Training:
 
     def restore(self, tensors: dict[str, torch.Tensor], values: dict) -> None:
         """Continue from a `state` of a run of the same config. Raises InputError where it is another's."""
-        parts: dict[str, dict[str, torch.Tensor]] = {"pair": {}, "network": {}, "adam": {}}
+        parts: dict[str, dict[str, torch.Tensor]] = {"pair": {}, "network": {}, "start": {}, "adam": {}}
         try:
             for name, tensor in tensors.items():
                 part, _, rest = name.partition(".")

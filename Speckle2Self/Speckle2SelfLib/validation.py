@@ -13,6 +13,7 @@ from . import metrics
 from .dataset import Batch, Cine
 from .grey import BRIGHTEST, evenly
 from .inference import through_network
+from .metrics import TRUE_ERRORS
 from .recipes import Recipe
 
 FRAMES = 4  # of each recording, evenly spread
@@ -26,7 +27,8 @@ def validate(
     """Return figures on held-out cines, and a picture of one of their frames next to its result.
 
     The figures are the loss terms, over views that are the same each time (`held-out <term>`); those of
-    `metrics.evaluate` for recorded frames at the model's grain; rms, the error to the truth, for simulated ones.
+    `metrics.evaluate` for recorded frames at the model's grain; for simulated ones the error to the truth (the cine's
+    `figure`, such as rms), and repeat, what two draws of speckle over one anatomy make different.
     Figures that cannot be measured (the structure of a black frame) are left out; there are none where nothing is held
     out. The picture is (H, 2 W) uint8, or None without recorded frames.
 
@@ -36,33 +38,37 @@ def validate(
     terms: dict[str, list[float]] = {}
     figures: dict[str, list[float]] = {}
     for cine in cines:
-        count = len(cine.frames)
+        count, outputs = len(cine.frames), []
         for number in evenly(count, FRAMES) if cine.truth is None else range(count):
             window = slice(number, number + 1)
             frame = cine.frames[window].to(device)  # (1, 1, H, W)
             truth = None if cine.truth is None else cine.truth[window].to(device)
-            views = recipe.views(_corner(frame, truth, cine.grain), rng)
-            for name, term in recipe.loss(recipe.predict(learner, network, views), views).items():
-                terms.setdefault(f"held-out {name}", []).append(term.item())
+            if truth is not None or recipe.learns_recorded:
+                views = recipe.views(_corner(frame, truth, cine.grain), rng)
+                for name, term in recipe.loss(recipe.predict(learner, network, views), views).items():
+                    terms.setdefault(f"held-out {name}", []).append(term.item())
             before = recipe.normalised(frame)
             after = through_network(network, before).clamp(0, BRIGHTEST)
             if truth is not None:
-                figures.setdefault("rms", []).append((after - truth).square().mean().sqrt().item())
+                figures.setdefault(cine.figure, []).append((after - truth).square().mean().sqrt().item())
+                outputs.append(after)
                 continue
             if picture is None:
                 picture = np.hstack([to_8_bit(cine.as_recorded(x)) for x in (before, after)])
             for name, value in metrics.evaluate(to_8_bit(before)[None], to_8_bit(after)[None]).items():
                 figures.setdefault(name, []).append(value)
+        if cine.draws > 1:
+            pairs = zip(outputs[:: cine.draws], outputs[1 :: cine.draws], strict=True)
+            figures["repeat"] = [((one - two).square().mean() / 2).sqrt().item() for one, two in pairs]
     return {name: float(np.mean(values)) for name, values in (terms | figures).items()}, picture
 
 
-def score(figures: dict[str, float], recorded: bool) -> float:
-    """Return what the best model is chosen by, lower is better: the held-out loss, or the error to the truth.
-
-    Args: recorded, whether the run has recordings to train on; else all frames are simulated.
-    """
-    if not recorded and "rms" in figures:
-        return figures["rms"]
+def score(figures: dict[str, float]) -> float:
+    """Return what the best model is chosen by, lower is better: the mean of its errors to known truths, of the
+    recordings' anatomy and of the simulator's; the held-out loss where no truth is known."""
+    errors = [figures[name] for name in TRUE_ERRORS if name in figures]
+    if errors:
+        return float(np.mean(errors))
     terms = {name: value for name, value in figures.items() if name.startswith("held-out")}
     terms.pop("held-out uncertainty", None)  # the model is chosen by its grey values
     return sum(terms.values())

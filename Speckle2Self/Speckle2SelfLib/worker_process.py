@@ -73,10 +73,12 @@ def job_arrays(shape: Sequence[int], dtype: DType, uncertainty: bool = False) ->
     return [*arrays, (tuple(shape[:3]), "float32")] if uncertainty else arrays
 
 
-def stream_arrays(shape: Sequence[int], dtype: DType) -> list[Array]:
-    """Return what a stream's block holds: header, input slots, output slots, region."""
+def stream_arrays(shape: Sequence[int], dtype: DType, uncertainty: bool = False) -> list[Array]:
+    """Return what a stream's block holds: header, input slots, output slots, region; where the uncertainty is asked
+    for, that of the output slots as a share of the grey range."""
     frames = (SLOTS, *shape)
-    return [((HEADER,), "int64"), (frames, dtype), (frames, dtype), (tuple(shape[:2]), "bool")]
+    arrays: list[Array] = [((HEADER,), "int64"), (frames, dtype), (frames, dtype), (tuple(shape[:2]), "bool")]
+    return [*arrays, (frames[:3], "float32")] if uncertainty else arrays
 
 
 def attach(name: str, inode: int, size: int) -> mmap.mmap:
@@ -99,9 +101,10 @@ class Stream:
 
     def __init__(self, server: Server, request: protocol.OpenStream):
         self.number, self.request = request.stream, request
-        arrays = stream_arrays(request.shape, request.dtype)
+        arrays = stream_arrays(request.shape, request.dtype, request.uncertainty)
         block = attach(request.block, request.inode, offsets_of(*arrays)[1])
-        self.header, self.inputs, self.outputs, self.region = views(block, *arrays)
+        self.header, self.inputs, self.outputs, self.region, *maps = views(block, *arrays)
+        self.uncertainties = maps[0] if maps else None
         self.last, self.region_number = request.last, int(self.header[-1])
         self.calibration: Calibration | None = None  # of the first usable frame
         options = from_dict(DespeckleOptions, request.options)
@@ -131,16 +134,18 @@ class Stream:
         """Despeckle the newest frame; return its number and the seconds that it took."""
         self.last, frame = self.newest()
         started = time.perf_counter()
-        result = self._despeckled(frame)
         slot = self.last % SLOTS
         self.header[1 + SLOTS + slot] = 0
-        self.outputs[slot] = result
+        self.outputs[slot] = self._despeckled(frame, slot)
         self.header[1 + SLOTS + slot] = self.last
         return self.last, time.perf_counter() - started
 
-    def _despeckled(self, frame: np.ndarray) -> np.ndarray:
+    def _despeckled(self, frame: np.ndarray, slot: int) -> np.ndarray:
         from .despeckling import despeckle
 
+        told = self.uncertainties[slot : slot + 1] if self.uncertainties is not None else None
+        if told is not None:
+            told[...] = 0
         colours = frame[..., :3] if frame.ndim == 3 else frame
         colours = colours[np.isfinite(colours)] if frame.dtype.kind == "f" else colours
         bounds = (colours.min(), colours.max()) if colours.size else (0, 0)
@@ -156,7 +161,10 @@ class Stream:
             self.calibration, self.drawn = calibration, None
             self.lit_at_first = self._lit(frame)[0]
         calibration = replace(self.calibration, bounds=bounds, graphics=self._graphics(frame, bounds))
-        return despeckle(frame[None], self.engine, calibration=calibration, **self.options)[0]
+        result = despeckle(frame[None], self.engine, calibration=calibration, uncertainty=told, **self.options)[0]
+        if told is not None:
+            told /= max(calibration.mapping[1] - calibration.mapping[0], 1e-9)
+        return result
 
     def _graphics(self, frame: np.ndarray, bounds: tuple[float, float]) -> np.ndarray | bool:
         """Return `Calibration.graphics`: on a processor, where it takes about as long as half of the rest, graphics are
@@ -237,7 +245,7 @@ class Server:
                 elif isinstance(request, protocol.Stop):
                     self.streams.pop(request.stream, None)
                 elif isinstance(request, protocol.Look) and request.stream in self.streams:
-                    changed = {"strength": request.strength, "gamma": request.gamma}
+                    changed = {name: getattr(request, name) for name in ("strength", "gamma", "cautious")}
                     self.streams[request.stream].options |= changed
 
     def engine(self, options: DespeckleOptions) -> tuple[Model | Filter, dict[str, Any], dict[str, str]]:
@@ -259,7 +267,11 @@ class Server:
 
     def open(self, request: protocol.OpenStream) -> None:
         """Start a stream."""
+        from .despeckling import check_uncertainty
+
         stream = Stream(self, request)
+        if request.uncertainty or stream.options["cautious"]:
+            check_uncertainty(stream.engine)
         self.streams[stream.number] = stream
         self.say(protocol.Opened(stream.number, **stream.runs_on))
 
@@ -323,7 +335,7 @@ class Server:
 
     def guarded(self, request: protocol.Despeckle | protocol.OpenStream, work: Callable[[], None]) -> None:
         """Do `work`; an error becomes an answer and ends the request."""
-        from .system import Cancelled, InputError, out_of_memory, torch_fault
+        from .system import Cancelled, InputError, _, out_of_memory, torch_fault
 
         job: Any = getattr(request, "job", None)  # a request has one or the other
         stream: Any = getattr(request, "stream", None)
@@ -339,8 +351,12 @@ class Server:
             if "torch" not in sys.modules and (fault := torch_fault()):
                 text = fault
             elif out_of_memory(error):
-                where = "the graphics card" if "CUDA" in str(error) or "MPS" in str(error) else "this computer"
-                text = f"There is not enough memory on {where}; close other programs, or choose another device."
+                text = _("There is not enough memory on this computer; close other programs, or choose another device.")
+                if "CUDA" in str(error) or "MPS" in str(error):
+                    text = _(
+                        "There is not enough memory on the graphics card; close other programs, or choose another "
+                        "device."
+                    )
             else:
                 traceback.print_exc()
                 text = f"Despeckling failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -25,6 +25,7 @@ COMPARED = "SpeckleTrain.compared"  # attribute of what a comparison made: its n
 ROLES = {  # role -> class and title
     "table": ("vtkMRMLTableNode", "curve"),
     "loss": ("vtkMRMLPlotChartNode", "loss"),
+    "errors": ("vtkMRMLPlotChartNode", "true error"),
     "figures": ("vtkMRMLPlotChartNode", "figures"),
     "before": ("vtkMRMLScalarVolumeNode", "held-out frame"),
     "after": ("vtkMRMLScalarVolumeNode", "held-out frame despeckled"),
@@ -39,7 +40,7 @@ COLORS = [  # of curves; Okabe and Ito's, which color-blind people tell apart, w
 def showRun(job) -> dict[str, vtkMRMLNode]:
     """Show a run's curves and its preview in the scene; called again, it updates the same nodes.
 
-    Returns them: `table`, `loss` and `figures` (charts), `before` and `after` (a held-out frame).
+    Returns them: `table`, `loss`, `errors` and `figures` (charts), `before` and `after` (a held-out frame).
     """
     nodes = runNodes(slicer.mrmlScene, job.name)
     updateTable(nodes["table"], job.reports)
@@ -104,11 +105,14 @@ def updateTable(node, reports: list[dict]) -> None:
 
 
 def updateCharts(mrmlScene, run: str, nodes: dict, reports: list[dict]) -> None:
-    """Series of a chart of the losses and of one of the figures of merit; a new series where a term turns up. Held-out
-    values are circles, of their term's color: VTK draws no line across the steps between them."""
-    columns = _columns(reports)[1:]
-    measured = [name for name in columns if name in metrics.FIGURES]
-    for role, names in (("loss", [name for name in columns if name not in measured]), ("figures", measured)):
+    """Series of charts of the losses, of the errors to a known truth and of the other figures of merit; a new series
+    where a term turns up. Held-out values are circles, of their term's color: VTK draws no line across the steps
+    between them."""
+    charts: dict[str, list[str]] = {"loss": [], "errors": [], "figures": []}
+    for name in _columns(reports)[1:]:
+        role = "errors" if name in metrics.ERRORS else "figures" if name in metrics.FIGURES else "loss"
+        charts[role].append(name)
+    for role, names in charts.items():
         chart, terms = nodes[role], list(dict.fromkeys(name.removeprefix(HELD_OUT) for name in names))
         for name in names:
             series = _node(mrmlScene, "vtkMRMLPlotSeriesNode", run, name, name)
@@ -117,14 +121,14 @@ def updateCharts(mrmlScene, run: str, nodes: dict, reports: list[dict]) -> None:
                 series.SetXColumnName("step")
                 series.SetYColumnName(name)
                 series.SetPlotType(slicer.vtkMRMLPlotSeriesNode.PlotTypeScatter)
-                isHeldOut = name.startswith(HELD_OUT) or role == "figures"
+                isHeldOut = name.startswith(HELD_OUT) or role != "loss"
                 series.SetMarkerStyle(series.MarkerStyleCircle if isHeldOut else series.MarkerStyleNone)
                 series.SetLineStyle(series.LineStyleNone if isHeldOut else series.LineStyleSolid)
                 series.SetColor(*COLORS[terms.index(name.removeprefix(HELD_OUT)) % len(COLORS)])
             if not chart.HasPlotSeriesNodeID(series.GetID()):
                 chart.AddAndObservePlotSeriesNodeID(series.GetID())
         chart.SetLegendFontSize(LEGEND)
-        chart.SetTitle(f"{run}: {role}")
+        chart.SetTitle(f"{run}: {ROLES[role][1]}")
         chart.SetXAxisTitle("step")
 
 

@@ -4,8 +4,11 @@ the user's consent."""
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import CalledProcessError
 
 import slicer
 from slicer.i18n import tr as _
@@ -16,6 +19,7 @@ from Speckle2SelfLib.system import InputError
 # chooses its build.
 REQUIREMENTS = Path(__file__).resolve().parent / "requirements.txt"
 IMPORTED_AS = {"scikit-image": "skimage", "pillow": "PIL"}
+READERS = {"av": "av>=12", "h5py": "h5py>=3.10"}  # the same, of what only some files need to be read
 REQUESTER = "Speckle2Self"
 _lock = threading.Lock()  # installation at a time
 
@@ -44,21 +48,38 @@ def ensure() -> None:
     Raises InputError where something is still missing afterwards, and where it is called while it installs: Slicer lets
     events happen meanwhile.
     """
-    if not _lock.acquire(blocking=False):
-        raise InputError(_("Python packages are being installed; wait until that is done."))
-    try:
+    with _installing():
         if find_spec("torch") is None:
             _installTorch()
         if find_spec("torch") is not None:
-            _install()
-    finally:
-        _lock.release()
+            _install(packages())
     if missing():
         raise InputError(
             _("Python packages are missing: {missing}; install them and try again.").format(
                 missing=", ".join(missing())
             )
         )
+
+
+def ensure_reader(name: str) -> None:
+    """Install one of `READERS`, after asking, where it is missing. Raises InputError as `ensure`."""
+    if find_spec(name) is not None:
+        return
+    with _installing():
+        _install({name: READERS[name]})
+    if find_spec(name) is None:
+        message = _("This file needs the Python package {name}; load it again and agree to install that.")
+        raise InputError(message.format(name=name))
+
+
+@contextmanager
+def _installing() -> Iterator[None]:
+    if not _lock.acquire(blocking=False):
+        raise InputError(_("Python packages are being installed; wait until that is done."))
+    try:
+        yield
+    finally:
+        _lock.release()
 
 
 def _installTorch() -> None:
@@ -70,22 +91,29 @@ def _installTorch() -> None:
     PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=True)
 
 
-def _install() -> None:
+def _install(wanted: dict[str, str]) -> None:
+    """Ask for and install packages: imported name -> what to install. Raises InputError where that is declined, or
+    fails, and some are missing."""
     try:
-        from slicer.packaging import load_requirements, pip_ensure  # Slicer 5.11 and later
-    except ImportError:
-        wanted = [requirement for name, requirement in packages().items() if find_spec(name) is None]
-        question = _("{requester} needs to install {wanted}. Install now?").format(
-            requester=REQUESTER, wanted=", ".join(wanted)
-        )
-        if wanted and slicer.util.confirmOkCancelDisplay(question, REQUESTER):
-            slicer.util.pip_install(wanted)
-        return
-    try:
-        pip_ensure(load_requirements(REQUIREMENTS), requester=REQUESTER)  # it asks by itself, and sees versions too
-    except RuntimeError as error:
-        if missing():  # else there is an older version, which the user wants to keep
+        _installByPip(wanted)
+    except (RuntimeError, CalledProcessError) as error:
+        lacking = [name for name in wanted if find_spec(name) is None]
+        if lacking:  # else there is an older version, which the user wants to keep
             message = _("{requester} cannot run without {missing}: {error}.").format(
-                requester=REQUESTER, missing=", ".join(missing()), error=error
+                requester=REQUESTER, missing=", ".join(lacking), error=error
             )
             raise InputError(message) from error
+
+
+def _installByPip(wanted: dict[str, str]) -> None:
+    try:
+        from slicer.packaging import pip_ensure  # Slicer 5.11 and later
+    except ImportError:
+        lacking = [requirement for name, requirement in wanted.items() if find_spec(name) is None]
+        question = _("{requester} needs to install {wanted}. Install now?").format(
+            requester=REQUESTER, wanted=", ".join(lacking)
+        )
+        if lacking and slicer.util.confirmOkCancelDisplay(question, REQUESTER):
+            slicer.util.pip_install(lacking)
+    else:
+        pip_ensure(list(wanted.values()), requester=REQUESTER)  # it asks by itself, and sees versions too

@@ -27,8 +27,9 @@ class Live:
     The newest image comes first; what cannot be kept up with is dropped. output: a volume `<input> live` in the same
     place, or a given one. state: "running", "stopped", "failed" (message). latency, rate: measured. once: a preview,
     only what is shown now; `refresh` takes what is shown then. regionNode: the segmentation or box that `region` (H, W)
-    was taken from; where it is changed, the images follow. options: the others of
-    `config.DespeckleOptions`; region may also be pixels (H, W). Raises InputError.
+    was taken from; where it is changed, the images follow. uncertainty: whether `uncertainty` holds that of the last
+    image, (K, J, I) float32 as a share of the grey range. options: the others of `config.DespeckleOptions`; region may
+    also be pixels (H, W). Raises InputError.
 
     Observers only note that something has changed: OpenIGTLink overwrites an image, reports it, and gives the volume
     its new place after that. `step` reads both together, once for all events of an image.
@@ -36,7 +37,8 @@ class Live:
 
     def __init__(
         self, worker: Worker, node: vtkMRMLNode, axis: str = "auto", sliceNode: vtkMRMLSliceNode | None = None,
-        once: bool = False, output: vtkMRMLVolumeNode | None = None, regionNode: vtkMRMLNode | None = None, **options,
+        once: bool = False, output: vtkMRMLVolumeNode | None = None, regionNode: vtkMRMLNode | None = None,
+        uncertainty: bool = False, **options,
     ):  # fmt: skip
         node = scene.proxyOf(node)
         self.recording = Recording.of(node)
@@ -49,6 +51,7 @@ class Live:
         self.node, self.output, self.once, self.state, self.message = node, output, once, "running", ""
         self._sliceNode, self._axis, self._worker, self._options = sliceNode, axis, worker, options
         self._region = MovingRegion(regionNode, options.get("region"))
+        self.tells, self.uncertainty = uncertainty, None
         self._stream, self._observed, self._moments = None, [], []
         self._lastPushed, self._lastTaken, self._places, self._slice = 0, 0, {}, None
         self._imageChanged = self._viewMoved = False
@@ -69,10 +72,10 @@ class Live:
     def _onView(self, caller=None, event=None) -> None:
         self._viewMoved = True
 
-    def look(self, strength: float, gamma: float) -> None:
-        """Set strength and gamma from now on, and of what is shown now. Raises InputError."""
+    def look(self, strength: float, gamma: float, cautious: float = 0.0) -> None:
+        """Set strength, gamma and caution from now on, and of what is shown now. Raises InputError."""
         if self.state == "running":
-            self._stream.look(strength, gamma)
+            self._stream.look(strength, gamma, cautious)
             self._imageChanged = True
 
     @property
@@ -101,7 +104,7 @@ class Live:
         axis, number = self._sliceOf(voxels.shape)
         frame = np.moveaxis(voxels, axis, 0)[number]
         if self._stream is None:
-            self._stream = self._worker.live(frame.shape, frame.dtype, self._options)
+            self._stream = self._worker.live(frame.shape, frame.dtype, self._options, self.tells)
         region = self._region.update(self.node, frame.shape[:2], axis)
         if region is not None:
             self._stream.give(region)
@@ -166,6 +169,7 @@ class Live:
         axis, place = self._places[frame.number]
         self._places = {number: place for number, place in self._places.items() if number > frame.number}
         voxels = np.expand_dims(frame.image, axis)  # (K, J, I[, C]) with one voxel along the axis
+        self.uncertainty = np.expand_dims(frame.uncertainty, axis) if frame.uncertainty is not None else None
         if self.output is None:
             self.output = _makeOutput(self.node, voxels, place)
         else:

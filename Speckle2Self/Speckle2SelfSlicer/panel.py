@@ -17,6 +17,7 @@ from Speckle2SelfLib.config import DespeckleOptions, help_of
 from Speckle2SelfLib.system import InputError
 
 from . import session, views
+from .words import translated
 
 WIDGETS, FOLLOWING = -1.0, -2.0  # priorities of observers of a parameter node; those of wrappers have 0
 
@@ -58,7 +59,7 @@ def reporting_errors(
                     cleanUp()
                 if not isinstance(error, InputError):
                     raise
-                slicer.util.errorDisplay(str(error))
+                slicer.util.errorDisplay(translated(str(error)))
     except Exception:
         logging.exception(message)
     finally:

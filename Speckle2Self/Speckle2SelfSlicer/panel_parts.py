@@ -12,8 +12,10 @@ from slicer.i18n import tr as _
 from Speckle2SelfLib import library
 from Speckle2SelfLib.system import InputError
 
-from . import comparison, regions, scene, views
+from . import comparison, regions, scene, uncertainty, views
 from .panel import box, confirmed, reporting_errors
+
+APPLY_AGAIN = _("Click Apply again to estimate the uncertainty of the output.")
 
 
 class LivePart:
@@ -50,6 +52,8 @@ class LivePart:
         live, self.live = self.live, None
         if live is not None:
             live.stop()
+            if live.tells:
+                self.overlay.hide()
             self._ended = (live, live.output.GetName()) if live.hasOutput else None
         self.ui.liveCheckBox.checked = False
         self.ui.liveLabel.visible = False
@@ -80,6 +84,8 @@ class LivePart:
     def stepLive(self) -> None:
         live = self.live
         if live.step():
+            if live.uncertainty is not None:
+                self.overlay.show(live.uncertainty, live.output)
             if not self._faded:  # once: the views are the user's
                 self._faded = True
                 comparison.fade(live.node, live.output, self.ui.fadeSlider.value)
@@ -154,6 +160,34 @@ class ComparePart:
         if path:
             with reporting_errors(_("The figures could not be exported.")):
                 comparison.writeTable(comparison.figures(), path)
+
+
+class UncertaintyPart:
+    """Colors over uncertain places of the output, and what else needs a model that estimates its uncertainty."""
+
+    def setupUncertainty(self) -> None:
+        self.overlay = uncertainty.Overlay()
+        self._tells = False  # whether the chosen model estimates its uncertainty
+
+    def offerUncertainty(self, model: str) -> None:
+        """Enable the controls for a model that estimates its uncertainty."""
+        self._tells = library.estimates_uncertainty(model)
+        for widget in (self.ui.cautiousSlider, self.ui.showUncertaintyCheckBox):
+            widget.enabled = self._tells
+
+    def showUncertainty(self) -> None:
+        """Color uncertain places of the output in the slice views, or take the colors away."""
+        parameters = self._parameterNode
+        node = uncertainty.of(parameters.outputNode)
+        if not parameters.showUncertainty:
+            self.overlay.hide()
+        elif node is not None:
+            with reporting_errors(_("The uncertainty cannot be shown.")):
+                self.overlay.follow(node)
+        elif self.live is None:
+            self.overlay.hide()
+            if self._tells and parameters.outputNode is not None and self.run is None:
+                self.setStatus(APPLY_AGAIN)
 
 
 class ModelsPart:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from collections import deque
@@ -22,11 +23,12 @@ from .words import _
 
 LIBRARY = Path(__file__).resolve().parent.parent  # where Speckle2SelfLib lies, in the sources and when installed
 LONGEST = 2**16  # bytes that are read at once
-GRACE = 0.5  # seconds that a process has to end by itself
+GRACE, PATIENCE = 0.5, 0.05  # seconds that a process has to end, and that the caller waits for it
 KILLED = (134, 137, 139)  # exit codes that shells give for the signals ABRT, KILL and SEGV
 ABNORMAL = "exit abnormally"  # what CTK's launcher says of a program that a signal ended
 BAD_CPU = 86  # errno of macOS: a program for another processor
 _children: weakref.WeakSet = weakref.WeakSet()
+_ending: set[threading.Thread] = set()  # that wait for processes which were closed
 
 
 def python_executable() -> str:
@@ -134,17 +136,25 @@ class Child:
             self.process.stdin.flush()
 
     def close(self) -> None:
-        """Ends the process and all that it started, at once."""
+        """Ends the process and all that it started, at once. What the system takes long for, as memory of gigabytes is
+        given back, is waited for in the background, see `settle`."""
         if self.poll() is None:
             kill_tree(self.process)
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(GRACE)
-            self._ended = True
+        self._ended = True
+        ending = threading.Thread(target=self._end)
+        _ending.add(ending)
+        ending.start()
+        ending.join(PATIENCE)
+
+    def _end(self) -> None:
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(GRACE)
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             if stream is self.process.stdout:
                 self._wait_for_all()
             with suppress(OSError, ValueError):
                 stream.close()
+        _ending.discard(threading.current_thread())
 
     def _wait_for_all(self) -> None:
         """Wait until nothing has the standard output any longer: then locks are free, and files are closed."""
@@ -156,6 +166,12 @@ class Child:
                         return
                 except BlockingIOError:
                     time.sleep(0.001)
+
+
+def settle() -> None:
+    """Wait until all processes that were closed here are gone: then what they had locked is free."""
+    for ending in list(_ending):
+        ending.join(3 * GRACE)
 
 
 def kill_tree(process: subprocess.Popen) -> None:
@@ -172,3 +188,4 @@ def kill_tree(process: subprocess.Popen) -> None:
 def _close_all() -> None:
     for child in list(_children):
         child.close()
+    settle()

@@ -14,8 +14,9 @@ from Speckle2SelfLib import volumes
 from Speckle2SelfLib.look import look, uncertainty_of_look
 from Speckle2SelfLib.system import Cancelled, InputError
 
-from . import results
+from . import results, uncertainty
 from .scene import CHANGED, Recording, browsers, sequenceOf, voxelsOf
+from .words import translated
 from .worker import DespeckleJob, Worker, checked_options
 
 PARTIAL = " (partial)"  # in the name of a result of which only the first frames are done
@@ -71,7 +72,7 @@ class Run:
         except Cancelled:
             self._end("cancelled")
         except InputError as error:
-            self._end("failed", str(error))
+            self._end("failed", translated(str(error)))
         except Exception as error:
             self._end("failed", _("Despeckling failed: {error}").format(error=f"{type(error).__name__}: {error}"))
             raise
@@ -198,15 +199,26 @@ class Run:
             if self._cancelRequested and not self.keepPartial and node is None:
                 raise Cancelled
             yield None
-        self.result.node = node
+        self.result.node, told = node, None
         if self.uncertainty:
             maps = self.result.uncertainties(options.strength, options.gamma, count)
-            for told in results.writeInSteps(self.recording, maps, None, f"uncertainty{partial}"):
-                self.result.uncertaintyNode = told
+            former = self._formerUncertainty()
+            for told in results.writeInSteps(self.recording, maps, former, f"uncertainty{partial}"):  # noqa: B007
                 yield None
-            results.showOwnWindow(self.result.uncertaintyNode)
+            results.showOwnWindow(told)
+            self.result.uncertaintyNode = told
+        uncertainty.relate(node, told, self.result.span)
         if not cut:
             results.rename(node, lambda name: name.removesuffix(PARTIAL))
+
+    def _formerUncertainty(self) -> vtkMRMLNode | None:
+        """The uncertainty of the output before, which is replaced with it; None: there is none that fits."""
+        former = uncertainty.of(self.output)
+        try:
+            results.checkOutput(self.recording, former)
+        except InputError:
+            return None
+        return former
 
     def _remark(self, cut: bool) -> str:
         """Return what the user should know of a run that is done."""
@@ -240,6 +252,17 @@ class Result:
         for job in jobs:
             job.release_input()
 
+    @property
+    def tells(self) -> bool:
+        """Return whether the uncertainty is known, which caution needs."""
+        return bool(self._jobs) and all(job.uncertainty is not None for job in self._jobs)
+
+    @property
+    def span(self) -> float:
+        """Return the grey values between what the model took for 0 and 1."""
+        low, high = self._jobs[self._averaged[0]].mapping
+        return high - low
+
     def images(
         self, strength: float, gamma: float, count: int | None = None, cautious: float = 0.0
     ) -> Iterator[np.ndarray]:
@@ -250,11 +273,14 @@ class Result:
     def uncertainties(self, strength: float, gamma: float, count: int | None = None) -> Iterator[np.ndarray]:
         """Yield the uncertainty of each of `images`, (K, J, I) float32, in the output's grey values."""
         for number in range(self._shape[0] if count is None else count):
-            parts = []
-            for job, axis, place in self._parts(number):
-                told = uncertainty_of_look(job.uncertainty[place], job.output[place], job.mapping, strength, gamma)
-                parts.append(np.moveaxis(told, 0, axis))
-            yield parts[0] if len(parts) == 1 else volumes.average([part[None] for part in parts])[0]
+            yield self._uncertainty(number, strength, gamma)
+
+    def _uncertainty(self, number: int, strength: float, gamma: float) -> np.ndarray:
+        parts = []
+        for job, axis, place in self._parts(number):
+            told = uncertainty_of_look(job.uncertainty[place], job.output[place], job.mapping, strength, gamma)
+            parts.append(np.moveaxis(told, 0, axis))
+        return parts[0] if len(parts) == 1 else volumes.average([part[None] for part in parts])[0]
 
     def _parts(self, number: int) -> Iterator[tuple[DespeckleJob, int, slice]]:
         """Yield the jobs that one volume comes from, the axis across which each cuts it, and its frames there."""
@@ -282,13 +308,16 @@ class Result:
         return parts[0] if len(parts) == 1 else volumes.average([part[None] for part in parts])[0]
 
     def relook(self, strength: float, gamma: float, cautious: float = 0.0) -> Iterator[None]:
-        """Bring the output up to date, the volume that is shown first; yield between pieces. Items that were added to
-        the output, or whose size was changed, stay as they are."""
-        node = self.node
+        """Bring the output, and its uncertainty, up to date, the volume that is shown first; yield between pieces.
+        Items that were added to the output, or whose size was changed, stay as they are."""
+        yield from self._renew(self.node, lambda number: self.image(number, strength, gamma, cautious))
+        yield from self._renew(self.uncertaintyNode, lambda number: self._uncertainty(number, strength, gamma))
+
+    def _renew(self, node: vtkMRMLNode | None, imageOf: Callable[[int], np.ndarray]) -> Iterator[None]:
         if node is None or node.GetScene() is None:
             return
         if self.recording.sequence is None:
-            slicer.util.updateVolumeFromArray(node, self.image(0, strength, gamma, cautious))
+            slicer.util.updateVolumeFromArray(node, imageOf(0))
             return
         sequence = sequenceOf(node)
         if sequence is None:  # its browser has gone
@@ -300,7 +329,7 @@ class Result:
             volume = sequence.GetNthDataNode(item)
             if number is None or volume.GetImageData() is None:
                 continue
-            image, target = self.image(number, strength, gamma, cautious), slicer.util.arrayFromVolume(volume)
+            image, target = imageOf(number), slicer.util.arrayFromVolume(volume)
             if image.size != target.size:
                 continue
             target[...] = image.reshape(target.shape)

@@ -203,6 +203,10 @@ class Recording:
         cut = np.moveaxis(self.read(), 1 + self.axis(), 1)  # (T, slices, H, W[, C])
         return cut.reshape(-1, *cut.shape[2:])
 
+    def eachFrame(self) -> Frames:
+        """Return the same as `frames`, to be read one after the other. Raises InputError."""
+        return Frames(self.snapshot(), self.axis())
+
     def snapshot(self) -> Recording:
         """Return the same recording, of a volume on its own as it is now: a stream may change its node meanwhile."""
         (volume, *_) = self.volumes
@@ -214,6 +218,30 @@ class Recording:
         image.ShallowCopy(volume.GetImageData())
         copy.SetAndObserveImageData(image)
         return replace(self, volumes=[copy])
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The frames (H, W[, C]) of a recording along an axis of (K, J, I); each is read when it is asked for."""
+
+    recording: Recording
+    axis: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W) or (N, H, W, C)."""
+        count, *sides = self.recording.shape
+        return count * sides.pop(self.axis), *sides
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the pixels."""
+        return self.recording.dtype
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Raises InputError as `Recording.voxels`."""
+        for image in self.recording.voxels():
+            yield from np.moveaxis(image, self.axis, 0)
 
 
 def _checkVolume(volume: vtkMRMLNode | None, name: str) -> None:

@@ -97,20 +97,22 @@ class Session:
         return run
 
     def live(
-        self, inputNode: vtkMRMLNode | str, output: vtkMRMLNode | None = None, once: bool = False, **options: Any
-    ) -> Live:
+        self, inputNode: vtkMRMLNode | str, output: vtkMRMLNode | None = None, once: bool = False,
+        uncertainty: bool = False, **options: Any,
+    ) -> Live:  # fmt: skip
         """Despeckle what a volume shows whenever it changes, into `<input> live`; return a `processing.Live`, whose
         `step` has to be called regularly.
 
-        once: only what it shows now. output: of an earlier call. options: as those of `start`; edits of a segmentation
-        or a box as `region` take effect at once. Raises InputError.
+        once: only what it shows now. output: of an earlier call. uncertainty: see `Live`. options: as those of `start`;
+        edits of a segmentation or a box as `region` take effect at once. Raises InputError.
         """
         dependencies.ensure()
         node, view = scene.find(inputNode), slicer.mrmlScene.GetNodeByID("vtkMRMLSliceNodeRed")
         regionNode = regions.nodeOf(options.get("region", "auto"))
         options["region"] = regions.settle(node, options.get("region", "auto"), options.get("axis", "auto"))
         output = scene.find(output)
-        return Live(self.worker, node, sliceNode=view, once=once, output=output, regionNode=regionNode, **options)
+        kept = {"once": once, "output": output, "regionNode": regionNode, "uncertainty": uncertainty}
+        return Live(self.worker, node, sliceNode=view, **kept, **options)
 
 
 _shared: Session | None = None

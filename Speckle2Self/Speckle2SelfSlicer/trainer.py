@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,8 +23,8 @@ from Speckle2SelfLib import library, protocol
 from Speckle2SelfLib.config import Job, from_dict, refuse_filter
 from Speckle2SelfLib.system import InputError, locked, replace_file
 
-from .processes import Child, was_killed, why_not_started
-from .words import _
+from .processes import Child, settle, was_killed, why_not_started
+from .words import _, translated
 
 # TORCH_DISABLE_SHARE_RDZV_TCP_STORE: each start gets a store of its own, in which the processes find each other. Else
 # torchrun keeps one, and those that it starts anew after one was killed look there for the dead ones, and wait.
@@ -70,6 +70,7 @@ NO_MEMORY = _(
     "memory. Resume continues from the last checkpoint."
 )
 PATIENCE = 0.05  # seconds to wait for files to be removed
+PIECE, BYTES = 0.02, 2**22  # of the recordings that are written between two returns to the event loop: seconds, bytes
 BUSY = _("The run '{name}' goes on in another application; pause it there first.")
 
 
@@ -89,6 +90,7 @@ class TrainingJob:
         self.settings, self.reports, self._finishing = {}, [], False
         self._python, self._child = python, None
         self._picture: bytes | None = None  # of a run that is done, whose files are removed
+        self.preparation: Generator[None, None, Job] | None = None  # what is left of the writing of its recordings
         self.trainer: Trainer | None = None
         self.nodes: list = []  # of the scene that it was started from: where its preview lies
 
@@ -135,6 +137,23 @@ class TrainingJob:
         self._child = Child(arguments, python=self._python, folder=self.folder)
         self.state, self.message, self.simulated, self._finishing = "running", "", None, False
 
+    def prepare(self) -> None:
+        """Write more of its recordings, for a moment; the run can start once `preparation` is None."""
+        end = time.perf_counter() + PIECE
+        try:
+            while self.preparation is not None and time.perf_counter() < end:
+                next(self.preparation)
+        except StopIteration as done:
+            self.preparation, self.message, self.job = None, "", done.value
+        except InputError as error:
+            self.preparation, self.state, self.message = None, "failed", translated(str(error))
+
+    def discard(self) -> None:
+        """Leave nothing of recordings that are being written."""
+        if self.preparation is not None:
+            self.preparation.close()
+            self.preparation = None
+
     def poll(self) -> list[dict]:
         """Return what the process reported since the last call; returns at once."""
         if self._child is None:
@@ -157,7 +176,7 @@ class TrainingJob:
             if line.from_step is not None:
                 self.settings = values
             elif line.message is not None:
-                self.message = line.message
+                self.message = translated(line.message)
             add_report(self.reports, line)
 
     def _end(self, code: int) -> None:
@@ -180,7 +199,7 @@ class TrainingJob:
             errors = self._child.errors()
             last = [line for line in errors if line.startswith("speckle2self: ")][-1:] or errors[-1:]
             if last and last[0].startswith("speckle2self: "):
-                self.message = last[0].removeprefix("speckle2self: ")
+                self.message = translated(last[0].removeprefix("speckle2self: "))
             elif was_killed(code, errors):
                 self.message = NO_MEMORY
             else:
@@ -233,6 +252,7 @@ class TrainingJob:
         if self.state == "done":  # its folder is removed; one of that name belongs to another run
             return
         self.check()
+        self.discard()
         if self._child is not None:
             self._child.close()
             self._child = None
@@ -240,7 +260,8 @@ class TrainingJob:
         _remove(self.folder)
 
     def close(self) -> None:
-        """Ends the process at once; the run can be resumed from its last checkpoint."""
+        """Ends the process at once; the run can be resumed from its last checkpoint, if its recordings were written."""
+        self.discard()
         if self._child is not None:
             self._child.close()
             self._child = None
@@ -269,8 +290,9 @@ class Trainer:
         name = library.fit_name(name)
         refuse_filter(name)
         folder = self.folder / name
-        if (folder / "job.json").exists():
-            if _at_work(folder):
+        preparing = any(each.folder == folder and each.preparation is not None for each in self.jobs)
+        if preparing or (folder / "job.json").exists():
+            if not preparing and _at_work(folder):
                 raise InputError(
                     _("A run '{name}' goes on in another application; choose another name.").format(name=name)
                 )
@@ -278,11 +300,13 @@ class Trainer:
                 _("There is an unfinished run '{name}'; resume or remove it, or choose another name.").format(name=name)
             )
         _remove(folder)
-        with _complete_folder(folder) as part:
-            job = write_job(part, recordings, job, held_out, regions)
-            (part / "name.txt").write_text(name)
-        new = TrainingJob(name, folder, job, self._python)
-        new.trainer = self
+        new = TrainingJob(name, folder, replace(job, output="model.safetensors", preview="preview.png"), self._python)
+        new.trainer, new.message = self, _("Its recordings are being written.")
+        new.preparation = _complete_run(folder, name, recordings, job, held_out, regions)
+        try:
+            next(new.preparation)  # small ones as a whole; what cannot be written at all is told at once
+        except StopIteration as done:
+            new.preparation, new.message, new.job = None, "", done.value
         self.jobs.append(new)
         if listener:
             self._listeners[new] = listener
@@ -291,7 +315,8 @@ class Trainer:
 
     def free_name(self, wanted: str) -> str:
         """`wanted` made fit for a run's name, with a number where a model or an unfinished run has that name."""
-        return library.free_name(wanted, [path.parent.name for path in self.folder.glob("*/job.json")])
+        taken = [path.parent.name for path in self.folder.glob("*/job.json")]
+        return library.free_name(wanted, [*taken, *(job.name for job in self.jobs if job.preparation is not None)])
 
     def estimate(self, recordings, job: Job, held_out, listener, regions=()) -> Estimate:
         """Measures what a run would take; `listener` is called from `poll` with a dict or an InputError."""
@@ -326,7 +351,7 @@ class Trainer:
 
     def resume(self, job: TrainingJob) -> None:
         """Puts a stopped or failed run back into the queue. Raises InputError where another application trains it."""
-        if job.state in ("stopped", "failed") and job.folder.exists():
+        if job.state in ("stopped", "failed") and (job.folder.exists() or job.preparation is not None):
             job.check()
             job.state = "waiting"
             self.poll()
@@ -334,13 +359,14 @@ class Trainer:
     def poll(self) -> None:
         """Takes what the processes reported, tells the listeners, and starts the next run; returns at once."""
         for job in list(self.jobs):
+            job.prepare()
             for report in job.poll():
                 if job in self._listeners:
                     self._listeners[job](job, report)
         self._estimates = [estimate for estimate in self._estimates if not estimate.poll()]
         if not any(job.state == "running" for job in self.jobs):
             waiting = next((job for job in self.jobs if job.state == "waiting"), None)
-            if waiting is not None:
+            if waiting is not None and waiting.preparation is None:
                 try:
                     waiting.start()
                 except (OSError, InputError) as error:
@@ -371,28 +397,45 @@ class Estimate:
 
     def __init__(self, recordings, job: Job, held_out, listener, regions=(), python=None):
         self._folder = tempfile.TemporaryDirectory(prefix="speckle2self-")
-        self._listener = listener
-        write_job(Path(self._folder.name), recordings, job, held_out, regions)
-        self._child = Child(
-            ["-m", "Speckle2SelfLib", "train", "--job", "job.json", "--listen"], python, self._folder.name
-        )
+        self._listener, self._python, self._child = listener, python, None
+        self._preparation = job_in_steps(Path(self._folder.name), recordings, job, held_out, regions)
+        self._prepare(0)
+
+    def _prepare(self, seconds: float = PIECE) -> None:
+        end = time.perf_counter() + seconds
+        try:
+            next(self._preparation)
+            while time.perf_counter() < end:
+                next(self._preparation)
+        except StopIteration:
+            command = ["-m", "Speckle2SelfLib", "train", "--job", "job.json", "--listen"]
+            self._child = Child(command, self._python, self._folder.name)
 
     def poll(self) -> bool:
         """Return whether it has ended; then the listener has been told."""
-        if self._child.poll() is None:
-            return False
+        try:
+            if self._child is None:
+                self._prepare()
+            if self._child is None or self._child.poll() is None:
+                return False
+        except (InputError, OSError) as error:
+            self.close()
+            self._listener(error if isinstance(error, InputError) else InputError(why_not_started(error)))
+            return True
         found = None
         for values in self._child.lines():
             with suppress(InputError):
                 found = found or protocol.training_line(values).estimate
-        message = "".join(self._child.errors()[-1:]).removeprefix("speckle2self: ")
+        message = translated("".join(self._child.errors()[-1:]).removeprefix("speckle2self: "))
         self.close()
         self._listener(found or InputError(message or _("The estimate ended unexpectedly.")))
         return True
 
     def close(self) -> None:
         """Ends it at once."""
-        self._child.close()
+        self._preparation.close()
+        if self._child is not None:
+            self._child.close()
         self._folder.cleanup()
 
 
@@ -414,6 +457,14 @@ def export(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Path:
             (part / name).write_text(text, newline="\n")
             (part / name).chmod(0o755)
     return folder
+
+
+def _complete_run(folder: Path, name: str, recordings, job: Job, held_out, regions) -> Generator[None, None, Job]:
+    """The folder of a run, in steps; returns the job as it is written. Raises InputError."""
+    with _complete_folder(folder) as part:
+        job = yield from job_in_steps(part, recordings, job, held_out, regions)
+        (part / "name.txt").write_text(name)
+    return job
 
 
 @contextmanager
@@ -467,6 +518,7 @@ def _remove(folder: Path) -> None:
 
 def _at_work(folder: Path) -> bool:
     """Return whether a process trains the run in a folder, or nothing can be written there."""
+    settle()  # it may be one of ours that is ending
     try:
         with locked(folder / "model.safetensors"):
             return False
@@ -475,10 +527,24 @@ def _at_work(folder: Path) -> bool:
 
 
 def write_job(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Job:
+    """Do all that `job_in_steps` does, and return the job."""
+    return at_once(job_in_steps(folder, recordings, job, held_out, regions))
+
+
+def at_once(steps: Generator):
+    """Do all steps, and return what they return."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def job_in_steps(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Generator[None, None, Job]:
     """The frames of a run, their regions and its `job.json`, with paths as seen from the folder; the job's own files
-    stay in place."""
-    names = write_recordings(folder, "recording", recordings)
-    held_out = write_recordings(folder, "held-out", held_out)
+    stay in place. Each step takes some `BYTES`."""
+    names = yield from write_recordings(folder, "recording", recordings)
+    held_out = yield from write_recordings(folder, "held-out", held_out)
     job = replace(job, inputs=(*names, *job.inputs), held_out=held_out)
     job = replace(job, output="model.safetensors", preview="preview.png")
     if regions:
@@ -540,14 +606,31 @@ def write_regions(folder: Path, regions, names) -> str:
     return "regions"
 
 
-def write_recordings(folder: Path, prefix: str, recordings) -> tuple[str, ...]:
-    """Files `<prefix>-<number>.npy` of frames, in colour where they have any, as colours are no part of the region;
-    nothing of where they come from."""
-    names = []
+def write_recordings(folder: Path, prefix: str, recordings) -> Generator[None, None, tuple[str, ...]]:
+    """Files `<prefix>-<number>.npy` of frames, in color where they have any, as colors are no part of the region;
+    nothing of where they come from. In steps; returns the names. recordings: arrays, or what has their shape and dtype
+    and gives one frame after the other."""
+    names, done = [], 0
     for number, frames in enumerate(recordings, 1):
-        if frames.ndim == 4:
-            grey = all((frame[..., 1:3] == frame[..., :1]).all() for frame in frames)
-            frames = frames[..., 0] if grey else frames[..., :3]
+        shape, channels, color = tuple(frames.shape), None, False
+        for frame in frames if len(shape) == 4 else ():
+            color = bool((frame[..., 1:3] != frame[..., :1]).any())
+            if color:
+                break
+            done += frame.nbytes
+            if done >= BYTES:
+                done = 0
+                yield
+        if len(shape) == 4:
+            shape, channels = ((*shape[:3], 3), slice(3)) if color else (shape[:3], 0)
         names.append(f"{prefix}-{number}.npy")
-        np.save(folder / names[-1], frames)
+        with (folder / names[-1]).open("wb") as file:
+            header = {"descr": np.lib.format.dtype_to_descr(frames.dtype), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for frame in frames:
+                file.write(np.ascontiguousarray(frame if channels is None else frame[..., channels]))
+                done += frame.nbytes
+                if done >= BYTES:
+                    done = 0
+                    yield
     return tuple(names)

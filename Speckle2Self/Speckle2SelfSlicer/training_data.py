@@ -20,13 +20,13 @@ from .session import Session
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The data of a run. recordings, heldOut: (N, H, W[, C]) each; regions: a mask (H, W) bool of each recording and
-    then of each one held out, or none; name: that of the model, or None; title: the name of the first recording;
-    nodes: what is in the scene of it, first what is held out."""
+    """The data of a run. recordings, heldOut: frames (N, H, W[, C]) each, not read yet; regions: a mask (H, W) bool of
+    each recording and then of each one held out, or none; name: that of the model, or None; title: the name of the
+    first recording; nodes: what is in the scene of it, first what is held out."""
 
     job: Job
-    recordings: list[np.ndarray]
-    heldOut: list[np.ndarray]
+    recordings: list[scene.Frames]
+    heldOut: list[scene.Frames]
     regions: list[np.ndarray]
     name: str | None
     title: str
@@ -60,7 +60,7 @@ def gather(
     job = Job("", inputs=[path.resolve() for path in files], preset=preset, recipe=recipe, init=init, steps=steps,
               minutes=minutes, region="auto" if regions else region, device=device, seed=seed,
               report=2 if preset == "adapt" else 10)  # fmt: skip
-    recordings, heldOutFrames = ([scene.frames(node) for node in some] for some in (nodes, heldOut))
+    recordings, heldOutFrames = ([scene.Recording.of(node).eachFrame() for node in some] for some in (nodes, heldOut))
     title = nodes[0].GetName() if nodes else files[0].stem
     return TrainingData(job, recordings, heldOutFrames, regions, name, title, [*heldOut, *nodes])
 

@@ -2,14 +2,62 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import sys
+from functools import cache
+from pathlib import Path
+from string import Formatter
 
-__all__ = ["_"]
+__all__ = ["_", "translated"]
 
 if "slicer" in sys.modules:  # outside the application it is not loaded for this: it takes a second
     from slicer.i18n import tr as _
+    from slicer.i18n import translate
 else:
 
     def _(text: str) -> str:
         """Return the text as it is."""
         return text
+
+    def translate(context: str, text: str) -> str:
+        """Return the text as it is."""
+        return text
+
+
+def translated(message: str) -> str:
+    """Return a sentence of the core, values and all, in the user's language; what stands before it, a file, stays.
+
+    The core knows no language, and most of it runs in other processes, which have no translations. So its sentences are
+    marked there as Slicer's tools look for them, and recognized here.
+    """
+    for context, template, pattern in core_sentences():
+        found = pattern.search(message)
+        words = translate(context, template) if found else template
+        if words != template:
+            return message[: found.start()] + re.sub(r"{(\w+)}", lambda name: found[name[1]], words)  # noqa: B023
+    return message
+
+
+@cache
+def core_sentences() -> list[tuple[str, str, re.Pattern]]:
+    """Return the sentences that the core marks: their context, themselves, and what they match; the longest first."""
+    sentences = {}
+    for path in (Path(__file__).resolve().parent.parent / "Speckle2SelfLib").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)) if re.search(r"\b_\(", text) else ():
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "_":
+                sentences[ast.literal_eval(node.args[0])] = f"{path.parent.name}.{path.stem}"
+    ordered = sorted(sentences, key=lambda template: (-len(re.sub(r"{\w+}", "", template)), template))
+    return [(sentences[template], template, re.compile(_pattern(template), re.DOTALL)) for template in ordered]
+
+
+def _pattern(template: str) -> str:
+    """Return the expression that finds a sentence at the end of a message, its values as groups."""
+    parts, names = [], set()
+    for literal, name, *_rest in Formatter().parse(template):
+        parts.append(re.escape(literal))
+        if name is not None:
+            parts.append(f"(?P={name})" if name in names else f"(?P<{name}>.*?)")
+            names.add(name)
+    return f"(?:^|(?<=: )){''.join(parts)}$"

@@ -30,7 +30,7 @@ from Speckle2SelfLib.system import InputError
 from Speckle2SelfLib.worker_process import SLOTS, job_arrays, offsets_of, stream_arrays, views
 
 from .processes import GRACE, LONGEST, Child, kill_tree, was_killed, why_not_started
-from .words import _
+from .words import _, translated
 
 ENDED = _(
     "The despeckling process ended unexpectedly ({how}); nothing was changed. Apply again to start a fresh one.{last}"
@@ -169,7 +169,7 @@ class DespeckleJob:
         elif isinstance(answer, protocol.Cancelled):
             self._end("cancelled")
         elif isinstance(answer, protocol.Failed):
-            self._end("failed", answer.message)
+            self._end("failed", translated(answer.message))
         else:
             raise ValueError(f"a job gives no {answer!r:.100}")
 
@@ -183,11 +183,13 @@ class DespeckleJob:
 
 
 class Frame(NamedTuple):
-    """A despeckled live frame: the image, the number of its push, and the seconds from push to here."""
+    """A despeckled live frame: the image, the number of its push, the seconds from push to here, and its uncertainty
+    (H, W) float32 as a share of the grey range, where that was asked for."""
 
     image: np.ndarray
     number: int
     latency: float
+    uncertainty: np.ndarray | None = None
 
 
 class Stream:
@@ -198,8 +200,12 @@ class Stream:
     or is far brighter, or has a new size, or another region is given.
     """
 
-    def __init__(self, worker: Worker, shape, dtype, options: DespeckleOptions, region: np.ndarray | None):
+    def __init__(
+        self, worker: Worker, shape, dtype, options: DespeckleOptions, region: np.ndarray | None,
+        uncertainty: bool = False,
+    ):  # fmt: skip
         self._worker, self._options, self._own_region = weakref.proxy(worker), asdict(options), region
+        self._tells = uncertainty
         self.state, self.message, self.device, self.precision = "running", "", "", ""
         self.pushed = self.done = self.dropped = 0
         self._last_done = self._last_taken = 0
@@ -207,10 +213,10 @@ class Stream:
         self._allocate(tuple(shape), np.dtype(dtype))
 
     def _allocate(self, shape, dtype) -> None:
-        arrays = stream_arrays(shape, dtype)
+        arrays = stream_arrays(shape, dtype, self._tells)
         self.shape, self.dtype, self.number = shape, dtype, self._worker._next_number()
         self._block = _Block(offsets_of(*arrays)[1])
-        self._header, self._inputs, self._outputs, self._region = views(self._block.map, *arrays)
+        self._header, self._inputs, self._outputs, self._region, *self._maps = views(self._block.map, *arrays)
         self._times: dict[int, float] = {}
         if self._own_region is not None:
             fits = self._own_region.shape == shape[:2]
@@ -224,7 +230,7 @@ class Stream:
         self._wake_sent = False
         block, inode = self._block.name
         self._worker._send(protocol.OpenStream(
-            self.number, self.shape, self.dtype.str, block, inode, self._options, self._last_done
+            self.number, self.shape, self.dtype.str, block, inode, self._options, self._last_done, self._tells
         ))  # fmt: skip
         self._wake()
 
@@ -274,9 +280,10 @@ class Stream:
             if self._block is None or number == self._last_taken:
                 return None
             image = self._outputs[slot].copy()
+            told = self._maps[0][slot].copy() if self._maps else None
             if self._header[1 + SLOTS + slot] == number:
                 self._last_taken = number
-                return Frame(image, number, self._latency)
+                return Frame(image, number, self._latency, told)
         return None
 
     def latency(self, percent: float = 50) -> float | None:
@@ -288,11 +295,11 @@ class Stream:
         """(H, W) bool: what is despeckled; None until that is known."""
         return self._region.copy() if self._last_done and self._region is not None else None
 
-    def look(self, strength: float, gamma: float) -> None:
-        """Strength and gamma of the frames that follow. Raises InputError."""
-        look = DespeckleOptions(strength=float(strength), gamma=float(gamma))
-        self._options |= {"strength": look.strength, "gamma": look.gamma}
-        self._worker._send(protocol.Look(self.number, look.strength, look.gamma))
+    def look(self, strength: float, gamma: float, cautious: float = 0.0) -> None:
+        """Set strength, gamma and caution of the frames that follow. Raises InputError."""
+        look = DespeckleOptions(strength=float(strength), gamma=float(gamma), cautious=float(cautious))
+        self._options |= {"strength": look.strength, "gamma": look.gamma, "cautious": look.cautious}
+        self._worker._send(protocol.Look(self.number, look.strength, look.gamma, look.cautious))
 
     def stop(self) -> None:
         """Ends the stream and frees its memory."""
@@ -308,6 +315,7 @@ class Stream:
         if self._block is not None:
             self._block.hide()
         self._block = self._header = self._inputs = self._outputs = self._region = None
+        self._maps = []
 
     def _take(self, answer) -> None:
         """Take an answer about this stream; raise ValueError where that cannot be."""
@@ -323,7 +331,7 @@ class Stream:
             self._latencies.append(self._latency)
             self._wake()
         elif isinstance(answer, protocol.Failed):
-            self._fail(answer.message)
+            self._fail(translated(answer.message))
         else:
             raise ValueError(f"a stream gives no {answer!r:.100}")
 
@@ -393,10 +401,11 @@ class Worker:
         np.copyto(job.input, frames)
         return self.start(job, request)
 
-    def live(self, shape, dtype, request: dict | None = None) -> Stream:
-        """A stream of frames (H, W[, C]); request: see `despeckle`. Raises InputError, OSError."""
+    def live(self, shape, dtype, request: dict | None = None, uncertainty: bool = False) -> Stream:
+        """A stream of frames (H, W[, C]); request: see `despeckle`; uncertainty: whether that of the output is asked
+        for. Raises InputError, OSError."""
         _check_frames((1, *shape), np.dtype(dtype))
-        stream = Stream(self, shape, dtype, *checked_options(request or {}, tuple(shape[:2])))
+        stream = Stream(self, shape, dtype, *checked_options(request or {}, tuple(shape[:2])), uncertainty)
         self._add(stream)
         return stream
 

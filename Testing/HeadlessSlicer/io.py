@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 import slicer
 import vtk
 
-from . import loaders
+from . import readers
+from .complaints import complain
 
 
 class CoreIOManager:
@@ -17,36 +17,55 @@ class CoreIOManager:
 
     def __init__(self, app):
         self._app = app
-        self._readers = {
-            "SceneFile": self._loadScene,
-            "SequenceFile": self._loadSequence,
-            "VolumeFile": self._loadVolume,
-            "IGSIO Sequence": self._loadTracked,
-        }
+        self._readers = readers.own()
 
-    def fileType(self, filename) -> str:
-        """The kind of file that Slicer takes it for, by its name, for NRRD files also by their header."""
-        name = str(filename).lower()
-        if name.endswith((".mrml", ".mrb")):
-            return "SceneFile"
-        if name.endswith((".igs.mha", ".igs.mhd", ".igs.nrrd")):
-            return "IGSIO Sequence"
-        if name.endswith((".seq.nrrd", ".seq.nhdr")):
-            return "SequenceFile"
-        if name.endswith((".nrrd", ".nhdr")) and _looksLikeSequence(filename):
-            return "SequenceFile"
-        return "VolumeFile"
+    def registerIO(self, reader) -> None:
+        """Adds a reader; of several that are equally confident, the first comes first."""
+        self._readers.append(reader)
+
+    def fileType(self, path: str) -> str:
+        """The kind of file that the most confident reader takes it for."""
+        return next((reader.fileType() for reader in self._byConfidence(path)), "NoFile")
+
+    def fileDescriptions(self, path: str) -> tuple[str, ...]:
+        """What the dialog of *Add data* offers for a file, the most confident reader first."""
+        return tuple(reader.description() for reader in self._byConfidence(path))
+
+    def _byConfidence(self, path: str) -> list:
+        rated = [(reader.canLoadFileConfidence(path), reader) for reader in self._readers]
+        return [reader for rate, reader in sorted(rated, key=lambda one: -one[0]) if rate > 0]
 
     def loadNodes(self, fileType, properties, loadedNodes=None, userMessages=None) -> bool:
-        """Loads a file into the scene; what was loaded is added to the collection, the main node first."""
-        messages = userMessages if userMessages is not None else slicer.vtkMRMLMessageCollection()
-        if fileType not in self._readers:
+        """Loads a file into the scene; what was loaded is added to the collection, the main node first.
+
+        All readers of the type are tried in turn. Their messages come with the file's name before them.
+        """
+        path, before = properties["fileName"], userMessages.GetNumberOfMessages() if userMessages else 0
+        candidates = [reader for reader in self._readers if reader.fileType() == fileType]
+        if not candidates and fileType != "NoFile":
             raise AttributeError(f"Files of type '{fileType}' are not modelled.")
-        nodes = self._readers[fileType](os.path.abspath(properties["fileName"]), properties, messages)
-        for node in nodes or []:
-            if loadedNodes is not None:
+        success = False
+        for reader in candidates:
+            reader.userMessages().ClearMessages()
+            if reader.canLoadFileConfidence(path) <= 0:
+                continue
+            success = reader.load(properties)
+            if userMessages is not None:
+                userMessages.AddMessages(reader.userMessages(), f"Loading {path} - ")
+            if success:
+                self._collect(reader.loadedNodes, loadedNodes)
+                break
+        if not success and userMessages is not None and userMessages.GetNumberOfMessages() == before:
+            userMessages.AddMessage(vtk.vtkCommand.ErrorEvent, f"Loading {path} -  load failed.")
+        return success
+
+    def _collect(self, identifiers: tuple[str, ...], loadedNodes) -> None:
+        for identifier in identifiers if loadedNodes is not None else ():
+            node = self._app.mrmlScene().GetNodeByID(identifier)
+            if node is None:
+                complain(f"loadNodes error: cannot find node by ID {identifier}")
+            else:
                 loadedNodes.AddItem(node)
-        return nodes is not None
 
     def fileWriterFileType(self, node) -> str:
         """The kind of file that a node is saved as."""
@@ -81,54 +100,3 @@ class CoreIOManager:
         if saved:
             scene.SetStorableNodesModifiedSinceRead()
         return bool(saved)
-
-    def _loadScene(self, path, properties, messages):
-        scene, clear = self._app.mrmlScene(), bool(properties.get("clear", False))
-        if path.lower().endswith(".mrb"):
-            done = scene.ReadFromMRB(path, clear, messages)
-        else:
-            scene.SetURL(path)
-            done = scene.Connect(messages) if clear else scene.Import(messages)
-        return [] if done else None  # the reader of scenes does not say what it loaded
-
-    def _loadSequence(self, path, properties, messages):
-        logic = slicer.modules.sequences.logic()
-        node = logic.AddSequence(path, messages)
-        if node is None:
-            return None
-        scene = self._app.mrmlScene()
-        if "name" in properties:
-            node.SetName(scene.GetUniqueNameByString(properties["name"]))
-        if not properties.get("show", True):
-            return [node]
-        browser = scene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", f"{node.GetName()} browser")
-        browser.SetAndObserveMasterSequenceNodeID(node.GetID())
-        logic.UpdateProxyNodesFromSequences(browser)
-        loaders.showVolume(browser.GetProxyNode(node))
-        return [node, browser]
-
-    def _loadVolume(self, path, properties, messages):
-        options = 0
-        for bit, name in enumerate(("labelmap", "center", "singleFile", "autoWindowLevel", "discardOrientation")):
-            options |= bool(properties.get(name, False)) << bit
-        name = properties.get("name", Path(path).name.split(".")[0])
-        node = slicer.modules.volumes.logic().AddArchetypeVolume(path, name, options, None)
-        if node is None:
-            return None
-        if properties.get("show", True):
-            loaders.showVolume(node)
-        return [node]
-
-    def _loadTracked(self, path, properties, messages):
-        return loaders.loadTracked(Path(path))
-
-
-def _looksLikeSequence(path) -> bool:
-    """Whether a NRRD header tells of four dimensions with one of time (or list), or of five."""
-    with open(path, "rb") as file:
-        header = file.read(800).decode("latin-1")
-    dimension = re.search(r"^dimension:\s*(\d+)", header, re.MULTILINE)
-    kinds = re.search(r"^kinds:(.*)$", header, re.MULTILINE)
-    if dimension and dimension[1] == "4":
-        return bool(kinds and re.search("list|time", kinds[1]))
-    return bool(dimension and dimension[1] == "5")

@@ -22,7 +22,6 @@ UPRIGHT = (-1, 0, 0, 0, 0, -1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1)  # IJK to RAS of a 
 def load(path):
     """Loads any recording or volume as Slicer would; returns the sequence node, else the volume node.
 
-    `.npy` and `.npz` (H, W) or (N, H, W) files, which Slicer does not read, come as a recording.
     Raises ValueError in one sentence for what cannot be loaded.
     """
     path = Path(path)
@@ -44,17 +43,16 @@ def _quiet():
 
 
 def _load(path: Path):
-    if path.suffix.lower() in (".npy", ".npz"):
-        return loadArray(path)
     if isDicom(path):
         return loadDicom(path)
-    nodes = vtk.vtkCollection()
+    nodes, messages = vtk.vtkCollection(), slicer.vtkMRMLMessageCollection()
     manager = slicer.app.coreIOManager()
-    kind = manager.fileType(path)
+    kind = manager.fileType(str(path))
     if kind == "SceneFile":
         raise ValueError(f"'{path}' is a scene; give a recording or a volume.")
-    if not manager.loadNodes(kind, {"fileName": str(path)}, nodes):
-        raise ValueError(f"'{path}' cannot be read as an image; give a DICOM, MetaImage, NRRD or image file.")
+    if not manager.loadNodes(kind, {"fileName": str(path)}, nodes, messages):
+        said = messages.GetNthMessageText(0).partition(" - ")[2] if kind == "UltrasoundRecordingFile" else ""
+        raise ValueError(said or f"'{path}' cannot be read as an image; give a DICOM, MetaImage, NRRD or image file.")
     return nodes.GetItemAsObject(0)
 
 
@@ -201,27 +199,43 @@ def _newTransform(text: str, name: str):
     return node
 
 
-def loadArray(path: Path):
-    """A NumPy file of one frame (H, W) or many (N, H, W) as a recording; returns the sequence node."""
+def loadPictures(path: Path, name: str, single: bool):
+    """PNG, TIFF and JPEG files, for which the wheel has no readers: a scalar volume, or a vector volume in color, with
+    a slice for each picture or page; returns the volume, or None if they cannot be read.
+
+    single: only this file, not those that are numbered like it.
+    """
+    import SimpleITK as sitk
+
     try:
-        array = np.load(path, allow_pickle=False)
-        if path.suffix.lower() == ".npz":
-            array = array[array.files[0]]
-    except (ValueError, OSError, IndexError, EOFError) as error:
-        raise ValueError(f"'{path}' is no NumPy array file that can be read.") from error
-    if array.ndim not in (2, 3) or array.size == 0 or array.dtype.kind not in "uif":
-        raise ValueError(f"'{path}' holds no frames: its array is {array.dtype} of shape {array.shape}.")
-    frames = array if array.ndim == 3 else array[np.newaxis]
+        image = sitk.ReadImage(str(path))
+        found = [] if single or image.GetDimension() > 2 else numbered(path)
+        image = sitk.ReadImage([str(one) for one in found]) if len(found) > 1 else image
+    except RuntimeError:
+        return None
+    if image.GetDimension() == 2:
+        image = sitk.JoinSeries(image)
+    frames, components = sitk.GetArrayFromImage(image), image.GetNumberOfComponentsPerPixel()
+    node = newVolume(frames, name, color=components > 1)
+    node.SetIJKToRASMatrix(_matrix(UPRIGHT))  # ITK's directions and origin, which such files do not change
+    node.SetSpacing(image.GetSpacing())
+    slicer.mrmlScene.AddNode(node)
+    node.CreateDefaultDisplayNodes()
+    storage = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLVolumeArchetypeStorageNode")
+    storage.SetFileName(str(path))
+    node.SetAndObserveStorageNodeID(storage.GetID())
+    return node
 
-    def volume(number):
-        node = newVolume(frames[number])
-        node.SetIJKToRASMatrix(_matrix(UPRIGHT))
-        return node
 
-    items = ((str(i), volume(i)) for i in range(len(frames)))
-    sequence = addSequence(path.stem, "frame", "", items)
-    addBrowser(f"{path.stem} browser", [sequence])
-    return sequence
+def numbered(path: Path) -> list[Path]:
+    """A file and those in its folder whose names differ in one number, the last that makes a series, in its order."""
+    for number in reversed(list(re.finditer(r"\d+", path.name))):
+        before, after = (re.escape(part) for part in (path.name[: number.start()], path.name[number.end() :]))
+        like = {one: re.fullmatch(f"{before}(\\d+){after}", one.name) for one in path.parent.iterdir()}
+        found = sorted((one for one, match in like.items() if match), key=lambda one: int(like[one][1]))
+        if len(found) > 1:
+            return found
+    return [path]
 
 
 #
@@ -229,12 +243,16 @@ def loadArray(path: Path):
 #
 
 
-def newVolume(frame: np.ndarray, name: str = ""):
-    """A volume node, not in a scene, of one frame (H, W), or (H, W, C), which makes it a vector volume."""
-    node = slicer.vtkMRMLScalarVolumeNode() if frame.ndim == 2 else slicer.vtkMRMLVectorVolumeNode()
+def newVolume(frame: np.ndarray, name: str = "", color: bool | None = None):
+    """A volume node, not in a scene, of one frame (H, W), or (H, W, C), which makes it a vector volume.
+
+    color: where it is given, `frame` is a volume (K, H, W), or (K, H, W, C).
+    """
+    frame, color = (frame[None], frame.ndim == 3) if color is None else (frame, color)
+    node = slicer.vtkMRMLVectorVolumeNode() if color else slicer.vtkMRMLScalarVolumeNode()
     image = vtk.vtkImageData()
-    image.SetDimensions(frame.shape[1], frame.shape[0], 1)
-    values = np.ascontiguousarray(frame).reshape(-1, *frame.shape[2:])
+    image.SetDimensions(frame.shape[2], frame.shape[1], frame.shape[0])
+    values = np.ascontiguousarray(frame).reshape(-1, *frame.shape[3:])
     image.GetPointData().SetScalars(numpy_to_vtk(values, deep=True))
     node.SetAndObserveImageData(image)
     node.SetName(name)

@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import slicer
 
+from . import readers
 from .complaints import complain
 
 
@@ -21,6 +22,16 @@ class CoreModule:
 
     def logic(self):
         return self._logic
+
+
+class SequencesModule(CoreModule):
+    """The module Sequences; its tool bar is not there."""
+
+    def showSequenceBrowser(self, browser) -> bool:
+        """Makes a browser the one of the tool bar."""
+        if browser is None or not browser.IsA("vtkMRMLSequenceBrowserNode"):
+            raise ValueError(f"Could not find matching overload for given arguments: {browser!r}")
+        return True
 
 
 def _property(name: str, kind: type):
@@ -101,7 +112,7 @@ class ModuleManager:
             setattr(slicer, name, package)
         self._modules, self._slots = {}, []
         for name, logic in logics.items():
-            self._add(CoreModule(name, logic))
+            self._add((SequencesModule if name == "Sequences" else CoreModule)(name, logic))
 
     def _add(self, module) -> None:
         self._modules[module.name] = module
@@ -144,6 +155,8 @@ class ModuleManager:
             complain(f'Failed to retrieve module title corresponding to module name: "{name}"')
             return False
         self._add(parent)
+        if (reader := readers.scripted(parent.path, parent._module, name)) is not None:
+            slicer.app.ioManager().registerIO(reader)
         if hasattr(instance, "setup"):
             instance.setup()
         return True

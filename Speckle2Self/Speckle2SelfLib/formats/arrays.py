@@ -11,7 +11,7 @@ import numpy as np
 
 from ..system import InputError
 from . import base
-from .base import DEFLATE_LIMIT, Format, Recording, has_suffix, write_raw
+from .base import DEFLATE_LIMIT, Format, Recording, has_suffix, reading, write_raw
 
 
 class Arrays(Format):
@@ -24,7 +24,7 @@ class Arrays(Format):
 
     def read(self, path: Path, key: str) -> Recording:
         name, size = None, path.stat().st_size
-        try:
+        with reading(path, "an array of numbers", "numpy"):
             if zipfile.is_zipfile(path):
                 with zipfile.ZipFile(path) as archive:
                     names = [entry.removesuffix(".npy") for entry in archive.namelist()]
@@ -39,10 +39,6 @@ class Arrays(Format):
             else:
                 with path.open("rb") as file:
                     array = _array(file, size, path)
-        except (InputError, OSError, MemoryError):
-            raise
-        except Exception as error:  # numpy and zipfile raise many kinds on damaged files
-            raise InputError(f"{path} is not an array of numbers, or it is damaged.") from error
         colour = array.ndim == 3 and array.shape[-1] in (3, 4) and array.dtype == np.uint8
         single = array.ndim == 2 or colour
         return Recording(array[None] if single else array, path, self.name, single=single, source={"key": name})

@@ -20,6 +20,7 @@ from ..system import InputError
 HEAD = 512  # bytes, by which formats are told apart
 SEQUENCES = tuple(f".{kind}{suffix}" for kind in ("seq", "igs") for suffix in (".mha", ".mhd", ".nrrd", ".nhdr"))
 LARGE = 2**28  # bytes; larger recordings stay on the disk while they are worked on
+SECONDS = {"s": 1.0, "sec": 1.0, "ms": 1e-3, "msec": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0}  # in one of a unit
 DEFLATE_LIMIT = 1040  # no deflated stream can be longer than this many times its file
 
 
@@ -255,6 +256,21 @@ def _no_standard_error():
         os.close(nothing)
 
 
+@contextmanager
+def reading(path: Path, what: str, library: str, own: tuple[type[Exception], ...] = (OSError,)):
+    """Turns what a library raises on damaged files, which is of many kinds, into an InputError, and keeps it quiet.
+
+    what: what the file should be. own: errors that say more by themselves.
+    """
+    try:
+        with quiet(library):
+            yield
+    except (InputError, MemoryError, *own):
+        raise
+    except Exception as error:
+        raise InputError(f"{path} is not {what} that can be read, or it is damaged.") from error
+
+
 def release(array: np.ndarray) -> None:
     """Lets go of the memory that an array on the disk has taken up; nothing for others, and for those of the mode "c",
     whose changes are in memory alone."""
@@ -262,6 +278,17 @@ def release(array: np.ndarray) -> None:
         if isinstance(array.base, mmap.mmap) and hasattr(array.base, "madvise"):  # not on Windows
             array.base.madvise(mmap.MADV_DONTNEED)
         array = array.base
+
+
+def write_with_header(path: Path, header: bytes, array: np.ndarray, packed: bytes, beside: str) -> None:
+    """Writes a header and an array, or what it was packed to; beside: the name of a file of its own for that."""
+    if beside:
+        path.write_bytes(header)
+        path, header = path.parent / beside, b""
+    if packed:
+        path.write_bytes(header + packed)
+    else:
+        write_raw(path, header, array)
 
 
 def write_raw(path: Path, header: bytes, array: np.ndarray) -> None:

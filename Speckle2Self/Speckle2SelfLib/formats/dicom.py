@@ -23,6 +23,7 @@ SENDERS = (
     "SourceApplicationEntityTitle", "SendingApplicationEntityTitle", "ReceivingApplicationEntityTitle",
     "PrivateInformationCreatorUID", "PrivateInformation",
 )  # fmt: skip
+WORDS = {"OW": "u2", "OL": "u4", "OF": "u4", "OD": "u8", "OV": "u8"}  # numpy's type of a kind of values
 
 
 class Dicom(Format):
@@ -44,7 +45,10 @@ class Dicom(Format):
         return header is None or ("Rows" in header and "Columns" in header)
 
     def read(self, path: Path, key: str) -> Recording:
-        dataset = _dataset(path)
+        with quiet("pydicom"):  # which warns of a damaged value when that is asked for
+            return self._read(path, _dataset(path))
+
+    def _read(self, path: Path, dataset) -> Recording:
         if "PixelData" not in dataset:
             what = "a DICOMDIR; name its folder instead" if "DirectoryRecordSequence" in dataset else "without an image"
             raise InputError(f"{path} is a DICOM file {what}." if what == "without an image" else f"{path} is {what}.")
@@ -84,8 +88,6 @@ class Dicom(Format):
             raise InputError(
                 f"{path.name} cannot be written: only DICOM becomes DICOM; keep the input's format, or choose .npy."
             )
-        if recording.source["dataset"].file_meta.TransferSyntaxUID == ExplicitVRBigEndian:
-            raise InputError(f"{recording.path.name} is big endian, which DICOM has given up; choose .mha or .npy.")
 
     def write(self, path: Path, frames: np.ndarray, recording: Recording) -> None:
         """A derived series: the same data set with new identifiers and the frames without loss."""
@@ -192,10 +194,19 @@ def _derived(frames: np.ndarray, recording: Recording) -> bytes:
                 dataset.pop(f"{keyword}PaletteColorLookupTable{part}", None)
     for keyword in STALE:
         dataset.pop(keyword, None)
+    if dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian:  # which DICOM has given up
+        _swap_words(dataset)
     several = len(frames) > 1 or "NumberOfFrames" in dataset
     set_pixels(dataset, frames if several else frames[0], photometric, bits, packed)
     _identify(dataset, recording)
     return encoded(dataset, dataset.file_meta.TransferSyntaxUID)
+
+
+def _swap_words(dataset) -> None:
+    """Turn the bytes of all words but the pixels, such as of tables, which pydicom keeps as they are in the file."""
+    for element in dataset.iterall():
+        if element.VR in WORDS and element.keyword != "PixelData" and isinstance(element.value, bytes):
+            element.value = np.frombuffer(element.value, WORDS[element.VR]).byteswap().tobytes()
 
 
 def _identify(dataset, recording: Recording) -> None:

@@ -38,7 +38,7 @@ def decoded(dataset) -> np.ndarray:
                 raise error from None
     if photometric == "PALETTE COLOR":
         array = _colours(array, dataset)
-    return array
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _check_sizes(dataset) -> None:
@@ -192,7 +192,7 @@ def encoded(dataset, syntax) -> bytes:
     """The file of a data set, with the preamble that files of some scanners lack."""
     buffer, explicit = io.BytesIO(), not syntax.is_implicit_VR
     if hasattr(dataset, "set_pixel_data"):
-        dataset.save_as(buffer, implicit_vr=not explicit, little_endian=True, enforce_file_format=True)
+        pydicom.dcmwrite(buffer, dataset, implicit_vr=not explicit, little_endian=True, enforce_file_format=True)
     else:
         dataset.is_implicit_VR, dataset.is_little_endian = not explicit, True
         dataset.save_as(buffer, write_like_original=False)

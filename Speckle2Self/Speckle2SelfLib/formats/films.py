@@ -13,10 +13,10 @@ from PIL import Image, ImageSequence
 
 from ..system import InputError
 from . import base
-from .base import Format, Recording, frame_times, has_suffix, not_held, quiet, release, roomy
+from .base import Format, Recording, frame_times, has_suffix, not_held, quiet, reading, release, roomy
 
 CONTAINERS = {b"ftyp": 4, b"moov": 4, b"mdat": 4, b"wide": 4, b"AVI ": 8, b"\x1a\x45\xdf\xa3": 0, b"\0\0\x01\xba": 0,
-              b"\x30\x26\xb2\x75": 0, b"FLV\x01": 0, b"OggS": 0}  # fmt: skip
+              b"\0\0\x01\xb3": 0, b"\x30\x26\xb2\x75": 0, b"FLV\x01": 0, b"OggS": 0}  # fmt: skip
 LOSSLESS = {  # suffix -> codec and pixel format for grey of 8 and 16 bits and for colours
     ".avi": {"grey": ("ffv1", "gray"), "colour": ("ffv1", "bgr0"), "deep": ("ffv1", "gray16le")},
     ".mkv": {"grey": ("ffv1", "gray"), "colour": ("ffv1", "bgr0"), "deep": ("ffv1", "gray16le")},
@@ -43,16 +43,11 @@ class Films(Format):
 
     def read(self, path: Path, key: str) -> Recording:
         av = _pyav()
-        try:
-            with quiet("libav"):
-                try:
-                    frames, times, source = _decoded(av, path, colour=False)
-                except _Coloured:
-                    frames, times, source = _decoded(av, path, colour=True)
-        except (InputError, MemoryError):
-            raise
-        except Exception as error:  # PyAV raises many kinds on damaged files
-            raise InputError(f"{path} is not a film that can be read, or it is damaged.") from error
+        with reading(path, "a film", "libav", own=()):
+            try:
+                frames, times, source = _decoded(av, path, colour=False)
+            except _Coloured:
+                frames, times, source = _decoded(av, path, colour=True)
         if source.pop("sound"):
             logger.warning("The sound of the film is left out.")
         return Recording(frames, path, self.name, sequence=True, times=times, source=source)
@@ -101,18 +96,11 @@ class Animations(Format):
         return True
 
     def read(self, path: Path, key: str) -> Recording:
-        try:
-            with quiet("PIL"), Image.open(path) as image:
-                count = getattr(image, "n_frames", 1)
-                if image.width * image.height * count > path.stat().st_size * PACKED:
-                    raise InputError(
-                        f"{path} is damaged: it promises {count} frames of {image.width} x {image.height}."
-                    )
-                frames, durations = _animation(image, count)
-        except (InputError, OSError, MemoryError):
-            raise
-        except Exception as error:  # Pillow raises many kinds on damaged files
-            raise InputError(f"{path} is not an animation that can be read, or it is damaged.") from error
+        with reading(path, "an animation", "PIL"), Image.open(path) as image:
+            count = getattr(image, "n_frames", 1)
+            if image.width * image.height * count > path.stat().st_size * PACKED:
+                raise InputError(f"{path} is damaged: it promises {count} frames of {image.width} x {image.height}.")
+            frames, durations = _animation(image, count)
         times = frame_times(np.cumsum([0, *durations[:-1]]) / 1000, count)
         source = {"last": durations[-1]}
         return Recording(frames, path, self.name, single=count == 1, sequence=count > 1, times=times, source=source)
@@ -170,6 +158,7 @@ def _decoded(av, path: Path, colour: bool) -> tuple[np.ndarray, np.ndarray | Non
                 raise InputError(f"{path} changes its size from {shape} to {array.shape}; cut it in two.")
             file.write(np.ascontiguousarray(array).data)
             moments.append(frame.time)
+        promised = promised or _promised(container, stream, moments)
         if shape is None or len(moments) < promised:
             raise InputError(f"{path} is cut short: {len(moments)} of {promised} frames can be read.")
         file.flush()
@@ -177,6 +166,16 @@ def _decoded(av, path: Path, colour: bool) -> tuple[np.ndarray, np.ndarray | Non
         large = file.tell() >= base.LARGE
         frames = np.memmap(file, dtype, "r+", shape=whole) if large else _loaded(file, dtype, whole)
     return frames, _steady(moments, rate), {"rate": rate, "metadata": metadata, "sound": sound}
+
+
+def _promised(container, stream, moments: list) -> int:
+    """The number of frames that the duration of a film without index, such as of MKV, tells; 0 where they are not
+    equally far apart, or it has sound, which may be longer."""
+    rate, times = stream.average_rate, frame_times(moments, len(moments))
+    if not rate or times is None or container.streams.audio or np.abs(np.diff(times) - 1 / float(rate)).max() > STEADY:
+        return 0
+    count = round((container.duration or 0) / 1e6 * float(rate))
+    return count if count > len(moments) + 1 + count / 100 else 0  # durations are rounded
 
 
 def _loaded(file, dtype, shape: tuple[int, ...]) -> np.ndarray:

@@ -43,9 +43,8 @@ class Images(Format):
             raise InputError(f"{path} is not an image that can be read.") from error
         array = sitk.GetArrayFromImage(image)
         dimension = image.GetDimension()
-        geometry = {"spacing": image.GetSpacing(), "origin": image.GetOrigin(), "direction": image.GetDirection()}
         metadata = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
-        source = {"geometry": geometry, "metadata": metadata, "shape": array.shape[:dimension]}
+        source = {"geometry": _geometry(image), "metadata": metadata, "shape": array.shape[:dimension]}
         volumes, flat = (array.shape[0] if dimension == 4 else 1), dimension == 4 and array.shape[1] == 1
         return Recording(
             array[None] if dimension == 2 else array.reshape(-1, *array.shape[dimension - 2 :]),
@@ -66,6 +65,21 @@ class Images(Format):
 
     def write(self, path: Path, frames: np.ndarray, recording: Recording) -> None:
         write_image(path, frames, recording)
+
+
+def geometry(path: Path) -> dict:
+    """The spacing, origin and directions in the header of a file, as ITK reads them; nothing where it does not."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return {}
+    return _geometry(reader)
+
+
+def _geometry(image) -> dict:
+    return {"spacing": image.GetSpacing(), "origin": image.GetOrigin(), "direction": image.GetDirection()}
 
 
 def check_image(path: Path, recording: Recording) -> None:

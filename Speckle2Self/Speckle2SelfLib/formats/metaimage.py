@@ -25,7 +25,7 @@ from .base import (
     numbers,
     pixels,
     sequence_times,
-    write_raw,
+    write_with_header,
 )
 from .itk import SequenceFormat, write_image
 
@@ -118,13 +118,7 @@ class MetaImage(SequenceFormat):
             if key != "HeaderSize":
                 written.append(f"{key} = {changed[key]}" if key in changed else line)
         header = "".join(line + "\n" for line in written).encode("utf-8", "surrogateescape")
-        if not local:
-            path.write_bytes(header)
-            path, header = path.parent / name, b""
-        if packed:
-            path.write_bytes(header + data)
-        else:
-            write_raw(path, header, array)
+        write_with_header(path, header, array, data, "" if local else name)
 
 
 def _is_true(text: str) -> bool:

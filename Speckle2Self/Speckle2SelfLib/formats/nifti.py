@@ -162,7 +162,8 @@ def _geometry(header, spacing, unit: float) -> dict:
     directions where the axes are not at right angles."""
     matrix = np.diag([*spacing[:3], 1.0])[:3]
     if header["sform_code"] > 0:
-        matrix = np.asarray(header["srow"].astype(float)).reshape(3, 4) * unit
+        with np.errstate(invalid="ignore"):
+            matrix = np.asarray(header["srow"].astype(float)).reshape(3, 4) * unit
     elif header["qform_code"] > 0:
         b, c, d, *offset = (float(x) for x in header["quatern"])
         a = math.sqrt(max(0.0, 1 - b * b - c * c - d * d))

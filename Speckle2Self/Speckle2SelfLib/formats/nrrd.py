@@ -13,6 +13,7 @@ import numpy as np
 from ..system import InputError
 from . import base
 from .base import (
+    SECONDS,
     SEQUENCES,
     Recording,
     axes_of_sequence,
@@ -27,7 +28,7 @@ from .base import (
     numbers,
     pixels,
     sequence_times,
-    write_raw,
+    write_with_header,
 )
 from .itk import SequenceFormat, write_image
 
@@ -49,6 +50,7 @@ WRITTEN = {
     "f4": "float",
     "f8": "double",
 }
+NEAREST = 2e-3  # s; MRML takes index values for the same that are 0.001 apart: nearer frames have theirs in ms
 COLOUR_KINDS = {"vector", "rgb-color", "rgba-color", "3-color", "4-color", "3-vector", "4-vector"}
 
 
@@ -113,7 +115,7 @@ class Nrrd(SequenceFormat):
             single=single,
             sequence=bool(listed),
             volumes=volumes,
-            times=_times(lines, volumes if volumes > 1 else len(frames)),
+            times=_times(lines, fields, volumes if volumes > 1 else len(frames)),
             spacing=spacing,
             source=source,
             parts=(data,),
@@ -146,13 +148,8 @@ class Nrrd(SequenceFormat):
         detached = path.suffix.lower() == ".nhdr"
         lines += [f"data file: {name}", ""] if detached else [""]
         header = "".join(line + "\n" for line in lines).encode("utf-8", "surrogateescape")
-        if detached:
-            path.write_bytes(header)
-            path, header = path.parent / name, b""
-        if packed:
-            path.write_bytes(header + gzip.compress(np.ascontiguousarray(array), 3, mtime=0))
-        else:
-            write_raw(path, header, array)
+        data = gzip.compress(np.ascontiguousarray(array), 3, mtime=0) if packed else b""
+        write_with_header(path, header, array, data, name if detached else "")
 
 
 def _lengths_of_axes(fields, count: int) -> tuple[float, ...]:
@@ -168,12 +165,16 @@ def _lengths_of_axes(fields, count: int) -> tuple[float, ...]:
     return (*lengths(found), *[1.0] * count)[:count]
 
 
-def _times(lines: list[str], count: int) -> np.ndarray | None:
+def _times(lines: list[str], fields: dict[str, str], count: int) -> np.ndarray | None:
     """The times of `count` frames or volumes: those of Slicer's sequences, or the time stamps of PLUS."""
     pairs = dict(line.split(":=", 1) for line in lines if ":=" in line)
-    for axis in (0, 3):
+    for axis, place in ((0, 0), (3, -1)):
         if values := pairs.get(f"axis {axis} index values"):
-            return frame_times(values.split(), count)
+            label, unit = (
+                (re.findall('"([^"]*)"', fields.get(name, "")) or [""])[place] for name in ("labels", "units")
+            )
+            times = None if label == "frame" else frame_times(values.split(), count)  # else numbers
+            return None if times is None else times * SECONDS.get(unit, 1.0)
     return frame_times([pairs.get(f"Seq_Frame{number:04}_Timestamp") for number in range(count)], count)
 
 
@@ -185,6 +186,9 @@ def _sequence_lines(frames: np.ndarray, recording: Recording, plus: bool) -> lis
     sizes = [*colour, frames.shape[2], frames.shape[1], len(frames) // count, count]
     columns = [f"({','.join(f'{x:.9g}' for x in axis)})" for axis in (directions * spacing).T]
     times, timed = sequence_times(recording, count)
+    unit, values = "s" if timed else "", times
+    if timed and np.diff(recording.times).min() < NEAREST:
+        unit, values = "ms", [f"{1000 * time:.9g}" for time in recording.times]
     none, unlabelled = ["none"] * len(colour), ['""'] * (len(sizes) - 1)
     return [
         "NRRD0004",
@@ -195,13 +199,13 @@ def _sequence_lines(frames: np.ndarray, recording: Recording, plus: bool) -> lis
         f"space directions: {' '.join([*none, *columns, 'none'])}",
         f"kinds: {'vector ' * len(colour)}domain domain domain list",
         f'labels: {" ".join(unlabelled)} "{"time" if timed else "frame"}"',
-        f'units: {" ".join(unlabelled)} "{"s" if timed else ""}"',
+        f'units: {" ".join(unlabelled)} "{unit}"',
         "endian: little",
         f"encoding: {'gzip' if frames.nbytes < base.LARGE else 'raw'}",
         f"space origin: ({','.join(f'{x:.9g}' for x in origin)})",
         f"DataNodeClassName:=vtkMRML{'Vector' if colour else 'Scalar'}VolumeNode",
         "axis 3 index type:=numeric",
-        f"axis 3 index values:={' '.join(times)}",
+        f"axis 3 index values:={' '.join(values)}",
         *(["ultrasound image orientation:=MFA"] if plus else []),
         *(["ultrasound image type:=" + ("RGB_COLOR" if colour else "BRIGHTNESS")] if plus else []),
         *(

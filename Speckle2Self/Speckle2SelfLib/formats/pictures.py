@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..system import InputError
-from .base import DEFLATE_LIMIT, HEAD, Recording, has_suffix
+from .base import DEFLATE_LIMIT, HEAD, Recording, has_suffix, reading
 from .itk import Images
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
@@ -55,16 +55,10 @@ class Pictures(Images):
     def _read_grey_with_alpha(self, path: Path, bits: int) -> Recording:
         if bits != 8:
             raise InputError(f"{path} is grey of {bits} bits with transparency; save it without transparency.")
-
-        try:
-            with Image.open(path) as image:
-                if image.width * image.height > path.stat().st_size * DEFLATE_LIMIT:
-                    raise InputError(f"{path} is damaged: it promises {image.width} x {image.height} pixels.")
-                array = np.asarray(image)
-        except (OSError, MemoryError, InputError):
-            raise
-        except Exception as error:  # Pillow raises many kinds on damaged files
-            raise InputError(f"{path} is not an image that can be read.") from error
+        with reading(path, "an image", "PIL"), Image.open(path) as image:
+            if image.width * image.height > path.stat().st_size * DEFLATE_LIMIT:
+                raise InputError(f"{path} is damaged: it promises {image.width} x {image.height} pixels.")
+            array = np.asarray(image)
         return Recording(array[None, ..., 0], path, self.name, single=True, source={"alpha": array[..., 1]})
 
     def check(self, path: Path, recording: Recording) -> None:
@@ -100,5 +94,5 @@ def _orientation(path: Path) -> int:
     try:
         with Image.open(path) as image:
             return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # as above; the pixels can be good all the same
+    except Exception:  # Pillow raises many kinds; the pixels can be good all the same
         return 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..system import InputError
-from .base import DEFLATE_LIMIT, Format, Recording, count_values, frame_times, quiet, roomy
+from .base import DEFLATE_LIMIT, Format, Recording, count_values, frame_times, quiet, reading, roomy
 
 PREFERRED = ("frames", "input", "image", "images", "bmode", "image_sc", "envelope_data", "envelope", "beamformed_data",
              "iq", "rf")  # fmt: skip
@@ -33,18 +33,13 @@ class Matlab(Format):
     def read(self, path: Path, key: str) -> Recording:
         from scipy.io import loadmat, whosmat
 
-        try:
-            with quiet("scipy"):
-                shapes = {name: shape for name, shape, kind in whosmat(path) if kind in NUMBERS}
-                name = chosen(path, {name: _turned(shape) for name, shape in shapes.items()}, key)
-                claimed = count_values(list(shapes[name]), path)
-                if claimed > path.stat().st_size * DEFLATE_LIMIT:
-                    raise InputError(f"{path} is damaged: it promises {claimed} values.")
-                array = loadmat(path, variable_names=[name, *OURS[1:]])
-        except (InputError, OSError, MemoryError):
-            raise
-        except Exception as error:  # scipy raises many kinds on damaged files
-            raise InputError(f"{path} is not a file of MATLAB that can be read, or it is damaged.") from error
+        with reading(path, "a file of MATLAB", "scipy"):
+            shapes = {name: shape for name, shape, kind in whosmat(path) if kind in NUMBERS}
+            name = chosen(path, {name: _turned(shape) for name, shape in shapes.items()}, key)
+            claimed = count_values(list(shapes[name]), path)
+            if claimed > path.stat().st_size * DEFLATE_LIMIT:
+                raise InputError(f"{path} is damaged: it promises {claimed} values.")
+            array = loadmat(path, variable_names=[name, *OURS[1:]])
         others = {other: array.get(other) for other in OURS[1:]}
         return _recording(path, self.name, turned(array[name]), {"key": name}, others)
 
@@ -93,20 +88,15 @@ class Hdf5(Format):
         h5py = _h5py()
         by_columns = path.open("rb").read(10) == b"MATLAB 7.3"
         turn: Callable = (lambda shape: _turned(shape[::-1])) if by_columns else tuple
-        try:
-            with quiet("h5py"), h5py.File(path, "r") as file:
-                sets = _data_sets(file, h5py)
-                name = chosen(path, {name: turn(one.shape) for name, one in sets.items()}, key)
-                one = sets[name]
-                claimed = math.prod(one.shape)
-                if claimed < 1 or claimed > path.stat().st_size * DEFLATE_LIMIT:
-                    raise InputError(f"{path} is damaged: it promises {claimed} values.")
-                array = _taken(one)
-                others = {other: np.asarray(sets[other]) for other in OURS[1:] if other in sets}
-        except (InputError, MemoryError):
-            raise
-        except Exception as error:  # h5py raises many kinds on damaged files
-            raise InputError(f"{path} is not a file of HDF5 that can be read, or it is damaged.") from error
+        with reading(path, "a file of HDF5", "h5py", own=()), h5py.File(path, "r") as file:
+            sets = _data_sets(file, h5py)
+            name = chosen(path, {name: turn(one.shape) for name, one in sets.items()}, key)
+            one = sets[name]
+            claimed = math.prod(one.shape)
+            if claimed < 1 or claimed > path.stat().st_size * DEFLATE_LIMIT:
+                raise InputError(f"{path} is damaged: it promises {claimed} values.")
+            array = _taken(one)
+            others = {other: np.asarray(sets[other]) for other in OURS[1:] if other in sets}
         array = turned(array.transpose()) if by_columns else array
         return _recording(path, self.name, array, {"key": name, "by_columns": by_columns}, others)
 

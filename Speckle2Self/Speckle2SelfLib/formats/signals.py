@@ -35,12 +35,13 @@ def to_decibels(recording: Recording, dynamic_range: float | None, generic: str)
     frames = recording.frames
     with np.errstate(all="ignore"):  # values beyond all limits are no signals
         kind = kind_of(frames)
+        suspect = kind is None and dynamic_range is None and is_suspect(frames)
     if kind is None and dynamic_range is not None:
         if frames.ndim != 3 or frames.min() < 0:
             raise InputError(f"{recording.path} holds no linear envelope; leave the dynamic range out.")
         kind = "envelope"
     if kind is None:
-        if is_suspect(frames):
+        if suspect:
             logger.warning("The file may hold a linear envelope; if so, give a dynamic range: --dynamic-range 60.")
         return recording
     dynamic_range = dynamic_range or DYNAMIC_RANGE

@@ -7,15 +7,13 @@ import re
 from pathlib import Path
 
 import numpy as np
-import tifffile
 
 from ..system import InputError
 from . import base
-from .base import DEFLATE_LIMIT, Format, Recording, frame_times, not_held, quiet, steady_times
+from .base import DEFLATE_LIMIT, SECONDS, Format, Recording, frame_times, not_held, quiet, reading, steady_times
 
 MILLIMETRES = {"inch": 25.4, "in": 25.4, "cm": 10.0, "mm": 1.0, "um": 1e-3, "µm": 1e-3, "\\u00B5m": 1e-3,
                "micron": 1e-3, "microns": 1e-3, "m": 1000.0, "nm": 1e-6}  # fmt: skip
-SECONDS = {"s": 1.0, "sec": 1.0, "ms": 1e-3, "msec": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0}
 MOST = 2**32 - 2**25  # bytes; files of ImageJ, and those that are not BigTIFF, hold no more
 KEPT = {269, 271, 272, 274, 285, 305, 306, 315, 316, 33432, 34675}  # texts, orientation, copyright, colour profile
 FOLDERS = {34665, 34853}  # of EXIF and of places: offsets in the input
@@ -31,20 +29,17 @@ class Tiff(Format):
         return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
     def read(self, path: Path, key: str) -> Recording:
-        try:
-            with quiet("tifffile"), tifffile.TiffFile(path) as file:
-                series = _only_series(file, path)
-                page = series.keyframe
-                claimed = math.prod(series.shape) * series.dtype.itemsize
-                if min(series.shape) < 1 or claimed > 8 * path.stat().st_size * DEFLATE_LIMIT:
-                    raise InputError(f"{path} is damaged: it promises {claimed} bytes of pixels.")
-                array = _pixels(series, page, path)
-                source = _source(file, series, page)
-                spacing, times = _units(file, series, page)
-        except (InputError, OSError, MemoryError):
-            raise
-        except Exception as error:  # tifffile raises many kinds on damaged files
-            raise InputError(f"{path} is not an image that can be read, or it is damaged.") from error
+        import tifffile  # here, as below: Slicer comes without it, and reads TIFF files by itself
+
+        with reading(path, "an image", "tifffile"), tifffile.TiffFile(path) as file:
+            series = _only_series(file, path)
+            page = series.keyframe
+            claimed = math.prod(series.shape) * series.dtype.itemsize
+            if min(series.shape) < 1 or claimed > 8 * path.stat().st_size * DEFLATE_LIMIT:
+                raise InputError(f"{path} is damaged: it promises {claimed} bytes of pixels.")
+            array = _pixels(series, page, path)
+            source = _source(file, series, page)
+            spacing, times = _units(file, series, page)
         return _recording(path, array, series.axes, source, spacing, times)
 
     def keeps_times(self, path: Path) -> bool:
@@ -76,6 +71,8 @@ def _only_series(file, path: Path):
 
 def _pixels(series, page, path: Path) -> np.ndarray:
     """The values of a series as shown: white as the largest value, colours instead of a palette."""
+    from tifffile import PHOTOMETRIC
+
     try:
         large = series.dataoffset is not None and series.nbytes >= base.LARGE
         array = series.asarray(out="memmap") if large else series.asarray()
@@ -87,9 +84,9 @@ def _pixels(series, page, path: Path) -> np.ndarray:
         raise InputError(f"{path} is damaged: it holds {array.shape} values instead of {series.shape}.")
     if array.dtype == bool:
         array = array.astype(np.uint8) * np.uint8(255)
-    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+    if page.photometric == PHOTOMETRIC.MINISWHITE:
         array = _turned(array, *_bounds(array, page.bitspersample))
-    if page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None:
+    if page.photometric == PHOTOMETRIC.PALETTE and page.colormap is not None:
         colours = np.moveaxis(page.colormap[:, array], 0, -1)
         array = (colours >> 8 if colours.max(initial=0) > 255 else colours).astype(np.uint8)
     return array
@@ -125,16 +122,18 @@ def _turned(array: np.ndarray, low, high) -> np.ndarray:
 
 def _source(file, series, page) -> dict:
     """What is needed to write the file again, besides its values."""
+    from tifffile import COMPRESSION, PHOTOMETRIC, PLANARCONFIG
+
     tags = [tag for tag in page.tags.values() if tag.code in KEPT or (tag.code >= 32768 and tag.code not in IMAGEJ)]
     tags = [tag for tag in tags if isinstance(tag.value, (int, float, str, bytes, tuple)) and tag.code not in FOLDERS]
     source = {
         "axes": series.axes, "shape": series.shape, "imagej": file.is_imagej, "ome": file.is_ome,
-        "photometric": tifffile.PHOTOMETRIC(page.photometric).name,
-        "planar": tifffile.PLANARCONFIG(page.planarconfig).name, "byteorder": file.byteorder,
+        "photometric": PHOTOMETRIC(page.photometric).name,
+        "planar": PLANARCONFIG(page.planarconfig).name, "byteorder": file.byteorder,
         "bigtiff": file.is_bigtiff, "resolution": page.resolution,
         "unit": int(page.resolutionunit) if page.resolutionunit in (1, 2, 3) else 1,
         "tile": page.tile if page.is_tiled else None, "extrasamples": tuple(int(x) for x in page.extrasamples),
-        "packed": page.compression != tifffile.COMPRESSION.NONE,
+        "packed": page.compression != COMPRESSION.NONE,
         "tags": [(tag.code, int(tag.dtype), tag.count, _as_bytes(tag.value), True) for tag in tags],
         "metadata": dict(file.imagej_metadata or {}), "description": page.description, "bits": page.bitspersample,
     }  # fmt: skip
@@ -211,6 +210,8 @@ def _recording(path: Path, array, axes: str, source: dict, spacing, times) -> Re
 
 def _write_again(path: Path, frames: np.ndarray, recording: Recording) -> None:
     """With the layout, axes, units and texts of the input; compressed ones by deflate."""
+    import tifffile
+
     source = recording.source
     moved = frames.reshape([source["array"][axis] for axis in source["order"]])
     array = moved.transpose(np.argsort(source["order"]))
@@ -249,6 +250,8 @@ def _write_again(path: Path, frames: np.ndarray, recording: Recording) -> None:
 
 def _write_new(path: Path, frames: np.ndarray, recording: Recording) -> None:
     """What came from another format: with ImageJ's fields where it holds the type, which are size, rate and axes."""
+    import tifffile
+
     colour, dtype = frames.ndim == 4, frames.dtype
     axial, lateral = recording.spacing[1:]
     array = frames[0] if recording.single else frames

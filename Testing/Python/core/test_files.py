@@ -447,9 +447,22 @@ def test_a_written_dicom_says_nothing_of_the_compressed_frames(tmp_path, count):
     assert after.NumberOfFrames == count
 
 
-def test_a_big_endian_dicom_becomes_another_format(tmp_path):
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_big_endian_dicom_becomes_little_endian_with_all_its_words(tmp_path, wide):
     source = monochrome(tmp_path)
     dataset = pydicom.dcmread(source)
+    table = np.arange(6, dtype=">u2")
+    words = pydicom.Dataset()
+    words.add_new("LUTData", "OW", table.tobytes())
+    words.add_new("LUTDescriptor", "US", [6, 0, 16])
+    dataset.ModalityLUTSequence = [words]
+    dataset.add_new(0x00091001, "OF", np.float32([1.5, -2]).astype(">f4").tobytes())
+    frames = (FRAMES.astype(np.uint16) * 200).astype(">u2") if wide else FRAMES
+    if wide:
+        dataset.BitsAllocated = dataset.BitsStored = 16
+        dataset.HighBit = 15
+    dataset.PixelData = frames.tobytes()
+    dataset["PixelData"].VR = "OW" if wide else "OB"
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRBigEndian
     if hasattr(dataset, "set_pixel_data"):
         pydicom.dcmwrite(source, dataset, little_endian=False, implicit_vr=False, force_encoding=True)
@@ -457,8 +470,17 @@ def test_a_big_endian_dicom_becomes_another_format(tmp_path):
         dataset.is_little_endian = False
         dataset.save_as(source)
     recording = files.read(source)
-    with pytest.raises(InputError, match="big endian"):
-        files.check_output(tmp_path / "out.dcm", recording)
+    assert np.array_equal(recording.frames, frames) and recording.frames.dtype.isnative
+    files.check_output(tmp_path / "out.dcm", recording)
+    files.write(tmp_path / "out.dcm", recording.frames[:, ::-1], recording)
+    after = pydicom.dcmread(tmp_path / "out.dcm")
+    assert after.file_meta.TransferSyntaxUID == pydicom.uid.ExplicitVRLittleEndian
+    assert np.array_equal(after.pixel_array, frames[:, ::-1]) and after.PatientName == dataset.PatientName
+    assert after.ModalityLUTSequence[0].LUTDescriptor == [6, 0, 16]
+    assert np.array_equal(np.frombuffer(after.ModalityLUTSequence[0].LUTData, "<u2"), table)
+    assert np.frombuffer(after[0x00091001].value, "<f4").tolist() == [1.5, -2]
+    seen = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out.dcm")))
+    assert wide or np.array_equal(seen, frames[:, ::-1]), "GDCM reads it, too"
     files.write(tmp_path / "out.mha", recording.frames, recording)
     assert np.array_equal(files.read(tmp_path / "out.mha").frames, recording.frames)
 

@@ -145,7 +145,9 @@ def test_a_film_that_is_cut_or_no_film_is_refused_without_a_word_of_the_library(
     data = film(tmp_path / "in.avi").read_bytes()
     (tmp_path / "cut.avi").write_bytes(data[: len(data) // 2])
     (tmp_path / "text.mp4").write_text("no film")
-    for name in ("cut.avi", "text.mp4"):
+    data = film(tmp_path / "in.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(data[: len(data) // 2])  # which has no index
+    for name in ("cut.avi", "cut.mkv", "text.mp4"):
         with pytest.raises(InputError) as error:
             files.read(tmp_path / name)
         assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
@@ -166,13 +168,14 @@ def test_without_pyav_it_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
-def test_a_long_film_stays_on_the_disk(tmp_path, monkeypatch):
+@pytest.mark.parametrize("shape", [(400, 480, 640), (10_000, 96, 128)])  # 123 MB
+def test_a_long_film_stays_on_the_disk(tmp_path, monkeypatch, shape):
     monkeypatch.setattr(base, "LARGE", 2**20)
-    source, still = tmp_path / "in.mkv", np.zeros((1, 480, 640), np.uint8)
-    film(source, np.broadcast_to(still, (400, 480, 640)))  # 123 MB
+    source, still = tmp_path / "in.mkv", np.zeros((1, *shape[1:]), np.uint8)
+    film(source, np.broadcast_to(still, shape))
     kept = []
     added = speed.peak_megabytes(lambda: kept.append(files.read(source)), torch.device("cpu"))
-    assert kept[0].frames.shape == (400, 480, 640) and isinstance(kept[0].frames, np.memmap)
+    assert kept[0].frames.shape == shape and isinstance(kept[0].frames, np.memmap)
     assert added < 60
     added = speed.peak_megabytes(
         lambda: files.write(tmp_path / "out.mkv", kept[0].frames, kept[0]), torch.device("cpu")

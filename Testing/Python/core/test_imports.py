@@ -31,7 +31,8 @@ RANKS = [
     {"region"},
     {"calibration"},
     {"despeckling", "dataset"},
-    {"recipes", "worker_process"},
+    {"respeckling", "worker_process"},
+    {"recipes"},
     {"validation"},
     {"training"},
     {"runs"},
@@ -39,8 +40,8 @@ RANKS = [
 ]
 SLICER = [
     {"scene", "dependencies", "sample_data", "words"},
-    {"processes", "results", "views"},
-    {"trainer", "worker"},
+    {"file_reader", "processes", "results", "views"},
+    {"trainer", "worker", "uncertainty"},
     {"processing", "regions"},
     {"comparison", "live"},
     {"session"},

@@ -113,7 +113,7 @@ def test_the_registry_measures_what_is_known_and_says_how_it_is_judged():
     assert set(metrics.measure(noisy, RAMP)) == {"homogeneity", "structure", "holes"}
     found = metrics.measure(noisy, RAMP, tissue=RAMP > 100, lumen=(slice(10), slice(10)), **everything)
     assert list(found) == [name for name in metrics.FIGURES if name in found], "in the registry's order"
-    assert set(metrics.FIGURES) - set(found) == {"dice", "edge", "points", "layers", "milliseconds"}
+    assert set(metrics.FIGURES) - set(found) == {"dice", "edge", "points", "layers", "milliseconds", "world"}
     assert found["mean"] == pytest.approx(RAMP.mean()) and found["rms"] == 0 and found["gcnr"] > 0.9
     for name, figure in metrics.FIGURES.items():
         assert figure.name == name and figure.meaning and figure.better in ("higher", "lower", "")
@@ -122,13 +122,19 @@ def test_the_registry_measures_what_is_known_and_says_how_it_is_judged():
 
 
 def test_a_model_is_worse_by_more_than_a_figures_tolerance_only():
-    assert set(metrics.JUDGED) == {"rms", "homogeneity", "structure", "holes"}
-    start = {"homogeneity": 0.8, "structure": 0.99, "holes": 0.0, "rms": 0.03}
-    for name, change in (("homogeneity", -0.004), ("structure", -0.004), ("holes", 0.0009), ("rms", 0.0019)):
+    assert set(metrics.JUDGED) == {"rms", "world", "homogeneity", "structure", "holes"}
+    blind = {"homogeneity": 0.8, "structure": 0.99, "holes": 0.0}
+    known = blind | {"rms": 0.03, "world": 0.02}
+    for start, name, change in (
+        (blind, "homogeneity", -0.004), (blind, "structure", -0.004), (blind, "holes", 0.0009),
+        (known, "rms", 0.00019), (known, "world", 0.0009),
+    ):  # fmt: skip
         for times, told in ((1, ""), (2, name), (-2, "")):
             end = start | {name: start[name] + times * change}
             assert library.worse_than_start({"figures_at_start": start, "figures": end}).startswith(told)
             assert bool(library.worse_than_start({"figures_at_start": start, "figures": end})) == bool(told)
+    end = known | {"homogeneity": 0.1, "structure": 0.5, "holes": 0.2}
+    assert not library.worse_than_start({"figures_at_start": known, "figures": end}), "where truth is known it decides"
 
 
 def test_the_registry_needs_numpy_only(project):

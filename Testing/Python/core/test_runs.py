@@ -26,13 +26,18 @@ from Speckle2SelfLib.training import Training
 TRAIN = [sys.executable, "-m", "Speckle2SelfLib", "train"]
 
 
+@pytest.fixture(scope="module")
+def cine():
+    frames = simulate(SimulationConfig((64, 64), 24, (1.3, 1.3), "organ"), np.random.default_rng(0)).frames
+    return np.round(frames * 255).astype(np.uint8)
+
+
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(cine, tmp_path, monkeypatch):
     """A cine of 24 frames and a small model to start from, in the current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes started here
-    frames = simulate(SimulationConfig((64, 64), 24, (1.3, 1.3), "organ"), np.random.default_rng(0)).frames
-    np.save("Doe^Jane.npy", np.round(frames * 255).astype(np.uint8))
+    np.save("Doe^Jane.npy", cine)
     model = ModelConfig(width=4, grain=(0.75, 1.7))
     torch.manual_seed(0)
     checkpoint.save("start.model", model, build(model), {})
@@ -41,7 +46,7 @@ def folder(tmp_path, monkeypatch):
 
 def job(**changes):
     given = {"inputs": ["Doe^Jane.npy"], "output": "m.model", "init": "start.model", "preset": "adapt", "batch": 2}
-    given["simulated"] = 0
+    given |= {"simulated": 0, "recipe": "disjoint"}
     return Job(**({**given, "steps": 12, "device": "cpu", "region": "none", "report": 1} | changes))
 
 
@@ -150,7 +155,7 @@ def test_a_resumed_run_draws_the_same_curve(folder):
     """Of recorded and simulated frames in turn, whose terms of the loss are others."""
     mixed = {"preset": "standard", "simulated": 4, "steps": 8}
     runs.run(job(output="whole.model", **mixed))
-    for at in range(1, 8):
+    for at in (1, 3, 4, 6):
         stopped(job(output=f"{at}.model", **mixed), at)
         runs.run(job(output=f"{at}.model", resume=True, **mixed))
         curves = [checkpoint.load(name)[2]["curve"] for name in ("whole.model", f"{at}.model")]
@@ -304,7 +309,8 @@ def test_what_cannot_be_written_is_told_before_the_run(folder, monkeypatch):
 
 
 def test_what_has_no_effect_is_refused_or_told(folder):
-    for given in (job(width=8), job(init=None, width=8), job(init=None, preset="paper", width=8)):
+    paper = job(init=None, preset="paper", recipe=None, width=8)
+    for given in (job(width=8), job(init=None, width=8), paper):
         with pytest.raises(InputError, match="width"):
             runs.run(given)
     lines = []
@@ -315,6 +321,17 @@ def test_what_has_no_effect_is_refused_or_told(folder):
     lines = []
     runs.run(job(resume=True), lines.append)
     assert not any("seed" in line.get("message", "") for line in lines), "none was asked for"
+
+
+def test_a_model_is_given_a_deeper_level_and_the_uncertainty_without_a_change_of_its_output(folder):
+    start = runs._start(job(deep=1, uncertainty=True))
+    assert start.model == ModelConfig(width=4, deep=1, uncertainty=True, grain=(0.75, 1.7))
+    frame, plain = torch.rand(1, 1, 32, 32), checkpoint.load("start.model")[1]
+    assert torch.equal(start.network(frame), plain(frame))
+    checkpoint.save("grown.model", start.model, start.network, {})
+    for shape in ({"width": 8}, {"init": "grown.model", "deep": 2}, {"init": "grown.model", "uncertainty": True}):
+        with pytest.raises(InputError, match="--width applies only to a new network"):
+            runs._start(job(**shape))
 
 
 def test_processes_that_torchrun_did_not_start_are_told_so(folder, monkeypatch):
@@ -565,7 +582,7 @@ def test_a_recordings_grain_is_told_in_its_own_pixels(folder):
     np.save("coarse.npy", np.round(made * 255).astype(np.uint8))
     recorded = estimate_grain(made)
     assert recorded[1] > 2, "more than the model's"
-    for given in ({}, {"init": None, "preset": "paper", "batch": 1}):
+    for given in ({}, {"init": None, "preset": "paper", "recipe": None, "batch": 1}):
         lines = []
         runs.run(job(inputs=["coarse.npy"], estimate=True, steps=1, **given), lines.append)
         assert lines[0]["estimate"]["grain"][0] == pytest.approx(recorded, abs=0.2)
@@ -577,7 +594,8 @@ def test_a_recordings_grain_is_told_in_its_own_pixels(folder):
 
 def test_a_job_file_and_the_command_line_say_the_same(folder, capsys):
     Path("job.json").write_text(json.dumps({"inputs": ["Doe^Jane.npy"], "output": "m.model", "init": "start.model",
-                                            "steps": 3, "batch": 2, "region": "none"}))  # fmt: skip
+                                            "steps": 3, "batch": 2, "region": "none", "recipe": "disjoint",
+                                            "simulated": 0}))  # fmt: skip
     assert main(["train", "--job", "job.json", "--steps", "2"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-2])["step"] == 2
     for content, expected in (("{", "not a job file"), ('{"inputs": "x"}', "Name the model"), ("[1]", "Name the model"),
@@ -590,7 +608,7 @@ def test_a_job_file_and_the_command_line_say_the_same(folder, capsys):
 
 def test_ctrl_c_saves_and_leaves_cleanly(folder):
     command = [*TRAIN, "Doe^Jane.npy", "--output", "m.model", "--init", "start.model", "--batch", "2",
-               "--simulated", "0", "--steps", "100000", "--region", "none"]  # fmt: skip
+               "--recipe", "disjoint", "--simulated", "0", "--steps", "100000", "--region", "none"]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while '"step": 10' not in process.stdout.readline():
         assert process.poll() is None
@@ -610,7 +628,7 @@ def test_ctrl_c_saves_and_leaves_cleanly(folder):
 @pytest.mark.parametrize("gone", ["reader", "terminal"])
 def test_a_run_whose_reader_or_terminal_is_gone_saves_and_ends(folder, gone):
     command = [*TRAIN, "Doe^Jane.npy", "--output", "m.model", "--init", "start.model", "--batch", "2", "--report", "1",
-               "--simulated", "0", "--steps", "100000", "--region", "none"]  # fmt: skip
+               "--recipe", "disjoint", "--simulated", "0", "--steps", "100000", "--region", "none"]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while '"step": 5' not in process.stdout.readline():
         assert process.poll() is None
@@ -631,30 +649,45 @@ def test_a_run_whose_reader_or_terminal_is_gone_saves_and_ends(folder, gone):
 def test_a_kill_at_any_moment_leaves_checkpoints_that_load(folder):
     """A process trains and writes a checkpoint every step; it is killed at random moments and resumed."""
     code = """
+import os
 import sys
 from dataclasses import replace
-from Speckle2SelfLib import config
+import torch
+from Speckle2SelfLib import config, runs
 config.PRESETS["adapt"] = replace(config.PRESETS["adapt"], interval=1)
 from Speckle2SelfLib.__main__ import main
-sys.exit(main(sys.argv[1:]))
+torch.optim.Adam([torch.zeros(1)])  # the first one imports for seconds
+for _ in sys.stdin:  # all is imported once, and each process that is killed is a copy of this one
+    child = os.fork()
+    if not child:
+        sys.exit(main(sys.argv[1:]))
+    print(child, flush=True)
+    os.waitpid(child, 0)
+    print("ended", flush=True)
 """
     command = [sys.executable, "-c", code, "train", "Doe^Jane.npy", "--output", "m.model", "--init", "start.model",
-               "--preset", "adapt", "--simulated", "0", "--batch", "2", "--steps", "100000", "--region", "none",
+               "--preset", "adapt", "--recipe", "disjoint", "--simulated", "0", "--batch", "2", "--steps", "100000",
+               "--region", "none",
                "--resume", "--report", "1"]  # fmt: skip
     chance, reached = random.Random(0), 0
-    for _ in range(4):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for line in process.stdout:
-            if '"rate"' in line:
-                break
-        time.sleep(chance.uniform(0, 0.3))
-        process.kill()
-        process.communicate()
-        if Path("m.model.state").exists():
-            step = checkpoint.load_state("m.model.state")[1]["step"]
-            assert step >= reached
-            reached = step
-            checkpoint.load("m.model")
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        for _ in range(4):
+            process.stdin.write("again\n")
+            process.stdin.flush()
+            child = None
+            for line in process.stdout:
+                child = child or (int(line) if line.strip().isdigit() else None)
+                if '"rate"' in line:
+                    break
+            time.sleep(chance.uniform(0, 0.3))
+            os.kill(child, signal.SIGKILL)
+            while not process.stdout.readline().endswith("ended\n"):
+                assert process.poll() is None
+            if Path("m.model.state").exists():
+                step = checkpoint.load_state("m.model.state")[1]["step"]
+                assert step >= reached
+                reached = step
+                checkpoint.load("m.model")
     assert reached > 0
 
 
@@ -677,27 +710,28 @@ def torchrun(count, *arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     Path("command.py").write_text(COMMAND)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count),
-               "command.py", "train", *arguments]  # fmt: skip
+               "command.py", *arguments]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
-def test_two_processes_train_as_one_does(folder):
+def test_two_processes_train_as_one_does(folder, capsys):
     """The same losses at the same global batch; and what one process began two can finish."""
-    arguments = ["Doe^Jane.npy", "--init", "start.model", "--batch", "4", "--steps", "8", "--region", "none",
-                 "--device", "cpu", "--report", "1"]  # fmt: skip
-    losses = []
-    for count in (1, 2):
-        done = torchrun(count, *arguments, "--output", f"{count}.model")
-        assert done.returncode == 0, done.stderr
-        lines = [json.loads(line) for line in done.stdout.splitlines()]
+    arguments = ["train", "Doe^Jane.npy", "--init", "start.model", "--batch", "4", "--steps", "8", "--region", "none",
+                 "--simulated", "8", "--device", "cpu", "--report", "1", "--output"]  # fmt: skip
+    assert main([*arguments, "1.model"]) == 0
+    one = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    done = torchrun(2, *arguments, "2.model")
+    assert done.returncode == 0, done.stderr
+    two, losses = [json.loads(line) for line in done.stdout.splitlines()], []
+    for count, lines in enumerate((one, two), 1):
         assert lines[0]["processes"] == count
         terms = ("lattice", "consistency", "truth", "slopes")
         losses.append([sum(line.get(term, 0) for term in terms) for line in lines if line.get("step")])
     assert len(losses[0]) == 8
-    tolerance = 1e-5 if lines[0]["precision"] == "float32" else 1e-3
+    tolerance = 1e-5 if one[0]["precision"] == two[0]["precision"] == "float32" else 1e-3
     assert np.allclose(losses[0], losses[1], atol=tolerance, rtol=0)
     with pytest.raises(Cancelled):
         runs.run(job(batch=4, output="2.model", preset="standard"), lambda line: None, lambda: True)
-    done = torchrun(2, *arguments, "--output", "2.model", "--resume")
+    done = torchrun(2, *arguments, "2.model", "--resume")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[0])["from_step"] == 1

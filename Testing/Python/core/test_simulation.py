@@ -71,7 +71,9 @@ def test_impossible_settings_are_refused(options):
 
 
 def recorded(seed):
-    return simulate_recorded((64, 64), (1.2, 2.0), "linear", np.random.default_rng(seed))
+    frames, truth = simulate_recorded((64, 64), (1.2, 2.0), "linear", np.random.default_rng(seed))
+    assert frames.shape == (1, 64, 64)
+    return frames[0], truth
 
 
 def test_what_a_scanner_does_to_a_frame_it_does_to_the_truth():

@@ -14,7 +14,7 @@ from Speckle2SelfLib.checkpoint import Model
 from Speckle2SelfLib.config import ModelConfig
 from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.look import DOUBTFUL, UNKNOWN, look, uncertainty_of_look
-from Speckle2SelfLib.network import UNSURE, build
+from Speckle2SelfLib.network import BEGINNING, MOST, UNSURE, build
 from Speckle2SelfLib.system import InputError
 
 MAPPING = (10.0, 210.0)  # the grey values that a model takes for 0 and 1
@@ -32,7 +32,7 @@ def make(deviation=UNSURE, spread=0.0, **config):
         elif name.endswith("fine.weight"):
             torch.nn.init.normal_(parameter, std=spread)
         elif name.endswith("fine.bias"):
-            torch.nn.init.constant_(parameter, np.log(deviation / UNSURE))
+            torch.nn.init.constant_(parameter, np.log(deviation / np.sqrt(1 - (deviation / MOST) ** 2)) - BEGINNING)
     return Model(config, network)
 
 
@@ -50,6 +50,13 @@ def told(frames, model, calibration, **options):
     uncertainty = np.full(frames.shape[:3], 7, np.float32)
     output = despeckle(frames, model, calibration=calibration, uncertainty=uncertainty, **EXACT, **options)
     return output, uncertainty
+
+
+def test_nothing_larger_than_was_ever_true_is_told(cine, whole):
+    model = make()
+    torch.nn.init.constant_(model.network.uncertainty.fine.bias, 20)
+    _, uncertainty = told(cine, model, whole)
+    assert uncertainty == pytest.approx(np.full(cine.shape, MOST * 200), rel=1e-5)
 
 
 def test_it_is_in_grey_values_of_the_output(cine, whole):
@@ -174,12 +181,15 @@ def test_it_is_written_as_floating_point_of_the_inputs_shape(folder, cine, suffi
     assert np.load("out.npy").dtype == np.uint8
 
 
-@pytest.mark.parametrize("kind", ["mha", "nrrd", "png", "colour.mha"])
+@pytest.mark.parametrize("kind", ["mha", "nrrd", "nii.gz", "png", "colour.mha", "colour.nrrd"])
 @pytest.mark.parametrize("suffix", ["npy", "nrrd", "mha"])
 def test_recordings_of_all_kinds_have_one_with_their_geometry(folder, cine, kind, suffix):
     frames = cine[0] if kind == "png" else cine
     image = sitk.GetImageFromArray(np.repeat(frames[..., None], 3, -1) if "colour" in kind else frames)
     image.SetSpacing((0.5, 0.25, 2.0)[: image.GetDimension()])
+    if kind != "png":
+        image.SetOrigin((10.0, -20.0, 30.0))
+        image.SetDirection((0, 1, 0, 0, 0, 1, 1, 0, 0))
     sitk.WriteImage(image, f"scan.{kind}")
     assert run(f"scan.{kind}", f"out.{kind}", "--axis", "k", "--uncertainty", f"told.{suffix}") == 0
     if suffix == "npy":
@@ -187,7 +197,8 @@ def test_recordings_of_all_kinds_have_one_with_their_geometry(folder, cine, kind
         return
     told = sitk.ReadImage(f"told.{suffix}")
     assert told.GetPixelID() == sitk.sitkFloat32 and sitk.GetArrayFromImage(told).shape == frames.shape
-    assert kind == "png" or told.GetSpacing() == image.GetSpacing()
+    for place in ("GetSpacing", "GetOrigin", "GetDirection") if kind != "png" else ():
+        assert getattr(told, place)() == pytest.approx(getattr(image, place)()), place
     assert (sitk.GetArrayFromImage(told) > 0).all()
 
 

@@ -28,6 +28,44 @@ def test_after_an_error_of_any_kind_the_panel_can_be_used_again(desk, panel, mon
     assert panel.ui.statusLabel.text == "" and panel.ui.applyButton.visible and panel.ui.applyButton.enabled
 
 
+def test_what_the_core_says_is_shown_in_the_users_language(desk, panel, monkeypatch):
+    """From another process, with a file before it, or raised here; its values are in the sentence."""
+    from Speckle2SelfLib import library
+    from Speckle2SelfSlicer import words
+    from Speckle2SelfSlicer.panel import reporting_errors
+
+    french = {
+        ("Speckle2SelfLib.calibration", "The frames are constant ({value}): there is nothing to despeckle."): (
+            "Rien à faire : les images sont constantes ({value})."
+        ),
+        ("Speckle2SelfLib.library", "There is no model '{name}'."): "Le modèle '{name}' n'existe pas.",
+    }
+    monkeypatch.setattr(words, "translate", lambda context, text: french.get((context, text), text))
+    panel.ui.inputSelector.setCurrentNode(desk.volume(frames=FRAMES[:1] * 0 + 7))
+    panel._parameterNode.region, panel._parameterNode.model = "none", "median"
+    panel.ui.applyButton.click()
+    desk.wait(lambda: panel.run is None)
+    assert panel.ui.statusLabel.text == "Rien à faire : les images sont constantes (7)."
+    with reporting_errors("It failed."):
+        library.export("aucun", "model.safetensors")
+    assert desk.asked[-1][1] == "Le modèle 'aucun' n'existe pas."
+    assert words.translated("a: b.npy: There is no model 'x'.") == "a: b.npy: Le modèle 'x' n'existe pas."
+    assert words.translated("There is no region.") == "There is no region."
+
+
+def test_every_marked_sentence_of_the_core_is_found_again_with_its_values(monkeypatch):
+    from Speckle2SelfSlicer import words
+
+    monkeypatch.setattr(words, "translate", lambda context, text: f"{context}>{text}")
+    sentences = words.core_sentences()
+    assert len(sentences) > 15 and ("Speckle2SelfLib.system", "{path} cannot be written: {reason}.") in [
+        sentence[:2] for sentence in sentences
+    ]
+    for context, template, pattern in sentences:
+        values = {name: f"[{name}: 1.]" for name in pattern.groupindex}
+        assert words.translated(template.format(**values)) == f"{context}>{template.format(**values)}"
+
+
 def test_one_failure_is_one_box_and_no_timer_steps_while_it_is_open(desk, panel, monkeypatch):
     panel.ui.inputSelector.setCurrentNode(desk.volume())
     boxes, steps = [], []

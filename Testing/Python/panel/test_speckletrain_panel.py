@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 import zipfile
 
 import numpy as np
@@ -326,6 +327,7 @@ def test_curve_and_preview_fill_the_scene_and_the_model_is_at_hand(desk, train):
     rows = table.GetNumberOfRows()
     desk.wait(lambda: table.GetNumberOfRows() > rows + 1)
     assert slicer.util.getNode(f"{job.name} loss").GetNumberOfPlotSeriesNodes() >= 2
+    assert slicer.util.getNode(f"{job.name} true error").GetNumberOfPlotSeriesNodes() == 3, "a curve of what is judged"
     assert "per second" in train.ui.runLabel.text and train.ui.progressBar.value > 0
     before, after = (slicer.util.getNode(f"{job.name} held-out frame{end}") for end in ("", " despeckled"))
     composites = {c.GetLayoutName(): c for c in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")}
@@ -356,8 +358,12 @@ def test_a_run_that_is_done_still_shows_its_last_preview(desk, train):
     choose(train)
     train.ui.stepsSpinBox.value = 3
     train.ui.trainButton.click()
+    desk.wait(lambda: train.ui.runLabel.text and "Speckle size" in train.ui.runLabel.text)
     desk.wait(lambda: train.job.ended)
     assert train.job.state == "done", train.job.message
+    assert "Done" in train.ui.runLabel.text and (
+        "The error on held-out" in train.ui.runLabel.text or "did not improve" in train.ui.runLabel.text
+    )
     train.ui.showButton.click()
     for end in ("", " despeckled"):
         volume = slicer.util.getNode(f"{train.job.name} held-out frame{end}")
@@ -372,7 +378,7 @@ def test_what_is_simulated_before_the_first_step_is_told_and_can_be_paused(desk,
     monkeypatch.setattr(training_data, "Job", lambda *given, **options: Job(*given, **options, simulated=4000))
     choose(train)
     train.ui.trainButton.click()
-    desk.wait(lambda: train.ui.progressBar.visible)
+    desk.wait(lambda: train.ui.progressBar.visible and train.ui.progressBar.value)  # 0 while scanners are tried
     assert "Simulating 4000 anatomies" in train.ui.runLabel.text
     assert train.ui.progressBar.maximum == 4000 and 0 < train.ui.progressBar.value < 4000
     train.ui.pauseButton.click()
@@ -650,3 +656,35 @@ def test_a_run_is_exported_as_a_folder_with_recipe_steps_and_region(desk, train,
     desk.answers["folder"] = str(tmp_path / "run")
     train.ui.importResultButton.click()
     assert "no result" in desk.asked[-1][1]
+
+
+def test_a_large_recording_is_written_without_holding_up_the_panel(desk, train):
+    """It is put on the disk in pieces, and can be given up meanwhile; nothing of it is left then."""
+    large = desk.cine(np.random.default_rng(0).integers(0, 255, (100, 1000, 1000)).astype(np.uint8), "Large")
+    folder = train.logic.trainer.folder
+    for _ in range(2):
+        choose(train)
+        train.ui.inputsSelector.check(large)
+        train.ui.trainButton.click()
+        job = train.job
+        assert job.preparation is not None and "written" in train.ui.runLabel.text
+        assert not train.ui.resumeButton.enabled
+        job.remove()
+        assert job not in train.logic.trainer.jobs and not list(folder.glob("*Large*")), "nothing is left"
+    pieces = []
+    prepare = type(job).prepare
+
+    def counted(one):
+        started = time.process_time()
+        prepare(one)
+        pieces.append(time.process_time() - started)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(job), "prepare", counted)
+        train.ui.trainButton.click()
+        job = train.job
+        desk.wait(lambda: job.preparation is None)
+    assert len(pieces) > 3 and max(pieces) < 0.1, "of processor time, as others may be at work"
+    desk.wait(lambda: job.state == "running")
+    written = [np.load(path, mmap_mode="r") for path in sorted(job.folder.glob("recording-*.npy"))]
+    assert [len(frames) for frames in written] == [16, 100] and np.array_equal(written[1], desk.frames(large))

@@ -96,7 +96,18 @@ def job(tmp_path):
     torch.manual_seed(0)
     checkpoint.save(tmp_path / "start.model", model, build(model), {})
     start = str(tmp_path / "start.model")
-    return Job("", preset="adapt", init=start, steps=10**6, simulated=0, interval=2, batch=2, device="cpu", report=1)
+    return Job(
+        "",
+        preset="adapt",
+        recipe="disjoint",
+        init=start,
+        steps=10**6,
+        simulated=0,
+        interval=2,
+        batch=2,
+        device="cpu",
+        report=1,
+    )
 
 
 def test_the_trainer_is_killed_at_any_moment(trainer, job):

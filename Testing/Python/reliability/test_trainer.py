@@ -18,7 +18,7 @@ from Speckle2SelfLib import checkpoint, files, library
 from Speckle2SelfLib.config import Job, ModelConfig
 from Speckle2SelfLib.network import build
 from Speckle2SelfLib.system import InputError
-from Speckle2SelfSlicer.trainer import Trainer, export, read_reports, write_job, write_recordings
+from Speckle2SelfSlicer.trainer import Trainer, at_once, export, read_reports, write_job, write_recordings
 
 
 @pytest.fixture
@@ -36,7 +36,15 @@ def job(tmp_path):
     torch.manual_seed(0)
     checkpoint.save(tmp_path / "start.model", model, build(model), {})
     return Job(
-        "", preset="adapt", init=str(tmp_path / "start.model"), steps=3, batch=2, simulated=0, device="cpu", report=1
+        "",
+        preset="adapt",
+        recipe="disjoint",
+        init=str(tmp_path / "start.model"),
+        steps=3,
+        batch=2,
+        simulated=0,
+        device="cpu",
+        report=1,
     )
 
 
@@ -206,7 +214,7 @@ def test_the_region_to_train_on_is_found_in_the_colours_as_recorded(tmp_path):
     grey = FRAMES[..., None].repeat(3, -1)
     colour = grey.copy()
     colour[:, 20:40, 20:40, 0] = 255
-    write_recordings(tmp_path, "recording", [grey, np.concatenate([colour, colour[..., :1]], -1)])
+    at_once(write_recordings(tmp_path, "recording", [grey, np.concatenate([colour, colour[..., :1]], -1)]))
     assert np.array_equal(np.load(tmp_path / "recording-1.npy"), FRAMES)
     assert np.array_equal(np.load(tmp_path / "recording-2.npy"), colour)
     assert np.array_equal(files.read(tmp_path / "recording-2.npy").frames, colour)
@@ -304,7 +312,8 @@ from Speckle2SelfLib.config import Job
 from Speckle2SelfSlicer.trainer import Trainer
 trainer, longest = Trainer(), 0.0
 frames = np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)
-run = trainer.add("run", [frames], Job("", preset="adapt", init=sys.argv[1], steps=10**6, simulated=0, batch=2,
+run = trainer.add("run", [frames], Job("", preset="adapt", recipe="disjoint", init=sys.argv[1], steps=10**6,
+                  simulated=0, batch=2,
                                        interval=2, device="cpu", report=1))
 stopped = False
 while not run.ended:
@@ -357,7 +366,8 @@ from Speckle2SelfLib.config import Job
 from Speckle2SelfSlicer.trainer import Trainer, write_job
 trainer = Trainer()
 run = trainer.add("orphan", [np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)],
-                  Job("", preset="adapt", init=sys.argv[1], steps=10**6, simulated=0, batch=2, device="cpu", report=1))
+                  Job("", preset="adapt", recipe="disjoint", init=sys.argv[1], steps=10**6,
+                  simulated=0, batch=2, device="cpu", report=1))
 while len(run.reports) < 3:
     trainer.poll()
     time.sleep(0.02)
@@ -401,7 +411,8 @@ from Speckle2SelfLib.config import Job
 from Speckle2SelfSlicer.trainer import Trainer
 disk, trainer = Path.cwd(), Trainer(Path.cwd() / "runs")
 frames = np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)
-run = trainer.add("small", [frames], Job("", preset="adapt", init=sys.argv[1], steps=10**6, simulated=0, interval=2,
+run = trainer.add("small", [frames], Job("", preset="adapt", recipe="disjoint", init=sys.argv[1], steps=10**6,
+                  simulated=0, interval=2,
                                          batch=2, device="cpu", report=1))
 model = run.folder / "model.safetensors"
 state = Path(f"{model}.state")  # is written before

@@ -52,9 +52,19 @@ def test_a_cine_is_a_sequence_with_its_times_in_slicer(tmp_path, name, frames):
     assert again.sequence and np.array_equal(again.frames, frames) and again.times == pytest.approx(TIMES)
 
 
+@pytest.mark.parametrize("name", ["out.seq.nrrd", "out.igs.nrrd"])
+def test_frames_of_five_thousand_a_second_are_all_there_in_slicer(tmp_path, name):
+    files.write(tmp_path / name, FRAMES, cine(tmp_path, times=np.arange(4) / 5000))
+    arrays, values, sequence, *_ = loaded(tmp_path / name)
+    assert np.array_equal(arrays, FRAMES) and values == pytest.approx([0, 0.2, 0.4, 0.6])
+    assert sequence.GetIndexName() == "time" and sequence.GetIndexUnit() == "ms"
+    assert files.read(tmp_path / name).times == pytest.approx(np.arange(4) / 5000)
+
+
 def test_frames_without_times_are_numbered(tmp_path):
     files.write(tmp_path / "out.seq.nrrd", FRAMES, cine(tmp_path, times=None))
     arrays, values, sequence, *_ = loaded(tmp_path / "out.seq.nrrd")
+    assert files.read(tmp_path / "out.seq.nrrd").times is None, "numbers are no seconds"
     assert np.array_equal(arrays, FRAMES) and values == [0, 1, 2, 3] and sequence.GetIndexName() == "frame"
 
 

@@ -1,0 +1,225 @@
+"""Files that Slicer does not load by itself, into the scene: films, GIF, WebP, NumPy, MATLAB and HDF5."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import slicer
+import vtk
+from slicer import vtkMRMLNode, vtkMRMLSequenceNode, vtkMRMLVolumeNode
+from slicer.i18n import tr as _
+from vtk.util.numpy_support import numpy_to_vtk
+
+from Speckle2SelfLib.system import InputError, out_of_memory
+
+from . import dependencies
+
+FILE_TYPE = "UltrasoundRecordingFile"
+SUFFIXES = {
+    _("Film"): (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp"),
+    _("Animation"): (".gif", ".webp"),
+    _("Arrays"): (".npy", ".npz", ".mat", ".h5", ".hdf5", ".uff"),
+}
+NEEDED = {
+    "film": "av",
+    "animation": "",
+    "NumPy": "",
+    "MATLAB": "",
+    "HDF5": "h5py",
+}  # format -> package, besides Slicer's
+# Confidence: 0.54 have Slicer's reader of transforms, which takes any .mat and .h5, and SlicerIGSIO's of streams.
+CERTAIN, AFTER_OTHERS = 0.7, 0.52  # 0.5 has Slicer's reader of volumes, which takes any file
+HEAD = 2**16  # bytes, in which a file names what others read
+TRANSFORMS_AND_IMAGES = (b"TransformGroup", b"ITKImage")  # in HDF5
+STREAMS = (b"V_VP9", b"V_UNCOMPRESSED")  # which SlicerIGSIO records with transforms
+UPRIGHT = (-1, -1, 1, 1)  # along R, A, S: as Slicer's importer of DICOM turns a frame
+logger = logging.getLogger("Speckle2SelfLib")
+
+
+class Speckle2SelfFileReader:
+    """What Slicer asks of a class `<Module>FileReader` in a module. parent: its qSlicerScriptedFileReader."""
+
+    def __init__(self, parent):
+        self.parent = parent
+
+    def description(self) -> str:
+        return _("Ultrasound recording")
+
+    def fileType(self) -> str:
+        return FILE_TYPE
+
+    def extensions(self) -> list[str]:
+        return [f"{name} ({' '.join(f'*{suffix}' for suffix in suffixes)})" for name, suffixes in SUFFIXES.items()]
+
+    def canLoadFileConfidence(self, filePath: str) -> float:
+        """Return how surely a file is ours, by its name and content, which is read only where the name fits."""
+        return confidence(Path(filePath)) if self.parent.supportedNameFilters(filePath) else 0.0
+
+    def load(self, properties: dict) -> bool:
+        """Load `properties["fileName"]`; see `load`. What is wrong is a message for the user."""
+        path, said = Path(properties["fileName"]), self.parent.userMessages()
+        try:
+            with _warnings() as warnings:
+                nodes = load(
+                    path,
+                    str(properties.get("name") or ""),
+                    properties.get("dynamicRange"),
+                    bool(properties.get("show", True)),
+                )
+        except Exception as error:
+            said.AddMessage(vtk.vtkCommand.ErrorEvent, _sentence(path, error))
+            return False
+        for text in warnings:
+            said.AddMessage(vtk.vtkCommand.WarningEvent, text.replace("--dynamic-range", "property dynamicRange"))
+        self.parent.loadedNodes = [node.GetID() for node in nodes]
+        return True
+
+
+def _sentence(path: Path, error: Exception) -> str:
+    """What the user is told; an error that is not theirs is kept in the log as a whole."""
+    if isinstance(error, InputError):
+        return str(error)
+    if out_of_memory(error):
+        return _("{path} cannot be loaded: there is not enough memory.").format(path=path)
+    logging.exception(f"{path} could not be loaded.")
+    return _("{path} cannot be loaded ({error}); see the log.").format(path=path, error=repr(error)[:200])
+
+
+def confidence(path: Path) -> float:
+    """Return 0 for what is not ours; less than other readers for what they may hold more of, else more."""
+    found = _format(path)
+    if found not in NEEDED:
+        return 0.0
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    if found == "HDF5" and _names(head, TRANSFORMS_AND_IMAGES):
+        return 0.0
+    return AFTER_OTHERS if found == "film" and _names(head, STREAMS) else CERTAIN
+
+
+def _format(path: Path) -> str:
+    """The name of the format that a file's content is of; empty where it is of none, or cannot be read."""
+    from Speckle2SelfLib.formats import by_content
+
+    try:
+        found = by_content(path)
+    except OSError:
+        return ""
+    return "" if found is None else found.name
+
+
+def _names(head: bytes, words: tuple[bytes, ...]) -> bool:
+    return any(word in head for word in words)
+
+
+def load(path: Path, name: str, dynamicRange: float | None, show: bool) -> tuple[vtkMRMLNode, ...]:
+    """Load a file; return its nodes: a sequence, with times (s) as its index, and its browser; one frame is a volume.
+
+    name: of the first node; empty: the file's. dynamicRange: see `formats.signals.to_decibels`. show: False: without
+    browser, and no view shows it. A package that the file needs is asked for. Raises InputError; nothing is left then.
+    """
+    from Speckle2SelfLib import files
+
+    if package := NEEDED.get(_format(path)):
+        dependencies.ensure_reader(package)
+    recording = files.read(path, dynamic_range=dynamicRange)
+    scene = slicer.mrmlScene
+    name = scene.GenerateUniqueName(name or path.stem)
+    count = scene.GetNumberOfNodes()
+    try:
+        if len(recording.frames) > 1:
+            return _addSequence(_sequence(recording, name), _rate(recording.times), show)
+        return _addVolume(_volume(recording.frames[0], recording.spacing, name), show)
+    except BaseException:
+        for node in [scene.GetNthNode(number) for number in range(count, scene.GetNumberOfNodes())]:
+            scene.RemoveNode(node)  # the sequence before its proxy, which would come back
+        raise
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """Keep what the core warns of."""
+    texts, handler = [], logging.Handler(logging.WARNING)
+    handler.emit = lambda record: texts.append(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        yield texts
+    finally:
+        logger.removeHandler(handler)
+
+
+def _volume(frame: np.ndarray, spacing: tuple[float, ...], name: str = "") -> vtkMRMLVolumeNode:
+    """A volume, not in the scene, of one frame (H, W[, C]). spacing: (between frames, axial, lateral), mm."""
+    node = slicer.vtkMRMLScalarVolumeNode() if frame.ndim == 2 else slicer.vtkMRMLVectorVolumeNode()
+    kind = {"e": np.float32, "g": np.float64}.get(frame.dtype.char, frame.dtype.newbyteorder("="))  # of VTK
+    image = vtk.vtkImageData()
+    image.SetDimensions(frame.shape[1], frame.shape[0], 1)
+    values = np.ascontiguousarray(frame, kind).reshape(-1, *frame.shape[2:])
+    image.GetPointData().SetScalars(numpy_to_vtk(values, deep=True))
+    node.SetAndObserveImageData(image)
+    node.SetName(name)
+    matrix = vtk.vtkMatrix4x4()
+    matrix.DeepCopy(np.diag(UPRIGHT).ravel())
+    node.SetIJKToRASMatrix(matrix)
+    node.SetSpacing(spacing[::-1])
+    return node
+
+
+def _sequence(recording, name: str) -> vtkMRMLSequenceNode:
+    """A sequence, not in the scene, of frames, which are taken from the disk one after the other."""
+    from Speckle2SelfLib.files import release
+    from Speckle2SelfLib.formats.base import sequence_times
+
+    values, known = sequence_times(recording, len(recording.frames))
+    if known and np.diff(recording.times).min() <= 0:  # an index value is one frame's only
+        values, known = [str(number) for number in range(len(values))], False
+    sequence = slicer.vtkMRMLSequenceNode()
+    sequence.SetName(name)
+    sequence.SetIndexName("time" if known else "frame")
+    sequence.SetIndexUnit("s" if known else "")
+    if known:  # MRML takes times for the same that are less than a millisecond apart
+        nearest = float(np.diff(recording.times).min())
+        sequence.SetNumericIndexValueTolerance(min(sequence.GetNumericIndexValueTolerance(), nearest / 10))
+    for value, frame in zip(values, recording.frames, strict=True):
+        sequence.SetDataNodeAtValue(_volume(frame, recording.spacing), value)
+        release(recording.frames)
+    return sequence
+
+
+def _rate(times: np.ndarray | None) -> float:
+    """Frames per second; 10, as Slicer plays what has no times."""
+    return 10.0 if times is None or times[-1] <= 0 else (len(times) - 1) / float(times[-1])
+
+
+def _addVolume(volume: vtkMRMLVolumeNode, show: bool) -> tuple[vtkMRMLNode, ...]:
+    """Put a volume into the scene."""
+    slicer.mrmlScene.AddNode(volume)
+    volume.CreateDefaultDisplayNodes()
+    if show:
+        _show(volume)
+    return (volume,)
+
+
+def _addSequence(sequence: vtkMRMLSequenceNode, rate: float, show: bool) -> tuple[vtkMRMLNode, ...]:
+    """Put a sequence into the scene, with a browser where it is to be shown."""
+    slicer.mrmlScene.AddNode(sequence)
+    if not show:
+        return (sequence,)
+    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", f"{sequence.GetName()} browser")
+    browser.SetPlaybackRateFps(rate)
+    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
+    slicer.modules.sequences.showSequenceBrowser(browser)
+    _show(browser.GetProxyNode(sequence))
+    return sequence, browser
+
+
+def _show(volume: vtkMRMLVolumeNode) -> None:
+    """Make a volume the one in all slice views, as Slicer's readers do."""
+    logic = slicer.app.applicationLogic()
+    logic.GetSelectionNode().SetActiveVolumeID(volume.GetID())
+    logic.PropagateVolumeSelection()

@@ -1,0 +1,127 @@
+"""The uncertainty of an output in the slice views: a label map in warm colors where it is above a threshold."""
+
+from __future__ import annotations
+
+import numpy as np
+import slicer
+from slicer import vtkMRMLColorTableNode, vtkMRMLLabelMapVolumeNode, vtkMRMLNode, vtkMRMLVolumeNode
+from slicer.i18n import tr as _
+
+from Speckle2SelfLib.look import DOUBTFUL, UNKNOWN
+
+from . import scene, views
+
+ROLE = "Speckle2Self.uncertainty"  # node reference of an output to its uncertainty, and attribute of what is made here
+RANGE = "Speckle2Self.greyRange"  # attribute of an uncertainty node: the grey values between the model's 0 and 1
+LEVELS = np.linspace(DOUBTFUL, UNKNOWN, 4)  # shares of the grey range at which the colors begin
+COLORS = ((1.0, 0.9, 0.2), (1.0, 0.65, 0.1), (1.0, 0.4, 0.05), (0.9, 0.1, 0.1))  # of the levels
+OPACITY = 0.45
+
+
+def relate(output: vtkMRMLNode, node: vtkMRMLNode | None, span: float = 0.0) -> None:
+    """Remember the uncertainty node of an output; None: it has none. span: see RANGE."""
+    if node is None:
+        output.RemoveNodeReferenceIDs(ROLE)
+        return
+    output.SetNodeReferenceID(ROLE, node.GetID())
+    node.SetAttribute(RANGE, repr(float(span)))
+
+
+def of(output: vtkMRMLNode | None) -> vtkMRMLNode | None:
+    """Return the uncertainty node of an output, None where there is none."""
+    return output.GetNodeReference(ROLE) if output is not None else None
+
+
+class Overlay:
+    """Colors over the slice views of the layout. Views in which the user has a label map of their own stay as they are.
+
+    The colors follow a node of the scene (`follow`) or what a live output says (`show`).
+    """
+
+    def __init__(self) -> None:
+        self._followed: tuple[vtkMRMLVolumeNode, int] | None = None  # volume, and the tag of its observer
+        self._span = 1.0
+
+    def follow(self, node: vtkMRMLNode) -> None:
+        """Color where an uncertainty node, or the item of a sequence that is shown, is high. Raises InputError for a
+        sequence that no browser shows."""
+        volume = scene.proxyOf(node)
+        self._unfollow()
+        self._span = float(node.GetAttribute(RANGE) or 0) or 1.0
+        tag = volume.AddObserver(slicer.vtkMRMLVolumeNode.ImageDataModifiedEvent, self._onImage)
+        self._followed = volume, tag
+        self._onImage()
+
+    def show(self, voxels: np.ndarray, place: vtkMRMLVolumeNode) -> None:
+        """Color where voxels (K, J, I), shares of the grey range, are high; they lie where the volume `place` does."""
+        self._unfollow()
+        self._put(voxels, place)
+
+    def hide(self) -> None:
+        """Take the colors away."""
+        self._unfollow()
+        for kind in ("vtkMRMLLabelMapVolumeNode", "vtkMRMLColorTableNode"):
+            for node in _made(kind):
+                for view in views.everyView():
+                    if view.composite.GetLabelVolumeID() == node.GetID():
+                        view.composite.SetLabelVolumeID(None)
+                display = node.GetDisplayNode() if kind == "vtkMRMLLabelMapVolumeNode" else None
+                slicer.mrmlScene.RemoveNode(node)
+                if display is not None:
+                    slicer.mrmlScene.RemoveNode(display)
+
+    def _unfollow(self) -> None:
+        if self._followed is not None:
+            volume, tag = self._followed
+            volume.RemoveObserver(tag)
+        self._followed = None
+
+    def _onImage(self, caller=None, event=None) -> None:
+        if self._followed is None:
+            return
+        volume = self._followed[0]
+        if volume.GetScene() is None or volume.GetImageData() is None:
+            return
+        self._put(scene.voxelsOf(volume) / self._span, volume)
+
+    def _put(self, shares: np.ndarray, place: vtkMRMLVolumeNode) -> None:
+        made = _made("vtkMRMLLabelMapVolumeNode")
+        node = made[0] if made else _makeLabels()
+        labels = np.digitize(shares, LEVELS).astype(np.uint8)
+        with slicer.util.NodeModify(node):
+            slicer.util.updateVolumeFromArray(node, labels)
+            scene.placeLike(node, place)
+        for view in views.viewsOfLayout():
+            if view.composite.GetLabelVolumeID() in (None, ""):
+                view.composite.SetLabelVolumeID(node.GetID())
+                view.composite.SetLabelOpacity(OPACITY)
+
+
+def _made(kind: str) -> list[vtkMRMLNode]:
+    return [node for node in views.nodesOf(kind) if node.GetAttribute(ROLE)]
+
+
+def _makeLabels() -> vtkMRMLLabelMapVolumeNode:
+    """A label map that no scene is saved with."""
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", _("Uncertain places"))
+    node.SetAttribute(ROLE, "overlay")
+    node.CreateDefaultDisplayNodes()
+    node.GetDisplayNode().SetAndObserveColorNodeID(_makeColors().GetID())
+    for each in (node, node.GetDisplayNode()):
+        each.SetSaveWithScene(False)
+    node.SetHideFromEditors(True)
+    return node
+
+
+def _makeColors() -> vtkMRMLColorTableNode:
+    colors = slicer.vtkMRMLColorTableNode()
+    colors.SetTypeToUser()
+    colors.SetNumberOfColors(1 + len(COLORS))
+    colors.SetColor(0, "certain", 0, 0, 0, 0)
+    for level, (share, color) in enumerate(zip(LEVELS, COLORS, strict=True), 1):
+        colors.SetColor(level, f"{share:.0%}", *color, 1)
+    colors.SetName("Uncertain places")
+    colors.SetHideFromEditors(True)
+    colors.SetSaveWithScene(False)
+    colors.SetAttribute(ROLE, "overlay")
+    return slicer.mrmlScene.AddNode(colors)
