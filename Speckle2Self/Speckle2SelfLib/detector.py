@@ -18,7 +18,7 @@ from .inference import fast_network, through_network
 
 FILE = Path(__file__).resolve().parent.parent / "Resources" / "graphics.safetensors"  # no model for despeckling
 LOGITS = 16.0  # by which the network's output, counted from 1/2, is multiplied
-ALONE, TOGETHER = 1.0, 0.0  # logits from which a pixel of one frame is drawn, or of several on average
+ALONE, TOGETHER = 1.5, 0.5  # logits from which a pixel of one frame is drawn, or of several on average
 MARGIN = 1  # pixels around what is found that count as drawn, too
 
 

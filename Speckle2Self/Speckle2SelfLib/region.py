@@ -102,8 +102,7 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     region = _find_outline(image, lit, dark | standing)
     standing &= ~_find_cysts((brightest <= black + max(0.008 * span, rounding)) & region)
     region &= ~_find_boxes(brightest, darkest, region)
-    region &= ~ndimage.binary_dilation(lit & colored, iterations=2) & ~ndimage.binary_dilation(standing)
-    region = _remove_specks(region, SMALLEST)
+    region = _remove_specks(region & ~ndimage.binary_dilation(standing | (lit & colored), iterations=2), SMALLEST)
     return region if within is None else region & within
 
 

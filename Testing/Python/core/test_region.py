@@ -173,7 +173,7 @@ def test_text_scales_and_a_doppler_window_on_a_still_image_stay_as_they_are(name
         assert bright[top:bottom, left:right].any() and not (region & bright)[top:bottom, left:right].any()
     for top, bottom, left, right in lines:
         assert not region[top:bottom, left:right].any()
-    assert region.mean() > 0.28, "the tissue inside and outside the window is there"
+    assert region.mean() > 0.27, "the tissue inside and outside the window is there"
 
 
 def test_a_doppler_window_survives_compression():
