@@ -1,5 +1,5 @@
-# make demo [INPUT=path], make test, make test-5.10, make bench, make lint, make audit, make screenshots, make model. The
-# first call sets up .venv; later ones skip that.
+# make demo [INPUT=path], make test, make test-5.10, make bench, make lint, make audit, make screenshots, make model, make
+# detector. The first call sets up .venv; later ones skip that.
 PYTHON ?= python3
 # Some package indexes resolve a bare "torch" to gigabytes of CUDA libraries; any build from 2.2 on will do.
 TORCH ?= torch==2.13.0
@@ -7,7 +7,7 @@ INPUT ?=
 READY := .venv/.ready
 OLDEST := build/slicer-5.10
 
-.PHONY: demo test test-5.10 bench bench-panel lint audit screenshots model clean
+.PHONY: demo test test-5.10 bench bench-panel lint audit screenshots model detector clean
 
 demo: $(READY)
 	Testing/headless-slicer Testing/demo.py $(if $(INPUT),"$(INPUT)")
@@ -56,6 +56,12 @@ model: $(READY)
 	  --output build/model/trained.safetensors
 	.venv/bin/python Testing/make_model.py build/model/start.safetensors build/model/trained.safetensors \
 	  build/model/default.safetensors
+
+# What made the network that finds graphics, in the same way: an hour on one core.
+detector: $(READY)
+	mkdir -p build/model
+	.venv/bin/python -m pip install --quiet --editable ".[bench]"
+	.venv/bin/python -m Speckle2SelfBench.train_detector build/model/graphics.npz build/model/graphics.safetensors
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

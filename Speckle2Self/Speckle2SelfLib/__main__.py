@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from .checkpoint import Model
     from .despeckling import Filter
-    from .files import Recording
 
 _interrupted = threading.Event()  # by Ctrl-C: some libraries swallow KeyboardInterrupt while they are imported
 
@@ -173,14 +172,15 @@ def _despeckle_file(
     frames = recording.frames.reshape(recording.volumes, -1, *recording.frames.shape[1:])  # (T, K, J, I[, C])
     axis = "k" if options.axis == "auto" and recording.sequence else options.axis
     axes = volumes.slicing_axes(frames.shape[1:], recording.spacing, axis)
-    region, maps = _region(recording, frames.shape[1:4], options.region, axes), []
+    region, maps = _region(frames.shape[1:4], options.region, axes), []
+    within = recording.region if axes == [0] else None
     look = {name: getattr(options, name) for name in ("strength", "gamma", "cautious", "device")}
 
     def run(stack: np.ndarray, progress: Progress) -> np.ndarray:
         if told is not None:
             maps.append(files.roomy(stack.shape[:3], "float32"))
         return despeckle_frames(
-            stack, model, region=region, output=output if axes == [0] else None, progress=progress,
+            stack, model, region=region, within=within, output=output if axes == [0] else None, progress=progress,
             cancelled=_interrupted.is_set, uncertainty=maps[-1] if maps else None, **look,
         )  # fmt: skip
 
@@ -200,20 +200,17 @@ def _despeckle_file(
         print(f"{path} was cut along its coarsest axis, {name}; --axis k takes frames as stored.", file=sys.stderr)
 
 
-def _region(recording: Recording, shape: tuple[int, ...], choice: str, axes: list[int]) -> np.ndarray | str | None:
+def _region(shape: tuple[int, ...], choice: str, axes: list[int]) -> np.ndarray | str | None:
     """Return the region for `despeckle`: a mask (H, W) bool, "auto" or None. shape: of a volume (K, J, I)."""
     import numpy as np
 
     from . import files
-    from .region import detect
 
-    if choice not in ("auto", "none"):
-        if len(axes) > 1:
-            raise InputError("A mask fits the frames of only one axis: choose --axis k, j or i.")
-        return files.read_mask(choice, tuple(np.delete(shape, axes[0])))
-    if choice == "auto" and recording.region is not None and axes == [0]:
-        return detect(recording.frames, recording.region)
-    return "auto" if choice == "auto" else None
+    if choice in ("auto", "none"):
+        return "auto" if choice == "auto" else None
+    if len(axes) > 1:
+        raise InputError("A mask fits the frames of only one axis: choose --axis k, j or i.")
+    return files.read_mask(choice, tuple(np.delete(shape, axes[0])))
 
 
 def _targets(paths: list[Path], inputs: Iterable[FilePath], output: Path) -> list[Path]:

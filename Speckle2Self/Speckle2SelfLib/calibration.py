@@ -25,6 +25,7 @@ class Calibration:
     grain: tuple[float, float] | None = None  # of the speckle, (axial, lateral) pixels; None: not measured
     bounds: tuple[float, float] | None = None  # the smallest and largest finite value; None: those of the frames given
     tint: Tint | None = None  # of tinted B-mode
+    graphics: np.ndarray | bool = False  # (H, W) bool, on all frames; True: to be searched for in each frame
 
     def __post_init__(self) -> None:
         if self.grain is not None and not all(0 < length < np.inf for length in self.grain):
@@ -33,22 +34,29 @@ class Calibration:
             raise InputError(f"A mapping of {self.mapping} is not two grey values.")
 
 
-def calibrate(frames: np.ndarray, region: np.ndarray | str | None = "auto", with_grain: bool = True) -> Calibration:
+def calibrate(
+    frames: np.ndarray,
+    region: np.ndarray | str | None = "auto",
+    with_grain: bool = True,
+    within: np.ndarray | None = None,
+) -> Calibration:
     """Find the region, the grey mapping and the speckle's grain of a recording.
 
     Args:
         frames: (H, W), (N, H, W) or in color (N, H, W, 3 or 4); any integer or floating-point type.
         region: (H, W) bool; "auto" detects the imaged part; None: whole frames.
         with_grain: whether to measure the grain, which only models with a grain of their own need.
+        within: (H, W) bool: "auto" searches only there, for example where the file says that the image is.
 
     Raises InputError for frames that cannot be despeckled, and for a region that does not fit them.
     """
     stack = as_stack(frames)
     bounds = value_range(stack)
-    region = find_region(stack, region)
+    moving = isinstance(region, str) and len(stack) > 1
+    region = find_region(stack, region, within)
     mapping = grey_mapping(stack, region)
     grain = grain_in(stack, region) if with_grain and region.any() and mapping[0] < mapping[1] else None
-    return Calibration(region, mapping, grain, bounds, find_tint(stack))
+    return Calibration(region, mapping, grain, bounds, find_tint(stack), moving)
 
 
 def as_stack(frames: np.ndarray) -> np.ndarray:
@@ -67,12 +75,13 @@ def as_stack(frames: np.ndarray) -> np.ndarray:
     return stack
 
 
-def find_region(stack: np.ndarray, region: np.ndarray | str | None) -> np.ndarray:
-    """Return the region (H, W) bool of frames (N, H, W[, C]): detected ("auto"), everything (None) or as given."""
+def find_region(stack: np.ndarray, region: np.ndarray | str | None, within: np.ndarray | None = None) -> np.ndarray:
+    """Return the region (H, W) bool of frames (N, H, W[, C]): detected ("auto", maybe `within`), everything (None) or
+    as given."""
     if isinstance(region, str):
         if region != "auto":
             raise InputError(f"A region is 'auto', None or a mask, not '{region}'.")
-        region = detect(stack)
+        region = detect(stack, within)
     if region is None:
         region = np.ones(stack.shape[1:3], bool)
     region = np.asarray(region).astype(bool, copy=False)

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from .calibration import Calibration, as_stack, calibrate, grain_in, value_range
 from .checkpoint import Model
 from .config import DespeckleOptions
+from .detector import find_graphics
 from .devices import AT_ONCE_CUDA, choose_device, cores, each_in_order, preserve_cores
 from .files import release
 from .filters import FILTERS
@@ -29,6 +31,7 @@ from .tint import Tint
 BLOCK_PIXELS = 2**22  # pixels through the network at once: limits the memory for any length of a cine
 BLOCK_PIXELS_CPU = 2**18  # no slower there, and a cancel is noticed four times sooner
 AT_ONCE_PIXELS = 2**22  # pixels of all blocks that the CPU processes at a time
+NEAR = 4  # pixels around graphics that they are filled from
 OPTIONS = {field.name for field in fields(DespeckleOptions)} - {"model", "region", "axis"}  # the ones for frames
 logger = logging.getLogger(__name__)
 Filter = Callable[[np.ndarray], np.ndarray]  # (N, H, W) float32 in [0, 1] -> the same
@@ -44,6 +47,7 @@ def despeckle(
     model: FilePath | Model | Filter = "default",
     *,
     region: np.ndarray | str | None = "auto",
+    within: np.ndarray | None = None,
     calibration: Calibration | None = None,
     output: np.ndarray | None = None,
     progress: Progress | None = None,
@@ -57,7 +61,9 @@ def despeckle(
     Args:
         frames: (H, W), (N, H, W) or in color (N, H, W, 3 or 4); any integer or floating-point type. Not changed.
         model: the name of a model or of a filter, a model file, a `Model`, or a `Filter`.
-        region: (H, W) bool, what to despeckle; "auto" detects the imaged part; None: whole frames.
+        region: (H, W) bool, what to despeckle; "auto" detects the imaged part, and in each frame what is drawn on it;
+            None: whole frames.
+        within: (H, W) bool: "auto" searches only there.
         calibration: that of the frames' recording, instead of `region`; None: computed here.
         output: an array of the frames' shape and type to write into; complete as far as `progress` reported.
         progress: called with (frames done, frames).
@@ -67,9 +73,10 @@ def despeckle(
             pixel into, in its grey values; 0 where nothing is changed. For models that estimate it.
         options: strength, gamma, cautious and device, as `DespeckleOptions` explains them.
 
-    Returns an array of the same shape, type and value range. Pixels outside the region, colored ones and those that are
-    not finite come back bit for bit. One grey mapping and one grain serve all frames, so that nothing flickers (only
-    the published model normalizes every frame on its own, as published). Raises InputError in one sentence, Cancelled.
+    Returns an array of the same shape, type and value range. Pixels outside the region, colored ones, graphics and
+    those that are not finite come back bit for bit. One grey mapping and one grain serve all frames, so that nothing
+    flickers (only the published model normalizes every frame on its own, as published). Raises InputError in one
+    sentence, Cancelled.
     """
     chosen = _check_options(options)
     model = find_model(model)
@@ -77,7 +84,7 @@ def despeckle(
         check_uncertainty(model)
     device = choose_device(chosen.device) if isinstance(model, Model) else torch.device("cpu")
     if calibration is None:
-        calibration = calibrate(frames, region, with_grain=needs_grain(model))
+        calibration = calibrate(frames, region, needs_grain(model), within)
     stack = as_stack(frames)
     pipeline = _Pipeline(stack, calibration, chosen, device, _told_like(frames, uncertainty))
     output = _output_like(frames, output)
@@ -211,7 +218,8 @@ class _Pipeline:
         part = self.stack[block][:, *self.box]
         before = _grey_values(part, self.device)
         finite = before.isfinite().cpu().numpy() if part.dtype.kind == "f" else np.array(True)
-        after, told, change = self.despeckle(before, finite)
+        drawn = self.find_graphics(before)
+        after, told, change = self.despeckle(before, finite, drawn)
         if part.ndim == 4:
             change = change & grey(part, float(self.bounds[1]), self.calibration.tint)
         if self.uncertainty is not None and told is not None:
@@ -219,15 +227,28 @@ class _Pipeline:
         _write(result[block][:, *self.box], part, before, after, change, self.bounds, self.calibration.tint)
         return block.stop
 
+    def find_graphics(self, before: torch.Tensor) -> np.ndarray | None:
+        """Return what is drawn in the region on each frame, bool (N, H, W); None: nothing. What stands still all the
+        time is no part of the region."""
+        graphics = self.calibration.graphics
+        if isinstance(graphics, bool):
+            drawn = _to_numpy(find_graphics(before, self.bounds)) if graphics else np.zeros(1, bool)
+        else:
+            drawn = np.broadcast_to(graphics[self.box], before.shape)
+        drawn = drawn & self.region
+        return drawn if drawn.any() else None
+
     @torch.inference_mode()
     def despeckle(
-        self, before: torch.Tensor, finite: np.ndarray
+        self, before: torch.Tensor, finite: np.ndarray, drawn: np.ndarray | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None, np.ndarray]:
         """Return grey values (N, H, W) float32 after despeckling, on the device, their uncertainty, if it is needed,
         and where they are to be used, bool (N or none, H, W). With a mapping, and finite values, nothing here waits for
         the device."""
         filled = _fill_gaps(before, self.region, finite)
         change = self.region if finite.all() else self.region & finite
+        if drawn is not None:
+            filled, change = _fill_drawn(filled, drawn, change), change & ~drawn
         excess, options = None, self.options
         low: Any
         span: Any  # numbers, or tensors (N, 1, 1)
@@ -320,6 +341,21 @@ def _fill_gaps(values: torch.Tensor, region: np.ndarray, finite: np.ndarray) -> 
         for v, f in zip(values.cpu().numpy(), finite, strict=True)
     ]
     return torch.from_numpy(np.concatenate(filled)).to(values.device)
+
+
+def _fill_drawn(values: torch.Tensor, drawn: np.ndarray, inside: np.ndarray) -> torch.Tensor:
+    """Replace every pixel of (N, H, W) that is `drawn`, or near that and outside, by the nearest one that is neither.
+
+    Args: drawn (N, H, W) bool; inside, bool (N or none, H, W).
+    """
+    filled = values.cpu().numpy().copy()
+    for number, mask in enumerate(drawn):
+        good = (inside if inside.ndim == 2 else inside[number]) & ~mask
+        labels, _ = ndimage.label(ndimage.maximum_filter(mask, 2 * NEAR + 1))
+        for box in ndimage.find_objects(labels):  # a clock is small
+            part = filled[number][box]
+            np.copyto(part, fill_outside(part[None], good[box])[0], where=~good[box])
+    return torch.from_numpy(filled).to(values.device)
 
 
 @lru_cache(maxsize=4)  # search once, not in each block of a cine or frame of a live image

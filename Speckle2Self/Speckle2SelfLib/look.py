@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from .grey import luminance
 from .tint import find_tint
@@ -36,8 +37,8 @@ def look(
 
     Args: before, after (N, H, W[, C]), input and result; region (H, W) bool; mapping, the grey values that the model
     saw as 0 and 1; uncertainty (N, H, W), that of `after`, which caution needs. Returns the type of `before`; pixels
-    outside the region, and pixels that the result left unchanged because they are colored or not finite, are those of
-    `before`.
+    outside the region, and pixels that the result left unchanged because they are drawn, colored or not finite, are
+    those of `before`.
     """
     if strength == 0:
         return before.copy()  # bit for bit: float32, below, holds neither large integers nor float64
@@ -51,9 +52,10 @@ def look(
     if cautious and uncertainty is not None:
         share = strength * trust(uncertainty / span, cautious)
     new = share * new + (1 - share) * np.where(np.isfinite(old), old, 0)
-    change = region & np.isfinite(old)
+    same = (before == after).all(-1) if color else before == after
+    change = region & np.isfinite(old) & ~_drawn(same & region)
     if color:
-        change &= ~((before == after).all(-1) & (before[..., :3].max(-1) != before[..., :3].min(-1)))
+        change &= ~(same & (before[..., :3].max(-1) != before[..., :3].min(-1)))
         moved, tint = (new - old)[..., None], find_tint(before)
         if tint:
             moved = moved + np.stack(tint.added(new), -1) - np.stack(tint.added(old), -1)
@@ -65,6 +67,12 @@ def look(
     result = before.copy()
     np.copyto(result[..., :3] if color else result, new.astype(before.dtype), where=change)
     return result
+
+
+def _drawn(same: np.ndarray) -> np.ndarray:
+    """Return where the result is the input, (N, H, W) bool, because something is drawn there, which has a margin; by
+    chance, that happens to single pixels."""
+    return np.stack([ndimage.binary_opening(frame, np.ones((3, 3))) for frame in same])
 
 
 def uncertainty_of_look(

@@ -7,10 +7,14 @@ from scipy import ndimage
 from skimage.measure import label as label_equal
 from skimage.morphology import convex_hull_image
 
+from .detector import graphics_over_time
 from .grey import HUE_NOISE, HUE_TOLERANCE, evenly, luminance
 from .tint import Tint, find_tint
 
-CROOKED = 0.2  # of an image's border bends by more than rounding does
+LINE = 9  # pixels: lines across an image are nowhere thicker, with the margin of what is found
+EVEN = 5  # pixels: speckle is nowhere of one value over so many rows and columns
+WATER = 0.3  # of the hull is light where tissue is imaged, and not a phantom in water
+GAP = 4  # pixels: what is black and outside is nowhere narrower
 SMALLEST = 64  # pixels of a part of the region; the inside of a letter has fewer
 
 
@@ -51,11 +55,10 @@ def grey(frames: np.ndarray, brightest_of_all: float | None = None, tint: Tint |
 def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     """Return the imaged region (H, W) bool of a recording (N, H, W[, C]).
 
-    Light parts are divided into image and graphics: graphics are small and sharp, or ruled lines where nothing moves,
-    or do not change while the rest of the recording does, or have a hue. The region is the convex hull of the
-    image parts (the whole rectangle where they fill nine tenths of one), less the graphics in it and two pixels around
-    them; dark cysts and shadows belong to it. All False where nothing looks like ultrasound, such as constant frames or
-    a screen of windows.
+    Light parts are divided into image and graphics, which the network of `detector.py` finds, or which have a hue. The
+    region is the convex hull of the image parts (the whole rectangle where they fill nine tenths of one), less what is
+    black and joined to what is outside, and less the graphics that stand still and two pixels around them; dark cysts
+    belong to it. All False where nothing looks like ultrasound, such as constant frames or a screen of windows.
 
     Args: within, (H, W) bool: search only there, for example where the file says that the image is.
     """
@@ -64,13 +67,14 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     if not np.isfinite(grey_values).any():
         return nothing
     grey_values = _darken_outside(grey_values, within)
-    brightest, steady = grey_values.max(0), grey_values.mean(0)
+    brightest, steady, darkest = grey_values.max(0), grey_values.mean(0), grey_values.min(0)
     black, white = np.percentile(brightest, (1, 99.9))
     black = min(black, np.percentile(grey_values, 5))
     span = white - black
     if span <= 0:
         return nothing
-    lit = brightest > black + max(0.02 * span, 1.5 if frames.dtype.kind != "f" else 0)
+    rounding = 1.5 if frames.dtype.kind != "f" else 0
+    lit = brightest > black + max(0.02 * span, rounding)
     uneven = ndimage.maximum_filter(steady, 3) - ndimage.minimum_filter(steady, 3)
     if ((uneven <= 0.004 * span) & (steady > black + 0.5 * span)).mean() > 0.2:  # windows of programs
         return nothing
@@ -79,33 +83,40 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     if not lit.any() or (flat & ~colored).sum() > 0.4 * (lit & ~colored).sum():
         return nothing
 
+    some = grey_values[evenly(len(chosen), 12)]
+    standing, moving = graphics_over_time(some)
+    even = flat & (ndimage.maximum_filter(brightest, EVEN) == ndimage.minimum_filter(darkest, EVEN))
+    standing |= ndimage.binary_dilation(even & (brightest < grey_values.max()), np.ones((EVEN, EVEN)))  # panels
+    below = np.where(moving.any(0), np.where(moving, -np.inf, some).max(0), brightest)  # without what moves
+    tissue = (below > black + max(0.02 * span, rounding)) & ~standing & ~colored
     change = grey_values.std(0) / span
-    moves = len(chosen) > 4 and np.median(change[lit]) > 0.01
-    graphics = _find_strokes(grey_values[len(chosen) // 2] - black, span)
+    moves = len(chosen) > 4 and tissue.any() and np.median(change[tissue]) > 0.01
     if moves:
-        graphics |= _find_strokes(brightest - black, span)
-        # Light and still, while speckle changes by a fifth of its brightness and more, if the probe or tissue moves.
-        level = (steady - black) / span
-        frozen = change < 0.002
-        light = lit & (level > 0.15)
-        usual = np.median(change[light] / level[light]) if light.any() else 0
-        graphics |= _remove_specks(frozen | (light & (change < min(0.05, usual / 4) * level)))
-    graphics = lit & (ndimage.binary_dilation(graphics) | colored)
-    image = _find_image_parts(lit & ~graphics, graphics, change if moves else None)
+        still, distinct = _find_still(change, (steady - black) / span, lit)
+        tissue, standing = tissue & ~still, standing | distinct
+    tissue |= standing & ndimage.minimum_filter(ndimage.maximum_filter(tissue, LINE), LINE)  # no line divides it
+    image = _find_image_parts(tissue, lit & (standing | moving.any(0)), change if moves else None)
     if not image.any():
         return nothing
-    region = _find_outline(image, lit & ~graphics)
-    region &= ~_find_boxes(brightest, grey_values.min(0), region)
-    if moves:  # tissue can be still by chance; graphics are frozen, or stand out from a dark ground
-        graphics = _remove_specks(graphics & (frozen | (level > 2 * ndimage.uniform_filter(level, 13))), 2)
-        for extreme in (brightest, grey_values.min(0)):  # over time: what moves, as clocks do, and what stands still
-            graphics |= _find_drawings(np.where(colored, 0, np.maximum(extreme - black, 0)), span)
-    else:
-        still = np.where(colored, 0, steady - black)
-        found = np.pad(_find_drawings(still, span) | _find_ruled_lines(still, span), 8)
-        graphics |= ndimage.binary_closing(found, np.ones((1, 13)))[8:-8, 8:-8]  # points and hyphens between letters
-    region = _remove_specks(region & ~ndimage.binary_dilation(graphics, iterations=2), SMALLEST)
+    dark = below <= black + max(0.008 * span, rounding)
+    region = _find_outline(image, lit, dark | standing)
+    standing &= ~_find_cysts((brightest <= black + max(0.008 * span, rounding)) & region)
+    region &= ~_find_boxes(brightest, darkest, region)
+    region = _remove_specks(region & ~ndimage.binary_dilation(standing | (lit & colored), iterations=2), SMALLEST)
     return region if within is None else region & within
+
+
+def _find_still(change: np.ndarray, level: np.ndarray, lit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what stands still while the recording moves, bool (H, W), and of it what is graphics for sure: frozen, or
+    standing out from a dark ground; tissue can be still by chance.
+
+    Args: the standard deviation over time and the mean, as shares of the span of grey values; lit, bool (H, W).
+    """
+    # Light and still, while speckle changes by a fifth of its brightness and more, if the probe or tissue moves.
+    frozen, light = change < 0.002, lit & (level > 0.15)
+    usual = np.median(change[light] / level[light]) if light.any() else 0
+    still = lit & _remove_specks(frozen | (light & (change < min(0.05, usual / 4) * level)))
+    return still, _remove_specks(still & (frozen | (level > 2 * ndimage.uniform_filter(level, 13))), 2)
 
 
 def _darken_outside(grey_values: np.ndarray, within: np.ndarray | None) -> np.ndarray:
@@ -116,44 +127,28 @@ def _darken_outside(grey_values: np.ndarray, within: np.ndarray | None) -> np.nd
     return grey_values if counts.all() else np.where(counts, grey_values, darkest)
 
 
-def _find_outline(image: np.ndarray, tissue: np.ndarray) -> np.ndarray:
+def _find_outline(image: np.ndarray, lit: np.ndarray, black: np.ndarray) -> np.ndarray:
     """Return the region (H, W) bool that holds the parts of an image: their hull, or its rectangle where they nearly
-    fill it, without what is outside between them; `tissue`, bool (H, W): light, and no graphics."""
+    fill it, without what is black (or graphics) and joined to what is outside: beside sides that lean, above the arc of
+    a curved probe, between two images. Where nearly all is black, as of wires in water, it is the whole hull."""
     region = convex_hull_image(image, offset_coordinates=False)
     box = box_of(region)
     if region[box].mean() > 0.9:
         region[box] = True
-    return region & (~_find_exterior(image, region) | tissue)
+    if lit[region].mean() < WATER:
+        return region
+    wide = ndimage.binary_opening(np.pad(black | ~region, GAP, constant_values=True), np.ones((GAP, GAP)))
+    labels, _ = ndimage.label(wide)
+    outside = (labels == labels[0, 0])[GAP:-GAP, GAP:-GAP]
+    return region & ~ndimage.binary_dilation(outside, iterations=GAP, mask=black | outside)
 
 
-def _find_exterior(image: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """Return what lies (H, W) bool between the border of a region and the light parts of the image: next to sides that
-    lean, above the arc of a curved probe, between two images. There the first light pixels lie on lines and arcs, side
-    by side; at the rim of a shadow, speckle makes them jump, and in water there are few."""
-    exterior, region = np.zeros(image.shape, bool), region.copy()
-    closed = ndimage.binary_closing(np.pad(image, 2), np.ones((3, 3)))[2:-2, 2:-2]
-    for turn in range(4):  # seen from above, from the right, from below, from the left
-        inside, light, border = (np.rot90(mask, turn) for mask in (region, image, closed))
-        start, end, first = _first(inside), _first(light & inside), _first(border & inside)
-        away = ndimage.binary_closing(np.pad((end > start) & inside.any(0), 2), np.ones(4))[2:-2]
-        runs, count = ndimage.label(ndimage.binary_opening(away, np.ones(4)))
-        bends = np.abs(np.diff(first, 2, prepend=first[0], append=first[-1])) > 1
-        rows = np.arange(len(inside))[:, None]
-        between = np.where((rows >= start) & (rows < end), runs, 0)
-        beside = np.where(between == 0, ndimage.maximum_filter(between, 3, mode="constant"), 0) * inside
-        every = np.arange(count + 1)
-        width, contact = np.bincount(runs, minlength=count + 1), ndimage.mean(border, beside, every)
-        straight = (ndimage.mean(bends, runs, every) < CROOKED) & (contact > 0.5)
-        straight |= (np.bincount(between.ravel(), minlength=count + 1) > 2 * width**2) & (contact > 0.85)  # a gap
-        straight[0] = False
-        np.rot90(exterior, turn)[...] |= straight[between]
-        region &= ~exterior
-    return exterior
-
-
-def _first(mask: np.ndarray) -> np.ndarray:
-    """Return the first row of each column where `mask` (H, W) is True; H where it never is."""
-    return np.where(mask.any(0), mask.argmax(0), len(mask))
+def _find_cysts(dark: np.ndarray) -> np.ndarray:
+    """Return the black parts (H, W) bool of an image that are no rectangles, and their borders."""
+    labels, count = ndimage.label(ndimage.binary_opening(dark, np.ones((GAP, GAP))))
+    parts = zip(range(1, count + 1), ndimage.find_objects(labels), strict=True)
+    crooked = [label for label, box in parts if (labels[box] == label).mean() < 0.85]
+    return ndimage.binary_dilation(np.isin(labels, crooked), iterations=GAP)
 
 
 def _find_boxes(brightest: np.ndarray, darkest: np.ndarray, within: np.ndarray) -> np.ndarray:
@@ -180,124 +175,6 @@ def _remove_specks(mask: np.ndarray, smallest: int = 6) -> np.ndarray:
     """Return `mask` (H, W) without smaller components: in tissue that hardly moves, some pixels are still by chance."""
     labels, _ = ndimage.label(mask, np.ones((3, 3)))
     return mask & (np.bincount(labels.ravel()) >= smallest)[labels]
-
-
-def _keep_labels(labels: np.ndarray, these: np.ndarray) -> np.ndarray:
-    """Return labels (H, W) of only these parts, renumbered. Speckle makes thousands, and most can be ruled out without
-    looking at their shape."""
-    these = these & (np.arange(len(these)) > 0)
-    return np.where(these, np.cumsum(these), 0)[labels]
-
-
-def _find_strokes(values: np.ndarray, span: float) -> np.ndarray:
-    """Return small, bright, sharp parts (H, W) on a dark ground: letters, ticks and marks, even if they flicker."""
-    strokes = np.zeros(values.shape, bool)
-    jump = np.maximum(np.abs(np.diff(values, axis=0, prepend=0)), np.abs(np.diff(values, axis=1, prepend=0)))
-    labels, count = ndimage.label(values > 0.3 * span, np.ones((3, 3)))
-    tallest, widest = (0.07 * n for n in values.shape)
-    dark = values < 0.08 * span
-    every = np.arange(count + 1)
-    peaks = ndimage.maximum(values, labels, every)
-    near_dark = ndimage.maximum(ndimage.maximum_filter(dark, 7, mode="constant"), labels, every)
-    ground = labels == 0
-    labels = _keep_labels(labels, (peaks > 0.45 * span) & near_dark.astype(bool))
-    for label, box in enumerate(ndimage.find_objects(labels), 1):
-        if box[0].stop - box[0].start > tallest or box[1].stop - box[1].start > widest:
-            continue
-        wide = tuple(slice(max(0, b.start - 3), b.stop + 3) for b in box)
-        part = labels[wide] == label
-        bright = np.percentile(values[wide][part], 95)
-        if bright <= 0.45 * span or np.percentile(jump[wide][part], 85) <= 0.4 * bright:
-            continue
-        ring = ndimage.binary_dilation(part, iterations=3) & ground[wide]
-        if not ring.any() or np.median(values[wide][ring]) < 0.08 * span:
-            strokes[wide] |= part
-    return strokes
-
-
-def _find_drawings(values: np.ndarray, span: float) -> np.ndarray:
-    """Return letters, marks, dots, lines and frames (H, W) on tissue: of one grey value or bright, and thin or brighter
-    than every pixel around them.
-
-    Speckle and layers are not: they fade over the pulse's length.
-    """
-    drawn = np.zeros(values.shape, bool)
-    tallest, widest = (max(12, 0.07 * n) for n in values.shape)
-    falls = (values - ndimage.minimum_filter(values, 3)).ravel()
-    equal = np.where(values > 0.4 * span, np.round(40 * values / span), 0).astype(int)
-    for parts, frames in ((equal, True), ((values > 0.7 * span).astype(int), False)):
-        labels = label_equal(parts, background=0, connectivity=2)
-        if frames:
-            drawn |= _end_abruptly(values, labels, 0.5 * span)
-        areas, sums, drops = (np.bincount(labels.ravel(), x) for x in (None, values.ravel(), falls))
-        labels = _keep_labels(labels, (areas >= 6) & (drops > 0.3 * sums))
-        for label, box in enumerate(ndimage.find_objects(labels), 1):
-            height, width = (side.stop - side.start for side in box)
-            small = min(height, width) >= 4 and height <= tallest and width <= widest
-            wide = tuple(slice(max(0, b.start - 1), b.stop + 1) for b in box)
-            part = labels[wide] == label
-            area = part.sum()
-            letter = small and area <= 0.8 * height * width
-            if not letter and not (frames and max(height, width) >= 20 and area <= 4 * (height + width)):
-                continue
-            light = np.median(values[wide][part])
-            ring = values[wide][ndimage.binary_dilation(part, np.ones((3, 3))) & ~part]
-            if np.median(ring) < 0.55 * light and np.quantile(ring, 0.8) < 0.8 * light:
-                drawn[wide] |= part
-    return drawn
-
-
-def _end_abruptly(values: np.ndarray, labels: np.ndarray, bright: float) -> np.ndarray:
-    """Return the parts (H, W) bool brighter than `bright` whose neighbors are all darker by a quarter, and the others
-    whose neighbors are all darker by half; of tissue, hardly one in a million."""
-    around, beside = np.pad(values, 1), np.pad(labels, 1, constant_values=-1)
-    brightest = np.zeros_like(values)
-    for row, column in ((y, x) for y in range(3) for x in range(3) if (y, x) != (1, 1)):
-        window = np.s_[row : row + values.shape[0], column : column + values.shape[1]]
-        np.maximum(brightest, around[window], out=brightest, where=beside[window] != labels)
-    every = np.arange(labels.max() + 1)
-    level = ndimage.mean(values, labels, every)
-    abrupt = ndimage.maximum(brightest, labels, every) < np.where(level > bright, 0.75, 0.5) * level
-    abrupt[0] = False
-    single = np.bincount(labels.ravel(), minlength=len(every)) == 1
-    for noise in ([abrupt.copy()] if abrupt.sum() > 0.03 * len(every) else []) + [abrupt & single]:
-        alike = np.bincount((20 * level[noise] / bright).astype(int), minlength=1)
-        if alike.max() < 0.25 * alike.sum():
-            abrupt &= ~noise  # from pixel to pixel: graphics have few grey values
-    return abrupt[labels]
-
-
-def _find_ruled_lines(values: np.ndarray, span: float) -> np.ndarray:
-    """Return lines (H, W) of even brightness along rows or columns, as around a Doppler window, and grey-scale bars.
-
-    They are up to three pixels wide and at least 24 (columns) or 40 (rows) long, and may be blurred by scaling or
-    compression. Fascia can be as straight; but unlike fascia, they are equally bright all along and end abruptly.
-    """
-    ruled = np.zeros(values.shape, bool)
-    for axis, length, uneven in ((0, 24, 0.06), (1, 40, 0.025)):
-        width, pad, line = values.shape[1 - axis], [(0, 0), (0, 0)], [1, 1]
-        pad[1 - axis], line[axis] = (3, 3), length
-        padded = np.pad(values, pad, mode="edge")
-        near = [padded.take(range(at, at + width), 1 - axis) for at in range(7)]  # from 3 pixels before to 3 after
-        steps = np.abs(np.diff(near, axis=0))
-        beside = np.maximum(np.minimum(near[0], near[1]), np.minimum(near[5], near[6]))
-        sharp = np.minimum(steps[:3].max(0), steps[3:].max(0)) > 0.75 * (values - beside)
-        ridge = (values - beside > 0.12 * span) & (values > 0.35 * span)
-        mean, square = (ndimage.uniform_filter1d(x, length, axis) for x in (values, values**2))
-        even = _erode(ridge, line) & (square - mean**2 < (uneven * span) ** 2)
-        even &= ndimage.uniform_filter1d(sharp.astype(np.float32), length, axis) > 0.7
-        line[axis] = 3
-        ruled |= ndimage.binary_propagation(even, np.ones(line), ridge)
-        line[axis], line[1 - axis] = 24, 6  # a bar: over so many pixels all that are side by side are equal
-        equal = np.abs(np.diff(values, axis=1 - axis, append=np.inf)) <= 0.004 * span
-        bars = _erode(equal & (values > 0.1 * span), line)
-        ruled |= ndimage.maximum_filter(bars, line, mode="constant", origin=[n % 2 - 1 for n in line])
-    return ruled
-
-
-def _erode(mask: np.ndarray, size: list[int]) -> np.ndarray:
-    """Erode (H, W) bool by a rectangle, in the same time whatever its size."""
-    return ndimage.minimum_filter(mask, size, mode="constant")
 
 
 def _find_image_parts(lit: np.ndarray, graphics: np.ndarray, change: np.ndarray | None) -> np.ndarray:

@@ -37,6 +37,7 @@ SETTLED = ("model", "device", "region", "axis")  # options that `despeckle` gets
 SLOTS = 3  # frames of a stream in shared memory, on either side
 HEADER = 2 * SLOTS + 2  # int64: the newest pushed number, that in each slot (inputs, outputs), how many regions came
 TORN = 5.0  # seconds until a frame that is being written must be complete
+SEARCHED = 4  # frames of a live image, of which one is searched for graphics
 EVERY = 8  # px between the rows and columns of a stream's frame that are checked for changes
 GROWN = 0.3  # fraction of region pixels; if this many more light up, find region and grain again
 OVER = 0.02  # fraction of region pixels; if this many are brighter than the model's 1, find the mapping again
@@ -109,6 +110,8 @@ class Stream:
         options = from_dict(DespeckleOptions, request.options)
         self.engine, self.options, self.runs_on = server.engine(options)
         self.region_option = options.region
+        self.drawn: np.ndarray | None = None  # graphics on the frame number `searched`
+        self.searched = 0
 
     @property
     def waits(self) -> bool:
@@ -155,13 +158,29 @@ class Stream:
             calibration = self._find(frame[None])
             if not calibration.region.any():
                 return frame
-            self.calibration = calibration
+            self.calibration, self.drawn = calibration, None
             self.lit_at_first = self._lit(frame)[0]
-        calibration = replace(self.calibration, bounds=bounds)
+        calibration = replace(self.calibration, bounds=bounds, graphics=self._graphics(frame, bounds))
         result = despeckle(frame[None], self.engine, calibration=calibration, uncertainty=told, **self.options)[0]
         if told is not None:
             told /= max(calibration.mapping[1] - calibration.mapping[0], 1e-9)
         return result
+
+    def _graphics(self, frame: np.ndarray, bounds: tuple[float, float]) -> np.ndarray | bool:
+        """Return `Calibration.graphics`: on a processor, where it takes about as long as half of the rest, graphics are
+        searched for in every few frames."""
+        import torch
+
+        from .detector import find_graphics
+        from .grey import luminance
+
+        assert self.calibration is not None
+        if not self.calibration.graphics or self.runs_on["device"] != "cpu":
+            return self.calibration.graphics
+        if self.drawn is None or self.last >= self.searched + SEARCHED:
+            self.drawn = find_graphics(torch.from_numpy(luminance(frame[None])), bounds)[0].numpy()
+            self.searched = self.last
+        return self.drawn
 
     def _lit(self, frame: np.ndarray) -> tuple[float, float]:
         """Return two fractions of the region's pixels: the number of lit pixels outside it (anywhere, if it was given
@@ -189,7 +208,8 @@ class Stream:
             region = find_region(frames, None if self.region_option == "none" else self.region_option)
             if region.any() or self.calibration is None:  # else the previous calibration serves the next frames
                 self.region[...] = region
-        return calibrate(frames, region, with_grain=needs_grain(self.engine))
+        calibration = calibrate(frames, region, with_grain=needs_grain(self.engine))
+        return replace(calibration, graphics=self.region_option == "auto")
 
 
 class Server:

@@ -381,6 +381,27 @@ def test_the_result_can_go_into_the_callers_array(cine):
             despeckle(cine, blur, output=wrong)
 
 
+@pytest.mark.parametrize("moves", [False, True])
+def test_graphics_come_back_and_leave_no_trace_in_the_tissue_beside_them(cine, monkeypatch, moves):
+    """Whatever is drawn: the tissue around it becomes the same."""
+    drawn = np.zeros(cine.shape, bool)
+    for number, mask in enumerate(drawn):
+        mask[10 + 5 * number * moves : 18 + 5 * number * moves, 12:30] = True
+    bright, dark = np.where(drawn, 255, cine), np.where(drawn, 0, cine)
+    monkeypatch.setattr(despeckling, "find_graphics", lambda values, bounds: torch.from_numpy(drawn[: len(values)]))
+    found = Calibration(np.ones((40, 48), bool), (20, 219), bounds=(0, 255), graphics=moves or drawn[0])
+    outputs = [despeckle(frames.astype(np.uint8), blur, calibration=found) for frames in (bright, dark)]
+    assert np.array_equal(outputs[0][drawn], bright[drawn]) and np.array_equal(outputs[1][drawn], dark[drawn])
+    assert np.array_equal(outputs[0][~drawn], outputs[1][~drawn])
+    assert (outputs[0] != bright)[~drawn].mean() > 0.9
+
+
+def test_a_given_region_and_whole_frames_are_not_searched_for_graphics(cine, monkeypatch):
+    monkeypatch.setattr(despeckling, "find_graphics", None)
+    for region in (None, np.ones((40, 48), bool)):
+        assert (despeckle(cine, blur, region=region) != cine).mean() > 0.9
+
+
 def test_with_a_given_mapping_a_frame_does_not_depend_on_its_neighbours(cine):
     found = replace(calibrate(cine, None), mapping=(0, 255), bounds=None)
     alone = despeckle(cine[1], blur, calibration=found)

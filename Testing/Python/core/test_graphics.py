@@ -6,7 +6,9 @@ import time
 import numpy as np
 import pytest
 
+from Speckle2SelfBench.graphics_cases import graphics_cases, shift
 from Speckle2SelfLib import graphics
+from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.graphics import FONTS, HELD_OUT_FONTS, KINDS, draw_graphics
 from Speckle2SelfLib.system import InputError
 
@@ -85,3 +87,11 @@ def test_it_says_what_is_missing_and_what_does_not_fit(monkeypatch):
     with pytest.raises(InputError, match="install matplotlib"):
         for seed in range(20):
             draw_graphics(GROUND[:1], np.random.default_rng(seed), kinds=("text",))
+
+
+def test_most_graphics_stay_as_they_are_hardly_any_tissue_does_and_nothing_outside_is_painted():
+    """In fonts that the detector has not learnt from; the bounds are what it reaches, and a little more."""
+    cases = graphics_cases(1, (200, 260), lengths=(1, 4))
+    rows = [case.measure(despeckle(case.frames, shift)) for case in cases]
+    changed, left, painted = (np.mean([row[name] for row in rows]) for name in rows[0])
+    assert changed < 14 and left < 3 and painted <= 0.01, (changed, left, painted)

@@ -12,7 +12,7 @@ RANKS = [
     {"config", "grey", "graphics"},
     {"tint"},
     {"protocol", "volumes", "look", "augmentation", "perturbation", "network", "loss", "beams", "devices"},
-    {"region", "grain", "resampling"},
+    {"grain", "resampling"},
     {"formats.base"},
     {
         "formats.arrays",
@@ -26,7 +26,10 @@ RANKS = [
     {"formats.dicom", "formats.metaimage", "formats.nrrd", "formats.nifti", "formats.pictures"},
     {"formats"},
     {"checkpoint", "simulation", "metrics", "filters", "files"},
-    {"library", "calibration", "inference"},
+    {"library", "inference"},
+    {"detector"},
+    {"region"},
+    {"calibration"},
     {"despeckling", "dataset"},
     {"respeckling", "worker_process"},
     {"recipes"},
@@ -45,7 +48,12 @@ SLICER = [
     {"curves", "panel", "training_data"},
     {"panel_parts"},
 ]
-BENCH = [{"baselines", "phantom", "report", "graphics_cases"}, {"cases", "speed"}, {"natural"}, {"quality"}]
+BENCH = [
+    {"baselines", "phantom", "report", "graphics_cases", "train_detector"},
+    {"cases", "speed"},
+    {"natural"},
+    {"quality"},
+]
 
 
 def scripts(project, package):

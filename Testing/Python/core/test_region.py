@@ -1,6 +1,7 @@
 """Only ultrasound is despeckled: what the region takes in and what it leaves out."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pydicom.examples
@@ -10,7 +11,10 @@ from PIL import Image
 from scipy import ndimage
 
 from Speckle2SelfLib import files
-from Speckle2SelfLib.region import _find_drawings, _find_ruled_lines, detect, grey
+from Speckle2SelfLib.calibration import calibrate
+from Speckle2SelfLib.despeckling import despeckle
+from Speckle2SelfLib.detector import graphics_over_time
+from Speckle2SelfLib.region import detect, grey
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
 
 
@@ -120,7 +124,8 @@ def test_the_frame_grabber_recording_keeps_its_text_out(shared_data):
     path = shared_data / "plus" / "USTC_FrameGrabber_ProbeTranslationData.igs.mha"
     frames = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
     region = detect(frames)
-    text = region & (frames.max(0) > 80)  # some boxes touch the fan's faint rim
+    shown = frames[::40]
+    text = (changeable(shown, region) & (shown > 80)).any(0)  # some boxes touch the fan's faint rim
     for top, bottom, left, right in FRAME_GRABBER_TEXT:
         assert not text[top:bottom, left:right].any()
     assert region[200:350, 150:400].mean() > 0.6
@@ -168,7 +173,7 @@ def test_text_scales_and_a_doppler_window_on_a_still_image_stay_as_they_are(name
         assert bright[top:bottom, left:right].any() and not (region & bright)[top:bottom, left:right].any()
     for top, bottom, left, right in lines:
         assert not region[top:bottom, left:right].any()
-    assert region.mean() > 0.3, "the tissue inside and outside the window is there"
+    assert region.mean() > 0.27, "the tissue inside and outside the window is there"
 
 
 def test_a_doppler_window_survives_compression():
@@ -189,9 +194,7 @@ def test_hardly_any_tissue_is_taken_for_graphics_in_a_single_frame():
     taken = []
     for seed in range(12):
         made = simulate(SimulationConfig((200, 200), 1, (1.0, 1.6)), np.random.default_rng(seed))
-        values = np.round(made.frames[0] * 255)
-        span = max(np.percentile(values, 99.9), 1)
-        taken.append((_find_drawings(values, span) | _find_ruled_lines(values, span)).mean())
+        taken.append(graphics_over_time(np.round(made.frames * 255))[0].mean())
     assert np.mean(taken) < 0.003, taken
 
 
@@ -320,22 +323,34 @@ def test_ticks_at_the_edge_of_the_image_stay_as_they_are():
     assert not (detect(frames) & drawn).any()
 
 
-def test_a_trace_that_scrolls_over_a_cine_stays_as_it_is():
+def changeable(frames, region=None):
+    """Where despeckling may change frames (N, H, W), bool: by a filter that changes all that it is given.
+
+    region: that of the recording that the frames are of; None: it is found in them.
+    """
+    found = calibrate(frames, with_grain=False)
+    found = found if region is None else replace(found, region=region)
+    shift = lambda values: np.where(values > 0.5, values - 0.3, values + 0.3)  # noqa: E731
+    return despeckle(frames, shift, calibration=found) != frames
+
+
+def test_a_trace_that_scrolls_over_a_cine_stays_as_it_is_in_every_frame_and_its_way_does_not():
     frames = np.round(tissue((160, 200), 6, 8, "flat") * 150).astype(np.uint8)
     x = np.arange(200)
     for number, frame in enumerate(frames):
         height = np.where((x + 7 * number) % 50 < 3, 20, 0)
         for column in x:
             frame[130 - height[column] : 132, column] = 255
-    region = detect(frames)
-    assert (region & (frames == 255).any(0)).sum() <= 0.05 * (frames == 255).any(0).sum()
-    assert region[:90].mean() > 0.95
+    changes = changeable(frames)
+    assert (changes & (frames == 255)).sum() <= 0.01 * (frames == 255).sum()
+    assert changes[:, :90].mean() > 0.95 and changes[:, 108:126].mean() > 0.7
 
 
 def test_the_shared_graphics_stay_as_they_are(shared_data):
     faults = shared_data / "faults"
     overlays, mask = (np.load(faults / "cine_overlays" / f"{name}.npz")["arr_0"] for name in ("overlays", "mask"))
-    assert (mask & detect(overlays)).sum() < 0.1 * mask.sum(), "85 % changed before; the rest is for the network"
+    changes = changeable(overlays)
+    assert (mask & changes).sum() <= 0.01 * mask.sum()
     ticks = np.asarray(Image.open(faults / "scale_ticks" / "ticks.png"))
     drawn = (ticks == 210) & (ndimage.uniform_filter((ticks == 210).astype(float), (1, 5)) > 0.99)
     assert drawn.sum() > 50 and not (detect(ticks[None]) & drawn).any()

@@ -1,0 +1,178 @@
+"""Train the network that finds graphics, on simulated frames with simulated graphics.
+
+python -m Speckle2SelfBench.train_detector POOL.npz OUTPUT.safetensors draws a pool of frames, unless the file exists,
+and trains on it. Called again, it continues from OUTPUT's latest state. Everything is drawn from the seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from imageio.v3 import imread, imwrite
+from scipy import ndimage
+
+from Speckle2SelfLib import checkpoint
+from Speckle2SelfLib.config import ModelConfig
+from Speckle2SelfLib.graphics import draw_graphics
+from Speckle2SelfLib.network import FastNetwork, build
+from Speckle2SelfLib.simulation import LAYOUTS, simulate_recorded
+
+SIZE = 256  # pixels of the frames of a pool
+PICTURES = 5  # of each tissue, with graphics of their own
+CROP = 192  # pixels of what a step sees of a frame
+NOTHING, DRAWN, EITHER = 0, 1, 2  # labels of pixels; the last counts neither way
+VISIBLE = 3  # grey levels of 255 that a pixel changes by where it counts as drawn
+BLACK = 4  # grey levels of 255
+LOGITS = 16.0  # by which a network's output, counted from 1/2, is multiplied
+DRAWN_WEIGHT = 3.0  # of a drawn pixel that is missed, against one of tissue that is left
+CONFIG = ModelConfig(width=16)
+
+
+def outline(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Where a screen (H, W) shows an image: between random straight lines, inside a random ring, or all of it; maybe
+    with a gap in the middle."""
+    y, x = np.mgrid[: size[0], : size[1]].astype(float)
+    inside = np.ones(size, bool)
+    for _ in range(rng.integers(0, 5)):
+        turn = np.round(rng.uniform(0, 4)) * np.pi / 2 + rng.normal(0, 0.15) * rng.integers(0, 2)
+        inside &= (x - size[1] / 2) * np.cos(turn) + (y - size[0] / 2) * np.sin(turn) < rng.uniform(0.25, 0.5) * size[0]
+    if rng.random() < 0.3:
+        inner = rng.uniform(0, 0.8) * size[0]
+        depth = np.hypot(x - size[1] * rng.uniform(0.3, 0.7), y + inner - rng.uniform(0, 30))
+        inside &= (depth > inner) & (depth < inner + rng.uniform(0.6, 0.95) * size[0])
+    if rng.random() < 0.15:
+        inside &= np.abs(x - size[1] * rng.uniform(0.4, 0.6)) > rng.uniform(2, 12)
+    return inside
+
+
+def tissue(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """A simulated frame (H, W) uint8 as on a scanner's screen, without graphics."""
+    axial = np.exp(rng.uniform(*np.log((0.7, 5))))
+    grain = (float(axial), float(np.clip(axial * np.exp(rng.uniform(-0.2, 1.4)), 0.7, 16)))
+    geometry = str(rng.choice(["linear", "sector", "piece"], p=(0.5, 0.25, 0.25)))
+    layout = "natural" if rng.random() < 0.5 else str(rng.choice(LAYOUTS[:-1]))
+    frame = simulate_recorded(size, grain, geometry, rng, layout)[0]
+    if rng.random() < 0.1:  # enlarged without smoothing
+        frame = frame[: size[0] // 2, : size[1] // 2].repeat(2, 0).repeat(2, 1)
+    return np.round(255 * frame.clip(0, 1)).astype(np.uint8)
+
+
+def picture(frame: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A frame (H, W) uint8 with graphics, as recorders store it, and its labels (H, W) uint8."""
+    frame = frame[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
+    if rng.random() < 0.2:  # a low gain: blobs on black, as of wires in water
+        level = np.quantile(frame, rng.uniform(0.3, 0.97))
+        frame = np.clip((frame - level) * 255 / max(1, frame.max() - level), 0, 255)
+    gain = rng.uniform(1, 2.5) if rng.random() < 0.3 else rng.uniform(0.45, 1)  # some of it is saturated
+    shown = np.clip(rng.choice([0, rng.uniform(0, 12)]) + gain * frame, 0, 255)
+    shown = np.where(outline(frame.shape, rng) if rng.random() < 0.6 else frame > 0, shown, 0).astype(np.uint8)
+    labels, drawn = np.zeros(frame.shape, np.uint8), shown
+    if rng.random() < 0.88:
+        cine = draw_graphics(shown[None].repeat(3, 0), rng, jpeg=0)
+        now = int(rng.integers(3))
+        drawn, mask = cine.frames[now], cine.mask[now]
+        seen = mask & (np.abs(drawn.astype(int) - shown) >= VISIBLE)
+        labels[ndimage.binary_dilation(mask, np.ones((3, 3)))] = EITHER
+        labels[seen] = DRAWN
+    if rng.random() < 0.15:
+        drawn, labels = _resized(drawn, labels, rng.uniform(0.75, 1.35))
+    if rng.random() < 0.3:
+        drawn = imread(imwrite("<bytes>", drawn, extension=".jpg", quality=int(rng.integers(45, 96))), extension=".jpg")
+    labels[ndimage.maximum_filter(drawn, 7) <= BLACK] = NOTHING  # as black as a cyst, or beside the image: for rules
+    return drawn, labels
+
+
+def _resized(frame: np.ndarray, labels: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
+    """As a frame grabber scales the screen; cut, or with black around it, to the size that it had."""
+    cut = tuple(slice(0, n) for n in frame.shape)
+    values = torch.from_numpy(np.stack([frame, labels == DRAWN, labels == EITHER]).astype(np.float32))[None]
+    values = F.interpolate(values, scale_factor=factor, mode="bilinear", antialias=True)[0].numpy()
+    short = [(0, max(0, n - m)) for n, m in zip(frame.shape, values.shape[1:], strict=True)]
+    values = np.pad(values, [(0, 0), *short])[:, *cut]
+    labels = np.where(values[1] > 0.3, DRAWN, np.where(values[1] + values[2] > 0.01, EITHER, NOTHING))
+    return np.round(values[0]).clip(0, 255).astype(np.uint8), labels.astype(np.uint8)
+
+
+def draw_pool(path: Path, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return frames and labels (PICTURES `count`, SIZE, SIZE) uint8, from a file or drawn and kept there."""
+    if not path.exists():
+        rng, pictures, began = np.random.default_rng(seed), [], time.monotonic()
+        for number in range(count):
+            frame = tissue((SIZE, SIZE), rng)
+            pictures += [picture(frame, rng) for _ in range(PICTURES)]
+            if number % 50 == 49:
+                print(f"{number + 1} of {count} tissues, {time.monotonic() - began:.0f} s", flush=True)
+        np.savez(path, **dict(zip(("frames", "labels"), map(np.stack, zip(*pictures, strict=True)), strict=True)))
+    with np.load(path) as pool:
+        return pool["frames"], pool["labels"]
+
+
+def batch(frames: np.ndarray, labels: np.ndarray, size: int, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
+    """Crops (size, 1, CROP, CROP) of a pool in [0, 1], of some contrast, and their labels."""
+    values, targets = [], []
+    for number in rng.integers(len(frames), size=size):
+        top, left = rng.integers(SIZE - CROP + 1, size=2)
+        cut = np.s_[top : top + CROP, left : left + CROP]
+        values.append((frames[number][cut] / max(1, frames[number].max())) ** rng.uniform(0.7, 1.4))
+        targets.append(labels[number][cut])
+    return torch.from_numpy(np.stack(values).astype(np.float32))[:, None], torch.from_numpy(np.stack(targets))[:, None]
+
+
+def loss(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of the logits, without pixels that may be either."""
+    weight = torch.where(labels == DRAWN, DRAWN_WEIGHT, 1.0) * (labels != EITHER)
+    logits = LOGITS * (outputs - 0.5)
+    return F.binary_cross_entropy_with_logits(logits, (labels == DRAWN).float(), weight)
+
+
+def train(pool: tuple[np.ndarray, np.ndarray], output: Path, steps: int, size: int, seed: int) -> FastNetwork:
+    """Train, or continue to, with a state beside the output every 200 steps."""
+    torch.manual_seed(seed)
+    network, state = build(CONFIG), output.with_suffix(".state")
+    optimizer = torch.optim.AdamW(network.parameters(), 3e-3, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps, pct_start=0.05)
+    first = 0
+    if state.exists():
+        kept = torch.load(state, weights_only=True)
+        first = kept["step"]
+        for part, name in ((network, "network"), (optimizer, "optimizer"), (schedule, "schedule")):
+            part.load_state_dict(kept[name])
+    network.to(memory_format=torch.channels_last).train()
+    mean, began = 0.0, time.monotonic()
+    for step in range(first, steps):
+        values, labels = batch(*pool, size, np.random.default_rng([seed, step]))
+        value = loss(network(values.contiguous(memory_format=torch.channels_last)), labels)
+        optimizer.zero_grad()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        mean += value.item() / 200
+        if step % 200 == 199 or step == steps - 1:
+            print(f"step {step + 1} of {steps}: loss {mean:.4f}, {time.monotonic() - began:.0f} s", flush=True)
+            mean = 0.0
+            checkpoint.save(output, CONFIG, network, {"description": "Finds what scanners draw; removes no speckle."})
+            parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
+            torch.save({"step": step + 1} | {name: part.state_dict() for name, part in parts.items()}, state)
+    return network.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pool", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--tissues", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    train(draw_pool(asked.pool, asked.tissues, asked.seed), asked.output, asked.steps, asked.batch, asked.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Find what a scanner drew, pixel by pixel, with a small network of its own; Documentation/method.md, 6.
+
+It sees frames as they were recorded: at the grain of a model for despeckling, strokes of one pixel would be gone.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from . import checkpoint
+from .devices import choose_precision
+from .inference import fast_network, through_network
+
+FILE = Path(__file__).resolve().parent.parent / "Resources" / "graphics.safetensors"  # no model for despeckling
+LOGITS = 16.0  # by which the network's output, counted from 1/2, is multiplied
+ALONE, TOGETHER = 1.5, 0.5  # logits from which a pixel of one frame is drawn, or of several on average
+MARGIN = 1  # pixels around what is found that count as drawn, too
+
+
+@lru_cache(maxsize=1)
+def _detector() -> checkpoint.Model:
+    return checkpoint.Model(*checkpoint.load(FILE))
+
+
+@torch.inference_mode()
+def _logits(values: torch.Tensor, bounds: tuple[float, float]) -> torch.Tensor:
+    """Return the logits (N, H, W) of something being drawn at each pixel of frames (N, H, W)."""
+    low, high = map(float, bounds)
+    scaled = ((values.float() - low) / max(high - low, 1e-9)).nan_to_num(0).clamp_(0, 1)[:, None]  # (N, 1, H, W)
+    network = fast_network(_detector(), values.device, choose_precision(values.device))
+    return (through_network(network, scaled)[:, 0] - 0.5) * LOGITS
+
+
+def _with_margin(found: torch.Tensor) -> torch.Tensor:
+    return F.max_pool2d(found[:, None].float(), 2 * MARGIN + 1, 1, MARGIN)[:, 0] > 0
+
+
+def find_graphics(values: torch.Tensor, bounds: tuple[float, float]) -> torch.Tensor:
+    """Return where something is drawn on each of some frames, bool (N, H, W) on their device.
+
+    Args: values, grey values (N, H, W); bounds, the smallest and largest finite value of the recording.
+    """
+    return _with_margin(_logits(values, bounds) > ALONE)
+
+
+@torch.inference_mode()
+def graphics_over_time(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what is drawn on frames (N, H, W) of any range: all the time, bool (H, W), and on each, bool (N, H, W).
+
+    All the time is judged by the mean over frames, whose speckle differs, or of a single one over its mirror images.
+    """
+    finite = np.isfinite(frames)
+    bounds = frames.min(where=finite, initial=np.inf), frames.max(where=finite, initial=-np.inf)
+    total, each = torch.zeros(1, *frames.shape[1:]), np.zeros(frames.shape, bool)
+    for number, frame in enumerate(torch.from_numpy(frames)):  # one by one, which spares memory
+        logits = _logits(frame[None], bounds)
+        each[number] = _with_margin(logits > ALONE)[0]
+        total += logits
+    if len(frames) == 1:
+        turns = ([1], [2], [1, 2])
+        total += sum(_logits(torch.from_numpy(frames).flip(axes), bounds).flip(axes) for axes in turns)
+    many = len(frames) > 1
+    always = _with_margin(total / len(frames) > TOGETHER if many else total / 4 > ALONE)[0].numpy()
+    return always, each | always
