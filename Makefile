@@ -33,8 +33,10 @@ lint: $(READY)
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+	.venv/bin/codespell
+	.venv/bin/python -m pytest Testing/Python/core/test_words.py
 
-# Known vulnerabilities of what .venv holds, as PyPI tells them; fails where it tells nothing of a package.
+# Known vulnerabilities of the packages in .venv, from PyPI; fails if PyPI has no record of one.
 audit: $(READY)
 	.venv/bin/python -m venv build/audit
 	build/audit/bin/python -m pip install --quiet pip-audit
@@ -44,7 +46,7 @@ audit: $(READY)
 screenshots: $(READY)
 	Testing/headless-slicer --main-window Testing/screenshots.py
 
-# What made the bundled model, from the one before: about an hour on two cores. Called again, it resumes.
+# The training of the bundled model, from the one before: about an hour on two cores. Called again, it resumes.
 START := 0ecf542
 
 model: $(READY)

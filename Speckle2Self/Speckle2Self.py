@@ -56,7 +56,7 @@ class Speckle2Self(ScriptedLoadableModule):
             "truth; no patient data was used. SpeckleTrain fine-tunes it on your own recordings, without any clean "
             "image. Only the imaged region is changed: text, scales and Doppler colors are preserved, and the input "
             "is never overwritten.</p>"
-            "<p>It cannot restore what the scanner did not record, and it may take fine texture for speckle: always "
+            "<p>It cannot restore what the scanner did not record, and it may mistake fine texture for speckle: always "
             "compare with the input. It is not a medical device and not for diagnosis.</p>"
             "<p>The idea is that of Li, Navab, Jiang, <i>Speckle2Self: Self-Supervised Ultrasound Speckle "
             "Reduction Without Clean Data</i>, Medical Image Analysis 2025, 103755. Please cite it.</p>"
@@ -77,7 +77,7 @@ class Speckle2SelfParameterNode:
     inputNode - the volume, recording, or proxy of a recording to despeckle.
     outputNode - an earlier output to replace; None: a new one.
     model - a bundled model, a filter, or a model file.
-    region - "auto": only the imaged region; "none": the whole frame; "given": what regionNode covers.
+    region - "auto": only the imaged region; "none": the whole frame; "given": the pixels that regionNode covers.
     regionNode - a segmentation or a box.
     showRegion - whether the region is outlined in the slice views.
     axis - of 3D volumes: the slices to despeckle; "average": those of all three orientations.
@@ -86,8 +86,8 @@ class Speckle2SelfParameterNode:
     gamma - exponent on the despeckled grey values; above 1 darkens.
     cautious - how much of the input to keep where the model is uncertain, from 0 to all (1).
     showUncertainty - whether uncertain places are colored in the slice views.
-    keepPartial - whether a cancelled run leaves the frames that were done.
-    tissueNode, lumenNode - where figures of merit are measured.
+    keepPartial - whether a canceled run keeps the finished frames.
+    tissueNode, lumenNode - regions to measure figures of merit in.
     filter - a classical filter to compare with.
     """
 
@@ -112,14 +112,14 @@ class Speckle2SelfParameterNode:
 class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
     """The panel: the widgets of Speckle2Self.ui, bound to the parameter node.
 
-    Despeckling happens in the session's worker process; a timer takes its results in short steps, so nothing freezes.
+    Despeckling happens in the session's worker process; a timer fetches its results in short steps, so nothing freezes.
     """
 
     nodeParameters = ("inputNode", "outputNode", "regionNode", "tissueNode", "lumenNode")
 
     def __init__(self, parent=None) -> None:
         super().__init__(parent)
-        self.run = None  # processing.Run under way
+        self.run = None  # the running processing.Run
         self.result = None  # processing.Result of the output, for changes of strength and gamma
         self._relook = None  # generator that updates the output's strength and gamma
         self._outlined = self._rested = 0  # when the outlined node was changed, and at the last look
@@ -207,7 +207,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
         self._described = None
 
     def onParameters(self, caller=None, event=None) -> None:
-        """Follow what changed, by the panel or by a script."""
+        """Follow changes by the panel or by a script."""
         now = self.parameters()
         changed = {name for name, value in now.items() if value != self._seen.get(name)}
         self._seen = now
@@ -233,7 +233,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
             self.showUncertainty()
 
     def updatePanel(self) -> None:
-        """Show what can be done, and what the model is."""
+        """Enable the widgets that can be used now, and describe the model."""
         parameters = self._parameterNode
         both = parameters.inputNode is not None and parameters.outputNode is not None
         self.ui.applyButton.enabled = parameters.inputNode is not None and self.run is None
@@ -296,7 +296,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
         dialog.deleteLater()
 
     def onTrain(self) -> None:
-        self.session.toTrainOn = [self._parameterNode.inputNode]  # SpeckleTrain takes it when it is entered
+        self.session.toTrainOn = [self._parameterNode.inputNode]  # SpeckleTrain uses it when it is entered
         slicer.util.selectModule("SpeckleTrain")
 
     #
@@ -332,7 +332,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
             self.run.cancel()
 
     def onTimer(self) -> None:
-        """Advance all running work by one time slice; never blocks. What fails is given up before that is shown."""
+        """Advance all running work by one time slice; never blocks. End failed work before showing its error."""
         with reporting_errors(_("Despeckling failed."), cleanUp=self.endAll):
             self.session.worker.poll()
         if self.run is not None:
@@ -348,7 +348,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
             with reporting_errors(_("Live despeckling failed."), cleanUp=self.endLive):
                 self.stepLive()
         if self._relook is not None:
-            with reporting_errors(_("The output could not be brought up to date."), cleanUp=self.endRelook):
+            with reporting_errors(_("The output could not be updated."), cleanUp=self.endRelook):
                 if next(self._relook, "done") == "done":
                     self._relook = None
         showing = self.live is not None and (self.live.waiting or not self.live.once)
@@ -383,7 +383,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
             self.setStatus(_("Writing into the scene..."))
 
     def finishRun(self) -> None:
-        """Take over the result of a run that has ended."""
+        """Use the result of a run that has ended."""
         run, self.run = self.run, None
         if run.state == "done":
             self.forgetResult()
@@ -409,7 +409,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
                 self.showRegion()
                 self.showUncertainty()
         elif run.state == "cancelled":
-            self.setStatus(_("Cancelled; the scene is unchanged."))
+            self.setStatus(_("Canceled; the scene is unchanged."))
         else:
             self.setStatus(run.message, failed=True)
         self.showRunning()
@@ -461,7 +461,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
         self.outline.hide()
 
     def followRegion(self) -> None:
-        """Outline a box or a segmentation again once it rests after a change; not where it has left the image."""
+        """Outline a box or a segmentation again once it rests after a change, unless it has left the image."""
         parameters = self._parameterNode
         node = parameters.regionNode if parameters else None
         changed = regions.lastChange(node) if node is not None else self._outlined
@@ -485,14 +485,14 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
 
 
 class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
-    """Despeckles nodes of the scene, for the panel and for the Python console.
+    """Despeckle nodes of the scene, for the panel and for the Python console.
 
         logic = slicer.util.getModuleLogic("Speckle2Self")
         output = logic.process(slicer.util.getNode("Carotid"))
 
-    `process` blocks until the output is there; `start` and `live` return at once, as the panel needs it.
+    `process` blocks until the output is complete; `start` and `live` return at once, for the panel.
 
-    session: in place of the application's; worker: in place of its worker process; both for tests.
+    session: used instead of the application's; worker: instead of its worker process; both for tests.
     """
 
     def __init__(self, session: Session | None = None, worker: Any = None) -> None:
@@ -502,7 +502,7 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
 
     @property
     def worker(self):
-        """The process that despeckles in the background; it starts when it is needed."""
+        """Return the process that despeckles in the background; it starts when it is needed."""
         return self.session.worker
 
     def close(self) -> None:
@@ -513,7 +513,7 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         return self.wrappers.of(super().getParameterNode())
 
     def models(self) -> list[str]:
-        """Return names that `process` takes as `model`: the bundled models, the user's, the classical filters."""
+        """Return the names that `process` accepts as `model`: the bundled models, the user's, the classical filters."""
         return self.session.models()
 
     def devices(self) -> list[str]:
@@ -528,9 +528,9 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
             return _("Classical filter, for comparison.") if model in self.models() else ""
 
     def card(self, model: str) -> str:
-        """Return what is known of a model, as Markdown: what it was trained on, figures, limits."""
+        """Return a model's card as Markdown: training data, figures, limits."""
         if model in library.bundled_models():
-            return library.bundled_models()[model].with_suffix(".md").read_text()
+            return library.bundled_models()[model].with_name("README.md").read_text().split("\n---\n", 1)[-1].lstrip()
         try:
             card = library.card(model)
         except InputError:
@@ -547,7 +547,7 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         return self.session.start(inputNode, outputNode, **options)
 
     def live(self, inputNode: vtkMRMLNode | str, output: vtkMRMLNode | None = None, **options: Any):
-        """Despeckle what a volume shows whenever it changes; return a `processing.Live`. See `Session.live`."""
+        """Despeckle a volume's image whenever it changes; return a `live.Live`. See `Session.live`."""
         return self.session.live(inputNode, output, **options)
 
     def process(
@@ -564,11 +564,11 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         """Despeckle a node into a new node `<input> despeckled`, or into a given one; `start`, and wait.
 
         inputNode: a scalar, vector or streaming volume (2D or 3D), a sequence of these, or a browser or its proxy,
-            which stand for the whole sequence; or the id or name of one.
+            which mean the whole sequence; or the id or name of one.
         outputNode: an earlier output to replace; None: a new one. For a sequence it is a sequence; for a proxy,
             a sequence, the proxy of an earlier output, or a volume that becomes the proxy. Never the input.
         model: one of `models()` or a model file.
-        uncertainty: put `<input> uncertainty` beside the output: one standard deviation of its error at each pixel, in
+        uncertainty: add `<input> uncertainty` next to the output: one standard deviation of its error at each pixel, in
             its grey values, as a floating-point volume or a sequence in the same browser; for models that estimate it.
         progress: called with (frames done, frames).
         cancelled: called regularly; once it returns True, Cancelled is raised.
@@ -577,7 +577,7 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
             gamma: exponent on the despeckled grey values, 0.2 to 5; above 1 darkens.
             cautious: how much of the input to keep where the model is uncertain, 0 to 1; for models that estimate it.
             region: "auto" (detect the imaged region), "none" (whole frames), a segmentation or a box (ROI) or its id
-                or name, "given" (what was given last for this scanner and frames of this size), or a bool array of a
+                or name, "given" (the one used last for this scanner and frames of this size), or a bool array of a
                 frame's size.
             axis: "K", "J" or "I": despeckle 3D volumes slice by slice along this axis; "auto": along the axis of
                 acquisition, which has clearly the coarsest spacing, else K; "average": along all three, for
@@ -586,7 +586,7 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
 
         Returns `outputNode` if given; else the new volume for a volume, the new sequence for a sequence, and its proxy
         for a proxy. Raises InputError (a ValueError) with one sentence on what is wrong and what to do. On an error,
-        or when cancelled, no node is left behind; the input never changes.
+        or when canceled, no node is left behind; the input never changes.
         """
         run = self.start(inputNode, outputNode, model=model, uncertainty=uncertainty, **options)
         node = run.wait(progress, cancelled)
@@ -610,7 +610,7 @@ class Speckle2SelfTest(ScriptedLoadableModuleTest):
 
     def test_Recording(self):
         if dependencies.missing_in_testing():
-            self.delayDisplay("Skipped: Python packages are missing, and a test installs none")
+            self.delayDisplay("Skipped: Python packages are missing, and a test does not install any")
             return
         self.delayDisplay("A simulated recording is despeckled")
         dependencies.ensure()
@@ -636,7 +636,7 @@ class Speckle2SelfTest(ScriptedLoadableModuleTest):
         self.delayDisplay("Test passed")
 
     def simulatedRecording(self):
-        """A sequence node of three simulated frames, and these as (3, 96, 96) uint8."""
+        """Return a sequence node of three simulated frames, and these as (3, 96, 96) uint8."""
         from Speckle2SelfLib.simulation import SimulationConfig, simulate
 
         simulated = simulate(SimulationConfig(size=(96, 96), frames=3), np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""The module SpeckleTrain: trains a model on the recordings in the scene, without a clean image."""
+"""The module SpeckleTrain: trains a model on the recordings in the scene, without clean images."""
 
 import logging
 from pathlib import Path
@@ -25,7 +25,7 @@ from Speckle2SelfSlicer.panel_parts import ModelsPart
 from Speckle2SelfSlicer.regions import RegionNode
 from Speckle2SelfSlicer.session import Session, shared
 
-LISTED = 8  # recordings that the panel names; of more it gives the number
+LISTED = 8  # recordings that the panel lists; it only counts further ones
 
 
 class SpeckleTrain(ScriptedLoadableModule):
@@ -56,15 +56,11 @@ class SpeckleTrainParameterNode:
     """The panel's settings, saved with the scene; the chosen recordings are node references `inputs`, `heldOut`.
 
     folder - of recordings as files, to train on as well; empty: none.
-    region - "auto": the imaged part of each recording; "none": whole frames; "given": what regionNode covers.
-    regionNode - a segmentation or a box.
-    showRegion - whether the region is outlined in the slice views.
-    preset - how to train: "adapt" an existing model, "standard" from scratch, "paper" as published.
-    recipe - the preset's, or another.
-    init - the model that "adapt" starts from.
-    minutes, steps - to train for; 0: the preset's number of steps.
-    device - what to compute on.
-    name - of the model; empty: made from the data's name.
+    region - "auto": the imaged part of each recording; "none": whole frames; "given": the pixels that regionNode
+    covers. regionNode - a segmentation or a box. showRegion - whether the region is outlined in the slice views. preset
+    - how to train: "adapt" an existing model, "standard" from scratch, "paper" as published. recipe - the preset's, or
+    another. init - the model that "adapt" starts from. minutes, steps - to train for; 0: the preset's number of steps.
+    device - what to compute on. name - of the model; empty: made from the data's name.
     """
 
     folder: str = ""
@@ -82,18 +78,18 @@ class SpeckleTrainParameterNode:
 
 class SpeckleTrainWidget(ModelsPart, Panel):
     """The panel: the widgets of SpeckleTrain.ui, bound to the parameter node. Training happens in other processes; a
-    timer takes their reports. Runs continue when the panel is left, reloaded, or the scene is closed."""
+    timer reads their reports. Runs continue when the panel is left, reloaded, or the scene is closed."""
 
     nodeParameters = ("regionNode",)
 
     def __init__(self, parent=None) -> None:
         super().__init__(parent)
-        self.estimate = None  # trainer.Estimate under way
+        self.estimate = None  # the running trainer.Estimate
         self._shown = None  # (run, number of its reports) that is shown in the scene
         self._finished = set()  # runs whose model is listed
-        self._outlined = self._wanted = None  # what the outline is of, and what it was to be of at the last look
+        self._outlined = self._wanted = None  # the outlined data, and the data to outline at the last look
         self._outlineError = ""
-        self._folder = ("", "")  # the folder whose files were counted last, and what was found
+        self._folder = ("", "")  # the folder whose files were counted last, and the result
 
     def setup(self) -> None:
         super().setup()
@@ -215,7 +211,7 @@ class SpeckleTrainWidget(ModelsPart, Panel):
             selector.currentText = chosen
 
     def data(self) -> list:
-        """Return what to train on: the checked nodes, and the folder."""
+        """Return the data to train on: the checked nodes, and the folder."""
         folder = self._parameterNode.folder.strip()
         return [*self.ui.inputsSelector.checkedNodes(), *([Path(folder)] if folder else [])]
 
@@ -236,15 +232,15 @@ class SpeckleTrainWidget(ModelsPart, Panel):
         if folder:
             lines.append(_("Folder ({files})").format(files=self._folder[1]))
         if not self.data():
-            lines.append(_("Check at least one volume or recording, or give a folder."))
+            lines.append(_("Check at least one volume or recording, or choose a folder."))
         elif len(lines) > 1 and total:
-            lines.append(_("In all {total} frames of the scene to train on.").format(total=total))
+            lines.append(_("{total} frames of the scene to train on.").format(total=total))
         if self.outline.searching:
             lines.append(_("Detecting the region..."))
         return "\n".join([*lines, *([self._outlineError] if self._outlineError else [])])
 
     def toOutline(self) -> tuple | None:
-        """Return what should be outlined: the node, the region and its node, and when that was changed last."""
+        """Return the data to outline: the node, the region and its node, and the time of its last change."""
         parameters = self._parameterNode
         nodes = self.ui.inputsSelector.checkedNodes()
         if not parameters.showRegion or not nodes:
@@ -298,7 +294,7 @@ class SpeckleTrainWidget(ModelsPart, Panel):
             self._parameterNode.folder = folder
 
     def options(self) -> dict:
-        """Return the settings as `SpeckleTrainLogic.start` takes them."""
+        """Return the settings as arguments of `SpeckleTrainLogic.start`."""
         parameters = self._parameterNode
         region = parameters.region
         return {
@@ -324,7 +320,7 @@ class SpeckleTrainWidget(ModelsPart, Panel):
             self.timer.start()
 
     def onEstimate(self) -> None:
-        with reporting_errors(_("The estimate could not be made.")):
+        with reporting_errors(_("The estimate failed.")):
             if self.estimate is not None:
                 self.estimate.close()
             self.ui.estimateLabel.text = _("Measuring...")
@@ -333,11 +329,11 @@ class SpeckleTrainWidget(ModelsPart, Panel):
             self.timer.start()
 
     def hideEstimate(self) -> None:
-        """Hide what was estimated for another scene."""
+        """Hide the estimate for another scene."""
         self.ui.estimateLabel.visible = self.ui.correlationLabel.visible = False
 
     def showEstimate(self, found: dict | InputError) -> None:
-        """Show what a run would take, or why that is unknown."""
+        """Show the estimated time and memory of a run, or why they are unknown."""
         self.estimate = None
         if isinstance(found, InputError):
             self.ui.estimateLabel.text = str(found)
@@ -353,7 +349,7 @@ class SpeckleTrainWidget(ModelsPart, Panel):
 
     @property
     def job(self):
-        """The chosen run; None if there is none."""
+        """Return the chosen run; None if there is none."""
         jobs = self.logic.trainer.jobs
         number = self.ui.runSelector.currentIndex
         return jobs[number] if 0 <= number < len(jobs) else None
@@ -372,7 +368,7 @@ class SpeckleTrainWidget(ModelsPart, Panel):
         self.showRun()
 
     def onTimer(self) -> None:
-        """Take what the runs reported."""
+        """Process the reports of the runs."""
         self.logic.poll()
         if self._shown is not None and self._shown[0] in self.logic.trainer.jobs:
             shown, count = self._shown
@@ -421,17 +417,17 @@ class SpeckleTrainWidget(ModelsPart, Panel):
         """Return the state of a run, for the user."""
         last = job.reports[-1] if job.reports else {}
         if job.state == "done" and job.worse:
-            return _("Done, but '{model}' is worse than the model that it started from: {worse}.").format(
+            return _("Done, but '{model}' is worse than the model it started from: {worse}.").format(
                 model=job.model, worse=job.worse
             )
         words = {
-            "waiting": _("Waits for its turn."), "running": _("Loading..."), "stopped": _("Paused."),
+            "waiting": _("Queued."), "running": _("Loading..."), "stopped": _("Paused."),
             "done": _("Done: the model '{model}' is available.").format(model=job.model), "failed": _("Failed."),
         }[job.state]  # fmt: skip
         if job.state == "running" and job.simulated:
-            words = _("Simulating {whole} anatomies with this speckle size to learn from as well: {done} made").format(
-                done=job.simulated[0], whole=job.simulated[1]
-            )
+            words = _(
+                "Simulating {whole} anatomies with this speckle size as further training data: {done} done"
+            ).format(done=job.simulated[0], whole=job.simulated[1])
         elif job.state == "running" and "rate" in last:
             words = _("Step {step} of {steps}, {rate:.1f} per second, {minutes:.1f} min left").format(
                 **last, minutes=last.get("seconds_left", 0) / 60
@@ -464,7 +460,7 @@ class SpeckleTrainWidget(ModelsPart, Panel):
 
     def onShow(self) -> None:
         with reporting_errors(_("The run could not be shown.")):
-            self._parameterNode.showRegion = False  # it would lie on the preview
+            self._parameterNode.showRegion = False  # it would cover the preview
             nodes = self.logic.showProgress(self.job)
             self._shown = self.job, len(self.job.reports)
             known = nodes["errors"].GetNumberOfPlotSeriesNodes()
@@ -484,14 +480,14 @@ class SpeckleTrainWidget(ModelsPart, Panel):
 
 
 class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
-    """Trains models on nodes of the scene, for the panel and for the Python console.
+    """Train models on nodes of the scene, for the panel and for the Python console.
 
         logic = slicer.util.getModuleLogic("SpeckleTrain")
         job = logic.start([slicer.util.getNode("Carotid")], preset="adapt")
         job.wait()
         job.model   # its name among the models of Speckle2Self
 
-    trainer: the queue of runs, in place of the application's; for tests. Runs outlive the panel and the scene, and end
+    trainer: the queue of runs, instead of the application's; for tests. Runs outlive the panel and the scene, and end
     with the application.
     """
 
@@ -505,7 +501,7 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
 
     @property
     def trainer(self):
-        """The queue of training runs."""
+        """Return the queue of training runs."""
         return self.session.trainer
 
     def start(self, nodes: list, preset: str = "adapt", *, onReport=None, **options: Any):
@@ -521,14 +517,14 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
             name: of the model; else it is made from the first node's.
             recipe, steps, minutes, seed: other than the preset's.
             init: the model to start from, a name or a file (adapt: "default").
-            region: "auto": the imaged part of each recording; "none": whole frames; a segmentation or a box (ROI): what
-                it covers of each recording, and of files if that is the same in all; "given": what was given last for
-                this scanner and frames of this size.
+            region: "auto": the imaged part of each recording; "none": whole frames; a segmentation or a box (ROI): the
+                pixels that it covers in each recording, and in files if they are the same in all; "given": the one
+                used last for this scanner and frames of this size.
             device: "auto", "cpu", "cuda", "mps".
         onReport: called from `poll` with (job, report), see `Speckle2SelfLib.runs.run`.
 
         The job has state, message, reports, model, worse; pause(), resume(), stop(), remove() and cancel(); wait()
-        blocks until it has ended. Raises InputError with one sentence where there is nothing to train on. The nodes are
+        blocks until it has ended. Raises InputError with one sentence if there is nothing to train on. The nodes are
         only read.
         """
         data = training_data.gather(self.session, nodes, preset=preset, **options)
@@ -540,7 +536,7 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         return job
 
     def freeName(self, wanted: str) -> str:
-        """Return `wanted` made fit for a name, with a number where a model or an unfinished run has that name."""
+        """Return `wanted` as a valid name, with a number if a model or an unfinished run has that name."""
         return self.trainer.free_name(wanted)
 
     def files(self, folder: str) -> str:
@@ -554,11 +550,11 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         return words.format(number=number)
 
     def poll(self) -> None:
-        """Take what the runs reported; the panel calls this from a timer."""
+        """Process the reports of the runs; the panel calls this from a timer."""
         self.trainer.poll()
 
     def estimate(self, nodes: list, onDone, **options: Any):
-        """Measure what a run would take, in a process of its own; return the job.
+        """Measure the time and memory of a run in a separate process; return the job.
 
         onDone: called from `poll` with a dict (see `Speckle2SelfLib.runs.run`) or an InputError. options: as those of
         `start`.
@@ -579,7 +575,7 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         return export(Path(folder), data.recordings, data.job, data.heldOut, data.regions)
 
     def importModel(self, path: str | Path, name: str | None = None) -> str:
-        """Copy a model file among the user's models: ours, the result of an exported run, or the authors' .pth.
+        """Copy a model file to the user's models: ours, the result of an exported run, or the authors' .pth.
 
         path: the file, or the folder of an exported run. Returns the model's name.
         """
@@ -599,12 +595,12 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         return curves.showRun(job)
 
     def compare(self, model: str) -> vtkMRMLTableNode:
-        """Return a table node: figures of merit of a trained model and of the one that it started from, on held-out
+        """Return a table node with figures of merit of a trained model and of the one it started from, on held-out
         frames. Called again, it updates the same table, unless that was renamed."""
         return curves.comparisonTable(model)
 
     def previews(self, node: vtkMRMLNode | str, model: str) -> curves.Comparison:
-        """Despeckle what a node shows by the model that `model` started from and by `model`."""
+        """Despeckle a node's current image by the model that `model` started from and by `model`."""
         return curves.Comparison(self.session, node, model)
 
 
@@ -622,7 +618,7 @@ class SpeckleTrainTest(ScriptedLoadableModuleTest):
 
     def test_Training(self):
         if dependencies.missing_in_testing():
-            self.delayDisplay("Skipped: Python packages are missing, and a test installs none")
+            self.delayDisplay("Skipped: Python packages are missing, and a test does not install any")
             return
         self.delayDisplay("A simulated recording is trained on")
         dependencies.ensure()

@@ -1,9 +1,9 @@
-"""What `make demo` shows: an ultrasound recording loses its speckle in a Slicer scene.
+"""Despeckle an ultrasound recording in a Slicer scene: `make demo`.
 
     Testing/headless-slicer Testing/demo.py [INPUT] [--model NAME] [--output FOLDER]
 
 INPUT is any recording or volume that Slicer opens, a .npy too; without it, pydicom's cardiac cine. FOLDER (default
-build/demo) gets scene.mrb, before_after.png and metrics.csv, all of them or none. A bad INPUT is told in one line;
+build/demo) gets scene.mrb, before_after.png and metrics.csv, all of them or none. A bad INPUT is reported in one line;
 the exit status is 2 then.
 """
 
@@ -25,7 +25,7 @@ from HeadlessSlicer import loaders, views
 
 MEASURED = 24  # frames, evenly spaced, that are measured
 BLACK = 10  # grey level up to which nothing is lit
-PATCH = 24  # pixels, side of the patch of even tissue in which SNR is taken
+PATCH = 24  # pixels, side of the patch of even tissue in which SNR is measured
 
 
 def main(arguments: list[str]) -> int:
@@ -40,14 +40,14 @@ def main(arguments: list[str]) -> int:
         options.input = Path(pydicom.examples.get_path("ybr_color"))
     try:
         demonstrate(options.input, options.model, options.output)
-    except ValueError as error:  # all that is wrong with the input or the model
+    except ValueError as error:  # any fault of the input or the model
         print(f"demo: {error}", file=sys.stderr)
         return 2
     return 0
 
 
 def demonstrate(path: Path, model: str, output: Path) -> None:
-    """Loads, despeckles, measures, writes and reads back. Raises ValueError for input that cannot be used."""
+    """Load, despeckle, measure, write and read back. Raises ValueError for input that cannot be used."""
     from Speckle2SelfLib.grey import evenly
 
     node = loaders.load(path)
@@ -75,27 +75,27 @@ def demonstrate(path: Path, model: str, output: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raises ValueError where the folder cannot be made or written into; makes nothing."""
+    """Raise ValueError if the folder cannot be created or written; create nothing."""
     there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ValueError(f"'{folder}' cannot be written; give another folder with --output.")
+        raise ValueError(f"'{folder}' cannot be written; choose another folder with --output.")
 
 
 def tell(done: int, total: int) -> None:
-    """Progress on a terminal, nowhere else."""
+    """Print progress, only on a terminal."""
     if sys.stderr.isatty():
         print(f"\rDespeckling frame {done} of {total}", end="\n" if done == total else "", file=sys.stderr)
 
 
 def volumes(node) -> list:
-    """The volumes of a sequence, or the volume itself."""
+    """Return the volumes of a sequence, or the volume itself."""
     if node.IsA("vtkMRMLSequenceNode"):
         return [node.GetNthDataNode(i) for i in range(node.GetNumberOfDataNodes())]
     return [node]
 
 
 def frames(node) -> list[np.ndarray]:
-    """All frames of a volume or sequence node, (H, W) or in colour (H, W, C), not copied."""
+    """Return all frames of a volume or sequence node, (H, W) or in color (H, W, C), not copied."""
     return [frame for volume in volumes(node) for frame in slicer.util.arrayFromVolume(volume)]
 
 
@@ -105,7 +105,7 @@ def frames(node) -> list[np.ndarray]:
 
 
 def measure(before: np.ndarray, after: np.ndarray) -> dict[str, dict[str, float]]:
-    """Figures {"before": ..., "after": ...} of frames (N, H, W[, C]): luminance, imaged region, 8-bit scale."""
+    """Return figures {"before": ..., "after": ...} of frames (N, H, W[, C]): luminance, imaged region, 8-bit scale."""
     from Speckle2SelfLib import metrics
     from Speckle2SelfLib.grey import luminance
     from Speckle2SelfLib.region import detect
@@ -123,7 +123,7 @@ def measure(before: np.ndarray, after: np.ndarray) -> dict[str, dict[str, float]
     patch = even_patch(inputs, region[box])
 
     def figures(results):
-        # Frames that are flat in the patch, as beside the anatomy, hold no speckle to be measured.
+        # Frames that are flat in the patch, as next to the anatomy, have no speckle to measure.
         return metrics.average(
             metrics.measure(image, result, tissue=patch if patch and image[patch].std() > 1 else None)
             for image, result in zip(inputs, results, strict=True)
@@ -133,7 +133,7 @@ def measure(before: np.ndarray, after: np.ndarray) -> dict[str, dict[str, float]
 
 
 def even_patch(inputs: np.ndarray, region: np.ndarray) -> tuple[slice, slice] | None:
-    """Where, inside the region, a lit patch of the mean input (N, H, W) varies least; None where none fits."""
+    """Return the lit patch inside the region where the mean input (N, H, W) varies least; None if none fits."""
     from scipy.ndimage import gaussian_filter, minimum_filter, uniform_filter
 
     def level_and_spread(image):
@@ -158,13 +158,13 @@ def even_patch(inputs: np.ndarray, region: np.ndarray) -> tuple[slice, slice] | 
 
 
 def browser_of(sequence):
-    """The browser that shows the sequence."""
+    """Return the browser that shows the sequence."""
     browsers = slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode")
     return next(b for b in browsers if b.IsSynchronizedSequenceNodeID(sequence.GetID(), True))
 
 
 def picture(node, despeckled, path: Path) -> None:
-    """Slice views of the middle frame before and after, whole and closer, and the scene's views set likewise."""
+    """Draw slice views of the middle frame before and after, whole and closer; set the scene's views likewise."""
     shown = [node, despeckled]
     if node.IsA("vtkMRMLSequenceNode"):
         browser = browser_of(node)
@@ -183,7 +183,7 @@ def picture(node, despeckled, path: Path) -> None:
 
 
 def write_table(table: dict, path: Path) -> None:
-    """The figures as CSV, a row each for before and after."""
+    """Write the figures as CSV, with a row each for before and after."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", *table["before"]])
@@ -192,7 +192,7 @@ def write_table(table: dict, path: Path) -> None:
 
 
 def write_scene(node, despeckled, path: Path) -> None:
-    """Saves the scene, reads it back into an emptied one, and compares; RuntimeError where something is lost."""
+    """Save the scene, read it back into an emptied one, and compare. Raises RuntimeError if something is lost."""
     expected = [contents(node), contents(despeckled)]
     if not slicer.util.saveScene(str(path)):
         raise RuntimeError(f"The scene could not be saved as {path}.")
@@ -209,7 +209,7 @@ def write_scene(node, despeckled, path: Path) -> None:
 
 
 def contents(node) -> dict:
-    """What a scene file must keep of a volume or sequence node."""
+    """Return the properties of a volume or sequence node that a scene file must keep."""
     digests = [hashlib.sha256(np.ascontiguousarray(frame)).hexdigest() for frame in frames(node)]
     kept = {"name": node.GetName(), "frames": digests}
     if node.IsA("vtkMRMLSequenceNode"):
@@ -219,7 +219,7 @@ def contents(node) -> dict:
 
 
 def summarise(table: dict, output: Path) -> None:
-    """Prints the figures and where things are."""
+    """Print the figures and the output paths."""
     from Speckle2SelfLib.metrics import FIGURES
 
     print(f"{'':14}{'before':>8}{'after':>8}")

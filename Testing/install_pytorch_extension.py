@@ -1,9 +1,9 @@
-"""Installs Slicer's PyTorch extension and, by it, torch; writes its module folder into a file; ends the application.
+"""Install Slicer's PyTorch extension and, with it, torch; write its module folder to a file; end the application.
 
 Slicer --no-splash --python-script install_pytorch_extension.py FILE
 
-For the workflow: its self-tests run with `--testing`, which disregards installed extensions, so that they are given
-that folder, and which installs nothing.
+For the workflow: its self-tests run with `--testing`, which ignores installed extensions and installs nothing, so that
+they need that folder.
 """
 
 import sys
@@ -14,7 +14,7 @@ import slicer
 
 
 def install(file: str) -> None:
-    """Raises RuntimeError where the extension cannot be had for this release."""
+    """Install the extension. Raises RuntimeError if it is not available for this release."""
     manager = slicer.app.extensionsManagerModel()
     manager.interactive = False
     if not manager.installExtensionFromServer("PyTorch", False):
@@ -22,12 +22,12 @@ def install(file: str) -> None:
     folders = [folder for folder in manager.extensionModulePaths("PyTorch") if Path(folder, "PyTorchUtils.py").exists()]
     if not folders:
         raise RuntimeError("The PyTorch extension has no PyTorchUtils.")
-    sys.path.append(folders[0])  # the application finds it there by itself once it is started again
+    sys.path.append(folders[0])  # the application finds it there after a restart
     from PyTorchUtils import PyTorchUtilsLogic
 
     torch = PyTorchUtilsLogic().installTorch(askConfirmation=False, forceComputationBackend="cpu")
     print(f"torch {torch.__version__} is installed.")
-    Path(file).write_text(folders[0] + "\n", encoding="utf-8", newline="\n")  # a shell reads it, on Windows too
+    Path(file).write_text(folders[0] + "\n", encoding="utf-8", newline="\n")  # read by a shell, also on Windows
 
 
 try:

@@ -1,4 +1,4 @@
-"""Writes Documentation/command_line.md from the parser's own help: `.venv/bin/python Testing/make_reference.py`."""
+"""Write Documentation/command_line.md from the parser's own help: `.venv/bin/python Testing/make_reference.py`."""
 
 import argparse
 from pathlib import Path
@@ -24,7 +24,7 @@ installs the command.
 MIDDLE = """
 Several inputs, a folder, or an output name without a suffix write to an output folder; JPEG files become PNG files
 there, and files that cannot be despeckled are named at the end. The output has the input's type, shape, value range and
-geometry; [formats.md](formats.md) says what else is kept. Bad input gets one line and exit code 2, and nothing is
+geometry; [formats.md](formats.md) lists what else is preserved. Bad input gets one line and exit code 2, and nothing is
 written.
 
 | option | of | meaning |

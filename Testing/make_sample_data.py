@@ -3,8 +3,8 @@
     .venv/bin/python Testing/make_sample_data.py [FOLDER]
 
 Writes the sequence and its thumbnail into the folder (build/sample) and prints the SHA256. The numbers are drawn from
-a fixed seed, but their last bits depend on the processor; so what is published is the file in Testing/Data, and a test
-compares it with a new one. Where it changes on purpose: new name, file into Testing/Data, thumbnail into the module's
+a fixed seed, but their last bits depend on the processor; therefore the file in Testing/Data is published, and a test
+compares it with a new one. For an intended change: new name, file into Testing/Data, thumbnail into the module's
 Resources/Icons, name and SHA256 into Speckle2SelfSlicer/sample_data.py.
 """
 
@@ -39,13 +39,13 @@ axis 3 index values:={times}
 
 
 def frames() -> np.ndarray:
-    """(20, 128, 128) uint8."""
+    """Return the frames, (20, 128, 128) uint8."""
     config = SimulationConfig((128, 128), 20, (1.2, 1.8), "vessel", roughness=np.inf)
     return np.round(simulate(config, np.random.default_rng(SEED)).frames * 255).astype(np.uint8)
 
 
 def sequence(images: np.ndarray) -> bytes:
-    """The sequence file of (20, 128, 128) frames, 20 a second."""
+    """Return the sequence file of (20, 128, 128) frames, 20 a second."""
     return HEADER.format(times=" ".join(f"{number * 0.05:.2f}" for number in range(20))).encode() + images.tobytes()
 
 

@@ -1,8 +1,8 @@
-"""How the panel keeps up: a long cine, a preview, a cancellation, and a real OpenIGTLink stream. `make bench-panel`.
+"""Benchmark of the panel: a long cine, a preview, a cancellation, and a real OpenIGTLink stream. `make bench-panel`.
 
 Runs in the stand-in of the application: Testing/headless-slicer --main-window Testing/panel_benchmark.py.
-The stream comes from a pyigtl server in a process of its own, over loopback, and is put into a volume node as Slicer's
-OpenIGTLink connector does: in place, on the main thread, whenever an image has come.
+The stream comes from a pyigtl server in a separate process, over loopback, and is put into a volume node like Slicer's
+OpenIGTLink connector does: in place, on the main thread, whenever an image arrives.
 """
 
 import os
@@ -38,20 +38,20 @@ while True:
 
 
 def simulated(size, count):
-    """Frames (count, H, W) uint8 of a few simulated ones, moved a little from one to the next."""
+    """Return frames (count, H, W) uint8 made of a few simulated ones, each moved a little."""
     few = simulate(SimulationConfig(size, 4, (1.3, 1.5), "vessel"), np.random.default_rng(0)).frames
     few = np.round(few * 255).astype(np.uint8)
     return np.stack([np.roll(few[number % 4], number // 4, 1) for number in range(count)])
 
 
 def megabytes(name="VmRSS"):
-    """Memory of this process: now (VmRSS), or at most so far (VmHWM)."""
+    """Return the memory of this process: current (VmRSS), or peak (VmHWM)."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) / 1024 for line in status if line.startswith(name))
 
 
 def wait(condition, seconds=900):
-    """Lets events happen until `condition`; the longest time in seconds that they were held up."""
+    """Process events until `condition`; return the longest time in seconds that they were blocked."""
     end, last, longest = time.monotonic() + seconds, time.perf_counter(), 0.0
     while not condition():
         assert time.monotonic() < end, "this did not happen in time"
@@ -63,7 +63,7 @@ def wait(condition, seconds=900):
 
 
 def children(pid=None):
-    """Processes that this one started, with all below them."""
+    """Return the descendants of a process, by default of this one."""
     found = subprocess.run(
         ["ps", "-o", "pid=,comm=", "--ppid", str(pid or os.getpid())], capture_output=True, text=True
     )
@@ -85,7 +85,7 @@ def sequence(frames):
 
 
 def network_alone(model, size, times=5, count=16):
-    """Milliseconds a frame of a cine of the network by itself, in this process."""
+    """Return milliseconds per frame of the network without anything else, for a cine in this process."""
     import torch
 
     from Speckle2SelfBench import speed

@@ -1,4 +1,4 @@
-"""Runs the self-tests of both modules and ends the application; its exit status tells whether all passed.
+"""Run the self-tests of both modules and end the application; exit status 0 means that all passed.
 
 Slicer --no-splash --testing --additional-module-paths Speckle2Self SpeckleTrain --python-script run_self_tests.py
 Testing/headless-slicer --main-window --testing Testing/run_self_tests.py
@@ -13,7 +13,7 @@ MODULES = ("Speckle2Self", "SpeckleTrain")
 
 
 def passes(name: str) -> bool:
-    """Opens the module's panel and runs its self-test; what goes wrong is printed."""
+    """Open the module's panel and run its self-test; print errors."""
     try:
         slicer.util.selectModule(name)
         if slicer.util.selectedModule() != name:  # Slicer only logs that it did not load a module

@@ -1,4 +1,4 @@
-"""Pictures of the panels at work on a real cine, in build/screenshots: `make screenshots`.
+"""Screenshots of the panels with a real cine, in build/screenshots: `make screenshots`.
 
 Runs in the stand-in of the application: Testing/headless-slicer --main-window Testing/screenshots.py
 """
@@ -44,7 +44,7 @@ def fit() -> None:
 
 
 def box(name, center, size):
-    """A box on the cine, in shares of the image: its middle and its sides."""
+    """Return a box on the cine; center and size in fractions of the image."""
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", name)
     bounds = [0.0] * 6
     slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLVectorVolumeNode").GetRASBounds(bounds)

@@ -1,8 +1,8 @@
-"""Eight-fold zooms of what an artefact would show on: Documentation/zooms.png.
+"""Eight-fold zooms of structures on which artifacts would show: Documentation/zooms.png.
 
     .venv/bin/python Testing/zooms.py [FILE]
 
-Simulated anatomy, of which the truth is known: a vessel's wall, fascia, the surface of a bone and its shadow, a needle,
+Simulated anatomy with known truth: a vessel's wall, fascia, the surface of a bone and its shadow, a needle,
 a cyst and a flat piece of tissue, before, in truth, and after the bundled model and two classical filters.
 """
 
@@ -21,7 +21,7 @@ PART = (24, 28)  # pixels, rows and columns, that are shown
 
 
 def layer(anatomy, depth, height, sigma, coherent):
-    """A bright layer at a depth (H, W), `height` dB, with an echo that has no speckle if `coherent`."""
+    """Add a bright layer at a depth (H, W), `height` dB, with an echo without speckle if `coherent`."""
     profile = np.exp(-(((Y - depth) / sigma) ** 2) / 2)
     anatomy.decibels += height * profile
     if coherent:
@@ -64,7 +64,7 @@ SHOWN = {  # what: how it is put, and the middle of the part that is shown
 
 
 def images(put, seed):
-    """Input, truth and results, each (H, W) in [0, 1]."""
+    """Return input, truth and results, each (H, W) in [0, 1]."""
     simulated, output = phantom(put, frames=1, seed=seed)
     frames = simulated.frames
     return {

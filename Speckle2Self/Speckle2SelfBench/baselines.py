@@ -1,7 +1,7 @@
-"""The other methods of the benchmark, each in a few lines; nothing here is offered for use on recordings.
+"""The other methods of the benchmark, each in a few lines; they are not offered to users.
 
 All learn from frames (N, H, W) float32 in [0, 1] for a number of seconds and return a function from frames to frames
-of that kind. Unless said, they train the same backbone, `FastNetwork(32)`, on crops of `CROP` pixels, `BATCH` a step,
+of that kind. Unless noted, they train the same backbone, `FastNetwork(32)`, on crops of `CROP` pixels, `BATCH` a step,
 flipped, with Adam at 1e-3 falling along a cosine of the time: what differs is the idea, not the size or the tuning.
 """
 
@@ -34,7 +34,7 @@ def _autocast(device: torch.device):
 
 
 def _fit(parameters, loss, seconds: float, device: torch.device) -> int:
-    """Minimises `loss(share of the time gone)` for the seconds, one step at least. Returns the number of steps."""
+    """Minimize `loss(fraction of the time elapsed)` for the seconds, at least one step; return the number of steps."""
     optimiser = torch.optim.Adam(parameters, 1e-3, (0.9, 0.99))
     started, steps, share = time.monotonic(), 0, 0.0
     while share < 1:
@@ -55,7 +55,7 @@ def _backbone(seed: int, device: torch.device) -> FastNetwork:
 
 
 def _crops(stacks, rng, device: torch.device) -> list[torch.Tensor]:
-    """The same random windows, flipped alike, of each of the stacks (N, H, W): tensors (B, 1, h, w)."""
+    """Return the same random windows and flips of each of the stacks (N, H, W): tensors (B, 1, h, w)."""
     size = [min(CROP, n // 16 * 16) for n in stacks[0].shape[1:]]
     flips = tuple(axis for axis in (-1, -2) if rng.random() < 0.5)
     room = np.array(stacks[0].shape) - (1, *size) + 1
@@ -65,7 +65,7 @@ def _crops(stacks, rng, device: torch.device) -> list[torch.Tensor]:
 
 
 def _inference(network, device: torch.device, function=None) -> Apply:
-    """Frames, one at a time, through `function` (tensor (1, 1, H, W) to the same), else through the whole network."""
+    """Return a function that runs frames one at a time through `function` ((1, 1, H, W) to the same), or `network`."""
     network.eval()
     function = function or (lambda x: through_network(network, x))
 
@@ -78,12 +78,12 @@ def _inference(network, device: torch.device, function=None) -> Apply:
 
 
 def noise2true(frames, seconds, seed=0, device="cpu", *, truth) -> Apply:
-    """Supervised on the known truth (N, H, W) of the very frames: an upper bound, not a method."""
+    """Train with supervision on the known truth (N, H, W) of the same frames: an upper bound, not a method."""
     return _paired([frames, truth], seconds, seed, device, swap=False)
 
 
 def noise2noise(frames, seconds, seed=0, device="cpu", *, second) -> Apply:
-    """Lehtinen et al., ICML 2018: `second` (N, H, W) holds the same anatomy under independent speckle."""
+    """Train as Lehtinen et al., ICML 2018: `second` (N, H, W) holds the same anatomy under independent speckle."""
     return _paired([frames, second], seconds, seed, device, swap=True)
 
 
@@ -101,7 +101,7 @@ def _paired(stacks, seconds, seed, device, swap: bool) -> Apply:
 
 
 def noise2void(frames, seconds, seed=0, device="cpu", share=0.016, reach=2) -> Apply:
-    """Krull, Buchholz, Jug, CVPR 2019: pixels replaced by random neighbours (within `reach`) are to be predicted."""
+    """Train as Krull, Buchholz, Jug, CVPR 2019: predict pixels replaced by random neighbors within `reach`."""
     device, rng = torch.device(device), np.random.default_rng(seed)
     network = _backbone(seed, device)
     shifts = [(y, x) for y in range(-reach, reach + 1) for x in range(-reach, reach + 1) if (y, x) != (0, 0)]
@@ -118,9 +118,9 @@ def noise2void(frames, seconds, seed=0, device="cpu", share=0.016, reach=2) -> A
 
 
 def noise2self(frames, seconds, seed=0, device="cpu", period=4) -> Apply:
-    """Batson and Royer, ICML 2019: pixels on a grid, replaced by their neighbours' mean, are to be predicted.
+    """Train as Batson and Royer, ICML 2019: predict pixels on a grid, replaced by their neighbors' mean.
 
-    The output is J-invariant: each pixel is taken from the pass in which it was hidden, `period` squared passes.
+    The output is J-invariant: each pixel comes from the pass in which it was hidden, `period` squared passes.
     """
     device, rng = torch.device(device), np.random.default_rng(seed)
     network = _backbone(seed, device)
@@ -148,15 +148,15 @@ def noise2self(frames, seconds, seed=0, device="cpu", period=4) -> Apply:
 
 
 def _neighbours(x: torch.Tensor, choice: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two half-size images (B, 1, H/2, W/2) of neighbours in each 2x2 cell; choice (B, 1, H/2, W/2) in 0..7."""
+    """Return two half-size images (B, 1, H/2, W/2) of neighbors in each 2x2 cell; choice (B, 1, H/2, W/2) in 0..7."""
     pairs = torch.tensor([[0, 1], [1, 0], [0, 2], [2, 0], [3, 1], [1, 3], [3, 2], [2, 3]], device=x.device)
     cells = F.pixel_unshuffle(x, 2)  # (B, 4, H/2, W/2)
     return tuple(cells.gather(1, pairs[choice, n]) for n in (0, 1))
 
 
 def neighbor2neighbor(frames, seconds, seed=0, device="cpu", weight=2.0) -> Apply:
-    """Huang et al., CVPR 2021: one random neighbour of each 2x2 cell predicts another, with their regulariser, whose
-    weight rises to `weight`."""
+    """Train as Huang et al., CVPR 2021: one random neighbor of each 2x2 cell predicts another, with their regularizer,
+    whose weight rises to `weight`."""
     device, rng = torch.device(device), np.random.default_rng(seed)
     network = _backbone(seed, device)
 
@@ -174,8 +174,8 @@ def neighbor2neighbor(frames, seconds, seed=0, device="cpu", weight=2.0) -> Appl
 
 
 def zsn2n(frames, seconds, seed=0, device="cpu") -> Apply:
-    """Mansour and Heckel, CVPR 2023 (ZS-N2N): for each frame a tiny network of its own (three convolutions, 48
-    channels, not the backbone), from the means of the two diagonals of 2x2 cells; it predicts the noise.
+    """Train as Mansour and Heckel, CVPR 2023 (ZS-N2N): for each frame a tiny network (three convolutions, 48 channels,
+    not the backbone) predicts the noise from the means of the two diagonals of 2x2 cells.
 
     The frames share the seconds evenly; fitting happens when the function is called.
     """
@@ -209,10 +209,10 @@ def zsn2n(frames, seconds, seed=0, device="cpu") -> Apply:
 
 
 def deep_image_prior(frames, seconds, seed=0, device="cpu", channels=8) -> Apply:
-    """Ulyanov, Vedaldi, Lempitsky, CVPR 2018: for each frame, the backbone is fitted from fixed noise (jittered by
-    0.03) to the frame; the answer is the running mean of its outputs when the time is over.
+    """Fit as Ulyanov, Vedaldi, Lempitsky, CVPR 2018: for each frame, the backbone is fitted from fixed noise (jittered
+    by 0.03) to the frame; the result is the running mean of its outputs at the end.
 
-    Each frame takes as long as if the frames given here shared the seconds; fitting happens when it is called.
+    The given frames share the seconds evenly; fitting happens when the function is called.
     """
     device = torch.device(device)
 
@@ -238,10 +238,10 @@ def deep_image_prior(frames, seconds, seed=0, device="cpu", channels=8) -> Apply
 
 
 def obnlm(frames: np.ndarray, search: int = 8, half: int = 2, stride: int = 2, strength: float = 0.5) -> np.ndarray:
-    """Coupe et al., IEEE TIP 2009: blockwise non-local means with the Pearson distance (u - v)^2 / v, written out here.
+    """Filter as Coupe et al., IEEE TIP 2009: blockwise non-local means with the Pearson distance (u - v)^2 / v.
 
     Blocks of 2 half + 1 pixels, every `stride` pixels, compared within `search` pixels; overlapping ones are averaged.
-    `strength` times the expected distance of two blocks of pure speckle, measured in each frame, smooths.
+    The smoothing is `strength` times the expected distance of two blocks of pure speckle, measured in each frame.
     """
     out = np.empty_like(frames, np.float32)
     size = 2 * half + 1
@@ -271,8 +271,8 @@ def obnlm(frames: np.ndarray, search: int = 8, half: int = 2, stride: int = 2, s
 
 
 def bm3d(frames: np.ndarray, strength: float = 1.0) -> np.ndarray:
-    """Dabov et al., IEEE TIP 2007, by the authors' package, which is free for non-commercial use only and is not
-    installed along; `strength` counts in each frame's measured speckle. Raises ImportError without it."""
+    """Filter as Dabov et al., IEEE TIP 2007, by the authors' package, which is free only for non-commercial use and
+    not installed; `strength` is relative to each frame's measured speckle. Raises ImportError without it."""
     from bm3d import bm3d as run
 
     done = [run(frame, max(strength * speckle_level(frame), 1e-3)) for frame in frames]

@@ -1,4 +1,4 @@
-"""What the methods are compared on: frames that look alike, with all that is known of them."""
+"""The cases that methods are compared on: similar frames, with everything that is known about them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ SCANNERS = {  # speckle grain (axial, lateral) in pixels, and geometry
     "coarse": ((2.4, 3.6), "linear"),
 }
 LAYOUTS = ("vessel", "layers", "organ")
-FOUND = 0.8  # Dice coefficient from which an object that is found in the truth is asked for in the outputs
+FOUND = 0.8  # smallest Dice coefficient in the truth of an object that is searched for in the outputs
 SMALLEST = 60  # pixels of such an object
 
 
 @dataclass
 class Case:
-    """Frames that look alike; (H, W) is the same for all cases of a set."""
+    """Similar frames; (H, W) is the same for all cases of a set."""
 
     name: str
     frames: np.ndarray  # (N, H, W) float32 in [0, 1]; where the truth is known, draws of speckle over one anatomy
@@ -37,18 +37,18 @@ class Case:
     truth: np.ndarray | None = None  # (H, W) float32 in [0, 1]: the expected grey value
     echogenicity: np.ndarray | None = None  # (H, W) in [0, 1]; None: the truth
     noise: float = 0.0  # variance of the truth's own error
-    objects: np.ndarray | None = None  # (K, H, W) bool: what users would segment
+    objects: np.ndarray | None = None  # (K, H, W) bool: objects that users would segment
     chart: Chart | None = None
     rois: dict | None = None  # see `metrics.evaluate`
     stored: dict[str, np.ndarray] = field(default_factory=dict)  # others' outputs, (N, H, W) float32 in [0, 1]
 
     @property
     def filled(self) -> np.ndarray:
-        """The frames with nothing black around the imaged part."""
+        """Return the frames without black surroundings of the imaged part."""
         return fill_outside(self.frames, self.region)
 
     def measure(self, outputs: np.ndarray) -> dict[str, float]:
-        """All figures that the case allows, of its first outputs (n, H, W) in [0, 1]; means over the frames."""
+        """Return all figures that the case allows, of its first outputs (n, H, W) in [0, 1]; means over the frames."""
         before, after = (fill_outside(x, self.region) for x in (self.frames[: len(outputs)], outputs))
         before, after = before * 255, np.clip(after, 0, 1) * 255
         if self.truth is None:
@@ -67,15 +67,15 @@ class Case:
 
 
 def segmentable(truth: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Masks (K, H, W) of labelled objects that lie within the frame and that Otsu's threshold finds in the truth."""
+    """Return masks (K, H, W) of labeled objects inside the frame that Otsu's threshold finds in the truth."""
     masks = [labels == n for n in range(1, labels.max() + 1)]
     inner = [m for m in masks if m.sum() >= SMALLEST and not (m[[0, -1]].any() or m[:, [0, -1]].any())]
     return np.array([m for m in inner if metrics.dice(truth, m[None]) >= FOUND], bool).reshape(-1, *truth.shape)
 
 
 def simulated_cases(size: int, repeats: int, scanners) -> list[Case]:
-    """Charts and anatomies (size, size) of each scanner, `repeats` of each, from seeds that no training uses; two draws
-    of speckle over each."""
+    """Return charts and anatomies (size, size) for each scanner, `repeats` of each, from seeds that no training uses,
+    each with two draws of speckle."""
     cases = []
     for number, scanner in enumerate(scanners):
         grain, geometry = SCANNERS[scanner]
@@ -96,8 +96,8 @@ def simulated_cases(size: int, repeats: int, scanners) -> list[Case]:
 
 
 def real_case(path, size: int, most: int) -> Case:
-    """Frames of a recording, cut to the middle `size` pixels of its imaged part, or of an .npz file (`input`, and
-    others' outputs under other names; `rois.json` beside it serves gCNR and SNR). At most `most`, evenly spread."""
+    """Return at most `most` evenly spread frames of a recording, cut to the middle `size` pixels of its imaged part, or
+    of an .npz file (`input`, and outputs of other methods under other names; `rois.json` next to it for gCNR, SNR)."""
     path = Path(path)
     if path.suffix == ".npz":
         return _stored_case(path)

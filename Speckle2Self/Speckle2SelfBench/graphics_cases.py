@@ -1,4 +1,4 @@
-"""How much of what a scanner drew changes, how much tissue stays speckled, how much is painted outside the image.
+"""Measure how much of a scanner's graphics changes, how much tissue is not smoothed, how much outside is painted.
 
 python -m Speckle2SelfBench.graphics_cases [MODEL] [--count N] prints a table over frames and cines with graphics in
 fonts that no training uses, on fans, trapezoids, two images side by side, and tissue that fills the frame.
@@ -17,12 +17,12 @@ from Speckle2SelfLib.graphics import draw_graphics
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
 
 SHAPES = ("filled", "fan", "trapezoid", "two fans", "two linear")
-MARGIN = 3  # pixels around graphics that may stay as they are
+MARGIN = 3  # pixels around graphics that may be unchanged
 
 
 @dataclass
 class GraphicsCase:
-    """Frames with graphics over and beside an image."""
+    """Frames with graphics over and next to an image."""
 
     name: str
     frames: np.ndarray  # (N, H, W) uint8
@@ -35,7 +35,7 @@ class GraphicsCase:
         changed = self.frames != outputs
         near = np.stack([ndimage.binary_dilation(mask, np.ones((3, 3)), MARGIN) for mask in self.drawn])
         tissue = self.inside & ~near & (self.frames > 12)
-        # A pixel may be right as it is by chance; nothing changes around one that was left out.
+        # A pixel may be unchanged by chance; nothing changes around one that was left out.
         around = np.stack([ndimage.maximum_filter(mask, 3) for mask in changed])
         left = tissue & ~around
         painted = changed & ~self.inside & ~self.drawn
@@ -47,7 +47,7 @@ class GraphicsCase:
 
 
 def imaged(shape: str, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Return where a screen (H, W) shows an image of a shape in SHAPES, bool."""
+    """Return a mask (H, W) bool of the image on a screen, of a shape in SHAPES."""
     y, x = np.mgrid[: size[0], : size[1]] / np.array(size)[:, None, None]
     if shape == "filled":
         return np.ones(size, bool)
@@ -88,7 +88,7 @@ def graphics_cases(
 
 
 def shift(values: np.ndarray) -> np.ndarray:
-    """Change every grey value in [0, 1] that it is given: what comes back as it was lies outside the region."""
+    """Change every grey value in [0, 1]: pixels that are unchanged in the output lie outside the region."""
     return np.where(values > 0.5, values - 0.3, values + 0.3)
 
 

@@ -1,8 +1,8 @@
-"""Frames whose anatomy nobody drew: photographs that scikit-image ships, seen by a scanner of its own.
+"""Frames with natural anatomy: photographs bundled with scikit-image, imaged by a separate scanner model.
 
-Nothing is shared with `Speckle2SelfLib.simulation`, and training draws nothing that is like this scanner: its pulse
-rises faster than it falls and changes its phase, its beam has the side lobes of a rectangular aperture and a focus,
-noise comes up with depth, and the grey curve is S-shaped. The truth is the mean of `DRAWS` further draws of the
+Nothing is shared with `Speckle2SelfLib.simulation`, and training never simulates this scanner: its pulse rises faster
+than it falls and changes its phase, its beam has the side lobes of a rectangular aperture and a focus, noise increases
+with depth, and the grey curve is S-shaped. The truth is the mean of `DRAWS` further draws of the
 speckle. No photograph of this kind is trained on.
 """
 
@@ -18,7 +18,7 @@ from skimage.transform import resize
 
 from .cases import Case
 
-PHOTOGRAPHS = {  # what scikit-image calls it: the middle and the side of the part, shares of height, width, height
+PHOTOGRAPHS = {  # name in scikit-image: the center and the side of the part, fractions of height, width, height
     "astronaut": (0.25, 0.43, 0.5),
     "retina": (0.5, 0.5, 1.0),
     "immunohistochemistry": (0.5, 0.5, 0.7),
@@ -28,13 +28,13 @@ PHOTOGRAPHS = {  # what scikit-image calls it: the middle and the side of the pa
     "camera": (0.35, 0.45, 0.6),
     "hubble_deep_field": (0.5, 0.5, 0.5),
 }
-TISSUES = ("grass", "brick")  # whose texture is around lesions
+TISSUES = ("grass", "brick")  # textures around lesions
 DRAWS = 30
 
 
 @dataclass(frozen=True)
 class Scanner:
-    """How an anatomy is seen."""
+    """A scanner that images anatomies."""
 
     pulse: float  # pixels, decay of the axial pulse
     beam: float  # pixels, lateral width at the focus, from the axis to the first zero
@@ -42,7 +42,7 @@ class Scanner:
     floor: float = -45.0  # decibels of the noise at the lower end
 
     def _taps(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The axial pulse, complex, and the lateral beam at and away from the focus; each of unit power."""
+        """Return the axial pulse, complex, and the lateral beam at and away from the focus; each of unit power."""
         t = np.arange(int(8 * self.pulse) + 3) / self.pulse
         pulse = t * np.exp(-t) * np.exp(0.4j * t**2)
         x = np.arange(-int(3 * self.beam) - 2, int(3 * self.beam) + 3)
@@ -50,7 +50,7 @@ class Scanner:
         return tuple(tap / np.sqrt(np.sum(np.abs(tap) ** 2)) for tap in taps)
 
     def frames(self, decibels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-        """`count` independent draws (N, H, W) uint8 over an anatomy (H, W), whose brightest tissue has 0 dB."""
+        """Return `count` independent draws (N, H, W) uint8 over an anatomy (H, W), whose brightest tissue has 0 dB."""
         pulse, narrow, wide = self._taps()
         depth = np.linspace(0, 1, len(decibels))[:, None]
         near = np.cos(np.pi * (depth - 0.45)) ** 2  # 1: at the focus
@@ -70,7 +70,7 @@ SCANNERS = (Scanner(0.55, 1.7), Scanner(0.8, 3.1, 60, -55), Scanner(1.1, 2.2, 45
 
 
 def photograph(name: str, size: int) -> np.ndarray:
-    """A photograph's part (size, size) in [0, 1], its contrast stretched."""
+    """Return a photograph's part (size, size) in [0, 1], its contrast stretched."""
     image = getattr(skimage.data, name)()
     image = rgb2gray(image) if image.ndim == 3 else image / 255
     row, column, side = PHOTOGRAPHS.get(name, (0.5, 0.5, 1.0))
@@ -82,8 +82,8 @@ def photograph(name: str, size: int) -> np.ndarray:
 
 
 def lesions(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Decibels (size, size) of a dark and a bright lesion, a lumen and a cyst with wobbling outlines, and their masks
-    (4, size, size)."""
+    """Return decibels (size, size) of a dark and a bright lesion, a lumen and a cyst with irregular outlines, and their
+    masks (4, size, size)."""
     y, x = np.mgrid[:size, :size] / size
     decibels, masks = np.zeros((size, size)), []
     for contrast, radius, longer, *middle in (  # dB, radius, how much wider than high
@@ -99,7 +99,7 @@ def lesions(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray
 
 
 def natural_cases(size: int, quick: bool = False) -> list[Case]:
-    """Photographs, and lesions in the textures of others, each with two draws of speckle."""
+    """Return photographs, and lesions in the textures of others, each with two draws of speckle."""
     cases = []
     for number, name in enumerate([*list(PHOTOGRAPHS)[: 4 if quick else None], *TISSUES]):
         rng = np.random.default_rng([2507, 6829, number])

@@ -1,4 +1,4 @@
-"""A simulated test phantom on which everything is at a known place, and what is measured on it."""
+"""A simulated test phantom with everything at known positions, and the figures measured on it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BOX = (0.44, 0.74, 0.08, 0.46)  # top, bottom, left, right, shares of the size
 
 @dataclass(frozen=True)
 class Chart:
-    """The paper's kind of phantom: a cyst, a bright disc, a dark box with straight edges, a triangle; besides, thin
+    """The paper's kind of phantom: a cyst, a bright disc, a dark box with straight edges, a triangle; and thin
     layers one pixel wide and single points. Its side is the size of the arrays."""
 
     frames: np.ndarray  # (looks, size, size) float32 in [0, 1], with independent speckle
@@ -27,12 +27,12 @@ class Chart:
     lines: list  # of (size, size) bool
 
     def measure(self, output: np.ndarray) -> dict[str, float]:
-        """Of a despeckled frame (size, size): width of the box's edges over that of the truth, gCNR of cyst and
-        background, and the shares of the contrast of points and thin layers that are kept (1: all; noise adds nothing
-        on average).
+        """Return figures of a despeckled frame (size, size): the ratio of the width of the box's edges to the truth's,
+        gCNR of cyst and background, and the fractions of the contrast of points and thin layers that are kept (1: all;
+        noise adds nothing on average).
 
-        For the shares, which no curved mapping may stretch, grey values are brought to the truth's by the straight
-        line through the means of the five tissues.
+        For these fractions, grey values are mapped to the truth's by the straight line through the means of the five
+        tissues, so that no curved mapping can stretch them.
         """
         size = len(self.truth)
         calm = maximum_filter(self.labels, 9) == minimum_filter(self.labels, 9)
@@ -47,8 +47,8 @@ class Chart:
         return found
 
     def edges(self) -> list:
-        """Of the box's four edges: a line from `size // 16` pixels before it to as many behind, ((row, column), (row,
-        column)), and the grain along it."""
+        """Return, for the box's four edges, a line from `size // 16` pixels before to as many behind, ((row, column),
+        (row, column)), and the grain along it."""
         size = len(self.truth)
         top, bottom, left, right = (round(size * share) for share in BOX)
         reach, middle = size // 16, ((top + bottom) / 2, (left + right) / 2)
@@ -58,7 +58,7 @@ class Chart:
         return ends
 
     def _kept(self, image: np.ndarray, place) -> float:
-        """The share of the truth's contrast at a place, each pixel weighted by what it contributes to it."""
+        """Return the fraction of the truth's contrast that is kept at a place, weighted by the truth's contrast."""
         mask = np.zeros(self.truth.shape, bool)
         mask[place] = True
         near, around = maximum_filter(mask, 11), maximum_filter(mask, 21)
@@ -68,10 +68,11 @@ class Chart:
 
 
 def draw(size: int, grain: tuple[float, float], rng: np.random.Generator, looks: int = 1) -> Chart:
-    """A chart of (size, size) pixels, 96 or more, seen by a scanner whose speckle has this grain (axial, lateral).
+    """Draw a chart of (size, size) pixels, 96 or more, imaged by a scanner whose speckle has this grain (axial,
+    lateral).
 
-    The echo model is its own (a Hann pulse, a 50 dB logarithmic map), so that the chart favours no one who has
-    trained on `simulate`. The expected grey value is computed over 24 x 8 points of the speckle's distribution.
+    The echo model is separate (a Hann pulse, a 50 dB logarithmic map), so that models trained on `simulate` have no
+    advantage. The expected grey value is computed over 24 x 8 points of the speckle's distribution.
     """
     y, x = (np.mgrid[:size, :size] + 0.5) / size
     labels = np.zeros((size, size), np.uint8)

@@ -1,4 +1,4 @@
-"""How good it is beside everything else: simulated frames with known truth, real frames, all methods, one table."""
+"""The benchmark of quality: simulated frames with known truth, real frames, all methods, one table."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from .natural import natural_cases
 from .report import page, picture, plot, table, write_csv
 
 SLOW = {"deep image prior": 4}  # methods that get this many frames of each set only
-# What gave the filters the best SSIM of a few strengths on 27 other simulated frames of these scanners; those that are
-# bundled are weaker, since points and layers go first.
+# The strengths with the filters' best SSIM on 27 other simulated frames of these scanners; the bundled strengths are
+# weaker, since points and layers are lost first.
 STRONG = {
     "median": {"size": 11}, "lee": {"size": 15}, "srad": {"steps": 400}, "nlm": {"strength": 2.4},
     "curvature": {"steps": 320}, "OBNLM": {"strength": 4}, "BM3D": {"strength": 7},
@@ -44,16 +44,16 @@ STRONG = {
 
 @dataclass
 class Method:
-    """`train(cases, seconds)` gives a function from a case to its despeckled frames (N, H, W)."""
+    """A method; `train(cases, seconds)` returns a function from a case to its despeckled frames (N, H, W)."""
 
     name: str
     train: Callable
     learns: bool = False
-    needs: str = ""  # what it is told beyond the frames; it then takes part on simulated frames alone
+    needs: str = ""  # what it knows beyond the frames, which only simulated frames provide
 
 
 def _trained_by(name: str, device, given=None) -> Callable:
-    """One of `baselines`, trained on all frames of the set together; `given`: "truth" or "second"."""
+    """Return one of `baselines`, trained on all frames of the set together; `given`: "truth" or "second"."""
 
     def train(cases, seconds):
         frames = np.concatenate([case.filled for case in cases])
@@ -61,7 +61,7 @@ def _trained_by(name: str, device, given=None) -> Callable:
         if given:
             extra = {
                 "truth": lambda case: np.broadcast_to(case.truth, case.frames.shape),
-                "second": lambda case: np.roll(case.frames, 1, axis=0),  # each draw beside another one
+                "second": lambda case: np.roll(case.frames, 1, axis=0),  # each draw with another one
             }[given]
             more = {given: np.concatenate([fill_outside(extra(case), case.region) for case in cases])}
         apply = getattr(baselines, name)(frames, seconds, device=device, **more)
@@ -71,7 +71,7 @@ def _trained_by(name: str, device, given=None) -> Callable:
 
 
 def _ours(device, preset: TrainingConfig, start: Model | None = None) -> Callable:
-    """`Training` on the set's frames, a cine for each case, for a time; from a model where one is given."""
+    """Return a method that runs `Training` on the set's frames, a cine per case, for a time; start: initial model."""
 
     def train(cases, seconds):
         config = replace(preset, crop=min(preset.crop, *cases[0].region.shape))
@@ -79,7 +79,7 @@ def _ours(device, preset: TrainingConfig, start: Model | None = None) -> Callabl
         model = start.config if start else recipe.new_model()
         frames = [case.frames if recipe.detects_region else case.filled for case in cases]
         cines = [prepare_cine(each, case.region, model) for each, case in zip(frames, cases, strict=True)]
-        for cut in (0.1, 1.0):  # a short run tells how many steps the time allows: the rate of learning ends with it
+        for cut in (0.1, 1.0):  # a short run measures how many steps fit into the time, as the learning rate needs
             network = copy.deepcopy(start.network) if start else None
             teacher = load_model("default").network if recipe.despeckles and start is None else None
             began, training = time.monotonic(), Training(cines, config, model, network, device, teacher=teacher)
@@ -96,7 +96,7 @@ def _ours(device, preset: TrainingConfig, start: Model | None = None) -> Callabl
 
 
 def methods(device) -> list[Method]:
-    """All that take part, in the table's order."""
+    """Return all methods, in the table's order."""
     default = load_model("default")
     adapt = replace(PRESETS["adapt"], batch=baselines.BATCH, crop=baselines.CROP)
     new = replace(PRESETS["standard"], batch=adapt.batch, crop=adapt.crop, simulated=adapt.simulated)
@@ -129,7 +129,7 @@ def methods(device) -> list[Method]:
 
 
 def _authors_loop(network, frames: np.ndarray, rng, device):
-    """The authors' loop as re-enacted here; a step at each turn.
+    """Run a re-implementation of the authors' loop; yield after each step.
 
     In 32 bits: each sample on its own on the main thread, resized (by torch, which is not slower than their OpenCV),
     normalized, its three views augmented; then the batch through network, losses and Adam.
@@ -155,7 +155,7 @@ def _authors_loop(network, frames: np.ndarray, rng, device):
 
 
 def loop_rates(size: int, batch: int, seconds: float, device) -> tuple[float, float]:
-    """Steps per second of the published recipe on the same machine: by the authors' loop, and by ours."""
+    """Return steps per second of the published recipe on this machine, by the authors' loop and by ours."""
     rng = np.random.default_rng(0)
     frames = (rng.random((batch, size, size)) * 255).astype(np.uint8)
     theirs = _authors_loop(SpeckleReductionNetwork().to(device).train(), frames, rng, device)
@@ -164,8 +164,8 @@ def loop_rates(size: int, batch: int, seconds: float, device) -> tuple[float, fl
     ours = Training([prepare_cine(frames, None, model)], config, model, device=device)
     loops, times, began = (theirs, ours.run()), ([], []), time.monotonic()
     for loop in loops:
-        next(loop)  # what is done once only
-    while time.monotonic() - began < seconds or not times[0]:  # in turn, as the machine may have others to serve
+        next(loop)  # warm up
+    while time.monotonic() - began < seconds or not times[0]:  # in turn, as other programs may use the machine
         for loop, spent in zip(loops, times, strict=True):
             start = time.monotonic()
             next(loop)
@@ -174,13 +174,13 @@ def loop_rates(size: int, batch: int, seconds: float, device) -> tuple[float, fl
 
 
 def run(output, *, quick=False, real=(), minutes: float | None = None, device="auto", size: int | None = None) -> None:
-    """The whole benchmark into a folder: quality.csv, quality.md, quality.png. Prints as it goes.
+    """Write the whole benchmark into a folder: quality.csv, quality.md, quality.png. Prints its progress.
 
-    Args: quick, fewer and smaller frames, under five minutes on two slow cores; real, files besides the sets whose
-    truth is known; minutes, of training for each method and set (default 5; quick: 12 s shared by the sets); size, of
+    Args: quick, fewer and smaller frames, under five minutes on two slow cores; real, files in addition to the sets
+    with known truth; minutes, of training for each method and set (default 5; quick: 12 s shared by the sets); size, of
     the frames with a truth in pixels. Raises InputError.
     """
-    plot(1, 1)  # without matplotlib, it is said now
+    plot(1, 1)  # reports a missing matplotlib now
     device, folder = choose_device(device), Path(output)
     size = size or (160 if quick else 256)
     seconds = minutes * 60 if minutes else (12 / (2 + len(real)) if quick else 300)
@@ -204,7 +204,7 @@ def run(output, *, quick=False, real=(), minutes: float | None = None, device="a
 
 
 def _entries(cases: list[Case], device) -> list[Method]:
-    """The methods that the set allows, and outputs that are stored with it."""
+    """Return the methods that can run on the set, and the outputs stored with it."""
     entries = [method for method in methods(device) if not method.needs or cases[0].truth is not None]
     for key in dict.fromkeys(key for case in cases for key in case.stored):
         title = {"speckle2self_paper": "Speckle2Self"}.get(key, key)
@@ -213,14 +213,14 @@ def _entries(cases: list[Case], device) -> list[Method]:
 
 
 def _run_method(name, method: Method, cases, seconds, rows, pictures, notes) -> None:
-    """One method on the cases of the set `name`; adds to the three collections."""
+    """Run one method on the cases of the set `name`; add to `rows`, `pictures` and `notes`."""
     shown = _shown(cases)
     slow = method.name in SLOW
     used = _part(cases, shown, SLOW[method.name]) if slow else cases
     try:
         apply = method.train(used, seconds)
         if not method.learns and not slow:
-            apply(used[0])  # what is done once only
+            apply(used[0])  # warm up
         for case in used:
             began = time.perf_counter()
             outputs = np.asarray(apply(case))[: len(case.frames)]  # stored ones are not cut
@@ -244,7 +244,7 @@ def _run_method(name, method: Method, cases, seconds, rows, pictures, notes) -> 
 
 
 def _part(cases: list[Case], shown: list[Case], count: int) -> list[Case]:
-    """The first `count` frames: those in the picture come first."""
+    """Return the first `count` frames: those in the picture come first."""
     part = []
     for case in sorted(cases, key=lambda case: not any(case is one for one in shown)):
         if count > 0:
@@ -254,7 +254,7 @@ def _part(cases: list[Case], shown: list[Case], count: int) -> list[Case]:
 
 
 def _shown(cases: list[Case]) -> list[Case]:
-    """The cases in the picture: a phantom, a photograph and lesions, or the only one."""
+    """Return the cases in the picture: a phantom, a photograph and lesions, or the only one."""
     wanted = ("phantom, fine", "astronaut", "lesions in grass")
     first = {case.name: case for case in reversed(cases)}
     return [first[name] for name in wanted if name in first] or cases[:1]

@@ -1,4 +1,4 @@
-"""What the benchmark writes: a CSV file, Markdown tables and a picture. A row is a dict: set, case, method, figures."""
+"""The benchmark's output: a CSV file, Markdown tables and a picture. A row is a dict: set, case, method, figures."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from Speckle2SelfLib.metrics import FIGURES, average
 from Speckle2SelfLib.region import fill_outside
 from Speckle2SelfLib.system import InputError
 
-UNFAIR = ("input", "Noise2Noise", "Noise2True")  # which are told more than the frames, or are them
-TELLING = ("rms", "psnr", "ssim", "repeat", "dice")  # figures that the text compares, of sets with a known truth
+UNFAIR = ("input", "Noise2Noise", "Noise2True")  # they know more than the frames, or are the frames
+TELLING = ("rms", "psnr", "ssim", "repeat", "dice")  # figures that the text compares, for sets with a known truth
 
 
 def plot(width: float, height: float, layout: str = "constrained"):
-    """An empty matplotlib figure, inches. Raises InputError where matplotlib is not installed."""
+    """Return an empty matplotlib figure, inches. Raises InputError where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -26,7 +26,7 @@ def plot(width: float, height: float, layout: str = "constrained"):
 
 
 def _means(rows: list[dict], name: str) -> dict[str, dict[str, float]]:
-    """Of one set: method -> figure -> mean over the cases that have it."""
+    """Return, for one set, method -> figure -> mean over the cases that have it."""
     found: dict[str, list[dict]] = {}
     for row in (row for row in rows if row["set"] == name):
         found.setdefault(row["method"], []).append({figure: row[figure] for figure in FIGURES if figure in row})
@@ -34,20 +34,20 @@ def _means(rows: list[dict], name: str) -> dict[str, dict[str, float]]:
 
 
 def _best(means: dict, figure: str) -> str | None:
-    """The method with the best value of a figure, of those that know the frames only; None: no value is better."""
+    """Return the method with the best value of a figure among those that know only the frames; None: none is better."""
     pick = {"higher": max, "lower": min}.get(FIGURES[figure].better)
     there = [method for method in means if method not in UNFAIR and figure in means[method]]
     return pick(there, key=lambda method: means[method][figure]) if pick and there else None
 
 
 def markdown(lines: list[list[str]]) -> str:
-    """A table whose first line is its heading and whose first column is text."""
+    """Return a table whose first line is its heading and whose first column is text."""
     lines = [lines[0], ["---", *("---:" for _ in lines[0][1:])], *lines[1:]]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def table(rows: list[dict], name: str) -> str:
-    """The Markdown table of one set; the best of each column (except methods told more than the frames) in bold."""
+    """Return the Markdown table of one set; the best of each column (except `UNFAIR` methods) is in bold."""
     means = _means(rows, name)
     columns = [figure for figure in FIGURES if any(figure in values for values in means.values())]
     best = {figure: _best(means, figure) for figure in columns}
@@ -64,7 +64,7 @@ def table(rows: list[dict], name: str) -> str:
 
 
 def _by_case(rows: list[dict]) -> str:
-    """The Markdown table of SSIM, method by case with a known truth."""
+    """Return the Markdown table of SSIM, method by case with a known truth."""
     known = [row for row in rows if "ssim" in row]
     cases, lines = list(dict.fromkeys(row["case"] for row in known)), []
     for method in dict.fromkeys(row["method"] for row in known):
@@ -74,8 +74,8 @@ def _by_case(rows: list[dict]) -> str:
 
 
 def home_ground(rows: list[dict], ours: str) -> list[str]:
-    """Sentences on the figures in which one of our methods, whose names begin with `ours`, is first on simulated
-    frames, which resemble what it was trained on, and none of them on natural anatomy."""
+    """Return sentences on the figures in which one of our methods, whose names begin with `ours`, is first on simulated
+    frames, which resemble its training data, and none of them on natural anatomy."""
     home, away = _means(rows, "simulated"), _means(rows, "natural")
     lines = []
     for name in TELLING:
@@ -90,7 +90,7 @@ def home_ground(rows: list[dict], ours: str) -> list[str]:
 
 
 def page(rows: list[dict], notes: list[str], rates, frames: dict[str, int], seconds: float, ours: str) -> str:
-    """All tables in Markdown, with the notes; rates: steps per second of the authors' loop and of ours."""
+    """Return all tables in Markdown, with the notes; rates: steps per second of the authors' loop and of ours."""
     text = f"Each learning method had {seconds:.3g} s of training on the frames of each set, without their truth.\n\n"
     text += (
         "*simulated*: the project's own phantoms, which resemble what its models are trained on; a lead there is "
@@ -108,7 +108,7 @@ def page(rows: list[dict], notes: list[str], rates, frames: dict[str, int], seco
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
-    """One line for each method and case."""
+    """Write one line for each method and case."""
     with path.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, ["set", "case", "method", "frames", *FIGURES], extrasaction="ignore")
         writer.writeheader()
@@ -116,7 +116,7 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def steepest(image: np.ndarray, region: np.ndarray, side: int) -> tuple[slice, slice]:
-    """The square of `side` pixels, within the region, around the place where the image is steepest."""
+    """Return the square of `side` pixels, within the region, around the place where the image is steepest."""
     guide = fill_outside(image[None], region)[0]
     steep = gaussian_gradient_magnitude(gaussian_filter(guide, 1), 3)
     steep *= minimum_filter(region, side + 2, mode="constant")
@@ -125,8 +125,8 @@ def steepest(image: np.ndarray, region: np.ndarray, side: int) -> tuple[slice, s
 
 
 def picture(pictures: dict, side: int = 20, across: int = 10):
-    """Each method's output of the frames shown: the whole frame, and below it the `side` pixels where the truth
-    (without one: the blurred input) is steepest. A matplotlib figure.
+    """Return a matplotlib figure with each method's output: the whole frame, and below it the `side` pixels where the
+    truth (without one: the blurred input) is steepest.
 
     Args: pictures, (set, case, method): (H, W) about [0, 1], "input" among them; and "region", bool. The same grey map
     serves all methods of a frame.

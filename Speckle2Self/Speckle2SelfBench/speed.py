@@ -1,8 +1,8 @@
-"""How fast it is: beside the published script in the same run, and beside what this machine can do.
+"""The benchmark of speed, relative to the published script in the same run, and to the limits of this machine.
 
-All that share a size and a number of threads take turns, and each one's best turn counts, so that the ratios hold on a
-machine that others use too. The multiply-adds and the least traffic to memory are counted from the layers; the limits
-that they are compared with are measured here: the best of several ways to multiply matrices, and a copy.
+All methods with the same size and number of threads take turns, and each one's best turn counts, so that the ratios
+hold on a shared machine. The multiply-adds and the least memory traffic are counted from the layers; the limits that
+they are compared with are measured here: the best of several ways to multiply matrices, and a copy.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CLASSICAL = {"srad": FILTERS["srad"], "nlm": FILTERS["nlm"], "BM3D": bm3d, "medi
 SCRIPT, ENGINE, DEFAULT = "published, by its script", "published, our engine", "default model"
 CINE_PIXELS = 2**22  # of all frames of a cine
 LENGTH_SIZES = SIZES[:3]  # for the cost by the number of frames
-SLOWER = 0.85  # a ratio below this share of the last release's is told
+SLOWER = 0.85  # a ratio below this fraction of the last release's is reported
 COLUMNS = {  # name: heading, format
     "method": ("method", "s"),
     "size": ("size", "s"),
@@ -65,7 +65,7 @@ COLUMNS = {  # name: heading, format
 
 @dataclass(frozen=True)
 class Work:
-    """What a network does for each pixel of its input (weights: for each batch), counted from its convolutions."""
+    """The work of a network for each pixel of its input (weights: for each batch), counted from its convolutions."""
 
     multiply_adds: float  # per pixel
     elements: float  # numbers read and written per pixel if every convolution's input and output moves once
@@ -73,7 +73,7 @@ class Work:
 
 
 def count(network: torch.nn.Module, inputs, pixels: int) -> Work:
-    """The work of `network(inputs)`, whose inputs have `pixels` pixels in all; all else than convolutions is free."""
+    """Return the work of `network(inputs)`, whose inputs have `pixels` pixels in total; only convolutions count."""
     total = [0, 0, 0]
 
     def add(layer, given, made):
@@ -104,7 +104,7 @@ def _synchronise(device: torch.device) -> None:
 
 
 def seconds(work: Callable, device: torch.device) -> float:
-    """Of one call, all of its work on the device included."""
+    """Return the seconds of one call, including all of its work on the device."""
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
@@ -121,7 +121,7 @@ def seconds(work: Callable, device: torch.device) -> float:
 
 
 def best(work: Callable, device: torch.device, budget: float = 0.5, least: int = 2) -> float:
-    """The shortest of `least` calls or more, for `budget` seconds."""
+    """Return the seconds of the shortest of at least `least` calls during `budget` seconds."""
     found, began = [], time.perf_counter()
     while len(found) < least or time.perf_counter() - began < budget:
         found.append(seconds(work, device))
@@ -129,14 +129,14 @@ def best(work: Callable, device: torch.device, budget: float = 0.5, least: int =
 
 
 def peak_megabytes(work: Callable, device: torch.device) -> float | None:
-    """Memory that one call adds at its peak; None where the system does not tell."""
+    """Return the memory that one call adds at its peak; None if the system does not report it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         work()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed is given back, or it would be used unseen
+        ctypes.CDLL(None).malloc_trim(0)  # return freed memory, whose use would otherwise go unnoticed
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
         work()
@@ -151,7 +151,7 @@ def _status(name: str) -> int:
 
 
 def _products(device: torch.device, precision: torch.dtype):
-    """Ways to multiply matrices, as libraries differ in what they are good at on a processor: (function, its
+    """Yield ways to multiply matrices, as the fastest differs between libraries and processors: (function, its
     multiply-adds), the small ones first."""
     count = 1 if device.type == "cpu" else 16  # a GPU needs larger ones
 
@@ -169,8 +169,8 @@ def _products(device: torch.device, precision: torch.dtype):
 
 
 def machine_rates(device: torch.device, budget: float = 0.5) -> dict:
-    """What this device can do: multiply-adds a second in 32 and in 16 bits, by the best of `_products`, each tried for
-    a part of `budget` seconds, and bytes a second of a copy (read and written)."""
+    """Return the limits of this device: multiply-adds per second in 32 and in 16 bits, by the best of `_products`, each
+    tried for a part of `budget` seconds, and bytes per second of a copy (read and written)."""
     rates = {}
     with torch.inference_mode():
         for precision in (torch.float32, sixteen_bits(device)):
@@ -186,7 +186,7 @@ def machine_rates(device: torch.device, budget: float = 0.5) -> dict:
 
 
 def add_shares(rows: list[dict], rates: dict) -> None:
-    """Adds to each row its shares of the rates of the machine."""
+    """Add to each row its fractions of the machine's rates."""
     for row in rows:
         if "gflops" in row:
             row["of_matrix"] = row["gflops"] * 5e8 / rates[getattr(torch, row["precision"])]
@@ -194,7 +194,7 @@ def add_shares(rows: list[dict], rates: dict) -> None:
 
 
 def beyond(rows: list[dict]) -> list[str]:
-    """Sentences on rows that seem to do more than the machine can: a limit was measured wrong."""
+    """Return sentences on rows that seem to exceed the machine's limits: a limit was measured wrong."""
     return [
         f"WRONG LIMIT: {row['method']}, {row['size']}, {row['precision']}: {row[share]:.0%} {COLUMNS[share][0]}."
         for row in rows
@@ -204,10 +204,10 @@ def beyond(rows: list[dict]) -> list[str]:
 
 
 def published_script(network: SpeckleReductionNetwork, device: torch.device) -> Callable:
-    """As the authors' script runs their method: one frame at a time, its three views through all three branches in 32
-    bits, and the full-scale prediction cut to [0, 1]. (N, H, W) -> (N, H, W) float32. Sides are padded to multiples of
-    16, for which the script resizes."""
-    network = network.to(device).train()  # with the instance normalisation of the authors, not our faster one
+    """Return the authors' method as their script runs it, (N, H, W) -> (N, H, W) float32: one frame at a time, its
+    three views through all three branches in 32 bits, the full-scale prediction clipped to [0, 1]. Sides are padded to
+    multiples of 16; the script resizes instead."""
+    network = network.to(device).train()  # with the instance normalization of the authors, not our faster one
 
     def run(frames):
         outputs = []
@@ -236,14 +236,14 @@ class Entry:
 
 
 def recording(size: tuple[int, int], count: int) -> np.ndarray:
-    """A cine (count, H, W) uint8 of simulated tissue that drifts."""
+    """Return a cine (count, H, W) uint8 of simulated tissue that drifts."""
     made = simulate(SimulationConfig(size, 1, (1.1, 1.5), "organ", "linear"), np.random.default_rng(6))
     frame = np.round(made.frames[0] * 255).astype(np.uint8)
     return np.stack([np.roll(frame, number % 64, axis=1) for number in range(count)])
 
 
 def published_pair(seed: int = 0) -> tuple[SpeckleReductionNetwork, Model]:
-    """The published network with random weights, and its full-scale half as a model for our engine."""
+    """Return the published network with random weights, and its full-scale half as a model for our engine."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         whole = SpeckleReductionNetwork()
@@ -253,7 +253,7 @@ def published_pair(seed: int = 0) -> tuple[SpeckleReductionNetwork, Model]:
 
 
 def entries(size, threads: int, quick: bool, device, precisions, networks) -> list[Entry]:
-    """All that take part at one size (H, W), the script first. `networks`: as `published_pair` gives it."""
+    """Return all entries for one size (H, W), the script first. `networks`: from `published_pair`."""
     whole, half = networks
     models = {f"{name} model": load_model(path) for name, path in bundled_models().items()}
     cine = recording(size, max(2, min(8 if quick else 16, CINE_PIXELS // (size[0] * size[1]))))
@@ -290,7 +290,7 @@ def _filtered(function, given) -> Callable:
 
 
 def network_alone(model: Model, device, precision) -> Callable:
-    """The network and nothing else, on frames (N, H, W) uint8 that are on the device from the second call on."""
+    """Return only the network, for frames (N, H, W) uint8 that are on the device from the second call on."""
     network, kept = fast_network(model, device, precision), {}
 
     def run(frames):
@@ -310,11 +310,11 @@ def network_alone(model: Model, device, precision) -> Callable:
 
 
 def measure(found: list[Entry], size, threads: int, device, budget: float) -> list[dict]:
-    """The rows of one size and number of threads; the first entry's time is what the others are compared with. Shares
-    of the machine's rates come later (`add_shares`)."""
+    """Return the rows of one size and number of threads; ratios are relative to the first entry's time. Fractions of
+    the machine's rates are added later (`add_shares`)."""
     times: list[list[float]] = [[] for _ in found]
     memory = []
-    for entry, spent in zip(found, times, strict=True):  # the first turn, which is timed only where it is the last
+    for entry, spent in zip(found, times, strict=True):  # the first turn, timed only if it is also the last
 
         def first(entry=entry, spent=spent):
             took = seconds(lambda: entry.run(entry.frames), device)
@@ -352,10 +352,10 @@ def measure(found: list[Entry], size, threads: int, device, budget: float) -> li
 
 
 def differences(networks, device, precisions, size: int = 128) -> dict[str, float]:
-    """Largest difference of our engine's output from the script's, in shares of the grey range, by precision."""
+    """Return the largest difference of our engine's output from the script's, of a grey range of 1, by precision."""
     whole, half = networks
     frames = recording((size, size), 2).astype(np.float32)
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # on CUDA it rounds to 19 bits else
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # otherwise CUDA rounds to 19 bits
         script = published_script(whole, device)(frames)
     found = {}
     for precision in precisions:
@@ -367,22 +367,22 @@ def differences(networks, device, precisions, size: int = 128) -> dict[str, floa
 
 
 def by_length(device, lengths, size: tuple[int, int], turns: int = 3) -> dict[int, float]:
-    """Milliseconds a frame of cines (H, W) of these lengths, in turns; region, mapping and grain are given."""
+    """Return milliseconds per frame for cines of these lengths, in turns; region, mapping and grain are given."""
     model, cine = load_model("default"), recording(size, max(lengths))
     given = {"calibration": Calibration(np.ones(size, bool), (0, 255), (1.1, 1.5)), "device": str(device)}
     found: dict[int, list[float]] = {length: [] for length in lengths}
-    for length in lengths * 2:  # what is done once only
+    for length in lengths * 2:  # warm up
         despeckle(cine[:length], model, **given)
     for _ in range(turns):
         for length, spent in found.items():
-            for _ in range(max(1, max(lengths) // length)):  # short ones as long as long ones, and no lucky moments
+            for _ in range(max(1, max(lengths) // length)):  # short cines are repeated to last as long as long ones
                 took = seconds(lambda n=length: despeckle(cine[:n], model, **given), device)
                 spent.append(1000 * took / length)
     return {length: float(np.median(spent)) for length, spent in found.items()}
 
 
 def stages(device, frames: int, size=(480, 640)) -> dict[str, float]:
-    """Milliseconds a frame of each stage from disk to disk, of an uncompressed cine."""
+    """Return milliseconds per frame of each stage from disk to disk, for an uncompressed cine."""
     model, cine = load_model("default"), recording(size, frames)
     found, clock = {}, time.perf_counter
 
@@ -395,11 +395,11 @@ def stages(device, frames: int, size=(480, 640)) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "cine.npy"), Path(folder, "despeckled.npy")
         np.save(source, cine)
-        despeckle(cine[:1], model, region=None, device=str(device))  # what is done once only
+        despeckle(cine[:1], model, region=None, device=str(device))  # warm up
         read = stage("read", lambda: files.read(source))
         inside = stage("region", lambda: region.detect(read.frames))
         calibration = stage("grey values, grain", lambda: calibrate(read.frames, inside))
-        spent, threads = [], set()  # which run side by side
+        spent, threads = [], set()  # of blocks that run in parallel
         network = fast_network(model, device)
         run = network.forward
 
@@ -421,7 +421,7 @@ def stages(device, frames: int, size=(480, 640)) -> dict[str, float]:
 
 
 def kind(device: torch.device, threads: int) -> str:
-    """What ratios of the history may be compared with: the same kind of device, in the same precision."""
+    """Return the kind of device and precision, within which ratios of the history can be compared."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
@@ -432,7 +432,7 @@ def kind(device: torch.device, threads: int) -> str:
 
 
 def compare(path, rows: list[dict], name: str) -> list[str]:
-    """Sentences on the default model's ratios beside the last ones of this kind of device in a history file."""
+    """Return sentences that compare the default model's ratios with the last ones of this kind in a history file."""
     last = {}
     with Path(path).open(newline="") as stream:
         for line in csv.DictReader(stream):
@@ -448,7 +448,7 @@ def compare(path, rows: list[dict], name: str) -> list[str]:
 
 
 def add_ratios(path, rows: list[dict], name: str) -> None:
-    """Appends the default model's ratios to a history file."""
+    """Append the default model's ratios to a history file."""
     path = Path(path)
     fresh = not path.exists()
     with path.open("a", newline="") as stream:
@@ -460,7 +460,7 @@ def add_ratios(path, rows: list[dict], name: str) -> None:
 
 
 def _ratios(rows) -> dict[tuple[str, str], float]:
-    """(size, "live" or "cine") -> the default model's best ratio with all threads."""
+    """Return (size, "live" or "cine") -> the default model's best ratio with all threads."""
     most, found = max(row["threads"] for row in rows), {}
     for row in rows:
         if row["method"] == DEFAULT and row["threads"] == most:
@@ -470,7 +470,7 @@ def _ratios(rows) -> dict[tuple[str, str], float]:
 
 
 def table(rows: list[dict]) -> str:
-    """In Markdown."""
+    """Format the rows as a Markdown table."""
     lines = [[heading for heading, _ in COLUMNS.values()]]
     for row in rows:
         lines.append(["" if row.get(name) is None else f"{row[name]:{form}}" for name, (_, form) in COLUMNS.items()])
@@ -478,8 +478,8 @@ def table(rows: list[dict]) -> str:
 
 
 def picture(rows: list[dict], rates):
-    """Time a frame against pixels a frame, both logarithmic: the best of each method with all threads; dashed, what
-    the default model's multiply-adds would take at the machine's limit. A matplotlib figure."""
+    """Return a matplotlib figure of time per frame against pixels, both logarithmic: the best of each method with all
+    threads; dashed, the time of the default model's multiply-adds at the machine's limit."""
     most, curves, pixels = max(row["threads"] for row in rows), {}, {}
     for row in rows:
         across, down = (int(n) for n in row["size"].split(" x "))
@@ -507,7 +507,7 @@ def picture(rows: list[dict], rates):
 
 
 def page(rows, rates, about: dict) -> str:
-    """All that was found, in Markdown: ratios first."""
+    """Return all results in Markdown, ratios first."""
     gflops = {name: 2 * rate / 1e9 for name, rate in rates.items() if name != "copy"}
     text = "Measured on: " + about["kind"] + f", torch {torch.__version__}. "
     text += "; ".join(f"{str(n).removeprefix('torch.')} matrix product {r:.3g} GFLOP/s" for n, r in gflops.items())
@@ -525,12 +525,12 @@ def page(rows, rates, about: dict) -> str:
 
 
 def run(output, *, quick=False, device="auto", history=None, record=False, sizes=None) -> list[dict]:
-    """The whole benchmark into a folder: speed.csv, speed.md, speed.png.
+    """Write the whole benchmark into a folder: speed.csv, speed.md, speed.png.
 
     Args: quick, fewer sizes and turns, less than two minutes; history, a file of the default model's ratios to compare
     with, and, where `record` is set, to add to; sizes, (H, W) each. Returns the table's rows. Raises InputError.
     """
-    plot(1, 1)  # without matplotlib, it is said now
+    plot(1, 1)  # reports a missing matplotlib now
     device, folder = choose_device(device), Path(output)
     if record and not history:
         raise InputError("Name the history file to record in: --history FILE.")
@@ -547,7 +547,7 @@ def run(output, *, quick=False, device="auto", history=None, record=False, sizes
             for size in sizes if threads == most else sizes[1:2]:
                 found = entries(size, most if threads == most else 0, quick, device, precisions, networks)
                 some += measure(found, size, threads, device, 1.0 if quick else 6.0)
-                again = machine_rates(device, span)  # as others may have been at work the first time
+                again = machine_rates(device, span)  # other programs may have run the first time
                 limits = {name: max(rate, again[name]) for name, rate in limits.items()}
                 print(f"{size[1]} x {size[0]}, {threads} threads", flush=True)
             add_shares(some, limits)
@@ -577,7 +577,7 @@ def run(output, *, quick=False, device="auto", history=None, record=False, sizes
 
 
 def _precisions(device: torch.device, rates: dict) -> tuple[list[torch.dtype], str]:
-    """Those to measure, the device's own first, and why one is left out, if it is."""
+    """Return the precisions to measure, the device's own first, and why one is left out, if any."""
     own = choose_precision(device)
     other = sixteen_bits(device) if own == torch.float32 else torch.float32
     if rates[other] > rates[own] / 20:

@@ -111,11 +111,11 @@ def _input_files(inputs: Iterable[FilePath], outputs: list[Path]) -> list[Path]:
         inside = files.find([entry], other_files)
         names = [str(path) for path in other_files if results.isdisjoint(path.resolve().parents)]
         if names and torchrun_place()[0] == 0:
-            print(f"{entry}: passed over, as no images: {', '.join(names)}.", file=sys.stderr)
+            print(f"{entry}: skipped, not images: {', '.join(names)}.", file=sys.stderr)
         if Path(entry).is_dir():
             inside = [path for path in inside if results.isdisjoint(path.resolve().parents)]
             if not inside:
-                raise InputError(f"All that {entry} holds lies in the output folder {outputs[0]}; give another one.")
+                raise InputError(f"All files of {entry} are in the output folder {outputs[0]}; choose another one.")
         paths += inside
     return paths
 
@@ -143,7 +143,7 @@ def remove_empty_folders(folder: Path) -> None:
 
 
 def _beside(target: Path, output: Path, told: Path | None) -> Path | None:
-    """The file for the uncertainty of `target`, laid out below the folder `told` as that is below `output`."""
+    """Return the file for the uncertainty of `target`, laid out below the folder `told` as that is below `output`."""
     from . import files
 
     if told is None:
@@ -157,8 +157,10 @@ def _despeckle_file(
     path: Path, target: Path, told: Path | None, folder: Path, model: Model | Filter, options: DespeckleOptions,
     read_options: ReadOptions,
 ) -> None:  # fmt: skip
-    """Despeckle one file. told: the file for the uncertainty. folder: that of all outputs, which with the options tells
-    one run from another."""
+    """Despeckle one file.
+
+    told: the file for the uncertainty. folder: the output folder, which with the options identifies the run.
+    """
     from . import files, volumes
     from .despeckling import despeckle as despeckle_frames
 
@@ -185,7 +187,7 @@ def _despeckle_file(
     with files.array_like(recording.frames, target.parent) as output:
         with _bar(path.name, "frame") as progress, _warnings_with_path(path):
             result = volumes.process(frames, axes, run, progress)
-        if told is not None:  # before the output: where that is, nothing is missing
+        if told is not None:  # first, so that an existing output means a complete result
             files.write_map(told, volumes.average_maps(maps, frames.shape[:4], axes), recording)
         try:
             files.write(target, result.reshape(recording.frames.shape), recording)
@@ -207,7 +209,7 @@ def _region(recording: Recording, shape: tuple[int, ...], choice: str, axes: lis
 
     if choice not in ("auto", "none"):
         if len(axes) > 1:
-            raise InputError("A mask fits the frames of one axis: give --axis k, j or i.")
+            raise InputError("A mask fits the frames of only one axis: choose --axis k, j or i.")
         return files.read_mask(choice, tuple(np.delete(shape, axes[0])))
     if choice == "auto" and recording.region is not None and axes == [0]:
         return detect(recording.frames, recording.region)
@@ -245,7 +247,7 @@ def _warnings_with_path(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _bar(name: str, unit: str) -> Iterator[Progress]:
-    """Give a function of (done, total) that shows a progress bar, silent where the output is not a terminal."""
+    """Yield a function of (done, total) that shows a progress bar; it is silent if the output is not a terminal."""
     from tqdm import tqdm
 
     with tqdm(desc=name, unit=unit, disable=None, delay=1e-9) as bar:
@@ -286,7 +288,7 @@ def train(arguments: argparse.Namespace) -> None:
                     simulated(line["simulated"], line["anatomies"])
                 if "step" in line:
                     trained(line["step"], line["steps"])
-            except OSError:  # nobody listens any more
+            except OSError:  # the reader has gone
                 stop_event.set()
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer goes there
 
@@ -301,12 +303,12 @@ def train(arguments: argparse.Namespace) -> None:
 
 @contextmanager
 def _stop_request(stop_event: threading.Event, listen: bool) -> Iterator[Callable[[], bool]]:
-    """Give a function that tells whether to stop: once `stop_event` is set, which Ctrl-C, SIGTERM (a second one ends
-    the process at once) and a closed terminal do; with `listen`, so does anything on the standard input, and its end,
-    as whoever started us is then gone.
+    """Yield a function that returns whether to stop: after Ctrl-C, SIGTERM (a second one ends the process at once) or
+    a closed terminal, which set `stop_event`; with `listen`, also after any standard input, or its end, which means
+    that the parent has gone.
 
-    The signals are caught from its first call on. Before, there is nothing to save, and a process that waits for others
-    that are gone has to end at once: torchrun starts none anew until it has.
+    Signals are caught from the first call on. Before that, there is nothing to save, and a process that waits for
+    others that have gone must end at once: torchrun restarts none until it has.
     """
     handlers: dict[int, Any] = {}
 
@@ -345,7 +347,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     before, after = (luminance(files.read(path).frames) for path in (arguments.input, arguments.output))
     if before.shape != after.shape:
-        raise InputError(f"The two files hold frames of {before.shape} and {after.shape}; they must be alike.")
+        raise InputError(f"The files hold frames of {before.shape} and {after.shape}; they must have the same shape.")
     values = before[np.isfinite(before)]
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if high <= low:
@@ -356,7 +358,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     truth = _truth(arguments.truth, before.shape) if arguments.truth else None
     pairs = {"before": before, "after": after}
     figures = {name: metrics.evaluate(before, frames, rois, truth) for name, frames in pairs.items()}
-    if arguments.json:  # which knows no infinite numbers
+    if arguments.json:  # JSON has no infinite numbers
         finite = {name: {k: v if np.isfinite(v) else None for k, v in row.items()} for name, row in figures.items()}
         print(json.dumps(finite, allow_nan=False))
         return
@@ -366,8 +368,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _truth(path: str, shape: tuple[int, int, int]) -> np.ndarray:
-    """Return the known echogenicity in a file, 0 to 255, for frames of `shape` (N, H, W). InputError where it does not
-    fit."""
+    """Return the known echogenicity in a file, 0 to 255, for frames of `shape` (N, H, W). Raises InputError if it does
+    not fit."""
     import numpy as np
 
     from . import files
@@ -403,7 +405,7 @@ def _rois(path: str, shape: Sequence[int]) -> dict:
 
 
 def simulate(arguments: argparse.Namespace) -> None:
-    """Simulate frames with known truth: an .npz file with frames, truth, labels and region."""
+    """Simulate frames with known ground truth: an .npz file with frames, truth, labels and region."""
     import io
 
     import numpy as np
@@ -412,7 +414,7 @@ def simulate(arguments: argparse.Namespace) -> None:
     from .simulation import simulate as run
 
     if not arguments.output.endswith(".npz"):
-        raise InputError("Simulated frames are written as .npz; give the output that suffix.")
+        raise InputError("Simulated frames are written as .npz; use that suffix for the output.")
     if arguments.seed < 0:
         raise InputError(f"A seed of {arguments.seed} is below zero.")
     grain = tuple(arguments.grain) if arguments.grain else None
@@ -446,7 +448,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """One that says what is wrong in one line, without its usage."""
+    """A parser that reports errors in one line, without its usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"speckle2self: {message}; see {self.prog} --help.\n")
@@ -468,7 +470,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_options(command: argparse.ArgumentParser, kind: type, positional: tuple[str, ...] = ()) -> None:
-    """Add the fields of a dataclass as options, with their help; one that is not given is not in the namespace.
+    """Add the fields of a dataclass as options, with their help; options that are not used are not in the namespace.
 
     positional: names of fields that are arguments without a flag.
     """
@@ -526,12 +528,12 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
 
 
 def _add_simulate(command: argparse.ArgumentParser) -> None:
-    size, grain = "pixels (default: 256 256)", "of the speckle, pixels (default: drawn)"
+    size, grain = "pixels (default: 256 256)", "speckle size, pixels (default: random)"
     command.add_argument("output", help="the .npz file to write")
-    command.add_argument("--frames", type=int, default=10, help="with independent speckle (default: %(default)s)")
+    command.add_argument("--frames", type=int, default=10, help="frames with new speckle each (default: %(default)s)")
     command.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"), help=size)
     command.add_argument("--grain", type=float, nargs=2, metavar=("Y", "X"), help=grain)
-    command.add_argument("--layout", help="phantom, vessel, layers, organ, flat or natural (default: drawn)")
+    command.add_argument("--layout", help="phantom, vessel, layers, organ, flat or natural (default: random)")
     command.add_argument("--geometry", default="linear", help="linear, sector or piece (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: %(default)s)")
 
@@ -539,9 +541,9 @@ def _add_simulate(command: argparse.ArgumentParser) -> None:
 def _add_benchmark(command: argparse.ArgumentParser) -> None:
     minutes = "quality: training time of each method and set (default: 5; quick: 0.2 in all)"
     real = "quality: real frames as well, recordings or .npz"
-    command.add_argument("what", choices=("quality", "speed"), help="of the despeckled frames, or of despeckling")
+    command.add_argument("what", choices=("quality", "speed"), help="of the despeckled frames, or of the program")
     command.add_argument("output", help="the folder to write")
-    command.add_argument("--quick", action="store_true", help="in less than five (speed: two) minutes")
+    command.add_argument("--quick", action="store_true", help="shorter run: under five minutes (speed: under two)")
     command.add_argument("--real", nargs="+", default=[], metavar="FILE", help=real)
     command.add_argument("--minutes", type=float, help=minutes)
     command.add_argument("--history", metavar="CSV", help="speed: earlier ratios to compare with")
@@ -567,7 +569,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"speckle2self: {fault}", file=sys.stderr)
             return 2
         if out_of_memory(error):
-            print("speckle2self: there is not enough memory; close other programs, or give less.", file=sys.stderr)
+            print("speckle2self: not enough memory; close other programs, or despeckle less.", file=sys.stderr)
             return 2
         if not isinstance(error, OSError):
             raise
@@ -582,7 +584,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _end_with_launcher() -> None:
-    """End this process when torchrun, which starts each in a session of its own, has gone in whatever way."""
+    """End this process when torchrun, which starts each process in its own session, has gone for any reason."""
     launcher = os.getppid()
 
     def watch() -> None:

@@ -2,7 +2,7 @@
 
 Dead leaves, that is overlapping, occluding shapes of all sizes, with textures inside; their statistics of edges and
 scales are those of photographs and of tissue (Lee, Mumford, Huang, "Occlusion models for natural images", IJCV 2001).
-A model that has learned only textbook anatomies puts them where they do not belong.
+A model trained only on textbook anatomies paints them where they do not belong.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ TEXTURES = ("cloud", "grain", "fibres", "cells", "labyrinth", "ridges", "patches
 
 
 def _soft_step(distance: np.ndarray, soft: float) -> np.ndarray:
-    """1 where the distance in pixels is far below 0, 0 far above, with an edge about `soft` pixels wide."""
+    """Return 1 where the distance in pixels is far below 0, 0 far above, with an edge about `soft` pixels wide."""
     return 1 / (1 + np.exp(np.clip(distance * (2 / soft), -40, 40)))
 
 
 def _turned(y: np.ndarray, x: np.ndarray, turn: float) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates along and across a direction, radians."""
+    """Return coordinates along and across a direction, radians."""
     return x * cos(turn) + y * sin(turn), y * cos(turn) - x * sin(turn)
 
 
 def _outlines(radius: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Radii (N, ANGLES) of star-shaped outlines: discs, ellipses and boxes, of which most wobble."""
+    """Return radii (N, ANGLES) of star-shaped outlines: discs, ellipses and boxes, most of them uneven."""
     count = len(radius)
     angle = np.linspace(0, 2 * np.pi, ANGLES, endpoint=False, dtype=np.float32)
     turned = angle - rng.uniform(0, np.pi, (count, 1)).astype(np.float32)
@@ -48,7 +48,7 @@ def _outlines(radius: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _within(outlines: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """How many pixels the places (y, x) lie within outlines (..., ANGLES) around the origin; below 0: outside."""
+    """Return how many pixels places (y, x) lie within outlines (..., ANGLES) around the origin; below 0: outside."""
     direction = np.arctan2(y, x, dtype=np.float32) * np.float32(ANGLES / (2 * np.pi)) + ANGLES
     first = direction.astype(np.intp)
     share, first, second = direction - first, first % ANGLES, (first + 1) % ANGLES
@@ -56,7 +56,7 @@ def _within(outlines: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def draw_radii(count: int, low: float, high: float, rng: np.random.Generator, power: float = 3.0) -> np.ndarray:
-    """`count` radii between low and high whose density falls as r ** -power."""
+    """Draw `count` radii between low and high, pixels, whose density falls as r ** -power."""
     ends = np.array([low, high]) ** (1 - power)
     return (ends[0] + rng.random(count) * (ends[1] - ends[0])) ** (1 / (1 - power))
 
@@ -71,13 +71,13 @@ class Textures:
         self.y, self.x = np.mgrid[: size[0], : size[1]].astype(np.float32)
 
     def draw(self, kind: str | None = None) -> np.ndarray:
-        """One of the TEXTURES; None: any."""
+        """Return one of the TEXTURES; None: any."""
         field = getattr(self, kind or str(self.rng.choice(TEXTURES, p=(0.32, 0.06, 0.18, 0.14, 0.1, 0.08, 0.12))))()
         field = field - field.mean()
         return np.clip(field / max(float(field.std()), 1e-6), -4, 4)
 
     def noise(self, exponent: float, ratio: float = 1.0, turn: float = 0.0, longest: float = np.inf) -> np.ndarray:
-        """A Gaussian field with amplitudes as 1 / f ** exponent, `ratio` times as long along `turn` as across.
+        """Return a Gaussian field with amplitudes as 1 / f ** exponent, `ratio` times as long along `turn` as across.
 
         longest: pixels; structure that is larger is left out.
         """
@@ -93,7 +93,7 @@ class Textures:
         return field / max(float(field.std()), 1e-9)
 
     def _band(self, period: float) -> np.ndarray:
-        """A Gaussian field of about one period in pixels, in all directions."""
+        """Return a Gaussian field of about one period in pixels, in all directions."""
         f = np.hypot(self.fy, self.fx) * np.float32(period)
         white = self.rng.standard_normal((2, *f.shape), dtype=np.float32)
         filtered = np.exp(-((f - 1) ** 2) / np.float32(2 * 0.3**2))
@@ -107,17 +107,17 @@ class Textures:
         return 1 if self.rng.random() < 0.5 else -1
 
     def cloud(self) -> np.ndarray:
-        """Structure of all sizes, stretched up to sixfold."""
+        """Return structure of all sizes, stretched up to sixfold."""
         rng = self.rng
         ratio = exp(rng.uniform(0, log(6))) if rng.random() < 0.6 else 1.0
         return self.noise(rng.uniform(1, 2.2), ratio, rng.uniform(0, np.pi))
 
     def grain(self) -> np.ndarray:
-        """Fine, uneven parenchyma."""
+        """Return fine, uneven parenchyma."""
         return self.noise(self.rng.uniform(0.3, 1.2), longest=self._period(8, 40))
 
     def fibres(self) -> np.ndarray:
-        """Bundles that bend, end and lie side by side, as of muscle or tendon."""
+        """Return bundles that bend, end and lie side by side, as in muscle or tendon."""
         rng, turn = self.rng, self.rng.normal(0, 0.5) if self.rng.random() < 0.7 else self.rng.uniform(0, np.pi)
         bend = self.noise(2.5) * self._period(1, 12)
         across = _turned(self.y, self.x, turn)[1] + bend
@@ -132,7 +132,7 @@ class Textures:
         return streaks * (1 + np.tanh(self.noise(1.6, rng.uniform(2, 8), turn))) if rng.random() < 0.7 else streaks
 
     def cells(self) -> np.ndarray:
-        """Lobules or cells beside one another, with walls between them."""
+        """Return adjacent lobules or cells with walls between them."""
         rng, pitch = self.rng, self._period(5, 36)
         u, v = _turned(self.y, self.x, rng.uniform(0, np.pi))
         u, v = u / (pitch * exp(rng.uniform(0, 0.9))), v / pitch
@@ -159,16 +159,16 @@ class Textures:
         return inside * np.float32(rng.uniform(0, 2)) + wall * np.float32(self._sign() * rng.uniform(0.3, 1.5))
 
     def labyrinth(self) -> np.ndarray:
-        """Folds of one width, as of a brain's surface or a gland."""
+        """Return folds of one width, as on a brain's surface or in a gland."""
         return np.tanh(self._band(self._period(5, 40)) * np.float32(self._period(0.7, 6)))
 
     def ridges(self) -> np.ndarray:
-        """Thin curved lines, as membranes, contours or wrinkles."""
+        """Return thin curved lines, such as membranes, contours or wrinkles."""
         field = self.noise(self.rng.uniform(1.6, 2.6), longest=self._period(12, 120))
         return np.exp(-((field / np.float32(self._period(0.04, 0.3))) ** 2))
 
     def patches(self) -> np.ndarray:
-        """Two or three tissues with ragged borders."""
+        """Return two or three tissues with ragged borders."""
         field = self.noise(self.rng.uniform(1.2, 2.2)) * np.float32(self._period(1, 12))
         return np.tanh(field + self.rng.normal(0, 1)) + np.tanh(field - self.rng.normal(0, 3))
 
@@ -182,7 +182,7 @@ class PointTargets:
     echoes: np.ndarray  # (H, W)
 
     def points(self, count: int) -> None:
-        """Coherent point targets (needle tip, calcification) whose echo stands 8 to 35 dB above the tissue's."""
+        """Add coherent point targets (needle tip, calcification) whose echo is 8 to 35 dB above the tissue's."""
         rows, columns = (self.rng.integers(0, n, count) for n in self.size)
         self._echo_at(rows, columns, self.rng.uniform(8, 35, count))
 
@@ -191,7 +191,7 @@ class PointTargets:
         np.maximum.at(self.echoes, (rows, columns), (10 ** (level / 20)).astype(self.echoes.dtype))
 
     def row(self, count: int, spacing: float) -> None:
-        """Equal point targets in a row, as of a resolution phantom."""
+        """Add equal point targets in a row, as in a resolution phantom."""
         turn, middle = self.rng.uniform(0, np.pi), [self.rng.uniform(0.1, 0.9) * n for n in self.size]
         at = (np.arange(count) - count // 2) * spacing
         rows, columns = (np.round(m + at * f(turn)).astype(int) for m, f in zip(middle, (np.sin, np.cos), strict=True))
@@ -213,11 +213,11 @@ class Anatomy(PointTargets):
 
     @property
     def frames(self) -> float:
-        """How many frames of usual size this is."""
+        """Return the number of frames of the usual size that would cover this one."""
         return self.size[0] * self.size[1] / FRAME**2
 
     def curve(self, wander: float, slope: float) -> np.ndarray:
-        """A smooth depth for every column, pixels."""
+        """Return a smooth depth for every column, pixels."""
         columns = self.size[1]
         bend = gaussian_filter1d(self.rng.standard_normal(columns), columns * self.rng.uniform(0.06, 0.3), mode="wrap")
         bend *= self.rng.uniform(0, wander) * self.unit / max(np.abs(bend).max(), 1e-9)
@@ -225,12 +225,12 @@ class Anatomy(PointTargets):
         return (self.rng.uniform(0, self.size[0]) + bend + tilt).astype(np.float32)
 
     def put(self, inside: np.ndarray, contrast: float) -> None:
-        """Changes the level by `contrast` dB where inside (0 to 1) is 1."""
+        """Change the level by `contrast` dB where `inside` (0 to 1) is 1."""
         self.decibels += np.float32(contrast) * inside
         self.labels[inside > 0.5] = min(int(self.labels.max()) + 1, 255)
 
     def layer(self, wander: float = 0.1, slope: float = 0.6) -> None:
-        """A thin bright layer (fascia, vessel wall, bone), part speckle, part specular."""
+        """Add a thin bright layer (fascia, vessel wall, bone), part speckle, part specular."""
         ends = np.abs(np.arange(self.size[1], dtype=np.float32) - np.float32(self.rng.uniform(0, self.size[1])))
         extent = _soft_step(ends - np.float32(self.rng.uniform(0.05, 1) * self.size[1]), 8)
         away = (self.y - self.curve(wander, slope)) / np.float32(self.rng.uniform(0.4, 2))
@@ -241,25 +241,25 @@ class Anatomy(PointTargets):
             self.specular = np.maximum(self.specular, height + self.decibels - 40 * (1 - profile))
 
     def lower(self, decibels: np.ndarray) -> None:
-        """Everything, its echoes too, by so many decibels."""
+        """Lower everything, including echoes, by so many decibels (H, W)."""
         self.decibels -= decibels
         self.specular -= decibels
         self.echoes *= 10 ** (decibels / -20)
 
     def shadow(self) -> None:
-        """A dark column below some depth, as behind bone or at a vessel's edge."""
+        """Add a dark column below some depth, as behind bone or at a vessel's edge."""
         across = np.abs(self.x[0] - self.rng.uniform(0, self.size[1])) - self.rng.uniform(0.02, 0.2) * self.size[1]
         above = self.rng.uniform(0, 0.8) * self.size[0] - self.y[:, 0]
         inside = _soft_step(across, 6) * _soft_step(above, 4)[:, None]
         self.lower(np.float32(self.rng.uniform(3, 35)) * inside.astype(np.float32))
 
     def _window(self, center: Sequence[float] | np.ndarray, reach: float) -> tuple[slice, ...]:
-        """Rows and columns within `reach` pixels of a place; (empty) where that is outside."""
+        """Return rows and columns within `reach` pixels of a place; empty slices if that is outside."""
         bounds = [(max(0, int(c - reach)), min(n, int(c + reach) + 2)) for c, n in zip(center, self.size, strict=True)]
         return tuple(slice(low, max(low, high)) for low, high in bounds)
 
     def strokes(self, count: int, spacing: float = 0.0) -> None:
-        """Straight pieces of echo (wires, needles, fibres), thin, with hard ends, 7 to 24 dB above the tissue's.
+        """Add thin straight echoes (wires, needles, fibers) with hard ends, 7 to 24 dB above the tissue's.
 
         spacing, pixels: they lie side by side at this distance, as in a grating; 0: anywhere, in about one direction.
         """
@@ -289,7 +289,7 @@ class Anatomy(PointTargets):
                 self.decibels[window] += np.float32(contrast) * profile
 
     def leaves(self, count: int, spread: float, textures: list[np.ndarray], smallest: float = 1.5) -> None:
-        """Dead leaves: `count` shapes, large and small, one over another, levels of `spread` dB deviation.
+        """Add dead leaves: `count` overlapping shapes of all sizes whose levels deviate by `spread` dB.
 
         Their radii fall as r ** -3 from `smallest` pixels to half the frame; half of them show one of the textures.
         """
@@ -328,7 +328,7 @@ class Anatomy(PointTargets):
             self.decibels[window] += height * np.exp(-((depth / width) ** 2) / 2)
 
     def _small_leaves(self, radius: np.ndarray, spread: float, strength: float, texture: np.ndarray) -> None:
-        """All at once; the later lie on top."""
+        """Draw small leaves all at once; the later ones lie on top."""
         if len(radius) == 0:
             return
         offset = np.arange(-SMALL, SMALL + 1)
@@ -347,7 +347,7 @@ class Anatomy(PointTargets):
         self.decibels += value - there * self.decibels
 
     def tree(self, contrast: float) -> None:
-        """Branching vessels whose level differs by `contrast` dB, some with walls."""
+        """Add branching vessels whose level differs by `contrast` dB, some with walls."""
         inside = np.zeros(self.size, np.float32)
         wall = np.zeros(self.size, np.float32) if self.rng.random() < 0.4 else None
         edge = self.rng.integers(4)
@@ -380,7 +380,7 @@ class Anatomy(PointTargets):
         length: float,
         width: float,
     ) -> np.ndarray:
-        """Draws a straight piece of a vessel; returns its end."""
+        """Draw a straight piece of a vessel; return its end."""
         direction = np.array([sin(turn), cos(turn)])
         middle = place + direction * length / 2
         window = self._window(middle, length / 2 + width + 5)
@@ -393,7 +393,7 @@ class Anatomy(PointTargets):
         return place + direction * length
 
     def reverberate(self) -> None:
-        """Everything a second and a third time, further down and weaker."""
+        """Repeat everything twice, further down and weaker."""
         down = int(self.rng.uniform(0.08, 0.5) * self.size[0])
         weaker = np.float32(self.rng.uniform(10, 30))
         power = 10 ** (self.decibels / 10)
@@ -413,7 +413,7 @@ class Anatomy(PointTargets):
 
 
 def _between(values: np.ndarray, at: np.ndarray, axis: int) -> np.ndarray:
-    """Values along an axis at places in between, linearly."""
+    """Return values along an axis at fractional positions, interpolated linearly."""
     first = np.minimum(at.astype(np.intp), values.shape[axis] - 2)
     share = (at - first).reshape([-1 if n == axis else 1 for n in range(values.ndim)])
     low, high = values.take(first, axis), values.take(first + 1, axis)
@@ -421,8 +421,8 @@ def _between(values: np.ndarray, at: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _draw_natural(anatomy: Anatomy, rng: np.random.Generator) -> None:
-    """Dead leaves over a texture, or a texture without them; some with vessels, a fine texture over all, or a dark
-    surrounding."""
+    """Draw dead leaves over a texture, or only a texture; some with vessels, a fine texture over everything, or dark
+    surroundings."""
     textures = Textures(anatomy.size, rng)
     fields = [textures.draw() for _ in range(int(rng.integers(1, 4)))]
     spread = rng.uniform(4, 12)
@@ -469,7 +469,7 @@ def draw_anatomy(size: tuple[int, int], rng: np.random.Generator) -> Anatomy:
         anatomy.reverberate()
     if rng.random() < 0.06:
         anatomy.side_lobes()
-    if rng.random() < 0.5:  # attenuation that the gain does not make up for
+    if rng.random() < 0.5:  # attenuation that the gain does not compensate
         fall = rng.uniform(0, 30) * anatomy.y[:, :1] / size[0]
         if rng.random() < 0.4:  # and a gain that was set by hand
             fall = fall + _between(rng.normal(0, 4, 8).astype(np.float32), anatomy.y[:, 0] * (7 / size[0]), 0)[:, None]

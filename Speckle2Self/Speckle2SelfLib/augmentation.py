@@ -1,4 +1,4 @@
-"""Random changes of training frames: drawn once, applied to every view alike (the paper's section 4.1)."""
+"""Random changes of training frames: drawn once, applied to all views (the paper's section 4.1)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Changes of a batch, drawn once and applied to every view alike."""
+    """Changes of a batch, drawn once and applied to all views."""
 
     matrices: torch.Tensor | None = None  # (B, 2, 3) of `affine_grid`; None: leave positions unchanged
     flips: tuple[int, ...] = ()  # axes

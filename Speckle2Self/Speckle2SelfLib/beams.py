@@ -32,7 +32,7 @@ def find_fan(region: np.ndarray) -> Fan | None:
     return _find_fan(np.ascontiguousarray(region, bool).tobytes(), region.shape)
 
 
-@lru_cache(maxsize=16)  # searched once, not in each frame of a live image
+@lru_cache(maxsize=16)  # search once, not in each frame of a live image
 def _find_fan(inside: bytes, shape: tuple[int, int]) -> Fan | None:
     region = np.frombuffer(inside, bool).reshape(shape)
     rows = np.flatnonzero(region.any(1))

@@ -21,7 +21,7 @@ class Calibration:
     """The region, grey values and speckle of a recording."""
 
     region: np.ndarray  # (H, W) bool, the pixels to despeckle
-    mapping: tuple[float, float]  # the grey values that a model takes for 0 and 1; equal where there is nothing to do
+    mapping: tuple[float, float]  # the grey values that a model sees as 0 and 1; equal if there is nothing to do
     grain: tuple[float, float] | None = None  # of the speckle, (axial, lateral) pixels; None: not measured
     bounds: tuple[float, float] | None = None  # the smallest and largest finite value; None: those of the frames given
     tint: Tint | None = None  # of tinted B-mode
@@ -38,7 +38,7 @@ def calibrate(frames: np.ndarray, region: np.ndarray | str | None = "auto", with
 
     Args:
         frames: (H, W), (N, H, W) or in color (N, H, W, 3 or 4); any integer or floating-point type.
-        region: (H, W) bool; "auto" detects the imaged part; None takes whole frames.
+        region: (H, W) bool; "auto" detects the imaged part; None: whole frames.
         with_grain: whether to measure the grain, which only models with a grain of their own need.
 
     Raises InputError for frames that cannot be despeckled, and for a region that does not fit them.
@@ -55,7 +55,7 @@ def as_stack(frames: np.ndarray) -> np.ndarray:
     """Return frames as (N, H, W[, C]). Raises InputError for a type, shape or content that cannot be despeckled."""
     frames = np.asarray(frames)
     if frames.dtype.kind not in "uif":
-        raise InputError(f"Frames of type {frames.dtype} cannot be despeckled; give integers or floating point.")
+        raise InputError(f"Frames of type {frames.dtype} cannot be despeckled; use integers or floating point.")
     stack = frames[None] if frames.ndim == 2 else frames
     if stack.ndim not in (3, 4) or (stack.ndim == 4 and stack.shape[-1] not in (3, 4)):
         raise InputError(f"Frames of shape {frames.shape} are not (H, W), (N, H, W) or (N, H, W, 3 or 4).")

@@ -22,7 +22,7 @@ PRECISIONS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # of
 
 @dataclass(frozen=True, eq=False)  # a copy is not equal to its original, as its weights may change
 class Model:
-    """A network and what belongs to it."""
+    """A network with its config and card."""
 
     config: ModelConfig
     network: torch.nn.Module
@@ -95,7 +95,7 @@ def load(path: FilePath) -> tuple[ModelConfig, torch.nn.Module, dict]:
 
 
 def _is_usable(tensor: torch.Tensor) -> bool:
-    """Return whether a tensor from a file holds numbers as we use them: not sparse, quantized or without any."""
+    """Return whether a tensor from a file holds usable numbers: not sparse, quantized or empty."""
     return tensor.dtype in PRECISIONS and tensor.layout == torch.strided and tensor.device.type == "cpu"
 
 
@@ -109,9 +109,9 @@ def _check_card(card: Any) -> dict:
         if not isinstance(card[name], kinds[name]):
             raise ValueError(f"'{name}' in its card is not a {kinds[name].__name__}")
     for name in {"figures", "figures_at_start"} & set(card):
-        card[name] = {figure: value for figure, value in card[name].items() if value is not None}  # was no number
+        card[name] = {figure: value for figure, value in card[name].items() if value is not None}  # was not a number
         if not all(type(value) in (int, float) for value in card[name].values()):
-            raise ValueError(f"'{name}' in its card are not numbers")
+            raise ValueError(f"'{name}' in its card does not consist of numbers")
     json.dumps(card, allow_nan=False)  # 1e999 is read as infinite
     return card
 
@@ -135,7 +135,7 @@ def _read_ours(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor], dict]:
 def _read_authors(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor], dict]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # on a file of another kind, its parser fails in any way
+    except Exception as error:  # for other kinds of files, the parser raises many kinds
         raise InputError(f"{path} is not a model file (.safetensors of ours, or the authors' .pth).") from error
     if isinstance(weights, dict) and "state_dict" in weights:
         weights = weights["state_dict"]

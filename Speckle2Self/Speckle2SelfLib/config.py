@@ -27,7 +27,7 @@ def option(
     default: Any = MISSING, help: str = "", *, low: float | None = None, high: float | None = None,
     choices: tuple[str, ...] = (), metavar: str | None = None, flag: str | None = None,
 ) -> Any:  # fmt: skip
-    """Return a dataclass field that carries what a user should know of it.
+    """Return a dataclass field with its help and limits for users.
 
     Args: help, a phrase; low, high, the smallest and largest value; choices, the values that are allowed; metavar,
     what the command line calls its value; flag, its name there where that is not the field's.
@@ -63,7 +63,7 @@ def refuse_filter(name: str) -> None:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The settings that a checkpoint needs besides its weights to be used the same way everywhere."""
+    """The settings that a checkpoint needs, in addition to its weights, to be used the same way everywhere."""
 
     architecture: str = option(
         "fast", "fast: ours, without normalization layers; published: Li, Navab, Jiang 2025", choices=ARCHITECTURES
@@ -75,9 +75,9 @@ class ModelConfig:
         0, "blocks of the fast network at a sixteenth of a frame's resolution, with four times the channels; 0: none",
         low=0, high=8,
     )  # fmt: skip
-    uncertainty: bool = option(False, "whether the fast network also tells the standard deviation of its errors")
+    uncertainty: bool = option(False, "whether the fast network also estimates the standard deviation of its errors")
     uncertainty_scale: float = option(
-        1.0, "true over told deviation on held-out simulated frames; told ones are multiplied by it", low=1e-3, high=1e3
+        1.0, "ratio of true to estimated deviation on held-out simulated frames; corrects estimates", low=1e-3, high=1e3
     )
     scales: int = option(3, "encoders of a published network: 3, or 1 for only the full-scale half", low=1, high=3)
     normalisation: str = option(
@@ -122,8 +122,8 @@ class TrainingConfig:
     )
     truth_error: str = option(
         "absolute",
-        "errors to a known truth: absolute ones decide crisply where there is doubt; squared ones, which `detail` does "
-        "not weigh, give the expected value",
+        "errors to a known truth: absolute ones give crisp decisions in doubtful places; squared ones, which `detail` "
+        "does not weight, give the expected value",
         choices=TRUTH_ERRORS,
     )
     lead: float = option(0.0, "fraction of steps in which only the lattice network is trained", low=0, high=1)
@@ -170,7 +170,7 @@ class Job:
     preset: str = option(
         "standard",
         "adapt: fine-tune a model on your recordings; standard: train from scratch; paper: as published; "
-        "default: how the bundled model was begun",
+        "default: the first settings of the bundled model",
         choices=tuple(PRESETS),
     )
     recipe: str | None = option(None, "respeckle or disjoint (ours), or published (default: the preset's)")
@@ -178,10 +178,10 @@ class Job:
     simulated: int | None = option(None, "anatomies to simulate and mix in (default: the preset's)")
     batch: int | None = option(None, "crops in one step, over all processes (default: the preset's)")
     interval: int | None = option(None, "steps between two checkpoints (default: the preset's)")
-    width: int | None = option(None, "channels of a new network; 64 takes three times as long (default: 32)")
+    width: int | None = option(None, "channels of a new network; 64 is three times slower (default: 32)")
     deep: int | None = option(None, "blocks of a new network at a sixteenth of the resolution (default: 0)")
     uncertainty: bool = option(False, "a new network also learns how uncertain it is; needs simulated frames")
-    minutes: float | None = option(None, "time to train for, after simulating, instead of a number of steps")
+    minutes: float | None = option(None, "training time after the simulation, instead of a number of steps")
     seed: int | None = option(None, "seed of all random choices (default: 0)")
     init: str | None = option(
         None, "name or file of the model to start from (default: 'default' with adapt, else none)", metavar="MODEL"
@@ -191,7 +191,7 @@ class Job:
     report: int = option(10, "steps between two JSON lines")
     preview: str | None = option(None, "write a held-out frame before and after at every validation", metavar="PNG")
     resume: bool = option(False, "continue the interrupted run of this MODEL")
-    estimate: bool = option(False, "do not train: report what it would take")
+    estimate: bool = option(False, "do not train: report the time and memory needed")
 
     def __post_init__(self) -> None:
         for name in ("inputs", "held_out"):
@@ -204,7 +204,7 @@ class Job:
         if self.minutes is not None and not 0 < self.minutes <= 10**6:
             raise InputError(f"Training time must be between 0 and 1,000,000 minutes, not {self.minutes}.")
         if self.minutes is not None and self.steps is not None:
-            raise InputError("Give a number of steps or of minutes, not both.")
+            raise InputError("Choose a number of steps or of minutes, not both.")
         if not self.region:
             raise InputError("The region is 'auto', 'none' or a mask file.")
         if self.report < 1:
@@ -213,19 +213,19 @@ class Job:
 
     @property
     def training(self) -> TrainingConfig:
-        """Return the preset with what this job changes of it."""
+        """Return the preset with the changes that this job makes."""
         names = ("recipe", "steps", "simulated", "batch", "interval")
         changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.recipe == "published":
-            changes = {"simulated": 0} | changes  # the published method knows no truth
+            changes = {"simulated": 0} | changes  # the published method uses no ground truth
         if not self.inputs and self.preset != "default":
-            changes = {"simulated": 0} | changes  # without recordings there is no grain to simulate
+            changes = {"simulated": 0} | changes  # without recordings there is no speckle size to simulate
         return replace(PRESETS[self.preset], seed=self.seed or 0, **changes)
 
 
 @dataclass(frozen=True)
 class DespeckleOptions:
-    """How a recording is despeckled: what the command line, the panel and the console ask for."""
+    """How a recording is despeckled: the options of the command line, the panel and the console."""
 
     model: str = option("default", f"a model's name, a model file (also the authors' .pth), or a filter: "
                         f"{', '.join(FILTER_NAMES)}")  # fmt: skip
@@ -240,7 +240,7 @@ class DespeckleOptions:
         high=1,
     )
     axis: str = option("auto", "slices of a volume: auto, k (as stored), j, i, or average over all three", choices=AXES)
-    region: str = option("auto", "auto detects the imaged region, none takes whole frames; or a mask")
+    region: str = option("auto", "auto (detect the imaged region), none (whole frames), or a mask")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "axis", str(self.axis).lower())
@@ -251,10 +251,10 @@ class DespeckleOptions:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How files are read, where they do not say it."""
+    """How files are read if they do not contain the information."""
 
     dynamic_range: float | None = option(
-        None, "dB below the largest value that signals and linear envelopes keep; 60 for those that are recognized",
+        None, "signals and linear envelopes: dB to keep below the largest value (default: 60 if recognized)",
         low=1, high=200, metavar="DB",
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The data of training: recordings at the model's grain, simulated anatomies, and what is held out of them."""
+"""The data of training: recordings at the model's grain, simulated anatomies, and what is held out."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from .system import InputError, Progress, _
 SIMULATED_GRAIN = (0.85, 2.6)  # pixels, as the simulator counts it: 0.8 to 2 as measured
 COUNTED = (0.85, 1.2, 1.7, 2.2, 2.6, 3.2)  # pixels, grains of the simulator
 MEASURED = (0.80, 1.15, 1.5, 1.8, 1.97, 2.75)  # pixels, what `estimate_grain` finds in their frames
-NEAR = (-0.15, 0.15)  # natural logarithms of grains, from that of the recording
-FURTHER = (-0.7, 0.25)  # the same of scanners that are compared with it: fine anatomy makes measured grains too large
-NATURAL = 0.5  # of the simulated anatomies are dead leaves with textures, the others those of a textbook
+NEAR = (-0.15, 0.15)  # natural logarithms of grains, relative to the recording's
+FURTHER = (-0.7, 0.25)  # the same for scanners compared with it: fine anatomy makes measured grains too large
+NATURAL = 0.5  # fraction of simulated anatomies that are dead leaves with textures; the others are textbook ones
 PIECES = 0.3  # fraction of the simulated frames spanning all grains that are pieces of fans, where the grain is turned
 SIDE_BY_SIDE = 4  # anatomies that are made at a time; Python itself uses a single thread
-NOTHING = _("Nothing can be learnt from frames or regions that are constant or smaller than 32 pixels.")
+NOTHING = _("Nothing can be learned from frames or regions that are constant or smaller than 32 pixels.")
 UNCHANGED = Augmentation()
 
 
@@ -40,14 +40,14 @@ class Cine:
     frames: torch.Tensor  # (N, 1, H, W) at the model's grain, float32 about [0, 1], or uint8 as recorded
     grain: tuple[float, float] = (1.0, 1.0)  # (axial, lateral) pixels, as `estimate_grain` measures it
     truth: torch.Tensor | None = None  # (N, 1, H, W) for simulated frames
-    resampling: Resampling | None = None  # that brought it to the model's grain
+    resampling: Resampling | None = None  # the one applied to reach the model's grain
     recorded_grain: tuple[float, float] = (1.0, 1.0)  # (axial, lateral) pixels of the recording
     digest: int = 0  # of the recording, to recognize it
     figure: str = "rms"  # the name of the error to the truth
     draws: int = 1  # simulated frames of each anatomy, one after another, that differ in their speckle
 
     def near(self, device: torch.device) -> Cine:
-        """Move the frames to the device, unless they take more than a quarter of the memory that is free there."""
+        """Move the frames to the device, unless they need more than a quarter of the free memory there."""
         size = self.frames.nbytes + (0 if self.truth is None else self.truth.nbytes)
         if device.type != "cuda" or 4 * size > torch.cuda.mem_get_info(device)[0]:
             return self
@@ -55,7 +55,7 @@ class Cine:
         return replace(self, frames=self.frames.to(device), truth=truth)
 
     def as_recorded(self, x: torch.Tensor) -> torch.Tensor:
-        """(1, 1, h, w) at the model's grain -> (1, 1, H, W) in the recording's region, black around it."""
+        """Return `x` (1, 1, h, w), at the model's grain, as (1, 1, H, W) in the recording's region, black around it."""
         if self.resampling is None:
             return x
         return self.resampling.to_recording(x.cpu()) * torch.from_numpy(self.resampling.region)
@@ -77,7 +77,7 @@ def read_cine(
     """Read a recording and prepare it for training.
 
     Args: region, "auto", "none", a mask file, or a folder of masks named as the recordings; detects, whether "auto"
-    detects the imaged region, else it takes whole frames; most_frames, evenly spread, that are taken; None: all.
+    detects the imaged region, else whole frames are used; most_frames, limit, evenly spread; None: all.
     Raises InputError.
     """
     recording = files.read(path)
@@ -90,7 +90,7 @@ def read_cine(
         if masks.is_dir():
             masks = next((mask for mask in sorted(masks.iterdir()) if mask.stem == path.stem), masks / path.name)
         inside = files.read_mask(masks, frames.shape[1:3])
-        frames = fill_outside(frames, inside)  # frames that stay as recorded would else show what is around it
+        frames = fill_outside(frames, inside)  # else frames that are kept as recorded would show their surroundings
         digest = zlib.crc32(np.packbits(inside).tobytes(), digest)
     elif region == "auto" and detects:
         inside = detect(frames, recording.region)
@@ -98,10 +98,10 @@ def read_cine(
 
 
 def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConfig) -> Cine:
-    """Cut a recording (N, H, W[, C]) to its region's bounding box and bring it to the model's grey values and grain.
+    """Cut a recording (N, H, W[, C]) to its region's bounding box and convert it to the model's grey values and grain.
 
-    For a model that normalizes every frame on its own, the frames stay as recorded, their colors and values that are
-    not finite apart. Raises InputError where it is smaller than 32 pixels, 16 at the model's grain, or constant.
+    For a model that normalizes every frame on its own, the frames are kept as recorded, except for colors and values
+    that are not finite. Raises InputError if it is smaller than 32 pixels, 16 at the model's grain, or constant.
     """
     if region is None or not region.any():
         region = np.ones(frames.shape[1:3], bool)
@@ -122,7 +122,7 @@ def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConf
         return Cine(torch.from_numpy(frames)[:, None], recorded_grain=calibration.grain)  # (N, 1, H, W)
     resampling = Resampling(region, calibration.grain, model.grain) if model.grain else None
     if resampling is not None and min(resampling.size) < 16:
-        raise InputError(_("Frames or regions are too small for the grain of their speckle: nothing can be learnt."))
+        raise InputError(_("Frames or regions are too small for their speckle size: nothing can be learned."))
     prepared = []
     for frame in frames:
         frame = np.nan_to_num(luminance(frame[None]), nan=low, posinf=high, neginf=low)
@@ -166,10 +166,10 @@ def simulate_cines(
 ) -> Cine:
     """Simulate `count` anatomies of crop x crop pixels with their truth, as recorders store them, mapped as recordings.
 
-    grains: those of recordings, as measured; each anatomy has one of them, give or take 15 %. Without, they span all.
-    anatomies: for each of the grains, what draws an anatomy (see `simulation.simulate`); without, the simulator's own.
-    draws: frames of each anatomy, one after another, that differ in their speckle.
-    scanners: for each of the grains, seeds of scanners, which image the anatomies in turn; without, any.
+    grains: measured in recordings; each anatomy has one of them, within 15 %. If empty, anatomies span all grains.
+    anatomies: for each grain, a function that draws an anatomy (see `simulation.simulate`); by default the simulator's.
+    draws: number of consecutive frames of each anatomy, with different speckle.
+    scanners: for each grain, seeds of scanners, which image the anatomies in turn; by default any.
     progress: called after each with (anatomies simulated, anatomies); an exception that it raises ends the simulation.
     Each anatomy has a seed of its own, so that they can be made side by side.
     """

@@ -26,15 +26,15 @@ from .resampling import Resampling
 from .system import Cancelled, FilePath, InputError, Progress
 from .tint import Tint
 
-BLOCK_PIXELS = 2**22  # pixels through the network at once: bounds the memory, whatever the cine's length
+BLOCK_PIXELS = 2**22  # pixels through the network at once: limits the memory for any length of a cine
 BLOCK_PIXELS_CPU = 2**18  # no slower there, and a cancel is noticed four times sooner
-AT_ONCE_PIXELS = 2**22  # pixels of all blocks that the CPU works on at a time
-OPTIONS = {field.name for field in fields(DespeckleOptions)} - {"model", "region", "axis"}  # of frames
+AT_ONCE_PIXELS = 2**22  # pixels of all blocks that the CPU processes at a time
+OPTIONS = {field.name for field in fields(DespeckleOptions)} - {"model", "region", "axis"}  # the ones for frames
 logger = logging.getLogger(__name__)
 Filter = Callable[[np.ndarray], np.ndarray]  # (N, H, W) float32 in [0, 1] -> the same
 NOTHING_IMAGED = (
-    "The frames stay as they are: no part looks like ultrasound, or the region is empty. "
-    "The region 'none' takes whole frames, a mask any part of them."
+    "The frames are unchanged: no ultrasound region was found, or the region is empty. "
+    "Use the region 'none' for whole frames, or a mask."
 )
 
 
@@ -57,19 +57,19 @@ def despeckle(
     Args:
         frames: (H, W), (N, H, W) or in color (N, H, W, 3 or 4); any integer or floating-point type. Not changed.
         model: the name of a model or of a filter, a model file, a `Model`, or a `Filter`.
-        region: (H, W) bool, what to despeckle; "auto" finds the imaged part; None takes whole frames.
-        calibration: of the recording that the frames belong to, in place of `region`; None: found here.
+        region: (H, W) bool, what to despeckle; "auto" detects the imaged part; None: whole frames.
+        calibration: that of the frames' recording, instead of `region`; None: computed here.
         output: an array of the frames' shape and type to write into; complete as far as `progress` reported.
         progress: called with (frames done, frames).
         cancelled: asked before each block of frames; True raises Cancelled.
         precision: torch.float32, bfloat16 or (CUDA) float16; None: see `inference.precision_of`.
-        uncertainty: float32 array (H, W) or (N, H, W) that gets one standard deviation of the output's error at each
-            pixel, in its grey values; 0 where nothing is changed. For models that estimate it.
+        uncertainty: float32 array (H, W) or (N, H, W) to write one standard deviation of the output's error at each
+            pixel into, in its grey values; 0 where nothing is changed. For models that estimate it.
         options: strength, gamma, cautious and device, as `DespeckleOptions` explains them.
 
     Returns an array of the same shape, type and value range. Pixels outside the region, colored ones and those that are
     not finite come back bit for bit. One grey mapping and one grain serve all frames, so that nothing flickers (only
-    the published model normalizes every frame by itself, as published). Raises InputError in one sentence, Cancelled.
+    the published model normalizes every frame on its own, as published). Raises InputError in one sentence, Cancelled.
     """
     chosen = _check_options(options)
     model = find_model(model)
@@ -114,11 +114,11 @@ def needs_grain(model: Model | Filter) -> bool:
 
 
 def check_uncertainty(model: Model | Filter) -> None:
-    """Raise InputError for a model that does not tell the uncertainty of its output."""
+    """Raise InputError for a model that does not estimate the uncertainty of its output."""
     if not isinstance(model, Model) or not model.config.uncertainty:
         raise InputError(
-            "This model does not tell how uncertain it is, as filters and older models do not; choose another one, or "
-            "leave the uncertainty and 'cautious' out."
+            "This model does not estimate its uncertainty, nor do filters and older models; choose another one, or "
+            "leave out the uncertainty and 'cautious'."
         )
 
 
@@ -150,7 +150,7 @@ def _told_like(frames: np.ndarray, uncertainty: np.ndarray | None) -> np.ndarray
 
 
 def _split_into_blocks(count: int, size: int, device: torch.device, one_by_one: bool) -> tuple[Sequence[slice], int]:
-    """Return the frames of each block, and how many blocks are worked on at a time.
+    """Return the frames of each block, and how many blocks are processed at a time.
 
     Args: count, frames; size, pixels of each; one_by_one, one block at a time.
     """
@@ -166,10 +166,10 @@ def _split_into_blocks(count: int, size: int, device: torch.device, one_by_one: 
 
 
 class _Pipeline:
-    """The way of a recording's frames through a model: cut, fill, scale, predict, scale back, mix, write.
+    """The path of a recording's frames through a model: cut, fill, scale, predict, scale back, mix, write.
 
     Args: stack (N, H, W[, C]); calibration, of the recording; options; device, where the model runs; uncertainty
-    (N, H, W) float32, gets that of the output.
+    (N, H, W) float32, to write the output's uncertainty into.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class _Pipeline:
         self.is_idle = not calibration.region.any() or high <= low or options.strength == 0
 
     def load(self, model: Model | Filter, precision: torch.dtype | None) -> None:
-        """Prepare the model and what belongs to the region's bounding box."""
+        """Prepare the model and everything that depends on the region's bounding box."""
         region = self.calibration.region
         self.box = box_of(region)
         self.region = region[self.box]
@@ -203,7 +203,7 @@ class _Pipeline:
                 self.mapping = None
         else:
             self.predict = lambda values: (torch.from_numpy(np.array(model(values.numpy()), np.float32)), None)
-            self.brightest = 1.0  # it sees nothing brighter
+            self.brightest = 1.0  # filters see nothing brighter
 
     def run(self, block: slice, result: np.ndarray) -> int:
         """Write a block of frames, despeckled, into `result`, which is like the stack; return the block's end."""
@@ -249,7 +249,7 @@ class _Pipeline:
         if self.mapping is None:
             after.clamp_(max=1)
         if options.gamma != 1:
-            if told is not None:  # by the curve's slope, which for a gamma below 1 has no bound near 0
+            if told is not None:  # scaled by the curve's slope, which for a gamma below 1 is unbounded near 0
                 told = told * options.gamma * torch.maximum(after, told).pow_(options.gamma - 1)
             after.pow_(options.gamma)
         after.mul_(span).add_(low)
@@ -270,7 +270,7 @@ def _predictor(
 ) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]:
     """Return a model on a device as a function of (N, H, W) float32 there, at the model's grain in between.
 
-    It gives the grey values, and their uncertainty if that is asked for.
+    It returns the grey values, and their uncertainty if requested.
     """
     resampling = Resampling(region, grain, model.config.grain, device) if grain and model.config.grain else None
     network = fast_network(model, device, precision, uncertainty)
@@ -322,7 +322,7 @@ def _fill_gaps(values: torch.Tensor, region: np.ndarray, finite: np.ndarray) -> 
     return torch.from_numpy(np.concatenate(filled)).to(values.device)
 
 
-@lru_cache(maxsize=4)  # searched once, not in each block of a cine and each frame of a live image
+@lru_cache(maxsize=4)  # search once, not in each block of a cine or frame of a live image
 def _nearest_inside(inside: bytes, shape: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the flat indices of the pixels outside a mask of `shape`, as bytes, and of the nearest pixels inside."""
     mask = np.frombuffer(inside, bool).reshape(shape)
@@ -341,7 +341,7 @@ def _write(
     tint: Tint | None,
 ) -> None:
     """Put `after`, which is overwritten, into `result` where `change` is True, in the type and range of `part`."""
-    if part.ndim == 4:  # each channel moves by what the luminance moves, or as the tint's curve does: hue is kept
+    if part.ndim == 4:  # each channel changes as much as the luminance, or along the tint's curve, to keep the hue
         moved = [_to_numpy(after - before)] * 3
         if tint:
             hues = zip(tint.added(_to_numpy(after)), tint.added(_to_numpy(before)), strict=True)

@@ -19,7 +19,7 @@ from .system import InputError, _
 TURNS = 12  # of the probe for the precision
 AT_ONCE_CUDA = 3  # blocks: while one is in the network, others are copied from and to the computer's memory
 _preserving = threading.Lock()
-_preserved_cores: list[int] = []  # of those who are within `preserve_cores`
+_preserved_cores: list[int] = []  # one for each caller within `preserve_cores`
 
 
 def available_devices() -> list[str]:
@@ -38,7 +38,7 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
     if name == "auto":
         return torch.device(available[0])
     if name not in available:
-        message = _("There is no device '{name}' here; there is {available}.")
+        message = _("There is no device '{name}' here; available are {available}.")
         raise InputError(message.format(name=name, available=", ".join(available)))
     return torch.device(name)
 
@@ -52,8 +52,8 @@ def sixteen_bits(device: torch.device) -> torch.dtype:
 
 
 def cores() -> int:
-    """Return how many threads torch may use: what the first caller within `preserve_cores` found, else this thread's
-    number."""
+    """Return the number of threads torch may use: the one saved by the outermost `preserve_cores`, else this
+    thread's."""
     first = _preserved_cores[:1]
     return first[0] if first else torch.get_num_threads()
 
@@ -62,8 +62,8 @@ def cores() -> int:
 def preserve_cores() -> Iterator[None]:
     """Restore `cores` after work that calls `torch.set_num_threads`.
 
-    That number is for one thread, but also for threads that use torch later: one that did while another worked with
-    few would keep, and pass on, as few.
+    torch's number is per thread but inherited by threads that use torch later: a thread that starts while the number
+    is lowered would keep the low value.
     """
     with _preserving:
         _preserved_cores.append(cores())
@@ -86,13 +86,13 @@ def choose_precision(device: torch.device, training: bool = False) -> torch.dtyp
         return torch.float32
     sixteen = torch.bfloat16 if training else sixteen_bits(device)
     # Not a layer of torch.nn, which would draw its weights, and so change the random numbers that follow.
-    side, calls = (48, 1) if device.type == "cpu" else (256, 16)  # starting a few takes a GPU longer than the work
+    side, calls = (48, 1) if device.type == "cpu" else (256, 16)  # starting few calls is slow on a GPU
     shapes = (2, 64, side, side), (64, 64, 3, 3)
     tensors = [torch.zeros(s, device=device).to(memory_format=torch.channels_last) for s in shapes]
     seconds: dict[torch.dtype, list[float]] = {torch.float32: [], sixteen: []}
     with preserve_cores(), torch.inference_mode():
         threads = cores()
-        torch.set_num_threads(1)  # several wait for one another, and for other programs, longer than they compute
+        torch.set_num_threads(1)  # several threads spend more time waiting than computing
         try:
             while len(seconds[sixteen]) < TURNS:
                 for precision, runs in seconds.items():
@@ -105,7 +105,7 @@ def choose_precision(device: torch.device, training: bool = False) -> torch.dtyp
                     y[0, 0, 0, 0].item()
                     runs.append(time.perf_counter() - started)
                 slow, fast = (min(runs[1:], default=0) for runs in (seconds[sixteen], seconds[torch.float32]))
-                if slow > 3 * fast:  # each of its runs may take a tenth of a second
+                if slow > 3 * fast:  # a run may last a tenth of a second
                     break
         finally:
             torch.set_num_threads(threads)
@@ -116,10 +116,10 @@ def choose_precision(device: torch.device, training: bool = False) -> torch.dtyp
 def each_in_order(
     work: Callable[[Any], Any], parts: Sequence, at_once: int, device: torch.device
 ) -> Iterator[Iterator]:
-    """Give an iterator over the results of `work(part)`, at most `at_once` of them running at a time.
+    """Yield an iterator over the results of `work(part)`, at most `at_once` of them running at a time.
 
-    On the CPU each runs on cores of its own, with its memory near them, and they do not wait for one another after each
-    operation; on a CUDA device each runs in a stream of its own, so that the network and copies to and from the device
+    On the CPU each runs on its own cores, with its memory near them, without waiting for the others after each
+    operation; on a CUDA device each runs in its own stream, so that the network and copies to and from the device
     overlap.
     """
     threads, cuda = cores(), device.type == "cuda"
@@ -128,7 +128,7 @@ def each_in_order(
     if workers < 2 or not (cuda or "backend: OpenMP" in torch.__config__.parallel_info()):
         yield map(work, parts)
         return
-    # Or the first one's work keeps Python from starting the others for a while.
+    # Without the barrier, the first worker holds the GIL and delays the start of the others.
     all_started = threading.Barrier(workers, timeout=1)  # s
     streams, ready = iter(_streams(device) if cuda else ()), torch.cuda.current_stream(device) if cuda else None
 
@@ -147,7 +147,7 @@ def each_in_order(
     finally:
         all_started.abort()  # no worker waits for one that could not be started
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # which threads that come later start with
+        torch.set_num_threads(threads)  # threads that start later inherit it
 
 
 @lru_cache(maxsize=8)  # torch keeps memory for each stream that was ever used

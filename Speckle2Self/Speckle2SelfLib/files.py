@@ -33,7 +33,7 @@ BESIDE = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz"), ".hdr": (".im
 def find(inputs: Iterable[FilePath], other_files: list[Path] | None = None) -> list[Path]:
     """Return the readable files among `inputs`, folders searched through; InputError where there are none.
 
-    other_files: gets the other files of folders, besides hidden ones and those that hold a header's pixels.
+    other_files: receives the other files of folders, except hidden ones and those that hold a header's pixels.
     """
     paths: list[Path] = []
     for entry in map(Path, inputs):
@@ -64,7 +64,7 @@ def is_readable(path: Path) -> bool:
 
 
 def _is_part(path: Path) -> bool:
-    """Return whether a file holds the pixels of a header beside it."""
+    """Return whether a file holds the pixels of a header next to it."""
     return any(path.name.lower().endswith(ends) and path.with_name(path.name[: -len(end)] + header).exists()
                for header, ends in BESIDE.items() for end in ends if path.name.lower().endswith(end))  # fmt: skip
 
@@ -72,8 +72,8 @@ def _is_part(path: Path) -> bool:
 def read(path: FilePath, key: str = "frames", dynamic_range: float | None = None) -> Recording:
     """Return the recording in one file. Raises InputError, in one sentence, for whatever cannot be read as frames.
 
-    key: of several arrays in a file, the one to take, if it is there. dynamic_range: see `to_decibels`, which takes
-    data before log compression to decibels.
+    key: the array to read if the file holds several. dynamic_range: see `to_decibels`, which converts data before log
+    compression to decibels.
     """
     recording = _read(Path(path), "uifc", key)
     source = next(candidate for candidate in FORMATS if candidate.name == recording.format)
@@ -107,7 +107,7 @@ def _read(path: Path, kinds: str, key: str = "frames") -> Recording:
 
 
 def _no_frames(path: FilePath, frames: np.ndarray) -> InputError:
-    return InputError(f"{path} holds an array of shape {frames.shape}, which is not frames, colour frames or a volume.")
+    return InputError(f"{path} holds an array of shape {frames.shape}, which is not frames, color frames or a volume.")
 
 
 def read_mask(path: FilePath, shape: tuple[int, int]) -> np.ndarray:
@@ -120,7 +120,7 @@ def read_mask(path: FilePath, shape: tuple[int, int]) -> np.ndarray:
     if mask.shape != (1, *shape):
         raise InputError(f"The mask {path} of {mask.shape} does not fit frames of {shape[0]} x {shape[1]} pixels.")
     if not mask.any():
-        raise InputError(f"The mask {path} is empty: mark what is imaged by values other than zero.")
+        raise InputError(f"The mask {path} is empty: mark the imaged pixels with values other than zero.")
     return mask[0]
 
 
@@ -145,7 +145,7 @@ def _keep_input(targets: Iterable[Path], recording: Recording) -> None:
 
 def check_output(path: FilePath, recording: Recording) -> None:
     """Raise InputError where `recording` cannot be written to `path` without losing what its file held, and warn
-    where times are lost. To be called before hours of work."""
+    where times are lost. Call this before starting a long job as well."""
     target = _format_of(Path(path), recording)
     if recording.times is not None and target.name != recording.format and not target.keeps_times(Path(path)):
         logger.warning("%s does not hold the times of the frames, as .seq.nrrd and .seq.mha do.", Path(path).name)
@@ -199,7 +199,7 @@ def _format_of(path: Path, recording: Recording) -> Format:
         target = source
     volume = source.geometric and not (recording.sequence or recording.single or recording.volumes > 1)
     if base.has_suffix(path, base.SEQUENCES) and volume:
-        raise InputError(f"{path.name} cannot be written: {recording.path.name} is a volume and no sequence.")
+        raise InputError(f"{path.name} cannot be written: {recording.path.name} is a volume, not a sequence.")
     if target is not source and np.min(recording.source.get("alpha", 255)) < 255:
         raise InputError(f"{path.name} cannot be written: transparency would be lost; choose .png.")
     if source.fields and target is not source and (target is None or not target.takes_all):

@@ -27,7 +27,7 @@ def speckle_level(frame: np.ndarray) -> float:
 
 
 def median(frames: np.ndarray, size: int = 5) -> np.ndarray:
-    """Replace each pixel by the median of size x size pixels."""
+    """Replace each pixel with the median of size x size pixels."""
     return median_filter(frames, size=(1, size, size))
 
 

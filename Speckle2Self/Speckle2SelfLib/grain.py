@@ -20,7 +20,7 @@ def speckle_correlation(frames: np.ndarray, region: np.ndarray | None = None) ->
     each patch, and patches that are mostly clipped are left out. The half of the others with the least peaked values
     (edges and layers make peaks, speckle does not) vote, and the lower third of their correlations counts, since
     structure only adds.
-    Small patches shorten long grains (5 pixels measure as 3), but large ones take anatomy for speckle.
+    Small patches shorten long grains (5 pixels measure as 3), but large ones mistake anatomy for speckle.
 
     Args: frames (N, H, W) of any range; region (H, W) bool, or None for everything.
     """
@@ -76,7 +76,7 @@ def estimate_grain(frames: np.ndarray, region: np.ndarray | None = None) -> tupl
     grain, scale, last, axes = np.ones(2), np.ones(2), np.full(2, np.inf), [0, 1]
     while axes and (correlation := speckle_correlation(frames, inside)) is not None:
         lengths = [_half_length(falling) for falling in correlation]
-        axes = [axis for axis in axes if lengths[axis] < last[axis]]  # it grows only where anatomy is taken for speckle
+        axes = [axis for axis in axes if lengths[axis] < last[axis]]  # it grows only with anatomy
         for axis in axes:
             last[axis] = lengths[axis]
             grain[axis] = np.clip(lengths[axis] * scale[axis], 0.5, 16)

@@ -1,7 +1,7 @@
-"""Simulated graphics as scanners draw them over and beside their images, with their exact mask, for training.
+"""Simulated graphics as scanners draw them over and next to their images, with their exact mask, for training.
 
 Text, calipers, measuring lines, outlines, rulers, focus marks, grey bars, traces, clocks, needle guides, boxes, logos,
-blacked-out rectangles; still, or moving over a cine. The fonts are those that matplotlib and Pillow bring along.
+blacked-out rectangles; still, or moving over a cine. The fonts are those bundled with matplotlib and Pillow.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ class _House:
         return _House(self.rng, self.size, font, float(self.rng.uniform(*SIZES)))
 
     def place(self, beyond: float = 0.05) -> np.ndarray:
-        """A point (x, y), maybe a little outside the frame."""
+        """Return a point (x, y), perhaps a little outside the frame."""
         return self.rng.uniform(-beyond, 1 + beyond, 2) * self.size[::-1]
 
     def graphic(
@@ -309,14 +309,14 @@ def _mark(canvas: Canvas, at: np.ndarray, kind: str, reach: float, width: float)
 
 
 def text(house: _House) -> Graphic:
-    """One to six lines of words and numbers."""
+    """Draw one to six lines of words and numbers."""
     lines = "\n".join(house.words() for _ in range(house.rng.choice([1, 1, 1, 2, 3, 6])))
     at, font, letters = house.place() - (house.letters, 0), house.font, house.letters
     return house.graphic(lambda canvas, time: canvas.text(at, lines, font, letters), boxed=True)
 
 
 def calipers(house: _House) -> Graphic:
-    """Two marks, a line between them maybe, and a number or name beside one."""
+    """Draw two marks, perhaps a line between them, and a number or name next to one."""
     rng = house.rng
     first = house.place()
     second = first + rng.uniform(12, 0.5 * min(house.size) + 13) * _direction(rng)
@@ -344,7 +344,7 @@ def _direction(rng: np.random.Generator) -> np.ndarray:
 
 
 def outline(house: _House) -> Graphic:
-    """An ellipse, a polygon, or a contour traced by hand."""
+    """Draw an ellipse, a polygon, or a contour traced by hand."""
     rng = house.rng
     center, turn = house.place(0), rng.uniform(0, np.pi)
     turns = np.linspace(0, 2 * np.pi, int(rng.choice([5, 6, 9, 61, 61, 61])))
@@ -357,7 +357,7 @@ def outline(house: _House) -> Graphic:
 
 
 def ruler(house: _House) -> Graphic:
-    """Ticks down a side or along the bottom, every few longer, with numbers maybe; or dots."""
+    """Draw ticks down a side or along the bottom, every few longer, perhaps with numbers; or dots."""
     rng = house.rng
     down = rng.random() < 0.75
     length = house.size[0 if down else 1]
@@ -386,7 +386,7 @@ def ruler(house: _House) -> Graphic:
 
 
 def focus(house: _House) -> Graphic:
-    """Triangles or hourglasses beside the image."""
+    """Draw triangles or hourglasses next to the image."""
     rng = house.rng
     x, y, reach = *house.place(0), rng.uniform(2, 8)
     side, double, count = rng.choice([-1, 1]), rng.random() < 0.4, rng.integers(1, 4)
@@ -402,7 +402,7 @@ def focus(house: _House) -> Graphic:
 
 
 def bar(house: _House) -> Graphic:
-    """The grey bar: from white to black, with a frame maybe."""
+    """Draw the grey bar: from white to black, perhaps framed."""
     rng = house.rng
     corner, size = np.round(house.place(0)), np.array([rng.integers(4, 18), rng.integers(24, 140)])
     levels, framed = np.linspace(255, 1, int(rng.choice([size[1], 16, 8]))), rng.random() < 0.4
@@ -422,14 +422,14 @@ def bar(house: _House) -> Graphic:
 
 
 def heartbeat(time: np.ndarray) -> np.ndarray:
-    """An ECG of one beat per unit of time, from -0.3 to 1."""
+    """Return an ECG of one beat per unit of time, from -0.3 to 1."""
     phase = time % 1
     waves = ((0.15, 0.03, 0.15), (0.26, 0.008, -0.15), (0.3, 0.012, 1.0), (0.34, 0.01, -0.3), (0.55, 0.05, 0.3))
     return np.sum([height * np.exp(-(((phase - at) / width) ** 2) / 2) for at, width, height in waves], axis=0)
 
 
 def trace(house: _House) -> Graphic:
-    """An ECG or the breath along the frame, that scrolls or is written over from the left."""
+    """Draw an ECG or a respiration curve along the frame; it scrolls, or is overwritten from the left."""
     rng = house.rng
     x = np.arange(0, house.size[1], 1.0)
     y, height = rng.uniform(0.5, 1) * house.size[0], rng.uniform(6, 40)
@@ -452,7 +452,7 @@ def trace(house: _House) -> Graphic:
 
 
 def clock(house: _House) -> Graphic:
-    """A time, a counter of frames, or a rate of the heart, that changes."""
+    """Draw a changing time, frame counter or heart rate."""
     rng = house.rng
     at, font, letters, kind = house.place(0), house.font, house.letters, rng.integers(3)
     first, lasts = int(rng.integers(0, 80000)), int(rng.integers(2, 600))
@@ -471,7 +471,7 @@ def clock(house: _House) -> Graphic:
 
 
 def guide(house: _House) -> Graphic:
-    """A needle guide: one or two rows of dots or dashes across the image."""
+    """Draw a needle guide: one or two rows of dots or dashes across the image."""
     rng = house.rng
     start, direction = house.place(0), _direction(rng)
     length, apart = rng.uniform(0.3, 1.2) * max(house.size), rng.uniform(5, 20) * direction[::-1] * (1, -1)
@@ -486,7 +486,7 @@ def guide(house: _House) -> Graphic:
 
 
 def window(house: _House) -> Graphic:
-    """A Doppler window (upright or leaning), a zoom's box, a cursor line, a gate."""
+    """Draw a Doppler window (upright or leaning), a zoom's box, a cursor line, a gate."""
     rng = house.rng
     corner, size = house.place(), rng.uniform(0.1, 0.8, 2) * house.size[::-1]
     lean = rng.choice([0, 0, rng.uniform(-0.4, 0.4)]) * size[1]
@@ -507,7 +507,8 @@ def window(house: _House) -> Graphic:
 
 
 def logo(house: _House) -> Graphic:
-    """A filled disc, triangle, ring or box with a letter cut out; the mark of the probe's side; a drawing of a body."""
+    """Draw a filled disc, triangle, ring or box with a letter cut out; the mark of the probe's side; a drawing of a
+    body."""
     rng = house.rng
     at, reach, kind = house.place(0), rng.uniform(4, 22), rng.integers(4)
     letter, font = str(rng.choice(list(string.ascii_uppercase))), house.font
@@ -530,7 +531,7 @@ def logo(house: _House) -> Graphic:
 
 
 def panel(house: _House) -> Graphic:
-    """A filled rectangle: blacked out, or a strip of the screen; with words in it, maybe."""
+    """Draw a filled rectangle: blacked out, or a strip of the screen, perhaps with words in it."""
     rng = house.rng
     corner = np.round(house.place())
     size = np.round(rng.uniform((12, 8), (0.5 * house.size[1] + 13, 0.2 * house.size[0] + 9)))
@@ -543,7 +544,7 @@ def panel(house: _House) -> Graphic:
 
 
 def pointer(house: _House) -> Graphic:
-    """An arrow that points at something, or the mouse's, that may move."""
+    """Draw an arrow that points at something, or a mouse pointer, which may move."""
     rng = house.rng
     at, drift = house.place(0), rng.normal(0, 40, 2) * (rng.random() < 0.4)
     reach, width = float(rng.integers(2, 6)), house.stroke()

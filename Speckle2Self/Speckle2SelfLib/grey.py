@@ -1,4 +1,4 @@
-"""Grey values: luminance of colors, and which grey values a model takes for 0 and 1. No torch here."""
+"""Grey values: luminance of colors, and which grey values a model sees as 0 and 1. No torch here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
 BRIGHTEST = 1.5  # on the networks' scale; they see nothing brighter, and what is above is added again afterwards
 HUE_TOLERANCE = 0.12  # of the brightest channel, plus HUE_NOISE; JPEG leaves grey tissue slightly colored
 HUE_NOISE = 0.04  # of the type's range
-DISPLAY = 60.0  # dB below the brightest echo that scanners usually show; lower values are taken for decibels
+DISPLAY = 60.0  # dB below the brightest echo that scanners usually show; lower values are assumed to be decibels
 
 
 def evenly(count: int, most: int) -> np.ndarray:
@@ -27,7 +27,7 @@ def grey_mapping(frames: np.ndarray, region: np.ndarray | None) -> tuple[float, 
     """Return the values that become 0 and 1: one pair for a whole cine, so that brightness does not flicker.
 
     They are the 0.1 and 99.9 per cent points of the finite pixels inside the region, of at most 16 frames, so that a
-    few overlay pixels do not shift them; but 99.99 per cent stay below 1.25, unless they are more than twice as bright.
+    few overlay pixels do not shift them; but 99.99 per cent stay below 1.25, unless more than twice as bright.
     Images in decibels may use any value for "no signal", far below all others: the lowest value does not count, and low
     is DISPLAY below high, unless the other values reach further.
 

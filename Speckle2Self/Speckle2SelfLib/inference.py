@@ -1,4 +1,4 @@
-"""How a network is run fast: 16 bits, fused operations, packed weights, recorded CUDA graphs, tiles.
+"""Run networks fast: 16 bits, fused operations, packed weights, recorded CUDA graphs, tiles.
 
 `fast_network(model, device)` gives the callable, `through_network(network, frames)` runs frames of any size through it.
 What it computes is in `network.py`; the results are the same up to rounding. Only this file may use private names of
@@ -38,13 +38,13 @@ from .network import (
 )
 from .system import out_of_memory
 
-REPLAYED = 2**23  # pixels; CUDA graphs of at most so many, and the memory that they take, are kept
-SHAPES = 4  # of inputs whose CUDA graphs are kept, where there is no limit in pixels
+REPLAYED = 2**23  # pixels; limit for the inputs of CUDA graphs that are kept in memory
+SHAPES = 4  # number of input shapes whose CUDA graphs are kept if there is no limit in pixels
 EDGE = 4  # pixels around a frame, which keep the network's zero padding away from it
 TILE = 1152  # pixels; larger images go through a network without normalization layers in tiles
 SAME = 0.03  # of the grey range: about four times the difference that rounding to bfloat16 makes for noise
 MIDDLE = 0.5  # of the grey scale
-SHARE = 1 / 16  # of its output that a head gives; the sum in `smooth_sixteenfold` makes up for it
+SHARE = 1 / 16  # scale of the head's output; the sum in `smooth_sixteenfold` compensates it
 logger = logging.getLogger(__name__)
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -71,7 +71,7 @@ def fast_network(
     `through_network` for other sizes. The latest four are kept; training a model's weights further gives another one.
 
     Args: precision, of weights and operations; None: see `precision_of`; uncertainty, whether a second channel is the
-    standard deviation of the first one's error (as the network tells it, without the model's `uncertainty_scale`),
+    standard deviation of the first one's error (as the network returns it, without the model's `uncertainty_scale`),
     which only models with a head for it have.
     """
     weights = model.network.parameters()
@@ -107,7 +107,7 @@ def precision_of(model: Model, device: torch.device) -> torch.dtype:
         exact, fast = (through_network(fast_network(model, device, p), noise) for p in (torch.float32, precision))
     if (fast - exact).abs().max() < SAME:  # not if it is NaN
         return precision
-    logger.warning("In 16 bits this model gives other results on %s: it runs in 32.", device)
+    logger.warning("This model's results differ in half precision on %s; single precision is used.", device)
     return torch.float32
 
 
@@ -136,7 +136,7 @@ def through_network(network: Runnable, x: torch.Tensor, tile: int = TILE) -> tor
 
 
 def _in_tiles(network: Runnable, x: torch.Tensor, tile: int) -> torch.Tensor:
-    """(N, 1, H, W) -> (N, C, H, W), a tile of `tile` x `tile` pixels and its surroundings at a time."""
+    """Return `network(x)` for (N, 1, H, W), a tile of `tile` x `tile` pixels and its surroundings at a time."""
     whole, margin = x, network.margin
     for top in range(0, x.shape[-2], tile):
         for left in range(0, x.shape[-1], tile):
@@ -161,14 +161,14 @@ def fast_instance_norm(x: torch.Tensor) -> torch.Tensor:
         return F.instance_norm(x)
     if not torch.is_grad_enabled():
         return F.group_norm(x, x.shape[1])
-    if x.dtype == torch.bfloat16:  # keeps the channels interleaved, and 16 bits
+    if x.dtype == torch.bfloat16:  # keeps channels-last and 16 bits
         with torch.autocast("cpu", enabled=False):
             return torch.cat([F.batch_norm(frame, None, None, training=True) for frame in x.split(1)])
     return F.instance_norm(x)
 
 
 def accelerate(network: nn.Module) -> nn.Module:
-    """Make the normalizations of a network, in training too, those of `fast_instance_norm`; return the network."""
+    """Replace the normalizations of a network with `fast_instance_norm`, also in training; return the network."""
     for layer in network.modules():
         if isinstance(layer, NormalisedConvolution):
             layer.normalise = fast_instance_norm  # type: ignore[assignment]
@@ -187,7 +187,7 @@ class PublishedRunner(nn.Module):
         super().__init__()
         self.multiple, self.margin, self.precision = network.multiple, network.margin, precision
         # In 32 bits the normalization is faster and more exact on contiguous channels, in 16 bits the convolutions are
-        # many times faster on interleaved ones. No bias survives the normalization.
+        # many times faster with channels-last. No bias survives the normalization.
         memory_format = torch.channels_last if precision == torch.bfloat16 else torch.contiguous_format
         self.branch = accelerate(nn.Sequential(network.encoder_highRes, network.decoder))
         for layer in self.branch.modules():
@@ -201,7 +201,7 @@ class PublishedRunner(nn.Module):
 
 # --- Our network.
 
-# Convolutions of oneDNN that cut at zero, or add to a tensor, before they write: half the traffic to memory.
+# Convolutions of oneDNN that apply a ReLU, or add to a tensor, before they write: half the memory traffic.
 _CONVOLVE: Any = (
     getattr(torch.ops.mkldnn, "_convolution_pointwise", None) if torch.backends.mkldnn.is_available() else None
 )
@@ -212,9 +212,9 @@ _IN_16_BITS = bool(_CONVOLVE) and getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_sup
 
 class FastRunner(nn.Module):
     """`FastNetwork` for inference, (N, 1, H, W) float32 -> (N, C, H, W): the grey value, then the standard deviation of
-    its error where `uncertainty` asks for it.
+    its error if `uncertainty`.
 
-    Further heads belong here too: they see the same features, so that one pass serves all of them.
+    Further heads belong here too: they use the same features, so that one pass serves all of them.
     """
 
     def __init__(self, network: FastNetwork, precision: torch.dtype, uncertainty: bool = False):
@@ -227,7 +227,7 @@ class FastRunner(nn.Module):
         bias = head.bias.detach().float() + GREY - MIDDLE
         if not uncertainty:
             network.uncertainty = None
-        self.network: Any = convert(network, torch.channels_last, precision)  # torch types no layers in containers
+        self.network: Any = convert(network, torch.channels_last, precision)  # torch does not type layers in containers
         if stem.weight.is_cuda and precision != torch.float32:  # whose fast kernels take eight channels or more
             weight = F.pad(stem.weight.detach(), (0, 0, 0, 0, 0, -stem.in_channels % 8))
             stem.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
@@ -286,7 +286,7 @@ def has_fused_operations(x: torch.Tensor) -> bool:
 
 
 def pack(layer: nn.Conv2d) -> None:
-    """Keep the weights, on the CPU, in the order that oneDNN puts them in, or it would do so in each call."""
+    """Reorder the weights once, on the CPU, as oneDNN would otherwise do in each call."""
     reorder = getattr(torch.ops.mkldnn, "_reorder_convolution_weight", None)
     if reorder is not None and has_fused_operations(layer.weight):
         size = [1, layer.in_channels, 128, 128]
@@ -295,7 +295,7 @@ def pack(layer: nn.Conv2d) -> None:
 
 
 def convolve(layer: nn.Conv2d, x: torch.Tensor, relu: bool = False) -> torch.Tensor:
-    """Return `layer(x)`, cut at zero if `relu`."""
+    """Return `layer(x)`, followed by a ReLU if `relu`."""
     if has_fused_operations(x):
         parameters: Any = layer.padding, layer.stride, layer.dilation, layer.groups, "relu" if relu else "none", [], ""
         return _CONVOLVE(x, getattr(layer, "packed", layer.weight), layer.bias, *parameters)
@@ -307,7 +307,7 @@ def convolve(layer: nn.Conv2d, x: torch.Tensor, relu: bool = False) -> torch.Ten
 
 
 def through_blocks(blocks: Iterable[FastBlock], x: torch.Tensor) -> torch.Tensor:
-    """Return what `FastBlock`s, one after another, make of `x`, which may be overwritten."""
+    """Apply `FastBlock`s in sequence to `x`, which may be overwritten."""
     for block in blocks:
         inner, second = convolve(block.first, x, relu=True), block.second
         if has_fused_operations(x):
@@ -340,7 +340,7 @@ PAIRS = {2: torch.int32, 4: torch.int64}  # two neighbors of a row, by the bytes
 
 
 def to_cells(x: torch.Tensor) -> torch.Tensor:
-    """(B, 1, H, W) -> (B, 4, H / 2, W / 2), interleaved: `pixel_unshuffle` for cells of 2 x 2, four times as fast."""
+    """Return (B, 1, H, W) as (B, 4, H / 2, W / 2), channels-last: `pixel_unshuffle` for 2 x 2 cells, 4 times faster."""
     if not has_fused_operations(x):
         return F.pixel_unshuffle(x, 2)
     count, _, height, width = x.shape
@@ -350,7 +350,7 @@ def to_cells(x: torch.Tensor) -> torch.Tensor:
 
 
 def from_cells(x: torch.Tensor) -> torch.Tensor:
-    """(B, 4, H, W) -> (B, 1, 2 H, 2 W): the way back, `pixel_shuffle`."""
+    """Return (B, 4, H, W) as (B, 1, 2 H, 2 W), the inverse: `pixel_shuffle`."""
     if not has_fused_operations(x):
         return F.pixel_shuffle(x, 2)
     count, _, height, width = x.shape
@@ -378,9 +378,9 @@ def smooth_sixteenfold(x: torch.Tensor) -> torch.Tensor:
 
 class Replayed:
     """A function's operations on a CUDA device, recorded once for each shape of its inputs and started as one (a CUDA
-    graph): one by one, starting them takes several times as long as they do.
+    graph): started one by one, they take several times as long to start as to run.
 
-    A shape is recorded when it comes for the second time; the latest are kept. If the device, its driver or its memory
+    A shape is recorded when it occurs for the second time; the latest are kept. If the device, its driver or its memory
     does not allow it, the function is called directly. Threads take turns, and so do their streams.
 
     Args: function, from tensors to one tensor; limit, total of the numbers in the first inputs of all recordings that
@@ -416,7 +416,7 @@ class Replayed:
                 return self.function(*inputs)
             stream = torch.cuda.current_stream(inputs[0].device)
             if self.last is not None and self.last != stream:
-                stream.wait_stream(self.last)  # which may still be at work with its inputs
+                stream.wait_stream(self.last)  # which may still use its inputs
             self.last = stream
             for to, x in zip(buffers, inputs, strict=True):
                 to.copy_(x)
@@ -426,7 +426,7 @@ class Replayed:
             return output.clone()
 
     def _forget(self) -> None:
-        """Drop all but the latest shapes, so that not more than `limit` is kept."""
+        """Drop the oldest shapes, so that at most `limit` is kept."""
         total = 0
         for number, shapes in enumerate(reversed(list(self.recorded))):
             total += shapes[0].numel()
@@ -445,7 +445,7 @@ class Replayed:
             for parameter in self.parameters:
                 parameter.grad = None
             stream.synchronize()
-            # Not `torch.cuda.graph`, which collects garbage and gives all free memory back, a tenth of a second.
+            # Not `torch.cuda.graph`, which collects garbage and frees all unused memory: a tenth of a second.
             graph.capture_begin(capture_error_mode="thread_local")
             try:
                 output = self.function(*buffers)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 BUNDLED = Path(__file__).resolve().parent.parent / "Resources" / "Models"
 SUFFIX = ".safetensors"
-LONGEST, BYTES = 80, 220  # of a model's name: characters, and bytes; file systems take 255 with what is put around it
+LONGEST, BYTES = 80, 220  # longest model name: characters, and bytes; file systems allow 255 with prefix and suffix
 
 TAKEN = _("There is a model '{name}' already; choose another name.")
 NO_MODEL = _("There is no model '{name}'.")
@@ -68,8 +68,7 @@ def load_model(name_or_path: FilePath) -> Model:
     if not path.exists():
         names = ", ".join(models()) or "none"
         message = _(
-            "There is no model '{model}': neither a file nor a known model ({names}); to despeckle, a filter serves "
-            "too ({filters})."
+            "There is no model '{model}': it is neither a file nor a known model ({names}) or filter ({filters})."
         )
         raise InputError(message.format(model=name_or_path, names=names, filters=", ".join(FILTER_NAMES)))
     return checkpoint.Model(*checkpoint.load(path))
@@ -84,7 +83,7 @@ def cached_model(name_or_path: FilePath) -> Model:
     try:
         status = path.stat()
     except OSError:
-        return load_model(name_or_path)  # says what is wrong
+        return load_model(name_or_path)  # raises the error
     return _cached_model(path, status.st_mtime_ns, status.st_size)
 
 

@@ -13,10 +13,10 @@ DOUBTFUL, UNKNOWN = 0.04, 0.08  # of the grey range: uncertainties where caution
 
 
 def trust(uncertainty: Any, cautious: float) -> Any:
-    """Return how much of the despeckled image is taken, 1 to 1 - `cautious`: all of it where the uncertainty is below
-    DOUBTFUL, the least from UNKNOWN on.
+    """Return the weight of the despeckled image, 1 to 1 - `cautious`: 1 where the uncertainty is below DOUBTFUL, the
+    smallest from UNKNOWN on.
 
-    Args: uncertainty, array or tensor, as a share of the grey range that a model takes for 0 to 1.
+    Args: uncertainty, array or tensor, as a fraction of the grey range that a model sees as 0 to 1.
     """
     return 1 - cautious * ((uncertainty - DOUBTFUL) / (UNKNOWN - DOUBTFUL)).clip(0, 1)
 
@@ -31,11 +31,11 @@ def look(
     cautious: float = 0.0,
     uncertainty: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return what `despeckle` gives with this look, from its result with strength and gamma 1 and without caution, up
-    to rounding.
+    """Return the result of `despeckle` with this look, up to rounding, from its result with strength and gamma 1 and
+    without caution.
 
     Args: before, after (N, H, W[, C]), input and result; region (H, W) bool; mapping, the grey values that the model
-    took for 0 and 1; uncertainty (N, H, W), that of `after`, which caution needs. Returns the type of `before`; pixels
+    saw as 0 and 1; uncertainty (N, H, W), that of `after`, which caution needs. Returns the type of `before`; pixels
     outside the region, and pixels that the result left unchanged because they are colored or not finite, are those of
     `before`.
     """
@@ -70,9 +70,9 @@ def look(
 def uncertainty_of_look(
     uncertainty: np.ndarray, after: np.ndarray, mapping: tuple[float, float], strength: float, gamma: float
 ) -> np.ndarray:
-    """Return the uncertainty that `despeckle` gives with this strength and gamma, (N, H, W) float32.
+    """Return the uncertainty that `despeckle` returns with this strength and gamma, (N, H, W) float32.
 
-    Args: uncertainty, after, as `despeckle` gives them with both 1; mapping, see `look`.
+    Args: uncertainty, after, as `despeckle` returns them with both 1; mapping, see `look`.
     """
     if gamma != 1:
         span = max(mapping[1] - mapping[0], 1e-9)

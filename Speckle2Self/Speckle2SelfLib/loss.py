@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-ABSOLUTE = 0.005  # grey values from 0 to 1; larger errors count by their size, smaller ones by their square
+ABSOLUTE = 0.005  # grey values from 0 to 1; errors are quadratic below and linear above
 SLOPES = 14.0  # weight of errors in the differences of neighboring pixels
 SQUARED = 10.0  # weight of squared errors, so that they weigh about as much as the lattice's
-SQUARED_SLOPES = 2.0  # weight of squared errors in the differences of neighboring pixels, beside SQUARED
+SQUARED_SLOPES = 2.0  # weight of squared errors in the differences of neighboring pixels, relative to SQUARED
 LIKELIHOOD = 0.01  # keeps the sum of terms readable: Adam's steps are the same whatever it is, as the head is apart
 
 
@@ -95,8 +95,8 @@ def truth_loss(high: torch.Tensor, truth: torch.Tensor, detail: float) -> dict[s
 def squared_truth_loss(high: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return the terms of simulated frames as squared errors: of the grey values, and of their slopes.
 
-    The best answer to both is the expected truth: where the input leaves doubt it is gradual. Absolute errors, and a
-    larger weight of what is small, make crisp decisions there.
+    The optimum of both is the expected truth, which is gradual where the input leaves doubt. Absolute errors, and a
+    larger weight of small structures, make crisp decisions there.
 
     Args: high and truth (B, 1, H, W).
     """
@@ -106,7 +106,7 @@ def squared_truth_loss(high: torch.Tensor, truth: torch.Tensor) -> dict[str, tor
 
 
 def uncertainty_loss(log_deviation: torch.Tensor, high: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the negative log-likelihood of the errors, taken for Gaussian; the grey value is not moved by it.
+    """Return the negative log-likelihood of the errors under a Gaussian; the grey value gets no gradient from it.
 
     Args, all (B, 1, H, W): log_deviation, the natural logarithm of the errors' standard deviation; high; truth.
     """
@@ -116,5 +116,5 @@ def uncertainty_loss(log_deviation: torch.Tensor, high: torch.Tensor, truth: tor
 
 
 def _absolute(errors: torch.Tensor, small: float) -> torch.Tensor:
-    """Smooth L1: absolute error, quadratic below `small`."""
+    """Return the smooth L1 norm: absolute error, quadratic below `small`."""
     return F.smooth_l1_loss(errors, torch.zeros_like(errors), reduction="none", beta=small)

@@ -1,7 +1,7 @@
 """Figures of merit as Documentation/method.md, section 5, defines them, and the one list of them: `FIGURES`.
 
 A new figure is a function here and an entry of the list; tables, the command line, the panels, the benchmark and the
-judgement of trained models read the list. Images are on the 8-bit scale, 0 to 255. scipy and scikit-image are imported
+judgment of trained models read the list. Images are on the 8-bit scale, 0 to 255. scipy and scikit-image are imported
 where they are needed, as Slicer does not bundle them.
 """
 
@@ -48,8 +48,8 @@ def holes(image: np.ndarray, output: np.ndarray) -> float:
 
 
 def structure(image: np.ndarray, output: np.ndarray) -> float:
-    """Return the rank correlation of the blurred output with the blurred input; 0 for an output that is constant, not a
-    number for an image that is."""
+    """Return the rank correlation of the blurred output with the blurred input; 0 for a constant output, NaN for a
+    constant input."""
     from scipy.stats import spearmanr
 
     blurred, expected = reference(output).ravel(), reference(image).ravel()
@@ -63,7 +63,7 @@ def structure(image: np.ndarray, output: np.ndarray) -> float:
 def gcnr(lumen: np.ndarray, tissue: np.ndarray, bins: int = 64) -> float:
     """Return the generalized contrast-to-noise ratio of two regions' values: 1 minus the overlap of their histograms.
 
-    Rodriguez-Molares et al., IEEE TUFFC 2020. Any monotone mapping leaves it as it is, up to the bins.
+    Rodriguez-Molares et al., IEEE TUFFC 2020. Monotone mappings do not change it, up to the bins.
     """
     a, b = np.ravel(lumen), np.ravel(tissue)
     span = min(a.min(), b.min()), max(a.max(), b.max()) + 1e-9
@@ -123,7 +123,7 @@ def ssim(output: np.ndarray, echogenicity: np.ndarray, span: float = 255.0, insi
 
     truth = np.asarray(echogenicity, float)
     inside = np.ones(truth.shape, bool) if inside is None else inside
-    mapped = truth.copy()  # what is not counted is alike
+    mapped = truth.copy()  # pixels that do not count are made equal
     mapped[inside] = to_truth(np.asarray(output)[inside], truth[inside])
     if inside.all():
         return float(structural_similarity(truth, mapped, data_range=span))
@@ -132,7 +132,7 @@ def ssim(output: np.ndarray, echogenicity: np.ndarray, span: float = 255.0, insi
 
 def flat(output: np.ndarray, truth: np.ndarray, inside: np.ndarray) -> float:
     """Return the error (root mean square, share of the grey range) after `to_truth`, where the truth changes by less
-    than `FLAT` within 9 x 9 pixels; not a number where that is 100 pixels or fewer."""
+    than `FLAT` within 9 x 9 pixels; NaN if that is 100 pixels or fewer."""
     from scipy.ndimage import maximum_filter, minimum_filter
 
     even = (maximum_filter(truth, 9) - minimum_filter(truth, 9) < FLAT)[inside]
@@ -149,8 +149,8 @@ def rms(outputs: np.ndarray, truth: np.ndarray, noise: float = 0.0, inside: np.n
 
 
 def repeat(outputs: np.ndarray, inside: np.ndarray | None = None) -> float:
-    """Return what is made up from speckle: the deviation (root mean square, share of the grey range) among outputs
-    (N, H, W) of independent draws of speckle over one anatomy; not a number for a single one."""
+    """Return the deviation (root mean square, share of the grey range) among outputs (N, H, W) of independent draws of
+    speckle over one anatomy, which is invented from speckle; NaN for a single output."""
     if len(outputs) < 2:
         return float("nan")
     variance = np.var(np.asarray(outputs, float), axis=0, ddof=1)[... if inside is None else inside]
@@ -180,7 +180,7 @@ def dice(output: np.ndarray, objects: np.ndarray) -> float:
     """Return how well Otsu's threshold finds known objects, masks (K, H, W): their mean Dice coefficient.
 
     Each is looked for in a box twice as wide and high as itself, as users draw around what they segment; they know
-    whether it is darker or brighter. Not a number without objects.
+    whether it is darker or brighter. NaN without objects.
     """
     from skimage.filters import threshold_otsu
 
@@ -199,7 +199,7 @@ def dice(output: np.ndarray, objects: np.ndarray) -> float:
 def edge_width(image: np.ndarray, start: Sequence[float], end: Sequence[float], lines: int = 1) -> float:
     """Return the 10-90 % rise distance in pixels on the line from `start` to `end` (row, column) across a known edge.
 
-    lines: neighbouring parallel lines, one pixel apart, that are averaged first.
+    lines: neighboring parallel lines, one pixel apart, that are averaged first.
     """
     from scipy.ndimage import map_coordinates
 
@@ -232,9 +232,9 @@ def flicker(before: np.ndarray, after: np.ndarray, tissue: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of merit: how it is called, measured, written and judged."""
+    """A figure of merit: its name, its function, how it is printed and judged."""
 
-    name: str  # in files; of the function that measures it, too
+    name: str  # in files; also the name of the function
     heading: str  # in tables
     digits: int  # behind the point
     better: str  # "higher" or "lower"; "": neither
@@ -245,7 +245,7 @@ class Figure:
 
     @cached_property
     def takes(self) -> dict[str, bool]:
-        """Return what the function takes, and whether it must have it.
+        """Return the names of the function's arguments, and whether each is required.
 
         image, output (H, W); tissue and lumen, matched values; values of a region, as they are; echogenicity, truth
         (H, W); outputs (N, H, W) of draws of speckle ...
@@ -254,7 +254,7 @@ class Figure:
         return {one.name: one.default is one.empty for one in names}
 
     def measure(self, known: dict) -> float | None:
-        """Return the figure from what is known, by the names of `takes`; None where something is missing."""
+        """Return the figure from the `known` values, by the names of `takes`; None if one is missing."""
         if self.function is None or any(must and name not in known for name, must in self.takes.items()):
             return None
         return self.function(**{name: known[name] for name in self.takes if name in known})
@@ -281,7 +281,7 @@ FIGURES = {
         Figure("psnr", "PSNR dB", 2, "higher", "peak signal to noise against the truth", psnr),
         Figure("ssim", "SSIM", 3, "higher", "structural similarity with the truth; 1 is best", ssim),
         Figure("flat", "flat rms", 4, "lower", "error where the truth is even", flat),
-        Figure("repeat", "repeat", 4, "lower", "what two draws of speckle make different", repeat),
+        Figure("repeat", "repeat", 4, "lower", "difference between the results for two draws of speckle", repeat),
         Figure("kept", "slopes kept", 2, "", "share of the true slopes that is left; 1 is best", kept),
         Figure("dice", "Dice", 3, "higher", "overlap of objects by Otsu's threshold with the true ones", dice),
         Figure("edge", "edge width", 2, "", "width of edges over that of the truth's; 1 is best"),
@@ -291,9 +291,9 @@ FIGURES = {
         Figure("std", "std", 2, "", "standard deviation of the tissue", std),
         Figure("snr", "SNR", 2, "higher", "mean over deviation in even tissue; higher is smoother", snr),
         Figure("cnr", "CNR", 2, "higher", "contrast of lumen and tissue to their noise", cnr),
-        Figure("gcnr", "gCNR", 3, "higher", "how far lumen and tissue can be told apart; 1 is best", gcnr),
+        Figure("gcnr", "gCNR", 3, "higher", "how well lumen and tissue can be distinguished; 1 is best", gcnr),
         Figure(
-            "homogeneity", "homogeneity", 3, "higher", "how alike neighboring pixels are; higher is smoother",
+            "homogeneity", "homogeneity", 3, "higher", "similarity of neighboring pixels; higher is smoother",
             homogeneity, 0.005,
         ),
         Figure("structure", "structure", 3, "higher", "how well the coarse image is kept; 1 is best", structure, 0.005),
@@ -301,17 +301,17 @@ FIGURES = {
         Figure("milliseconds", "ms / frame", 1, "", "time"),
     )
 }  # fmt: skip
-TRUE_ERRORS = ("rms", "world")  # a training is judged by these alone where truth is known
-ERRORS = (*TRUE_ERRORS, "repeat")  # in grey values: what a chart shows together
-JUDGED = tuple(name for name, figure in FIGURES.items() if figure.tolerance is not None)  # what training is judged by
+TRUE_ERRORS = ("rms", "world")  # the only figures that judge a training if the truth is known
+ERRORS = (*TRUE_ERRORS, "repeat")  # in grey values: shown together in a chart
+JUDGED = tuple(name for name, figure in FIGURES.items() if figure.tolerance is not None)  # they judge a training
 
 
 def measure(
     image: np.ndarray, output: np.ndarray, tissue: Any = None, lumen: Any = None, **known: Any
 ) -> dict[str, float]:
-    """Return all figures of a frame (H, W) and its despeckled output that can be measured with what is given.
+    """Return all figures of a frame (H, W) and its despeckled output that can be measured.
 
-    tissue, lumen: masks (H, W) or slices, of the matched output; known: what else figures take (`Figure.takes`).
+    tissue, lumen: masks (H, W) or slices, of the matched output; known: further arguments of figures (`Figure.takes`).
     """
     known |= {"image": image, "output": output}
     regions = {name: part for name, part in (("tissue", tissue), ("lumen", lumen)) if part is not None}
@@ -323,7 +323,7 @@ def measure(
 
 
 def average(rows: Iterable[dict[str, float]]) -> dict[str, float]:
-    """Return the mean of each figure over rows of figures, without those that are a number in no row."""
+    """Return the mean of each figure over rows of figures, without figures that are NaN in all rows."""
     values: dict[str, list[float]] = {}
     for row in rows:
         for name, value in row.items():
@@ -335,7 +335,7 @@ def evaluate(
     frames: np.ndarray, outputs: np.ndarray, rois: dict | None = None, echogenicity: np.ndarray | None = None
 ) -> dict[str, float]:
     """Return the mean figures over frames (N, H, W) and their despeckled outputs, both on the 8-bit scale, without
-    those that can be measured in none.
+    figures that cannot be measured in any frame.
 
     rois: {"frames": {"0": {"lumen": [x, y], "tissue": [x, y]}, ...}, "lumen_half_size": [x, y],
     "tissue_half_size": [x, y]}: boxes for gCNR, CNR and SNR, which are left out without them; echogenicity: (N, H, W)

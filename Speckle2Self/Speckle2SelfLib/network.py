@@ -22,7 +22,7 @@ from .config import ModelConfig
 class NormalisedConvolution(nn.Module):
     """A convolution, instance normalization without parameters, and (unless linear) a ReLU."""
 
-    normalise = staticmethod(F.instance_norm)  # `inference.accelerate` puts a faster function in its place
+    normalise = staticmethod(F.instance_norm)  # `inference.accelerate` replaces it with a faster function
 
     def __init__(self, conv: nn.Module, linear: bool = False):
         super().__init__()
@@ -47,12 +47,12 @@ class ResidualBlock(nn.Module):
 
 
 def _halving(inputs: int, outputs: int) -> NormalisedConvolution:
-    """(B, inputs, H, W) -> (B, outputs, H / 2, W / 2)."""
+    """Return a layer (B, inputs, H, W) -> (B, outputs, H / 2, W / 2)."""
     return NormalisedConvolution(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1))
 
 
 def _doubling(inputs: int, outputs: int) -> NormalisedConvolution:
-    """(B, inputs, H, W) -> (B, outputs, 2 H, 2 W)."""
+    """Return a layer (B, inputs, H, W) -> (B, outputs, 2 H, 2 W)."""
     return NormalisedConvolution(nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=1))
 
 
@@ -73,7 +73,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, 256, H / 16, W / 16) -> (B, 1, H, W), never negative: the last layer is normalized and cut at zero, too."""
+    """(B, 256, H / 16, W / 16) -> (B, 1, H, W), never negative: the last layer also has a normalization and a ReLU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,9 +121,9 @@ class SpeckleReductionNetwork(nn.Module):
 # --- Our network.
 
 GREY = 0.25  # about the mean grey value: zero padding then resembles tissue more than a black frame
-UNSURE = 0.03  # grey values; the error's standard deviation that a new head gives
-LEAST, MOST = 1e-3, 0.1  # grey values; the deviations that a head gives lie between: what it held for larger was not
-BEGINNING = math.log(UNSURE / math.sqrt(1 - (UNSURE / MOST) ** 2))  # what a new head's layers add nothing to
+UNSURE = 0.03  # grey values; the error's standard deviation that a new head returns
+LEAST, MOST = 1e-3, 0.1  # grey values; range of a head's deviations, as larger ones proved wrong
+BEGINNING = math.log(UNSURE / math.sqrt(1 - (UNSURE / MOST) ** 2))  # output of a new head, whose layers add nothing
 
 
 class FastBlock(nn.Module):
@@ -170,7 +170,7 @@ class UncertaintyHead(nn.Module):
         self.first, self.second = nn.Conv2d(width, 16, 3, padding=1), nn.Conv2d(16, cell**2, 1)
         self.fine = nn.Conv2d(width // 2, cell**2, 1)
         for parameter in (*self.second.parameters(), *self.fine.parameters()):
-            nn.init.zeros_(parameter)  # at first it gives UNSURE everywhere
+            nn.init.zeros_(parameter)  # a new head returns UNSURE everywhere
 
     def forward(self, fine: torch.Tensor, middle: torch.Tensor) -> torch.Tensor:
         coarse = self.second(F.relu(self.first(middle.detach())))  # (B, cell^2, H / 2 cell, W / 2 cell)
@@ -223,8 +223,8 @@ class FastNetwork(nn.Module):
         return self.grey(self.features(x)[0])
 
     def maps(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return what each head gives in one pass: the grey value, and the logarithm of its error's standard deviation
-        (None without that head), (B, 1, H, W) float32 each."""
+        """Return the outputs of the heads in one pass: the grey value, and the logarithm of its error's standard
+        deviation (None without that head), (B, 1, H, W) float32 each."""
         fine, middle = self.features(x)
         return self.grey(fine), self.uncertainty(fine, middle) if self.uncertainty is not None else None
 
@@ -235,7 +235,7 @@ class FastNetwork(nn.Module):
         return smooth(F.pixel_shuffle(x, self.cell)) if self.cell > 1 else x  # (B, 1, H, W)
 
     def features(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what the heads see, (B, width / 2, H / cell, W / cell) and (B, width, ...) at half of that."""
+        """Return the features for the heads, (B, width / 2, H / cell, W / cell) and (B, width, ...) at half of that."""
         x = F.pixel_unshuffle(x - GREY, self.cell)  # (B, cell^2 (1 + extra), H / cell, W / cell)
         fine = F.relu(self.stem(x))
         middle = self.encoder(F.relu(self.down_1(fine)))  # at half of that resolution
@@ -255,7 +255,7 @@ class LatticePredictions(NamedTuple):
 
     lattice: torch.Tensor | None  # (B, 1, h, w) at the sites, only from the lattice, where there is one
     frame: torch.Tensor  # (B, 1, H, W) everywhere, from the whole frame
-    log_deviation: torch.Tensor | None = None  # (B, 1, H, W) of the frame's errors, of a network that tells it
+    log_deviation: torch.Tensor | None = None  # (B, 1, H, W) of the frame's errors, if the network estimates it
 
 
 class FrameLearner(nn.Module):

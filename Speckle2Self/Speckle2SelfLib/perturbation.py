@@ -21,7 +21,7 @@ def min_max(x: torch.Tensor) -> torch.Tensor:
 
 
 def published_views(frames: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return the paper's multi-scale perturbation: down to 1, 1/2, 1/4 and back up, each normalised on its own.
+    """Return the paper's multi-scale perturbation: down to 1, 1/2, 1/4 and back up, each normalized on its own.
 
     Both resizings are bilinear without antialiasing, in 8-bit arithmetic for 8-bit frames as in the authors' code.
 
@@ -48,7 +48,7 @@ def resize(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def resize_8_bit(frames: torch.Tensor, to: tuple[int, int]) -> torch.Tensor:
     """Resize integers bilinearly as OpenCV does, down to its fixed-point rounding.
 
-    The published views were made this way, and a difference of one grey level would show in their normalisation.
+    The published views were made this way, and a difference of one grey level would show in their normalization.
 
     Args: frames (B, 1, H, W) int64 in [0, 255]; to, the new (H, W).
     """

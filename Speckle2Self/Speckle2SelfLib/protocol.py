@@ -1,7 +1,7 @@
 """Messages between the application and its processes, as dataclasses; each message is one JSON line. No torch here.
 
-The despeckling process takes the `REQUESTS` and gives the `ANSWERS`; the training process reports `TrainingLine`s. A
-line that does not fit its dataclass is refused, so no other code has to check types.
+The despeckling process reads `REQUESTS` and writes `ANSWERS`; the training process writes `TrainingLine`s. A line that
+does not fit its dataclass is refused, so no other code has to check types.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Devices:
 @dataclass(frozen=True)
 class Started:
     """The region of a job is known and its first block is being despeckled. mapping: the grey values that the model
-    takes for 0 and 1."""
+    sees as 0 and 1."""
 
     job: int
     device: str
@@ -122,7 +122,7 @@ class Progress:
 
     def __post_init__(self) -> None:
         if self.seconds < 0:
-            raise InputError(f"{self.seconds} seconds cannot have passed.")
+            raise InputError(f"{self.seconds} seconds is not a possible time.")
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Cancelled:
 
 @dataclass(frozen=True)
 class Opened:
-    """A stream takes frames."""
+    """A stream accepts frames."""
 
     stream: int
     device: str
@@ -190,12 +190,12 @@ def encode(message: Request | Answer) -> dict:
 
 
 def decode_request(line: str | bytes | dict) -> Request:
-    """Return the request that a JSON line is, or the dict in it. Raises InputError for what is not a request."""
+    """Return the request in a JSON line, or in its dict. Raises InputError for anything else."""
     return _decode(REQUESTS, "command", line)
 
 
 def decode_answer(line: str | bytes | dict) -> Answer:
-    """Return the answer that a JSON line is, or the dict in it. Raises InputError for what is not an answer."""
+    """Return the answer in a JSON line, or in its dict. Raises InputError for anything else."""
     return _decode(ANSWERS, "event", line)
 
 
@@ -208,7 +208,7 @@ def _decode(kinds: dict[str, type[Message]], key: str, line: str | bytes | dict)
 
 
 def parse(line: str | bytes) -> dict:
-    """Return the JSON object that a line holds. Raises InputError where it holds none."""
+    """Return the JSON object in a line. Raises InputError if there is none."""
     try:
         values = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -228,8 +228,8 @@ class TrainingLine:
     """One line of `train --listen`; entries that the line does not have are None.
 
     from_step: the step at which the run begins or resumes; the line holds its settings. simulated: of `anatomies`, how
-    many are simulated. step: the line is the report of this step. message: a sentence for the user. estimate: what the
-    run would take.
+    many are simulated. step: the line is the report of this step. message: a sentence for the user. estimate: time and
+    memory of the run.
     """
 
     values: dict  # the whole line

@@ -25,8 +25,8 @@ from .system import InputError, Progress
 
 FAST_GRAIN = (0.65, 1.45)  # pixels, as `estimate_grain` measures it; other recordings are resampled to it
 HELD_OUT_ANATOMIES = (16, 64)  # at least and at most, a hundredth of those trained on in between
-MOST_FRAMES = 60  # of a recording whose anatomy is used
-WARM_UP = 50  # steps in which the learning rate rises
+MOST_FRAMES = 60  # limit for a recording whose anatomy is used
+WARM_UP = 50  # steps while the learning rate rises
 NEW = (
     "--width applies only to a new network of ours, --deep and --uncertainty also to one that lacks the deeper level "
     "or the uncertainty. Drop them, or drop --init."
@@ -34,7 +34,7 @@ NEW = (
 
 
 class Recipe:
-    """One way of training, in the order in which a run asks for it.
+    """One way of training; methods are in the order in which a run calls them.
 
     The three that carry the method are `views`, the learner that `wrap` returns, which is called with them, and `loss`.
     """
@@ -52,7 +52,7 @@ class Recipe:
 
     @property
     def detects_region(self) -> bool:
-        """Return whether the region "auto" detects the imaged part; else it takes whole frames."""
+        """Return whether the region "auto" detects the imaged part; else whole frames are used."""
         return self.config.recipe not in WHOLE_FRAMES
 
     def new_model(self, **shape: Any) -> ModelConfig:
@@ -76,8 +76,8 @@ class Recipe:
     ) -> tuple[Cine | None, list[Cine]]:  # fmt: skip
         """Make frames with known truth before the first step: those to train on, and those held out.
 
-        Here, `config.simulated` anatomies of the simulator with the recordings' grain. A recipe may take the recordings
-        and the network that the run starts from into account.
+        Here, `config.simulated` anatomies of the simulator with the recordings' grain. A recipe may use the recordings
+        and the network that the run starts from.
 
         Args: cines, as `dataset.prepare_cine` makes them; network, in evaluation mode; progress, see `simulate_cines`;
         held_out, recordings like `cines` that are not trained on.
@@ -91,7 +91,7 @@ class Recipe:
 
     @property
     def anatomies(self) -> int:
-        """Return the number of anatomies to simulate: no more than are seen."""
+        """Return the number of anatomies to simulate, at most as many as are used."""
         return min(self.config.simulated, self.config.steps * self.config.batch)
 
     @property
@@ -137,7 +137,7 @@ class Recipe:
         return ()
 
     def from_tensors(self, tensors: Sequence[torch.Tensor]) -> Any:
-        """Return the views that `to_tensors` took apart."""
+        """Return the views that `to_tensors` split."""
         raise NotImplementedError
 
 
@@ -155,7 +155,7 @@ class Published(Recipe):
         return self.model
 
     def learning_rate(self, step: int) -> float:
-        """Return the config's: it stays the same."""
+        """Return the config's learning rate, which is constant."""
         return self.config.learning_rate
 
     def draw_augmentation(self, rng: np.random.Generator, batch: int) -> Augmentation:

@@ -127,7 +127,7 @@ def _find_outline(image: np.ndarray, tissue: np.ndarray) -> np.ndarray:
 
 
 def _find_exterior(image: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """Return what lies (H, W) bool between the border of a region and the light parts of the image: beside sides that
+    """Return what lies (H, W) bool between the border of a region and the light parts of the image: next to sides that
     lean, above the arc of a curved probe, between two images. There the first light pixels lie on lines and arcs, side
     by side; at the rim of a shadow, speckle makes them jump, and in water there are few."""
     exterior, region = np.zeros(image.shape, bool), region.copy()
@@ -271,7 +271,7 @@ def _find_ruled_lines(values: np.ndarray, span: float) -> np.ndarray:
     """Return lines (H, W) of even brightness along rows or columns, as around a Doppler window, and grey-scale bars.
 
     They are up to three pixels wide and at least 24 (columns) or 40 (rows) long, and may be blurred by scaling or
-    compression. Not straightness tells them from fascia, but that they are as bright all along and end abruptly.
+    compression. Fascia can be as straight; but unlike fascia, they are equally bright all along and end abruptly.
     """
     ruled = np.zeros(values.shape, bool)
     for axis, length, uneven in ((0, 24, 0.06), (1, 40, 0.025)):
@@ -306,7 +306,7 @@ def _find_image_parts(lit: np.ndarray, graphics: np.ndarray, change: np.ndarray 
     height, width = lit.shape
     lines = ndimage.binary_dilation(graphics, np.ones((1, 2 * (width // 30) + 1)))
     joined = ndimage.binary_closing(np.pad(lit, 4), iterations=2)[4:-4, 4:-4] | lit
-    # Rows of ticks are thin; without motion, nothing but thin bridges tells a toolbar from the image above it.
+    # Rows of ticks are thin; without motion, only thin bridges distinguish a toolbar from the image above it.
     thin = 3 if change is None else 1
     joined = ndimage.binary_opening(np.pad(joined, 4, mode="edge"), iterations=thin)[4:-4, 4:-4]
     lit = lit & joined

@@ -14,8 +14,8 @@ WIDEST = 1.25  # widest grain along a fan's columns, in a model's largest; at 1,
 def size_at_grain(size: tuple[int, int], grain: tuple[float, float], bounds: tuple[float, float]) -> tuple[int, int]:
     """Return the (H, W) at which frames of `size`, with speckle of `grain` pixels, have a grain within `bounds`.
 
-    Frames whose grain lies within them stay as they are, since resampling costs detail; the others go to the nearer
-    bound. Factors stay between 1/8 and 2, sizes at least 8 pixels; a factor within 5 per cent of 1 is 1.
+    Frames whose grain lies within them keep their size, since resampling costs detail; the others are resampled to the
+    nearer bound. Factors lie between 1/8 and 2, sizes are at least 8 pixels; a factor within 5 per cent of 1 is 1.
     """
     factors = [float(np.clip(np.clip(g, *bounds) / g, 0.125, 2)) for g in grain]
     height, width = (n if abs(f - 1) <= 0.05 else max(8, round(n * f)) for n, f in zip(size, factors, strict=True))
@@ -32,7 +32,7 @@ def resample(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
             continue
         down = size[axis] < shape[axis]
         shape[axis] = size[axis]
-        # Antialiased going up, too: that is the separable code, ten times as fast as torch's other cubic one.
+        # Antialiased going up as well: that is the separable code, ten times as fast as torch's other cubic one.
         x = F.interpolate(x, size=shape, mode="bilinear" if down else "bicubic", antialias=True, align_corners=False)
     return x
 
@@ -44,7 +44,7 @@ class Resampling:
     The columns are a pixel apart down to where the lateral grain is still within the model's, and spread with the beams
     from there.
 
-    Args: region (H, W) bool; grain, as `measure_grain` gives it; bounds, the model's grain, pixels; device.
+    Args: region (H, W) bool; grain, as `measure_grain` returns it; bounds, the model's grain, pixels; device.
     Attributes: region; size, (h, w) for the network; grain, pixels there.
     """
 
@@ -70,11 +70,11 @@ class Resampling:
         self.grain = tuple(g * new / old for g, new, old in zip(grain, self.size, size, strict=True))
 
     def to_network(self, frames: torch.Tensor) -> torch.Tensor:
-        """(N, 1, H, W) -> (N, 1, h, w)."""
+        """Resample frames (N, 1, H, W) to (N, 1, h, w)."""
         return resample(frames if self._beams is None else sample_at(frames, self._beams.to_beams), self.size)
 
     def to_recording(self, frames: torch.Tensor) -> torch.Tensor:
-        """(N, 1, h, w) -> (N, 1, H, W); outside a fan, its outermost pixels are repeated."""
+        """Resample frames (N, 1, h, w) back to (N, 1, H, W); outside a fan, its outermost pixels are repeated."""
         if self._beams is None:
             return resample(frames, self.shape)
         return sample_at(resample(frames, self._beams.size), self._beams.to_image)

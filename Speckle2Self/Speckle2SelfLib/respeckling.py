@@ -1,4 +1,4 @@
-"""Recordings as anatomies: despeckled, and then speckled anew over an echogenicity that is known.
+"""Recordings as anatomies: despeckled, and speckled again over a known echogenicity.
 
 Related: SAR2SAR (Dalsasso, Denis, Tupin, IEEE JSTARS 2021), noise as clean (Xu et al., IEEE TIP 2020), Noisier2Noise
 (Moran et al., CVPR 2020).

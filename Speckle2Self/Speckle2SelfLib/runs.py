@@ -1,4 +1,4 @@
-"""One training run from files to a model: what the command line, the panel and a cluster's job do alike.
+"""One training run from files to a model: what the command line, the panel and a cluster's job share.
 
 A run keeps two files: the model, the best so far, under its own name, and beside it, while it is unfinished,
 `<model>.state` with all that it needs to continue bit for bit. Both are replaced as a whole or not at all, and kept
@@ -41,9 +41,9 @@ from .validation import fit_uncertainty, score
 
 SIMULATION_REPORTS = 2.0  # seconds from one report on the simulation to the next
 WARM_UP = 12  # steps, to measure the rate
-MOST_STEPS = 10**8  # that a config takes
+MOST_STEPS = 10**8  # the largest number that a config accepts
 ESTIMATES = "Speckle size, down x across: {} pixels. Simulated scanners with speckle like this are looked for."
-RANDOM = "random weights"  # in place of the name of a model to start from
+RANDOM = "random weights"  # instead of the name of an initial model
 CURVE = 200  # points of the loss that a model's card keeps at most
 OVERRIDES = ("recipe", "steps", "simulated", "batch", "interval", "seed")  # of the preset, by a job
 
@@ -54,7 +54,7 @@ class Unfinished(InputError):
 
 @dataclass(frozen=True)
 class Saved:
-    """The values of a run's state besides its tensors."""
+    """The values of a run's state other than its tensors."""
 
     config: dict
     model: dict
@@ -70,29 +70,29 @@ class Saved:
     rng: dict
     precision: str
     kept: int | None = None  # digest of the model file that holds the best so far
-    minutes: float | None = None  # to train for, in all
-    seconds: float = 0.0  # for which it was trained
-    rate: float = 0.0  # steps per second, as measured before the first; where there is a time to train for
+    minutes: float | None = None  # training time of the whole run
+    seconds: float = 0.0  # training time so far
+    rate: float = 0.0  # steps per second, measured before the first step if there is a training time
 
     def __post_init__(self) -> None:
         config, model = from_dict(TrainingConfig, self.config), from_dict(ModelConfig, self.model)
         if self.minutes is not None and not (self.minutes > 0 and self.rate > 0 and self.seconds >= 0):
-            raise InputError("its time to train for does not fit")
+            raise InputError("its training time does not fit")
         within = 0 <= self.step <= config.steps and 1 <= self.batch <= config.batch
         if not recipe_of(config).fits(model) or not within or not all(len(point) == 2 for point in self.curve):
             raise InputError("its entries do not fit each other")
 
 
 class Budget:
-    """A time to train for: says how many steps it will have been, as far as the pace so far tells.
+    """A training time, and the number of steps that fit into it at the pace so far.
 
-    Args: seconds, in all; spent, those of an earlier part of the run; rate, steps per second as measured before.
+    Args: seconds, of the whole run; spent, seconds of an earlier part of the run; rate, steps per second as measured.
     """
 
     def __init__(self, seconds: float, spent: float, rate: float):
         self.seconds, self._spent, self.rate = seconds, spent, rate
         self._began, self._first, self._steps = time.monotonic(), 0.0, -1
-        self.closing = 0.0  # seconds that the end takes, after the last step: those of a validation
+        self.closing = 0.0  # seconds of the validation after the last step
 
     @property
     def spent(self) -> float:
@@ -105,9 +105,9 @@ class Budget:
         return self.seconds - self.spent - self.closing
 
     def steps(self, step: int) -> int:
-        """Return the number of steps of the whole run, of which `step` are done: that many where the time is up.
+        """Return the number of steps of the whole run, given that `step` are done: `step` itself when the time is up.
 
-        The pace is that since the first step, with validations; single steps differ, so that the rate as measured
+        The pace is measured from the first step on, with validations; since single steps differ, the rate measured
         before counts as much as WARM_UP steps.
         """
         now, self._steps = time.monotonic(), self._steps + 1
@@ -143,7 +143,7 @@ def run(
     `interval` steps (and before the first: step 0); `message` where the user should know something; last `model`.
     stop: asked after each step, and each anatomy; True saves the run, to be resumed, and raises Cancelled.
 
-    With `job.estimate` nothing is trained: one report, `estimate`, says what it would take, and None is returned.
+    With `job.estimate` nothing is trained: one report, `estimate`, holds time and memory, and None is returned.
     Under torchrun all processes share each batch, and the first one reports and writes. Raises InputError.
     """
     with _processes(job.device) as (device, first):
@@ -171,12 +171,12 @@ class Run:
         self.saved: tuple[dict[str, torch.Tensor], dict] | None = None  # tensors and values of an unfinished run
         self.cines: list[Cine] = []
         self.held_out: list[Cine] = []
-        self.seen = False  # whether those held out are trained on, as there are too few
+        self.seen = False  # whether the held-out frames are also trained on, as there are too few
         self.curve: list[list[float]] = []
         self.figures_at_start: dict[str, float] = {}
         self.latest: dict[str, float] = {}  # figures of the last validation
         self.kept: int | None = None  # digest of the model file that this run kept last
-        self.rate = 0.0  # steps per second, as measured where there is a time to train for
+        self.rate = 0.0  # steps per second, measured if there is a training time
         self.budget: Budget | None = None
 
     def carry_out(self) -> Model | None:
@@ -232,7 +232,7 @@ class Run:
 
     @property
     def minutes(self) -> float | None:
-        """Return the time to train for, in all; of a resumed run, what it was started with."""
+        """Return the training time of the whole run; a resumed run keeps the one it was started with."""
         return self.saved[1].get("minutes") if self.saved else self.job.minutes
 
     @property
@@ -241,7 +241,7 @@ class Run:
         return 0 if self.seen else sum(len(cine.frames) for cine in self.held_out)
 
     def estimate(self) -> dict:
-        """Return what a run would take, and the speckle's grain as it is seen in its recordings."""
+        """Return the time and memory of a run, and the grain of the speckle in its recordings."""
         rate, simulating = self.measure()
         steps, minutes = self.start.config.steps, self.job.minutes
         steps = steps if minutes is None else max(1, int(minutes * 60 * rate))
@@ -256,7 +256,7 @@ class Run:
         }  # fmt: skip
 
     def measure(self) -> tuple[float, float]:
-        """Return steps per second, and the seconds that simulating takes before, by a short run that is discarded."""
+        """Return steps per second and the seconds of the simulation before, from a short run that is discarded."""
         config, moments = self.start.config, [time.monotonic()]
         trial = replace(config, steps=WARM_UP, simulated=min(config.simulated, WARM_UP))
         training = Training(
@@ -328,7 +328,7 @@ class Run:
             self.say(f"Resumed with the original settings ({kept}); the new values are ignored.")
         if self.saved and job.minutes not in (None, self.minutes):
             kept = f"{config.steps} steps" if self.minutes is None else f"{self.minutes:g} minutes"
-            self.say(f"Resumed with what the run was started with, {kept}; the new training time is ignored.")
+            self.say(f"Resumed with the run's original length, {kept}; the new training time is ignored.")
         if job.resume and not self.saved:
             self.say("There is no unfinished run to continue; a new one starts.")
         if job.preview and not self.held_out:
@@ -347,7 +347,7 @@ class Run:
             self.after_step(done)
 
     def keep_to_budget(self, budget: Budget) -> None:
-        """Fit the number of steps to the time that is left, alike in all processes."""
+        """Fit the number of steps to the time that is left; all processes get the same number."""
         steps = torch.tensor(budget.steps(self.training.step), dtype=torch.int64)
         if dist.is_initialized():
             steps = steps.to(self.device)
@@ -419,7 +419,7 @@ class Run:
         checkpoint.save_state(self.state, tensors, values)
 
     def card(self, figures: dict[str, float]) -> dict:
-        """Return what a model file says of its run."""
+        """Return the description of the run that is stored in the model file."""
         apart = -(-len(self.curve) // CURVE) or 1
         return {
             "description": self.description(), "start": self.start.name, "training": to_dict(self.start.config),
@@ -612,14 +612,14 @@ def _correlation(cine: Cine) -> list[np.ndarray]:
 
 @contextmanager
 def _processes(name: str) -> Iterator[tuple[torch.device, bool]]:
-    """Give the device and whether this is the first process; join the others where torchrun has started them."""
+    """Yield the device and whether this is the first process; join the others if torchrun has started them."""
     _, local, count = torchrun_place()
     if count == 1:
         yield choose_device(name), True
         return
     cuda = name in ("auto", "cuda") and torch.cuda.is_available()
     device = torch.device(f"cuda:{local}") if cuda else choose_device("cpu" if name == "auto" else name)
-    # The group's threads end with the last that refers to it; while they run, the end of the process may abort it.
+    # The group's threads end with the last reference to it; while they run, ending the process may abort it.
     from torch.distributed import nn  # noqa: F401 - whose default values are the group that is there when it is imported
 
     dist.init_process_group("nccl" if cuda else "gloo")

@@ -20,12 +20,12 @@ from .anatomy import Anatomy, PointTargets, draw_anatomy
 from .resampling import resample
 from .system import InputError
 
-TEXTBOOK = ("phantom", "vessel", "layers", "organ", "flat")  # anatomies, of which one is drawn where none is named
+TEXTBOOK = ("phantom", "vessel", "layers", "organ", "flat")  # anatomies; one is drawn at random if none is named
 LAYOUTS = (*TEXTBOOK, "natural")
 GEOMETRIES = ("linear", "sector", "piece")
 DRAWN_AT = (0.7, 1.5)  # times a frame's size, before it is resampled
-PIECE_OF = (1.5, 1.75)  # so many times as large is what a piece of a fan is cut out of
-LEVELS = 1024  # of the speckle's mean, at which the expected grey value is computed
+PIECE_OF = (1.5, 1.75)  # size of the image that a piece of a fan is cut out of, relative to the piece
+LEVELS = 1024  # number of means of the speckle for which the expected grey value is computed
 SIGMA_PER_GRAIN = 1 / np.sqrt(2 * np.log(2))  # a Gaussian pulse of this sigma has a grain of 1 pixel
 TAIL_WIDTH = 2.5  # times as wide as the pulse's middle
 TAILS = 0.5  # of the pulse's area, at most
@@ -36,10 +36,10 @@ MEASURED_IN = 8  # enhanced frames
 
 @dataclass(frozen=True)
 class SimulationConfig:
-    """What to simulate; None: drawn at random."""
+    """The settings of a simulation; None: drawn at random."""
 
     size: tuple[int, int] = (256, 256)  # pixels, (axial, lateral)
-    frames: int = 1  # of one static anatomy, each with speckle of its own
+    frames: int = 1  # of one static anatomy, each with independent speckle
     grain: tuple[float, float] | None = None  # pixels (axial, lateral) where the intensity's correlation is 1/2
     layout: str | None = None  # one of LAYOUTS
     geometry: str = "linear"  # "sector": a fan, whose lateral grain grows with depth; "piece": of a large fan, turned
@@ -54,7 +54,7 @@ class SimulationConfig:
         if self.grain is not None and (len(self.grain) != 2 or not all(0.3 <= g <= 32 for g in self.grain)):
             raise InputError(f"A grain of {self.grain} is not two lengths between 0.3 and 32 pixels.")
         if not 0 <= self.tails <= 0.5:
-            raise InputError(f"Tails of {self.tails} are not a share between 0 and 0.5.")
+            raise InputError(f"Tails of {self.tails} are not a fraction between 0 and 0.5.")
         if self.roughness is not None and not self.roughness > 0:
             raise InputError(f"A roughness of {self.roughness} is not above zero.")
         if self.layout not in (None, *LAYOUTS):
@@ -65,7 +65,7 @@ class SimulationConfig:
 
 @dataclass(frozen=True)
 class Simulated:
-    """Simulated frames and all that is known of them."""
+    """Simulated frames with everything that is known about them."""
 
     frames: np.ndarray  # (N, H, W) float32 in [0, 1]
     truth: np.ndarray  # (H, W) float32 in [0, 1]: the expected value of every pixel over all speckle
@@ -87,7 +87,7 @@ class _Anatomy(PointTargets):
         self.labels = np.zeros(size, np.uint8)
 
     def curve(self, wander: float, slope: float) -> np.ndarray:
-        """A smooth depth for every column, pixels."""
+        """Return a smooth depth for every column, pixels."""
         columns = self.size[1]
         bend = gaussian_filter1d(self.rng.standard_normal(columns), columns * self.rng.uniform(0.06, 0.3), mode="wrap")
         bend *= self.rng.uniform(0, wander) * self.unit / max(np.abs(bend).max(), 1e-9)
@@ -95,24 +95,24 @@ class _Anatomy(PointTargets):
         return self.rng.uniform(0, self.size[0]) + bend + tilt
 
     def background(self, level: float):
-        """Tissue whose level drifts slowly, standard deviation `level` dB."""
+        """Add tissue whose level drifts slowly, standard deviation `level` dB."""
         sigma = self.unit * self.rng.uniform(0.1, 0.3)
         noise = np.fft.rfft2(self.rng.standard_normal(self.size))
         drift = np.fft.irfft2(fourier_gaussian(noise, sigma, self.size[1]), s=self.size)
         self.decibels += level * drift / drift.std()
 
     def put(self, inside: np.ndarray, contrast: float):
-        """Changes the level by `contrast` dB where inside (0 to 1) is 1."""
+        """Change the level by `contrast` dB where `inside` (0 to 1) is 1."""
         self.decibels += contrast * inside
         self.labels[inside > 0.5] = min(int(self.labels.max()) + 1, 255)
 
     def boundary(self, wander: float = 0.1, slope: float = 0.4):
-        """A tissue interface: another level below it."""
+        """Add a tissue interface: another level below it."""
         below = 1 / (1 + np.exp(-np.clip((self.y - self.curve(wander, slope)) / self.rng.uniform(0.2, 1.5), -40, 40)))
         self.put(below, self.rng.normal(0, 8))
 
     def blob(self, contrast: float, shape: str, radius: tuple[float, float], soft: float = 0.3, wall: float = 0.0):
-        """A disc, box or triangle of half axes `radius` pixels, edges `soft` pixels wide, a wall of `wall` dB."""
+        """Add a disc, box or triangle, half axes `radius` pixels, edges `soft` pixels wide, wall `wall` dB."""
         cy, cx = (self.rng.uniform(0.05, 0.95) * n for n in self.size)
         turn = self.rng.uniform(0, np.pi)
         u = ((self.x - cx) * np.cos(turn) + (self.y - cy) * np.sin(turn)) / radius[0]
@@ -129,7 +129,7 @@ class _Anatomy(PointTargets):
         return cx, cy
 
     def layer(self, wander: float = 0.1, slope: float = 0.6):
-        """A thin bright layer (fascia, vessel wall, bone), part speckle, part specular."""
+        """Add a thin bright layer (fascia, vessel wall, bone), part speckle, part specular."""
         ends = np.abs(np.arange(self.size[1]) - self.rng.uniform(0, self.size[1]))
         extent = 1 / (1 + np.exp(np.clip((ends - self.rng.uniform(0.05, 1) * self.size[1]) / 4, -40, 40)))
         profile = np.exp(-(((self.y - self.curve(wander, slope)) / self.rng.uniform(0.4, 2)) ** 2) / 2) * extent
@@ -139,7 +139,7 @@ class _Anatomy(PointTargets):
             self.specular = np.maximum(self.specular, height + self.decibels - 40 * (1 - profile))
 
     def shadow(self):
-        """A dark column below some depth, as behind bone or at a vessel's edge."""
+        """Add a dark column below some depth, as behind bone or at a vessel's edge."""
         across = (np.abs(self.x - self.rng.uniform(0, self.size[1])) - self.rng.uniform(0.02, 0.2) * self.size[1]) / 3
         depth = (self.y - self.rng.uniform(0, 0.8) * self.size[0]) / 2
         inside = 1 / (1 + np.exp(np.clip(across, -40, 40))) / (1 + np.exp(-np.clip(depth, -40, 40)))
@@ -149,7 +149,7 @@ class _Anatomy(PointTargets):
         self.echoes *= 10 ** (-drop / 20)
 
     def strokes(self, count: int, spacing: float = 0.0):
-        """Straight pieces of echo (wires, needles, fibres), thin, with hard ends, 7 to 24 dB above the tissue's.
+        """Add thin straight echoes (wires, needles, fibers) with hard ends, 7 to 24 dB above the tissue's.
 
         spacing, pixels: they lie side by side at this distance, as in a grating; 0: anywhere, in about one direction.
         """
@@ -178,21 +178,21 @@ class _Anatomy(PointTargets):
                 self.decibels += contrast * profile
 
     def radius(self, smallest: float, largest: float) -> tuple[float, float]:
-        """Two radii, pixels, from shares of the smaller side."""
+        """Return two radii, pixels, from shares of the smaller side."""
         return tuple(np.exp(self.rng.uniform(np.log(smallest * self.unit), np.log(largest * self.unit), 2)))
 
     def soft(self) -> float:
-        """The width of an edge, pixels."""
+        """Return the width of an edge, pixels."""
         return float(np.exp(self.rng.uniform(np.log(0.2), np.log(3))))
 
     def phantom(self) -> None:
-        """Discs, boxes and triangles."""
+        """Draw discs, boxes and triangles."""
         for _ in range(self.rng.integers(2, 7)):
             contrast = self.rng.uniform(-30, -3) if self.rng.random() < 0.5 else self.rng.uniform(2, 14)
             self.blob(contrast, str(self.rng.choice(["disc", "box", "triangle"])), self.radius(0.03, 0.25))
 
     def vessel(self) -> None:
-        """Vessels with walls between layers."""
+        """Draw vessels with walls between layers."""
         self.background(self.rng.uniform(0, 3))
         for _ in range(self.rng.integers(0, 3)):
             self.boundary()
@@ -203,7 +203,7 @@ class _Anatomy(PointTargets):
             self.layer()
 
     def layers(self) -> None:
-        """Tissues and fasciae, one below the other."""
+        """Draw tissues and fasciae, one below the other."""
         self.background(self.rng.uniform(0, 3))
         for _ in range(self.rng.integers(1, 5)):
             self.boundary(slope=0.25)
@@ -211,7 +211,7 @@ class _Anatomy(PointTargets):
             self.layer(slope=0.3)
 
     def organ(self) -> None:
-        """Lesions in an organ."""
+        """Draw lesions in an organ."""
         self.background(self.rng.uniform(1, 5))
         for _ in range(self.rng.integers(0, 3)):
             self.boundary()
@@ -219,7 +219,7 @@ class _Anatomy(PointTargets):
             self.blob(self.rng.normal(0, 9), "disc", self.radius(0.03, 0.35), self.soft())
 
     def flat(self) -> None:
-        """Even tissue, or two."""
+        """Draw one or two even tissues."""
         self.background(self.rng.uniform(0, 3))
         if self.rng.random() < 0.4:
             self.boundary()
@@ -248,7 +248,7 @@ def _draw_anatomy(layout: str, size: tuple[int, int], rng: np.random.Generator) 
             anatomy.row(int(rng.integers(2, 12)), rng.uniform(4, 24))
     if rng.random() < 0.5:
         anatomy.points(int(rng.integers(1, 16)))
-    if rng.random() < 0.5:  # attenuation that the gain does not make up for
+    if rng.random() < 0.5:  # attenuation that the gain does not compensate
         fall = rng.uniform(0, 30) * anatomy.y / size[0]
         anatomy.decibels -= fall
         anatomy.specular -= fall
@@ -263,7 +263,7 @@ class _Pulse(NamedTuple):
     tails: float = 0.0
 
     def sigma(self, axis: int) -> float:
-        """Of its middle, pixels."""
+        """Return the sigma of the central Gaussian, in pixels."""
         widths, areas = self._gaussians()
         both = widths[:, None] ** 2 + widths**2  # variances and weights of the four terms of its correlation
         lags = np.linspace(0, 4, 400)
@@ -273,11 +273,11 @@ class _Pulse(NamedTuple):
         return max(self.grain[axis] / half, 0.35)
 
     def reach(self, axis: int, sigmas: float) -> int:
-        """So many sigmas of its widest part, pixels."""
+        """Return `sigmas` standard deviations of the widest Gaussian, in pixels."""
         return int(np.ceil(sigmas * self.sigma(axis) * self._gaussians()[0][-1]))
 
     def taps(self, axis: int, wide: float = 1.0) -> np.ndarray:
-        """Its values along an axis, `wide` times as wide; their squares sum up to 1."""
+        """Return the pulse's values along an axis, `wide` times as wide; their squares sum to 1."""
         widths, areas = self._gaussians()
         reach = self.reach(axis, 3.5 * wide)
         t = np.arange(-reach, reach + 1) / (wide * self.sigma(axis))
@@ -285,21 +285,21 @@ class _Pulse(NamedTuple):
         return taps / np.sqrt(np.sum(taps**2))
 
     def _gaussians(self) -> tuple[np.ndarray, np.ndarray]:
-        """Their widths, in those of the first, and areas."""
+        """Return the widths of the Gaussians, relative to the first, and their areas."""
         if self.tails == 0:
             return np.ones(1), np.ones(1)
         return np.array([1, TAIL_WIDTH]), np.array([1 - self.tails, self.tails])
 
 
 def _convolve(images: np.ndarray, taps: np.ndarray, axis: int) -> np.ndarray:
-    """Along an axis; ends are reflected."""
+    """Convolve images (N, H, W) along an axis; ends are reflected."""
     return convolve1d(images, taps, axis, mode="mirror")
 
 
 def _echo(fields: np.ndarray, pulse: _Pulse, spread: float, power: bool) -> np.ndarray:
-    """`fields` (N, H, W) through the pulse, whose lateral width grows by `spread` from top to bottom.
+    """Convolve `fields` (N, H, W) with the pulse, whose lateral width grows by `spread` from top to bottom.
 
-    power: through its square, which carries the expected intensity. Unit white input keeps unit power.
+    power: convolve with its square, which gives the expected intensity. Unit white input keeps unit power.
     """
     along = _convolve(fields, pulse.taps(0) ** (1 + power), 1)
     if spread == 0:
@@ -316,7 +316,7 @@ def _echo(fields: np.ndarray, pulse: _Pulse, spread: float, power: bool) -> np.n
 
 
 def _draw_grey_map(level: float, rng: np.random.Generator):
-    """A scanner's map from envelope to grey in [0, 1]; `level` is the envelope of the brightest tissue."""
+    """Return a scanner's map from envelope to grey in [0, 1]; `level` is the envelope of the brightest tissue."""
     if rng.random() < 0.55:  # logarithmic compression, then a grey curve
         span, top = rng.uniform(35, 75), 20 * np.log10(level) + rng.uniform(2, 14)
         curve = rng.uniform(0.7, 2.2)
@@ -327,9 +327,9 @@ def _draw_grey_map(level: float, rng: np.random.Generator):
 
 
 def _magnitudes(roughness: float, pulse: _Pulse, rng: np.random.Generator, count: int = 24) -> np.ndarray:
-    """`count` magnitudes of speckle of unit power that stand for equal shares of its distribution.
+    """Return `count` magnitudes of speckle of unit power that represent equal shares of its distribution.
 
-    Many equally strong scatterers in each pulse give Rayleigh's; others' magnitudes are those of an echo.
+    Many equally strong scatterers in each pulse give a Rayleigh distribution; else an echo is simulated.
     """
     shares = (np.arange(count) + 0.5) / count
     if np.isinf(roughness):
@@ -339,7 +339,7 @@ def _magnitudes(roughness: float, pulse: _Pulse, rng: np.random.Generator, count
 
 
 def _expected_grey(power: np.ndarray, specular: np.ndarray, grey, magnitudes: np.ndarray) -> np.ndarray:
-    """The mean of grey(envelope) over speckle of the given mean power beside a coherent amplitude, (H, W)."""
+    """Return the mean of grey(envelope) over speckle of a given mean power plus a coherent amplitude, (H, W)."""
     amplitude = np.sqrt(power)
     levels = np.geomspace(amplitude.min(), amplitude.max() * 1.01, LEVELS)  # between which it is nearly straight
     expected = np.interp(np.log(amplitude), np.log(levels), grey(levels[:, None] * magnitudes).mean(1))
@@ -353,10 +353,10 @@ def _expected_grey(power: np.ndarray, specular: np.ndarray, grey, magnitudes: np
 
 
 def _scatterers(size, roughness: float, rng: np.random.Generator) -> np.ndarray:
-    """Complex scatterers of unit mean power as (2, H, W): equally strong ones, or of gamma-distributed strength.
+    """Return complex scatterers of unit mean power as (2, H, W): equally strong, or with gamma-distributed strength.
 
     Few strong scatterers in a pulse give speckle with more bright grains than Rayleigh's (K distribution; Shankar
-    1993), as tissue does whose speckle is not fully developed.
+    1993), like tissue whose speckle is not fully developed.
     """
     field = rng.standard_normal((2, *size), dtype=np.float32) / np.float32(np.sqrt(2))
     if np.isfinite(roughness):
@@ -368,7 +368,7 @@ def simulate(
     config: SimulationConfig, rng: np.random.Generator, draw: Draw | None = None,
     scanner: np.random.Generator | None = None,
 ) -> Simulated:  # fmt: skip
-    """Frames of one drawn anatomy with independent speckle, and their truth.
+    """Simulate frames of one random anatomy with independent speckle, and their truth.
 
     draw: returns the anatomy, in place of the config's layout. scanner: draws the scanner (pulse, grey map, noise);
     from the same state it is the same one, whatever the anatomy. None: `rng` does.
@@ -405,7 +405,7 @@ def simulate(
     magnitudes = _magnitudes(roughness, pulse, rng)
     truth = _expected_grey(power + floor**2, specular, grey, magnitudes).astype(np.float32)
 
-    # Scatterers beyond the image's edges take part too: mirrored ones would add up coherently there.
+    # Scatterers beyond the image's edges contribute as well: mirrored ones would add up coherently there.
     edge = tuple(min(pulse.reach(axis, 5), n - 1) for axis, n in enumerate(size))
     wide = np.pad(amplitude, [(e, e) for e in edge], mode="reflect")
     inner = (..., slice(edge[0], -edge[0]), slice(edge[1], -edge[1]))
@@ -435,12 +435,12 @@ def simulate_recorded(
     scanner: np.random.Generator | None = None,
     draws: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Frames as scanners process and recorders store them, (draws, H, W), and their truth (H, W), float32 in [0, 1].
+    """Return frames as scanners process and recorders store them, (draws, H, W), and their truth (H, W), in [0, 1].
 
-    Some are drawn at another size and resampled, some are the mean of two or three frames (persistence), of some the
-    edges are enhanced: all linear, so that the expected value goes through the same and stays what the mean of ever
-    more such frames tends to. What enhanced frames lose where they are cut at black and white is measured in more of
-    them. The pulses of some have tails. Last, some are rounded to 8 bits, and some compressed (JPEG).
+    Some frames are drawn at another size and resampled, some are the mean of two or three frames (persistence), some
+    have enhanced edges: all linear, so that the same operations on the expected value give the limit of the mean of
+    ever more such frames. The clipping of enhanced frames at black and white is measured in further frames. The pulses
+    of some have tails. Last, some are rounded to 8 bits, and some compressed (JPEG).
 
     Args: size, (H, W); grain, pixels (axial, lateral) there; geometry, one of GEOMETRIES; layout, one
     of LAYOUTS, or drawn; draw and scanner, see `simulate`; draws, of speckle over the one anatomy.
@@ -474,14 +474,14 @@ def simulate_recorded(
 
 
 def _scan_convert(images, grid, mode) -> np.ndarray:
-    """Images (N, h, w) whose rows are depths and columns angles, taken at the points of the grid: (N, H, W)."""
+    """Sample images (N, h, w), whose rows are depths and columns angles, at the points of the grid: (N, H, W)."""
     images = torch.from_numpy(np.ascontiguousarray(images, np.float32))[:, None]
     grid = grid.expand(len(images), -1, -1, -1)
     return F.grid_sample(images, grid, mode=mode, padding_mode="reflection", align_corners=True)[:, 0].numpy()
 
 
 def _piece(size, rng):
-    """Where a piece of a large fan, on any side of it, takes its pixels from, -1 to 1 along rows and columns."""
+    """Return the sampling positions of a piece on any side of a large fan, -1 to 1 along rows and columns."""
     y, x = (offset - n / 2 for offset, n in zip(np.mgrid[: size[0], : size[1]], size, strict=True))
     radius, turn = np.exp(rng.uniform(*np.log((1.2, 5)))) * max(size), rng.uniform(-1, 1)  # pixels, radians
     y, x = y + radius * np.cos(turn), x + radius * np.sin(turn)
@@ -491,7 +491,7 @@ def _piece(size, rng):
 
 
 def _fan(size, rng):
-    """Where a fan takes its pixels from, -1 to 1 along rows and columns, and which are in it; as large as fits."""
+    """Return the sampling positions of the largest fan that fits, -1 to 1 along rows and columns, and its mask."""
     half, apex = rng.uniform(0.45, 0.75), rng.uniform(0.05, 0.5)  # half opening in radians; probe radius / image depth
     top, width = apex * np.cos(half), 2 * (1 + apex) * np.sin(half)  # in depths of the image
     pixel = max((1 + apex - top) / (size[0] - 1), width / (size[1] - 1))

@@ -1,4 +1,4 @@
-"""Errors, whole files, locks, memory and torchrun: what all share with the system. Standard library only."""
+"""Errors, whole files, locks, memory and torchrun: the interface to the system. Standard library only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FilePath = str | os.PathLike[str]
-Progress = Callable[[int, int], None]  # called with how many are done, and how many there are
+Progress = Callable[[int, int], None]  # called with (done, total)
 
 
 class InputError(ValueError):
@@ -28,7 +28,7 @@ CANNOT_WRITE = _("{path} cannot be written: {reason}.")
 
 
 def with_path(path: FilePath, error: Exception) -> str:
-    """Return an error's message with its file before it, once if it begins with it already."""
+    """Prefix an error message with its file name, unless it already starts with it."""
     return f"{path}: {str(error).removeprefix(f'{path} ')}"
 
 
@@ -39,7 +39,7 @@ class Cancelled(Exception):
 def torchrun_place() -> tuple[int, int, int]:
     """Return the number of this process among those that torchrun has started, the same on this host, and their count.
 
-    (0, 0, 1) where there is no torchrun. Raises InputError where its variables are there in part.
+    (0, 0, 1) without torchrun. Raises InputError if only some of its variables are set.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return 0, 0, 1
@@ -52,15 +52,15 @@ def torchrun_place() -> tuple[int, int, int]:
 
 
 def keep_memory() -> None:
-    """Keep freed memory, up to 256 MB, for what comes next; for a process of our own.
+    """Keep freed memory, up to 256 MB, for later allocations; only for our own processes.
 
-    Else GNU's allocator gives the arrays of each block of frames back to the system and asks for them again, which
-    takes a tenth of the time. Nothing is done on other systems.
+    Otherwise GNU's allocator returns the arrays of each block of frames to the system and requests them again, which
+    costs a tenth of the time. On other systems, do nothing.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if set_option:
         trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # of malloc.h
-        set_option(mmap_threshold, 2**25)  # bytes; the most that it takes
+        set_option(mmap_threshold, 2**25)  # bytes; the largest value that it accepts
         set_option(trim_threshold, 2**28)
         set_option(top_pad, 2**24)
 
@@ -74,14 +74,14 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def torch_fault() -> str | None:
-    """One sentence where PyTorch is missing, or is there and does not start; None where it starts."""
+    """Return one sentence if PyTorch is missing or does not start; None if it starts."""
     try:
         import torch  # noqa: F401
     except ModuleNotFoundError as error:
         if error.name == "torch":
             return _("PyTorch is missing; install it: python -m pip install torch.")
         return _broken(error)
-    except (ImportError, OSError, RuntimeError) as error:  # a library of its own is missing, or of another version
+    except (ImportError, OSError, RuntimeError) as error:  # one of its libraries is missing, or of another version
         return _broken(error)
     return None
 
@@ -95,7 +95,7 @@ def _broken(error: Exception) -> str:
 
 
 def replace_file(path: FilePath, content: bytes) -> None:
-    """Write a file whole or not at all: into a temporary one beside it, then renamed.
+    """Write a file whole or not at all: into a temporary one in the same folder, then renamed.
 
     Raises InputError where the folder does not exist or cannot be written.
     """
@@ -117,11 +117,11 @@ def replace_file(path: FilePath, content: bytes) -> None:
 
 @contextmanager
 def locked(path: FilePath) -> Iterator[None]:
-    """Keep a file that takes long to make to this process: hold the system's lock on `<path>.lock` meanwhile.
+    """Reserve a file that takes long to write for this process: hold the system's lock on `<path>.lock`.
 
-    The lock ends with the process, in whichever way that ends; a file that is left then locks nothing. Where the file
-    system knows no locks, none is held. Raises InputError where another process holds it, or the folder does not exist
-    or cannot be written.
+    The lock ends with the process, however that ends; a file that remains locks nothing. File systems without locks
+    are accepted. Raises InputError if another process holds the lock, or the folder does not exist or cannot be
+    written.
     """
     lock = Path(f"{path}.lock")
     try:
@@ -139,13 +139,13 @@ def locked(path: FilePath) -> Iterator[None]:
 
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
-            message = _("Another process is at work on {path}; wait until it has ended.")
+            message = _("Another process is writing {path}; wait until it has ended.")
             raise InputError(message.format(path=path)) from error
         except OSError:
             pass  # no locks here
         try:
             yield
         finally:
-            file.close()  # first: Windows removes no open file
+            file.close()  # first: Windows cannot remove open files
             with suppress(OSError):
                 lock.unlink()

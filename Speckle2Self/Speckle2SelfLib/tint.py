@@ -9,7 +9,7 @@ import numpy as np
 from .grey import HUE_NOISE, HUE_TOLERANCE, evenly, luminance
 
 BINS = 64  # of luminance, whose median colors make the curve
-HUED = 0.06  # of the brightest channel: a curve nearer to grey than this is no tint
+HUED = 0.06  # of the brightest channel: a curve nearer to grey than this is not a tint
 DARK = 0.1  # of the range; below, hue is hardly visible, and lost in rounding
 EVERYWHERE = 0.8  # of the light pixels are at luminances that the curve tints; Doppler color is on tissue that is grey
 NEAR = 0.7  # of the light pixels are near the curve; the others may be Doppler color, or text
@@ -23,7 +23,7 @@ class Tint:
     colors: np.ndarray  # (K, 3) float32
 
     def added(self, grey: np.ndarray) -> list[np.ndarray]:
-        """Return what the tint adds to grey values (N, H, W) in each of the three channels."""
+        """Return the values that the tint adds to grey values (N, H, W) in each of the three channels."""
         limit = np.clip(grey, self.levels[0], self.levels[-1])
         return [np.interp(limit, self.levels, channel).astype(np.float32) - limit for channel in self.colors.T]
 
@@ -45,7 +45,7 @@ def find_tint(frames: np.ndarray) -> Tint | None:
         return None
     colors, grey = pixels.reshape(-1, 3)[lit].astype(np.float32), grey[lit]
     if (np.ptp(colors, axis=1) > HUED * colors.max(1)).mean() < NEAR:
-        return None  # most recordings in color are grey: nothing slower for them
+        return None  # most recordings in color are grey: return early for them
     bins = np.minimum((grey / top * BINS).astype(int), BINS - 1)
     filled = np.flatnonzero(np.bincount(bins, minlength=BINS) >= 8)
     curve = np.array([np.median(colors[bins == number], axis=0) for number in filled]).reshape(-1, 3)
@@ -57,7 +57,7 @@ def find_tint(frames: np.ndarray) -> Tint | None:
     if nearest.mean() < EVERYWHERE:
         return None
     levels, curve = np.append(0, levels), np.concatenate([np.zeros((1, 3)), curve])
-    last = curve[-1] * scale / max(float(curve[-1].max()), 1e-9)  # as bright as this hue gets
+    last = curve[-1] * scale / max(float(curve[-1].max()), 1e-9)  # the brightest color of this hue
     if float(luminance(last[None, None, None]).item()) > levels[-1]:
         levels, curve = np.append(levels, luminance(last[None, None, None]).item()), np.concatenate([curve, last[None]])
     tint = Tint(levels.astype(np.float32), curve.astype(np.float32))

@@ -1,4 +1,4 @@
-"""The training loop of all recipes: a generator of step reports that knows nothing of who listens."""
+"""The training loop of all recipes: a generator of step reports that knows nothing of its listeners."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Training:
     teacher, despeckles the recordings for recipes that need it, else the network to start from does.
     Deterministic on the CPU for a given config and precision.
 
-    Under `torch.distributed` every process draws the same batch and takes its share of it, so that any number of
+    Under `torch.distributed` every process draws the same batch and uses its share of it, so that any number of
     processes gives the same losses. Raises InputError where there is nothing to train on.
     """
 
@@ -80,13 +80,13 @@ class Training:
             torch.default_generator.manual_seed(config.seed)
             network = (network or build(model)).to(self.device)
             self.learner = accelerate(self.recipe.wrap(network)).to(self.device)
-        own = teacher is None  # and then a part of the state, as resuming takes it again
+        own = teacher is None  # then it is part of the state, for resuming
         self.start = copy.deepcopy(network).eval() if own and self.recipe.despeckles else None
         teacher = network.eval() if teacher is None else teacher.to(self.device).eval()
         simulated, apart = self.recipe.simulate(cines, teacher, self.rng, progress, held_out)
         self.recorded = [cine.near(self.device) for cine in cines] if self.recipe.learns_recorded else []
         if not self.recorded and simulated is None:
-            raise InputError("There is nothing to train on: give recordings, or simulate some.")
+            raise InputError("There is nothing to train on: name recordings, or simulate some.")
         self.simulated = simulated and simulated.near(self.device)
         self.held_out = [*held_out, *apart]
         memory_format = self.recipe.cuda_memory_format if cuda else torch.channels_last
@@ -116,7 +116,7 @@ class Training:
     def run(self) -> Iterator[Report]:
         """Train from the step that has been reached; yield a report after every step.
 
-        Where memory is short the batch is halved, and the report's message says so. Raises InputError where the loss
+        If memory is short, the batch is halved, with a message in the report. Raises InputError where the loss
         is NaN, or where there is not enough memory for a single frame.
         """
         started, first, message = time.monotonic(), self.step, ""
@@ -171,7 +171,7 @@ class Training:
         get_ema_multi_avg_fn(decay)(list(self.network.parameters()), list(self._trained.parameters()), None)
 
     def _draw(self) -> Batch:
-        """Draw a batch of crops of one cine, alike in every process, and return this process's share of it."""
+        """Draw a batch of crops of one cine, the same in every process, and return this process's share of it."""
         cine = self.simulated
         if cine is None or (self.recorded and self.rng.random() >= self.config.share):
             cine = self.recorded[int(self.rng.integers(len(self.recorded)))]
@@ -204,10 +204,10 @@ class Training:
         return precision
 
     def _halve_batch(self, error: Exception) -> str:
-        """Halve the batch and return a message that says so. Raises InputError where it is one frame already."""
+        """Halve the batch and return a message about it. Raises InputError if it is one frame already."""
         if self.batch == 1:
             raise InputError(
-                _("Memory is too short for a batch of one frame: close other programs, or use another device.")
+                _("Not enough memory for a batch of one frame: close other programs, or use another device.")
             ) from error
         self.batch //= 2
         self._replayed.recorded.clear()

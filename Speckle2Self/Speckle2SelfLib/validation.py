@@ -1,4 +1,4 @@
-"""Figures on held-out frames, a picture of one of them, and the score by which a run keeps its best model."""
+"""Figures on held-out frames, a picture of one of them, and the score that selects a run's best model."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def validate(
 
 
 def score(figures: dict[str, float]) -> float:
-    """Return what the best model is chosen by, lower is better: the mean of its errors to known truths, of the
-    recordings' anatomy and of the simulator's; the held-out loss where no truth is known."""
+    """Return the score that selects the best model (lower is better): the mean of its errors to known truths, of the
+    recordings' anatomy and of the simulator's; without a known truth, the held-out loss."""
     errors = [figures[name] for name in TRUE_ERRORS if name in figures]
     if errors:
         return float(np.mean(errors))
@@ -76,8 +76,8 @@ def score(figures: dict[str, float]) -> float:
 
 @torch.no_grad()
 def fit_uncertainty(network: Any, cines: Sequence[Cine]) -> float:
-    """Return the factor that makes the told deviations true on held-out simulated frames: the median, over the frames,
-    of the true error's rms by the told one's; 1 without such frames.
+    """Return the factor that makes the estimated deviations true on held-out simulated frames: the median over the
+    frames of the ratio of the true error's rms to the estimated one's; 1 without such frames.
 
     Args: network, with a head for the uncertainty, in evaluation mode, on the CPU.
     """
@@ -93,11 +93,11 @@ def fit_uncertainty(network: Any, cines: Sequence[Cine]) -> float:
 
 
 def _corner(frame: torch.Tensor, truth: torch.Tensor | None, grain: tuple[float, float]) -> Batch:
-    """Return the top left part of a frame (1, 1, H, W) and its truth, of sides that every network takes."""
+    """Return the top left part of a frame (1, 1, H, W) and its truth, of a size that every network accepts."""
     height, width = (min(n // 16 * 16, SIDE) for n in frame.shape[-2:])
     return Batch(frame[..., :height, :width], None if truth is None else truth[..., :height, :width], grain)
 
 
 def to_8_bit(x: torch.Tensor) -> np.ndarray:
-    """(1, 1, H, W) about [0, 1] -> (H, W) uint8."""
+    """Return an image (1, 1, H, W) of values about [0, 1] as (H, W) uint8."""
     return (x[0, 0].float().clamp(0, 1) * 255).round().byte().cpu().numpy()

@@ -1,4 +1,4 @@
-"""Three-dimensional volumes as stacks of frames along an axis; numpy alone."""
+"""Three-dimensional volumes as stacks of frames along an axis; only numpy is needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .config import AXES as CHOICES
 from .system import InputError, Progress
 
 AXES = ("k", "j", "i")  # of an array (K, J, I), slowest first
-COARSER = 1.5  # times the next spacing: from here on, one axis is taken for the axis of acquisition
+COARSER = 1.5  # times the next spacing: from here on, an axis is assumed to be the axis of acquisition
 logger = logging.getLogger(__name__)
 
 
@@ -43,7 +43,8 @@ def process(
     """Run `despeckle(frames, progress=...)`, which maps (N, H, W[, C]), on volumes (T, K, J, I[, C]).
 
     Volumes are cut across each of `axes`; the results of several are averaged, without those of orientations in which
-    nothing changed, as where nothing looks like ultrasound. progress: called with (done, total) over all of them.
+    nothing changed, for example because no ultrasound region was found. progress: called with (done, total) over all
+    of them.
     """
     results = []
     for number, axis in enumerate(axes):
@@ -60,7 +61,7 @@ def process(
         return results[0]
     changed = [not np.array_equal(result, volumes, equal_nan=volumes.dtype.kind == "f") for result in results]
     if any(changed) and not all(changed):
-        logger.warning(f"Across {unchanged_axes(axes, changed)} nothing was changed: the mean is that of the others.")
+        logger.warning(f"Nothing was changed along {unchanged_axes(axes, changed)}; the result averages the others.")
         results = [result for result, did in zip(results, changed, strict=True) if did]
     return average(results)
 
@@ -68,8 +69,8 @@ def process(
 def average_maps(maps: list[np.ndarray], shape: tuple[int, ...], axes: list[int]) -> np.ndarray:
     """Return the mean of maps (N, H, W), each cut across its one of `axes`, as volumes of `shape` (T, K, J, I).
 
-    Those that are zero everywhere, as where nothing was changed, do not count. Errors of several orientations are much
-    alike: deviations are averaged, not variances divided.
+    Maps that are zero everywhere, where nothing was changed, do not count. Errors of several orientations are strongly
+    correlated: deviations are averaged, not variances divided.
     """
     whole = []
     for values, axis in zip(maps, axes, strict=True):
@@ -86,7 +87,7 @@ def unchanged_axes(axes: list[int], changed: list[bool]) -> str:
 
 
 def average(results: list[np.ndarray]) -> np.ndarray:
-    """Return the voxel-wise mean of arrays (T, K, ...) in their own type; where all agree, that value itself."""
+    """Return the voxel-wise mean of arrays (T, K, ...) in their own type; exact where all are equal."""
     mean = np.empty_like(results[0])
     for index in np.ndindex(mean.shape[:2]):  # slice by slice: no floating-point copy of the volume
         first, *others = (result[index] for result in results)

@@ -1,7 +1,7 @@
 """The child process that holds the models: jobs and live streams as JSON lines, arrays in shared memory.
 
 `python -m Speckle2SelfLib.worker_process` reads one request per line from standard input and ends when that closes. The
-parent makes and frees all shared memory; it sends requests and gets answers, the messages of `protocol`.
+parent allocates and frees all shared memory; it sends requests and receives answers, the messages of `protocol`.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from .checkpoint import Model
     from .despeckling import Filter
 
-SETTLED = ("model", "device", "region", "axis")  # options that `despeckle` takes in another form, or not at all
+SETTLED = ("model", "device", "region", "axis")  # options that `despeckle` gets in another form, or not at all
 SLOTS = 3  # frames of a stream in shared memory, on either side
 HEADER = 2 * SLOTS + 2  # int64: the newest pushed number, that in each slot (inputs, outputs), how many regions came
-TORN = 5.0  # seconds within which a frame that is being written must be whole
+TORN = 5.0  # seconds until a frame that is being written must be complete
 EVERY = 8  # px between the rows and columns of a stream's frame that are checked for changes
 GROWN = 0.3  # fraction of region pixels; if this many more light up, find region and grain again
 OVER = 0.02  # fraction of region pixels; if this many are brighter than the model's 1, find the mapping again
@@ -45,7 +45,7 @@ Array = tuple[tuple[int, ...], DType]  # shape and type
 
 
 def offsets_of(*arrays: Array) -> tuple[list[int], int]:
-    """Return where arrays of these (shape, dtype) begin in one block, and the block's size; bytes, aligned to 64."""
+    """Return the offsets of arrays of these (shape, dtype) in one block, and its size; bytes, aligned to 64."""
     starts, end = [], 0
     for shape, dtype in arrays:
         starts.append(end)
@@ -66,27 +66,27 @@ def views(block: mmap.mmap, *arrays: Array) -> list[np.ndarray]:
 
 
 def job_arrays(shape: Sequence[int], dtype: DType, uncertainty: bool = False) -> list[Array]:
-    """Return what a job's block holds: input, output, region (found by the child, or given), and the output's
-    uncertainty where that is asked for."""
+    """Return the arrays in a job's block: input, output, region (detected by the child, or given), and the output's
+    uncertainty if requested."""
     arrays: list[Array] = [(tuple(shape), dtype), (tuple(shape), dtype), (tuple(shape[1:3]), "bool")]
     return [*arrays, (tuple(shape[:3]), "float32")] if uncertainty else arrays
 
 
 def stream_arrays(shape: Sequence[int], dtype: DType, uncertainty: bool = False) -> list[Array]:
-    """Return what a stream's block holds: header, input slots, output slots, region; where the uncertainty is asked
-    for, that of the output slots as a share of the grey range."""
+    """Return the arrays in a stream's block: header, input slots, output slots, region and, if requested, the
+    uncertainty of the output slots as a fraction of the grey range."""
     frames = (SLOTS, *shape)
     arrays: list[Array] = [((HEADER,), "int64"), (frames, dtype), (frames, dtype), (tuple(shape[:2]), "bool")]
     return [*arrays, (frames[:3], "float32")] if uncertainty else arrays
 
 
 def attach(name: str, inode: int, size: int) -> mmap.mmap:
-    """Return the parent's block: a file (of memory, where the system has such), on Windows a named block."""
+    """Return the parent's block: a file (in memory if the system supports that), on Windows a named block."""
     if sys.platform == "win32":
         return mmap.mmap(-1, size, tagname=name)
     handle = os.open(name, os.O_RDWR)
     try:
-        if os.fstat(handle).st_ino != inode:  # the parent has given the block up, and uses the name for another file
+        if os.fstat(handle).st_ino != inode:  # the parent has released the block and reused its name
             raise FileNotFoundError(name)
         return mmap.mmap(handle, size)
     finally:
@@ -94,8 +94,8 @@ def attach(name: str, inode: int, size: int) -> mmap.mmap:
 
 
 class Stream:
-    """A live image: what was found in its first usable frame serves all that follow, so that nothing flickers; until
-    another region is given, or one shows far more, or is far brighter, as the first one with the probe on the skin is.
+    """A live image. The calibration of the first usable frame serves all that follow, so that nothing flickers, until
+    another region is given, or a frame shows far more or is far brighter, as when the probe touches the skin.
     """
 
     def __init__(self, server: Server, request: protocol.OpenStream):
@@ -164,8 +164,8 @@ class Stream:
         return result
 
     def _lit(self, frame: np.ndarray) -> tuple[float, float]:
-        """Return the share of pixels that are lit outside the region (anywhere, if the region is given and not found),
-        and of those in it that are brighter than what the model takes for 1; of the region's pixels."""
+        """Return two fractions of the region's pixels: the number of lit pixels outside it (anywhere, if it was given
+        and not detected), and of those inside that are brighter than the model's 1."""
         from .grey import luminance
 
         assert self.calibration is not None
@@ -187,13 +187,13 @@ class Stream:
             region = self.region.copy()
         else:
             region = find_region(frames, None if self.region_option == "none" else self.region_option)
-            if region.any() or self.calibration is None:  # else what was found before serves the frames that follow
+            if region.any() or self.calibration is None:  # else the previous calibration serves the next frames
                 self.region[...] = region
         return calibrate(frames, region, with_grain=needs_grain(self.engine))
 
 
 class Server:
-    """Takes requests, the dicts in `lines`, and answers through `say`, which is called with one message of `protocol`.
+    """Serve requests, the dicts in `lines`, and answer through `say`, which is called with one message of `protocol`.
     One job at a time; streams continue between its blocks."""
 
     def __init__(self, lines: queue.SimpleQueue, say: Callable[[protocol.Answer], None]):
@@ -203,7 +203,7 @@ class Server:
         self.cancelled: set[int] = set()
 
     def run(self) -> None:
-        """Serve until standard input closes. Raises InputError for a line that is no request."""
+        """Serve until standard input closes. Raises InputError for a line that is not a request."""
         while True:
             self.listen(wait=not self.jobs and not any(stream.waits for stream in self.streams.values()))
             self.serve_streams()
@@ -211,7 +211,7 @@ class Server:
                 self.despeckle(self.jobs.pop(0))
 
     def listen(self, wait: bool) -> None:
-        """Take the requests that have come; `wait`: for one at least."""
+        """Handle the requests that have arrived; `wait`: wait for at least one."""
         with suppress(queue.Empty):
             while True:
                 request = protocol.decode_request(self.lines.get(block=wait))
@@ -229,8 +229,8 @@ class Server:
                     self.streams[request.stream].options |= changed
 
     def engine(self, options: DespeckleOptions) -> tuple[Model | Filter, dict[str, Any], dict[str, str]]:
-        """Return the filter or `Model`, the options of `despeckle` that are not settled by it, the region and the axis,
-        and the device and precision it runs on, by their names."""
+        """Return the filter or `Model`, the remaining options of `despeckle`, and the names of the device and precision
+        it runs on."""
         from .devices import choose_device
         from .filters import FILTERS
         from .inference import precision_of
@@ -347,17 +347,17 @@ class Server:
 
     @staticmethod
     def free() -> None:
-        """Give the graphics card's unused memory back."""
+        """Free the graphics card's unused memory."""
         torch = sys.modules.get("torch")
         if torch and torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
 
 def main() -> None:
-    """Serve until standard input closes: the parent has closed it, or has ended in whichever way."""
+    """Serve until standard input closes: the parent has closed it, or has ended for any reason."""
     keep_memory()
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
-    os.dup2(2, 1)  # a library's own print is no answer
+    os.dup2(2, 1)  # a library's own print is not an answer
     lines: queue.SimpleQueue = queue.SimpleQueue()
 
     def read() -> None:
@@ -372,7 +372,7 @@ def main() -> None:
 
     say(protocol.Ready(os.getpid()))
     threading.Thread(target=read, daemon=True).start()
-    with suppress(ImportError, OSError):  # told when the first request needs it
+    with suppress(ImportError, OSError):  # reported when the first request needs it
         from . import despeckling, devices, filters  # noqa: F401
 
         say(protocol.Devices(tuple(devices.available_devices())))

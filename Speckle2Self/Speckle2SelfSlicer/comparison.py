@@ -1,4 +1,4 @@
-"""Looking at a result beside its input: views side by side or faded, difference, figures of merit. All in MRML."""
+"""Compare a result with its input: views side by side or faded, difference, figures of merit. All in MRML."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from . import scene, views
 from .regions import voxelsInside
 from .scene import Recording, proxyOf, proxyOrNone, voxelsOf
 
-ROLE = "Speckle2Self.role"  # attribute of the nodes that are made here, so that they are found again
+ROLE = "Speckle2Self.role"  # attribute of the nodes created here, to find them again
 DIFFERENT = _("'{}' and '{}' differ in size; choose an output of this input.")
 CHARTED = {"snr": (0.2, 0.5, 0.8), "cnr": (0.9, 0.6, 0.2)}  # figures that the chart shows as bars, and their colors
 
@@ -32,7 +32,7 @@ CHARTED = {"snr": (0.2, 0.5, 0.8), "cnr": (0.9, 0.6, 0.2)}  # figures that the c
 def sideBySide(before: vtkMRMLNode, after: vtkMRMLNode) -> None:
     """Show the input in the red, the output in the yellow slice view, both on the plane of the frames, and linked.
 
-    `views.restore` brings the user's views back. Raises InputError for a sequence that no browser shows.
+    `views.restore` restores the user's views. Raises InputError for a sequence that no browser shows.
     """
     axis = _facedAxis(before)
     before, after = proxyOf(before), proxyOf(after)
@@ -50,7 +50,7 @@ def sideBySide(before: vtkMRMLNode, after: vtkMRMLNode) -> None:
 
 
 def _facedAxis(node: vtkMRMLNode) -> int | None:
-    """The axis of (K, J, I) across which the frames of a node lie; None where that is unknown."""
+    """Return the axis of (K, J, I) across which a node's frames are cut; None if that is unknown."""
     try:
         return Recording.of(node).axis()
     except InputError:
@@ -60,8 +60,8 @@ def _facedAxis(node: vtkMRMLNode) -> int | None:
 def fade(before: vtkMRMLNode, after: vtkMRMLNode, share: float) -> None:
     """Show input and output one over the other in the slice views of the layout; share: 0 the input, 1 the output.
 
-    Views in which the user has a foreground of their own stay as they are. Those in which a single slice would be a
-    line are turned to it, until `views.restore`. Raises InputError as `sideBySide`.
+    Views with a foreground of the user are left unchanged. Those in which a single slice would be a line are turned to
+    it, until `views.restore`. Raises InputError as `sideBySide`.
     """
     before, after = proxyOf(before), proxyOf(after)
     for view in views.viewsOfLayout():
@@ -82,9 +82,9 @@ def restoreViews(removed: vtkMRMLNode, replacement: vtkMRMLVolumeNode | None) ->
 
 
 def difference(before: vtkMRMLNode, after: vtkMRMLNode) -> vtkMRMLScalarVolumeNode:
-    """Return a volume: input less output of what is shown now, with a fixed window of a quarter of the range about 0.
+    """Return a volume, input minus output of the frames shown now, with a fixed window of a quarter of the range at 0.
 
-    Raises InputError where the two differ in size, or as `sideBySide`.
+    Raises InputError if the two differ in size, or as `sideBySide`.
     """
     before, after, one, two = _pair(before, after)
     dtype = voxelsOf(before).dtype
@@ -100,7 +100,8 @@ def difference(before: vtkMRMLNode, after: vtkMRMLNode) -> vtkMRMLScalarVolumeNo
 
 
 def _pair(before: vtkMRMLNode, after: vtkMRMLNode) -> tuple:
-    """The volumes that show two nodes, and their grey values (K, J, I) float32. Raises InputError if sizes differ."""
+    """Return the volumes that show two nodes, and their grey values (K, J, I) float32. Raises InputError if sizes
+    differ."""
     before, after = proxyOf(before), proxyOf(after)
     one, two = luminance(voxelsOf(before)), luminance(voxelsOf(after))
     if one.shape != two.shape:
@@ -117,10 +118,10 @@ def evaluate(
     before: vtkMRMLNode, after: vtkMRMLNode, tissueNode: vtkMRMLNode | None, lumenNode: vtkMRMLNode | None = None,
     filterName: str = "none",
 ) -> tuple[vtkMRMLTableNode, vtkMRMLPlotChartNode]:  # fmt: skip
-    """Measure what is shown now, before and after, and by a classical filter: a table and a chart.
+    """Measure the frames shown now, before and after, and with a classical filter; return a table and a chart.
 
-    tissueNode: a box, or a segmentation whose first segment is taken; lumenNode: a box or a segmentation whose last
-    segment is taken, for contrast. Definitions: `Speckle2SelfLib.metrics`. Raises InputError.
+    tissueNode: a box, or a segmentation, whose first segment is used; lumenNode: a box, or a segmentation, whose last
+    segment is used, for contrast. Definitions: `Speckle2SelfLib.metrics`. Raises InputError.
     """
     from Speckle2SelfLib.filters import FILTERS
 
@@ -146,23 +147,24 @@ def evaluate(
 
 
 def _sliceToMeasure(*masks: np.ndarray) -> tuple[int, int]:
-    """The axis of (K, J, I) with the fewest slices, and the slice in which all masks have most. Raises InputError."""
+    """Return the axis of (K, J, I) with the fewest slices, and the slice where the masks overlap most. Raises
+    InputError."""
     axis = int(np.argmin(masks[0].shape))
     others = tuple(i for i in range(3) if i != axis)
     counts = np.prod([mask.sum(others) for mask in masks], axis=0)
     number = int(np.argmax(counts))
     if not counts[number]:
-        raise InputError(_("What is chosen has no voxel with a value, or tissue and lumen have no slice in common."))
+        raise InputError(_("The chosen regions contain no finite voxels, or do not share a slice; move them."))
     return axis, number
 
 
 def figures() -> vtkMRMLTableNode | None:
-    """Return the table node of the last `evaluate` in the scene; None where there is none."""
+    """Return the table node of the last `evaluate` in the scene; None if there is none."""
     return _nodeOfRole("vtkMRMLTableNode", "figures", "", create=False)
 
 
 def asHtml(table: vtkMRMLTableNode) -> str:
-    """Return a table node as text for a label: a row a figure, as panels are narrow."""
+    """Return a table node as text for a label, one row per figure, as panels are narrow."""
     table, rows = table.GetTable(), []
     for column in range(table.GetNumberOfColumns()):
         values = [table.GetValue(row, column) for row in range(table.GetNumberOfRows())]
@@ -173,7 +175,7 @@ def asHtml(table: vtkMRMLTableNode) -> str:
 
 
 def _table(figures: dict[str, dict[str, float]]) -> vtkMRMLTableNode:
-    """A row a method, a column a figure that all have."""
+    """Return a table node with one row per method and one column per figure that all have."""
     node = _nodeOfRole("vtkMRMLTableNode", "figures", "Figures")
     names = [name for name in metrics.FIGURES if all(name in measured for measured in figures.values())]
     methods = vtk.vtkStringArray()
@@ -188,7 +190,7 @@ def _table(figures: dict[str, dict[str, float]]) -> vtkMRMLTableNode:
 
 
 def _chart(table: vtkMRMLTableNode) -> vtkMRMLPlotChartNode:
-    """Bars of SNR and, where measured, CNR of each method."""
+    """Return a chart with bars of SNR and, if measured, CNR of each method."""
     chart = _nodeOfRole("vtkMRMLPlotChartNode", "figures plot", "Figures plot")
     chart.RemoveAllPlotSeriesNodeIDs()
     for figure, color in ((metrics.FIGURES[name].heading, color) for name, color in CHARTED.items()):
@@ -207,9 +209,9 @@ def _chart(table: vtkMRMLTableNode) -> vtkMRMLPlotChartNode:
 
 
 def writeTable(table: vtkMRMLTableNode, path: str | Path) -> None:
-    """Write a table node as a CSV file, whole or not at all. Raises InputError where it cannot be written.
+    """Write a table node as a CSV file, whole or not at all. Raises InputError if it cannot be written.
 
-    `slicer.util.saveNode` leaves half a file when interrupted, and the scene would save the table there from then on.
+    `slicer.util.saveNode` leaves an incomplete file when interrupted, and the scene would save the table there later.
     """
     table = table.GetTable()
     columns = range(table.GetNumberOfColumns())
@@ -220,7 +222,7 @@ def writeTable(table: vtkMRMLTableNode, path: str | Path) -> None:
 
 
 def _nodeOfRole(kind: str, role: str, name: str, create: bool = True) -> vtkMRMLNode | None:
-    """The node of this role; made if there is none."""
+    """Return the node of this role; create it if there is none."""
     for node in views.nodesOf(kind):
         if node.GetAttribute(ROLE) == role:
             return node

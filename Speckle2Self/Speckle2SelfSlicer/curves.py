@@ -1,4 +1,4 @@
-"""How a training run went, in the scene: curves, charts, previews, and trained models compared."""
+"""The progress of training runs in the scene: curves, charts, previews, and comparisons of trained models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from . import comparison, scene
 from .session import Session
 
 RUN, ROLE = "SpeckleTrain.run", "SpeckleTrain.role"  # attributes of the nodes that show a run
-COMPARED = "SpeckleTrain.compared"  # attribute of what a comparison made: its name then; and to which node it belongs
+COMPARED = "SpeckleTrain.compared"  # attribute of a comparison's nodes: their name then, and the node they belong to
 ROLES = {  # role -> class and title
     "table": ("vtkMRMLTableNode", "curve"),
     "loss": ("vtkMRMLPlotChartNode", "loss"),
@@ -32,7 +32,7 @@ ROLES = {  # role -> class and title
 }
 LEGEND = 10  # points; the default of 20 hides half of the curves
 HELD_OUT = "held-out "  # before the name of a term of the loss
-COLORS = [  # of curves; Okabe and Ito's, which color-blind people tell apart, without the yellow
+COLORS = [  # of curves; Okabe and Ito's, which color-blind people can distinguish, without the yellow
     (0.0, 0.45, 0.70), (0.84, 0.37, 0.0), (0.0, 0.62, 0.45), (0.8, 0.47, 0.65), (0.90, 0.60, 0.0), (0.34, 0.71, 0.91),
 ]  # fmt: skip
 
@@ -72,7 +72,7 @@ def _pixels(png: bytes | None) -> np.ndarray | None:
 
 
 def runNodes(mrmlScene, name: str) -> dict:
-    """The nodes that show a run, found by their attribute, or made."""
+    """Return the nodes that show a run, found by their attribute; create missing ones."""
     return {role: _node(mrmlScene, kind, name, role, f"{name} {title}") for role, (kind, title) in ROLES.items()}
 
 
@@ -88,7 +88,7 @@ def _node(mrmlScene, kind: str, run: str, role: str, title: str):
 
 
 def _columns(reports: list[dict]) -> list[str]:
-    """Names of the columns of a run's table, `step` first."""
+    """Return the names of the columns of a run's table, `step` first."""
     left_out = {"step", "steps", "rate", "seconds_left", "preview"}
     names = {name: None for report in reports for name, value in report.items() if isinstance(value, (int, float))}
     return ["step", *(name for name in names if name not in left_out)]
@@ -105,9 +105,9 @@ def updateTable(node, reports: list[dict]) -> None:
 
 
 def updateCharts(mrmlScene, run: str, nodes: dict, reports: list[dict]) -> None:
-    """Series of charts of the losses, of the errors to a known truth and of the other figures of merit; a new series
-    where a term turns up. Held-out values are circles, of their term's color: VTK draws no line across the steps
-    between them."""
+    """Update the series of the charts of losses, errors to a known truth and other figures of merit; add a series for a
+    new term. Held-out values are circles in their term's color: VTK cannot draw a line across the steps between
+    them."""
     charts: dict[str, list[str]] = {"loss": [], "errors": [], "figures": []}
     for name in _columns(reports)[1:]:
         role = "errors" if name in metrics.ERRORS else "figures" if name in metrics.FIGURES else "loss"
@@ -135,8 +135,8 @@ def updateCharts(mrmlScene, run: str, nodes: dict, reports: list[dict]) -> None:
 def updatePreview(nodes: dict, picture: np.ndarray, recordings: Iterable[vtkMRMLNode] = ()) -> None:
     """Show the two halves of a preview (H, 2 W) as two volumes, each a frame.
 
-    They lie where the middle frame of the first of the recordings lies that has frames of this size; where none has,
-    upright in the axial plane.
+    They are placed at the middle frame of the first recording with frames of this size; without one, upright in the
+    axial plane.
     """
     halves = np.hsplit(picture, 2)
     recordingsOfSize = (_recordingOfSize(node, halves[0].shape) for node in recordings)
@@ -157,7 +157,7 @@ def _recordingOfSize(node: vtkMRMLNode, size: tuple[int, int]) -> scene.Recordin
     try:
         recording = scene.Recording.of(node)
         return recording if recording.size[1:] == size else None
-    except InputError:  # it has been removed, or has no image any longer
+    except InputError:  # it was removed, or no longer has an image
         return None
 
 
@@ -190,7 +190,7 @@ def correlationPicture(curves):
 
 
 def comparisonTable(model: str) -> vtkMRMLTableNode:
-    """Return a table node: figures of merit of a trained model and of the one that it started from, on held-out frames.
+    """Return a table node with figures of merit of a trained model and of the one it started from, on held-out frames.
     Called again, it updates the same table, unless that was renamed. Raises InputError."""
     card = library.card(model)
     start, end = card.get("figures_at_start") or {}, card.get("figures") or {}
@@ -213,7 +213,7 @@ def comparisonTable(model: str) -> vtkMRMLTableNode:
 
 
 class Comparison:
-    """The present image of a node, despeckled by the model that `model` started from, where that is available, and by
+    """The image that a node shows now, despeckled by the model that `model` started from, if available, and by
     `model`. Call `step` from a timer until it returns True, then `show`.
 
     Images of an earlier comparison are updated, unless they were renamed. Raises InputError.
@@ -229,13 +229,13 @@ class Comparison:
             self.previews[name] = session.live(volume, once=True, model=name, output=earlier)
 
     def step(self) -> bool:
-        """Take what has come; return whether all has."""
+        """Collect results; return whether all have arrived."""
         for preview in self.previews.values():
             preview.step()
         return not any(preview.waiting for preview in self.previews.values())
 
     def show(self) -> None:
-        """Name the images, and show them side by side. Raises InputError where one failed."""
+        """Name the images, and show them side by side. Raises InputError if one failed."""
         outputs = []
         for name, preview in self.previews.items():
             preview.stop()
@@ -253,7 +253,7 @@ def _previewTitle(volume, model: str) -> str:
 
 
 def _claimed(kind: str, title: str, of=None):
-    """The node that a comparison (of the node `of`) made and called so, and that nobody has renamed since; or None."""
+    """Return the node that a comparison (of the node `of`) created with this title, unless it was renamed; or None."""
     for node in slicer.util.getNodesByClass(kind) if kind else []:
         if node.GetName() == title == node.GetAttribute(COMPARED) and node.GetNodeReference(COMPARED) is of:
             return node
@@ -261,7 +261,7 @@ def _claimed(kind: str, title: str, of=None):
 
 
 def _claim(node, title: str, of=None) -> None:
-    """Names what a comparison has made, so that `_claimed` finds it."""
+    """Name and mark a comparison's node, so that `_claimed` finds it."""
     node.SetName(title)
     node.SetAttribute(COMPARED, title)
     node.SetNodeReferenceID(COMPARED, of.GetID() if of is not None else None)

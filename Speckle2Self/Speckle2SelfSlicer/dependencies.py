@@ -15,38 +15,38 @@ from slicer.i18n import tr as _
 
 from Speckle2SelfLib.system import InputError
 
-# What to install, and what of it is imported under another name. PyTorch is not among them: the PyTorch extension
+# The packages to install, and their import names if these differ. PyTorch is not among them: the PyTorch extension
 # chooses its build.
 REQUIREMENTS = Path(__file__).resolve().parent / "requirements.txt"
 IMPORTED_AS = {"scikit-image": "skimage", "pillow": "PIL"}
-READERS = {"av": "av>=12", "h5py": "h5py>=3.10"}  # the same, of what only some files need to be read
+READERS = {"av": "av>=12", "h5py": "h5py>=3.10"}  # likewise, for packages that only some files need
 REQUESTER = "Speckle2Self"
-_lock = threading.Lock()  # installation at a time
+_lock = threading.Lock()  # one installation at a time
 
 
 def packages() -> dict[str, str]:
-    """Imported name -> what to install."""
+    """Return the requirements to install, by import name."""
     lines = (line.strip() for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines())
     wanted = {line.split(">=")[0]: line for line in lines if line and not line.startswith("#")}
     return {IMPORTED_AS.get(name, name): line for name, line in wanted.items()}
 
 
 def missing() -> list[str]:
-    """Imported names of the packages that are not installed."""
+    """Return the import names of the packages that are not installed."""
     return [name for name in ("torch", *packages()) if find_spec(name) is None]
 
 
 def missing_in_testing() -> list[str]:
-    """Return what a self-test lacks and must not install: in testing mode Slicer asks nobody, and installs nothing or
-    downloads gigabytes."""
+    """Return the packages that a self-test lacks and must not install: in testing mode Slicer does not ask, and would
+    install nothing or download gigabytes."""
     return missing() if slicer.app.testingEnabled() else []
 
 
 def ensure() -> None:
-    """Installs what is missing, after asking; does nothing where all is there.
+    """Install missing packages, after asking; do nothing if all are installed.
 
-    Raises InputError where something is still missing afterwards, and where it is called while it installs: Slicer lets
-    events happen meanwhile.
+    Raises InputError if something is still missing afterwards, or if called during an installation: Slicer processes
+    events in the meantime.
     """
     with _installing():
         if find_spec("torch") is None:
@@ -92,13 +92,13 @@ def _installTorch() -> None:
 
 
 def _install(wanted: dict[str, str]) -> None:
-    """Ask for and install packages: imported name -> what to install. Raises InputError where that is declined, or
-    fails, and some are missing."""
+    """Install packages (import name -> requirement) after asking. Raises InputError if that is declined, or fails, and
+    some are missing."""
     try:
         _installByPip(wanted)
     except (RuntimeError, CalledProcessError) as error:
         lacking = [name for name in wanted if find_spec(name) is None]
-        if lacking:  # else there is an older version, which the user wants to keep
+        if lacking:  # else there is an older version that the user wants to keep
             message = _("{requester} cannot run without {missing}: {error}.").format(
                 requester=REQUESTER, missing=", ".join(lacking), error=error
             )
@@ -116,4 +116,4 @@ def _installByPip(wanted: dict[str, str]) -> None:
         if lacking and slicer.util.confirmOkCancelDisplay(question, REQUESTER):
             slicer.util.pip_install(lacking)
     else:
-        pip_ensure(list(wanted.values()), requester=REQUESTER)  # it asks by itself, and sees versions too
+        pip_ensure(list(wanted.values()), requester=REQUESTER)  # asks, and checks versions

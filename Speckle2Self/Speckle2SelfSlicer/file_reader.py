@@ -1,4 +1,4 @@
-"""Files that Slicer does not load by itself, into the scene: films, GIF, WebP, NumPy, MATLAB and HDF5."""
+"""Load files that Slicer itself cannot load: films, GIF, WebP, NumPy, MATLAB and HDF5."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ NEEDED = {
     "NumPy": "",
     "MATLAB": "",
     "HDF5": "h5py",
-}  # format -> package, besides Slicer's
-# Confidence: 0.54 have Slicer's reader of transforms, which takes any .mat and .h5, and SlicerIGSIO's of streams.
-CERTAIN, AFTER_OTHERS = 0.7, 0.52  # 0.5 has Slicer's reader of volumes, which takes any file
-HEAD = 2**16  # bytes, in which a file names what others read
+}  # format -> package that Slicer does not bundle
+# Confidence: Slicer's reader of transforms, for any .mat and .h5, and SlicerIGSIO's of streams have 0.54.
+CERTAIN, AFTER_OTHERS = 0.7, 0.52  # Slicer's reader of volumes, for any file, has 0.5
+HEAD = 2**16  # bytes in which a file names the content that other readers handle
 TRANSFORMS_AND_IMAGES = (b"TransformGroup", b"ITKImage")  # in HDF5
-STREAMS = (b"V_VP9", b"V_UNCOMPRESSED")  # which SlicerIGSIO records with transforms
+STREAMS = (b"V_VP9", b"V_UNCOMPRESSED")  # recorded by SlicerIGSIO, with transforms
 UPRIGHT = (-1, -1, 1, 1)  # along R, A, S: as Slicer's importer of DICOM turns a frame
 logger = logging.getLogger("Speckle2SelfLib")
 
 
 class Speckle2SelfFileReader:
-    """What Slicer asks of a class `<Module>FileReader` in a module. parent: its qSlicerScriptedFileReader."""
+    """The reader that Slicer expects as the class `<Module>FileReader`. parent: its qSlicerScriptedFileReader."""
 
     def __init__(self, parent):
         self.parent = parent
@@ -56,11 +56,11 @@ class Speckle2SelfFileReader:
         return [f"{name} ({' '.join(f'*{suffix}' for suffix in suffixes)})" for name, suffixes in SUFFIXES.items()]
 
     def canLoadFileConfidence(self, filePath: str) -> float:
-        """Return how surely a file is ours, by its name and content, which is read only where the name fits."""
+        """Return the confidence that a file is ours, by its name and, if that fits, its content."""
         return confidence(Path(filePath)) if self.parent.supportedNameFilters(filePath) else 0.0
 
     def load(self, properties: dict) -> bool:
-        """Load `properties["fileName"]`; see `load`. What is wrong is a message for the user."""
+        """Load `properties["fileName"]`; see `load`. Errors become messages for the user."""
         path, said = Path(properties["fileName"]), self.parent.userMessages()
         try:
             with _warnings() as warnings:
@@ -80,7 +80,7 @@ class Speckle2SelfFileReader:
 
 
 def _sentence(path: Path, error: Exception) -> str:
-    """What the user is told; an error that is not theirs is kept in the log as a whole."""
+    """Return the message for the user; log errors that are not the user's completely."""
     if isinstance(error, InputError):
         return str(error)
     if out_of_memory(error):
@@ -90,7 +90,7 @@ def _sentence(path: Path, error: Exception) -> str:
 
 
 def confidence(path: Path) -> float:
-    """Return 0 for what is not ours; less than other readers for what they may hold more of, else more."""
+    """Return 0 for files that are not ours; a lower value than other readers' if these may load more, else a higher."""
     found = _format(path)
     if found not in NEEDED:
         return 0.0
@@ -102,7 +102,7 @@ def confidence(path: Path) -> float:
 
 
 def _format(path: Path) -> str:
-    """The name of the format that a file's content is of; empty where it is of none, or cannot be read."""
+    """Return the name of the format of a file's content; empty if it is unknown or cannot be read."""
     from Speckle2SelfLib.formats import by_content
 
     try:
@@ -117,10 +117,11 @@ def _names(head: bytes, words: tuple[bytes, ...]) -> bool:
 
 
 def load(path: Path, name: str, dynamicRange: float | None, show: bool) -> tuple[vtkMRMLNode, ...]:
-    """Load a file; return its nodes: a sequence, with times (s) as its index, and its browser; one frame is a volume.
+    """Load a file; return its nodes: a sequence indexed by times (s), and its browser; for one frame, a volume.
 
-    name: of the first node; empty: the file's. dynamicRange: see `formats.signals.to_decibels`. show: False: without
-    browser, and no view shows it. A package that the file needs is asked for. Raises InputError; nothing is left then.
+    name: of the first node; empty: the file's. dynamicRange: see `formats.signals.to_decibels`. show: False: create no
+    browser, and show it in no view. Asks to install packages that the file needs. Raises InputError; nothing is left
+    then.
     """
     from Speckle2SelfLib import files
 
@@ -136,13 +137,13 @@ def load(path: Path, name: str, dynamicRange: float | None, show: bool) -> tuple
         return _addVolume(_volume(recording.frames[0], recording.spacing, name), show)
     except BaseException:
         for node in [scene.GetNthNode(number) for number in range(count, scene.GetNumberOfNodes())]:
-            scene.RemoveNode(node)  # the sequence before its proxy, which would come back
+            scene.RemoveNode(node)  # the sequence before its proxy, which would be created again
         raise
 
 
 @contextmanager
 def _warnings() -> Iterator[list[str]]:
-    """Keep what the core warns of."""
+    """Collect the core's warnings."""
     texts, handler = [], logging.Handler(logging.WARNING)
     handler.emit = lambda record: texts.append(record.getMessage())
     logger.addHandler(handler)
@@ -153,7 +154,7 @@ def _warnings() -> Iterator[list[str]]:
 
 
 def _volume(frame: np.ndarray, spacing: tuple[float, ...], name: str = "") -> vtkMRMLVolumeNode:
-    """A volume, not in the scene, of one frame (H, W[, C]). spacing: (between frames, axial, lateral), mm."""
+    """Return a volume, not in the scene, of one frame (H, W[, C]). spacing: (between frames, axial, lateral), mm."""
     node = slicer.vtkMRMLScalarVolumeNode() if frame.ndim == 2 else slicer.vtkMRMLVectorVolumeNode()
     kind = {"e": np.float32, "g": np.float64}.get(frame.dtype.char, frame.dtype.newbyteorder("="))  # of VTK
     image = vtk.vtkImageData()
@@ -170,18 +171,18 @@ def _volume(frame: np.ndarray, spacing: tuple[float, ...], name: str = "") -> vt
 
 
 def _sequence(recording, name: str) -> vtkMRMLSequenceNode:
-    """A sequence, not in the scene, of frames, which are taken from the disk one after the other."""
+    """Return a sequence, not in the scene, of frames that are read from the disk one after the other."""
     from Speckle2SelfLib.files import release
     from Speckle2SelfLib.formats.base import sequence_times
 
     values, known = sequence_times(recording, len(recording.frames))
-    if known and np.diff(recording.times).min() <= 0:  # an index value is one frame's only
+    if known and np.diff(recording.times).min() <= 0:  # index values must be unique
         values, known = [str(number) for number in range(len(values))], False
     sequence = slicer.vtkMRMLSequenceNode()
     sequence.SetName(name)
     sequence.SetIndexName("time" if known else "frame")
     sequence.SetIndexUnit("s" if known else "")
-    if known:  # MRML takes times for the same that are less than a millisecond apart
+    if known:  # MRML treats times less than a millisecond apart as equal
         nearest = float(np.diff(recording.times).min())
         sequence.SetNumericIndexValueTolerance(min(sequence.GetNumericIndexValueTolerance(), nearest / 10))
     for value, frame in zip(values, recording.frames, strict=True):
@@ -191,12 +192,12 @@ def _sequence(recording, name: str) -> vtkMRMLSequenceNode:
 
 
 def _rate(times: np.ndarray | None) -> float:
-    """Frames per second; 10, as Slicer plays what has no times."""
+    """Return frames per second; 10, Slicer's rate, without times."""
     return 10.0 if times is None or times[-1] <= 0 else (len(times) - 1) / float(times[-1])
 
 
 def _addVolume(volume: vtkMRMLVolumeNode, show: bool) -> tuple[vtkMRMLNode, ...]:
-    """Put a volume into the scene."""
+    """Add a volume to the scene."""
     slicer.mrmlScene.AddNode(volume)
     volume.CreateDefaultDisplayNodes()
     if show:
@@ -205,7 +206,7 @@ def _addVolume(volume: vtkMRMLVolumeNode, show: bool) -> tuple[vtkMRMLNode, ...]
 
 
 def _addSequence(sequence: vtkMRMLSequenceNode, rate: float, show: bool) -> tuple[vtkMRMLNode, ...]:
-    """Put a sequence into the scene, with a browser where it is to be shown."""
+    """Add a sequence to the scene, with a browser if it is to be shown."""
     slicer.mrmlScene.AddNode(sequence)
     if not show:
         return (sequence,)
@@ -219,7 +220,7 @@ def _addSequence(sequence: vtkMRMLSequenceNode, rate: float, show: bool) -> tupl
 
 
 def _show(volume: vtkMRMLVolumeNode) -> None:
-    """Make a volume the one in all slice views, as Slicer's readers do."""
+    """Show a volume in all slice views, as Slicer's readers do."""
     logic = slicer.app.applicationLogic()
     logic.GetSelectionNode().SetActiveVolumeID(volume.GetID())
     logic.PropagateVolumeSelection()

@@ -24,15 +24,15 @@ from .worker import Worker
 class Live:
     """Images despeckled one after the other. Call `step` from a timer.
 
-    The newest image comes first; what cannot be kept up with is dropped. output: a volume `<input> live` in the same
-    place, or a given one. state: "running", "stopped", "failed" (message). latency, rate: measured. once: a preview,
-    only what is shown now; `refresh` takes what is shown then. regionNode: the segmentation or box that `region` (H, W)
-    was taken from; where it is changed, the images follow. uncertainty: whether `uncertainty` holds that of the last
-    image, (K, J, I) float32 as a share of the grey range. options: the others of `config.DespeckleOptions`; region may
-    also be pixels (H, W). Raises InputError.
+    The newest image is processed next; images that arrive too fast are dropped. output: a volume `<input> live` in the
+    same place, or a given one. state: "running", "stopped", "failed" (message). latency, rate: measured. once: a
+    preview of the image shown now; `refresh` updates it. regionNode: the segmentation or box that `region` (H, W) came
+    from; its changes are followed. uncertainty: whether `uncertainty` holds that of the last image, (K, J, I) float32
+    as a fraction of the grey range. options: the others of `config.DespeckleOptions`; region may also be pixels
+    (H, W). Raises InputError.
 
-    Observers only note that something has changed: OpenIGTLink overwrites an image, reports it, and gives the volume
-    its new place after that. `step` reads both together, once for all events of an image.
+    Observers only note that something has changed: OpenIGTLink overwrites an image, reports it, and sets the volume's
+    new place after that. `step` reads both together, once for all events of an image.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Live:
         self.recording = Recording.of(node)
         if output is not None and (output is node or scene.sequenceBehind(output) is not None):
             raise InputError(
-                _("'{output}' is a recording, which live images never change; choose another.").format(
+                _("'{output}' is a recording, which live images cannot change; choose another output.").format(
                     output=output.GetName()
                 )
             )
@@ -58,7 +58,7 @@ class Live:
         self.refresh()
         if not once:
             self._observe(node, slicer.vtkMRMLVolumeNode.ImageDataModifiedEvent, self._onImage)
-            if node.IsA("vtkMRMLStreamingVolumeNode"):  # encoded images come without the event above
+            if node.IsA("vtkMRMLStreamingVolumeNode"):  # encoded images do not cause the event above
                 self._observe(node, vtkMRMLStreamingVolumeNode.FrameModifiedEvent, self._onImage)
             if sliceNode is not None:
                 self._observe(sliceNode, "ModifiedEvent", self._onView)
@@ -73,7 +73,7 @@ class Live:
         self._viewMoved = True
 
     def look(self, strength: float, gamma: float, cautious: float = 0.0) -> None:
-        """Set strength, gamma and caution from now on, and of what is shown now. Raises InputError."""
+        """Set strength, gamma and caution of the image shown now and of later ones. Raises InputError."""
         if self.state == "running":
             self._stream.look(strength, gamma, cautious)
             self._imageChanged = True
@@ -84,17 +84,17 @@ class Live:
         return self.output is not None and self.output.GetScene() is not None
 
     def refresh(self) -> None:
-        """Despeckle what the volume shows now. Raises InputError."""
+        """Despeckle the image that the volume shows now. Raises InputError."""
         self._imageChanged = False
         if self.node.GetScene() is None:
             self.stop()
             return
         image = self._image()
-        self._imageChanged = False  # decoding it was no change of it
+        self._imageChanged = False  # decoding is not a change
         self._push(scene.imageArray(image, self.node.GetName()))
 
     def _image(self) -> vtk.vtkImageData | None:
-        """The volume's image; encoded ones are decoded by the volume, which keeps its decoder and decodes each once."""
+        """Return the volume's image; the volume decodes encoded images once each, with its own decoder."""
         node = self.node
         if node.IsA("vtkMRMLStreamingVolumeNode") and node.GetFrame() is not None and node.GetCodec() is None:
             raise InputError(scene.NO_CODEC.format(node.GetName(), node.GetCodecFourCC()))
@@ -113,7 +113,7 @@ class Live:
         self._slice = axis, number
 
     def _sliceOf(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """The axis of (K, J, I), and the slice: of a 3D volume where the slice view stands; else the middle one."""
+        """Return the axis of (K, J, I) and the slice: for a 3D volume, that of the slice view; else the middle one."""
         chosen = "auto" if self._axis == "average" else self._axis
         (axis,) = slicing_axes(shape[:3], self.recording.spacing, chosen)
         if shape[axis] == 1 or self._sliceNode is None:
@@ -133,7 +133,7 @@ class Live:
         return changed or self._sliceOf(scene.shapeOf(self.node)) != self._slice
 
     def _imageIsWhole(self) -> bool:
-        """Return whether the volume has an image now; not while its size changes, before its voxels do."""
+        """Return whether the volume has a complete image; not after its size has changed, before its voxels have."""
         image = self._image()
         scalars = image.GetPointData().GetScalars() if image is not None else None
         return scalars is not None and 0 < scalars.GetNumberOfTuples() == image.GetNumberOfPoints()
@@ -144,7 +144,7 @@ class Live:
         return self.state == "running" and (self._imageChanged or self._lastTaken < self._lastPushed)
 
     def step(self) -> bool:
-        """Hand in what has changed, and take what is done into the scene; return whether there was something new."""
+        """Submit changes, and put results into the scene; return whether there was a new result."""
         if self.state != "running":
             return False
         if self.node.GetScene() is None or (self.output is not None and self.output.GetScene() is None):
@@ -179,19 +179,19 @@ class Live:
 
     @property
     def rate(self) -> float:
-        """Images per second, over the last two."""
+        """Return images per second, over the last two seconds."""
         if len(self._moments) < 2:
             return 0.0
         return (len(self._moments) - 1) / max(self._moments[-1] - self._moments[0], 1e-6)
 
     @property
     def dropped(self) -> int:
-        """Images that could not be kept up with."""
+        """Return the number of images that were skipped."""
         return self._stream.dropped if self._stream else 0
 
     @property
     def latency(self) -> float:
-        """Milliseconds from handing an image in to its result, median."""
+        """Return the median time from submitting an image to its result, in milliseconds."""
         return 1000 * (self._stream.latency() or 0) if self._stream else 0.0
 
     @property
@@ -200,7 +200,7 @@ class Live:
         return self._stream.device if self._stream else ""
 
     def stop(self, state: str = "stopped", message: str = "") -> None:
-        """End it; the output stays."""
+        """Stop; the output is kept."""
         for node, tag in self._observed:
             node.RemoveObserver(tag)
         self._observed = []
@@ -212,7 +212,7 @@ class Live:
 
 
 def _makeOutput(node: vtkMRMLVolumeNode, voxels: np.ndarray, place: vtk.vtkMatrix4x4) -> vtkMRMLVolumeNode:
-    """A new volume `<input> live` for one slice of `node`, see `_update`."""
+    """Return a new volume `<input> live` for one slice of `node`, see `_update`."""
     volume = getattr(slicer, VOLUMES[node.GetClassName()])()
     volume.SetName(results.freeName(node, "live"))
     volume = node.GetScene().AddNode(volume)

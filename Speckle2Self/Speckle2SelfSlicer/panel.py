@@ -23,14 +23,14 @@ WIDGETS, FOLLOWING = -1.0, -2.0  # priorities of observers of a parameter node; 
 
 
 class _Boxes:
-    """How many message boxes are open: events, and so timers, run on while one is shown."""
+    """The number of open message boxes: events, and therefore timers, continue while one is shown."""
 
     open = 0
 
 
 @contextmanager
 def box() -> Iterator[None]:
-    """While a message box is shown, no timer of our panels does anything."""
+    """Suspend the timers of our panels while a message box is shown."""
     _Boxes.open += 1
     try:
         yield
@@ -44,8 +44,8 @@ def reporting_errors(
 ) -> Iterator[None]:
     """Show errors to the user: an `InputError` as is, anything else as `message` with details.
 
-    Whatever happened, the code after the `with` block is run, so no panel is left half way. cleanUp: called after an
-    error, before it is shown.
+    The code after the `with` block runs in any case, so that no panel is left in an intermediate state. cleanUp: called
+    after an error, before it is shown.
     """
     failed = False
     try:
@@ -77,7 +77,7 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     A subclass has `onParameters`, called when a parameter was changed; `updatePanel`; and a slot `onTrain` for each
     button `trainButton`. nodeParameters: parameters that become None when their node is removed; else the selector
-    would take the next node.
+    would choose the next node.
     """
 
     nodeParameters: tuple[str, ...] = ()
@@ -93,7 +93,7 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._timers: list = []
 
     def build(self, logic: ScriptedLoadableModuleLogic) -> None:
-        """Make the widgets and connect buttons and scene events."""
+        """Create the widgets and connect buttons and scene events."""
         self.logic, self.session = logic, logic.session
         widget = slicer.util.loadUI(self.resourcePath(f"UI/{self.moduleName}.ui"))
         self.layout.addWidget(widget)
@@ -117,8 +117,8 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         timer = qt.QTimer()
 
         def guarded() -> None:
-            if not _Boxes.open:  # an error that no step expects would come back at each of them
-                with reporting_errors(_("Work in the background has ended."), cleanUp=timer.stop):
+            if not _Boxes.open:  # an unexpected error would recur in each step
+                with reporting_errors(_("Background processing has stopped."), cleanUp=timer.stop):
                     step()
 
         timer.setInterval(milliseconds)
@@ -140,7 +140,7 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.removeObservers()
 
     def onReload(self) -> None:
-        """Reload the module, with what lies beside it where that is possible."""
+        """Reload the module, and the packages next to it if possible."""
         session.reloadModules(self.moduleName)
 
     #
@@ -155,7 +155,7 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.setParameterNode(None)
 
     def initializeParameterNode(self) -> None:
-        """Bind the panel to the scene's parameter node, which is made if there is none."""
+        """Bind the panel to the scene's parameter node; create it if there is none."""
         self.setParameterNode(self.logic.getParameterNode())
 
     def setParameterNode(self, parameterNode) -> None:
@@ -164,7 +164,7 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         The widgets remain connected to a node that the panel only leaves.
         """
         if self._parameterNode:
-            node = self._parameterNode.parameterNode  # the mixin keeps what it has observed: a node, no wrappers
+            node = self._parameterNode.parameterNode  # the mixin stores observed nodes, not wrappers
             self.removeObserver(node, vtk.vtkCommand.ModifiedEvent, self.onParameters)
         self._parameterNode = None
         if parameterNode is None:
@@ -182,8 +182,8 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def connectGui(self, parameterNode) -> tuple[int, list[int]]:
         """Bind the widgets to the parameters; return the tag of the connection, and those of its observers.
 
-        A wrapper keeps values, and reads them again when the node is modified. Its observers come first, so that
-        widgets and panel see what another wrapper or a script has set, not what was there before.
+        A wrapper caches values, and reads them again when the node is modified. Its observers come first, so that
+        widgets and panel see the values set by another wrapper or a script, not the earlier ones.
         """
         tags = []
 
@@ -198,7 +198,7 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
             del parameterNode.AddObserver
 
     def translateChoices(self) -> None:
-        """Show the entries of the selectors in the user's language: connecting has filled them with their values."""
+        """Translate the entries of the selectors, which connecting has filled with their values."""
         words = {
             "auto": _("auto"), "none": _("none"), "given": _("given"), "average": _("average"), "preset": _("preset"),
             "adapt": _("adapt"), "standard": _("standard"), "paper": _("paper"), "disjoint": _("disjoint"),
@@ -223,14 +223,14 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Fill selectors that are not bound to a parameter."""
 
     def updatePanel(self) -> None:
-        """Show what can be done."""
+        """Enable the widgets that can be used now."""
 
     def onParameters(self, caller=None, event=None) -> None:
         """Follow a change of the parameters, by the panel or by a script."""
         self.updatePanel()
 
     def onModelOrDevice(self, parameter: str, name: str) -> None:
-        """Take a choice of a selector that is not bound to its parameter, as its entries change."""
+        """Store the choice of a selector that is not bound to its parameter, as its entries change."""
         if self._parameterNode and name:
             self._parameterNode.setValue(parameter, name)
 
@@ -248,7 +248,7 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
     #
 
     def letGo(self) -> None:
-        """Let go of the parameters, while node selectors empty themselves and nodes come that parameters refer to."""
+        """Release the parameters while node selectors are emptied and nodes referred to by parameters are added."""
         self.setParameterNode(None)
         self.disconnectGui()
         self.logic.wrappers.forget()
@@ -270,7 +270,7 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def onNodeAboutToBeRemoved(self, caller, event, node: vtkMRMLNode) -> None:
-        """Clear the selections of a node that is removed: the selector would take the next node."""
+        """Clear the selections of a node that is removed: the selector would choose the next node."""
         connected = self._connected and self._connected[0]
         if connected is not None and not slicer.mrmlScene.IsClosing():
             for name in self.nodeParameters:
@@ -292,5 +292,5 @@ class WrapperCache:
         return self._wrapper
 
     def forget(self) -> None:
-        """Make a new wrapper the next time: after an import, one holds values from before the nodes were there."""
+        """Create a new wrapper the next time: after an import, the old one has values from before the nodes existed."""
         self._wrapper = None

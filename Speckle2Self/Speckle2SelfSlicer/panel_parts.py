@@ -22,7 +22,7 @@ class LivePart:
     """Preview and live images."""
 
     def setupLive(self) -> None:
-        self.live = None  # processing.Live under way, or the preview that is shown
+        self.live = None  # the running processing.Live, or the preview that is shown
         self._ended = None  # the last processing.Live, and the name of its output then
         self._faded = False  # whether the views show its output
         self.ui.liveLabel.visible = False
@@ -72,8 +72,8 @@ class LivePart:
             self.timer.start()
 
     def lastOutput(self) -> vtkMRMLVolumeNode | None:
-        """Return the output of the last live images or preview of this input; None where there is none, or where the
-        user has renamed it or chosen it as the output of Apply."""
+        """Return the output of the last live images or preview of this input; None if there is none, or if the user
+        has renamed it or chosen it as the output of Apply."""
         live, name = self._ended or (None, "")
         parameters = self._parameterNode
         if live is None or not live.hasOutput or live.node is not scene.proxyOrNone(parameters.inputNode):
@@ -121,7 +121,7 @@ class ComparePart:
 
     def onFade(self, share: float) -> None:
         if self._parameterNode and self._parameterNode.inputNode and self._parameterNode.outputNode:
-            with suppress(InputError):  # of what no browser shows; a message at each step would be too many
+            with suppress(InputError):  # a sequence without browser would cause a message at each step
                 comparison.fade(self._parameterNode.inputNode, self._parameterNode.outputNode, share)
 
     def onFlickerToggled(self, on: bool) -> None:
@@ -134,12 +134,12 @@ class ComparePart:
         self.ui.fadeSlider.value = 0.0 if self.ui.fadeSlider.value > 0.5 else 1.0
 
     def onDifference(self) -> None:
-        with reporting_errors(_("The difference could not be made.")):
+        with reporting_errors(_("The difference could not be computed.")):
             node = comparison.difference(self._parameterNode.inputNode, self._parameterNode.outputNode)
             views.showInViews(node)
 
     def onBoxAdded(self, node: vtkMRMLNode) -> None:
-        """Put a new box into the middle of the image."""
+        """Place a new box in the middle of the image."""
         if node.IsA("vtkMRMLMarkupsROINode") and self._parameterNode.inputNode is not None:
             regions.placeBox(node, self._parameterNode.inputNode)
 
@@ -194,7 +194,7 @@ class ModelsPart:
     """The user's models: compare, rename, delete, import, export."""
 
     def setupModels(self) -> None:
-        self._compared = None  # curves.Comparison under way
+        self._compared = None  # the running curves.Comparison
         self.ui.modelSelector.connect("currentIndexChanged(int)", self.onModelSelected)
 
     def onModelSelected(self, number=0) -> None:
@@ -213,7 +213,7 @@ class ModelsPart:
                 slicer.util.infoDisplay(text, windowTitle=table.GetName())
             nodes = self.ui.heldOutSelector.checkedNodes() or self.ui.inputsSelector.checkedNodes()
             if nodes:
-                with suppress(InputError):  # of a recording that no browser shows there are only figures
+                with suppress(InputError):  # a recording without browser has only figures
                     self._compared = self.logic.previews(nodes[0], name)
                     self.timer.start()
 
@@ -221,7 +221,7 @@ class ModelsPart:
         self._compared = None
 
     def stepCompared(self) -> None:
-        """Show the previews of both models side by side once they are there."""
+        """Show the previews of both models side by side once they are complete."""
         self.session.worker.poll()
         if self._compared.step():
             compared, self._compared = self._compared, None
@@ -231,7 +231,7 @@ class ModelsPart:
         import qt
 
         name = self.ui.modelSelector.currentText
-        to = qt.QInputDialog.getText(None, _("Rename"), _("Name of the model:"), qt.QLineEdit.Normal, name)
+        to = qt.QInputDialog.getText(None, _("Rename"), _("Model name:"), qt.QLineEdit.Normal, name)
         if to and to != name:
             with reporting_errors(_("The model could not be renamed.")):
                 library.rename(name, to)
@@ -266,7 +266,7 @@ class ModelsPart:
                 self.ui.modelSelector.currentText = name
                 worse = library.worse_than_start(library.card(name))
                 if worse:
-                    words = _("'{model}' is worse than the model that it started from: {worse}.")
+                    words = _("'{model}' is worse than the model it started from: {worse}.")
                     with box():
                         slicer.util.warningDisplay(words.format(model=name, worse=worse))
 

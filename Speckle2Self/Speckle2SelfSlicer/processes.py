@@ -1,6 +1,6 @@
-"""A child process of the same Python, in a process group of its own, that speaks JSON lines; standard library only.
+"""A child process of the same Python, in its own process group, that writes JSON lines; standard library only.
 
-It is read without threads: in Slicer, the timer that polls it may be all that runs Python.
+It is read without threads: in Slicer, the timer that polls it may be the only Python code that runs.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from pathlib import Path
 
 from .words import _
 
-LIBRARY = Path(__file__).resolve().parent.parent  # where Speckle2SelfLib lies, in the sources and when installed
+LIBRARY = Path(__file__).resolve().parent.parent  # folder of Speckle2SelfLib, in the sources and when installed
 LONGEST = 2**16  # bytes that are read at once
 GRACE, PATIENCE = 0.5, 0.05  # seconds that a process has to end, and that the caller waits for it
-KILLED = (134, 137, 139)  # exit codes that shells give for the signals ABRT, KILL and SEGV
-ABNORMAL = "exit abnormally"  # what CTK's launcher says of a program that a signal ended
+KILLED = (134, 137, 139)  # exit codes of shells for the signals ABRT, KILL and SEGV
+ABNORMAL = "exit abnormally"  # message of CTK's launcher about a program that a signal ended
 BAD_CPU = 86  # errno of macOS: a program for another processor
 _children: weakref.WeakSet = weakref.WeakSet()
 _ending: set[threading.Thread] = set()  # that wait for processes which were closed
 
 
 def python_executable() -> str:
-    """Return the interpreter for child processes: PythonSlicer where there is one, else this one.
+    """Return the interpreter for child processes: PythonSlicer if there is one, else this one.
 
     Slicer's own `sys.executable` is PythonSlicer or empty since version 5.10, and the application before.
     """
@@ -50,28 +50,28 @@ def python_executable() -> str:
 def was_killed(code: int, errors: list[str]) -> bool:
     """Return whether a process crashed or was stopped by the system, from its exit code and its last lines.
 
-    Slicer's Python is started by a launcher, which stays as its parent, returns 1 for any signal and says so.
+    Slicer's Python is started by a launcher, which remains its parent, and returns 1 and a message for any signal.
     """
     return code < 0 or code in KILLED or (code == 1 and any(ABNORMAL in line for line in errors))
 
 
 def why_not_started(error: OSError) -> str:
-    """Return why a process could not be started, and what to do where that is known."""
+    """Return why a process could not be started, and what to do if that is known."""
     if sys.platform == "darwin" and error.errno == BAD_CPU:
         return _("Slicer's Python needs Rosetta; install it with 'softwareupdate --install-rosetta' and try again")
     return error.strerror or str(error).rstrip(".")
 
 
 class Child:
-    """`python ARGUMENTS...` with the core on its path. It ends with this process, whichever way that ends: its
-    standard input closes then, which the programs started here watch.
+    """`python ARGUMENTS...` with the core on its path. It ends with this process, however that ends: its standard input
+    is then closed, which the programs started here watch.
 
-    Raises OSError where it cannot be started.
+    Raises OSError if it cannot be started.
     """
 
     def __init__(self, arguments: list[str], python: str | None = None, folder=None):
-        # Threads that wait spin for some 0.1 ms (GNU) or 1 ms (LLVM), then sleep: sleeping at once doubles the time of
-        # a network, spinning for long takes the processor from the application.
+        # Waiting threads spin for some 0.1 ms (GNU) or 1 ms (LLVM), then sleep: sleeping at once doubles the time of
+        # a network, spinning for long slows the application down.
         environment = {"GOMP_SPINCOUNT": "30000", "KMP_BLOCKTIME": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
         paths = [str(LIBRARY), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
@@ -86,11 +86,11 @@ class Child:
             os.set_blocking(stream.fileno(), False)
         self._rest = {self.process.stdout: b"", self.process.stderr: b""}
         self._errors: deque[str] = deque(maxlen=20)
-        self._ended = False  # whether the process's end was seen; its number may be another's afterwards
+        self._ended = False  # whether the process's end was seen; its number may be reused afterwards
         _children.add(self)
 
     def _fresh(self, stream) -> list[bytes]:
-        """The whole lines that came since the last call, of 1 MB at most."""
+        """Return the complete lines since the last call, of 1 MB at most."""
         text = self._rest[stream]
         with suppress(OSError, ValueError):
             while len(text) < 2**20 and (more := os.read(stream.fileno(), LONGEST)):
@@ -99,14 +99,14 @@ class Child:
         return lines
 
     def poll(self) -> int | None:
-        """The exit code once the process has ended; else None. Asked before `lines`, no line is left behind.
+        """Return the exit code once the process has ended; else None. Call it before `lines`, so that none is missed.
 
-        The process may be a launcher: where only that was ended, what it had started is ended as well, once.
+        The process may be a launcher: if only that was ended, its descendants are ended as well, once.
         """
         code = self.process.poll()
         if code is not None and not self._ended:
             self._ended = True
-            if os.name != "nt":  # there, what was started sees the end of its standard input in `close`
+            if os.name != "nt":  # on Windows, descendants see the end of their standard input in `close`
                 kill_tree(self.process)
         return code
 
@@ -122,7 +122,7 @@ class Child:
         return taken
 
     def errors(self) -> list[str]:
-        """The last lines of its standard error."""
+        """Return the last lines of its standard error."""
         for line in self._fresh(self.process.stderr):
             if line.strip():
                 self._errors.append(line.decode(errors="replace").strip()[:500])
@@ -130,16 +130,16 @@ class Child:
         return list(self._errors)
 
     def send(self, text: str) -> None:
-        """A line on its standard input; nothing where it has ended."""
+        """Write a line to its standard input; do nothing if it has ended."""
         with suppress(OSError, ValueError):
             self.process.stdin.write(text.encode() + b"\n")
             self.process.stdin.flush()
 
     def close(self, wait: bool = True) -> None:
-        """Ends the process and all that it started, at once.
+        """End the process and its descendants at once.
 
-        The system may take long for it, as memory of gigabytes is given back. wait: until that is done, a second at
-        most; else it is done in the background after a moment, see `settle`.
+        The system may be slow, for instance in freeing gigabytes. wait: until that is done, a second at most; else it
+        is done in the background after a moment, see `settle`.
         """
         if self.poll() is None:
             kill_tree(self.process)
@@ -160,7 +160,7 @@ class Child:
         _ending.discard(threading.current_thread())
 
     def _wait_for_all(self) -> None:
-        """Wait until nothing has the standard output any longer: then locks are free, and files are closed."""
+        """Wait until the standard output is closed by all: locks are then free, and files closed."""
         end = time.monotonic() + GRACE
         with suppress(OSError, ValueError):
             while time.monotonic() < end:
@@ -178,7 +178,7 @@ def settle() -> None:
 
 
 def kill_tree(process: subprocess.Popen) -> None:
-    """Ends a process of `Child` and its descendants."""
+    """End a process of `Child` and its descendants."""
     if os.name == "nt":
         command = ["taskkill", "/F", "/T", "/PID", str(process.pid)]
         subprocess.run(command, capture_output=True, creationflags=subprocess.CREATE_NO_WINDOW)

@@ -19,21 +19,21 @@ from .scene import CHANGED, Recording, browsers, sequenceOf, voxelsOf
 from .words import translated
 from .worker import DespeckleJob, Worker, checked_options
 
-PARTIAL = " (partial)"  # in the name of a result of which only the first frames are done
+PARTIAL = " (partial)"  # in the name of a result with only the first frames
 PIECE = 0.02  # seconds of work at most between two returns to the event loop
-PAUSE = 0.005  # seconds between two looks at the worker, where a caller waits
+PAUSE = 0.005  # seconds between two polls of the worker while a caller waits
 
 
 class Run:
     """One despeckling of a node. Call `step` from a timer until `ended`, or `wait`.
 
     state: "reading", "despeckling", "writing", "done", "cancelled", "failed" (message says why, for the user). done,
-    total: frames; rate: per second; seconds: since the start; seconds_left: None where unknown. region: (H, W) bool of
-    what is despeckled, None as long as it is unknown. result: a `Result`, once done.
-    onlyRegion: it ends as soon as `region` is known, and writes nothing. uncertainty: a second node,
-    `<input> uncertainty`, gets one standard deviation of the output's error, in its grey values. options: those of
+    total: frames; rate: per second; seconds: since the start; seconds_left: None if unknown. region: (H, W) bool, the
+    pixels to despeckle, None until it is known. result: a `Result`, once done.
+    onlyRegion: end as soon as `region` is known, and write nothing. uncertainty: write one standard deviation of the
+    output's error, in its grey values, to a second node, `<input> uncertainty`. options: those of
     `config.DespeckleOptions`; region may also be pixels (H, W).
-    Raises InputError where the nodes or the options do not fit.
+    Raises InputError if the nodes or the options do not fit.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class Run:
 
     @property
     def ended(self) -> bool:
-        """Return whether nothing more will happen."""
+        """Return whether the run has ended."""
         return self.state in ("done", "cancelled", "failed")
 
     def step(self, seconds: float = PIECE) -> None:
-        """Work for a moment; return at once while the worker works."""
+        """Work for one time slice; return at once while the worker works."""
         end = time.perf_counter() + seconds
         try:
             while not self.ended:
@@ -82,8 +82,8 @@ class Run:
     ) -> vtkMRMLNode:
         """Work until the end, without an event loop; return the node of the output.
 
-        progress: called with (frames done, frames) whenever there are more. cancelled: asked now and then; once it
-        returns True, the run is cancelled. Raises InputError where it failed, Cancelled where it was cancelled.
+        progress: called with (frames done, frames) whenever there are more. cancelled: called now and then; once it
+        returns True, the run is canceled. Raises InputError if it failed, Cancelled if it was canceled.
         """
         reported = 0
         try:
@@ -98,7 +98,7 @@ class Run:
                 if self.state == "despeckling":
                     time.sleep(PAUSE)
         finally:
-            self.abandon()  # where something was raised in between
+            self.abandon()  # if something was raised
         if self.state == "failed":
             raise InputError(self.message)
         if self.state == "cancelled":
@@ -106,20 +106,20 @@ class Run:
         return self.result.node
 
     def cancel(self) -> None:
-        """Ask for an end; nothing is written, or with `keepPartial` the frames that are done."""
+        """Request the end; nothing is written, or with `keepPartial` the frames that are done."""
         self._cancelRequested = True
         for job in self._jobs:
             self._worker.cancel(job)
 
     def abandon(self) -> None:
-        """End it at once, whatever it is at; nothing more is written, and its memory is free."""
+        """End at once, in any state; nothing more is written, and its memory is freed."""
         if not self.ended:
             self.cancel()
             self._end("cancelled")
 
     @property
     def seconds(self) -> float:
-        """Since the start, until the end."""
+        """Return the seconds since the start, until the end."""
         return (time.monotonic() if not self.ended else self._endTime) - self._startTime
 
     def _end(self, state: str, message: str = "") -> None:
@@ -130,7 +130,7 @@ class Run:
                 job.release()
 
     def _work(self) -> Iterator[str | None]:
-        """The whole run; yields between pieces, "wait" where only the worker can continue."""
+        """Do the whole run; yield between time slices, "wait" while only the worker can continue."""
         for axis in self.axes:
             yield from self._fill(axis)
         self.state = "despeckling"
@@ -139,12 +139,12 @@ class Run:
         cut = self._jobs[0].state == "cancelled"
         self.done = self._wholeVolumes(self._jobs[0]) if cut else self.total
         self.state = "writing"
-        yield None  # a caller may still stop it
+        yield None  # a caller can still stop here
         yield from self._write(cut)
         self._end("done", self._remark(cut))
 
     def _fill(self, axis: int) -> Iterator[None]:
-        """The frames across one axis into the memory of a job."""
+        """Copy the frames across one axis into the memory of a job; yield between pieces."""
         sizes = np.moveaxis(np.empty(self._shape[:4], np.void), 1 + axis, 1).shape
         told = {"uncertainty": True} if self.uncertainty or self.options.cautious else {}
         job = self._worker.allocate((sizes[0] * sizes[1], *sizes[2:], *self._shape[4:]), self._dtype, **told)
@@ -159,7 +159,7 @@ class Run:
                 yield None
 
     def _despeckle(self, number: int, job: DespeckleJob) -> Iterator[str]:
-        """A job, the number-th, through the worker. The look is applied to what comes out, by `Result`."""
+        """Run job `number` in the worker; yield while it runs. The look is applied to its output, by `Result`."""
         request = {"model": self.options.model, "device": self.options.device, "region": self._region}
         self._worker.start(job, request)
         while not job.ended:
@@ -184,12 +184,12 @@ class Run:
             self.region = job.region
 
     def _wholeVolumes(self, job: DespeckleJob) -> int:
-        """How many volumes of a stopped job are complete; partial results are only kept of sequences of frames."""
+        """Return how many volumes of a stopped job are complete; partial results are kept only for frame sequences."""
         frames = len(self.axes) == 1 and self._shape[1 + self.axes[0]] == 1 and self.recording.sequence is not None
         return job.done if frames else 0
 
     def _write(self, cut: bool) -> Iterator[None]:
-        """The result into the scene; cut: only the first frames are done."""
+        """Write the result into the scene; yield between volumes. cut: only the first frames are done."""
         automatic = self.options.axis if self.options.region == "auto" else None
         self.result = Result(self.recording, self._jobs, self.axes, self._shape, automatic)
         options, count, partial = self.options, self.done if cut else None, PARTIAL if cut else ""
@@ -212,7 +212,7 @@ class Run:
             results.rename(node, lambda name: name.removesuffix(PARTIAL))
 
     def _formerUncertainty(self) -> vtkMRMLNode | None:
-        """The uncertainty of the output before, which is replaced with it; None: there is none that fits."""
+        """Return the previous output's uncertainty node, to be replaced as well; None if there is none that fits."""
         former = uncertainty.of(self.output)
         try:
             results.checkOutput(self.recording, former)
@@ -221,13 +221,13 @@ class Run:
         return former
 
     def _remark(self, cut: bool) -> str:
-        """Return what the user should know of a run that is done."""
+        """Return a remark for the user about a run that is done."""
         changed = [job.region.any() for job in self._jobs]
         if not any(changed):
-            return _("Nothing looks like ultrasound: choose the region 'none' or 'given'. The output is a copy.")
+            return _("No ultrasound region was found; the output is a copy. Choose the region 'none' or 'given'.")
         if not all(changed):
             left_out = volumes.unchanged_axes(self.axes, changed)
-            words = _("Nothing looks like ultrasound across {left_out}: the mean is that of the others.")
+            words = _("No ultrasound region was found along {left_out}; the result averages the other orientations.")
             return words.format(left_out=left_out)
         return _("Stopped: the first {done} frames are kept.").format(done=self.done) if cut else ""
 
@@ -235,9 +235,9 @@ class Run:
 class Result:
     """The network's output for a recording, kept so that the look changes the output without running it again.
 
-    node: the output; uncertaintyNode: that of its uncertainty, if it was asked for. The input is read from its nodes
-    again where it is blended in. region: (H, W) bool of what was despeckled, across the first of `axes`; automaticAxis:
-    the axis that was asked for, where the region was found by itself; else None.
+    node: the output; uncertaintyNode: that of its uncertainty, if requested. The input is read from its nodes again
+    when it is blended in. region: (H, W) bool, the despeckled pixels, across the first of `axes`; automaticAxis: the
+    requested axis, if the region was detected; else None.
     """
 
     def __init__(
@@ -247,7 +247,7 @@ class Result:
         self.uncertaintyNode = None
         self._jobs, self._shape = jobs, shape
         self.region, self.axes = jobs[0].region, axes
-        # Of several orientations, those without ultrasound are copies of the input.
+        # Among several orientations, those without ultrasound are copies of the input.
         self._averaged = [number for number, job in enumerate(jobs) if job.region.any()] or [0]
         for job in jobs:
             job.release_input()
@@ -283,18 +283,18 @@ class Result:
         return parts[0] if len(parts) == 1 else volumes.average([part[None] for part in parts])[0]
 
     def _parts(self, number: int) -> Iterator[tuple[DespeckleJob, int, slice]]:
-        """Yield the jobs that one volume comes from, the axis across which each cuts it, and its frames there."""
+        """Yield the jobs of one volume, the axis across which each cuts it, and its frames there."""
         for job, axis in ((self._jobs[orientation], self.axes[orientation]) for orientation in self._averaged):
             count = self._shape[1 + axis]
             yield job, axis, slice(number * count, (number + 1) * count)
 
     def image(self, number: int, strength: float, gamma: float, cautious: float = 0.0) -> np.ndarray:
-        """Return one volume of the output (K, J, I[, C]). Raises InputError where the input has changed its size.
+        """Return one volume of the output (K, J, I[, C]). Raises InputError if the input has changed its size.
 
-        cautious: of a run that asked for caution or the uncertainty.
+        cautious: only for a run with caution or uncertainty.
         """
         parts, before = [], None
-        if strength != 1 or gamma != 1 or cautious:  # the jobs' own copy of the input is gone
+        if strength != 1 or gamma != 1 or cautious:  # the jobs' own copy of the input is freed
             before = voxelsOf(self.recording.volumes[number])
             if before.shape != self._shape[1:]:
                 raise InputError(CHANGED.format(self.recording.name))
@@ -308,8 +308,8 @@ class Result:
         return parts[0] if len(parts) == 1 else volumes.average([part[None] for part in parts])[0]
 
     def relook(self, strength: float, gamma: float, cautious: float = 0.0) -> Iterator[None]:
-        """Bring the output, and its uncertainty, up to date, the volume that is shown first; yield between pieces.
-        Items that were added to the output, or whose size was changed, stay as they are."""
+        """Update the output and its uncertainty, starting with the volume that is shown; yield between pieces. Items
+        that were added to the output, or whose size was changed, are left unchanged."""
         yield from self._renew(self.node, lambda number: self.image(number, strength, gamma, cautious))
         yield from self._renew(self.uncertaintyNode, lambda number: self._uncertainty(number, strength, gamma))
 
@@ -320,7 +320,7 @@ class Result:
             slicer.util.updateVolumeFromArray(node, imageOf(0))
             return
         sequence = sequenceOf(node)
-        if sequence is None:  # its browser has gone
+        if sequence is None:  # its browser was removed
             return
         proxies = _shownItems(sequence)
         numbers = {value: number for number, value in enumerate(self.recording.indexValues)}
@@ -346,7 +346,7 @@ class Result:
 
 
 def _shownItems(sequence: vtkMRMLNode) -> dict[int, vtkMRMLVolumeNode]:
-    """Number of each item of a sequence that a browser shows -> its proxy."""
+    """Return the proxies that browsers show of a sequence, by the numbers of their items."""
     proxies = {}
     for browser in browsers(sequence.GetScene(), sequence):
         proxy, value = browser.GetProxyNode(sequence), results.selectedValue(browser)

@@ -1,7 +1,7 @@
-"""Regions: which pixels of a recording's frames are despeckled, or measured. All that is known of them is here.
+"""Regions: the pixels of a recording's frames that are despeckled or measured.
 
-A region is "auto" (what looks like ultrasound is searched for), "none" (whole frames), a segmentation or a box
-(markups ROI), "given" (what was given last for this scanner and frames of this size), or pixels (H, W) bool.
+A region is "auto" (detect the ultrasound image), "none" (whole frames), a segmentation or a box (markups ROI), "given"
+(the one used last for this scanner and frames of this size), or pixels (H, W) bool.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ OUTLINE = "Speckle2Self.outline"  # attribute of the label map that outlines a r
 
 
 #
-# What is asked for
+# Requested regions
 #
 
 
 def find(region: vtkMRMLNode | str) -> vtkMRMLNode:
-    """Return a node as it is, or the segmentation or box with that id or name. InputError where none is, or several."""
+    """Return a node unchanged, or the only segmentation or box with that id or name. Raises InputError."""
     node = slicer.mrmlScene.GetNodeByID(region) if isinstance(region, str) else region
     if node is not None:
         return node
@@ -51,7 +51,7 @@ def find(region: vtkMRMLNode | str) -> vtkMRMLNode:
 
 
 def nodeOf(region: object = "auto") -> vtkMRMLNode | None:
-    """Return the segmentation or box that is asked for; None for all other regions. Raises InputError."""
+    """Return the requested segmentation or box; None for all other regions. Raises InputError."""
     if isinstance(region, str) and region not in WORDS:
         return find(region)
     return region if isinstance(region, vtk.vtkObject) else None
@@ -63,14 +63,14 @@ def settle(node: vtkMRMLNode | Recording, region: object = "auto", axis: str = "
     if regionNode is not None or (isinstance(region, str) and region == "given"):
         return pixels(node, regionNode, axis)
     if not (region is None or isinstance(region, str)) and axis.lower() == "average":
-        raise InputError(_("axis='average' takes no region array: frames of three orientations differ in size."))
+        raise InputError(_("With axis='average', no region array fits: frames of three orientations differ in size."))
     return region
 
 
 def pixels(node: vtkMRMLNode | Recording, regionNode: vtkMRMLNode | None = None, axis: str = "auto") -> np.ndarray:
     """Return the pixels (H, W) bool of a recording's frames that a segmentation or a box covers, and remember them.
 
-    regionNode: None: what was given last for this scanner and frames of this size. Raises InputError.
+    regionNode: None: the one used last for this scanner and frames of this size. Raises InputError.
     """
     recording = Recording.of(node)
     volume, axis = recording.reference, recording.axis(axis)
@@ -82,7 +82,7 @@ def pixels(node: vtkMRMLNode | Recording, regionNode: vtkMRMLNode | None = None,
 
 
 #
-# What segmentations and boxes cover
+# Pixels that segmentations and boxes cover
 #
 
 
@@ -93,7 +93,7 @@ def _isRegion(node: vtkMRMLNode | None) -> bool:
 def voxelsInside(volume: vtkMRMLVolumeNode, regionNode: vtkMRMLNode, which: str = "all") -> np.ndarray:
     """Return (K, J, I) bool: the voxels of a volume that lie in a box (markups ROI) or in segments.
 
-    which: of a segmentation, "all" visible segments, the "first" or the "last" one. InputError where none do.
+    which: "all" visible segments of a segmentation, the "first" or the "last" one. Raises InputError if none.
     """
     shape = shapeOf(volume)
     if not _isRegion(regionNode):
@@ -129,7 +129,7 @@ def _inBox(volume: vtkMRMLVolumeNode, box: vtkMRMLMarkupsROINode, shape: tuple[i
     warp = volume.GetParentTransformNode()
     if warp is not None and not warp.IsTransformToWorldLinear():
         raise InputError(
-            _("'{volume}' is under the transform '{warp}', which is not linear; take a segmentation.").format(
+            _("'{volume}' is under the transform '{warp}', which is not linear; use a segmentation.").format(
                 volume=volume.GetName(), warp=warp.GetName()
             )
         )
@@ -151,13 +151,13 @@ def frameMask(volume: vtkMRMLVolumeNode, regionNode: vtkMRMLNode, axis: int) -> 
 
 
 def placeBox(box: vtkMRMLMarkupsROINode, node: vtkMRMLNode | Recording) -> None:
-    """Put a box into the middle of a recording, over a quarter of each side and the whole depth.
+    """Place a box in the middle of a recording, over a quarter of each side and the whole depth.
 
-    It stays where it is if the recording has no image.
+    Do nothing if the recording has no image.
     """
     with suppress(InputError):
         volume = Recording.of(node).reference
-        shapeOf(volume)  # raises where there is no image
+        shapeOf(volume)  # raises if there is no image
         bounds = [0.0] * 6
         volume.GetRASBounds(bounds)
         low, high = np.array(bounds[::2]), np.array(bounds[1::2])
@@ -170,20 +170,20 @@ def placeBox(box: vtkMRMLMarkupsROINode, node: vtkMRMLNode | Recording) -> None:
 
 
 def lastChange(regionNode: vtkMRMLNode) -> int:
-    """Return when a segmentation or a box was changed last, in VTK's count."""
+    """Return the time of the last change of a segmentation or a box, in VTK's count."""
     parts = [regionNode]
     if regionNode.IsA("vtkMRMLSegmentationNode"):
         segments = regionNode.GetSegmentation()
         children = [segments.GetNthSegment(number) for number in range(segments.GetNumberOfSegments())]
         images = [segment.GetRepresentation(segments.GetSourceRepresentationName()) for segment in children]
-        parts += [segments, *children, *images, regionNode.GetDisplayNode()]  # which knows what segments are visible
+        parts += [segments, *children, *images, regionNode.GetDisplayNode()]  # it stores which segments are visible
     return max(part.GetMTime() for part in parts if part is not None)
 
 
 class MovingRegion:
     """The pixels of frames that a segmentation or a box covers, followed as it is moved or drawn.
 
-    regionNode: None: the region stays as it is. region: pixels (H, W), or what else the frames began with.
+    regionNode: None: the region is fixed. region: the initial one, pixels (H, W) or a word.
     """
 
     def __init__(self, regionNode: vtkMRMLNode | None, region: object):
@@ -191,7 +191,7 @@ class MovingRegion:
 
     @property
     def changed(self) -> bool:
-        """Return whether it was changed since `update`; not where there is none, or it has been removed."""
+        """Return whether it was changed since `update`; False if there is none, or it was removed."""
         return self._lastChange not in (None, self._followed[0])
 
     @property
@@ -200,29 +200,29 @@ class MovingRegion:
         return None if node is None or node.GetScene() is None else lastChange(node)
 
     def update(self, volume: vtkMRMLVolumeNode, size: tuple[int, int], axis: int) -> np.ndarray | None:
-        """Return the pixels (H, W) bool of a volume's frames of this size where they are others than before."""
+        """Return the pixels (H, W) bool of a volume's frames of this size if they have changed, else None."""
         change = self._lastChange
         if change is None or self._followed == (change, size, axis):
             return None
         try:
             region = frameMask(volume, self._node, axis)
-        except InputError:  # moved off the image: nothing of it is to be despeckled
+        except InputError:  # moved off the image: despeckle nothing
             region = np.zeros(size, bool)
-        self._followed = self._lastChange, size, axis  # after: reading a segmentation can touch it
-        if np.array_equal(region, self._region):  # where both move with one transform
+        self._followed = self._lastChange, size, axis  # afterwards: reading a segmentation can modify it
+        if np.array_equal(region, self._region):  # both have moved with the same transform
             return None
         self._region = region
         return region
 
     def remember(self, volume: vtkMRMLVolumeNode) -> None:
-        """Remember where it was moved to; to be called at the end, as that writes a file."""
+        """Remember its new place; call this at the end, as it writes a file."""
         if self._region is not self._first and self._region.any():
             with suppress(InputError):
                 remember(volume, self._region)
 
 
 #
-# What was given before
+# Remembered regions
 #
 
 
@@ -232,17 +232,15 @@ def remember(volume: vtkMRMLVolumeNode, region: np.ndarray) -> None:
 
 
 def remembered(volume: vtkMRMLVolumeNode, size: tuple[int, int]) -> np.ndarray:
-    """Return the region (H, W) bool kept last for this scanner and this size of frames. InputError where none is."""
+    """Return the region (H, W) bool kept last for this scanner and size of frames. Raises InputError without one."""
     region = library.recall_region(_key(volume, size))
     if region is None or region.shape != tuple(size):
-        raise InputError(
-            _("Choose a segmentation or a box (ROI) first; none was given for frames of this size before.")
-        )
+        raise InputError(_("Choose a segmentation or a box (ROI) first; none was used for frames of this size before."))
     return region
 
 
 def _key(volume: vtkMRMLVolumeNode, size: tuple[int, ...]) -> str:
-    """Return what recordings with the same region share: the scanner, where DICOM says it, and the size of frames."""
+    """Return the key shared by recordings with the same region: the scanner, if known from DICOM, and frame size."""
     identifiers = (volume.GetAttribute("DICOM.instanceUIDs") or "").split()
     database = getattr(slicer, "dicomDatabase", None)
     isKnown = bool(identifiers) and database is not None and database.isOpen
@@ -259,7 +257,7 @@ def _key(volume: vtkMRMLVolumeNode, size: tuple[int, ...]) -> str:
 def showOutline(volume: vtkMRMLVolumeNode, region: np.ndarray, axis: int) -> None:
     """Outline a region (H, W) or (1, 1) bool on the volume in all slice views. It is not saved.
 
-    Raises InputError where the region does not fit.
+    Raises InputError if the region does not fit.
     """
     if region.shape not in ((1, 1), frameSize(volume, axis)):
         raise InputError(_("'{volume}' has changed its size; show its region again.").format(volume=volume.GetName()))
@@ -282,7 +280,7 @@ def showOutline(volume: vtkMRMLVolumeNode, region: np.ndarray, axis: int) -> Non
 
 
 def hideOutline() -> None:
-    """Take the outline away, and bring back what the views showed of label maps."""
+    """Remove the outline, and restore the label maps that the views showed."""
     outline = _outline()
     if outline is None:
         return
@@ -302,11 +300,11 @@ def _outline() -> vtkMRMLVolumeNode | None:
 
 
 class Outline:
-    """The region of a node, outlined in the slice views. What is not given is searched for in the background: call
+    """The region of a node, outlined in the slice views. An automatic region is detected in the background: call
     `step` from a timer while it is `searching`.
 
-    session: what despeckles in the background. orWhole: where nothing looks like
-    ultrasound, it is whole frames, and not nothing.
+    session: the `Session` that despeckles in the background. orWhole: outline whole frames if no ultrasound region is
+    found.
     """
 
     def __init__(self, session: Session, orWhole: bool = False):
@@ -315,12 +313,12 @@ class Outline:
 
     @property
     def searching(self) -> bool:
-        """Return whether the region is still to be found."""
+        """Return whether the region is still being detected."""
         return self._search is not None
 
     def show(self, node: vtkMRMLNode, region: str, regionNode: vtkMRMLNode | None = None, axis: str = "auto") -> None:
-        """Outline "auto": what looks like ultrasound, "none": whole frames, "given": what regionNode covers, or where
-        that is None, what was given last. Raises InputError, and shows nothing then."""
+        """Outline "auto": the ultrasound image; "none": whole frames; "given": the pixels that regionNode covers, or,
+        if that is None, the region used last. Raises InputError, and shows nothing then."""
         self._end()
         try:
             if region == "auto":
@@ -335,7 +333,7 @@ class Outline:
             raise
 
     def step(self) -> None:
-        """Show what has been found; return at once. Raises InputError where that failed."""
+        """Show the region once it is detected; return at once. Raises InputError if that failed."""
         search = self._search
         self._session.worker.poll()
         search.step()
@@ -355,7 +353,7 @@ class Outline:
             showOutline(search.recording.reference, region, search.axes[0])
 
     def hide(self) -> None:
-        """Take the outline away, or end the search for it."""
+        """Remove the outline, or stop the detection."""
         self._end()
         hideOutline()
 

@@ -1,4 +1,4 @@
-"""Results into the scene, beside the recordings that they were made of: volumes, sequences, browsers, proxies."""
+"""Put results into the scene, next to their recordings: volumes, sequences, browsers, proxies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .scene import CHANGED, ORIGINAL, VOLUMES, Recording, browsers, holdsImages,
 
 
 def checkOutput(recording: Recording, output: vtkMRMLNode | None) -> None:
-    """Raise InputError if the node `output` (None: a new one) cannot take the result of `recording`."""
+    """Raise InputError if the node `output` (None: a new one) cannot hold the result of `recording`."""
     if output is None:
         return
     name = output.GetName()
@@ -39,7 +39,7 @@ def checkOutput(recording: Recording, output: vtkMRMLNode | None) -> None:
     if output.IsA("vtkMRMLSequenceNode") and recording.sequence is not None:
         if not holdsImages(output):
             raise InputError(
-                _("The output '{name}' holds no images, and would be lost; choose another output.").format(name=name)
+                _("The output '{name}' contains no images, and would be lost; choose another output.").format(name=name)
             )
         return
     if recording.node is recording.sequence or output.GetClassName() != recording.outputClass:
@@ -71,20 +71,20 @@ def writeInSteps(
 ) -> Iterator[vtkMRMLNode | None]:
     """Put a result into the scene of its recording, volume by volume; yield None after each, and the node last.
 
-    Class, IJK-to-RAS matrices, parent transform, attributes and display settings are those of the input,
-    whose name it carries with the suffix. A new sequence has the input's index name, unit, type and values,
-    verbatim, and is joined to every browser of the input with a proxy of its own (played as the input is;
-    never recorded into, changes of the proxy never saved). A sequence without browser gets one, `<input>
-    browser`, for both, as on loading from a file: without, Slicer would show neither.
+    Class, IJK-to-RAS matrices, parent transform, attributes and display settings are the input's, and so is the name,
+    with the suffix. A new sequence has the input's index name, unit, type and values, verbatim, and is added to every
+    browser of the input with its own proxy (played like the input; never recorded into, changes of the proxy are never
+    saved). For a sequence without browser, `<input> browser` is created for both, as on loading from a file: otherwise
+    Slicer would show neither.
 
-    volumes: as many volumes as the recording's, or the first of them where only a part is done. output: an existing
-    node to fill (see `checkOutput`): its id and display settings stay.
-    The node is `output` if given; else the volume for a volume, the sequence for a sequence, the proxy for a
-    proxy. The scene is touched once all volumes are there; if anything fails, nodes that were added are removed.
+    volumes: as many volumes as the recording's, or the first of them if only a part is done. output: an existing node
+    to fill (see `checkOutput`): its id and display settings are kept.
+    The node is `output` if given; else the volume for a volume, the sequence for a sequence, the proxy for a proxy. The
+    scene is modified once all volumes are complete; if anything fails, nodes that were added are removed.
     """
     template = None if recording.sequence is None else slicer.vtkMRMLSequenceNode()
     if template is not None:  # filled outside the scene
-        # A text index keeps order and values as they are; a numeric one would sort and merge close values.
+        # A text index preserves order and values; a numeric one would sort and merge close values.
         template.SetIndexType(slicer.vtkMRMLSequenceNode.TextIndex)
         for original, value, image in zip(recording.volumes, recording.indexValues, volumes, strict=False):
             item = template.SetDataNodeAtValue(_volume(original, image), value)
@@ -95,9 +95,9 @@ def writeInSteps(
     else:
         (image,) = volumes
     if any(node.GetScene() is None for node in (recording.node, recording.sequence) if node is not None):
-        raise InputError(_("The input has been removed from the scene meanwhile; nothing was written."))
+        raise InputError(_("The input was removed from the scene during the run; nothing was written."))
     if output is not None and output.GetScene() is None:
-        raise InputError(_("The output has been removed from the scene meanwhile; nothing was written."))
+        raise InputError(_("The output was removed from the scene during the run; nothing was written."))
     checkOutput(recording, output)
     mrmlScene, added, joined = recording.scene, [], []
     try:
@@ -128,9 +128,9 @@ def _writeVolume(
 
 
 def _volume(template: vtkMRMLVolumeNode, voxels: np.ndarray) -> vtkMRMLVolumeNode:
-    """A volume node outside any scene: all of `template` but its voxels (K, J, I[, C]).
+    """Return a volume node outside any scene: a copy of `template` with other voxels (K, J, I[, C]).
 
-    Voxels of another type, or without the template's color, are a map: of its place, but a scalar volume.
+    Voxels of another type, or without the template's color, are a map: a scalar volume at the same place.
     """
     isMap = _isMap(template, voxels)
     volume = slicer.vtkMRMLScalarVolumeNode() if isMap else getattr(slicer, VOLUMES[template.GetClassName()])()
@@ -160,9 +160,9 @@ def _volume(template: vtkMRMLVolumeNode, voxels: np.ndarray) -> vtkMRMLVolumeNod
 
 
 def _isMap(template: vtkMRMLVolumeNode, voxels: np.ndarray) -> bool:
-    """Whether voxels (K, J, I[, C]) are other than those of a recording's volume."""
+    """Return whether voxels (K, J, I[, C]) are other than those of a recording's volume."""
     if template.IsA("vtkMRMLStreamingVolumeNode"):
-        return voxels.dtype.kind == "f"  # its own are of 8 bits
+        return voxels.dtype.kind == "f"  # its own have 8 bits
     before = template.GetImageData()
     scalars = before.GetPointData().GetScalars() if before is not None else None
     if scalars is None:
@@ -197,7 +197,7 @@ def _writeSequence(
     placeBeside(original, sequence)
     result = sequence
     for browser in browsers(mrmlScene, original) or [_makeBrowser(original, added)]:
-        # One event at the end, so that Slicer's Sequences module does not make a proxy of its own in between.
+        # One event at the end, so that Slicer's Sequences module does not create its own proxy in between.
         with slicer.util.NodeModify(browser):
             if not browser.IsSynchronizedSequenceNodeID(sequence.GetID(), True):
                 browser.AddSynchronizedSequenceNodeID(sequence.GetID())
@@ -208,7 +208,7 @@ def _writeSequence(
                 browser.SetOverwriteProxyName(sequence, browser.GetOverwriteProxyName(original))
                 browser.SetMissingItemMode(sequence, browser.GetMissingItemMode(original))
             inputProxy = browser.GetProxyNode(original)
-            isInput = inputProxy is recording.node  # it was this browser's proxy that was to be despeckled
+            isInput = inputProxy is recording.node  # the input was this browser's proxy
             if isInput and givenProxy is not None:
                 browser.AddProxyNode(givenProxy, sequence, False)
             # Slicer gives a proxy its sequence's name.
@@ -222,7 +222,7 @@ def _writeSequence(
 
 
 def _makeBrowser(sequence: vtkMRMLSequenceNode, added: list) -> vtkMRMLSequenceBrowserNode:
-    """A browser for a sequence that has none, with its proxy."""
+    """Create a browser and a proxy for a sequence that has none; return the browser."""
     browser = _add(sequence.GetScene(), slicer.vtkMRMLSequenceBrowserNode(), f"{sequence.GetName()} browser", added)
     with slicer.util.NodeModify(browser):
         browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
@@ -237,7 +237,7 @@ def _describe(sequence: vtkMRMLSequenceNode, original: vtkMRMLSequenceNode) -> N
     sequence.SetIndexType(original.GetIndexType())
     sequence.SetNumericIndexValueTolerance(original.GetNumericIndexValueTolerance())
     for attribute in original.GetAttributeNames():
-        # The class differs for streaming volumes; MRML has set it.
+        # MRML has set the class, which differs for streaming volumes.
         if attribute not in ("DataNodeClassName", ORIGINAL):
             sequence.SetAttribute(attribute, original.GetAttribute(attribute))
 
@@ -252,7 +252,7 @@ def _updateProxy(
     browser: vtkMRMLSequenceBrowserNode, sequence: vtkMRMLSequenceNode, name: str, template: vtkMRMLVolumeNode | None,
     added: list,
 ) -> vtkMRMLVolumeNode:  # fmt: skip
-    """Let a proxy, made if there is none, show the selected item of `sequence` as `template` is shown."""
+    """Let a proxy, created if there is none, show the selected item of `sequence` like `template`; return it."""
     item = sequence.GetDataNodeAtValue(selectedValue(browser), False) or sequence.GetNthDataNode(0)
     proxy = browser.GetProxyNode(sequence)
     if proxy is None or proxy.GetClassName() != item.GetClassName():
@@ -264,12 +264,12 @@ def _updateProxy(
 
 
 def showLike(template: vtkMRMLVolumeNode | None, volume: vtkMRMLVolumeNode, added: list) -> None:
-    """Give `volume` the parent transform and the display of `template` (None: the default display).
+    """Set the parent transform and the display of `volume` to those of `template` (None: the default display).
 
-    The caller's list `added` remembers the nodes that are made.
+    New nodes are appended to the list `added`.
 
-    Display settings that `volume` has already are left as they are. The window is the one at which the input
-    is shown now, and does not follow the new voxels, so that the two compare.
+    Existing display settings of `volume` are not changed. The window is the input's current one, and independent of
+    the new voxels, so that the two are comparable.
     """
     if template is not None:
         volume.SetAndObserveTransformNodeID(template.GetTransformNodeID())
@@ -291,7 +291,7 @@ def showLike(template: vtkMRMLVolumeNode | None, volume: vtkMRMLVolumeNode, adde
 
 
 def showOwnWindow(node: vtkMRMLNode) -> None:
-    """Show a map, or the proxies of a sequence of them, at the window of its own values, not at its recording's."""
+    """Show a map, or the proxies of a sequence of maps, with the window of its own values, not its recording's."""
     sequence = sequenceOf(node)
     shown = [browser.GetProxyNode(sequence) for browser in browsers(node.GetScene(), sequence)] if sequence else [node]
     for volume in shown:
@@ -301,7 +301,7 @@ def showOwnWindow(node: vtkMRMLNode) -> None:
 
 
 def placeBeside(node: vtkMRMLNode, result: vtkMRMLNode) -> None:
-    """Put `result` into the folder, study or patient of `node` in the subject hierarchy, if there is one."""
+    """Move `result` to the folder, study or patient of `node` in the subject hierarchy, if there is one."""
     hierarchy = node.GetScene().GetFirstNodeByClass("vtkMRMLSubjectHierarchyNode")
     item = hierarchy.GetItemByDataNode(node) if hierarchy else 0
     if not item:
@@ -314,7 +314,7 @@ def placeBeside(node: vtkMRMLNode, result: vtkMRMLNode) -> None:
 
 
 def rename(node: vtkMRMLNode, change: Callable[[str], str]) -> None:
-    """Give a result, its sequence and that one's proxies the names that `change` makes of theirs."""
+    """Rename a result, its sequence and the sequence's proxies with the function `change`."""
     sequence = sequenceOf(node)
     proxies = [browser.GetProxyNode(sequence) for browser in browsers(node.GetScene(), sequence)] if sequence else []
     for each in {node, sequence, *proxies} - {None}:
@@ -323,12 +323,12 @@ def rename(node: vtkMRMLNode, change: Callable[[str], str]) -> None:
 
 
 def freeName(node: vtkMRMLNode, suffix: str) -> str:
-    """Return the node's name with a suffix, and a number where another node has that name."""
+    """Return the node's name with a suffix, and a number if another node has that name."""
     return node.GetScene().GenerateUniqueName(f"{node.GetName()} {suffix}")
 
 
 def _add(mrmlScene: vtkMRMLScene, node: vtkMRMLNode, name: str, added: list) -> vtkMRMLNode:
-    """Add `node` to the scene; the caller's list `added` remembers it."""
+    """Add `node` to the scene, and to the list `added`."""
     node.SetName(name)
     node = mrmlScene.AddNode(node)
     added.append(node)

@@ -11,7 +11,7 @@ THUMBNAIL = Path(__file__).resolve().parent.parent / "Resources" / "Icons" / "Sp
 
 
 def register() -> None:
-    """Offers the recording in the category Ultrasound; does nothing where the application has no Sample Data module."""
+    """Register the recording in the category Ultrasound; do nothing if the application has no Sample Data module."""
     if not hasattr(slicer.modules, "sampledata"):
         return
     from SampleData import SampleDataLogic

@@ -1,7 +1,7 @@
-"""MRML volumes and sequences to frames and back, with geometry, time, display and browsing kept.
+"""Convert MRML volumes and sequences to frames and back; geometry, time, display and browsing are kept.
 
 A recording is `(T, K, J, I)` or `(T, K, J, I, C)`: T time points of one volume each, in VTK's order of axes
-(the fastest, I, last), C color components. `results` puts what is made of it back into the scene.
+(the fastest, I, last), C color components. `results` puts results into the scene.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from vtk.util.numpy_support import vtk_to_numpy
 from Speckle2SelfLib.system import InputError
 from Speckle2SelfLib.volumes import slicing_axes
 
-ORIGINAL = "DICOM.instanceUIDs"  # says that a node is what these files hold; a result is not
+ORIGINAL = "DICOM.instanceUIDs"  # attribute of nodes loaded from these files; results do not have it
 # Class of a volume that can be despeckled -> class of the result.
 VOLUMES = {
     "vtkMRMLScalarVolumeNode": "vtkMRMLScalarVolumeNode",
     "vtkMRMLVectorVolumeNode": "vtkMRMLVectorVolumeNode",
     "vtkMRMLStreamingVolumeNode": "vtkMRMLVectorVolumeNode",  # it decodes on access; the result is plain
 }
-CHANGED = _("An image of '{}' was changed meanwhile; nothing was written.")
+CHANGED = _("An image of '{}' was changed during the run; nothing was written.")
 NO_IMAGE = _("'{}' has no image data{}; load or record an image first.")
 NO_CODEC = _("'{}' cannot be decoded: no codec '{}' in this Slicer.")
 
@@ -43,14 +43,14 @@ NO_CODEC = _("'{}' cannot be decoded: no codec '{}' in this Slicer.")
 class Recording:
     """A recording to despeckle, resolved once: one volume, or the volumes of a sequence."""
 
-    node: vtkMRMLNode  # that was asked for: the volume, the sequence, or a browser's proxy of it
-    volumes: list[vtkMRMLVolumeNode]  # one a time point
-    sequence: vtkMRMLSequenceNode | None = None  # that holds the volumes; None for a volume on its own
+    node: vtkMRMLNode  # the requested one: the volume, the sequence, or a browser's proxy of it
+    volumes: list[vtkMRMLVolumeNode]  # one per time point
+    sequence: vtkMRMLSequenceNode | None = None  # the one with the volumes; None for a single volume
     indexValues: list[str] = field(default_factory=list)  # of the sequence's items
 
     @classmethod
     def of(cls, node: vtkMRMLNode | Recording | None) -> Recording:
-        """Return the recording that a node stands for; for a browser's proxy, the whole sequence behind it.
+        """Return the recording of a node; for a browser's proxy, the whole sequence behind it.
 
         Raises InputError for a node that holds no ultrasound image.
         """
@@ -71,7 +71,7 @@ class Recording:
             values = [sequence.GetNthIndexValue(i) for i in range(count)]
             if len(set(values)) < count:
                 raise InputError(
-                    _("The sequence '{sequence}' has one index value twice; give each item its own.").format(
+                    _("The sequence '{sequence}' has one index value twice; make the index values unique.").format(
                         sequence=sequence.GetName()
                     )
                 )
@@ -87,81 +87,82 @@ class Recording:
 
     @property
     def name(self) -> str:
-        """The name of the node that was asked for."""
+        """Return the name of the requested node."""
         return self.node.GetName()
 
     @property
     def scene(self) -> vtkMRMLScene | None:
-        """The scene of the node; None once it has been removed."""
+        """Return the scene of the node; None once it has been removed."""
         return self.node.GetScene()
 
     @property
     def browsers(self) -> list[vtkMRMLSequenceBrowserNode]:
-        """The browsers that play the sequence."""
+        """Return the browsers that play the sequence."""
         return browsers(self.scene, self.sequence) if self.sequence is not None else []
 
     @property
     def isProxy(self) -> bool:
-        """Return whether the node that was asked for is a browser's proxy of the sequence."""
+        """Return whether the requested node is a browser's proxy of the sequence."""
         return self.sequence is not None and self.node is not self.sequence
 
     @property
     def proxy(self) -> vtkMRMLVolumeNode:
-        """The volume in which the recording is seen, see `proxyOf`. Raises InputError where there is none."""
+        """Return the volume that shows the recording, see `proxyOf`. Raises InputError if there is none."""
         return proxyOf(self.node)
 
     @property
     def reference(self) -> vtkMRMLVolumeNode:
-        """The volume that says where the frames lie, see `referenceVolume`."""
+        """Return the volume with the position of the frames, see `referenceVolume`."""
         return referenceVolume(self.node)
 
     @property
     def outputClass(self) -> str:
-        """Class of the despeckled volumes."""
+        """Return the class of the despeckled volumes."""
         return VOLUMES[self.volumes[0].GetClassName()]
 
     @property
     def spacing(self) -> tuple[float, ...]:
-        """Millimeters between voxels along (K, J, I)."""
+        """Return the millimeters between voxels along (K, J, I)."""
         return self.volumes[0].GetSpacing()[::-1]
 
     @cached_property
     def kind(self) -> tuple[tuple[int, ...], np.dtype]:
-        """`shape` and `dtype`, as the first volume was when they were first asked for. Raises InputError."""
+        """Return `shape` and `dtype`, from the first volume at the first call. Raises InputError."""
         first = next(self.voxels())
         return (len(self.volumes), *first.shape), first.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(T, K, J, I) or (T, K, J, I, C), see `kind`."""
+        """Return (T, K, J, I) or (T, K, J, I, C), see `kind`."""
         return self.kind[0]
 
     @property
     def dtype(self) -> np.dtype:
-        """Type of the voxels, see `kind`."""
+        """Return the type of the voxels, see `kind`."""
         return self.kind[1]
 
     @property
     def size(self) -> tuple[int, int, int]:
-        """The shape (N, H, W) of `frames`, without reading them. Raises InputError."""
+        """Return the shape (N, H, W) of `frames`, without reading them. Raises InputError."""
         count, *sides = self.shape[:4]
         return count * sides.pop(self.axis()), *sides
 
     def axes(self, axis: str = "auto") -> list[int]:
-        """The axes of (K, J, I) along which frames follow each other, see `volumes.slicing_axes`. Raises InputError."""
+        """Return the axes of (K, J, I) along which frames follow each other, see `volumes.slicing_axes`. Raises
+        InputError."""
         return slicing_axes(self.shape[1:4], self.spacing, axis)
 
     def axis(self, axis: str = "auto") -> int:
-        """The only one of `axes`. Raises InputError where there are several."""
+        """Return the only one of `axes`. Raises InputError if there are several."""
         axes = self.axes(axis)
         if len(axes) > 1:
             raise InputError(_("Frames of three orientations differ in size; choose one axis, or another region."))
         return axes[0]
 
     def voxels(self) -> Iterator[np.ndarray]:
-        """Yield the voxels (K, J, I[, C]) of one volume after the other, each valid until the next is asked for.
+        """Yield the voxels (K, J, I[, C]) of one volume after the other, each valid until the next one.
 
-        Raises InputError for volumes without image, of differing size or type, or with neither 1 nor 3 or 4 components.
+        Raises InputError for volumes without image, of differing size or type, or with other than 1, 3 or 4 components.
         """
         decoder, first = None, None
         for number, volume in enumerate(self.volumes):
@@ -185,7 +186,7 @@ class Recording:
     def read(self) -> np.ndarray:
         """Return the recording as (T, K, J, I) or, in color, (T, K, J, I, C), in the volumes' own type.
 
-        A volume on its own is not copied: its voxels are seen through a read-only array. Raises InputError as `voxels`.
+        A single volume is not copied: a read-only array shows its voxels. Raises InputError as `voxels`.
         """
         stack = None
         for number, image in enumerate(self.voxels()):
@@ -208,7 +209,7 @@ class Recording:
         return Frames(self.snapshot(), self.axis())
 
     def snapshot(self) -> Recording:
-        """Return the same recording, of a volume on its own as it is now: a stream may change its node meanwhile."""
+        """Return the same recording, with a copy of a single volume's image, which a stream could change."""
         (volume, *_) = self.volumes
         if self.sequence is not None or volume.IsA("vtkMRMLStreamingVolumeNode") or volume.GetImageData() is None:
             return self
@@ -239,7 +240,7 @@ class Frames:
         return self.recording.dtype
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Raises InputError as `Recording.voxels`."""
+        """Raise InputError as `Recording.voxels`."""
         for image in self.recording.voxels():
             yield from np.moveaxis(image, self.axis, 0)
 
@@ -273,7 +274,7 @@ def sequenceBehind(node: vtkMRMLNode) -> vtkMRMLSequenceNode | None:
 
 
 def sequenceOf(node: vtkMRMLNode) -> vtkMRMLSequenceNode | None:
-    """Return a node that is a sequence, or the sequence that it shows as a proxy; None for a volume on its own."""
+    """Return a node that is a sequence, or the sequence that it shows as a proxy; None for a single volume."""
     return node if node.IsA("vtkMRMLSequenceNode") else sequenceBehind(node)
 
 
@@ -287,16 +288,14 @@ def browsers(mrmlScene: vtkMRMLScene, sequence: vtkMRMLSequenceNode | None = Non
 
 
 def proxyOf(node: vtkMRMLNode) -> vtkMRMLVolumeNode:
-    """Return the volume in which a node is seen: itself, or a browser's proxy of a sequence.
+    """Return the volume that shows a node: itself, or a browser's proxy of a sequence.
 
     Raises InputError for a sequence that no browser shows.
     """
     proxy = proxyOrNone(node)
     if proxy is None and node is not None:
         raise InputError(
-            _("The sequence '{node}' is shown nowhere; choose it in a sequence browser first.").format(
-                node=node.GetName()
-            )
+            _("The sequence '{node}' is not shown; choose it in a sequence browser first.").format(node=node.GetName())
         )
     return proxy
 
@@ -310,15 +309,16 @@ def proxyOrNone(node: vtkMRMLNode | None) -> vtkMRMLVolumeNode | None:
 
 
 def referenceVolume(node: vtkMRMLNode) -> vtkMRMLVolumeNode:
-    """Return the volume that says where the frames of a node lie: as `proxyOf`, or the first of a sequence that no
-    browser shows. Raises InputError for a node without any."""
+    """Return the volume with the position of a node's frames: as `proxyOf`, or the first of a sequence that no browser
+    shows. Raises InputError for a node without any."""
     return proxyOrNone(node) or Recording.of(node).volumes[0]
 
 
 def find(node: vtkMRMLNode | str | None) -> vtkMRMLNode | None:
-    """Return a node as it is, or what can be despeckled and has that id or name; of a browser, the recording it plays.
+    """Return a node unchanged, or the only one with that id or name that can be despeckled; for a browser, its
+    recording.
 
-    A recording and its proxy may share a name: that is the recording's. Raises InputError where there is none, or
+    If a recording and its proxy share a name, the recording is returned. Raises InputError if there is no node, or
     several.
     """
     if isinstance(node, str):
@@ -344,11 +344,11 @@ def nodesNamed(name: str) -> list[vtkMRMLNode]:
 
 
 def onlyNode(nodes: list[vtkMRMLNode], words: str, name: str) -> vtkMRMLNode:
-    """Return the only one of the nodes that bear a name. Raises InputError where there are several."""
+    """Return the only one of the nodes with a name. Raises InputError if there are several."""
     if len(nodes) > 1:
         ids = ", ".join(each.GetID() for each in nodes)
         raise InputError(
-            _("{number} {words} '{name}'; give the id of one: {ids}.").format(
+            _("{number} {words} '{name}'; use the id of one: {ids}.").format(
                 number=len(nodes), words=words, name=name, ids=ids
             )
         )
@@ -356,21 +356,21 @@ def onlyNode(nodes: list[vtkMRMLNode], words: str, name: str) -> vtkMRMLNode:
 
 
 def holdsImages(node: vtkMRMLNode) -> bool:
-    """Return whether a node is a sequence of volumes, or one to be."""
+    """Return whether a node is a sequence of volumes, or an empty one for volumes."""
     return node.IsA("vtkMRMLSequenceNode") and (
         not node.GetNumberOfDataNodes() or node.GetDataNodeClassName() in VOLUMES
     )
 
 
 def _recordingOfBrowser(browser: vtkMRMLSequenceBrowserNode) -> vtkMRMLSequenceNode:
-    """The recording that a browser plays: its master sequence, or the only one that holds images. InputError."""
+    """Return the recording that a browser plays: its master sequence, or the only one that holds images. InputError."""
     sequences = vtk.vtkCollection()
     browser.GetSynchronizedSequenceNodes(sequences, True)  # the master is the first
     nodes = [sequences.GetItemAsObject(number) for number in range(sequences.GetNumberOfItems())]
     images = [each for each in nodes if holdsImages(each)]
     if not images:
         raise InputError(
-            _("'{browser}' plays no recording of images; choose another.").format(browser=browser.GetName())
+            _("'{browser}' does not play a recording of images; choose another.").format(browser=browser.GetName())
         )
     if len(images) > 1 and images[0] is not browser.GetMasterSequenceNode():
         raise InputError(
@@ -380,7 +380,8 @@ def _recordingOfBrowser(browser: vtkMRMLSequenceBrowserNode) -> vtkMRMLSequenceN
 
 
 def size(node: vtkMRMLNode) -> tuple[int, int, int]:
-    """Return how many frames `frames` gives, and their rows and columns, unread; zeros where there are none."""
+    """Return the number of frames in `frames`, their rows and columns, without reading them; zeros if there are
+    none."""
     try:
         return Recording.of(node).size
     except InputError:
@@ -388,7 +389,7 @@ def size(node: vtkMRMLNode) -> tuple[int, int, int]:
 
 
 def frames(node: vtkMRMLNode) -> np.ndarray:
-    """Return all frames (N, H, W[, C]) of what a node stands for. Raises InputError."""
+    """Return all frames (N, H, W[, C]) of a node's recording. Raises InputError."""
     return Recording.of(node).frames()
 
 
@@ -398,7 +399,7 @@ def frames(node: vtkMRMLNode) -> np.ndarray:
 
 
 def shapeOf(volume: vtkMRMLVolumeNode) -> tuple[int, int, int]:
-    """Return a volume's voxels along (K, J, I). Raises InputError where it has none."""
+    """Return a volume's voxels along (K, J, I). Raises InputError if it has none."""
     image = volume.GetImageData()
     if image is None or not image.GetNumberOfPoints():
         raise InputError(NO_IMAGE.format(volume.GetName(), ""))
@@ -416,16 +417,16 @@ def voxelsOf(volume: vtkMRMLVolumeNode) -> np.ndarray:
 
 
 def imageArray(image: vtk.vtkImageData | None, name: str, at: str = "") -> np.ndarray:
-    """Return the voxels (K, J, I[, C]) of an image, without copying. Raises InputError for what is no ultrasound.
+    """Return the voxels (K, J, I[, C]) of an image, without copying. Raises InputError if it is not ultrasound.
 
-    name, at: of the node, and where in it, for messages.
+    name, at: the node's name and the place in it, for messages.
     """
     if image is None or image.GetNumberOfPoints() == 0 or image.GetPointData().GetScalars() is None:
         raise InputError(NO_IMAGE.format(name, at))
     components = image.GetNumberOfScalarComponents()
     if components not in (1, 3, 4):
         raise InputError(
-            _("'{name}' has {components} components a voxel; grey (1) and color (3 or 4) can be used.").format(
+            _("'{name}' has {components} components per voxel; use grey (1) or color (3 or 4) images.").format(
                 name=name, components=components
             )
         )
@@ -434,7 +435,7 @@ def imageArray(image: vtk.vtkImageData | None, name: str, at: str = "") -> np.nd
 
 
 def _decode(volume: vtkMRMLStreamingVolumeNode, decoder: vtkMRMLStreamingVolumeNode) -> vtk.vtkImageData | None:
-    """The image of a streaming volume, decoded in the node `decoder`; None if there is none."""
+    """Return the image of a streaming volume, decoded in the node `decoder`; None if there is none."""
     if volume.GetFrame() is None:
         return volume.GetImageData()
     decoder.SetAndObserveImageData(None)
@@ -462,13 +463,13 @@ def ijkToWorld(volume: vtkMRMLVolumeNode) -> vtk.vtkMatrix4x4:
 
 
 def placeLike(volume: vtkMRMLVolumeNode, other: vtkMRMLVolumeNode, matrix: vtk.vtkMatrix4x4 | None = None) -> None:
-    """Give a volume the place of another one and its parent transform. matrix: another IJK-to-RAS than its own."""
+    """Move a volume to the place and parent transform of another one. matrix: IJK-to-RAS to use instead."""
     volume.SetIJKToRASMatrix(matrix or ijkToRAS(other))
     volume.SetAndObserveTransformNodeID(other.GetTransformNodeID())
 
 
 def slicePlace(volume: vtkMRMLVolumeNode, axis: int, number: int) -> vtk.vtkMatrix4x4:
-    """Return the IJK-to-RAS matrix that slice `number` along an axis of (K, J, I) has now, as a volume of its own."""
+    """Return the IJK-to-RAS matrix of slice `number` along an axis of (K, J, I), as a separate volume."""
     matrix, start = ijkToRAS(volume), [0, 0, 0, 1]
     start[2 - axis] = number
     origin = matrix.MultiplyPoint(start)

@@ -20,30 +20,30 @@ from .processing import Run
 from .trainer import Trainer
 from .worker import Worker
 
-PACKAGES = ("Speckle2SelfLib", "Speckle2SelfSlicer")  # beside the modules; Slicer's Reload leaves them as they are
+PACKAGES = ("Speckle2SelfLib", "Speckle2SelfSlicer")  # next to the modules; Slicer's Reload does not reload them
 MODULES = ("Speckle2Self", "SpeckleTrain")
 
 
 class Session:
     """Despeckles nodes of the scene in the background, and holds the training runs.
 
-    worker, trainer: in place of a `Worker` and a `Trainer`, which are made when they are needed; for tests.
+    worker, trainer: used instead of a `Worker` and a `Trainer`, which are created when needed; for tests.
     """
 
     def __init__(self, worker: Worker | None = None, trainer: Trainer | None = None) -> None:
         self._worker, self._trainer = worker, trainer
-        self.toTrainOn: list[vtkMRMLNode] = []  # nodes chosen in Speckle2Self for SpeckleTrain, which takes them
+        self.toTrainOn: list[vtkMRMLNode] = []  # nodes chosen in Speckle2Self for SpeckleTrain, which removes them
 
     @property
     def worker(self) -> Worker:
-        """The process that despeckles in the background; it starts when it is needed."""
+        """Return the process that despeckles in the background; it starts when it is needed."""
         if self._worker is None:
             self._worker = Worker()
         return self._worker
 
     @property
     def trainer(self) -> Trainer:
-        """The queue of training runs."""
+        """Return the queue of training runs."""
         if self._trainer is None:
             self._trainer = Trainer()
         return self._trainer
@@ -54,7 +54,7 @@ class Session:
 
     @property
     def training(self) -> bool:
-        """Return whether a run trains or waits for its turn."""
+        """Return whether a run is training or queued."""
         return self._trainer is not None and any(not job.ended for job in self._trainer.jobs)
 
     def closeWorker(self) -> None:
@@ -74,7 +74,7 @@ class Session:
     def region(self, node: vtkMRMLNode | str, regionNode: vtkMRMLNode | None = None, axis: str = "auto") -> np.ndarray:
         """Return the pixels (H, W) bool that a segmentation or a box (ROI) covers.
 
-        regionNode: None: what was given last for this scanner and frames of this size. Raises InputError.
+        regionNode: None: the region used last for this scanner and frames of this size. Raises InputError.
         """
         return regions.pixels(scene.find(node), regionNode, axis)
 
@@ -82,10 +82,10 @@ class Session:
         self, inputNode: vtkMRMLNode | str, outputNode: vtkMRMLNode | str | None = None, keepPartial: bool = False,
         onlyRegion: bool = False, uncertainty: bool = False, **options: Any,
     ) -> Run:  # fmt: skip
-        """Despeckle in the background; return a `processing.Run` at once, whose `step` has to be called regularly.
+        """Despeckle in the background; return a `processing.Run` at once, whose `step` must be called regularly.
 
-        keepPartial: when cancelled, the frames that are done are kept as `<input> despeckled (partial)`. onlyRegion:
-        find the region, and write nothing. uncertainty: write that of the output too, see `Run`. options: fields of
+        keepPartial: when canceled, keep the finished frames as `<input> despeckled (partial)`. onlyRegion: detect the
+        region, and write nothing. uncertainty: also write that of the output, see `Run`. options: fields of
         `config.DespeckleOptions`, where region may also be a segmentation, a box (ROI) or pixels. Raises InputError.
         """
         nodes = scene.find(inputNode), scene.find(outputNode)
@@ -100,11 +100,11 @@ class Session:
         self, inputNode: vtkMRMLNode | str, output: vtkMRMLNode | None = None, once: bool = False,
         uncertainty: bool = False, **options: Any,
     ) -> Live:  # fmt: skip
-        """Despeckle what a volume shows whenever it changes, into `<input> live`; return a `processing.Live`, whose
-        `step` has to be called regularly.
+        """Despeckle a volume's image whenever it changes, into `<input> live`; return a `live.Live`, whose `step` must
+        be called regularly.
 
-        once: only what it shows now. output: of an earlier call. uncertainty: see `Live`. options: as those of `start`;
-        edits of a segmentation or a box as `region` take effect at once. Raises InputError.
+        once: only the current image. output: that of an earlier call. uncertainty: see `Live`. options: as those of
+        `start`; edits of a segmentation or a box as `region` take effect at once. Raises InputError.
         """
         dependencies.ensure()
         node, view = scene.find(inputNode), slicer.mrmlScene.GetNodeByID("vtkMRMLSliceNodeRed")
@@ -127,10 +127,10 @@ def shared() -> Session:
 
 
 def reloadModules(name: str) -> None:
-    """Reload a module. Where no training runs, both modules are reloaded with the packages beside them, so that all
-    code is equally new; else only the module's own file, as a run keeps the code that it was started with."""
+    """Reload a module. If no training runs, reload both modules and the packages next to them, so that all code is
+    equally new; else only the module's own file, as a run keeps the code that it was started with."""
     if shared().training:
-        logging.info("Training runs: the packages beside the modules are not reloaded.")
+        logging.info("A training run is active: the packages next to the modules are not reloaded.")
         slicer.util.reloadScriptedModule(name)
         return
     shared().closeWorker()

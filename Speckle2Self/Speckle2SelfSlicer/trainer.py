@@ -1,7 +1,7 @@
 """Training runs as child processes: started, watched, stopped, resumed, one at a time; no Slicer, Qt or torch here.
 
-A run lives in a folder of its own below the user's folder: `job.json`, the frames, the model so far, its state to go on
-from, a preview, and what the process said. The process runs the command line's `train`, as a cluster would.
+Each run has a folder in the user's folder: `job.json`, the frames, the model so far, its state for resuming, a preview,
+and the log. The process runs the command line's `train`, as a cluster would.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from Speckle2SelfLib.system import InputError, locked, replace_file
 from .processes import Child, settle, was_killed, why_not_started
 from .words import _, translated
 
-# TORCH_DISABLE_SHARE_RDZV_TCP_STORE: each start gets a store of its own, in which the processes find each other. Else
-# torchrun keeps one, and those that it starts anew after one was killed look there for the dead ones, and wait.
+# TORCH_DISABLE_SHARE_RDZV_TCP_STORE: each start gets its own store, through which the processes find each other.
+# Otherwise torchrun keeps one store, and processes that it restarts after a kill look there for the dead ones, and
+# wait.
 SCRIPTS = {
     "run.sh": """#!/bin/sh
 # Trains on this machine; needs the core:
 # pip install git+https://github.com/Speckle2Self/SlicerSpeckle2Self
-# DEVICES=4 ./run.sh takes four processes, each with a GPU of its own where there are GPUs.
-# A process that is killed, and the others, are started again up to three times, from the last checkpoint; stopped in
-# whatever way, it goes on from there when called again. The result is model.safetensors.
+# DEVICES=4 ./run.sh uses four processes, each with its own GPU if there are GPUs.
+# If a process is killed, all are restarted from the last checkpoint, up to three times. However it was stopped, the run
+# resumes from there when called again. The result is model.safetensors.
 set -e
 cd "$(dirname "$0")"
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
@@ -58,29 +59,29 @@ exec "${PYTHON:-python3}" -m torch.distributed.run --nnodes "${HOSTS:?}" --nproc
 #SBATCH --gpus-per-node=4
 #SBATCH --time=04:00:00
 #SBATCH --signal=TERM@60
-# An example for SLURM: fit the lines above to the cluster, then: sbatch run.slurm
+# An example for SLURM: adapt the lines above to the cluster, then: sbatch run.slurm
 export HEAD="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" HOSTS="$SLURM_NNODES" DEVICES=4
 srun ./run-hosts.sh
 """,
 }
-PART, STALE = ".part", 3600  # of a folder that is not complete; seconds after which nobody is at work on it
+PART, STALE = ".part", 3600  # suffix of an incomplete folder; seconds after which it counts as abandoned
 GONE = _("The training process ended unexpectedly (exit code {code}). Resume continues from the last checkpoint.{last}")
 NO_MEMORY = _(
     "The training process ended unexpectedly: the system stopped it, probably for lack of "
     "memory. Resume continues from the last checkpoint."
 )
 PATIENCE = 0.05  # seconds to wait for files to be removed
-PIECE, BYTES = 0.02, 2**22  # of the recordings that are written between two returns to the event loop: seconds, bytes
-BUSY = _("The run '{name}' goes on in another application; pause it there first.")
+PIECE, BYTES = 0.02, 2**22  # seconds and bytes of writing recordings between two returns to the event loop
+BUSY = _("The run '{name}' is active in another application; pause it there first.")
 
 
 class TrainingJob:
     """One run. `poll` it on the main thread, or `wait` for it.
 
-    state: "waiting", "running", "stopped" (it can be resumed), "done", "failed" (message says why; it can be resumed
-    as well). simulated: before the first step, how many anatomies are simulated, and of how many. settings: what the
-    run trains, on what. reports: those with a step. message: the last one for the user. model: the name of the trained
-    model among the user's models, once done. worse: in which figures it is worse than what it started from.
+    state: "waiting", "running", "stopped" (can be resumed), "done", "failed" (with a message; can also be resumed).
+    simulated: before the first step, how many anatomies are simulated, and of how many. settings: the run's settings
+    and data. reports: those with a step. message: the last one for the user. model: the name of the trained model among
+    the user's models, once done. worse: the figures in which it is worse than the model it started from.
     """
 
     def __init__(self, name: str, folder: Path, job: Job, python: str | None = None):
@@ -89,22 +90,22 @@ class TrainingJob:
         self.simulated: tuple[int, int] | None = None
         self.settings, self.reports, self._finishing = {}, [], False
         self._python, self._child = python, None
-        self._picture: bytes | None = None  # of a run that is done, whose files are removed
-        self.preparation: Generator[None, None, Job] | None = None  # what is left of the writing of its recordings
+        self._picture: bytes | None = None  # preview of a finished run, whose files are removed
+        self.preparation: Generator[None, None, Job] | None = None  # the remaining writing of its recordings
         self.trainer: Trainer | None = None
-        self.nodes: list = []  # of the scene that it was started from: where its preview lies
+        self.nodes: list = []  # recordings of the scene, which give the preview its place
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Blocks until the run has ended; False if it has not after `seconds`."""
+        """Block until the run has ended; False if it has not after `seconds`."""
         return self.trainer.wait(self, seconds)
 
     @property
     def preview(self) -> Path:
-        """A held-out frame before and after, side by side; replaced at each validation."""
+        """Return a held-out frame before and after, side by side; replaced at each validation."""
         return self.folder / "preview.png"
 
     def picture(self) -> bytes | None:
-        """Return the content of `preview`, also of a run that is done; None where there is none yet."""
+        """Return the content of `preview`, also of a run that is done; None if there is none yet."""
         if self._picture is None:
             with suppress(OSError):
                 return self.preview.read_bytes()
@@ -122,11 +123,11 @@ class TrainingJob:
 
     @property
     def ended(self) -> bool:
-        """Return whether nothing more will come."""
+        """Return whether the run has ended."""
         return self.state in ("stopped", "done", "failed")
 
     def start(self) -> None:
-        """Starts the process; goes on from the checkpoint if there is one. A run that ended unseen is done."""
+        """Start the process, from the checkpoint if there is one. A run that ended unnoticed becomes done."""
         trained, state = self.folder / self.job.output, self.folder / f"{self.job.output}.state"
         if trained.exists() and not state.exists() and library.card(trained).get("finished") is True:
             self._end(0)
@@ -155,11 +156,11 @@ class TrainingJob:
             self.preparation = None
 
     def poll(self) -> list[dict]:
-        """Return what the process reported since the last call; returns at once."""
+        """Return the reports since the last call, without waiting."""
         if self._child is None:
             return []
         fresh = []
-        ended = self._child.poll()  # asked before its lines are taken, so that none is left behind
+        ended = self._child.poll()  # before its lines are read, so that none is missed
         for line in self._child.lines():
             fresh.append(line)
             self._take(line)
@@ -211,25 +212,25 @@ class TrainingJob:
             self._child = None
 
     def check(self) -> None:
-        """Raises InputError where another application trains this run."""
+        """Raise InputError if another application trains this run."""
         if self._child is None and self.folder.exists() and _at_work(self.folder):
             raise InputError(BUSY.format(name=self.name))
 
     def pause(self) -> None:
-        """Ask the process to save the run and end; it can be resumed."""
+        """Request that the process save the run and end; it can be resumed."""
         if self.state == "waiting":
             self.state = "stopped"
         elif self._child is not None:
             self._child.send("stop")
 
     def resume(self) -> None:
-        """Put a paused or failed run back into the queue. Raises InputError where another application trains it."""
+        """Put a paused or failed run back into the queue. Raises InputError if another application trains it."""
         self.trainer.resume(self)
 
     def stop(self) -> None:
-        """End the run early and keep its best model so far; where there is one, the run cannot be resumed then.
+        """End the run early and keep its best model so far; if there is one, the run cannot be resumed.
 
-        Raises InputError where another application trains it.
+        Raises InputError if another application trains it.
         """
         self.check()
         self._finishing = True
@@ -239,15 +240,15 @@ class TrainingJob:
             self._end(130)
 
     def remove(self) -> None:
-        """Cancel the run, and take it off the list. Raises InputError where another application trains it."""
+        """Cancel the run, and remove it from the list. Raises InputError if another application trains it."""
         self.cancel()
         if self.trainer is not None and self in self.trainer.jobs:
             self.trainer.jobs.remove(self)
 
     def cancel(self) -> None:
-        """End the process and all that it started at once, and remove the run's files; models are kept.
+        """End the process and its descendants at once, and remove the run's files; models are kept.
 
-        Raises InputError where another application trains it.
+        Raises InputError if another application trains it.
         """
         if self.state == "done":  # its folder is removed; one of that name belongs to another run
             return
@@ -260,7 +261,7 @@ class TrainingJob:
         _remove(self.folder)
 
     def close(self) -> None:
-        """Ends the process at once; the run can be resumed from its last checkpoint, if its recordings were written."""
+        """End the process at once; the run can be resumed from its last checkpoint if its recordings were written."""
         self.discard()
         if self._child is not None:
             self._child.close()
@@ -269,7 +270,7 @@ class TrainingJob:
 
 
 class Trainer:
-    """The runs of this application: one trains, the others wait for their turn."""
+    """The runs of this application: one trains, the others are queued."""
 
     def __init__(self, folder: Path | None = None, python: str | None = None):
         self.folder = Path(folder) if folder else library.home() / "runs"
@@ -281,11 +282,12 @@ class Trainer:
     def add(
         self, name: str, recordings: list[np.ndarray], job: Job, held_out=(), listener=None, regions=()
     ) -> TrainingJob:
-        """A run on recordings (N, H, W[, C]), which are kept as files without names until the run has ended.
+        """Queue a run on recordings (N, H, W[, C]), which are kept as files without names until it has ended; return
+        it.
 
-        name: of the run, and of the model where it is free then; what a model's name cannot have is left out.
+        name: of the run, and of the model if it is still free then; characters that are not allowed are left out.
         job: its inputs, output and preview are set here. listener: called from `poll` with (job, report). regions: the
-        pixels (H, W) bool to train on, of each recording and then of each one held out; none: as the job says.
+        pixels (H, W) bool to train on, for each recording and then for each one held out; none: the job's region.
         """
         name = library.fit_name(name)
         refuse_filter(name)
@@ -294,7 +296,7 @@ class Trainer:
         if preparing or (folder / "job.json").exists():
             if not preparing and _at_work(folder):
                 raise InputError(
-                    _("A run '{name}' goes on in another application; choose another name.").format(name=name)
+                    _("A run '{name}' is active in another application; choose another name.").format(name=name)
                 )
             raise InputError(
                 _("There is an unfinished run '{name}'; resume or remove it, or choose another name.").format(name=name)
@@ -304,7 +306,7 @@ class Trainer:
         new.trainer, new.message = self, _("Its recordings are being written.")
         new.preparation = _complete_run(folder, name, recordings, job, held_out, regions)
         try:
-            next(new.preparation)  # small ones as a whole; what cannot be written at all is told at once
+            next(new.preparation)  # small ones completely; a folder that cannot be written is reported at once
         except StopIteration as done:
             new.preparation, new.message, new.job = None, "", done.value
         self.jobs.append(new)
@@ -314,19 +316,19 @@ class Trainer:
         return new
 
     def free_name(self, wanted: str) -> str:
-        """`wanted` made fit for a run's name, with a number where a model or an unfinished run has that name."""
+        """Return `wanted` as a valid run name, with a number if a model or an unfinished run has that name."""
         taken = [path.parent.name for path in self.folder.glob("*/job.json")]
         return library.free_name(wanted, [*taken, *(job.name for job in self.jobs if job.preparation is not None)])
 
     def estimate(self, recordings, job: Job, held_out, listener, regions=()) -> Estimate:
-        """Measures what a run would take; `listener` is called from `poll` with a dict or an InputError."""
+        """Measure the time and memory of a run; `listener` is called from `poll` with a dict or an InputError."""
         job = replace(job, estimate=True)
         self._estimates.append(Estimate(recordings, job, held_out, listener, regions, self._python))
         return self._estimates[-1]
 
     def unfinished(self) -> list[TrainingJob]:
-        """Runs that an earlier session left behind, and none that another application trains; each is then among
-        `jobs`, stopped. What an application that was killed left half written or half removed goes."""
+        """Return the runs of earlier sessions that no other application trains; each is then among `jobs`, stopped.
+        Incomplete folders of killed applications are removed."""
         folders = {job.folder for job in self.jobs}
         for part in self.folder.glob(f"*{PART}"):
             with suppress(OSError):
@@ -339,10 +341,12 @@ class Trainer:
                 job = from_dict(Job, json.loads(path.read_text()))
                 name = (path.parent / "name.txt").read_text().strip()
                 log = path.parent / "log.jsonl"
-                reports = read_reports(log) if log.exists() else []  # the application may have ended before the first
+                reports = (
+                    read_reports(log) if log.exists() else []
+                )  # the application may have ended before the first one
             except (OSError, ValueError, RecursionError):
                 continue
-            job = replace(job, output="model.safetensors", preview="preview.png")  # wherever the file says
+            job = replace(job, output="model.safetensors", preview="preview.png")  # whatever the file contains
             training_job = TrainingJob(name, path.parent, job, self._python)
             training_job.trainer = self
             training_job.state, training_job.reports = "stopped", reports
@@ -350,14 +354,14 @@ class Trainer:
         return [job for job in self.jobs if job.resumable]
 
     def resume(self, job: TrainingJob) -> None:
-        """Puts a stopped or failed run back into the queue. Raises InputError where another application trains it."""
+        """Put a stopped or failed run back into the queue. Raises InputError if another application trains it."""
         if job.state in ("stopped", "failed") and (job.folder.exists() or job.preparation is not None):
             job.check()
             job.state = "waiting"
             self.poll()
 
     def poll(self) -> None:
-        """Takes what the processes reported, tells the listeners, and starts the next run; returns at once."""
+        """Collect reports, notify the listeners, and start the next run; return at once."""
         for job in list(self.jobs):
             job.prepare()
             for report in job.poll():
@@ -377,7 +381,7 @@ class Trainer:
                     )
 
     def wait(self, job: TrainingJob, seconds: float | None = None) -> bool:
-        """Polls until `job` has ended; False if it has not after `seconds`."""
+        """Poll until `job` has ended; False if it has not after `seconds`."""
         end = None if seconds is None else time.monotonic() + seconds
         while not job.ended:
             if end is not None and time.monotonic() > end:
@@ -387,13 +391,13 @@ class Trainer:
         return True
 
     def close(self) -> None:
-        """Ends all processes at once; unfinished runs can be resumed."""
+        """End all processes at once; unfinished runs can be resumed."""
         for running in (*self.jobs, *self._estimates):
             running.close()
 
 
 class Estimate:
-    """A short measured run in a process of its own, of which nothing is kept."""
+    """A short measured run in its own process, without results."""
 
     def __init__(self, recordings, job: Job, held_out, listener, regions=(), python=None):
         self._folder = tempfile.TemporaryDirectory(prefix="speckle2self-")
@@ -412,7 +416,7 @@ class Estimate:
             self._child = Child(command, self._python, self._folder.name)
 
     def poll(self) -> bool:
-        """Return whether it has ended; then the listener has been told."""
+        """Return whether it has ended, after notifying the listener."""
         try:
             if self._child is None:
                 self._prepare()
@@ -432,7 +436,7 @@ class Estimate:
         return True
 
     def close(self) -> None:
-        """Ends it at once."""
+        """End the process at once."""
         self._preparation.close()
         if self._child is not None:
             self._child.close(wait=False)
@@ -440,9 +444,9 @@ class Estimate:
 
 
 def export(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Path:
-    """A run as a folder with its frames and with scripts that start it anywhere; see `SCRIPTS`.
+    """Write a run as a folder with its frames and scripts that start it anywhere, see `SCRIPTS`; return the folder.
 
-    The folder is made; one that exists must be empty. A model to start from is copied along, unless it is bundled.
+    The folder is created; an existing one must be empty. The initial model is copied as well, unless it is bundled.
     Raises InputError.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -460,7 +464,7 @@ def export(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Path:
 
 
 def _complete_run(folder: Path, name: str, recordings, job: Job, held_out, regions) -> Generator[None, None, Job]:
-    """The folder of a run, in steps; returns the job as it is written. Raises InputError."""
+    """Yield the folder of a run, in steps; returns the job as it is written. Raises InputError."""
     with _complete_folder(folder) as part:
         job = yield from job_in_steps(part, recordings, job, held_out, regions)
         (part / "name.txt").write_text(name)
@@ -469,9 +473,9 @@ def _complete_run(folder: Path, name: str, recordings, job: Job, held_out, regio
 
 @contextmanager
 def _complete_folder(folder: Path):
-    """A folder that gets its name when it is complete: a hidden one beside it until then; an empty one gives way.
+    """Yield a hidden folder that is renamed to `folder`, replacing an empty one, when it is complete.
 
-    Raises InputError where it cannot be written; nothing is left then.
+    Raises InputError if it cannot be written; nothing is left then.
     """
     part = None
     try:
@@ -492,11 +496,11 @@ def _complete_folder(folder: Path):
 
 
 def keep_model(trained: Path, name: str) -> str:
-    """Copy a model that our own process has written among the user's models; return its name there.
+    """Copy a model written by our own process to the user's models; return its name there.
 
     Unlike `library.add`, which reads any file, this does not need torch, whose import takes a second. InputError.
     """
-    library.card(trained)  # its check
+    library.card(trained)  # checks it
     target = library.own_path(name)
     target.parent.mkdir(parents=True, exist_ok=True)
     replace_file(target, trained.read_bytes())
@@ -504,9 +508,9 @@ def keep_model(trained: Path, name: str) -> str:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a run's folder; if the application is killed on the way, no half of it has the run's name.
+    """Remove a run's folder; if the application is killed during this, no incomplete folder has the run's name.
 
-    Files of gigabytes take the system seconds: what is not done at once is done in the background.
+    Removing gigabytes takes seconds: the rest is done in the background.
     """
     gone = folder.with_name(f".{folder.name}.{time.monotonic_ns()}{PART}")
     with suppress(OSError):
@@ -517,8 +521,8 @@ def _remove(folder: Path) -> None:
 
 
 def _at_work(folder: Path) -> bool:
-    """Return whether a process trains the run in a folder, or nothing can be written there."""
-    settle()  # it may be one of ours that is ending
+    """Return whether a process trains the run in a folder, or the folder cannot be written."""
+    settle()  # it may be one of our ending processes
     try:
         with locked(folder / "model.safetensors"):
             return False
@@ -527,12 +531,12 @@ def _at_work(folder: Path) -> bool:
 
 
 def write_job(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Job:
-    """Do all that `job_in_steps` does, and return the job."""
+    """Do all steps of `job_in_steps`; return the job."""
     return at_once(job_in_steps(folder, recordings, job, held_out, regions))
 
 
 def at_once(steps: Generator):
-    """Do all steps, and return what they return."""
+    """Do all steps of a generator; return its value."""
     while True:
         try:
             next(steps)
@@ -541,8 +545,8 @@ def at_once(steps: Generator):
 
 
 def job_in_steps(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Generator[None, None, Job]:
-    """The frames of a run, their regions and its `job.json`, with paths as seen from the folder; the job's own files
-    stay in place. Each step takes some `BYTES`."""
+    """Write the frames of a run, their regions and its `job.json`, with paths relative to the folder; return the job,
+    whose own files are not moved. Each step writes some `BYTES`."""
     names = yield from write_recordings(folder, "recording", recordings)
     held_out = yield from write_recordings(folder, "held-out", held_out)
     job = replace(job, inputs=(*names, *job.inputs), held_out=held_out)
@@ -554,7 +558,7 @@ def job_in_steps(folder: Path, recordings, job: Job, held_out=(), regions=()) ->
 
 
 def read_reports(path: Path) -> list[dict]:
-    """Return the reports of steps in a run's log; skips lines truncated by a crash."""
+    """Return the reports of steps in a run's log; skip lines truncated by a crash."""
     reports = []
     for text in path.read_bytes().splitlines():
         with suppress(InputError):
@@ -563,7 +567,7 @@ def read_reports(path: Path) -> list[dict]:
 
 
 def add_report(reports: list[dict], line: protocol.TrainingLine) -> None:
-    """Add a line if it is the report of a step; drops earlier reports of steps that are repeated after a resume."""
+    """Add a line if it is the report of a step; drop earlier reports of steps that are repeated after a resume."""
     if line.from_step is not None:
         reports[:] = [report for report in reports if line.from_step and report["step"] <= line.from_step]
     elif line.step is not None:
@@ -571,14 +575,14 @@ def add_report(reports: list[dict], line: protocol.TrainingLine) -> None:
 
 
 def _read_files(paths) -> list[np.ndarray]:
-    """The frames of files and folders on disk."""
+    """Return the frames of files and folders on disk."""
     from Speckle2SelfLib import files
 
     return [np.asarray(files.read(path).frames) for path in files.find(list(paths))] if paths else []
 
 
 def count_files(folder, seconds: float = 0.3) -> tuple[int, bool]:
-    """How many files below a folder can be trained on, and whether these are all: it counts for `seconds` at most."""
+    """Return how many files in a folder can be trained on, and whether the count is complete after `seconds`."""
     from Speckle2SelfLib import files
 
     number, end = 0, time.monotonic() + seconds
@@ -596,7 +600,7 @@ def all_equal(regions) -> bool:
 
 
 def write_regions(folder: Path, regions, names) -> str:
-    """Masks (H, W) bool as one file where they are alike, else as a folder of files named as the recordings."""
+    """Write masks (H, W) bool as one file if they are equal, else as a folder of files named like the recordings."""
     if all_equal(regions):
         np.save(folder / "region.npy", regions[0].astype(np.uint8))
         return "region.npy"
@@ -607,9 +611,9 @@ def write_regions(folder: Path, regions, names) -> str:
 
 
 def write_recordings(folder: Path, prefix: str, recordings) -> Generator[None, None, tuple[str, ...]]:
-    """Files `<prefix>-<number>.npy` of frames, in color where they have any, as colors are no part of the region;
-    nothing of where they come from. In steps; returns the names. recordings: arrays, or what has their shape and dtype
-    and gives one frame after the other."""
+    """Write frames in steps to anonymous files `<prefix>-<number>.npy`, in color if they have any, as colored pixels
+    are excluded from the region; return the names. recordings: arrays, or objects with shape and dtype that yield
+    frames."""
     names, done = [], 0
     for number, frames in enumerate(recordings, 1):
         shape, channels, color = tuple(frames.shape), None, False

@@ -21,8 +21,8 @@ from .session import Session
 @dataclass(frozen=True)
 class TrainingData:
     """The data of a run. recordings, heldOut: frames (N, H, W[, C]) each, not read yet; regions: a mask (H, W) bool of
-    each recording and then of each one held out, or none; name: that of the model, or None; title: the name of the
-    first recording; nodes: what is in the scene of it, first what is held out."""
+    each recording and then of each one held out, or none; name: the model's name, or None; title: the name of the
+    first recording; nodes: the nodes in the scene, held-out ones first."""
 
     job: Job
     recordings: list[scene.Frames]
@@ -38,7 +38,7 @@ def gather(
     recipe: str | None = None, init: str | Path | None = None, steps: int | None = None, minutes: float | None = None,
     region: Any = "auto", device: str = "auto", seed: int = 0,
 ) -> TrainingData:  # fmt: skip
-    """Return what to train on, and how; for the arguments see `SpeckleTrainLogic.start`. Raises InputError."""
+    """Return the data and settings of a run; for the arguments see `SpeckleTrainLogic.start`. Raises InputError."""
     files = [node for node in nodes if isinstance(node, Path)]
     nodes = _recordingNodes(node for node in nodes if not isinstance(node, Path))
     heldOut = _recordingNodes(heldOut)
@@ -49,14 +49,14 @@ def gather(
             raise InputError(_("There is no file or folder {path}.").format(path=path))
     for node in nodes:
         if node in heldOut:
-            raise InputError(_("'{node}' cannot be trained on and held out at once.").format(node=node.GetName()))
+            raise InputError(_("'{node}' cannot be both trained on and held out.").format(node=node.GetName()))
     regions = _regions(session, [*nodes, *heldOut], region, files)
     if init is not None and str(init) not in library.models():
         if not Path(init).is_file():
             raise InputError(
                 _("There is no model '{init}': neither a file nor one of the available models.").format(init=init)
             )
-        init = str(Path(init).resolve())  # the run starts in a folder of its own
+        init = str(Path(init).resolve())  # the run starts in its own folder
     job = Job("", inputs=[path.resolve() for path in files], preset=preset, recipe=recipe, init=init, steps=steps,
               minutes=minutes, region="auto" if regions else region, device=device, seed=seed,
               report=2 if preset == "adapt" else 10)  # fmt: skip

@@ -11,9 +11,9 @@ from Speckle2SelfLib.look import DOUBTFUL, UNKNOWN
 
 from . import scene, views
 
-ROLE = "Speckle2Self.uncertainty"  # node reference of an output to its uncertainty, and attribute of what is made here
+ROLE = "Speckle2Self.uncertainty"  # reference of an output to its uncertainty; attribute of our nodes
 RANGE = "Speckle2Self.greyRange"  # attribute of an uncertainty node: the grey values between the model's 0 and 1
-LEVELS = np.linspace(DOUBTFUL, UNKNOWN, 4)  # shares of the grey range at which the colors begin
+LEVELS = np.linspace(DOUBTFUL, UNKNOWN, 4)  # fractions of the grey range at which the colors begin
 COLORS = ((1.0, 0.9, 0.2), (1.0, 0.65, 0.1), (1.0, 0.4, 0.05), (0.9, 0.1, 0.1))  # of the levels
 OPACITY = 0.45
 
@@ -28,14 +28,14 @@ def relate(output: vtkMRMLNode, node: vtkMRMLNode | None, span: float = 0.0) -> 
 
 
 def of(output: vtkMRMLNode | None) -> vtkMRMLNode | None:
-    """Return the uncertainty node of an output, None where there is none."""
+    """Return the uncertainty node of an output, None if there is none."""
     return output.GetNodeReference(ROLE) if output is not None else None
 
 
 class Overlay:
-    """Colors over the slice views of the layout. Views in which the user has a label map of their own stay as they are.
+    """Colors over the slice views of the layout. Views with a label map of the user are left unchanged.
 
-    The colors follow a node of the scene (`follow`) or what a live output says (`show`).
+    The colors follow a node of the scene (`follow`) or a live output (`show`).
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Overlay:
         self._span = 1.0
 
     def follow(self, node: vtkMRMLNode) -> None:
-        """Color where an uncertainty node, or the item of a sequence that is shown, is high. Raises InputError for a
+        """Color the places where an uncertainty node, or a sequence's current item, is high. Raises InputError for a
         sequence that no browser shows."""
         volume = scene.proxyOf(node)
         self._unfollow()
@@ -53,12 +53,12 @@ class Overlay:
         self._onImage()
 
     def show(self, voxels: np.ndarray, place: vtkMRMLVolumeNode) -> None:
-        """Color where voxels (K, J, I), shares of the grey range, are high; they lie where the volume `place` does."""
+        """Color the places where voxels (K, J, I), fractions of the grey range, are high; they lie at `place`."""
         self._unfollow()
         self._put(voxels, place)
 
     def hide(self) -> None:
-        """Take the colors away."""
+        """Remove the colors."""
         self._unfollow()
         for kind in ("vtkMRMLLabelMapVolumeNode", "vtkMRMLColorTableNode"):
             for node in _made(kind):
@@ -102,7 +102,7 @@ def _made(kind: str) -> list[vtkMRMLNode]:
 
 
 def _makeLabels() -> vtkMRMLLabelMapVolumeNode:
-    """A label map that no scene is saved with."""
+    """Return a label map that is not saved with the scene."""
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", _("Uncertain places"))
     node.SetAttribute(ROLE, "overlay")
     node.CreateDefaultDisplayNodes()

@@ -12,19 +12,19 @@ from slicer import vtkMRMLNode, vtkMRMLScene, vtkMRMLSliceCompositeNode, vtkMRML
 
 from .scene import ijkToWorld, proxyOrNone, shapeOf
 
-FOREGROUND = "Speckle2Self.foreground"  # attribute of a composite node: the foreground that was put there from here
-ALONG = 0.7  # cosine of the largest angle at which an image is still seen as such
+FOREGROUND = "Speckle2Self.foreground"  # attribute of a composite node: the foreground that we set
+ALONG = 0.7  # cosine of the largest angle at which an image is still recognizable
 
 
 @dataclass(frozen=True)
 class View:
-    """A slice view: how it is turned, and what it shows."""
+    """A slice view: its orientation and its volumes."""
 
     node: vtkMRMLSliceNode
     composite: vtkMRMLSliceCompositeNode
 
     def put(self, background: str | None, foreground: str | None = None, share: float | None = None) -> None:
-        """Show volumes by their ids; share: opacity of the foreground. A view that is to be restored stays so."""
+        """Show volumes by their ids; share: opacity of the foreground. The state to restore is kept."""
         self.composite.SetBackgroundVolumeID(background)
         self.composite.SetForegroundVolumeID(foreground)
         self.composite.SetAttribute(FOREGROUND, foreground or "")
@@ -36,12 +36,12 @@ class View:
 
     @property
     def hasOwnForeground(self) -> bool:
-        """Return whether there is a foreground that was not put there from here."""
+        """Return whether there is a foreground that the user set."""
         foreground = self.composite.GetForegroundVolumeID()
         return foreground is not None and foreground != self.composite.GetAttribute(FOREGROUND)
 
     def sees(self, volume: vtkMRMLVolumeNode) -> bool:
-        """Whether the view is at a volume of one slice, and not so turned that it is a line."""
+        """Return whether the view shows a volume of one slice as more than a line."""
         toWorld, toRAS, axis = ijkToWorld(volume), self.node.GetSliceToRAS(), shapeOf(volume).index(1)
         toSlice, bounds = vtk.vtkMatrix4x4(), [0.0] * 6
         vtk.vtkMatrix4x4.Invert(toRAS, toSlice)
@@ -53,16 +53,16 @@ class View:
         return abs(normal @ looking) > ALONG * np.linalg.norm(normal) * np.linalg.norm(looking)
 
     def face(self, volume: vtkMRMLVolumeNode, axis: int | None = None) -> None:
-        """Turn to a volume's plane, go to its slice and fit it; of several slices, to that of the view's own place.
+        """Turn to a volume's plane, go to its slice and fit it; with several slices, to the one at the view's position.
 
-        axis: of (K, J, I), across which to look; None: that of the only slice, else the closest.
+        axis: of (K, J, I), to look along; None: that of the only slice, else the closest.
         """
         place = self.place
         shape = shapeOf(volume)
         axis = shape.index(1) if axis is None and 1 in shape else axis
         if axis is None:
             self.node.RotateToVolumePlane(volume)
-        else:  # from the anatomical plane that is the closest, so that all views have the same side up
+        else:  # from the closest anatomical plane, so that all views have the same side up
             toWorld = ijkToWorld(volume)
             normal = [abs(toWorld.GetElement(row, 2 - axis)) for row in range(3)]
             preset = ("Sagittal", "Coronal", "Axial")[normal.index(max(normal))]
@@ -72,7 +72,7 @@ class View:
         self.fit(volume, place)
 
     def fit(self, volume: vtkMRMLVolumeNode, place: list[float] | None = None) -> None:
-        """Fit a volume into the view as it is turned; stay at the slice of `place` (RAS), or else of the view now."""
+        """Fit a volume into the view without turning it; keep the slice at `place` (RAS), else the current one."""
         place = place or self.place
         manager = slicer.app.layoutManager()
         widget = manager.sliceWidget(self.node.GetLayoutName()) if manager is not None else None
@@ -89,28 +89,28 @@ class View:
 
     @property
     def place(self) -> list[float]:
-        """The point (RAS) in the middle of the view."""
+        """Return the point (RAS) at the center of the view."""
         return [self.node.GetSliceToRAS().GetElement(row, 3) for row in range(3)]
 
 
 @dataclass
 class _Before:
-    """The state of a view before something was shown in it from here."""
+    """The state of a view before we changed it."""
 
-    put: str | None  # the background that is there instead; where it is another, the view is the user's again
+    put: str | None  # the background that we set; if it is another, the user has changed the view
     background: str | None
     foreground: str | None
-    ours: str  # the foreground that had been put there from here
+    ours: str  # the foreground that we had set
     share: float
     linked: bool
     turned: vtk.vtkMatrix4x4
     fieldOfView: tuple[float, ...]
-    content: bool  # whether what it shows comes back, too; else only how it is turned
+    content: bool  # whether to restore the volumes as well, or only the orientation
 
 
-_users: dict[str, _Before] = {}  # by the ids of slice nodes: what is to come back
-_observed: list[int] = []  # the scene's closing, once it is of interest
-_layouts: list[int] = []  # the user's layout and the one that took its place; empty: none did
+_users: dict[str, _Before] = {}  # states to restore, by the ids of slice nodes
+_observed: list[int] = []  # observer of the scene's closing, once needed
+_layouts: list[int] = []  # the user's layout and the one that replaced it, if any
 
 
 def nodesOf(kind: str) -> list[vtkMRMLNode]:
@@ -142,7 +142,7 @@ def inViews(node: vtkMRMLNode) -> bool:
 def showInViews(volume: vtkMRMLVolumeNode, names: Iterable[str] | None = None, axis: int | None = None) -> None:
     """Show only this volume in slice views of the layout, turned to its plane, at its slice, and fitted.
 
-    names: of the views; None: all. axis: see `View.face`. What the user had there comes back with `restore`.
+    names: of the views; None: all. axis: see `View.face`. `restore` restores the user's views.
     """
     for view in viewsOfLayout(names):
         _remember(view)
@@ -151,9 +151,9 @@ def showInViews(volume: vtkMRMLVolumeNode, names: Iterable[str] | None = None, a
 
 
 def turnToSlice(view: View, volume: vtkMRMLVolumeNode) -> None:
-    """Turn a view to a volume of one slice that would be a line in it, or not be seen; not one that was turned before.
+    """Turn a view to a volume of one slice that would be a line in it, or invisible, unless it was turned before.
 
-    `restore` turns it back, and leaves what it shows.
+    `restore` turns it back, and keeps its volumes.
     """
     if volume.GetImageData() is None or 1 not in shapeOf(volume):
         return
@@ -163,7 +163,7 @@ def turnToSlice(view: View, volume: vtkMRMLVolumeNode) -> None:
 
 
 def setLayout(layout: int) -> None:
-    """Change the layout; `restore` brings the user's back. Without main window there is none to change."""
+    """Change the layout; `restore` restores the user's. Without main window, do nothing."""
     manager = slicer.app.layoutManager()
     if manager is not None and manager.layout != layout:
         _layouts[:] = [_layouts[0] if _layouts and _layouts[1] == manager.layout else manager.layout, layout]
@@ -174,7 +174,7 @@ def setLayout(layout: int) -> None:
 
 
 def _fitAgain() -> None:
-    """Fit what is shown from here into views whose size has changed."""
+    """Fit our volumes into views whose size has changed."""
     for view in viewsOfLayout():
         known, background = _users.get(view.node.GetID()), view.composite.GetBackgroundVolumeID()
         volume = slicer.mrmlScene.GetNodeByID(background) if background else None
@@ -183,7 +183,7 @@ def _fitAgain() -> None:
 
 
 def restore() -> None:
-    """Give the views back that were turned to something from here, and the layout; not what the user changed since."""
+    """Restore the user's views and layout, except for later changes by the user."""
     for view in everyView():
         before = _users.pop(view.node.GetID(), None)
         if before is None or view.composite.GetBackgroundVolumeID() != before.put:
@@ -211,9 +211,9 @@ def _turnBack(node: vtkMRMLSliceNode, before: _Before) -> None:
 
 
 def _remember(view: View, content: bool = True) -> None:
-    """Keep what the user has in a view, unless that is what was put there from here.
+    """Remember the user's state of a view, unless the state is ours.
 
-    content: whether something else is to be shown in it; else it is only turned.
+    content: whether the volumes will change; else only the orientation.
     """
     composite, known = view.composite, _users.get(view.node.GetID())
     background = composite.GetBackgroundVolumeID()
@@ -238,6 +238,6 @@ def _remember(view: View, content: bool = True) -> None:
 
 
 def _forget(mrmlScene: vtkMRMLScene, event: str) -> None:
-    """Nothing is to come back once the scene is closed: its ids are given to other nodes."""
+    """Forget all states when the scene is closed: ids are reused."""
     _users.clear()
     _layouts.clear()

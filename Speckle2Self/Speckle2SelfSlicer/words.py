@@ -1,4 +1,4 @@
-"""The user's language, also for what runs without Slicer; standard library only."""
+"""The user's language, also for code that runs without Slicer; standard library only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from string import Formatter
 
 __all__ = ["_", "translated"]
 
-if "slicer" in sys.modules:  # outside the application it is not loaded for this: it takes a second
+if "slicer" in sys.modules:  # do not load it for this outside the application: it takes a second
     from slicer.i18n import tr as _
     from slicer.i18n import translate
 else:

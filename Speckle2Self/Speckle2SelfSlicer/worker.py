@@ -1,8 +1,8 @@
 """Despeckling in a child process: jobs and live streams for the panel; no Slicer, Qt, VTK or torch here.
 
 One process holds the models. The panel calls `Worker.poll` from a timer; no thread runs here and nothing waits for the
-process. Arrays are shared memory that is made and freed here alone. A process that crashes, hangs or talks nonsense
-fails its job with one sentence, and the next job gets a fresh one.
+process. Arrays are in shared memory that only this side allocates and frees. If a process crashes, hangs or sends
+invalid answers, its job fails with one sentence, and the next job gets a fresh process.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ENDED = _(
 )
 KILLED = _("it crashed, or the system stopped it, perhaps for lack of memory")
 NONSENSE = _(
-    "The despeckling process gave an answer that cannot be understood and was ended; nothing "
+    "The despeckling process sent an invalid answer and was ended; nothing "
     "was changed. Apply again to start a fresh one."
 )
 
@@ -45,20 +45,20 @@ class _Child(Child):
     """A child whose answers are messages of `protocol`."""
 
     def answers(self):
-        """Yield the answers since the last call; raise InputError at the first line that is not one."""
+        """Yield the answers since the last call; raise InputError at the first line that is not an answer."""
         for line in self._fresh(self.process.stdout):
             yield protocol.decode_answer(line)
         if len(self._rest[self.process.stdout]) > LONGEST:
-            raise InputError(_("The line of an answer does not end."))
+            raise InputError(_("An answer's line is incomplete."))
 
 
 class _Block:
-    """Memory that a child attaches by `name` (path, inode); freed when the last array in it goes, or this process.
+    """Memory that a child attaches by `name` (path, inode); freed with its last array, or when this process ends.
 
     No multiprocessing.shared_memory: its tracker would start a second process of `sys.executable`, which in Slicer is
     the application. On Linux the memory has no name in any folder, so nothing is left behind if either process
     is killed.
-    Raises InputError where there is not enough memory.
+    Raises InputError if there is not enough memory.
     """
 
     def __init__(self, size: int):
@@ -87,13 +87,13 @@ class _Block:
             ) from error
 
     def hide(self) -> None:
-        """No further process can attach."""
+        """Prevent further processes from attaching."""
         if self._hide is not None:
             self._hide()
 
 
 def _memory_file(size: int) -> int:
-    """A file without a name, in memory where that has room."""
+    """Return a file without a name, in memory if there is space."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("Speckle2Self")
     folder = Path("/dev/shm")
@@ -113,10 +113,10 @@ class DespeckleJob:
     """One recording. state: "waiting", "running", "done", "cancelled", "failed" (message says why, for the user).
 
     input, output: (N, H, W[, C]) in shared memory; the first `done` of `total` frames of the output are despeckled.
-    uncertainty: (N, H, W) float32 there, of the output; None where it was not asked for.
-    rate: frames per second; seconds_left: estimated, None as long as nothing is known. device, precision: what was
-    chosen, such as "cuda", "bfloat16"; mapping: the grey values that the model takes for 0 and 1. `release` when the
-    output has been read.
+    uncertainty: (N, H, W) float32 in shared memory, of the output; None unless requested.
+    rate: frames per second; seconds_left: estimated, None while unknown. device, precision: the chosen ones, such as
+    "cuda", "bfloat16"; mapping: the grey values that the model sees as 0 and 1. Call `release` when the output has been
+    read.
     """
 
     def __init__(self, number: int, shape, dtype: np.dtype, uncertainty: bool = False):
@@ -132,28 +132,28 @@ class DespeckleJob:
 
     @property
     def ended(self) -> bool:
-        """Return whether nothing more will come."""
+        """Return whether the job has ended."""
         return self.state in ("done", "cancelled", "failed")
 
     @property
     def region(self) -> np.ndarray | None:
-        """(H, W) bool: what is despeckled; None until that is known."""
+        """Return the region (H, W) bool that is despeckled; None until it is known."""
         return self._region.copy() if self._region_known and self._region is not None else None
 
     def release_input(self) -> None:
-        """Gives the input's memory back where the system can do so; it reads as zeros then."""
+        """Free the input's memory if the system can; it then reads as zeros."""
         if hasattr(mmap, "MADV_REMOVE"):
             whole = self.input.nbytes // mmap.PAGESIZE * mmap.PAGESIZE
             with suppress(OSError):
                 self._block.map.madvise(mmap.MADV_REMOVE, 0, whole)
 
     def release(self) -> None:
-        """Frees the memory, as soon as the caller has no view of it either."""
+        """Free the memory, once the caller has no view of it either."""
         self._hide()
         self._block = self.input = self.output = self._region = self.uncertainty = None
 
     def _take(self, answer) -> None:
-        """Take an answer about this job; raise ValueError where that cannot be."""
+        """Handle an answer about this job; raise ValueError if it is impossible."""
         if isinstance(answer, protocol.Started):
             self.device, self.precision, self.mapping = answer.device, answer.precision, answer.mapping
             self._region_known = True
@@ -170,14 +170,14 @@ class DespeckleJob:
         elif isinstance(answer, protocol.Failed):
             self._end("failed", translated(answer.message))
         else:
-            raise ValueError(f"a job gives no {answer!r:.100}")
+            raise ValueError(f"a job cannot answer {answer!r:.100}")
 
     def _end(self, state: str, message: str = "") -> None:
         self.state, self.message, self.seconds_left = state, message, None
         self._hide()
 
     def _hide(self) -> None:
-        if self._block is not None:  # it may have been released while it was worked on
+        if self._block is not None:  # it may have been released during the work
             self._block.hide()
 
 
@@ -194,9 +194,9 @@ class Frame(NamedTuple):
 class Stream:
     """A live image: the newest frame is despeckled, older ones that wait are dropped.
 
-    state: "running", "stopped", "failed" (message says why). pushed, done, dropped: counts of frames. What the first
-    frame that shows something tells of region, grey mapping and grain serves all that follow, until one shows far more
-    or is far brighter, or has a new size, or another region is given.
+    state: "running", "stopped", "failed" (message says why). pushed, done, dropped: counts of frames. Region, grey
+    mapping and grain are found in the first frame that shows something, and again when a frame shows far more, is far
+    brighter or has a new size, or when another region is given.
     """
 
     def __init__(
@@ -225,7 +225,7 @@ class Stream:
         self._wake_sent = False
 
     def _open(self) -> None:
-        """Tells a process of this stream."""
+        """Open the stream in the process."""
         self._wake_sent = False
         block, inode = self._block.name
         self._worker._send(protocol.OpenStream(
@@ -234,13 +234,13 @@ class Stream:
         self._wake()
 
     def _wake(self) -> None:
-        """Tells the process that there is a newer frame, unless it has not answered since it was told last."""
+        """Notify the process of a newer frame, unless the last notification is unanswered."""
         if self.state == "running" and not self._wake_sent and self._last_done < self.pushed:
             self._wake_sent = True
             self._worker._send(protocol.Wake())
 
     def push(self, frame: np.ndarray) -> int:
-        """Hands a frame in, never waits; returns its number, from 1. A frame of another size or type starts anew."""
+        """Submit a frame without waiting; return its number, from 1. Another size or type restarts the stream."""
         frame = np.asarray(frame)
         if self.state != "running":
             return self.pushed
@@ -259,20 +259,20 @@ class Stream:
         self._header[1 + slot] = self.pushed
         self._times[self.pushed] = time.perf_counter()
         self._header[0] = self.pushed
-        self._worker.poll()  # after the header, and the process reads the header after it has answered: none is missed
+        self._worker.poll()  # after the header; the process reads the header after it has answered, so none is missed
         self._wake()
         return self.pushed
 
     def give(self, region: np.ndarray) -> None:
-        """Another region (H, W) bool from the next frame on; grain and grey values are found in it anew."""
+        """Use another region (H, W) bool from the next frame on; grain and grey values are measured again."""
         self._own_region = region
-        if self.state == "running" and region.shape == self.shape[:2]:  # else it waits for frames of its size
+        if self.state == "running" and region.shape == self.shape[:2]:  # else wait for frames of its size
             self._region[...] = region
             self._header[-1] += 1
             self._options["region"] = "given"
 
     def take(self) -> Frame | None:
-        """The newest despeckled frame that was not taken yet, as a copy; else None."""
+        """Return a copy of the newest despeckled frame that was not returned before; else None."""
         for _attempt in range(2):
             self._worker.poll()
             number, slot = self._last_done, self._last_done % SLOTS
@@ -286,22 +286,22 @@ class Stream:
         return None
 
     def latency(self, percent: float = 50) -> float | None:
-        """Seconds from a push until its result was here: this percentile of the last 500."""
+        """Return a percentile of the seconds from a push to its result, over the last 500."""
         return float(np.percentile(self._latencies, percent)) if self._latencies else None
 
     @property
     def region(self) -> np.ndarray | None:
-        """(H, W) bool: what is despeckled; None until that is known."""
+        """Return the region (H, W) bool that is despeckled; None until it is known."""
         return self._region.copy() if self._last_done and self._region is not None else None
 
     def look(self, strength: float, gamma: float, cautious: float = 0.0) -> None:
-        """Set strength, gamma and caution of the frames that follow. Raises InputError."""
+        """Set strength, gamma and caution of the next frames. Raises InputError."""
         look = DespeckleOptions(strength=float(strength), gamma=float(gamma), cautious=float(cautious))
         self._options |= {"strength": look.strength, "gamma": look.gamma, "cautious": look.cautious}
         self._worker._send(protocol.Look(self.number, look.strength, look.gamma, look.cautious))
 
     def stop(self) -> None:
-        """Ends the stream and frees its memory."""
+        """End the stream and free its memory."""
         if self._block is not None:
             with suppress(ReferenceError):
                 self._worker._send(protocol.Stop(self.number))
@@ -317,7 +317,7 @@ class Stream:
         self._maps = []
 
     def _take(self, answer) -> None:
-        """Take an answer about this stream; raise ValueError where that cannot be."""
+        """Handle an answer about this stream; raise ValueError if it is impossible."""
         if isinstance(answer, protocol.Opened):
             self.device, self.precision = answer.device, answer.precision
         elif isinstance(answer, protocol.Frame):
@@ -332,7 +332,7 @@ class Stream:
         elif isinstance(answer, protocol.Failed):
             self._fail(translated(answer.message))
         else:
-            raise ValueError(f"a stream gives no {answer!r:.100}")
+            raise ValueError(f"a stream cannot answer {answer!r:.100}")
 
     def _fail(self, message: str) -> None:
         if self.state == "running":
@@ -354,23 +354,23 @@ class Worker:
         self._streams: dict[int, Stream] = {}
         self._jobs: weakref.WeakSet[DespeckleJob] = weakref.WeakSet()
         self._numbers = 0
-        self.devices: list[str] = []  # that the process can use, the best one first; as soon as it has told
+        self.devices: list[str] = []  # usable by the process, the best one first; empty until it reports them
 
     @property
     def pid(self) -> int | None:
-        """The process's number; None where there is none."""
+        """Return the process's number; None if there is no process."""
         return self._child.process.pid if self._child else None
 
     def warm_up(self) -> None:
-        """Starts the process early: it loads its libraries while the user still chooses. Raises OSError."""
+        """Start the process early: it loads its libraries while the user still chooses. Raises OSError."""
         if self._child is None:
             self._child = _Child(self._command[1:], self._command[0])
             for stream in self._streams.values():
                 stream._open()
 
     def allocate(self, shape, dtype, uncertainty: bool = False) -> DespeckleJob:
-        """A job whose `input` (N, H, W[, C]) the caller fills before `start`; uncertainty: whether that of the output
-        is asked for. Raises InputError."""
+        """Return a job whose `input` (N, H, W[, C]) the caller fills before `start`; uncertainty: whether to return
+        that of the output. Raises InputError."""
         dtype = np.dtype(dtype)
         _check_frames(tuple(shape), dtype)
         job = DespeckleJob(self._next_number(), tuple(int(n) for n in shape), dtype, uncertainty)
@@ -378,7 +378,7 @@ class Worker:
         return job
 
     def start(self, job: DespeckleJob, request: dict | None = None) -> DespeckleJob:
-        """Puts a filled job into the queue. request: see `despeckle`. Raises InputError."""
+        """Put a filled job into the queue. request: see `despeckle`. Raises InputError."""
         options, region = checked_options(request or {}, job.input.shape[1:3])
         if region is not None:
             job._region[...] = region
@@ -391,7 +391,7 @@ class Worker:
         return job
 
     def despeckle(self, frames: np.ndarray, **request) -> DespeckleJob:
-        """A job on a copy of `frames` (N, H, W[, C]).
+        """Queue a job on a copy of `frames` (N, H, W[, C]); return it.
 
         request: fields of `config.DespeckleOptions`; region may also be a mask (H, W). Raises InputError.
         """
@@ -401,18 +401,18 @@ class Worker:
         return self.start(job, request)
 
     def live(self, shape, dtype, request: dict | None = None, uncertainty: bool = False) -> Stream:
-        """A stream of frames (H, W[, C]); request: see `despeckle`; uncertainty: whether that of the output is asked
-        for. Raises InputError, OSError."""
+        """Return a stream of frames (H, W[, C]); request: see `despeckle`; uncertainty: whether to return that of the
+        output. Raises InputError, OSError."""
         _check_frames((1, *shape), np.dtype(dtype))
         stream = Stream(self, shape, dtype, *checked_options(request or {}, tuple(shape[:2])), uncertainty)
         self._add(stream)
         return stream
 
     def poll(self) -> None:
-        """Takes what the process said, and starts the next job; returns at once. Call it from a timer."""
+        """Handle the process's answers, and start the next job; return at once. Call it from a timer."""
         child = self._child
         if child is not None:
-            code = child.poll()  # asked before its answers are taken, so that none is left behind
+            code = child.poll()  # before its answers are read, so that none is missed
             try:
                 child.errors()
                 for answer in child.answers():
@@ -446,7 +446,7 @@ class Worker:
             )
 
     def cancel(self, job: DespeckleJob) -> None:
-        """Asks for a stop between two blocks of frames; a process that goes on for half a second is ended."""
+        """Request a stop between two blocks of frames; end a process that does not stop within half a second."""
         if job is self._running and job._deadline is None:
             job._deadline = time.monotonic() + GRACE
             self._send(protocol.Cancel(job.number))
@@ -456,7 +456,7 @@ class Worker:
                 self._waiting.remove(job)
 
     def terminate(self) -> None:
-        """Ends the process and all that it started, at once; its job and all that wait are cancelled."""
+        """End the process and its descendants at once; its job and all queued ones are canceled."""
         self._end_child(wait=True)
         for job in (self._running, *self._waiting):
             if job is not None and not job.ended:
@@ -467,7 +467,7 @@ class Worker:
             stream.stop()
 
     def close(self) -> None:
-        """Ends the process and frees all memory of all jobs."""
+        """End the process and free all memory of all jobs."""
         self.terminate()
         for job in list(self._jobs):
             job.release()
@@ -512,7 +512,7 @@ class Worker:
             self._running = None
 
     def _fail(self, message: str) -> None:
-        """The running job, and every stream, end with a message."""
+        """End the running job and all streams with a message."""
         job, self._running = self._running, None
         if job is not None:
             cancelled = job._deadline is not None
@@ -527,17 +527,17 @@ class Worker:
 
 
 def _check_frames(shape: tuple, dtype: np.dtype) -> None:
-    """Raises InputError for what cannot be frames (N, H, W[, C])."""
+    """Raise InputError for a shape or type that frames (N, H, W[, C]) cannot have."""
     if len(shape) not in (3, 4) or min(shape, default=0) < 1:
         raise InputError(_("Frames of shape {shape} are not (N, H, W) or (N, H, W, 3 or 4).").format(shape=shape))
     if dtype.kind not in "uif":
         raise InputError(
-            _("Frames of type {dtype} cannot be despeckled; give integers or floating point.").format(dtype=dtype)
+            _("Frames of type {dtype} cannot be despeckled; use integers or floating point.").format(dtype=dtype)
         )
 
 
 def checked_options(options: dict, size: tuple) -> tuple[DespeckleOptions, np.ndarray | None]:
-    """Return options of despeckling, and the region where it is a mask, which has to fit frames of `size` (H, W).
+    """Return options of despeckling, and the region if it is a mask, which must fit frames of `size` (H, W).
 
     A region of None is "none". Raises InputError.
     """
@@ -545,7 +545,7 @@ def checked_options(options: dict, size: tuple) -> tuple[DespeckleOptions, np.nd
     if unknown := set(options) - {each.name for each in fields(DespeckleOptions)}:
         raise InputError(_("Unknown options of despeckling: {names}.").format(names=", ".join(sorted(unknown))))
     if not isinstance(options.get("model", ""), str | os.PathLike):
-        raise InputError(_("The despeckling process takes a model by its name or file, or a filter by its name."))
+        raise InputError(_("Name a model by its name or file, or a filter by its name."))
     if (own := library.own_models().get(str(options.get("model")))) is not None:
         options["model"] = own  # by its file: the process may have started with another home
     mask, region = None, options.get("region", "auto")
@@ -581,5 +581,5 @@ def _how_it_ended(code: int, errors: list[str]) -> str:
 
 def _within(value: int, low: int, high: int) -> int:
     if not low <= value <= high:
-        raise ValueError(f"{value} is no number from {low} to {high}")
+        raise ValueError(f"{value} is not a number from {low} to {high}")
     return value

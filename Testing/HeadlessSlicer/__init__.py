@@ -2,7 +2,7 @@
 
 `start()` gives `import slicer` what the application adds: `slicer.app`, `slicer.mrmlScene`, `slicer.modules`,
 `slicer.util` that works, `slicer.ScriptedLoadableModule`, `slicer.parameterNodeWrapper`, `slicer.i18n`. What is
-not modelled is not there, and raises AttributeError or ImportError. See README.md beside this file.
+not modeled is missing, and raises AttributeError or ImportError. See README.md in this folder.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 MODULE_FOLDERS = tuple(path.parent for path in sorted(ROOT.glob("Speckle*/CMakeLists.txt")))
-# What the wheels of vtk, slicer-core and Qt take from the system: the first two to import MRML, the others for Qt.
+# System libraries of the wheels of vtk, slicer-core and Qt: the first two to import MRML, the others for Qt.
 SYSTEM_PACKAGES = "libstdc++6 libgcc-s1 libgl1 libegl1 libx11-6 libxkbcommon0 libfontconfig1 libdbus-1-3 libglib2.0-0"
 
 
@@ -25,7 +25,7 @@ def start(
     testing: bool = False,
     window: bool = False,
 ):
-    """Starts the application once and returns it, `slicer.app`; a second call returns the running one.
+    """Start the application once and return it, `slicer.app`; a second call returns the running one.
 
     modulePaths: folders whose .py files are modules; None: those of this source tree.
     arguments: the command line that `slicer.app.arguments()` answers.
@@ -61,12 +61,12 @@ def start(
 
 
 def importSlicer():
-    """The package `slicer` of the wheel; where the system lacks a library, one line says what to install."""
+    """Return the package `slicer` of the wheel; if a system library is missing, one line says what to install."""
     return _imported("slicer", "Slicer's MRML library")
 
 
 def importQt():
-    """The package `PySide6`; where the system lacks a library, one line says what to install."""
+    """Return the package `PySide6`; if a system library is missing, one line says what to install."""
     for part in ("QtGui", "QtWidgets", "QtUiTools"):
         _imported(f"PySide6.{part}", "Qt")
     return sys.modules["PySide6"]

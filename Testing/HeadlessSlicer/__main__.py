@@ -1,8 +1,8 @@
-"""Runs a script as Slicer does with `--no-main-window --python-script SCRIPT ARGS...`.
+"""Run a script as Slicer does with `--no-main-window --python-script SCRIPT ARGS...`.
 
     headless-slicer [--additional-module-paths DIR ...] [--testing] [--main-window] SCRIPT [ARGS...]
 
-With `--main-window` (which Slicer has not: there it is the rule) panels and views are there, drawn offscreen by Qt.
+With `--main-window` (the default in Slicer, which lacks this option), panels and views are drawn offscreen by Qt.
 Unlike the application, which then waits for its last window to close, this ends with the script. The exit status
 is what `slicer.util.exit` or `sys.exit` was called with, 1 after an uncaught exception, else 0.
 """
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
 
 
 def run(script: Path, argv: list[str], slicer, app) -> int:
-    """Executes the script in `__main__`, its folder first on the path; returns the exit status."""
+    """Execute the script in `__main__`, its folder first on the path; return the exit status."""
     import vtk
 
     names = sys.modules["__main__"].__dict__

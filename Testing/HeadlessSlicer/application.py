@@ -29,7 +29,7 @@ CORE_MODULES = {
     "Texts": "vtkSlicerTextsLogic",
 }
 
-# What gets an item in the subject hierarchy, unless it is hidden: for these classes there is a plugin.
+# Classes with a plugin, whose nodes get an item in the subject hierarchy unless they are hidden.
 HIERARCHY = ["ScalarVolume", "Segmentation", "Transform", "Model", "Markups", "Table", "Text"]
 HIERARCHY += ["PlotChart", "PlotSeries"]
 
@@ -46,7 +46,7 @@ class CommandOptions:
 
 
 class Application:
-    """The running application; without main window (as with `--no-main-window`), or with one, which takes Qt."""
+    """The running application; without main window (as with `--no-main-window`), or with one, which needs Qt."""
 
     applicationName = "Slicer"
 
@@ -60,7 +60,7 @@ class Application:
         self._programs = tempfile.TemporaryDirectory(prefix="PythonSlicer-")
         launcher.install(Path(self._programs.name))
         self._dicomDatabase = slicer.dicomDatabase = dicom.DicomDatabase()
-        self.exitStatus = 0  # read by the launcher; what exit() was called with
+        self.exitStatus = 0  # argument of exit(), read by the launcher
         self._scene, self._logic = slicer.vtkMRMLScene(), slicer.vtkSlicerApplicationLogic()
         self._prepareScene()
         self._moduleManager = ModuleManager(self._addLogics())
@@ -96,7 +96,7 @@ class Application:
         self._mainWindow.show()
 
     def connect(self, signal: str, function) -> bool:
-        """Calls a function without arguments once the application has started: all modules loaded, window shown."""
+        """Call a function without arguments once the application has started: all modules loaded, window shown."""
         if signal != "startupCompleted()":
             raise ValueError(f"The application has no signal {signal} here.")
         self._onStarted.append(function)
@@ -140,8 +140,8 @@ class Application:
         return logics
 
     def _resolveHierarchy(self, caller=None, event=None) -> None:
-        """There is always one subject hierarchy; closing a scene removes it, importing one may bring another, and
-        nodes without item."""
+        """Keep exactly one subject hierarchy: closing a scene removes it, importing one may add another, and nodes
+        without item."""
         hierarchy = slicer.vtkMRMLSubjectHierarchyNode.ResolveSubjectHierarchy(self._scene)
         for number in range(self._scene.GetNumberOfNodes()):
             node = self._scene.GetNthNode(number)
@@ -193,7 +193,7 @@ class Application:
         return self._dicomDatabase
 
     def layoutManager(self):
-        """The layout manager; None without main window."""
+        """Return the layout manager; None without main window."""
         return self._wrap(self._layoutManager) if self._layoutManager is not None else None
 
     def topLevelWidgets(self) -> list:
@@ -206,7 +206,7 @@ class Application:
         self._qt.restoreOverrideCursor()
 
     def settings(self):
-        """The user's settings (QSettings): empty at first, in the temporary folder."""
+        """Return the user's settings (QSettings): empty at first, in the temporary folder."""
         import qt
 
         return qt.QSettings()
@@ -223,16 +223,16 @@ class Application:
         return self._testing
 
     def processEvents(self) -> None:
-        """Lets queued events happen; without Qt there are none but those of MRML, which happen at once."""
+        """Process queued events; without Qt there are only those of MRML, which happen at once."""
         if self._qt is not None:
             self._qt.processEvents()
 
     def translate(self, context: str, text: str) -> str:
-        """The text as it is: the application runs in English."""
+        """Return the text unchanged: the application runs in English."""
         return text
 
     def exit(self, status: int = 0) -> None:
-        """Ends the application with this status once the running script is done, as Qt's event loop does."""
+        """End the application with this status once the running script is done, as Qt's event loop does."""
         self.exitStatus = status
 
     def quit(self) -> None:

@@ -1,6 +1,6 @@
-"""What Slicer's own code complains of in the log while a test runs: errors of VTK and MRML, and of the models here.
+"""Errors that Slicer's own code logs while a test runs: errors of VTK and MRML, and of the models here.
 
-Nothing is raised by them, in the application as here; a test that cares looks into `heard`.
+They raise nothing, in the application as here; tests can read them from `heard`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,6 @@ def _hear(window, event, text) -> None:
 
 
 def complain(text: str) -> None:
-    """A line in the application's log, as Qt's and CTK's classes write it."""
+    """Add a line to the application's log, as Qt's and CTK's classes write it."""
     heard.append(text)
     logging.warning(text)

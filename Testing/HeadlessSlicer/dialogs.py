@@ -1,7 +1,7 @@
-"""Message boxes, dialogs and file dialogs, as PythonQt hands them out, without anybody before the screen.
+"""Message boxes, dialogs and file dialogs, as PythonQt hands them out, without a user.
 
-`asked` keeps what they show, `answers` says what the user does. As in the application, an open box does not stop the
-rest: a nested event loop runs, in which timers fire and processes are read, for as long as the user takes (`patience`).
+`asked` records the boxes, `answers` holds the user's answers. As in the application, an open box does not stop the
+rest: a nested event loop runs, in which timers fire and processes are read, until the user answers (`patience`).
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import time
 from PySide6 import QtCore, QtWidgets
 from PySide6.QtCore import Property
 
-asked: list[tuple[str, str]] = []  # (kind, text) of what would have waited for the user
+asked: list[tuple[str, str]] = []  # (kind, text) of the boxes that would have waited for the user
 answers: dict[str, object] = {}  # kind -> what the user answers: a button, a file, a text
-patience = 0.03  # seconds that a user takes
+patience = 0.03  # seconds until the user answers
 
 
 def _ask(kind: str, text: str, default):
-    """What the user answers, once they have; everything else continues meanwhile."""
+    """Return the user's answer after `patience`; everything else continues until then."""
     asked.append((kind, text))
     end, turns = time.monotonic() + patience, 0
     while time.monotonic() < end or turns < 10:
@@ -28,7 +28,7 @@ def _ask(kind: str, text: str, default):
 
 
 class QDialog(QtWidgets.QDialog):
-    """Answered by itself."""
+    """A dialog that is answered automatically."""
 
     def exec(self):
         self.show()
@@ -38,7 +38,7 @@ class QDialog(QtWidgets.QDialog):
 
 
 class QMessageBox(QtWidgets.QMessageBox):
-    """Answered by itself."""
+    """A dialog that is answered automatically."""
 
     def exec(self):
         kind = "question" if self.icon() == QtWidgets.QMessageBox.Icon.Question else "message"
@@ -50,13 +50,13 @@ class QMessageBox(QtWidgets.QMessageBox):
 
 
 class ctkMessageBox(QMessageBox):
-    """A message box that can be told not to come again; here it always comes."""
+    """A message box with "do not show again", which is ignored here."""
 
     dontShowAgainSettingsKey = Property(str, lambda self: "", lambda self, key: None)
 
 
 class QFileDialog(QtWidgets.QFileDialog):
-    """The static functions, as PythonQt gives them: a path, empty when cancelled."""
+    """The static functions, as in PythonQt: a path, empty when canceled."""
 
     @staticmethod
     def getOpenFileName(parent=None, caption="", directory="", filter=""):
@@ -72,7 +72,7 @@ class QFileDialog(QtWidgets.QFileDialog):
 
 
 class QInputDialog(QtWidgets.QInputDialog):
-    """The static function, as PythonQt gives it: a text, empty when cancelled."""
+    """The static function, as in PythonQt: a text, empty when canceled."""
 
     @staticmethod
     def getText(parent, title, label, mode=None, text=""):

@@ -1,4 +1,4 @@
-"""`slicer.app.coreIOManager()`: what slicer.util.load*, saveScene and saveNode go through."""
+"""`slicer.app.coreIOManager()`, which slicer.util.load*, saveScene and saveNode use."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from .complaints import complain
 
 
 class CoreIOManager:
-    """Chooses the reader or writer of a file; each returns whether it worked, messages say why not."""
+    """Choose the reader or writer of a file; each returns whether it worked, messages say why not."""
 
     def __init__(self, app):
         self._app = app
         self._readers = readers.own()
 
     def registerIO(self, reader) -> None:
-        """Adds a reader; of several that are equally confident, the first comes first."""
+        """Add a reader; among equally confident readers, the first one added comes first."""
         self._readers.append(reader)
 
     def fileType(self, path: str) -> str:
-        """The kind of file that the most confident reader takes it for."""
+        """Return the kind of file according to the most confident reader."""
         return next((reader.fileType() for reader in self._byConfidence(path)), "NoFile")
 
     def fileDescriptions(self, path: str) -> tuple[str, ...]:
-        """What the dialog of *Add data* offers for a file, the most confident reader first."""
+        """Return the choices of the dialog *Add data* for a file, the most confident reader first."""
         return tuple(reader.description() for reader in self._byConfidence(path))
 
     def _byConfidence(self, path: str) -> list:
@@ -36,14 +36,14 @@ class CoreIOManager:
         return [reader for rate, reader in sorted(rated, key=lambda one: -one[0]) if rate > 0]
 
     def loadNodes(self, fileType, properties, loadedNodes=None, userMessages=None) -> bool:
-        """Loads a file into the scene; what was loaded is added to the collection, the main node first.
+        """Load a file into the scene; add the loaded nodes to the collection, the main node first.
 
-        All readers of the type are tried in turn. Their messages come with the file's name before them.
+        All readers of the type are tried in turn. The file's name is prefixed to their messages.
         """
         path, before = properties["fileName"], userMessages.GetNumberOfMessages() if userMessages else 0
         candidates = [reader for reader in self._readers if reader.fileType() == fileType]
         if not candidates and fileType != "NoFile":
-            raise AttributeError(f"Files of type '{fileType}' are not modelled.")
+            raise AttributeError(f"Files of type '{fileType}' are not modeled.")
         success = False
         for reader in candidates:
             reader.userMessages().ClearMessages()
@@ -68,11 +68,11 @@ class CoreIOManager:
                 loadedNodes.AddItem(node)
 
     def fileWriterFileType(self, node) -> str:
-        """The kind of file that a node is saved as."""
+        """Return the kind of file that a node is saved as."""
         return "SceneFile" if node.IsA("vtkMRMLScene") else "NodeFile"
 
     def saveNodes(self, fileType, properties, userMessages=None) -> bool:
-        """Saves the scene (SceneFile: .mrb, .mrml), or one node through its own storage node (NodeFile)."""
+        """Save the scene (SceneFile: .mrb, .mrml), or one node through its own storage node (NodeFile)."""
         messages = userMessages if userMessages is not None else slicer.vtkMRMLMessageCollection()
         path = Path(os.path.abspath(properties["fileName"]))
         if not os.access(path.parent, os.W_OK):
@@ -91,7 +91,7 @@ class CoreIOManager:
     def _saveScene(self, path: Path, messages) -> bool:
         scene = self._app.mrmlScene()
         if path.suffix not in (".mrb", ".mrml"):
-            raise AttributeError("Saving a scene into a folder is not modelled; save .mrb or .mrml.")
+            raise AttributeError("Saving a scene into a folder is not modeled; save .mrb or .mrml.")
         scene.SetURL(str(path))
         scene.SetRootDirectory(str(path.parent))
         if path.suffix == ".mrml":

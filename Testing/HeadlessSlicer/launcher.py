@@ -1,4 +1,4 @@
-"""`PythonSlicer`: not Python itself but CTK's launcher, which starts it and stays as its parent.
+"""`PythonSlicer`: not Python itself but CTK's launcher, which starts it and remains its parent.
 
 Its exit code is Python's; where Python crashes or is killed it is 1, after a line on standard error. Standard input and
 output are Python's own. A kill of the process group ends both, a kill of only the launcher leaves Python running.
@@ -23,8 +23,8 @@ sys.exit(1 if code < 0 else code)
 
 
 def install(folder: Path) -> Path:
-    """Makes a PythonSlicer in the folder `bin` of `folder`, puts it first on the PATH, as Slicer's own launcher does
-    for all that is started by the application, and makes it `sys.executable`."""
+    """Create a PythonSlicer in the folder `bin` of `folder`, put it first on the PATH, as Slicer's own launcher does
+    for all programs started by the application, and make it `sys.executable`."""
     program = folder / "bin" / "PythonSlicer"
     program.parent.mkdir()
     program.write_text(SCRIPT.format(python=shlex.quote(sys.executable)))

@@ -38,13 +38,13 @@ class qMRMLSliceWidget(QtWidgets.QWidget):
         self.sliceLogic().FitSliceToBackground()
 
     def filled(self) -> float:
-        """The share of the view, 0 to 1, that the box around what is not black fills; for tests, not in Slicer."""
+        """Return the fraction of the view filled by the box around non-black pixels; for tests, not in Slicer."""
         image = pixels(self.sliceLogic()) if self.mrmlSliceNode() is not None else None
         lit = np.argwhere(image.max(-1) > 0) if image is not None else ()
         return float(np.prod(np.ptp(lit, 0) + 1) / np.prod(image.shape[:2])) if len(lit) else 0.0
 
     def resizeEvent(self, event) -> None:
-        """Slicer's own resizing: the height that is seen stays, the width follows the window."""
+        """Resize as Slicer does: the visible height is kept, the width follows the window."""
         if self.mrmlSliceNode() is not None:
             self.sliceLogic().ResizeSliceNode(event.size().width(), event.size().height())
 
@@ -63,7 +63,7 @@ class qMRMLSliceWidget(QtWidgets.QWidget):
 
 
 class qMRMLPlotWidget(QtWidgets.QWidget):
-    """A plot view: the lines and circles of the chart that is selected in the layout, drawn by ourselves."""
+    """A plot view: the lines and circles of the chart selected in the layout, drawn by this class."""
 
     def __init__(self, parent=None):
         super().__init__(parent)
@@ -73,7 +73,7 @@ class qMRMLPlotWidget(QtWidgets.QWidget):
         return slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLPlotViewNode")
 
     def _series(self) -> list:
-        """(name, colour, whether in circles instead of a line, points (N, 2)) of each series."""
+        """Return (name, color, whether in circles instead of a line, points (N, 2)) of each series."""
         view = self.mrmlPlotViewNode()
         chart = view.GetPlotChartNode() if view is not None else None
         found = []
@@ -156,7 +156,7 @@ class qSlicerLayoutManager(QtCore.QObject):
             node.SetMappedInLayout(f"{node.GetClassName()} {node.GetSingletonTag()}" in shown)
 
     def _part(self, element, shown: set) -> QtWidgets.QWidget:
-        """The widget of a layout or view of the description; what views there are is added to `shown`."""
+        """Return the widget of a layout or view of the description; add its views to `shown`."""
         if element.tag == "view":
             return self._view(element, shown)
         if element.get("type") == "tab":
@@ -185,7 +185,7 @@ class qSlicerLayoutManager(QtCore.QObject):
         return view
 
     def _findSlices(self) -> None:
-        """A widget for each slice view of the scene, shown or not, as in the application."""
+        """Create a widget for each slice view of the scene, shown or not, as in the application."""
         for name in _sliceNodes():
             if name not in self._slices:
                 self._slices[name] = qMRMLSliceWidget(name, self._views)
@@ -208,7 +208,7 @@ class qSlicerLayoutManager(QtCore.QObject):
         return list(_sliceNodes())
 
     def sliceWidget(self, name: str):
-        """The view of that name; None where the scene has none."""
+        """Return the view of that name; None if the scene has none."""
         self._findSlices()
         return self._slices[name] if name in _sliceNodes() else None
 
@@ -230,6 +230,6 @@ class qSlicerLayoutManager(QtCore.QObject):
 
 
 def _sliceNodes() -> dict:
-    """Name -> slice node of the views that belong to the main window."""
+    """Return the slice nodes of the views in the main window, by name."""
     nodes = slicer.util.getNodesByClass("vtkMRMLSliceNode")
     return {node.GetLayoutName(): node for node in nodes if node.GetParentLayoutNode() is None}

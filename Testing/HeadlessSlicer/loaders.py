@@ -1,4 +1,4 @@
-"""Recordings into the scene the way Slicer's own importers put them there, as these are not in the wheel.
+"""Load recordings into the scene like Slicer's own importers, which are not in the wheel.
 
 DICOM ultrasound: Slicer's "DICOM Image Sequence" importer. `.igs.mha`, `.igs.nrrd`: the SlicerIGSIO extension.
 Everything else goes through the wheel's own readers. README.md names the source files.
@@ -20,7 +20,7 @@ UPRIGHT = (-1, 0, 0, 0, 0, -1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1)  # IJK to RAS of a 
 
 
 def load(path):
-    """Loads any recording or volume as Slicer would; returns the sequence node, else the volume node.
+    """Load any recording or volume as Slicer would; return the sequence node, else the volume node.
 
     Raises ValueError in one sentence for what cannot be loaded.
     """
@@ -33,7 +33,7 @@ def load(path):
 
 @contextmanager
 def _quiet():
-    """Keeps the readers' attempts out of the terminal; the error raised says what matters."""
+    """Keep the readers' attempts out of the terminal; the raised error is sufficient."""
     shown = vtk.vtkLogger.GetCurrentVerbosityCutoff()
     vtk.vtkLogger.SetStderrVerbosity(vtk.vtkLogger.VERBOSITY_OFF)
     try:
@@ -57,13 +57,13 @@ def _load(path: Path):
 
 
 def isDicom(path: Path) -> bool:
-    """Whether the file has the DICOM mark behind its preamble."""
+    """Return whether the file has the DICOM mark behind its preamble."""
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
 
 
 def loadDicom(path: Path):
-    """A DICOM ultrasound image or cine as sequence, browser and proxy volume; returns the sequence node."""
+    """Load a DICOM ultrasound image or cine as sequence, browser and proxy volume; return the sequence node."""
     import pydicom
 
     header = pydicom.dcmread(path, stop_before_pixels=True)
@@ -99,7 +99,7 @@ def loadDicom(path: Path):
 
 
 def _dicomFrames(path: Path, grey: bool):
-    """The frames (N, H, W) or (N, H, W, 3), and their distance as the reader tells it: ms, 1 if unknown."""
+    """Return the frames (N, H, W) or (N, H, W, 3), and their distance from the reader: ms, 1 if unknown."""
     reader = (
         slicer.vtkITKArchetypeImageSeriesScalarReader if grey else slicer.vtkITKArchetypeImageSeriesVectorReaderFile
     )()
@@ -120,7 +120,7 @@ def _dicomFrames(path: Path, grey: bool):
 
 
 def _dicomSpacing(header):
-    """Millimetres per pixel (x, y) of the one calibrated tissue region; None where there is no such."""
+    """Return millimeters per pixel (x, y) of the only calibrated tissue region; None if there is none."""
     regions = header.get("SequenceOfUltrasoundRegions") or []
     if header.get("Modality") != "US" or len(regions) != 1:
         return None
@@ -133,7 +133,7 @@ def _dicomSpacing(header):
 
 
 def loadTracked(path: Path) -> list:
-    """A PLUS recording: an image sequence and one sequence for each transform, in one browser.
+    """Load a PLUS recording: an image sequence and one sequence for each transform, in one browser.
 
     Returns the image sequence, the browser and the transform sequences; None if the file cannot be read.
     """
@@ -179,7 +179,7 @@ def loadTracked(path: Path) -> list:
 
 
 def _turned(frames: np.ndarray, fields: dict) -> np.ndarray:
-    """Frames as the extension holds them: first column marked side (M), rows from the probe downwards (F)."""
+    """Return frames as in the extension: first column marked side (M), rows from the probe downwards (F)."""
     orientation = fields.get("UltrasoundImageOrientation") or fields.get("ultrasound image orientation") or "MF"
     if orientation[0] == "U":
         frames = frames[:, :, ::-1]
@@ -200,10 +200,10 @@ def _newTransform(text: str, name: str):
 
 
 def loadPictures(path: Path, name: str, single: bool):
-    """PNG, TIFF and JPEG files, for which the wheel has no readers: a scalar volume, or a vector volume in color, with
-    a slice for each picture or page; returns the volume, or None if they cannot be read.
+    """Load PNG, TIFF and JPEG files, which the wheel cannot read, as a scalar volume, or a vector volume in
+    color, with a slice for each picture or page; return the volume, or None if they cannot be read.
 
-    single: only this file, not those that are numbered like it.
+    single: only this file, without others of the same numbering.
     """
     import SimpleITK as sitk
 
@@ -228,7 +228,7 @@ def loadPictures(path: Path, name: str, single: bool):
 
 
 def numbered(path: Path) -> list[Path]:
-    """A file and those in its folder whose names differ in one number, the last that makes a series, in its order."""
+    """Return a file's series in order: files in its folder whose names differ only in one number, the last possible."""
     for number in reversed(list(re.finditer(r"\d+", path.name))):
         before, after = (re.escape(part) for part in (path.name[: number.start()], path.name[number.end() :]))
         like = {one: re.fullmatch(f"{before}(\\d+){after}", one.name) for one in path.parent.iterdir()}
@@ -244,9 +244,9 @@ def numbered(path: Path) -> list[Path]:
 
 
 def newVolume(frame: np.ndarray, name: str = "", color: bool | None = None):
-    """A volume node, not in a scene, of one frame (H, W), or (H, W, C), which makes it a vector volume.
+    """Return a volume node, not in a scene, of one frame (H, W), or (H, W, C), which makes it a vector volume.
 
-    color: where it is given, `frame` is a volume (K, H, W), or (K, H, W, C).
+    color: if given, `frame` is a volume (K, H, W), or (K, H, W, C).
     """
     frame, color = (frame[None], frame.ndim == 3) if color is None else (frame, color)
     node = slicer.vtkMRMLVectorVolumeNode() if color else slicer.vtkMRMLScalarVolumeNode()
@@ -260,7 +260,7 @@ def newVolume(frame: np.ndarray, name: str = "", color: bool | None = None):
 
 
 def addSequence(name: str, index: str, unit: str, items):
-    """A sequence node in the scene of (index value, node) items."""
+    """Return a sequence node in the scene of (index value, node) items."""
     sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", name)
     sequence.SetIndexName(index)
     sequence.SetIndexUnit(unit)
@@ -270,7 +270,7 @@ def addSequence(name: str, index: str, unit: str, items):
 
 
 def addBrowser(name: str, sequences: list, rate: float | None = None):
-    """A browser over sequences, the first one leading; its proxies are made, the first volume is shown."""
+    """Return a browser of sequences, the first one leading, with its proxies; show the first volume."""
     browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", name)
     if rate is not None:
         browser.SetPlaybackRateFps(rate)
@@ -281,7 +281,7 @@ def addBrowser(name: str, sequences: list, rate: float | None = None):
 
 
 def showVolume(volume) -> None:
-    """Makes a volume the active one, shown in all slice views, as the importers do."""
+    """Make a volume the active one, shown in all slice views, as the importers do."""
     logic = slicer.app.applicationLogic()
     logic.GetSelectionNode().SetActiveVolumeID(volume.GetID())
     logic.PropagateVolumeSelection()

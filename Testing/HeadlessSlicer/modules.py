@@ -28,14 +28,14 @@ class SequencesModule(CoreModule):
     """The module Sequences; its tool bar is not there."""
 
     def showSequenceBrowser(self, browser) -> bool:
-        """Makes a browser the one of the tool bar."""
+        """Show a browser in the tool bar."""
         if browser is None or not browser.IsA("vtkMRMLSequenceBrowserNode"):
             raise ValueError(f"Could not find matching overload for given arguments: {browser!r}")
         return True
 
 
 def _property(name: str, kind: type):
-    """A property of Qt: a wrong type is refused, and lists are handed out as tuples."""
+    """Return a property of Qt: a wrong type is refused, and lists are handed out as tuples."""
 
     def set_(self, value):
         fits = kind is object or isinstance(value, kind | (list if kind is tuple else kind))
@@ -68,7 +68,7 @@ class qSlicerScriptedLoadableModule:
     widgetRepresentationCreationEnabled = _property("widgetRepresentationCreationEnabled", bool)
 
     def logic(self):
-        """The C++ logic, which holds nothing; the Python logic is the widget's: `slicer.util.getModuleLogic`."""
+        """Return the empty C++ logic; the Python logic is the widget's: `slicer.util.getModuleLogic`."""
         if self._logic is None:
             self._logic = slicer.vtkSlicerScriptedLoadableModuleLogic()
             self._logic.SetMRMLApplicationLogic(slicer.app.applicationLogic())
@@ -76,7 +76,7 @@ class qSlicerScriptedLoadableModule:
         return self._logic
 
     def widgetRepresentation(self):
-        """The module's widget, made on first use and then kept; None for a module without widget class."""
+        """Return the module's widget, made on first use and then kept; None for a module without widget class."""
         if self._widget is None and self.widgetRepresentationCreationEnabled:
             kind = slicer.qSlicerScriptedLoadableModuleWidget
             if kind is LogicOnly:
@@ -90,7 +90,7 @@ class qSlicerScriptedLoadableModule:
 
 
 class LogicOnly:
-    """Stands for a module's widget where the application runs without Qt: of what `setup` makes, only `logic`."""
+    """A module's widget in an application without Qt, with only the `logic` that `setup` creates."""
 
     def __init__(self, name: str, module: ModuleType):
         self._python = SimpleNamespace(logic=getattr(module, f"{name}Logic")())
@@ -120,7 +120,7 @@ class ModuleManager:
         setattr(slicer.moduleNames, module.name, module.name)
 
     def load(self, folders: list[Path]) -> None:
-        """Takes each .py file that lies directly in a folder for a module of its name: all are instantiated before the
+        """Load each .py file directly in a folder as a module of its name: all are instantiated before the
         first is loaded, and each is loaded after those that it depends on.
 
         A file without a class of its name is an error, as in the application. A module whose dependency is not there,
@@ -173,11 +173,11 @@ class ModuleManager:
         return module
 
     def module(self, name: str):
-        """The module of that name, or None."""
+        """Return the module of that name, or None."""
         return self._modules.get(name)
 
     def connect(self, signal: str, function) -> bool:
-        """Calls a function before a module is unloaded."""
+        """Call a function before a module is unloaded."""
         if signal != "moduleAboutToBeUnloaded(QString)":
             raise ValueError(f"The module manager has no signal {signal} here.")
         self._slots.append(function)
@@ -188,7 +188,7 @@ class ModuleManager:
         return True
 
     def unloadModules(self) -> None:
-        """What the application does before it ends: every module's panel is told."""
+        """Clean up every module's panel, as the application does before it ends."""
         for name in reversed(self._modules):
             for function in list(self._slots):
                 function(name)

@@ -19,13 +19,13 @@ import shiboken6
 from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
 from PySide6.QtCore import QObject
 
-errors: list[BaseException] = []  # what slots raised
+errors: list[BaseException] = []  # raised by slots
 _classes: dict[type, type] = {}  # of PySide6 -> of ours
-_slots: dict[tuple, object] = {}  # (object, signal, callable) -> what is connected
+_slots: dict[tuple, object] = {}  # (object, signal, callable) -> connected slot
 
 
 def wrap(value):
-    """A value of Qt as PythonQt hands it out."""
+    """Return a value of Qt as PythonQt returns it."""
     if _isQt(type(value)):
         return _class(type(value))._of(value)
     if isinstance(value, list | tuple):
@@ -34,14 +34,14 @@ def wrap(value):
 
 
 def _isQt(kind: type) -> bool:
-    """Whether a class is Qt's, or derived from one; enumerations and flags are values of Python."""
+    """Return whether a class is Qt's, or derived from one; enumerations and flags are values of Python."""
     if issubclass(kind, enum.Enum | QtCore.SignalInstance):
         return False
     return any(base.__module__.startswith("PySide6.") for base in kind.__mro__)
 
 
 def unwrap(value):
-    """A value as Qt takes it."""
+    """Return a value as Qt expects it."""
     if isinstance(value, Object):
         return value._qt
     if isinstance(value, _Meta):
@@ -54,14 +54,14 @@ def unwrap(value):
 
 
 def call(function, arguments, keywords):
-    """Calls a function of Qt; keywords are refused, as PythonQt does."""
+    """Call a function of Qt; keywords are refused, as PythonQt does."""
     if keywords:
         raise ValueError(f"Called {function.__name__} with keyword arguments, but called slot does not support kwargs.")
     return wrap(function(*(unwrap(a) for a in arguments)))
 
 
 def _slot(function):
-    """What Qt calls: as many arguments as the function takes, and an exception is printed, not passed on."""
+    """Return a slot for Qt: it passes as many arguments as the function accepts, and prints exceptions."""
     code = getattr(function, "__code__", None)
     count = (
         None if code is None or code.co_flags & inspect.CO_VARARGS else code.co_argcount - inspect.ismethod(function)
@@ -92,7 +92,7 @@ class Signal:
         self._key = (shiboken6.getCppPointer(owner)[0], name)
 
     def connect(self, function) -> bool:
-        """Calls a function at every emission; connected twice, it is called twice."""
+        """Call a function at every emission; connected twice, it is called twice."""
         if isinstance(function, Signal):
             self._signal.connect(function._signal)
             return True
@@ -102,7 +102,7 @@ class Signal:
         return True
 
     def disconnect(self, function) -> bool:
-        """Takes a connected function off."""
+        """Disconnect a function."""
         key = (*self._key, function)
         if key not in _slots:
             raise RuntimeError(f"{function} is not connected to {self._key[1]}")
@@ -142,7 +142,7 @@ class _Meta(type):
 
 
 class _Enumeration:
-    """The type of an enumeration, which makes values of numbers; the named values are its class's."""
+    """The type of an enumeration, which converts numbers to values; the named values belong to its class."""
 
     def __init__(self, kind: type):
         self._kind = kind
@@ -240,11 +240,11 @@ class Object(metaclass=_Meta):
         self._qt.setProperty(found.name(), value)
 
     def connect(self, signature: str, function) -> bool:
-        """Connects a function to a signal, named with its types as Qt declares them: "clicked(bool)"."""
+        """Connect a function to a signal, named with its types as Qt declares them: "clicked(bool)"."""
         return self._signal(signature).connect(function)
 
     def disconnect(self, signature: str, function) -> bool:
-        """Takes a connected function off a signal."""
+        """Disconnect a function from a signal."""
         return self._signal(signature).disconnect(function)
 
     def _signal(self, signature: str) -> Signal:
@@ -263,7 +263,7 @@ class Object(metaclass=_Meta):
 
 
 def _class(kind: type) -> type:
-    """Our class for a class of PySide6 or of `widgets`."""
+    """Return our class for a class of PySide6 or of `widgets`."""
     if kind not in _classes:
         bases = tuple(_class(base) for base in kind.__bases__ if base is not object and base.__module__ != "Shiboken")
         more = {"__del__": _mustHaveEnded} if kind is QtGui.QPainter else {}
@@ -272,10 +272,10 @@ def _class(kind: type) -> type:
 
 
 def _mustHaveEnded(painter) -> None:
-    """A painter that outlives what it paints on takes the application down, so it must be ended."""
+    """Report a painter that was not ended: outliving its paint device would crash the application."""
     if shiboken6.isValid(painter._qt) and painter._qt.isActive():
         painter._qt.end()
-        errors.append(RuntimeError("A QPainter was not ended: call end() before what it paints on is used."))
+        errors.append(RuntimeError("A QPainter was not ended: call end() before its paint device is used."))
 
 
 class _Module(ModuleType):
@@ -299,7 +299,7 @@ class _Module(ModuleType):
 
 
 def install(modules) -> None:
-    """Makes `import qt` and `import ctk` work, and puts Slicer's widgets into `slicer`, all from `modules`."""
+    """Make `import qt` and `import ctk` work, and put Slicer's widgets into `slicer`, all from `modules`."""
     import slicer
 
     replaced, ctk, known = ModuleType("replaced"), ModuleType("ctk"), {}

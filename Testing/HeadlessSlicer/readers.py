@@ -1,5 +1,5 @@
-"""Readers of files: those of Slicer's own modules, over the wheel's logics, and those that scripted modules bring along
-as a class `<Name>FileReader`."""
+"""Readers of files: those of Slicer's own modules, over the wheel's logics, and those of scripted modules,
+classes `<Name>FileReader`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .complaints import complain
 
 
 class FileReader:
-    """A reader: what it is called, which files it takes how readily, and what it loaded last."""
+    """A reader: its name, its confidence for files, and the nodes it loaded last."""
 
     def __init__(self, description: str = "", fileType: str = "", extensions: tuple[str, ...] = (), load=None):
         self._description, self._fileType, self._extensions, self._load = description, fileType, extensions, load
@@ -32,14 +32,14 @@ class FileReader:
         return self._extensions
 
     def supportedNameFilters(self, path: str) -> tuple[str, ...]:
-        """The filters that fit the name of a file that is there and can be read."""
+        """Return the filters that fit the name of an existing, readable file."""
         return tuple(dict.fromkeys(name for name, _ in self._matches(path)))
 
     def canLoadFile(self, path: str) -> bool:
         return bool(self.supportedNameFilters(path))
 
     def canLoadFileConfidence(self, path: str) -> float:
-        """0: not at all; else 0.5, and 0.01 for each letter of the suffix that fits."""
+        """Return 0 if no filter fits; else 0.5, plus 0.01 for each letter of the suffix that fits."""
         if not self.canLoadFile(path):
             return 0.0
         return 0.5 + 0.01 * max((length for _, length in self._matches(path)), default=0)
@@ -54,12 +54,12 @@ class FileReader:
 
     @property
     def loadedNodes(self) -> tuple[str, ...]:
-        """The identifiers of what was loaded last; of Slicer's own readers this is a method, which Python has no use
-        for."""
+        """Return the identifiers of the nodes loaded last; for Slicer's own readers this is a method, which Python code
+        does not use."""
         return self._nodes
 
     def _matches(self, path: str) -> list[tuple[str, int]]:
-        """The filters that fit, each with the number of letters in its pattern."""
+        """Return the filters that fit, each with the number of letters in its pattern."""
         if not isinstance(path, str):
             raise ValueError(f"Called with wrong argument: QString is expected, not {type(path).__name__}")
         name = Path(path).name
@@ -74,7 +74,7 @@ class FileReader:
 
 
 def patterns(nameFilter: str) -> list[str]:
-    """The patterns of a filter of names: "Film (*.avi *.mp4)", or one pattern without a name."""
+    """Return the patterns of a filter of names: "Film (*.avi *.mp4)", or one pattern without a name."""
     found = re.search(r"\(([\w.*? +;#\-\[\]@{}/!<>$%&=^~:|]*)\)$", nameFilter)
     return found[1].split() if found else [nameFilter] if re.fullmatch(r"[\w.*?\-]+", nameFilter) else []
 
@@ -90,7 +90,7 @@ class SequencesReader(FileReader):
 
 
 def _looksLikeSequence(path: str) -> bool:
-    """Whether a NRRD header tells of four dimensions with one of time (or list), or of five."""
+    """Return whether an NRRD header has four dimensions, one of them time (or list), or five."""
     with open(path, "rb") as file:
         header = file.read(800).decode("latin-1")
     dimension = re.search(r"^dimension:\s*(\d+)", header, re.MULTILINE)
@@ -101,7 +101,7 @@ def _looksLikeSequence(path: str) -> bool:
 
 
 class TransformsReader(FileReader):
-    """Of images, only those of displacements by default, which are not modelled."""
+    """Of images, only those of displacements by default, which are not modeled."""
 
     def canLoadFileConfidence(self, path: str) -> float:
         confidence = super().canLoadFileConfidence(path)
@@ -111,8 +111,8 @@ class TransformsReader(FileReader):
 class qSlicerScriptedFileReader(FileReader):
     """The reader of a scripted module; `parent` of its class. Unknown attributes raise.
 
-    What the class answers has the type that the application expects (a list of texts, a bool, a float); anything else
-    is a line in the log and counts for nothing. An exception is printed, and counts as if the method were not there.
+    Answers of the class must have the type that the application expects (a list of texts, a bool, a float); others are
+    logged and ignored. An exception is printed, and treated as if the method did not exist.
     """
 
     def __init__(self, path: str, kind: type):
@@ -156,7 +156,7 @@ class qSlicerScriptedFileReader(FileReader):
         return self._answer("load", bool, False, "a boolean", lambda _: False, dict(properties))
 
     def _answer(self, name: str, kind: type, nothing, words: str, default=None, *arguments):
-        """What a method of the class answers; `default` where there is none, or it raises or answers None at all."""
+        """Return the answer of a method of the class; `default` if there is no method, or it raises or returns None."""
         result = failed = object()
         if name in self._load:
             try:
@@ -172,7 +172,7 @@ class qSlicerScriptedFileReader(FileReader):
 
 
 def scripted(path: str, module, name: str) -> qSlicerScriptedFileReader | None:
-    """The reader that a module file brings along, or None."""
+    """Return the reader in a module file, or None."""
     kind = getattr(module, name if name.endswith("FileReader") else f"{name}FileReader", None)
     return None if kind is None else qSlicerScriptedFileReader(path, kind)
 
@@ -183,7 +183,7 @@ def scripted(path: str, module, name: str) -> qSlicerScriptedFileReader | None:
 
 
 def own() -> list[FileReader]:
-    """The readers of the modules around ours, in their order, as far as their files could be taken for ours."""
+    """Return the readers of the other modules, in their order, whose files could be mistaken for ours."""
     volumes = "*.hdr *.nhdr *.nrrd *.mhd *.mha *.mnc *.nii *.nii.gz *.mgh *.mgz *.mgh.gz *.img *.img.gz *.pic"
     return [
         FileReader("MRML Scene", "SceneFile", ("*.mrml",), _loadScene),
@@ -226,7 +226,7 @@ def _loadScene(path, properties, messages):
     else:
         scene.SetURL(path)
         done = scene.Connect(messages) if clear else scene.Import(messages)
-    return [] if done else None  # the reader of scenes does not say what it loaded
+    return [] if done else None  # the reader of scenes does not return the loaded nodes
 
 
 def _loadTransform(path, properties, messages):

@@ -14,7 +14,7 @@ from .complaints import complain
 
 
 class qMRMLNodeComboBox(QtWidgets.QWidget):
-    """Chooses one of the nodes of some classes; grey without scene. Below the nodes are rows that do something."""
+    """Choose one of the nodes of some classes; grey without scene. Below the nodes are rows that do something."""
 
     currentNodeChanged = Signal(object)
     currentNodeChangedBool = Signal(bool)
@@ -33,7 +33,7 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
     def __init__(self, parent=None):
         super().__init__(parent)
         self._scene, self._tags, self._current, self._watched, self._leaving = None, [], None, {}, None
-        self._requested = None  # what was chosen before there is a scene
+        self._requested = None  # the choice before there is a scene
         self._baseNames: dict[str, str] = {}
         self._box = QtWidgets.QComboBox(self)
         self._box.setSizeAdjustPolicy(QtWidgets.QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
@@ -68,7 +68,7 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
         return self._baseNames.get(kinds[0], "") if kinds else ""
 
     def setBaseName(self, name: str, nodeType: str = "") -> None:
-        """The name of new nodes of a type, else of those of the types that are set by now."""
+        """Set the name of new nodes of a type, or of the types set so far."""
         kinds = [nodeType] if nodeType else self._settings["nodeTypes"]
         if not kinds:
             complain("qMRMLNodeComboBox::setBaseName failed: no node types have been set yet")
@@ -97,14 +97,14 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
             self._requested = None
 
     def _onScene(self, caller, event) -> None:
-        """Follows the scene, in batch processing as well; not while it is imported or closed, but then afterwards."""
+        """Follow the scene, in batch processing as well; not while it is imported or closed, but then afterwards."""
         self._leaving = None
         if not caller.IsImporting() and not caller.IsClosing():
             self._fill()
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _onLeaving(self, caller, event, node) -> None:
-        """The chosen node's row goes before the node does, and the one that comes in its place is chosen."""
+        """Remove the chosen node's row before the node is removed; the row that takes its place is chosen."""
         if caller.IsClosing() or node not in self._nodes():
             return
         row, self._leaving = self._nodes().index(node), node
@@ -113,7 +113,7 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
             self._select(rest[min(row, len(rest) - 1)] if rest else None)
 
     def _onReset(self, caller, event) -> None:
-        """After an import or a close all rows go, and those of the nodes that are there come again."""
+        """Rebuild all rows after an import or a close."""
         self._leaving = None
         if self._settings["noneEnabled"]:
             self._select(None)
@@ -166,12 +166,12 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
         self._box.blockSignals(False)
 
     def _label(self, kinds: list) -> str:
-        """What a type is called; where there are several, or none, "node"."""
+        """Return the name of a type; "node" if there are several or none."""
         scene = self._scene
         return (scene.GetTypeDisplayNameByClassName(kinds[0]) or "node") if len(kinds) == 1 else "node"
 
     def _actions(self) -> list:
-        """(text, (what to do, with which type)) of the rows below the nodes."""
+        """Return (text, (action, type)) of the rows below the nodes."""
         if self._scene is None:
             return []
         may, kinds = self._settings, list(self._settings["nodeTypes"])
@@ -189,10 +189,10 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
         return rows
 
     def _chosen(self, index: int) -> None:
-        """The user clicks a row."""
+        """React to the user's click on a row."""
         data = self._box.itemData(index)
         if isinstance(data, tuple):
-            self._list()  # the choice stays what it was
+            self._list()  # the choice is unchanged
             self._act(*data)
         else:
             self.setCurrentNodeID(data or "")
@@ -242,7 +242,7 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
         self.setCurrentNode(self._scene.GetNodeByID(identifier) if self._scene and identifier else None)
 
     def addNode(self, nodeClass: str = ""):
-        """Makes a node, as the user does by "Create new"; returns it."""
+        """Create a node, as the user does with "Create new"; return it."""
         if not self._settings["addEnabled"]:
             raise RuntimeError("Nodes cannot be made here.")
         kind = nodeClass or self._settings["nodeTypes"][0]
@@ -270,19 +270,19 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
 
 
 class qMRMLCheckableNodeComboBox(qMRMLNodeComboBox):
-    """Chooses any number of nodes. That checks have changed is noticed when a row's data change, or one is added: a
-    checked node that is removed is gone without a signal, which comes with the next change of another one."""
+    """Choose any number of nodes. Changed checks are noticed when a row's data change, or a row is added: a
+    checked node that is removed causes no signal until the next change of another one."""
 
     checkedNodesChanged = Signal()
 
     def __init__(self, parent=None):
         super().__init__(parent)
         self._checked: list = []
-        self._told: list = []  # what was checked when it was noticed last
+        self._told: list = []  # the checked nodes when changes were noticed last
         self._settings.update(addEnabled=False, removeEnabled=False, editEnabled=False, renameEnabled=False)
 
     def _notice(self) -> None:
-        """What ctkCheckableComboBox does on `dataChanged`."""
+        """React to `dataChanged` like ctkCheckableComboBox."""
         self._checked = [node for node in self._nodes() if node in self._checked]
         if self._checked != self._told:
             self._told = list(self._checked)

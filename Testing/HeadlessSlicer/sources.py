@@ -1,7 +1,7 @@
 """Slicer's own Python layer over our `qt` and `ctk`, from a checkout of Slicer that SLICER_SOURCE names.
 
 Its `slicer.util`, `slicer.ScriptedLoadableModule`, `slicer.parameterNodeWrapper`, `slicer.i18n` and, where the version
-has it, `slicer.packaging` then take the place of what is in `slicer_python/` and in the wheel. They need Qt, so they
+has it, `slicer.packaging` then replace those in `slicer_python/` and in the wheel. They need Qt, so they
 are for an application with main window only.
 """
 
@@ -17,7 +17,7 @@ VARIABLE = "SLICER_SOURCE"
 
 
 def checkout() -> Path | None:
-    """The checkout that is asked for, None without; SystemExit with one line where it is none."""
+    """Return the requested checkout; None without a request. Raises SystemExit if it is not a checkout."""
     name = os.environ.get(VARIABLE)
     if not name:
         return None
@@ -27,19 +27,19 @@ def checkout() -> Path | None:
 
 
 def python(source: Path) -> Path:
-    """The folder of the package `slicer` in a checkout."""
+    """Return the folder of the package `slicer` in a checkout."""
     return source / "Base" / "Python" / "slicer"
 
 
 def version(source: Path) -> tuple[int, int]:
-    """Major and minor version of a checkout."""
+    """Return the major and minor version of a checkout."""
     text = (source / "CMakeLists.txt").read_text(encoding="utf-8")
     found = [re.search(rf'Slicer_VERSION_{part} "(\d+)"', text) for part in ("MAJOR", "MINOR")]
     return int(found[0][1]), int(found[1][1])
 
 
 def install(slicer, source: Path) -> None:
-    """Puts the checkout's package first, and its `slicer.util` in the place of the wheel's."""
+    """Put the checkout's package first, and replace the wheel's `slicer.util` with its own."""
     folder = str(python(source))
     slicer.__path__.insert(0, folder)
     importlib.invalidate_caches()
@@ -52,7 +52,7 @@ def install(slicer, source: Path) -> None:
 
 
 def _nameWidgets(slicer, folder: Path) -> None:
-    """Names the widget classes that the sources compare widgets with and that are not here; none can be made."""
+    """Define the missing widget classes that the sources compare widgets with; they cannot be created."""
     text = "".join(file.read_text(encoding="utf-8") for file in folder.glob("*.py"))
     for module, name in set(re.findall(r"\b(ctk|slicer)\.((?:ctk|qMRML|qSlicer)\w+)", text)):
         place = sys.modules["ctk"] if module == "ctk" else slicer
@@ -61,4 +61,4 @@ def _nameWidgets(slicer, folder: Path) -> None:
 
 
 def _notModelled(self, *arguments, **keywords) -> None:
-    raise NotImplementedError(f"{type(self).__name__} is not modelled.")
+    raise NotImplementedError(f"{type(self).__name__} is not modeled.")

@@ -16,13 +16,13 @@ TEXT = (235, 238, 245)
 
 
 def sliceView(volume, size: tuple[int, int], zoom: float = 1.0, centre=(0.5, 0.5)) -> np.ndarray:
-    """One slice view (height, width, 3) uint8 of a volume node, at its middle slice.
+    """Return one slice view (height, width, 3) uint8 of a volume node, at its middle slice.
 
-    The image's rows run downwards and its columns to the right, whatever its orientation in the patient. Colours,
+    The image's rows run downwards and its columns to the right, whatever its orientation in the patient. Colors,
     window and interpolation are those of the volume's display node.
 
     size: width and height of the view in pixels.
-    zoom: magnification beyond the fit of the whole slice; centre: what is in the middle then, in shares of the
+    zoom: magnification beyond the fit of the whole slice; center: the point in the middle, in fractions of the
     image's width and height.
     """
     scene = slicer.vtkMRMLScene()
@@ -47,7 +47,7 @@ def sliceView(volume, size: tuple[int, int], zoom: float = 1.0, centre=(0.5, 0.5
 
 
 def pixels(logic) -> np.ndarray | None:
-    """What a slice logic shows (height, width, 3) uint8; None where that is nothing."""
+    """Return the image (height, width, 3) uint8 that a slice logic shows; None without one."""
     logic.UpdatePipeline()
     port = logic.GetImageDataConnection()
     if port is None:
@@ -60,7 +60,7 @@ def pixels(logic) -> np.ndarray | None:
 
 
 def _copy(volume, scene):
-    """The volume with its display and colour table, in a scene of its own."""
+    """Return a copy of the volume with its display and color table, in a separate scene."""
     node = scene.AddNewNodeByClass(volume.GetClassName())
     matrix = vtk.vtkMatrix4x4()
     volume.GetIJKToRASMatrix(matrix)
@@ -80,7 +80,7 @@ def _copy(volume, scene):
 
 
 def _facing(volume, centre):
-    """Slice-to-RAS matrix of a view straight on the volume's middle slice, its rows running downwards.
+    """Return the slice-to-RAS matrix of a view on the volume's middle slice, with rows running downwards.
 
     Left-handed, as all of Slicer's own orientations are.
     """
@@ -99,10 +99,10 @@ def _facing(volume, centre):
 
 
 def render(volumes: list, labels: list[str], path: Path, height: int = 420, closer=None) -> None:
-    """Writes a PNG of slice views side by side, each with its label above.
+    """Write a PNG of slice views side by side, each with its label above.
 
     volumes: volume nodes; height: of each view in pixels, its width follows from the first volume's shape.
-    closer: (zoom, centre) of a second row of views; None: one row.
+    closer: (zoom, center) of a second row of views; None: one row.
     """
     image = volumes[0].GetImageData().GetDimensions()
     spacing = volumes[0].GetSpacing()
@@ -131,7 +131,7 @@ def render(volumes: list, labels: list[str], path: Path, height: int = 420, clos
 
 
 def arrange(volumes: list) -> None:
-    """Sets the scene's views so that Slicer opens it with two volumes side by side, each filling its view."""
+    """Set the scene's views so that Slicer opens it with two volumes side by side, each filling its view."""
     scene = slicer.mrmlScene
     layout = scene.GetFirstNodeByClass("vtkMRMLLayoutNode")
     layout.SetViewArrangement(slicer.vtkMRMLLayoutNode.SlicerLayoutSideBySideView)

@@ -11,12 +11,12 @@ from xml.etree import ElementTree
 from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
 from PySide6.QtCore import Property, Qt, Signal
 
-from .dialogs import asked  # noqa: F401, what scripts look at
+from .dialogs import asked  # noqa: F401, read by scripts
 from .selectors import qMRMLCheckableNodeComboBox, qMRMLNodeComboBox
 
 
 class QUiLoader(QtUiTools.QUiLoader):
-    """Reads .ui files with CTK's and Slicer's widgets; an unknown class, signal or slot raises."""
+    """Read .ui files with CTK's and Slicer's widgets; an unknown class, signal or slot raises."""
 
     def __init__(self, parent=None):
         super().__init__(parent)
@@ -156,7 +156,7 @@ class ctkSliderWidget(QtWidgets.QWidget):
 
 
 class qMRMLWidget(QtWidgets.QWidget):
-    """A widget that is told of the scene."""
+    """A widget that knows the scene."""
 
     mrmlSceneChanged = Signal(object)
     declared: ClassVar = {"mrmlSceneChanged(vtkMRMLScene*)": "mrmlSceneChanged"}

@@ -14,7 +14,7 @@ from .widgets import qMRMLWidget
 
 
 class qSlicerScriptedLoadableModuleWidget(qMRMLWidget):
-    """What a scripted module's panel lies in; `self()` is the Python object."""
+    """The parent of a scripted module's panel; `self()` is the Python object."""
 
     def __init__(self, parent=None):
         super().__init__(parent)
@@ -27,7 +27,7 @@ class qSlicerScriptedLoadableModuleWidget(qMRMLWidget):
         return self._source
 
     def setPythonSource(self, path: str) -> bool:
-        """Makes the class <file>Widget of a loaded module; what it raises is raised."""
+        """Create the class <file>Widget of a loaded module; its exceptions are passed on."""
         name = Path(path).stem
         self._source, self._python = path, getattr(sys.modules[name], f"{name}Widget")(pythonqt.wrap(self))
         setattr(slicer.modules, f"{name}Widget", self._python)
@@ -53,7 +53,7 @@ class qSlicerScriptedLoadableModuleWidget(qMRMLWidget):
 
 
 class qSlicerModuleSelectorToolBar(QtWidgets.QToolBar):
-    """Shows one module's panel at a time."""
+    """Show one module's panel at a time."""
 
     moduleSelected = Signal(str)
 

@@ -17,7 +17,7 @@ from .research import Hdf5, Matlab
 from .tiff import Tiff
 
 FORMATS: tuple[Format, ...] = (
-    Dicom(),  # first, as its files may begin as those of others do
+    Dicom(),  # first, as its files may begin like those of other formats
     MetaImage(),
     Nrrd(),
     Arrays(),
@@ -33,12 +33,12 @@ FORMATS: tuple[Format, ...] = (
 
 
 def by_name(path: Path) -> Format | None:
-    """The format whose suffix a file's name has."""
+    """Return the format whose suffix a file's name has."""
     return next((one for one in FORMATS if has_suffix(path, one.suffixes)), None)
 
 
 def by_content(path: Path) -> Format | None:
-    """The format that a file's content is of; raises OSError where it cannot be read."""
+    """Return the format of a file's content. Raises OSError if the file cannot be read."""
     with path.open("rb") as file:
         head = file.read(HEAD)
     return next((one for one in FORMATS if one.recognizes(head, path)), None)

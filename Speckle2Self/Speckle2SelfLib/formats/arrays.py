@@ -44,14 +44,14 @@ class Arrays(Format):
         return Recording(array[None] if single else array, path, self.name, single=single, source={"key": name})
 
     def check(self, path: Path, recording: Recording) -> None:
-        """Everything becomes an array."""
+        """Accept every recording: all can be stored as arrays."""
 
     def write(self, path: Path, frames: np.ndarray, recording: Recording) -> None:
         array = frames[0] if recording.single else frames
         if path.suffix.lower() == ".npz":
             np.savez_compressed(path, **{recording.source.get("key") or "frames": array})
             return
-        header = io.BytesIO()  # not np.save, which would take a long cine from the disk into memory
+        header = io.BytesIO()  # not np.save, which would load a long cine from the disk into memory
         np.lib.format.write_array_header_1_0(
             header, {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
         )
@@ -59,7 +59,7 @@ class Arrays(Format):
 
 
 def _array(file, size: int, path) -> np.ndarray:
-    """The array of a NPY stream that holds `size` bytes; nothing is allocated for more."""
+    """Return the array in an NPY stream of `size` bytes, without allocating memory for more than that."""
     version = np.lib.format.read_magic(file)
     read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
     shape, by_columns, dtype = read_header(file)

@@ -1,4 +1,4 @@
-"""What all formats share: the recording, the protocol of a format, raw pixels in and out."""
+"""Parts that all formats share: the recording, the protocol of a format, raw pixels in and out."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ import numpy as np
 
 from ..system import InputError
 
-HEAD = 512  # bytes, by which formats are told apart
+HEAD = 512  # bytes at the start of a file that identify its format
 SEQUENCES = tuple(f".{kind}{suffix}" for kind in ("seq", "igs") for suffix in (".mha", ".mhd", ".nrrd", ".nhdr"))
-LARGE = 2**28  # bytes; larger recordings stay on the disk while they are worked on
-SECONDS = {"s": 1.0, "sec": 1.0, "ms": 1e-3, "msec": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0}  # in one of a unit
-DEFLATE_LIMIT = 1040  # no deflated stream can be longer than this many times its file
+LARGE = 2**28  # bytes; larger recordings are kept on the disk while they are processed
+SECONDS = {"s": 1.0, "sec": 1.0, "ms": 1e-3, "msec": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0}  # seconds per unit
+DEFLATE_LIMIT = 1040  # largest possible ratio of inflated to deflated size
 
 
 @dataclass
 class Recording:
-    """The frames of one file and what `write` needs to make an equal one."""
+    """The frames of one file, with everything that `write` needs to reproduce the file."""
 
     frames: np.ndarray  # (N, H, W) or (N, H, W, 3 or 4), the file's own type
     path: Path
-    format: str  # the name of the format that read it, or of the one that it is written as if it came from
+    format: str  # the name of the format that read it, or of the one whose rules apply when it is written
     region: np.ndarray | None = None  # (H, W) bool: where the file says its image is (DICOM)
     single: bool = False  # the file held one two-dimensional image
     sequence: bool = False  # the file says that its frames follow each other in time
-    volumes: int = 1  # of as many slices each, one after the other, that `frames` are
-    times: np.ndarray | None = None  # (N,) s: when each frame (or volume) was, from the first on
+    volumes: int = 1  # number of volumes in `frames`, one after the other, with equal numbers of slices
+    times: np.ndarray | None = None  # (N,) s: time of each frame (or volume) after the first
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)  # (between frames, axial, lateral), mm
     source: dict = field(default_factory=dict, repr=False)  # headers, as their format keeps them
-    run: str = ""  # what its frames are made with: slices of one series that share it stay one series
-    parts: tuple[Path, ...] = ()  # the files that it was read from, where `path` is not the only one
+    run: str = ""  # identifies how its frames were made: slices of one series that share it are kept as one series
+    parts: tuple[Path, ...] = ()  # the files that it was read from, if `path` is not the only one
 
 
 class Format:
-    """A family of files: what it reads, and what of a recording it can write without losing anything.
+    """A family of files: reads recordings, and checks what it can write of a recording without loss.
 
     A new format is a file with a subclass and its line in `formats.FORMATS`.
     """
@@ -52,47 +52,47 @@ class Format:
     suffixes: tuple[str, ...] = ()  # lower case, with the dot
     geometric = False  # its files say whether they hold a volume
     fields = False  # holds fields for each frame that no other format holds
-    takes_all = False  # takes the frames of every recording, without such fields
+    takes_all = False  # accepts the frames of every recording, without such fields
     unnamed = False  # its files may have no suffix
 
     def recognizes(self, head: bytes, path: Path) -> bool:
-        """Whether the content of a file, which begins with `head`, says that it is of this format, whatever its name.
+        """Return whether a file's content, whatever its name, is of this format.
 
-        head: the first `HEAD` bytes.
+        Args: head, the first `HEAD` bytes of the file.
         """
         return False
 
     def read(self, path: Path, key: str) -> Recording:
-        """The recording in a file that is there and not empty; InputError for what cannot be read as frames.
+        """Return the recording in an existing file that is not empty. Raises InputError if it cannot be read as frames.
 
-        key: of several arrays in a file, the one to take, if it is there.
+        Args: key, the array to read if the file holds several.
         """
         raise NotImplementedError
 
     def holds_image(self, path: Path) -> bool:
-        """Whether a file of this format holds frames at all, as far as can be seen without reading it."""
+        """Return whether a file of this format holds frames at all, as far as can be seen without reading it."""
         return True
 
     def keeps_times(self, path: Path) -> bool:
-        """Whether a file of this name, made of a recording of another format, holds the times of frames."""
+        """Return whether a file of this name can store the times of frames from a recording of another format."""
         return False
 
     def check(self, path: Path, recording: Recording) -> None:
-        """Raises InputError where `recording` cannot be written to `path` without losing what it held."""
+        """Raise InputError if `recording` cannot be written to `path` without loss."""
         raise NotImplementedError
 
     def write(self, path: Path, frames: np.ndarray, recording: Recording) -> None:
-        """Writes `frames`, of the shape and type of `recording.frames`, into an empty folder."""
+        """Write `frames`, of the shape and type of `recording.frames`, into an empty folder."""
         raise NotImplementedError
 
 
 def has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:
-    """Whether a file's name ends in one of `suffixes`."""
+    """Return whether a file's name ends in one of `suffixes`."""
     return path.name.lower().endswith(suffixes)
 
 
 def numbers(text: str, kind, path, name: str) -> list:
-    """The words of a header's field as numbers; InputError where one is none."""
+    """Return the words of a header's field as numbers. Raises InputError if one is not a number."""
     try:
         return [kind(word) for word in text.split()]
     except ValueError as error:
@@ -100,7 +100,7 @@ def numbers(text: str, kind, path, name: str) -> list:
 
 
 def pixels(data: Path, start: int, count: int, dtype: np.dtype, packed: str, path) -> np.ndarray:
-    """`count` values of `dtype`, raw or deflated, from byte `start` of a file; -1: those at its end."""
+    """Return `count` values of `dtype`, raw or deflated, from byte `start` of a file; -1: the last ones in the file."""
     wanted = count * dtype.itemsize
     with data.open("rb") as stream:
         end = stream.seek(0, os.SEEK_END)
@@ -129,7 +129,7 @@ def pixels(data: Path, start: int, count: int, dtype: np.dtype, packed: str, pat
 
 
 def bytes_before_pixels(text: str, packed: str, path, name: str) -> int:
-    """The number of bytes before the pixels; -1: the pixels are at the end of their file."""
+    """Return the number of bytes before the pixels; -1: the pixels are at the end of their file."""
     given = numbers(text, int, path, name)
     if len(given) != 1 or given[0] < -1:
         raise InputError(f"{path} is damaged: its {name} is '{text[:40]}'.")
@@ -139,12 +139,12 @@ def bytes_before_pixels(text: str, packed: str, path, name: str) -> int:
 
 
 def lengths(values) -> tuple[float, ...]:
-    """Spacings as lengths in mm; 1 for what is none."""
+    """Return spacings as lengths in mm; 1 for values that are not lengths."""
     return tuple(abs(float(v)) if v and math.isfinite(v) else 1.0 for v in values)
 
 
 def count_values(sizes: list[int], path) -> int:
-    """The number of values; InputError where a size is no size."""
+    """Return the number of values. Raises InputError if a size is not positive."""
     if not sizes or min(sizes) < 1:
         raise InputError(f"{path} is damaged: its size is {sizes}.")
     count = 1
@@ -154,13 +154,13 @@ def count_values(sizes: list[int], path) -> int:
 
 
 def check_dimensions(count: int, path) -> None:
-    """InputError for more than volumes in time."""
+    """Raise InputError for more dimensions than volumes in time have."""
     if count > 4:
         raise InputError(f"{path} has {count} dimensions; save frames, a volume or volumes in time, of 4 at most.")
 
 
 def frame_times(values, count: int) -> np.ndarray | None:
-    """Times in seconds, from that of the first of `count` frames on; None where they are none, or do not rise."""
+    """Return the times of `count` frames after the first, in seconds; None if they are not times, or do not rise."""
     try:
         times = np.asarray([float(value) for value in values])
     except (TypeError, ValueError):
@@ -177,7 +177,7 @@ def frame_times(values, count: int) -> np.ndarray | None:
 
 
 def steady_times(step, count: int) -> np.ndarray | None:
-    """The times of `count` frames that are `step` seconds apart; None where that is no time."""
+    """Return the times of `count` frames that are `step` seconds apart; None if `step` is not a duration."""
     try:
         step = float(step)
     except (TypeError, ValueError):
@@ -186,7 +186,7 @@ def steady_times(step, count: int) -> np.ndarray | None:
 
 
 def data_file(path: Path, name: str):
-    """The data file that a header names, beside the header."""
+    """Return the data file that a header names, in the header's folder."""
     if "%" in name or name == "LIST" or Path(name).name != name:
         raise InputError(f"{path} keeps its pixels in {name}; only one file in the same folder is supported.")
     data = path.parent / name
@@ -196,7 +196,7 @@ def data_file(path: Path, name: str):
 
 
 def header_lines(file, path, is_last, detached: bool = False) -> list[str]:
-    """Text lines up to the one for which `is_last` holds; InputError where none comes, unless a header is detached."""
+    """Return text lines up to the one for which `is_last` holds. Raises InputError without one, unless `detached`."""
     lines = []
     while line := file.readline(2**20):
         if b"\0" in line:
@@ -210,7 +210,7 @@ def header_lines(file, path, is_last, detached: bool = False) -> list[str]:
 
 
 def roomy(shape: tuple[int, ...], dtype) -> np.ndarray:
-    """A new array, on the disk if it is large; it is gone with the last that refers to it."""
+    """Return a new array, on the disk if it is large; it is freed with the last reference to it."""
     if math.prod(shape) * np.dtype(dtype).itemsize < LARGE:
         return np.zeros(shape, dtype)
     with tempfile.TemporaryFile(prefix="speckle2self-") as file:
@@ -219,15 +219,14 @@ def roomy(shape: tuple[int, ...], dtype) -> np.ndarray:
 
 
 def not_held(path: Path, name: str, recording: Recording) -> InputError:
-    """The error of a format, of `name`, that does not hold the type of the frames."""
+    """Return the error for a format `name` that cannot hold the type of the frames."""
     kind = recording.frames.dtype
     return InputError(f"{path.name} cannot be written: {name} does not hold frames of type {kind}; choose .npy.")
 
 
 @contextmanager
 def quiet(name: str):
-    """What a library, whose logger is of that name, says of odd files is no message of ours: warnings, too, and what
-    libraries in C write to the standard error."""
+    """Silence a library while it reads odd files: its logger `name`, warnings, and what C libraries write to stderr."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
@@ -258,9 +257,9 @@ def _no_standard_error():
 
 @contextmanager
 def reading(path: Path, what: str, library: str, own: tuple[type[Exception], ...] = (OSError,)):
-    """Turns what a library raises on damaged files, which is of many kinds, into an InputError, and keeps it quiet.
+    """Convert the many kinds of exceptions of a library on damaged files to InputError, and silence the library.
 
-    what: what the file should be. own: errors that say more by themselves.
+    what: the expected kind of file. own: exceptions that are informative enough to pass on.
     """
     try:
         with quiet(library):
@@ -272,8 +271,8 @@ def reading(path: Path, what: str, library: str, own: tuple[type[Exception], ...
 
 
 def release(array: np.ndarray) -> None:
-    """Lets go of the memory that an array on the disk has taken up; nothing for others, and for those of the mode "c",
-    whose changes are in memory alone."""
+    """Free the memory that caches an array on the disk. Do nothing for other arrays, or for those of mode "c", whose
+    changes exist only in memory."""
     while isinstance(array, np.ndarray) and getattr(array, "mode", "") != "c":
         if isinstance(array.base, mmap.mmap) and hasattr(array.base, "madvise"):  # not on Windows
             array.base.madvise(mmap.MADV_DONTNEED)
@@ -281,7 +280,7 @@ def release(array: np.ndarray) -> None:
 
 
 def write_with_header(path: Path, header: bytes, array: np.ndarray, packed: bytes, beside: str) -> None:
-    """Writes a header and an array, or what it was packed to; beside: the name of a file of its own for that."""
+    """Write a header and an array, or its packed bytes; beside: the name of a separate file for the array."""
     if beside:
         path.write_bytes(header)
         path, header = path.parent / beside, b""
@@ -292,7 +291,7 @@ def write_with_header(path: Path, header: bytes, array: np.ndarray, packed: byte
 
 
 def write_raw(path: Path, header: bytes, array: np.ndarray) -> None:
-    """Writes a header and an array, part by part."""
+    """Write a header and an array, part by part."""
     with path.open("wb") as file:
         file.write(header)
         for part in array if array.ndim > 2 else [array]:
@@ -301,16 +300,16 @@ def write_raw(path: Path, header: bytes, array: np.ndarray) -> None:
 
 
 def sequence_times(recording: Recording, count: int) -> tuple[list[str], bool]:
-    """The times of `count` frames or volumes as text, in seconds, and True; their numbers and False where there are
-    none."""
+    """Return the times of `count` frames or volumes as text, in seconds, and True; without times, their numbers and
+    False."""
     if recording.times is None:
         return [str(number) for number in range(count)], False
     return [f"{time:.9g}" for time in recording.times], True
 
 
 def axes_of_sequence(recording: Recording) -> tuple[np.ndarray, tuple[float, ...], np.ndarray]:
-    """The directions (3, 3), one a column, the spacings and the origin (mm) of the frames or volumes of a sequence, all
-    fastest first and in LPS."""
+    """Return the directions (3, 3), one per column, the spacings and the origin (mm) of the frames or volumes of a
+    sequence, fastest axis first, in LPS."""
     geometry = recording.source.get("geometry", {})
     direction = np.asarray(geometry.get("direction", np.eye(3)), float)
     size = math.isqrt(direction.size)

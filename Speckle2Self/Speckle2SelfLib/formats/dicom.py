@@ -14,8 +14,8 @@ from ..system import InputError
 from .base import DEFLATE_LIMIT, Format, Recording, frame_times, lengths, quiet, steady_times
 from .dicom_pixels import decoded, encoded, set_pixels
 
-OURS = "2.25.95834162705421935262184372517093826165"  # a UUID: the class of what writes the files
-STALE = (  # of the input's pixels, or of how they were compressed
+OURS = "2.25.95834162705421935262184372517093826165"  # a UUID: the class of the program that writes the files
+STALE = (  # fields that describe the input's pixels or compression
     "SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries", "LargestPixelValueInSeries",
     "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelDataProviderURL", "IconImageSequence",
 )  # fmt: skip
@@ -34,13 +34,13 @@ class Dicom(Format):
     def recognizes(self, head: bytes, path: Path) -> bool:
         if head[128:132] == b"DICM":
             return True
-        if head[:2] not in (b"\x02\0", b"\x08\0") or head[3:4] != b"\0":  # no preamble: the first group is one of these
+        if head[:2] not in (b"\x02\0", b"\x08\0") or head[3:4] != b"\0":  # no preamble: the first groups
             return False
         header = _header(path)
         return header is not None and "SOPClassUID" in header
 
     def holds_image(self, path: Path) -> bool:
-        """Not a DICOMDIR, a report or a document, which lie beside the images."""
+        """Return False for a DICOMDIR, report or document, which are stored with the images."""
         header = _header(path)
         return header is None or ("Rows" in header and "Columns" in header)
 
@@ -68,7 +68,7 @@ class Dicom(Format):
         colour = photometric not in ("MONOCHROME1", "MONOCHROME2")
         single = array.ndim == (3 if colour else 2)
         frames = array[None] if single else array
-        if photometric == "MONOCHROME1":  # stored inverted: echoes shall be bright
+        if photometric == "MONOCHROME1":  # stored inverted; invert, so that echoes are bright
             frames = frames.max() + frames.min() - frames
         region = _region(dataset, frames.shape[1:3])
         return Recording(
@@ -90,7 +90,7 @@ class Dicom(Format):
             )
 
     def write(self, path: Path, frames: np.ndarray, recording: Recording) -> None:
-        """A derived series: the same data set with new identifiers and the frames without loss."""
+        """Write a derived series: the same data set with new identifiers and the frames without loss."""
         try:
             with quiet("pydicom"):
                 path.write_bytes(_derived(frames, recording))
@@ -102,7 +102,7 @@ class Dicom(Format):
 
 
 def _header(path: Path):
-    """A few fields of a file, with or without a preamble; None where it cannot be read."""
+    """Return a few fields of a file, with or without a preamble; None where it cannot be read."""
     try:
         with quiet("pydicom"):
             return pydicom.dcmread(
@@ -113,7 +113,7 @@ def _header(path: Path):
 
 
 def _dataset(path: Path):
-    """The data set of a file, with or without a preamble; InputError where it is none."""
+    """Return the data set of a file, with or without a preamble. Raises InputError if it is not DICOM."""
     try:
         with quiet("pydicom"):
             dataset = pydicom.dcmread(path, force=True)
@@ -130,8 +130,8 @@ def _dataset(path: Path):
 
 
 def _region(dataset, shape) -> np.ndarray | None:
-    """The imaged regions of SequenceOfUltrasoundRegions; None without any, or where one leaves the image. The last row
-    and column may be given as those after them, as some scanners do."""
+    """Return the imaged regions of SequenceOfUltrasoundRegions (H, W) bool; None without any, or if one exceeds the
+    image. Some scanners give the last row and column plus one, which is accepted."""
     region = np.zeros(shape, bool)
     try:
         for item in _imaged(dataset):
@@ -146,14 +146,14 @@ def _region(dataset, shape) -> np.ndarray | None:
 
 
 def _imaged(dataset) -> list:
-    """The items of SequenceOfUltrasoundRegions that are images of tissue, maybe with Doppler color on it: no M-mode, no
-    spectrum, no trace, no bar of grey values or colors."""
+    """Return the items of SequenceOfUltrasoundRegions that show tissue, perhaps with color Doppler, as opposed to
+    M-mode, spectra, traces and bars of grey values or colors."""
     items = dataset.get("SequenceOfUltrasoundRegions") or []
     return [x for x in items if x.get("RegionSpatialFormat") == 1 and x.get("RegionDataType", 1) in (0, 1, 2, 15)]
 
 
 def _spacing(dataset, region) -> tuple[float, float, float]:
-    """(1, axial, lateral) of PixelSpacing, else of the only region; 1 where neither says, or can be believed."""
+    """Return (1, axial, lateral) in mm from PixelSpacing, else from the only region; 1 where neither is credible."""
     try:
         spacing = dataset.get("PixelSpacing")
         if not spacing and region is not None:
@@ -167,7 +167,7 @@ def _spacing(dataset, region) -> tuple[float, float, float]:
 
 
 def _times(dataset, count: int) -> np.ndarray | None:
-    """The times of frames (s) by the durations between them, or their rate."""
+    """Return the times of frames (s), from the durations between them or their rate."""
     try:
         if vector := dataset.get("FrameTimeVector"):
             steps = [float(step) / 1000 for step in vector]
@@ -210,7 +210,7 @@ def _swap_words(dataset) -> None:
 
 
 def _identify(dataset, recording: Recording) -> None:
-    """New identifiers, and what the image was derived from and how. Slices of one series stay one series."""
+    """Set new identifiers, the source image and the derivation. Slices of one series are kept as one series."""
     original = recording.source["dataset"]
     sources = [original.get("SeriesInstanceUID", ""), recording.run]
     dataset.SeriesInstanceUID = generate_uid(entropy_srcs=sources) if recording.run and sources[0] else generate_uid()
@@ -237,7 +237,7 @@ def _identify(dataset, recording: Recording) -> None:
 
 
 def _code(value: str, meaning: str):
-    """An item of a code sequence, of DICOM's own codes."""
+    """Return an item of a code sequence with one of DICOM's own codes."""
     item = pydicom.Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "DCM", meaning
     return item

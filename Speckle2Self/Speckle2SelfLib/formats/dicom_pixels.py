@@ -14,7 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
 
 from .base import quiet
 
-# What GDCM needs of a data set to decode its pixels.
+# The elements of a data set that GDCM needs to decode its pixels.
 PIXEL_MODULE = (
     "SOPClassUID", "SOPInstanceUID", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PlanarConfiguration",
     "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
@@ -22,7 +22,7 @@ PIXEL_MODULE = (
 
 
 def decoded(dataset) -> np.ndarray:
-    """The pixels of a data set, colours as RGB; raises many kinds of errors on damaged ones."""
+    """Return the pixels of a data set, colors as RGB. Raises many kinds of exceptions for damaged data."""
     photometric = dataset.PhotometricInterpretation
     with quiet("pydicom"):
         if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
@@ -42,7 +42,7 @@ def decoded(dataset) -> np.ndarray:
 
 
 def _check_sizes(dataset) -> None:
-    """ValueError where a compressed frame has another size than its data set says: decoders take memory for it."""
+    """Raise ValueError if a compressed frame's size differs from its data set's: decoders would allocate it."""
     for fragment in _fragments(dataset.PixelData):
         size = _size(fragment)
         if size is not None and size != (dataset.Rows, dataset.Columns):
@@ -50,7 +50,7 @@ def _check_sizes(dataset) -> None:
 
 
 def _fragments(data: bytes) -> list[bytes]:
-    """The items of compressed pixels without the first, a table; ValueError where they do not end as they should."""
+    """Return the items of compressed pixels except the first, a table. Raises ValueError if they end too early."""
     at, items = 0, []
     while data[at : at + 4] == b"\xfe\xff\x00\xe0":
         length = int.from_bytes(data[at + 4 : at + 8], "little")
@@ -62,7 +62,7 @@ def _fragments(data: bytes) -> list[bytes]:
 
 
 def _frames(dataset) -> list[bytes]:
-    """The compressed frames: one part each, or, of JPEG in several parts, as many as begin one."""
+    """Return the compressed frames: one item each, or, for JPEG in several items, as many as begin a frame."""
     fragments, count = _fragments(dataset.PixelData), int(dataset.get("NumberOfFrames", 1) or 1)
     if count == 1:
         fragments = [b"".join(fragments)]
@@ -80,7 +80,7 @@ def _frames(dataset) -> list[bytes]:
 
 
 def _size(stream: bytes) -> tuple[int, int] | None:
-    """Height and width of a frame of JPEG, JPEG-LS or JPEG 2000 by its header; None for other data."""
+    """Return height and width of a JPEG, JPEG-LS or JPEG 2000 frame from its header; None for other data."""
     if stream[:4] == b"\xff\x4f\xff\x51":
         right, bottom, left, top = np.frombuffer(stream[8:24].ljust(16, b"\0"), ">u4").tolist()
         return bottom - top, right - left
@@ -107,14 +107,14 @@ def _by_pydicom(dataset) -> np.ndarray:
 
 
 def _by_gdcm(dataset) -> np.ndarray:
-    """As `_by_pydicom`, of JPEG Lossless, JPEG-LS, JPEG of 12 bits and whatever else GDCM decodes."""
+    """Decode like `_by_pydicom`, for JPEG Lossless, JPEG-LS, 12-bit JPEG and everything else that GDCM decodes."""
     import SimpleITK as sitk
 
     plain = pydicom.Dataset()
     for keyword in PIXEL_MODULE:
         if keyword in dataset:
             plain[keyword] = dataset[keyword]
-    if dataset.SamplesPerPixel == 1:  # stored values, neither turned nor coloured
+    if dataset.SamplesPerPixel == 1:  # stored values, neither turned nor colored
         plain.PhotometricInterpretation = "MONOCHROME2"
     plain.PixelData = encapsulate(_frames(dataset))  # as intact as can be
     plain["PixelData"].VR = "OB"
@@ -133,7 +133,7 @@ def _by_gdcm(dataset) -> np.ndarray:
 
 
 def _colours(array: np.ndarray, dataset) -> np.ndarray:
-    """RGB of 8 bits for the entries of a palette."""
+    """Return 8-bit RGB values for the entries of a palette."""
     try:
         from pydicom.pixels import apply_color_lut
     except ImportError:  # as above
@@ -145,8 +145,8 @@ def _colours(array: np.ndarray, dataset) -> np.ndarray:
 
 
 def set_pixels(dataset, array: np.ndarray, photometric: str, bits: int, compressed: bool) -> None:
-    """Puts (N, H, W), (H, W) or colours into a data set, of `bits` stored of each value; compressed: without loss, as
-    JPEG 2000, where Pillow writes such values, else not at all."""
+    """Put (N, H, W), (H, W) or colors into a data set, with `bits` stored per value; compressed: as lossless JPEG 2000
+    if Pillow can write such values, else uncompressed."""
     array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     if hasattr(dataset, "set_pixel_data") and array.dtype.itemsize <= 2:
@@ -173,7 +173,7 @@ def _jpeg_2000(frame: np.ndarray) -> bytes:
 
 
 def _set_pixels(dataset, array: np.ndarray, photometric: str, bits: int) -> None:
-    """As pydicom 3's `set_pixel_data`, for pydicom 2.4, as in Slicer 5.10, and for values of 32 bits."""
+    """Do the same as pydicom 3's `set_pixel_data`, for pydicom 2.4 (Slicer 5.10) and for 32-bit values."""
     colour = photometric == "RGB"
     dataset.PhotometricInterpretation, dataset.SamplesPerPixel = photometric, 3 if colour else 1
     if colour:
@@ -189,7 +189,7 @@ def _set_pixels(dataset, array: np.ndarray, photometric: str, bits: int) -> None
 
 
 def encoded(dataset, syntax) -> bytes:
-    """The file of a data set, with the preamble that files of some scanners lack."""
+    """Return a data set as file content, with the preamble that some scanners omit."""
     buffer, explicit = io.BytesIO(), not syntax.is_implicit_VR
     if hasattr(dataset, "set_pixel_data"):
         pydicom.dcmwrite(buffer, dataset, implicit_vr=not explicit, little_endian=True, enforce_file_format=True)

@@ -17,17 +17,17 @@ from .base import Format, Recording, frame_times, has_suffix, not_held, quiet, r
 
 CONTAINERS = {b"ftyp": 4, b"moov": 4, b"mdat": 4, b"wide": 4, b"AVI ": 8, b"\x1a\x45\xdf\xa3": 0, b"\0\0\x01\xba": 0,
               b"\0\0\x01\xb3": 0, b"\x30\x26\xb2\x75": 0, b"FLV\x01": 0, b"OggS": 0}  # fmt: skip
-LOSSLESS = {  # suffix -> codec and pixel format for grey of 8 and 16 bits and for colours
+LOSSLESS = {  # suffix -> codec and pixel format for grey of 8 and 16 bits and for colors
     ".avi": {"grey": ("ffv1", "gray"), "colour": ("ffv1", "bgr0"), "deep": ("ffv1", "gray16le")},
     ".mkv": {"grey": ("ffv1", "gray"), "colour": ("ffv1", "bgr0"), "deep": ("ffv1", "gray16le")},
     ".mp4": {"grey": ("libx264", "gray"), "colour": ("libx264rgb", "rgb24")},
     ".m4v": {"grey": ("libx264", "gray"), "colour": ("libx264rgb", "rgb24")},
     ".mov": {"grey": ("png", "gray"), "colour": ("png", "rgb24")},
 }
-PLAIN = {"gray": "gray", "bgr0": "rgb24", "rgb24": "rgb24", "gray16le": "gray16le"}  # what an array is given as
+PLAIN = {"gray": "gray", "bgr0": "rgb24", "rgb24": "rgb24", "gray16le": "gray16le"}  # the layout of the arrays
 STEADY = 2e-3  # s; containers round times to milliseconds
-PACKED = 2**17  # times fewer bytes than pixels: no film and no animation is packed more
-CLOCK = Fraction(1, 90000)  # s, of frames that are not equally far apart
+PACKED = 2**17  # largest ratio of pixels to bytes; no film or animation is compressed further
+CLOCK = Fraction(1, 90000)  # s, unit of time for frames at unequal intervals
 logger = logging.getLogger(__name__)
 
 
@@ -118,7 +118,7 @@ class Animations(Format):
         first, steps = next(images), [round(step) for step in _durations(recording)]
         how = {"optimize": False, "disposal": 2} if has_suffix(path, (".gif",)) else {"lossless": True, "exact": True}
         first.save(path, save_all=True, append_images=images, duration=steps, loop=0, **how)
-        with Image.open(path) as image:  # frames that are alike become one
+        with Image.open(path) as image:  # equal frames become one
             if getattr(image, "n_frames", 1) != len(frames):
                 raise RuntimeError("not what was written")
 
@@ -132,7 +132,7 @@ def _pyav():
 
 
 class _Coloured(Exception):
-    """A film that was taken for grey has colours."""
+    """Raised if a film that was assumed to be grey has colors."""
 
 
 def _kind(frames: np.ndarray) -> str:
@@ -142,7 +142,7 @@ def _kind(frames: np.ndarray) -> str:
 
 
 def _decoded(av, path: Path, colour: bool) -> tuple[np.ndarray, np.ndarray | None, dict]:
-    """Frames, times and what is kept of a film; raises _Coloured where it has colours that were not asked for."""
+    """Return a film's frames, times and metadata. Raises _Coloured if it has colors that were not requested."""
     moments: list[float | None] = []
     with av.open(str(path)) as container, tempfile.TemporaryFile(prefix="speckle2self-") as file:
         if not container.streams.video:
@@ -169,8 +169,8 @@ def _decoded(av, path: Path, colour: bool) -> tuple[np.ndarray, np.ndarray | Non
 
 
 def _promised(container, stream, moments: list) -> int:
-    """The number of frames that the duration of a film without index, such as of MKV, tells; 0 where they are not
-    equally far apart, or it has sound, which may be longer."""
+    """Return the number of frames from the duration of a film without index, such as MKV; 0 if they are at unequal
+    intervals, or the film has sound, which may be longer."""
     rate, times = stream.average_rate, frame_times(moments, len(moments))
     if not rate or times is None or container.streams.audio or np.abs(np.diff(times) - 1 / float(rate)).max() > STEADY:
         return 0
@@ -184,7 +184,7 @@ def _loaded(file, dtype, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _array(frame, colour: bool) -> np.ndarray:
-    """The pixels of a frame as they are shown: (H, W), or (H, W, 3) where colours are asked for."""
+    """Return the pixels of a frame as they are shown: (H, W), or (H, W, 3) if colors are requested."""
     grey = frame.format.name.startswith("gray")
     deep = max(part.bits for part in frame.format.components) > 8
     if grey:
@@ -201,7 +201,7 @@ def _array(frame, colour: bool) -> np.ndarray:
 
 
 def _steady(moments: list[float | None], rate) -> np.ndarray | None:
-    """The times of frames: those of the rate, where theirs are no further from them than containers round."""
+    """Return the times of frames: regular ones if the film's differ from these only by a container's rounding."""
     times = frame_times(moments, len(moments))
     if not rate or len(moments) < 2:
         return times
@@ -210,7 +210,7 @@ def _steady(moments: list[float | None], rate) -> np.ndarray | None:
 
 
 def _rate(recording: Recording) -> Fraction | None:
-    """Frames per second; None where they are not equally far apart. 30 where nothing is known."""
+    """Return frames per second; None for frames at unequal intervals, 30 if nothing is known."""
     if recording.times is None:
         return Fraction(30)
     steps = np.diff(recording.times)
@@ -220,7 +220,7 @@ def _rate(recording: Recording) -> Fraction | None:
 
 
 def _durations(recording: Recording) -> list[float]:
-    """How long each frame is shown, ms."""
+    """Return how long each frame is shown, ms."""
     if recording.times is None:
         return [100.0] * len(recording.frames)
     steps = np.diff(recording.times) * 1000
@@ -228,7 +228,7 @@ def _durations(recording: Recording) -> list[float]:
 
 
 def _animation(image, count: int) -> tuple[np.ndarray, list[float]]:
-    """The frames of a GIF or WebP, grey where they are, and how long each is shown, ms."""
+    """Return the frames of a GIF or WebP, as grey values if possible, and how long each is shown, ms."""
     alpha = image.mode == "RGBA" or (image.mode == "P" and "transparency" in image.info and count == 1)
     shape = (count, image.height, image.width, 4 if alpha else 3)
     frames, durations = roomy(shape, np.uint8), []

@@ -18,7 +18,7 @@ FRAME_FORMATS = (".png", ".bmp", ".jpg", ".jpeg")  # of one frame
 
 
 class Images(Format):
-    """Those that no other format takes."""
+    """All images that no other format handles."""
 
     name = "image"
     suffixes = (".bmp", ".hdr", ".img", ".img.gz", ".gipl", ".gipl.gz", ".vtk")
@@ -68,7 +68,7 @@ class Images(Format):
 
 
 def geometry(path: Path) -> dict:
-    """The spacing, origin and directions in the header of a file, as ITK reads them; nothing where it does not."""
+    """Return the spacing, origin and directions in the header of a file, as ITK reads them; empty if it cannot."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -83,7 +83,7 @@ def _geometry(image) -> dict:
 
 
 def check_image(path: Path, recording: Recording) -> None:
-    """InputError where the format that `path` names does not hold the frames; for all formats that ITK writes."""
+    """Raise InputError if the format of `path`, one that ITK writes, cannot hold the frames."""
     if recording.source.get("geometry", {}).get("sheared"):
         raise InputError(f"{path.name} cannot be written: its axes would not be at right angles; choose .nii.gz.")
     try:
@@ -92,18 +92,18 @@ def check_image(path: Path, recording: Recording) -> None:
             small = array[(slice(2),) * (array.ndim - (recording.frames.ndim == 4))]
             _write(Path(folder) / path.name, np.ascontiguousarray(small), recording)
     except (OSError, RuntimeError, TypeError) as error:
-        kind = f"{'colour ' if recording.frames.ndim == 4 else ''}frames of type {recording.frames.dtype}"
+        kind = f"{'color ' if recording.frames.ndim == 4 else ''}frames of type {recording.frames.dtype}"
         reason = getattr(error, "strerror", None) or f"its format does not hold {kind}, or the disk is full"
         raise InputError(f"{path.name} cannot be written: {reason}; choose .npy.") from error
 
 
 def write_image(path: Path, frames: np.ndarray, recording: Recording) -> None:
-    """Writes frames, a volume or volumes in time by ITK, with their geometry and metadata, and reads them again."""
+    """Write frames, a volume or volumes in time by ITK, with geometry and metadata, and read them back as a check."""
     _write(path, _shaped(frames, recording), recording)
 
 
 def _shaped(frames: np.ndarray, recording: Recording) -> np.ndarray:
-    """The frames in the dimensions that their file has."""
+    """Return the frames in the dimensions that their file has."""
     if recording.single:
         return frames[0]
     if recording.sequence and len(recording.source.get("shape", ())) == 4:
@@ -137,7 +137,7 @@ def _write(path: Path, array: np.ndarray, recording: Recording) -> None:
     writer.SetFileName(str(path))
     writer.SetUseCompression(True)
     writer.Execute(image)
-    image = sitk.ReadImage(str(path))  # ITK tells neither of every full disk nor of all that a format does not hold
+    image = sitk.ReadImage(str(path))  # ITK does not report every full disk, nor everything that a format cannot hold
     again = sitk.GetArrayViewFromImage(image)
     if again.size % array.size or not all(map(_equal, again.reshape(*array.shape, -1), array)):
         raise RuntimeError("not what was written")
@@ -146,20 +146,20 @@ def _write(path: Path, array: np.ndarray, recording: Recording) -> None:
 
 
 def _times(path: Path, recording: Recording) -> dict[str, str]:
-    """The times of frames as PLUS writes them, for files with fields of any name."""
+    """Return the times of frames as PLUS writes them, for files with fields of any name."""
     if recording.times is None or not has_suffix(path, (".mha", ".mhd", ".nrrd", ".nhdr")):
         return {}
     return {f"Seq_Frame{number:04}_Timestamp": f"{time:.9g}" for number, time in enumerate(recording.times)}
 
 
 def _equal(read: np.ndarray, written: np.ndarray) -> bool:
-    """Whether a frame is as it was written; grey values may come back as equal colours, on a last axis of `read`."""
+    """Return whether a frame was read as written; grey values may be read as equal colors, on a last axis of `read`."""
     written = np.broadcast_to(written[..., None], read.shape)
     return np.array_equal(read, written, equal_nan=written.dtype.kind == "f")
 
 
 def _as_text(read: str) -> str:
-    """Text that ITK read; bytes that are no UTF-8 are taken for Latin-1, since ITK refuses to take them back."""
+    """Return text that ITK read; bytes that are not UTF-8 are read as Latin-1, since ITK refuses to write them."""
     try:
         read.encode()
         return read
@@ -168,7 +168,7 @@ def _as_text(read: str) -> str:
 
 
 def _pair(path: Path) -> tuple[Path, ...]:
-    """The file, and what belongs to it if it is one of an Analyze or NIfTI pair."""
+    """Return the file, and the other one if it is half of an Analyze or NIfTI pair."""
     stem = re.sub(r"\.(hdr|img)(\.gz)?$", "", path.name, flags=re.IGNORECASE)
     if stem == path.name:
         return (path,)

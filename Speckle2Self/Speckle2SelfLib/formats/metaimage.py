@@ -122,17 +122,17 @@ class MetaImage(SequenceFormat):
 
 
 def _is_true(text: str) -> bool:
-    """A boolean of a MetaImage, as MetaIO takes it."""
+    """Return whether MetaIO reads a text as true."""
     return text[:1] in ("T", "t", "1")
 
 
 def _times(entries: dict[str, str], count: int) -> np.ndarray | None:
-    """The time stamps of PLUS, one for each of `count` frames."""
+    """Return the time stamps of PLUS in seconds, one for each of `count` frames."""
     return frame_times([entries.get(f"Seq_Frame{number:04}_Timestamp") for number in range(count)], count)
 
 
 def _sequence_lines(frames: np.ndarray, recording: Recording, packed: bool) -> list[str]:
-    """The header of a sequence as PLUS and SlicerIGSIO read it; sizes of the data are put in when it is written."""
+    """Return the header of a sequence as PLUS and SlicerIGSIO read it; the size of the data is inserted on writing."""
     volumes = recording.volumes
     count, (directions, spacing, origin) = len(frames) // volumes, axes_of_sequence(recording)
     axes = 4 if volumes > 1 else 3

@@ -1,4 +1,4 @@
-"""NIfTI (.nii, .nii.gz). ITK rewrites the codes and matrices of the header, takes the scaling away and refuses a shear;
+"""NIfTI (.nii, .nii.gz). ITK rewrites the codes and matrices of the header, removes the scaling and refuses a shear;
 here the header and its extensions are written as they were read."""
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MOST = 2**24  # bytes before the pixels: extensions are small
 
 
 def _header_type(size: int, order: str) -> np.dtype:
-    """What is used of the header of NIfTI-1 (348 bytes) or NIfTI-2 (540 bytes)."""
+    """Return the type of a NIfTI-1 (348 bytes) or NIfTI-2 (540 bytes) header, with the fields that are used."""
     fields = {
         348: {"dim": ("8i2", 40), "datatype": ("i2", 70), "pixdim": ("8f4", 76), "vox_offset": ("f4", 108),
               "scl_slope": ("f4", 112), "scl_inter": ("f4", 116), "xyzt_units": ("u1", 123), "descrip": ("S80", 148),
@@ -82,7 +82,7 @@ class Nifti(Format):
         return self._recording(path, array, sizes, header, source)
 
     def _recording(self, path: Path, array: np.ndarray, sizes, header, source: dict) -> Recording:
-        """array: (H, W), (K, H, W) or (T, K, H, W), or any of them with colours."""
+        """Return the recording of an array (H, W), (K, H, W) or (T, K, H, W), or any of them with colors."""
         flat, single = len(sizes) == 4 and sizes[2] == 1, len(sizes) == 2
         count = sizes[3] if len(sizes) == 4 else 1
         units, steps = int(header["xyzt_units"]), [float(step) for step in header["pixdim"][1:5]]
@@ -128,7 +128,7 @@ class Nifti(Format):
 
 
 def _header(path: Path, packed: str):
-    """The bytes before the pixels, the header, and its byte order."""
+    """Return the bytes before the pixels, the header, and its byte order."""
     with path.open("rb") as file:
         start = file.read(2**16)
     if packed:
@@ -151,15 +151,15 @@ def _header(path: Path, packed: str):
 
 
 def _scaling(header) -> tuple[float, float]:
-    """Slope and intercept of the values; (1, 0) where there are none."""
+    """Return slope and intercept of the values; (1, 0) without a scaling."""
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     used = slope != 0 and math.isfinite(slope) and math.isfinite(inter) and int(header["datatype"]) not in CHANNELS
     return (slope, inter) if used else (1.0, 0.0)
 
 
 def _geometry(header, spacing, unit: float) -> dict:
-    """Spacing, origin and directions as ITK has them, in LPS; those of the sform before those of the qform. Without
-    directions where the axes are not at right angles."""
+    """Return spacing, origin and directions as in ITK, in LPS, from the sform, else the qform; without directions if
+    the axes are not at right angles."""
     matrix = np.diag([*spacing[:3], 1.0])[:3]
     if header["sform_code"] > 0:
         with np.errstate(invalid="ignore"):

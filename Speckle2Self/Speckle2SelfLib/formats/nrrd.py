@@ -92,7 +92,7 @@ class Nrrd(SequenceFormat):
         array = values.astype(dtype.newbyteorder("="), copy=False).reshape(sizes[::-1])
         kinds = fields.get("kinds", "").lower().split() or ["domain"] * len(sizes)
         kinds = kinds if len(kinds) == len(sizes) else ["domain"] * len(sizes)
-        # Axes in array order, slowest first: the frames' axis, then rows and columns, then colour.
+        # Axes in array order, slowest first: the frames' axis, then rows and columns, then color.
         axes = list(range(len(sizes)))
         colour = [len(sizes) - 1] if kinds[0] in COLOUR_KINDS and sizes[0] in (3, 4) else []
         listed = [len(sizes) - 1 - i for i, kind in enumerate(kinds) if kind == "list"][:1]
@@ -153,7 +153,7 @@ class Nrrd(SequenceFormat):
 
 
 def _lengths_of_axes(fields, count: int) -> tuple[float, ...]:
-    """The spacings of the axes, fastest first; 1 where the header does not say."""
+    """Return the spacings of the axes, fastest first; 1 where the header does not say."""
     try:
         if "space directions" in fields:
             vectors = re.findall(r"none|\(([^()]*)\)", fields["space directions"])  # "" for none
@@ -166,7 +166,7 @@ def _lengths_of_axes(fields, count: int) -> tuple[float, ...]:
 
 
 def _times(lines: list[str], fields: dict[str, str], count: int) -> np.ndarray | None:
-    """The times of `count` frames or volumes: those of Slicer's sequences, or the time stamps of PLUS."""
+    """Return the times of `count` frames or volumes: those of Slicer's sequences, or the time stamps of PLUS."""
     pairs = dict(line.split(":=", 1) for line in lines if ":=" in line)
     for axis, place in ((0, 0), (3, -1)):
         if values := pairs.get(f"axis {axis} index values"):
@@ -179,7 +179,7 @@ def _times(lines: list[str], fields: dict[str, str], count: int) -> np.ndarray |
 
 
 def _sequence_lines(frames: np.ndarray, recording: Recording, plus: bool) -> list[str]:
-    """The header of a sequence as Slicer writes it; plus: with the fields of PLUS, as SlicerIGSIO reads them."""
+    """Return the header of a sequence as Slicer writes it; plus: with the fields of PLUS, as SlicerIGSIO reads them."""
     volumes, (directions, spacing, origin) = recording.volumes, axes_of_sequence(recording)
     colour = [frames.shape[3]] if frames.ndim == 4 else []
     count = volumes if volumes > 1 else len(frames)

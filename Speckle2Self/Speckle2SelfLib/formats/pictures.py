@@ -1,4 +1,4 @@
-"""PNG and JPEG, by ITK; Pillow tells how they are to be turned, and reads grey with transparency."""
+"""PNG and JPEG, by ITK; Pillow reads their orientation, and grey with transparency."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .base import DEFLATE_LIMIT, HEAD, Recording, has_suffix, reading
 from .itk import Images
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
-GREY_WITH_ALPHA = 4  # of a PNG's colour types
-KEPT = {b"pHYs", b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"sRGB", b"gAMA", b"cHRM"}  # chunks: pixel size, texts, colours
+GREY_WITH_ALPHA = 4  # of a PNG's color types
+KEPT = {b"pHYs", b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"sRGB", b"gAMA", b"cHRM"}  # chunks: pixel size, texts, colors
 ORIENTATION = 274  # EXIF's tag
 TURNS = {  # orientation -> how an array (H, W[, C]) as stored is shown
     2: lambda x: x[:, ::-1],
@@ -78,7 +78,7 @@ class Pictures(Images):
 
 
 def _chunks(data: bytes, names: set[bytes], other: bool = False) -> bytes:
-    """The intact chunks of a PNG of these names, or of all other names."""
+    """Return the intact chunks of a PNG of these names, or of all other names."""
     at, kept = len(PNG), []
     while at + 12 <= len(data):
         name, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4], "big")
@@ -90,7 +90,7 @@ def _chunks(data: bytes, names: set[bytes], other: bool = False) -> bytes:
 
 
 def _orientation(path: Path) -> int:
-    """How the file says that it is to be turned; 1, not at all, where it says nothing that can be read."""
+    """Return the orientation in the file's EXIF data; 1 (upright) if there is none that can be read."""
     try:
         with Image.open(path) as image:
             return int(image.getexif().get(ORIENTATION, 1))

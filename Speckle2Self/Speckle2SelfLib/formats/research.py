@@ -1,4 +1,4 @@
-"""Arrays in MATLAB's files and in HDF5 (zea and others): the one with the frames, and all else is kept."""
+"""Arrays in MATLAB's files and in HDF5 (zea and others): the frames are replaced and everything else is kept."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .base import DEFLATE_LIMIT, Format, Recording, count_values, frame_times, q
 
 PREFERRED = ("frames", "input", "image", "images", "bmode", "image_sc", "envelope_data", "envelope", "beamformed_data",
              "iq", "rf")  # fmt: skip
-SMALLEST = 8  # pixels of either side; smaller arrays are coordinates and the like
+SMALLEST = 8  # pixels of either side; smaller arrays are coordinates or similar
 HDF5 = b"\x89HDF\r\n\x1a\n"
-OURS = "frames", "times", "spacing"  # the arrays in files that are made of others
+OURS = "frames", "times", "spacing"  # the arrays in files written from other formats
 
 
 class Matlab(Format):
@@ -59,7 +59,7 @@ class Matlab(Format):
         savemat(path, {OURS[0]: array, **_told(recording)}, do_compression=True)
 
     def _saved(self, recording: Recording, array: np.ndarray, into: Path | None) -> None:
-        """Saves all variables of the input, the frames replaced; InputError where scipy does not write what it read."""
+        """Save all variables of the input with new frames. Raises InputError if scipy cannot write what it read."""
         from scipy.io import loadmat, savemat
 
         try:
@@ -120,7 +120,7 @@ def _check_matrix(stream, kind: int, size: int, order: str, depth: int = 0) -> N
 
 
 class _Inflated:
-    """What a deflated part of a file holds, from its beginning to its end."""
+    """The content of a deflated part of a file, as a stream."""
 
     def __init__(self, file, size: int):
         self._file, self._left, self._decoder = file, size, zlib.decompressobj()
@@ -196,7 +196,7 @@ def _h5py():
 
 
 def _data_sets(file, h5py) -> dict:
-    """Path in the file -> data set of numbers."""
+    """Return the data sets of numbers by their paths in the file."""
     found = {}
 
     def visit(name: str, one) -> None:
@@ -211,7 +211,7 @@ PAIRS = (("real", "imag"), ("r", "i"))
 
 
 def _taken(one) -> np.ndarray:
-    """The values of a data set, part by part, pairs as complex numbers."""
+    """Return the values of a data set, part by part, pairs as complex numbers."""
     kind = np.dtype(np.complex64) if one.dtype.names else one.dtype.newbyteorder("=")
     result = roomy(one.shape, kind)
     for number in range(len(one)):
@@ -227,7 +227,7 @@ def _as_pairs(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def chosen(path: Path, shapes: dict[str, tuple[int, ...]], key: str) -> str:
-    """The name of the array with the frames: `key`, a usual one, or the only one that can be; or InputError."""
+    """Return the name of the array with the frames: `key`, a usual name, or the only candidate; else InputError."""
     fit = {name: shape for name, shape in shapes.items() if is_image(shape)}
     for wanted in (key, *PREFERRED):
         for name in fit:
@@ -240,29 +240,29 @@ def chosen(path: Path, shapes: dict[str, tuple[int, ...]], key: str) -> str:
 
 
 def is_image(shape: tuple[int, ...]) -> bool:
-    """Whether an array of this shape can be frames (N, H, W), (H, W), in colour, or pairs."""
+    """Return whether an array of this shape can be frames (N, H, W), (H, W), in color, or pairs."""
     small = len(shape) == 4 and shape[-1] in (1, 2, 3, 4)
     sides = shape[1:3] if small else shape[-2:]
     return len(shape) in (2, 3, 4) and (len(shape) < 4 or small) and min(sides) >= SMALLEST
 
 
 def _turned(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape (N, H, W[, C]) of what is (H, W, N) or (H, W, C, N) in MATLAB."""
+    """Return the shape (N, H, W[, C]) of an array that is (H, W, N) or (H, W, C, N) in MATLAB."""
     return (*shape[3:], *shape[:3]) if len(shape) == 4 else (*shape[2:], *shape[:2])
 
 
 def turned(array: np.ndarray) -> np.ndarray:
-    """(N, H, W[, C]) of what is (H, W, N) or (H, W, C, N) in MATLAB."""
+    """Return an array (H, W, N) or (H, W, C, N), as in MATLAB, as (N, H, W[, C])."""
     return np.moveaxis(array, -1, 0) if array.ndim > 2 else array
 
 
 def turned_back(array: np.ndarray) -> np.ndarray:
-    """What MATLAB's users expect of (N, H, W[, C])."""
+    """Return an array (N, H, W[, C]) with MATLAB's order of axes, (H, W, N) or (H, W, C, N)."""
     return np.moveaxis(array, 0, -1) if array.ndim > 2 else array
 
 
 def _told(recording: Recording) -> dict[str, np.ndarray]:
-    """What is written beside frames of other formats."""
+    """Return the arrays that are written with frames from other formats."""
     told = {OURS[2]: np.asarray(recording.spacing)}
     return told if recording.times is None else told | {OURS[1]: recording.times}
 

@@ -1,5 +1,5 @@
-"""Ultrasound before log compression: in-phase and quadrature values, radio-frequency lines and linear envelopes, told
-by their types and values, become decibels."""
+"""Ultrasound before log compression: in-phase and quadrature values, radio-frequency lines and linear envelopes,
+recognized by their types and values, are converted to decibels."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 from ..system import InputError
 from .base import Recording, roomy
 
-DYNAMIC_RANGE = 60.0  # dB below the largest value, which are kept unless asked otherwise
-BLOCK = 8  # pixels; speckle is looked at in blocks of this size
+DYNAMIC_RANGE = 60.0  # dB below the largest value; the default range that is kept
+BLOCK = 8  # pixels; speckle is measured in blocks of this size
 # In a linear envelope the deviation of speckle is about half of its mean, and grows with it, few values are large, and
-# the smallest is no floor. Log-compressed images, of 60 that were simulated and the real ones of the tests, are outside
-# at least one of these limits; where only the peak is outside, the user is asked.
+# the smallest is not a floor. Log-compressed images, 60 simulated ones and the real ones of the tests, are outside at
+# least one of these limits; where only the peak is outside, the user is asked.
 CONTRAST, SLOPE, FLOOR, PEAK, SUSPECT = 0.4, 0.7, 0.01, 40.0, 12.0
 LAGS = 12  # samples, within which radio-frequency lines swing to the other sign
 OPPOSITE = -0.3  # correlation
@@ -24,16 +24,15 @@ logger = logging.getLogger(__name__)
 
 
 def to_decibels(recording: Recording, dynamic_range: float | None, generic: str) -> Recording:
-    """A recording whose frames are no grey values in decibels, and a warning that says so; any other as it is.
+    """Convert a recording of signals to decibels, with a warning; return any other recording unchanged.
 
-    dynamic_range: dB below the largest value; None: 60, and only where the values tell that they are not
-    log-compressed. generic: the name of the format that such frames are written in as if they came from it, where the
-    input's own holds nothing for each frame.
+    dynamic_range: dB below the largest value; None: 60, and only if the values are recognized as not log-compressed.
+    generic: the name of the format whose rules apply to the result, if the input's own has no fields for each frame.
     """
     if dynamic_range is not None and not 1 <= dynamic_range <= 200:
         raise InputError(f"A dynamic range of {dynamic_range} is outside 1 to 200 dB.")
     frames = recording.frames
-    with np.errstate(all="ignore"):  # values beyond all limits are no signals
+    with np.errstate(all="ignore"):  # values beyond all limits are not signals
         kind = kind_of(frames)
         suspect = kind is None and dynamic_range is None and is_suspect(frames)
     if kind is None and dynamic_range is not None:
@@ -52,7 +51,7 @@ def to_decibels(recording: Recording, dynamic_range: float | None, generic: str)
 
 
 def kind_of(frames: np.ndarray) -> str | None:
-    """ "IQ" or "RF" (N, H, W), complex or real, or pairs (N, H, W, 2); "envelope"; None for grey values and colours."""
+    """Return "IQ" or "RF" for values (N, H, W), complex or real, or pairs (N, H, W, 2); "envelope"; None for images."""
     if frames.dtype.kind == "c" or (frames.ndim == 4 and frames.shape[-1] == 2):
         return "IQ"
     if frames.ndim != 3 or frames.dtype.itemsize < 2 or min(frames.shape[1:]) < 2 * BLOCK:
@@ -66,7 +65,7 @@ def kind_of(frames: np.ndarray) -> str | None:
 
 
 def is_suspect(frames: np.ndarray) -> bool:
-    """Whether frames that pass for grey values may be a linear envelope."""
+    """Return whether frames that look like grey values may be a linear envelope."""
     if frames.ndim != 3 or frames.dtype.itemsize < 2 or min(frames.shape[1:]) < 2 * BLOCK:
         return False
     some = frames[:: max(1, len(frames) // 4)].astype(np.float64)
@@ -74,7 +73,7 @@ def is_suspect(frames: np.ndarray) -> bool:
 
 
 def _axis_of_lines(frames: np.ndarray) -> int | None:
-    """The axis along which values (N, H, W) swing about zero, 1 or 2; None where they do not."""
+    """Return the axis, 1 or 2, along which values (N, H, W) oscillate about zero; None if they do not."""
     deviation = frames.std()
     if not deviation or abs(frames.mean()) > 0.1 * deviation:
         return None
@@ -89,8 +88,8 @@ def _axis_of_lines(frames: np.ndarray) -> int | None:
 
 
 def _peak_of_envelope(frames: np.ndarray) -> float:
-    """The largest of values (N, H, W), none below zero, over their median; 0 where they do not have the statistics of a
-    linear envelope otherwise."""
+    """Return the ratio of the largest of values (N, H, W), none below zero, to their median; 0 if their other
+    statistics are not those of a linear envelope."""
     count, height, width = frames.shape[0], frames.shape[1] // BLOCK, frames.shape[2] // BLOCK
     blocks = frames[:, : height * BLOCK, : width * BLOCK].reshape(count, height, BLOCK, width, BLOCK).swapaxes(2, 3)
     means, deviations = blocks.mean((3, 4)).ravel(), blocks.std((3, 4)).ravel()
@@ -108,7 +107,7 @@ def _peak_of_envelope(frames: np.ndarray) -> float:
 
 
 def _compressed(frames: np.ndarray, kind: str, dynamic_range: float) -> np.ndarray:
-    """Decibels (N, H, W) float32, from -dynamic_range to 0, the largest value."""
+    """Return decibels (N, H, W) float32, from -dynamic_range to 0, the largest value."""
     axis = _axis_of_lines(frames[:1].astype(np.float64)) if kind == "RF" else None
     result = roomy(frames.shape[:3], np.float32)
     largest = 0.0

@@ -1,4 +1,4 @@
-"""TIFF (.tif, .tiff), by tifffile: of any type, layout and axes, with what ImageJ and OME say of them."""
+"""TIFF (.tif, .tiff), by tifffile: of any type, layout and axes, with the metadata of ImageJ and OME."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .base import DEFLATE_LIMIT, SECONDS, Format, Recording, frame_times, not_he
 
 MILLIMETRES = {"inch": 25.4, "in": 25.4, "cm": 10.0, "mm": 1.0, "um": 1e-3, "µm": 1e-3, "\\u00B5m": 1e-3,
                "micron": 1e-3, "microns": 1e-3, "m": 1000.0, "nm": 1e-6}  # fmt: skip
-MOST = 2**32 - 2**25  # bytes; files of ImageJ, and those that are not BigTIFF, hold no more
-KEPT = {269, 271, 272, 274, 285, 305, 306, 315, 316, 33432, 34675}  # texts, orientation, copyright, colour profile
+MOST = 2**32 - 2**25  # bytes; the limit of ImageJ's files and of those that are not BigTIFF
+KEPT = {269, 271, 272, 274, 285, 305, 306, 315, 316, 33432, 34675}  # texts, orientation, copyright, color profile
 FOLDERS = {34665, 34853}  # of EXIF and of places: offsets in the input
-IMAGEJ = {50838, 50839}  # which tifffile writes by itself
-PACKED = {"DEFLATE", "ADOBE_DEFLATE"}  # which needs no further package
+IMAGEJ = {50838, 50839}  # written by tifffile itself
+PACKED = {"DEFLATE", "ADOBE_DEFLATE"}  # supported without further packages
 
 
 class Tiff(Format):
@@ -29,7 +29,7 @@ class Tiff(Format):
         return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
     def read(self, path: Path, key: str) -> Recording:
-        import tifffile  # here, as below: Slicer comes without it, and reads TIFF files by itself
+        import tifffile  # here, as below: Slicer does not bundle it, and reads TIFF files itself
 
         with reading(path, "an image", "tifffile"), tifffile.TiffFile(path) as file:
             series = _only_series(file, path)
@@ -54,12 +54,12 @@ class Tiff(Format):
         try:
             with quiet("tifffile"):
                 (_write_again if own else _write_new)(path, frames, recording)
-        except (ValueError, TypeError, KeyError) as error:  # of tags that no writer takes
+        except (ValueError, TypeError, KeyError) as error:  # tags that cannot be written
             raise RuntimeError("not what was read") from error
 
 
 def _only_series(file, path: Path):
-    """The series of a file, besides smaller copies of it; InputError where there are others."""
+    """Return the only series of a file, ignoring smaller copies of it. Raises InputError if there are others."""
     series = [one for one in file.series if not one.keyframe.is_reduced] or list(file.series)
     if len(series) > 1:
         shapes = ", ".join(str(one.shape) for one in series[:4])
@@ -70,7 +70,7 @@ def _only_series(file, path: Path):
 
 
 def _pixels(series, page, path: Path) -> np.ndarray:
-    """The values of a series as shown: white as the largest value, colours instead of a palette."""
+    """Return the values of a series as shown: white as the largest value, colors instead of a palette."""
     from tifffile import PHOTOMETRIC
 
     try:
@@ -93,7 +93,7 @@ def _pixels(series, page, path: Path) -> np.ndarray:
 
 
 def _pixels_by_itk(series, page, path: Path) -> np.ndarray:
-    """As `_pixels`, of compressions that ITK knows and tifffile without imagecodecs does not."""
+    """Read like `_pixels`, for compressions that ITK supports and tifffile without imagecodecs does not."""
     import SimpleITK as sitk
 
     try:
@@ -107,21 +107,21 @@ def _pixels_by_itk(series, page, path: Path) -> np.ndarray:
 
 
 def _bounds(array: np.ndarray, bits: int) -> tuple[float, float]:
-    """The values of black and white, of as many bits."""
+    """Return the values of black and white for a number of bits."""
     if array.dtype.kind == "u":
         return 0, 2 ** (8 if bits == 1 else bits) - 1
     return array.min(), array.max()
 
 
 def _turned(array: np.ndarray, low, high) -> np.ndarray:
-    """Values with black and white exchanged."""
+    """Return values with black and white exchanged."""
     if array.dtype.kind == "f":
         return array.dtype.type(low) + array.dtype.type(high) - array
     return (int(low) + int(high) - array.astype(np.int64)).astype(array.dtype)
 
 
 def _source(file, series, page) -> dict:
-    """What is needed to write the file again, besides its values."""
+    """Return everything that is needed to write the file again, except its values."""
     from tifffile import COMPRESSION, PHOTOMETRIC, PLANARCONFIG
 
     tags = [tag for tag in page.tags.values() if tag.code in KEPT or (tag.code >= 32768 and tag.code not in IMAGEJ)]
@@ -143,12 +143,13 @@ def _source(file, series, page) -> dict:
 
 
 def _as_bytes(value):
-    """Text that may be no ASCII as the bytes that it is written as; other values as they are."""
+    """Return text, which may not be ASCII, as the bytes to write; other values unchanged."""
     return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
 
 
 def _units(file, series, page) -> tuple[tuple[float, float, float], np.ndarray | None]:
-    """The spacing (slices, axial, lateral) in mm and the times of frames or volumes, as far as the file says them."""
+    """Return the spacing (slices, axial, lateral) in mm and the times of frames or volumes, as far as the file has
+    them."""
     x, y = (1 / value if value and math.isfinite(value) else 1.0 for value in page.resolution)
     frames = series.shape[series.axes.index("T")] if "T" in series.axes else 1
     if file.is_imagej:
@@ -181,8 +182,8 @@ def _units_of_ome(text: str, count: int):
 
 
 def _recording(path: Path, array, axes: str, source: dict, spacing, times) -> Recording:
-    """Frames of an array with named axes: samples last, all before rows and columns one after the other."""
-    if len(axes) != array.ndim:  # the colours of a palette
+    """Return a recording of an array with named axes: samples last; the axes before rows and columns are flattened."""
+    if len(axes) != array.ndim:  # the colors of a palette
         axes += "S"
     rows, columns = axes.index("Y"), axes.index("X")
     colour = [axes.index("S")] if "S" in axes and array.shape[axes.index("S")] > 1 else []
@@ -209,7 +210,7 @@ def _recording(path: Path, array, axes: str, source: dict, spacing, times) -> Re
 
 
 def _write_again(path: Path, frames: np.ndarray, recording: Recording) -> None:
-    """With the layout, axes, units and texts of the input; compressed ones by deflate."""
+    """Write with the layout, axes, units and texts of the input; compressed files with deflate."""
     import tifffile
 
     source = recording.source
@@ -232,7 +233,7 @@ def _write_again(path: Path, frames: np.ndarray, recording: Recording) -> None:
         given["extrasamples"] = source["extrasamples"] or ("UNASSALPHA",)
     if source["imagej"]:
         known = {name: value for name, value in source["metadata"].items() if name not in ("ImageJ", "images")}
-        for name in ("tile", "planarconfig"):  # which ImageJ's files have not
+        for name in ("tile", "planarconfig"):  # which ImageJ's files lack
             given.pop(name, None)
         tifffile.imwrite(path, array, imagej=True, metadata={"axes": source["axes"], **known}, **given)
         return
@@ -249,7 +250,7 @@ def _write_again(path: Path, frames: np.ndarray, recording: Recording) -> None:
 
 
 def _write_new(path: Path, frames: np.ndarray, recording: Recording) -> None:
-    """What came from another format: with ImageJ's fields where it holds the type, which are size, rate and axes."""
+    """Write a recording from another format, with ImageJ's fields (pixel size, rate, axes) if ImageJ has the type."""
     import tifffile
 
     colour, dtype = frames.ndim == 4, frames.dtype

@@ -39,7 +39,7 @@ class SampleDataLogic:
     def registerCustomSampleDataSource(category="Custom", sampleName=None, uris=None, fileNames=None, nodeNames=None,
                                        customDownloader=None, thumbnailFileName=None, loadFileTypes=None,
                                        loadFiles=None, loadFileProperties=None, checksums=None):  # fmt: skip
-        """Adds a recording to a category; the same one is added once."""
+        """Add a recording to a category, unless it is there already."""
         source = SampleDataSource(
             sampleName, uris, fileNames, nodeNames, checksums, loadFiles, customDownloader, thumbnailFileName,
             loadFileTypes, loadFileProperties,
@@ -50,6 +50,6 @@ class SampleDataLogic:
 
     @staticmethod
     def sampleDataSourcesByCategory(category=None):
-        """The recordings of a category; all of them, by category, without one."""
+        """Return the recordings of a category; without a category, all of them by category."""
         sources = slicer.modules.sampleDataSources
         return sources if category is None else sources.get(category, [])

@@ -16,7 +16,7 @@ __all__ = [
 
 
 class ScriptedLoadableModule:
-    """The module: what it is called, who wrote it, where its help is. `parent` is the application's side."""
+    """The module: its name, authors and help. `parent` is the application's side."""
 
     def __init__(self, parent):
         self.parent = parent
@@ -29,11 +29,11 @@ class ScriptedLoadableModule:
         slicer.selfTests[self.moduleName] = self.runTest
 
     def resourcePath(self, filename):
-        """The full path of a file in the module's folder Resources."""
+        """Return the full path of a file in the module's folder Resources."""
         return os.path.join(os.path.dirname(self.parent.path), "Resources", filename)
 
     def runTest(self, msec=100, **kwargs):
-        """Runs the class <module>Test of the module's file."""
+        """Run the class <module>Test of the module's file."""
         test = getattr(sys.modules[type(self).__module__], f"{self.moduleName}Test", None)
         if test is None:
             raise AssertionError(f"Test case class not found: {type(self).__module__}.{self.moduleName}Test")
@@ -43,7 +43,7 @@ class ScriptedLoadableModule:
 
 
 class ScriptedLoadableModuleWidget:
-    """The panel; its widgets go into `layout`. Needs Qt: ImportError where the application runs without."""
+    """The panel; its widgets are in `layout`. Raises ImportError if the application runs without Qt."""
 
     def __init__(self, parent=None):
         import qt
@@ -63,17 +63,17 @@ class ScriptedLoadableModuleWidget:
         slicer.app.moduleManager().connect("moduleAboutToBeUnloaded(QString)", self._onModuleAboutToBeUnloaded)
 
     def setup(self):
-        """Makes the panel's widgets."""
+        """Create the panel's widgets."""
 
     def cleanup(self):
-        """Called before the module is unloaded or reloaded."""
+        """Clean up before the module is unloaded or reloaded."""
 
     def resourcePath(self, filename):
-        """The full path of a file in the module's folder Resources."""
+        """Return the full path of a file in the module's folder Resources."""
         return os.path.join(os.path.dirname(slicer.util.modulePath(self.moduleName)), "Resources", filename)
 
     def onReload(self):
-        """Reads the module's file again and makes the panel anew."""
+        """Read the module's file again and rebuild the panel."""
         slicer.util.reloadScriptedModule(self.moduleName)
 
     def _onModuleAboutToBeUnloaded(self, moduleName):
@@ -87,10 +87,10 @@ class ScriptedLoadableModuleLogic:
 
     def __init__(self, parent=None):
         self.moduleName = type(self).__name__.removesuffix("Logic")
-        self.isSingletonParameterNode = True  # one parameter node a scene
+        self.isSingletonParameterNode = True  # one parameter node per scene
 
     def getParameterNode(self):
-        """The module's parameter node, the first one if there are several; a new one if there is none."""
+        """Return the module's parameter node, the first one if there are several; a new one if there is none."""
         if not self.isSingletonParameterNode:
             nodes = self.getAllParameterNodes()
             return nodes[0] if nodes else slicer.mrmlScene.AddNode(self.createParameterNode())
@@ -102,12 +102,12 @@ class ScriptedLoadableModuleLogic:
         return node
 
     def getAllParameterNodes(self):
-        """All parameter nodes of this module in the scene."""
+        """Return all parameter nodes of this module in the scene."""
         nodes = slicer.util.getNodesByClass("vtkMRMLScriptedModuleNode")
         return [node for node in nodes if node.GetAttribute("ModuleName") == self.moduleName]
 
     def createParameterNode(self):
-        """A new parameter node, not in the scene yet."""
+        """Return a new parameter node, not in the scene yet."""
         if slicer.mrmlScene is None:
             return None
         node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLScriptedModuleNode")
@@ -127,12 +127,12 @@ class ScriptedLoadableModuleTest(unittest.TestCase):
         self.moduleTestNames = [n for n in dir(self) if "test" in n and callable(getattr(self, n))]
 
     def delayDisplay(self, message, requestedDelay=None, msec=None):
-        """Shows a message for a moment; without a window it goes to the log."""
+        """Show a message for a moment; without a window, log it."""
         delay = next((d for d in (getattr(self, "messageDelay", None), msec, requestedDelay) if d is not None), 100)
         slicer.util.delayDisplay(message, delay)
 
     def runTest(self):
-        """Runs all test methods, each between setUp and tearDown."""
+        """Run all test methods, each between setUp and tearDown."""
         if not self.moduleTestNames:
             logging.warning(f"No test is defined in {type(self).__name__}")
             return

@@ -1,5 +1,5 @@
-"""`slicer.packaging`: Python packages that Slicer does not bundle. Here nothing is ever installed: what would install
-raises RuntimeError, unless a test puts something else in its place."""
+"""`slicer.packaging`: Python packages that Slicer does not bundle. Here nothing is ever installed: installing
+raises RuntimeError, unless a test replaces it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 
 def load_requirements(path) -> list[Requirement]:
-    """The requirements of a file, without comments and options."""
+    """Return the requirements of a file, without comments and options."""
     with open(path, encoding="utf-8") as file:
         lines = [line.strip() for line in file]
     return [Requirement(line) for line in lines if line and not line.startswith(("#", "-"))]
@@ -24,7 +24,7 @@ def _requirements(given) -> list[Requirement]:
 
 
 def pip_check(req) -> bool:
-    """Whether all are installed, in a version that fits."""
+    """Return whether all requirements are installed in a suitable version."""
     for wanted in _requirements(req):
         if wanted.marker is not None and not wanted.marker.evaluate():
             continue
@@ -38,7 +38,7 @@ def pip_check(req) -> bool:
 
 def pip_ensure(requirements, constraints=None, skip_packages=None, prompt_install=True, prompt_restart=True,
                requester=None, skip_in_testing=True, show_progress=True):  # fmt: skip
-    """Installs what is missing after asking: nothing in testing mode, RuntimeError where the user declines."""
+    """Install missing packages after asking; do nothing in testing mode. Raises RuntimeError if the user declines."""
     missing = [str(wanted) for wanted in _requirements(requirements) if not pip_check(wanted)]
     if not missing:
         return
@@ -55,7 +55,7 @@ def pip_ensure(requirements, constraints=None, skip_packages=None, prompt_instal
 
 
 def pip_install(requirements, **kwargs):
-    """Installs in the application; not here."""
+    """Raise RuntimeError, where the application would install."""
     raise RuntimeError(f"Nothing is installed by the stand-in of Slicer: {requirements}")
 
 

@@ -1,7 +1,7 @@
 """`slicer.parameterNodeWrapper`: a vtkMRMLScriptedModuleNode seen as an object with typed members.
 
 Members are written as the text parameters and node references that Slicer writes, so that a scene saved here
-opens there. Modelled: bool, int, float, str, paths, enums, nodes, and unions of these with None. Lists, dicts
+opens there. Modeled: bool, int, float, str, paths, enums, nodes, and unions of these with None. Lists, dicts
 and packs are not; a member of such a type raises TypeError when the class is made. Members are bound to widgets by
 `connectGui`: check boxes, checkable buttons, spin boxes, sliders, combo boxes, line edits and node selectors.
 """
@@ -33,7 +33,7 @@ __all__ = [
 
 
 class Default:
-    """An annotation: the value, or the function that makes the value, that a member has at first."""
+    """An annotation: a member's initial value, or the function that returns it."""
 
     def __init__(self, value=None, *, generator=None):
         self._value, self._generator = value, generator
@@ -44,7 +44,7 @@ class Default:
 
 
 class Validator:
-    """An annotation: what a member's value must be; `validate` raises where it is not."""
+    """An annotation: a condition for a member's value; `validate` raises if it is not met."""
 
     def validate(self, value) -> None:
         raise NotImplementedError
@@ -159,7 +159,7 @@ class _Enum(_Text):
 
 
 class _None(_Text):
-    """A mark that the value is None; only as part of a union."""
+    """A marker for the value None; only as part of a union."""
 
     def __init__(self):
         super().__init__(type(None), type(None), None, lambda value: "True", lambda text: None)
@@ -167,7 +167,7 @@ class _None(_Text):
 
 
 class _Node:
-    """A node reference, and an empty parameter of the same name, which tells "no node" from "never set"."""
+    """A node reference, and an empty parameter of the same name, which distinguishes "no node" from "never set"."""
 
     default = None
 
@@ -193,7 +193,7 @@ class _Node:
 
 
 class _Union:
-    """One of several types: the parameter `<name>.<number of the type>` is there, the others are not."""
+    """One of several types: only the parameter `<name>.<number of the type>` exists."""
 
     def __init__(self, options):
         self.options = options
@@ -236,7 +236,7 @@ def _validate(storage, value) -> None:
 
 
 def _storage(annotated):
-    """The storage of a (possibly Annotated) type, its validators added, and its other annotations."""
+    """Return the storage of a (possibly Annotated) type, its validators added, and its other annotations."""
     kind, *annotations = typing.get_args(typing.Annotated[annotated, None])[:-1]
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         storage = _Union([_storage(option)[0] for option in typing.get_args(kind)])
@@ -255,7 +255,7 @@ def _storage(annotated):
     elif isinstance(kind, type) and issubclass(kind, slicer.vtkMRMLNode):
         storage = _Node(kind)
     else:
-        raise TypeError(f"Parameters of type {kind} are not modelled.")
+        raise TypeError(f"Parameters of type {kind} are not modeled.")
     storage.validators = [*storage.validators, *(a for a in annotations if isinstance(a, Validator))]
     return storage, [a for a in annotations if not isinstance(a, Validator)]
 
@@ -266,7 +266,7 @@ def _storage(annotated):
 
 
 def parameterNodeWrapper(classtype=None):
-    """Makes a class of typed members an object over a parameter node: `Wrapper(parameterNode)`."""
+    """Make a class of typed members an object over a parameter node: `Wrapper(parameterNode)`."""
     return _wrap if classtype is None else _wrap(classtype)
 
 
@@ -275,10 +275,10 @@ def isParameterNodeWrapper(classOrObj) -> bool:
 
 
 class _Value:
-    """The value of one member of one wrapper: read once, and again whenever the node tells that it was modified.
+    """The value of one member of one wrapper: read once, and again whenever the node reports a modification.
 
-    So what changes the node without telling (its events are held back, a node that it refers to is removed) is not
-    seen. The observer stays for as long as the wrapper does.
+    Changes that the node does not report (its events are blocked, a node that it refers to is removed) are not
+    seen. The observer lives as long as the wrapper.
     """
 
     def __init__(self, member, node, name: str):
@@ -402,7 +402,7 @@ def _setValue(self, name, value):
 
 
 class _Connector:
-    """A widget as the value of a member; `signal` tells of its changes, `name` is the property that holds the value."""
+    """A widget as the value of a member; `signal` reports its changes, `name` is the property with the value."""
 
     def __init__(self, widget, signal: str, name: str):
         self.widget, self.signal, self.name = widget, getattr(widget, signal), name
@@ -444,7 +444,8 @@ class _NodeConnector(_Connector):
 
 
 def _connector(widget, annotated):
-    """The binding of a widget to a type: the widget's exact class counts. RuntimeError where there is none."""
+    """Return the binding of a widget to a type: the widget's exact class counts. Raises RuntimeError if there is
+    none."""
     import ctk
     import qt
 
@@ -478,7 +479,7 @@ def _connector(widget, annotated):
 
 
 def _connectGui(self, gui) -> int:
-    """Binds the widgets that have a property SlicerParameterName, children of a widget or members of an object."""
+    """Bind the widgets that have a property SlicerParameterName, children of a widget or members of an object."""
     import qt
 
     widgets = gui.findChildren(qt.QWidget) if isinstance(gui, qt.QWidget) else list(gui.__dict__.values())
@@ -487,7 +488,7 @@ def _connectGui(self, gui) -> int:
 
 
 def _connectParametersToGui(self, mapping) -> int:
-    """Binds members to widgets, {name: widget}; returns the tag for `disconnectGui`. The widgets take the members'
+    """Bind members to widgets, {name: widget}; return the tag for `disconnectGui`. The widgets show the members'
     values, and from then on each follows the other."""
     connectors = {name: _connector(widget, _member(self.allParameters, name).kind) for name, widget in mapping.items()}
     slots = {}

@@ -90,7 +90,7 @@ def test_an_output_without_suffix_is_a_folder(folder, capsys):
 
 def test_an_archive_is_shared_by_processes_and_gone_on_with_after_a_kill(folder):
     """200 files by two processes, killed on the way and started again: each is done, and none twice; files of the one
-    that cannot be read are told at the end, and do not end the other."""
+    that cannot be read are reported at the end, and do not end the other."""
     os.makedirs("archive")
     for number in range(200):
         np.save(f"archive/{number:03}.npy", FRAMES[0])
@@ -283,14 +283,14 @@ def test_values_that_are_not_finite_do_not_improve_the_figures(folder, capsys):
 def test_figures_without_a_finite_value_are_null(folder, capsys):
     assert main(["evaluate", "in.npy", "in.npy", "--truth", "in.npy", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
-    assert figures["after"]["psnr"] is None and figures["after"]["ssim"] == 1, "they are alike"
+    assert figures["after"]["psnr"] is None and figures["after"]["ssim"] == 1, "they are equal"
 
 
 def test_what_comes_back_as_it_was_is_told_by_name(folder, capsys):
     np.save("50 % dots.npy", np.where(np.arange(40 * 48).reshape(1, 40, 48) % 97, 0, 200).astype(np.uint8))
     assert main(["despeckle", "50 % dots.npy", "in.npy", "out", "--model", "median"]) == 0
     assert np.array_equal(np.load("out/50 % dots.npy"), np.load("50 % dots.npy"))
-    assert capsys.readouterr().err.count("50 % dots.npy: The frames stay as they are") == 1
+    assert capsys.readouterr().err.count("50 % dots.npy: The frames are unchanged") == 1
 
 
 def test_a_folder_is_gone_on_with_when_its_results_lie_in_it(folder):

@@ -1,4 +1,4 @@
-"""On a CUDA device: what the processor gives, and training that goes on. Skipped where there is none."""
+"""On a CUDA device: the processor's results, and training that continues. Skipped where there is none."""
 
 from dataclasses import replace
 from threading import Thread
@@ -114,7 +114,7 @@ def test_the_published_network_gives_what_it_does_on_the_processor():
 
 
 def test_a_frame_alone_is_what_it_is_in_a_cine():
-    """Frames by themselves are replayed; a cine goes through in blocks of many."""
+    """Single frames are replayed; a cine is processed in blocks of many."""
     frames = recording((512, 512), 3)[0]
     cine = np.concatenate([frames] * 9)
     given = {"calibration": found_in(frames), "device": "cuda"}

@@ -295,7 +295,7 @@ def test_a_cancel_or_an_error_stops_the_blocks_that_have_not_begun(rng, three_at
 
 
 def test_a_thread_that_begins_meanwhile_and_ends_last_leaves_all_cores_to_those_to_come(cine, three_at_once):
-    torch.set_num_threads(4)  # of which each of two frames has two, as has a thread that comes to torch then
+    torch.set_num_threads(4)  # each of two frames uses two of them, as does a thread that starts torch then
     begun, ended, seen, others = threading.Event(), threading.Event(), [], ThreadPoolExecutor(2)
 
     def run(forward):

@@ -9,5 +9,5 @@ from Speckle2SelfLib.system import InputError
 
 def test_a_device_that_is_not_there_is_refused():
     assert devices.choose_device("cpu") == torch.device("cpu")
-    with pytest.raises(InputError, match=r"There is no device 'cuda:7' here; there is .*cpu"):
+    with pytest.raises(InputError, match=r"There is no device 'cuda:7' here; available are .*cpu"):
         devices.choose_device("cuda:7")

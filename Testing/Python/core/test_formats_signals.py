@@ -1,4 +1,4 @@
-"""Data before log compression are told by their values, become decibels, and it is said so."""
+"""Data before log compression are recognized by their values and become decibels, with a warning."""
 
 import logging
 from pathlib import Path

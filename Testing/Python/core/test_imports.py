@@ -1,4 +1,4 @@
-"""Who may import whom: the core stands alone, and its imports point one way."""
+"""Who may import whom: the core is self-contained, and its imports point one way."""
 
 import ast
 import subprocess

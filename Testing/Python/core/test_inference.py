@@ -189,7 +189,7 @@ def test_sixteen_bits_are_taken_only_where_they_give_the_same(network, monkeypat
     broken = FastNetwork(8).eval()
     broken.load_state_dict(weights)
     assert inference.precision_of(Model(ModelConfig(width=8), broken), cpu) == torch.float32
-    assert "it runs in 32" in caplog.text
+    assert "single precision is used" in caplog.text
 
 
 class Recorded:

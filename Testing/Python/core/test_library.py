@@ -110,7 +110,7 @@ def test_a_file_that_a_process_makes_is_its_own_until_that_ends_even_killed(tmp_
     code += "with locked(sys.argv[1]): print(flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE) as holder:
         holder.stdout.readline()
-        with pytest.raises(InputError, match="Another process is at work on"), locked(path):
+        with pytest.raises(InputError, match="Another process is writing"), locked(path):
             pass
         holder.kill()
     with pytest.raises(KeyError), locked(path):

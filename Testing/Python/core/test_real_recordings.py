@@ -1,4 +1,4 @@
-"""The command line and the bundled model on real recordings, none of which the model was trained on."""
+"""The command line and the bundled model on real recordings that the model was not trained on."""
 
 import json
 import shutil

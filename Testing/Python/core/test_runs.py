@@ -188,7 +188,7 @@ def test_a_finished_run_is_not_done_again(folder, short_interval):
 def test_two_runs_do_not_write_the_same_model(folder):
     def report(line):
         if line.get("step") == 1:
-            with pytest.raises(InputError, match=r"Another process is at work on m\.model"):
+            with pytest.raises(InputError, match=r"Another process is writing m\.model"):
                 runs.run(job())
             runs.run(job(output="other.model", steps=1))
 
@@ -450,7 +450,7 @@ def test_where_memory_is_short_the_batch_is_halved_and_it_says_so(folder, monkey
     runs.run(job(batch=8, steps=2), lines.append)
     assert "batch size was reduced to 2" in next(line["message"] for line in lines if "message" in line)
     monkeypatch.setattr(Training, "_train_step", lambda self: torch.empty(2**50))
-    with pytest.raises(InputError, match="Memory is too short"):
+    with pytest.raises(InputError, match="Not enough memory for"):
         runs.run(job(output="n.model", steps=2), lambda line: None)
 
 

@@ -249,7 +249,7 @@ def test_a_loss_that_is_no_number_ends_training_with_an_explanation(cine):
 def test_nothing_to_train_on_is_refused():
     with pytest.raises(InputError, match="nothing to train on"):
         Training([], CONFIG, FAST)
-    with pytest.raises(InputError, match="Nothing can be learnt"):
+    with pytest.raises(InputError, match="Nothing can be learned"):
         prepare_cine(np.zeros((3, 64, 64)), None, FAST)
 
 
@@ -257,7 +257,7 @@ def test_small_frames_of_a_coarse_grain_are_refused():
     """At the model's grain there are too few pixels."""
     made = simulate(SimulationConfig((160, 160), 4, (6.0, 6.0), "flat"), np.random.default_rng(0)).frames
     assert min(prepare_cine(made, None, FAST).frames.shape[-2:]) >= 16
-    with pytest.raises(InputError, match="too small for the grain"):
+    with pytest.raises(InputError, match="too small for their speckle size"):
         prepare_cine(made[:, :40, :40], None, FAST)
 
 

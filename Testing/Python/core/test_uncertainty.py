@@ -122,7 +122,7 @@ def test_a_single_frame_takes_a_single_map_and_others_are_refused(cine, whole):
 @pytest.mark.parametrize("asked", ["uncertainty", "cautious"])
 def test_filters_and_models_without_a_head_are_refused_in_one_sentence(cine, model, asked):
     value = np.empty(cine.shape, np.float32) if asked == "uncertainty" else 0.5
-    with pytest.raises(InputError, match="does not tell how uncertain it is"):
+    with pytest.raises(InputError, match="does not estimate its uncertainty"):
         despeckle(cine, model, region=None, **{asked: value})
 
 
@@ -230,8 +230,8 @@ def test_several_inputs_have_theirs_in_a_folder_of_the_same_layout(folder, cine,
         (["--uncertainty", "out.npy"], "is the output already"),
         (["--uncertainty", "in.npy"], "is the input"),
         (["--uncertainty", "nowhere/told.npy"], "does not exist"),
-        (["--uncertainty", "told.npy", "--model", "median"], "does not tell how uncertain"),
-        (["--cautious", "0.5", "--model", "median"], "does not tell how uncertain"),
+        (["--uncertainty", "told.npy", "--model", "median"], "does not estimate its uncertainty"),
+        (["--cautious", "0.5", "--model", "median"], "does not estimate its uncertainty"),
         (["--cautious", "2"], "cautious must be between 0 and 1"),
     ],
 )

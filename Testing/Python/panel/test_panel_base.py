@@ -137,7 +137,7 @@ def test_closing_and_importing_scenes_leaves_no_observer_of_the_panel_behind(des
 
 
 def test_what_another_wrapper_or_a_script_sets_is_seen_at_once(desk, panel):
-    """Wrappers keep values, and are told of a change in an order that is not that in which they were made."""
+    """Wrappers keep values, and are notified of changes in another order than they were created."""
     node, volume = panel._parameterNode.parameterNode, desk.volume()
     wrapper = type(panel._parameterNode)(node)
     wrapper.strength = 0.25

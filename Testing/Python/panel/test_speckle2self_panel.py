@@ -195,7 +195,7 @@ def test_an_output_that_is_a_copy_is_told(desk, panel):
     choose(panel, desk.volume("Dots", dots), region="auto")
     apply(desk, panel)
     assert np.array_equal(slicer.util.arrayFromVolume(panel._parameterNode.outputNode), dots)
-    assert "Nothing looks like ultrasound" in panel.ui.statusLabel.text
+    assert "No ultrasound region was found" in panel.ui.statusLabel.text
 
 
 def test_missing_packages_are_told_before_anything_starts(desk, panel, monkeypatch):
@@ -471,7 +471,7 @@ def test_a_preview_whose_output_was_removed_is_made_again(desk, panel):
 
 def test_live_follows_the_recording_until_its_node_goes(desk, panel):
     choose(panel, desk.cine())
-    panel.ui.strengthSlider.value = 0  # so that the frame can be told
+    panel.ui.strengthSlider.value = 0  # identifies the frame
     browser = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSequenceBrowserNode")
     panel.ui.liveCheckBox.click()
     for number in (3, 7, 11):
@@ -510,7 +510,7 @@ def test_live_follows_a_stream_of_encoded_images(desk, panel):
     stream = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLStreamingVolumeNode", "US")
     stream.SetAndObserveFrame(encoded(FRAMES[0]))
     choose(panel, stream)
-    panel.ui.strengthSlider.value = 0  # so that the image can be told
+    panel.ui.strengthSlider.value = 0  # identifies the image
     panel.ui.liveCheckBox.click()
     for number in (0, 3, 7):
         stream.SetAndObserveFrame(encoded(FRAMES[number]))
@@ -601,7 +601,7 @@ def test_a_recording_that_no_browser_shows_any_more_is_told_once_and_not_at_ever
     desk.rest(0.8)
     assert not desk.asked
     panel.ui.sideBySideButton.click()
-    assert "is shown nowhere" in desk.asked[0][1] and len(desk.asked) == 1
+    assert "is not shown; choose" in desk.asked[0][1] and len(desk.asked) == 1
 
 
 def test_figures_come_into_a_table_and_into_a_file(desk, panel, done, tmp_path):
@@ -633,7 +633,7 @@ def test_when_the_output_goes_the_views_show_the_input_again(desk, panel, done):
 
 @pytest.mark.parametrize("after", ["alphabetically before", "last"])
 def test_when_a_chosen_node_goes_no_other_takes_its_place(desk, panel, after):
-    """In Slicer, the selector would go on to the next row: the next Apply would overwrite that volume."""
+    """In Slicer, the selector would move to the next row: the next Apply would overwrite that volume."""
     others = [desk.volume("Another", FRAMES[1:2])] if after == "last" else []
     choose(panel, desk.volume())
     apply(desk, panel)

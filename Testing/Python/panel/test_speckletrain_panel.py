@@ -88,7 +88,7 @@ def test_nothing_can_be_started_without_data_and_the_data_are_counted(desk, trai
 
 
 def test_each_recording_is_listed_with_its_frames(desk, train, tmp_path):
-    assert train.ui.dataLabel.text == "Check at least one volume or recording, or give a folder."
+    assert train.ui.dataLabel.text == "Check at least one volume or recording, or choose a folder."
     choose(train)
     volume = desk.volume("Kidney", FRAMES[:3, :40])
     train.ui.inputsSelector.check(volume)
@@ -97,7 +97,7 @@ def test_each_recording_is_listed_with_its_frames(desk, train, tmp_path):
         (tmp_path / name).write_bytes(b"")
     train.ui.folderLineEdit.text = str(tmp_path)
     lines = ["Cine (16 frames, 64 x 64)", "Kidney (3 frames, 40 x 64)", "Other (5 frames, 64 x 64), held out"]
-    total = "In all 19 frames of the scene to train on."
+    total = "19 frames of the scene to train on."
     assert train.ui.dataLabel.text.splitlines() == [*lines, "Folder (2 files)", total]
     train.ui.folderLineEdit.text = str(tmp_path / "nowhere")
     assert "Folder (not found)" in train.ui.dataLabel.text
@@ -155,7 +155,7 @@ def test_what_would_be_trained_on_is_outlined(desk, train, tmp_path):
     assert outlined().all(), "the published method takes whole frames"
     train.ui.recipeSelector.currentText = "preset"
     train.ui.regionSelector.currentText = "given"
-    assert outlined() is None and "none was given" in train.ui.dataLabel.text
+    assert outlined() is None and "none was used" in train.ui.dataLabel.text
     assert "message" not in [kind for kind, _ in desk.asked]
     given = box((24, 24, 0), (32, 24, 4))
     train.ui.regionNodeSelector.setCurrentNode(given)
@@ -339,7 +339,7 @@ def test_curve_and_preview_fill_the_scene_and_the_model_is_at_hand(desk, train):
     desk.wait(lambda: job.model in train.ui.runLabel.text)
     job.worse = "structure 0.9900 -> 0.9000"
     train.showRun()
-    assert "is worse than the model that it started from: structure 0.9900" in train.ui.runLabel.text
+    assert "is worse than the model it started from: structure 0.9900" in train.ui.runLabel.text
     train.ui.modelSelector.currentText = job.model
     train.ui.compareButton.click()
     assert "trained" in desk.asked[-1][1]
@@ -437,7 +437,7 @@ def test_a_colour_cine_of_dicom_is_trained_on_paused_resumed_and_despeckled(desk
 
 
 def test_a_scene_that_is_saved_during_a_run_shows_how_it_went_on_when_it_is_loaded(desk, train, tmp_path):
-    train.ui.stepsSpinBox.value = 100_000  # so that it does not end by itself meanwhile
+    train.ui.stepsSpinBox.value = 100_000  # so that it does not end in the meantime
     job = start(desk, train)
     train.ui.showButton.click()
     assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
@@ -498,7 +498,7 @@ def test_a_run_that_goes_on_in_another_application_is_not_touched(desk, train):
     desk.wait(lambda: other.poll() or run.settings)
     for button in (train.ui.resumeButton, train.ui.stopButton, train.ui.removeButton):
         button.click()
-        assert desk.asked.pop()[1] == f"The run '{job.name}' goes on in another application; pause it there first."
+        assert desk.asked.pop()[1] == f"The run '{job.name}' is active in another application; pause it there first."
     assert train.job is job and run.state == "running" and run.folder.exists()
     other.close()
 
@@ -575,7 +575,7 @@ def test_an_imported_model_that_is_worse_than_its_start_is_said_to_be_so(desk, t
     desk.answers["folder"] = str(tmp_path)
     train.ui.importResultButton.click()
     assert train.ui.modelSelector.currentText == "model"
-    assert "'model' is worse than the model that it started from: structure 0.9900 -> 0.9000" in desk.asked[-1][1]
+    assert "'model' is worse than the model it started from: structure 0.9900 -> 0.9000" in desk.asked[-1][1]
 
 
 def compare(train, card) -> None:
@@ -637,7 +637,7 @@ def test_a_run_is_exported_as_a_folder_with_recipe_steps_and_region(desk, train,
     desk.answers["save"] = str(tmp_path / "run")
     train.ui.regionSelector.currentText = "given"
     train.ui.exportJobButton.click()
-    assert "none was given" in desk.asked[-1][1] and not (tmp_path / "run").exists()
+    assert "none was used" in desk.asked[-1][1] and not (tmp_path / "run").exists()
     box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
     box.SetCenter(-24, 0, 0)
     box.SetSize(48, 200, 10)
@@ -659,7 +659,7 @@ def test_a_run_is_exported_as_a_folder_with_recipe_steps_and_region(desk, train,
 
 
 def test_a_large_recording_is_written_without_holding_up_the_panel(desk, train):
-    """It is put on the disk in pieces, and can be given up meanwhile; nothing of it is left then."""
+    """It is put on the disk in pieces, and can be abandoned in between; nothing of it is left then."""
     large = desk.cine(np.random.default_rng(0).integers(0, 255, (100, 1000, 1000)).astype(np.uint8), "Large")
     folder = train.logic.trainer.folder
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""A PyTorch that is installed and does not start is told in one sentence, with what to do."""
+"""A PyTorch that is installed and does not start is reported in one sentence, with what to do."""
 
 import os
 import subprocess

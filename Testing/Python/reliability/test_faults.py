@@ -354,7 +354,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, project):
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch):
-    """A file in the folder's place, which stops the administrator, too."""
+    """A file in the folder's place, which stops the administrator as well."""
     closed = tmp_path / "closed"
     closed.write_bytes(b"")
     monkeypatch.setenv("SPECKLE2SELF_HOME", str(closed))
@@ -389,7 +389,7 @@ sys.exit(main(["despeckle", "in.npy", "out.npy", "--model", sys.argv[2], "--regi
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
 @pytest.mark.parametrize(("room", "model"), [(60, "median"), (160, "default")])
 def test_little_memory_is_told_and_leaves_nothing(room, model, tmp_path, project):
-    """`room` MB beside what the libraries take; the frames alone have 50 MB."""
+    """`room` MB in addition to the libraries; the frames have 50 MB."""
     np.save(tmp_path / "in.npy", np.random.default_rng(0).integers(0, 255, (3, 4096, 4096)).astype(np.uint8))
     process = python(LITTLE_MEMORY, room, model, folder=tmp_path)
     _, errors = process.communicate(timeout=60)
@@ -433,7 +433,7 @@ def test_a_device_that_disappears_fails_the_job_alone():
     assert isinstance(said[0], Failed) and "\n" not in said[0].message and "CUDA error" in said[0].message
 
 
-# --- The scene changes while a run goes on
+# --- The scene changes during a run
 
 
 @pytest.fixture(scope="module")

@@ -778,7 +778,7 @@ ODD = [*VALUES, "O", "|V8", [1e9, 1e9, 1e9], [3, 10**9, 10**9], [-3, 24, 32], [0
 
 
 def test_nonsense_for_the_worker_is_answered_or_ends_it(tmp_path, monkeypatch):
-    """Of two kinds: a request that can be answered fails alone; one that has no number ends the process."""
+    """A request that can be answered fails on its own; one that has no number ends the process."""
     monkeypatch.setattr(worker_process, "TORN", 0.02)  # the block holds nonsense, too
     block = tmp_path / "block"
     for number in numbers("requests"):

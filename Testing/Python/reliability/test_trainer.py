@@ -106,7 +106,7 @@ def test_a_run_that_another_application_trains_is_left_to_it(trainer, job):
     until(trainer, lambda: len(run.reports) > 2)
     other = Trainer()
     assert not other.unfinished() and not other.jobs
-    with pytest.raises(InputError, match="'shared' goes on in another application"):
+    with pytest.raises(InputError, match="'shared' is active in another application"):
         other.add("shared", [FRAMES], job)
     run.pause()
     assert trainer.wait(run, 30)
@@ -114,7 +114,7 @@ def test_a_run_that_another_application_trains_is_left_to_it(trainer, job):
     trainer.resume(run)
     until(trainer, lambda: run.settings.get("from_step"))
     for tried in (lambda: other.resume(seen), seen.stop, seen.cancel):
-        with pytest.raises(InputError, match="'shared' goes on in another application"):
+        with pytest.raises(InputError, match="'shared' is active in another application"):
             tried()
     assert seen.state == "stopped" and run.folder.exists() and not trainer.poll() and run.state == "running"
     os.kill(run._child.process.pid, signal.SIGKILL)
@@ -240,7 +240,7 @@ def made(folder):
 def test_bad_input_is_told_in_the_words_of_the_core(trainer, job):
     run = trainer.add("flat", [np.zeros((4, 64, 64), np.uint8)], job)
     assert trainer.wait(run, 60) and run.state == "failed"
-    assert run.message.startswith("Nothing can be learnt"), run.message
+    assert run.message.startswith("Nothing can be learned"), run.message
     run.cancel()
     again = trainer.add("flat", [FRAMES], job)
     with pytest.raises(InputError, match="unfinished run 'flat'"):
@@ -516,7 +516,7 @@ def reached(process) -> int:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes as Linux lists them")
 def test_a_killed_rank_of_an_exported_run_restarts_it_from_its_last_checkpoint(tmp_path, job):
-    """It is the one that writes. Ten steps lie between two checkpoints, and no more than these are lost."""
+    """It is the one that writes. Ten steps lie between two checkpoints, and at most these are lost."""
     folder = export(tmp_path / "job", [FRAMES], replace(job, steps=120, interval=10))
     environment = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "DEVICES": "2", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([folder / "run.sh"], env=environment, stdout=subprocess.PIPE, text=True) as run:

@@ -246,7 +246,7 @@ def test_nonsense_fails_the_job_and_ends_the_process(answer, tmp_path):
         job = worker.despeckle(FRAMES)
         pid = worker.pid
         finish(worker, job)
-        assert job.state == "failed" and "cannot be understood" in job.message
+        assert job.state == "failed" and "sent an invalid answer" in job.message
         until(worker, lambda: not alive(pid), 2)
     finally:
         worker.close()

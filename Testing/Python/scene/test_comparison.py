@@ -95,7 +95,7 @@ def test_figures_are_of_a_slice_that_both_boxes_share_and_of_values_that_there_a
     assert "nan" not in comparison.asHtml(comparison.evaluate(before, after, *boxes)[0]) and "nan" not in figures
     boxes[1].SetCenter(24, 16, 2)
     boxes[1].SetSize(10, 20, 0.5)
-    with pytest.raises(InputError, match="no slice in common"):
+    with pytest.raises(InputError, match="do not share a slice"):
         comparison.evaluate(before, after, *boxes)
 
 
@@ -141,7 +141,7 @@ def test_the_views_own_label_map_comes_back(pair):
     mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "Mine")
     view.SetUseLabelOutline(False)
     composite.SetLabelVolumeID(mine.GetID())
-    for _ in range(2):  # as it is outlined anew
+    for _ in range(2):  # as it is outlined again
         regions.showOutline(pair[0], np.ones((64, 80), bool), 0)
     assert view.GetUseLabelOutline() and composite.GetLabelVolumeID() != mine.GetID()
     regions.hideOutline()
@@ -409,11 +409,11 @@ def test_a_dicom_database_is_asked_for_the_scanner_only_where_it_is_open(pair, m
     regions.remember(pair[0], region)
     assert np.array_equal(regions.remembered(pair[0], (64, 80)), region) and not complaints.heard
     database.openWith({("1.2.3", "0008,0070"): "Acme", ("1.2.3", "0008,1090"): "Sono/1"})
-    with pytest.raises(InputError, match="none was given"):
+    with pytest.raises(InputError, match="none was used"):
         regions.remembered(pair[0], (64, 80))
     regions.remember(pair[0], ~region)
     assert np.array_equal(regions.remembered(pair[0], (64, 80)), ~region)
-    with pytest.raises(InputError, match="none was given"):
+    with pytest.raises(InputError, match="none was used"):
         regions.remembered(pair[0], (80, 64))
     database.closeDatabase()
     assert np.array_equal(regions.remembered(pair[0], (64, 80)), region)

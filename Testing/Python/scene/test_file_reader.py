@@ -409,5 +409,5 @@ def test_messages_of_a_reader_come_with_the_file_before_them(tmp_path):
     (tmp_path / "x.mha").write_text("no image")
     assert not slicer.app.coreIOManager().loadNodes("NoFile", {"fileName": "none.mft"}, None, messages)
     assert messages.GetNthMessageText(0) == "Loading none.mft -  load failed."
-    with pytest.raises(AttributeError, match="not modelled"):
+    with pytest.raises(AttributeError, match="not modeled"):
         slicer.app.coreIOManager().loadNodes("TableFile", {"fileName": "none.csv"})

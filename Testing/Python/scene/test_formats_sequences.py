@@ -106,7 +106,7 @@ def test_a_volume_is_no_sequence(tmp_path):
     sitk.WriteImage(sitk.GetImageFromArray(FRAMES), str(tmp_path / "in.nii.gz"))
     recording = files.read(tmp_path / "in.nii.gz")
     for name in ("out.seq.nrrd", "out.igs.mha"):
-        with pytest.raises(InputError, match="is a volume and no sequence"):
+        with pytest.raises(InputError, match="is a volume, not a sequence"):
             files.check_output(tmp_path / name, recording)
 
 

@@ -38,7 +38,7 @@ def until(condition, seconds=30):
 
 
 def send(server):
-    """Images of which grey value and place are the number of the message."""
+    """Images whose grey value and place are the number of the message."""
     began = time.monotonic()
     for number in range(1, COUNT + 1):
         matrix = np.eye(4)
@@ -63,7 +63,7 @@ def test_image_and_place_of_a_message_stay_together_at_30_a_second(client, slice
 
     worker = Worker()
     volume = slicer.util.addVolumeFromArray(np.zeros(SIZE, np.uint8), name="US")
-    live = Live(worker, volume, model="median", region="none", strength=0.0)  # so that the image can be told
+    live = Live(worker, volume, model="median", region="none", strength=0.0)  # identifies the image
     try:
         end = time.monotonic() + 60
         while live.output is None:

@@ -182,7 +182,7 @@ def test_the_average_with_a_region_of_one_orientation_is_refused(logic):
 def test_the_region_can_be_a_box_and_then_the_one_that_was_given_last(logic, fake, named, tmp_path, monkeypatch):
     monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path))
     node = add_volume(FRAMES[:1])
-    with pytest.raises(InputError, match="none was given"):
+    with pytest.raises(InputError, match="none was used"):
         logic.process(node, region="given")
     box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
     box.SetCenter(5, 6, 0)
@@ -210,7 +210,7 @@ def test_a_name_is_that_of_what_can_be_despeckled_whatever_else_has_it(logic):
     add_volume(FRAMES[:1], "Liver")
     assert np.array_equal(voxels(logic.process("Liver")), 255 - FRAMES[:1])
     add_volume(FRAMES[1:2], "Liver")
-    with pytest.raises(InputError, match="2 nodes that could be despeckled are named 'Liver'; give the id of one: vtk"):
+    with pytest.raises(InputError, match="2 nodes that could be despeckled are named 'Liver'; use the id of one: vtk"):
         logic.process("Liver")
 
 
@@ -240,7 +240,7 @@ def test_a_browser_stands_for_its_only_recording_of_images(logic):
     with pytest.raises(InputError, match="'Browser' plays several recordings; choose one of them"):
         logic.process(browser)
     empty = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "None")
-    with pytest.raises(InputError, match="'None' plays no recording of images"):
+    with pytest.raises(InputError, match="'None' does not play a recording of images"):
         logic.process(empty)
 
 
@@ -255,7 +255,7 @@ def test_a_region_by_name_is_a_segmentation_or_a_box(logic, fake, tmp_path, monk
     logic.process("Liver", region="Liver")
     assert fake.calls[0]["region"].sum() == 63
     slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Liver")
-    with pytest.raises(InputError, match="2 regions are named 'Liver'; give the id of one"):
+    with pytest.raises(InputError, match="2 regions are named 'Liver'; use the id of one"):
         logic.process("Liver", region="Liver")
 
 

@@ -94,11 +94,11 @@ def test_an_orientation_without_ultrasound_is_left_out_of_the_mean_and_told(work
     speckle = np.random.default_rng(0).rayleigh(40, (4, 5, 32)).clip(0, 255).astype(np.uint8)
     volume = slicer.util.addVolumeFromArray(speckle.repeat(8, 0).repeat(8, 1), name="Volume")  # even squares across I
     expected = slicer.util.arrayFromVolume(logic().process(volume, model="median", axis="average"))
-    assert "across i" in caplog.text
+    assert "along i" in caplog.text
     run = Run(worker, volume, axis="average", model="median", region="auto")
     finish(worker, run)
     assert np.array_equal(slicer.util.arrayFromVolume(run.result.node), expected)
-    assert "across i" in run.message
+    assert "along i" in run.message
     halves = [slicer.util.arrayFromVolume(logic().process(volume, model="median", axis=axis)) for axis in "kj"]
     assert np.abs(np.mean(halves, 0) - expected).max() <= 0.5
 
@@ -238,7 +238,7 @@ def test_live_takes_the_slice_at_which_the_view_stands_and_shows_it_there(worker
         end = time.monotonic() + 60
         while live.waiting and time.monotonic() < end:
             worker.poll()
-            view.GetSliceToRAS().SetElement(2, 3, 50)  # it goes on before the result is here
+            view.GetSliceToRAS().SetElement(2, 3, 50)  # it continues before the result has arrived
             live.step()
             time.sleep(0.005)
         origin = live.output.GetOrigin()[2]
@@ -432,14 +432,14 @@ def test_an_image_that_changes_its_size_during_a_run_is_told(worker, sequence):
         run.step()
     slicer.util.updateVolumeFromArray(sequence.GetNthDataNode(11), FRAMES[:1, :20, :20])
     finish(worker, run)
-    assert run.state == "failed" and "was changed meanwhile; nothing was written" in run.message
+    assert run.state == "failed" and "was changed during the run; nothing was written" in run.message
     assert slicer.mrmlScene.GetNumberOfNodes() == count
     for other in (FRAMES[:1, :20, :20], FRAMES[:1].astype(np.int16) + 300):
         alone = make_sequence(FRAMES[:1])
         run = Run(worker, alone, model="median", region="none")
         slicer.util.updateVolumeFromArray(alone.GetNthDataNode(0), other)  # before it was read
         finish(worker, run)
-        assert run.state == "failed" and "was changed meanwhile" in run.message
+        assert run.state == "failed" and "was changed during the run" in run.message
 
 
 def test_live_finds_grain_and_grey_values_anew_in_a_region_that_is_moved(slicer_app, tmp_path, monkeypatch):

@@ -537,7 +537,7 @@ def test_an_input_that_was_removed_meanwhile_is_no_crash(scene, which):
     frames = source.read()
     scene.RemoveNode(sequence)
     before = nodes(scene)
-    with pytest.raises(InputError, match="removed from the scene meanwhile"):
+    with pytest.raises(InputError, match="removed from the scene during the run"):
         results.write(source, frames)
     assert nodes(scene) == before
 

@@ -163,8 +163,8 @@ def test_what_cannot_be_trained_on_is_refused(logic, volume, box, tmp_path):
         ([empty], {}, "no image data"),
         ([volume], {"preset": "fast"}, "Unknown preset"),
         ([volume], {"steps": 3, "minutes": 1.0}, "not both"),
-        ([volume], {"heldOut": [volume]}, "held out at once"),
-        ([volume], {"region": "given"}, "none was given"),
+        ([volume], {"heldOut": [volume]}, "both trained on and held out"),
+        ([volume], {"region": "given"}, "none was used"),
         ([volume], {"region": volume}, "Choose a segmentation"),
         ([tmp_path], {"region": box}, "needs a recording"),
         ([volume, other, tmp_path], {"region": box}, "not the same"),
@@ -190,7 +190,7 @@ def test_what_training_would_take_is_told(logic, volume):
         time.sleep(0.02)
     estimate, refused = sorted(told, key=lambda x: isinstance(x, InputError))
     assert estimate["steps"] == 50 and estimate["frames"] == 13 and estimate["minutes"] > 0
-    assert "Nothing can be learnt" in str(refused)
+    assert "Nothing can be learned" in str(refused)
     assert logic.trainer.jobs == []
 
 

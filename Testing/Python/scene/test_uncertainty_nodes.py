@@ -105,6 +105,6 @@ def test_caution_keeps_the_input_in_the_scene_too(logic, model):
 def test_a_filter_has_none_and_leaves_nothing_behind(logic, asked):
     node = slicer.util.addVolumeFromArray(FRAMES, name="US")
     count = slicer.mrmlScene.GetNumberOfNodes()
-    with pytest.raises(InputError, match="does not tell how uncertain it is"):
+    with pytest.raises(InputError, match="does not estimate its uncertainty"):
         logic.process(node, model="median", region="none", **asked)
     assert slicer.mrmlScene.GetNumberOfNodes() == count
