@@ -136,10 +136,10 @@ class Child:
             self.process.stdin.flush()
 
     def close(self, wait: bool = True) -> None:
-        """End the process and all that it started, at once.
+        """End the process and its descendants at once.
 
-        The system may take long for it, as memory of gigabytes is given back. wait: until that is done, a second at
-        most; else it is done in the background after a moment, see `settle`.
+        The system may be slow, for instance in freeing gigabytes. wait: until that is done, a second at most; else it
+        is done in the background after a moment, see `settle`.
         """
         if self.poll() is None:
             kill_tree(self.process)

@@ -352,9 +352,9 @@ def test_a_stream_gives_every_frame_when_there_is_time(shared):
         assert stream.push(frame) == number
         results = []
         until(shared, lambda results=results: results.append(stream.take()) or results[-1])
-        image, took, latency = results[-1]
+        image, took, latency, told = results[-1]
         assert took == number and 0 < latency < 30 and image.shape == (48, 64) and (image != frame).any()
-        assert stream.take() is None
+        assert told is None and stream.take() is None
     assert (stream.pushed, stream.done, stream.dropped) == (6, 6, 0)
     assert stream.latency(50) <= stream.latency(95) and stream.region.all()
     stream.stop()
