@@ -34,8 +34,8 @@ CONFIG = ModelConfig(width=16)
 
 
 def outline(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Where a screen (H, W) shows an image: between random straight lines, inside a random ring, or all of it; maybe
-    with a gap in the middle."""
+    """Return where a screen (H, W) shows an image: between random straight lines, inside a random ring, or all of it;
+    maybe with a gap in the middle."""
     y, x = np.mgrid[: size[0], : size[1]].astype(float)
     inside = np.ones(size, bool)
     for _ in range(rng.integers(0, 5)):
@@ -88,7 +88,7 @@ def picture(frame: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np
 
 
 def _resized(frame: np.ndarray, labels: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
-    """As a frame grabber scales the screen; cut, or with black around it, to the size that it had."""
+    """Return what a frame grabber stores that scales the screen, cut or padded with black to its former size."""
     cut = tuple(slice(0, n) for n in frame.shape)
     values = torch.from_numpy(np.stack([frame, labels == DRAWN, labels == EITHER]).astype(np.float32))[None]
     values = F.interpolate(values, scale_factor=factor, mode="bilinear", antialias=True)[0].numpy()

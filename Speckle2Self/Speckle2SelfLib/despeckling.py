@@ -60,23 +60,19 @@ def despeckle(
 
     Args:
         frames: (H, W), (N, H, W) or in color (N, H, W, 3 or 4); any integer or floating-point type. Not changed.
-        model: the name of a model or of a filter, a model file, a `Model`, or a `Filter`.
-        region: (H, W) bool, what to despeckle; "auto" detects the imaged part, and in each frame what is drawn on it;
-            None: whole frames.
-        within: (H, W) bool: "auto" searches only there.
+        model: a name of a model or filter, a model file, a `Model`, or a `Filter`.
+        region: (H, W) bool, what to despeckle; "auto" detects the imaged part and, in each frame, graphics, only in
+            `within` (H, W) bool where that is given; None: whole frames.
         calibration: that of the frames' recording, instead of `region`; None: computed here.
         output: an array of the frames' shape and type to write into; complete as far as `progress` reported.
-        progress: called with (frames done, frames).
-        cancelled: asked before each block of frames; True raises Cancelled.
-        precision: torch.float32, bfloat16 or (CUDA) float16; None: see `inference.precision_of`.
-        uncertainty: float32 array (H, W) or (N, H, W) to write one standard deviation of the output's error at each
-            pixel into, in its grey values; 0 where nothing is changed. For models that estimate it.
-        options: strength, gamma, cautious and device, as `DespeckleOptions` explains them.
+        progress: called with (frames done, frames); cancelled: asked before each block, True raises Cancelled.
+        uncertainty: float32 array (H, W) or (N, H, W) for one standard deviation of the output's error at each pixel,
+            in its grey values; 0 where nothing is changed. For models that estimate it.
+        options: strength, gamma, cautious, device, see `DespeckleOptions`; precision, see `inference.precision_of`.
 
     Returns an array of the same shape, type and value range. Pixels outside the region, colored ones, graphics and
-    those that are not finite come back bit for bit. One grey mapping and one grain serve all frames, so that nothing
-    flickers (only the published model normalizes every frame on its own, as published). Raises InputError in one
-    sentence, Cancelled.
+    those that are not finite come back bit for bit. One grey mapping and one grain serve all frames (the published
+    model normalizes each on its own). Raises InputError in one sentence, Cancelled.
     """
     chosen = _check_options(options)
     model = find_model(model)

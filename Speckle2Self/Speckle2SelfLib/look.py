@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from .grey import luminance
 from .tint import find_tint
@@ -72,6 +71,8 @@ def look(
 def _drawn(same: np.ndarray) -> np.ndarray:
     """Return where the result is the input, (N, H, W) bool, because something is drawn there, which has a margin; by
     chance, that happens to single pixels."""
+    from scipy import ndimage  # Slicer bundles none
+
     return np.stack([ndimage.binary_opening(frame, np.ones((3, 3))) for frame in same])
 
 

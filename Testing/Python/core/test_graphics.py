@@ -90,7 +90,7 @@ def test_it_says_what_is_missing_and_what_does_not_fit(monkeypatch):
 
 
 def test_most_graphics_stay_as_they_are_hardly_any_tissue_does_and_nothing_outside_is_painted():
-    """In fonts that the detector has not learnt from; the bounds are what it reaches, and a little more."""
+    """In fonts that the detector was not trained on; the bounds are what it reaches, and a little more."""
     cases = graphics_cases(1, (200, 260), lengths=(1, 4))
     rows = [case.measure(despeckle(case.frames, shift)) for case in cases]
     changed, left, painted = (np.mean([row[name] for row in rows]) for name in rows[0])
