@@ -20,11 +20,17 @@ from Speckle2SelfLib.formats import FORMATS, base  # noqa: E402
 from Speckle2SelfLib.formats.base import Recording  # noqa: E402
 from Speckle2SelfSlicer import dependencies, file_reader  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("slicer_app")
+pytestmark = pytest.mark.usefixtures("slicer_app", "no_complaints")
 FRAMES = np.random.default_rng(0).integers(1, 255, (5, 34, 50)).astype(np.uint8)
 COLOUR = np.random.default_rng(1).integers(1, 255, (5, 34, 50, 3)).astype(np.uint8)
 TIMES = np.arange(5) * 0.04
 KIND = "UltrasoundRecordingFile"
+
+
+@pytest.fixture
+def no_complaints():
+    """Forget the errors of earlier tests."""
+    complaints.heard.clear()
 
 
 def written(path, frames=FRAMES, times=TIMES, **changes):

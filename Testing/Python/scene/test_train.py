@@ -83,7 +83,7 @@ def test_recordings_are_told_apart_by_what_they_are_and_not_by_their_names(logic
 
     data = training_data.gather(logic.session, [volume, volume], heldOut=[same], region="none", device="cpu")
     assert [len(some) for some in (data.recordings, data.heldOut)] == [1, 1]
-    with pytest.raises(InputError, match="at once"):
+    with pytest.raises(InputError, match="both trained on and held out"):
         training_data.gather(logic.session, [volume], heldOut=[volume], region="none", device="cpu")
 
 
