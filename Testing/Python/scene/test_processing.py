@@ -91,7 +91,7 @@ def test_a_volume_is_cut_and_put_together_as_the_console_does_it(worker, slicer_
 def test_an_orientation_without_ultrasound_is_left_out_of_the_mean_and_told(worker, slicer_app, caplog):
     from Speckle2SelfSlicer.processing import Run
 
-    speckle = np.random.default_rng(0).rayleigh(40, (64, 64, 64)).clip(0, 255).astype(np.uint8)
+    speckle = np.random.default_rng(0).rayleigh(40, (48, 48, 48)).clip(0, 255).astype(np.uint8)
     k, j, _i = np.indices(speckle.shape)
     speckle[(k % 16 > 0) & (j % 16 > 0)] = 0  # a lattice of lines across I
     volume = slicer.util.addVolumeFromArray(speckle, name="Volume")
