@@ -215,7 +215,7 @@ def test_a_job_trains_there_and_its_model_works_everywhere(tmp_path, monkeypatch
     job = Job(str(tmp_path / "m.model"), (str(tmp_path / "cine.npy"),), preset="adapt", steps=20, device="cuda",
               region="none", report=5)  # fmt: skip
     runs.run(job, lines.append)
-    assert lines[0]["device"] == "cuda" and "held-out lattice" in lines[-2]
+    assert lines[0]["device"] == "cuda" and "rms" in lines[-2]
     model = Model(*checkpoint.load(tmp_path / "m.model"))
     cpu, cuda = both(recording((128, 128))[0], model)
     assert np.abs(cpu - cuda).max() <= 1

@@ -592,7 +592,7 @@ def state(tmp_path_factory):
     config = ModelConfig(width=4, grain=(0.75, 1.7))
     checkpoint.save(folder / "start.model", config, build(config), {})
     job = Job(str(folder / "m.model"), (str(folder / "in.npy"),), preset="adapt", init=str(folder / "start.model"),
-              steps=4, batch=2, simulated=0, device="cpu", region="none", resume=True)  # fmt: skip
+              steps=4, batch=2, simulated=0, recipe="disjoint", device="cpu", region="none", resume=True)  # fmt: skip
     asked = iter([False, False, True])
     with pytest.raises(Cancelled):
         runs.run(job, stop=lambda: next(asked))
@@ -720,7 +720,7 @@ class FakeChild(worker_module._Child):
         self.process = SimpleNamespace(stdout=stdout, stderr=stderr, stdin=stdin, poll=lambda: None, pid=0)
         self._rest, self._errors = {stdout: b"", stderr: b""}, worker_module.deque(maxlen=20)
 
-    def close(self):
+    def close(self, wait=True):
         self.process.stdout.close()
 
 
@@ -736,7 +736,6 @@ ANSWERS = [
 
 
 def test_nonsense_of_the_worker_never_reaches_the_application(monkeypatch):
-    monkeypatch.setattr(worker_module, "kill_tree", lambda process: None)
     monkeypatch.setattr(worker_module.Worker, "warm_up", lambda self: None)
     failed = 0
     for number in numbers("answers"):
