@@ -14,6 +14,7 @@ from .system import InputError, _
 from .tint import Tint, find_tint
 
 SMALLEST = 8  # pixels, of either side of a frame
+SCREEN = 128  # pixels; frames with a smaller side are slices of a volume rather than a scanner's screen
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,7 @@ def calibrate(
     """
     stack = as_stack(frames)
     bounds = value_range(stack)
-    moving = isinstance(region, str) and len(stack) > 1
+    moving = isinstance(region, str) and len(stack) > 1 and min(stack.shape[1:3]) >= SCREEN
     region = find_region(stack, region, within)
     mapping = grey_mapping(stack, region)
     grain = grain_in(stack, region) if with_grain and region.any() and mapping[0] < mapping[1] else None
