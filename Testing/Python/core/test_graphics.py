@@ -8,6 +8,7 @@ import pytest
 
 from Speckle2SelfBench.graphics_cases import graphics_cases, shift
 from Speckle2SelfLib import graphics
+from Speckle2SelfLib.calibration import calibrate
 from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.graphics import FONTS, HELD_OUT_FONTS, KINDS, draw_graphics
 from Speckle2SelfLib.system import InputError
@@ -95,3 +96,10 @@ def test_most_graphics_stay_as_they_are_hardly_any_tissue_does_and_nothing_outsi
     rows = [case.measure(despeckle(case.frames, shift)) for case in cases]
     changed, left, painted = (np.mean([row[name] for row in rows]) for name in rows[0])
     assert changed < 14 and left < 3 and painted <= 0.01, (changed, left, painted)
+
+
+@pytest.mark.parametrize(("size", "searched"), [((127, 200), False), ((128, 200), True)])
+def test_moving_graphics_are_searched_for_on_screens_and_not_in_slices_of_small_volumes(size, searched):
+    frames = np.random.default_rng(0).rayleigh(40, (3, *size)).clip(0, 255).astype(np.uint8)
+    assert calibrate(frames).graphics is searched
+    assert calibrate(frames[:1]).graphics is False and calibrate(frames, None).graphics is False
