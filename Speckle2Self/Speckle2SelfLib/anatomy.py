@@ -174,7 +174,7 @@ class Textures:
 
 
 class PointTargets:
-    """Coherent point targets over an echogenicity; `echoes` holds the amplitudes at their peak."""
+    """Point targets and straight echoes over an echogenicity; `echoes` holds the amplitudes at their peak."""
 
     rng: np.random.Generator
     size: tuple[int, int]
@@ -189,6 +189,28 @@ class PointTargets:
     def _echo_at(self, rows: np.ndarray, columns: np.ndarray, contrast: np.ndarray | float) -> None:
         level = self.decibels[rows, columns] + contrast
         np.maximum.at(self.echoes, (rows, columns), (10 ** (level / 20)).astype(self.echoes.dtype))
+
+    def draw_strokes(
+        self, count: int, spacing: float
+    ) -> tuple[float, bool, list[tuple[float, np.ndarray, float, float]]]:
+        """Draw the width (sigma, pixels) of straight echoes, whether they are coherent, and of each its direction
+        (radians), middle (pixels), half length (pixels) and contrast (dB)."""
+        angle = self.rng.normal(0, 0.3) if self.rng.random() < 0.6 else self.rng.uniform(0, np.pi)
+        length = float(np.exp(self.rng.uniform(np.log(0.12), np.log(0.8)))) * min(self.size)
+        level, sigma = self.rng.uniform(7, 24), self.rng.uniform(0.3, 1.2)
+        coherent = self.rng.random() < 0.6
+        center = np.array([self.rng.uniform(0.1, 0.9) * n for n in self.size])
+        strokes = []
+        for number in range(count):
+            turn, middle, half, contrast = angle, center, length / 2, level
+            if spacing:
+                middle = center + (number - (count - 1) / 2) * spacing * np.array([np.cos(turn), -np.sin(turn)])
+            else:
+                turn += self.rng.normal(0, 0.12)
+                middle = np.array([self.rng.uniform(0, n) for n in self.size])
+                half, contrast = half * self.rng.uniform(0.3, 1.5), level * self.rng.uniform(0.8, 1.2)
+            strokes.append((turn, middle, half, contrast))
+        return sigma, coherent, strokes
 
     def row(self, count: int, spacing: float) -> None:
         """Add equal point targets in a row, as in a resolution phantom."""
@@ -263,21 +285,8 @@ class Anatomy(PointTargets):
 
         spacing, pixels: they lie side by side at this distance, as in a grating; 0: anywhere, in about one direction.
         """
-        angle = self.rng.normal(0, 0.3) if self.rng.random() < 0.6 else self.rng.uniform(0, np.pi)
-        length = exp(self.rng.uniform(log(0.12), log(0.8))) * self.unit
-        level, sigma = self.rng.uniform(7, 24), self.rng.uniform(0.3, 1.2)
-        coherent = self.rng.random() < 0.6
-        center = np.array([self.rng.uniform(0.1, 0.9) * n for n in self.size])
-        for number in range(count):
-            turn = angle
-            if spacing:
-                step = (number - (count - 1) / 2) * spacing
-                middle = center + step * np.array([np.cos(turn), -np.sin(turn)])
-                half, contrast = length / 2, level
-            else:
-                turn += self.rng.normal(0, 0.12)
-                middle = np.array([self.rng.uniform(0, n) for n in self.size])
-                half, contrast = length / 2 * self.rng.uniform(0.3, 1.5), level * self.rng.uniform(0.8, 1.2)
+        sigma, coherent, strokes = self.draw_strokes(count, spacing)
+        for turn, middle, half, contrast in strokes:
             window = self._window(middle, half + 5)
             y, x = self.y[window] - np.float32(middle[0]), self.x[window] - np.float32(middle[1])
             along, across = _turned(y, x, turn)

@@ -153,21 +153,8 @@ class _Anatomy(PointTargets):
 
         spacing, pixels: they lie side by side at this distance, as in a grating; 0: anywhere, in about one direction.
         """
-        angle = self.rng.normal(0, 0.3) if self.rng.random() < 0.6 else self.rng.uniform(0, np.pi)
-        length = np.exp(self.rng.uniform(np.log(0.12), np.log(0.8))) * self.unit
-        level, sigma = self.rng.uniform(7, 24), self.rng.uniform(0.3, 1.2)
-        coherent = self.rng.random() < 0.6
-        centre = np.array([self.rng.uniform(0.1, 0.9) * n for n in self.size])
-        for number in range(count):
-            turn = angle
-            if spacing:
-                step = (number - (count - 1) / 2) * spacing
-                middle = centre + step * np.array([np.cos(turn), -np.sin(turn)])
-                half, contrast = length / 2, level
-            else:
-                turn += self.rng.normal(0, 0.12)
-                middle = [self.rng.uniform(0, n) for n in self.size]
-                half, contrast = length / 2 * self.rng.uniform(0.3, 1.5), level * self.rng.uniform(0.8, 1.2)
+        sigma, coherent, strokes = self.draw_strokes(count, spacing)
+        for turn, middle, half, contrast in strokes:
             y, x = self.y - middle[0], self.x - middle[1]
             along, across = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
             ends = 1 / (1 + np.exp(np.clip(4 * (np.abs(along) - half), -40, 40)))
