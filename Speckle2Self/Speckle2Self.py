@@ -40,9 +40,6 @@ UltrasoundNode = Union[  # noqa: UP007, see regions.RegionNode
 ]
 
 
-LOOK = ("strength", "gamma", "cautious")  # parameters that change the output without the network
-
-
 class Speckle2Self(ScriptedLoadableModule):
     def __init__(self, parent):
         ScriptedLoadableModule.__init__(self, parent)
@@ -222,10 +219,12 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
         if changed & {"strength", "gamma", "cautious"}:
             self.startRelook()
             if self.live is not None:
-                self.live.look(now["strength"], now["gamma"], now["cautious"] if self._tells else 0.0)
+                self.live.look(**self.look())
                 self.timer.start()
-        retold = self.live is not None and self.live.tells != (self._tells and now["showUncertainty"])
-        if (changed & {"model", "region", "regionNode", "axis", "device"} or retold) and self.live is not None:
+        if self.live is not None and (
+            changed & {"model", "region", "regionNode", "axis", "device"}
+            or self.live.withUncertainty != self.showsUncertainty
+        ):
             self.startLive(self.live.once)
         if changed & {"showRegion", "region", "regionNode", "axis", "inputNode"}:
             self.showRegion()
@@ -309,9 +308,8 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
         names = {each.name for each in fields(DespeckleOptions)} & set(parameters.allParameters)
         options = {name: parameters.getValue(name) for name in names}
         given = parameters.regionNode if parameters.region == "given" else None
-        tells = {"uncertainty": True} if self._tells and parameters.showUncertainty else {}
         return {
-            **options, "region": given or parameters.region, "cautious": options["cautious"] * self._tells, **tells
+            **options, **self.look(), "region": given or parameters.region, "uncertainty": self.showsUncertainty
         }  # fmt: skip
 
     def onApply(self) -> None:
@@ -403,8 +401,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
                 parameters.outputNode = run.result.node
             if self._parameterNode and self.result is not None:
                 self._seen = self.parameters()
-                look = [self._seen[name] * (name != "cautious" or self._tells) for name in LOOK]
-                if [getattr(run.options, name) for name in LOOK] != look:
+                if any(getattr(run.options, name) != value for name, value in self.look().items()):
                     self.startRelook()
                 self.showRegion()
                 self.showUncertainty()
@@ -422,10 +419,11 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
         """Apply strength, gamma and caution to the existing result; a restart uses the newest values."""
         parameters, result = self._parameterNode, self.result
         if result is not None and result.node is parameters.outputNode:
-            cautious = parameters.cautious if self._tells else 0.0
-            if cautious and not result.tells:
+            look = self.look()
+            if look["cautious"] and not result.hasUncertainty:
                 self.setStatus(APPLY_AGAIN)
-            self._relook = result.relook(parameters.strength, parameters.gamma, cautious if result.tells else 0.0)
+                look["cautious"] = 0.0
+            self._relook = result.relook(**look)
             self.timer.start()
 
     def found(self) -> np.ndarray | None:

@@ -53,7 +53,7 @@ def calibrate(
     """
     stack = as_stack(frames)
     bounds = value_range(stack)
-    moving = isinstance(region, str) and len(stack) > 1 and min(stack.shape[1:3]) >= SCREEN
+    moving = isinstance(region, str) and len(stack) > 1 and is_screen(stack)
     region = find_region(stack, region, within)
     mapping = grey_mapping(stack, region)
     grain = grain_in(stack, region) if with_grain and region.any() and mapping[0] < mapping[1] else None
@@ -74,6 +74,11 @@ def as_stack(frames: np.ndarray) -> np.ndarray:
     if frames.dtype.kind == "f" and not any(np.isfinite(frame).any() for frame in stack):
         raise InputError(_("The frames hold no finite value."))
     return stack
+
+
+def is_screen(stack: np.ndarray) -> bool:
+    """Return whether frames (N, H, W[, C]) are large enough for a scanner's screen, on which graphics can move."""
+    return min(stack.shape[1:3]) >= SCREEN
 
 
 def find_region(stack: np.ndarray, region: np.ndarray | str | None, within: np.ndarray | None = None) -> np.ndarray:

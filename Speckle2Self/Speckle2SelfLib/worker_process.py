@@ -199,7 +199,7 @@ class Stream:
         return lit > self.lit_at_first + GROWN or over > OVER
 
     def _find(self, frames: np.ndarray) -> Calibration:
-        from .calibration import SCREEN, calibrate, find_region
+        from .calibration import calibrate, find_region, is_screen
         from .despeckling import needs_grain
 
         if self.region_option == "given":
@@ -209,7 +209,7 @@ class Stream:
             if region.any() or self.calibration is None:  # else the previous calibration serves the next frames
                 self.region[...] = region
         calibration = calibrate(frames, region, with_grain=needs_grain(self.engine))
-        return replace(calibration, graphics=self.region_option == "auto" and min(frames.shape[1:3]) >= SCREEN)
+        return replace(calibration, graphics=self.region_option == "auto" and is_screen(frames))
 
 
 class Server:

@@ -51,7 +51,7 @@ class Live:
         self.node, self.output, self.once, self.state, self.message = node, output, once, "running", ""
         self._sliceNode, self._axis, self._worker, self._options = sliceNode, axis, worker, options
         self._region = MovingRegion(regionNode, options.get("region"))
-        self.tells, self.uncertainty = uncertainty, None
+        self.withUncertainty, self.uncertainty = uncertainty, None
         self._stream, self._observed, self._moments = None, [], []
         self._lastPushed, self._lastTaken, self._places, self._slice = 0, 0, {}, None
         self._imageChanged = self._viewMoved = False
@@ -104,7 +104,7 @@ class Live:
         axis, number = self._sliceOf(voxels.shape)
         frame = np.moveaxis(voxels, axis, 0)[number]
         if self._stream is None:
-            self._stream = self._worker.live(frame.shape, frame.dtype, self._options, self.tells)
+            self._stream = self._worker.live(frame.shape, frame.dtype, self._options, self.withUncertainty)
         region = self._region.update(self.node, frame.shape[:2], axis)
         if region is not None:
             self._stream.give(region)

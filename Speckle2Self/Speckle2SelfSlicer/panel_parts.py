@@ -52,7 +52,7 @@ class LivePart:
         live, self.live = self.live, None
         if live is not None:
             live.stop()
-            if live.tells:
+            if live.withUncertainty:
                 self.overlay.hide()
             self._ended = (live, live.output.GetName()) if live.hasOutput else None
         self.ui.liveCheckBox.checked = False
@@ -167,13 +167,24 @@ class UncertaintyPart:
 
     def setupUncertainty(self) -> None:
         self.overlay = uncertainty.Overlay()
-        self._tells = False  # whether the chosen model estimates its uncertainty
+        self._estimatesUncertainty = False  # whether the chosen model does
 
     def offerUncertainty(self, model: str) -> None:
         """Enable the controls for a model that estimates its uncertainty."""
-        self._tells = library.estimates_uncertainty(model)
+        self._estimatesUncertainty = library.estimates_uncertainty(model)
         for widget in (self.ui.cautiousSlider, self.ui.showUncertaintyCheckBox):
-            widget.enabled = self._tells
+            widget.enabled = self._estimatesUncertainty
+
+    @property
+    def showsUncertainty(self) -> bool:
+        """Return whether the uncertainty is to be shown, and the chosen model estimates it."""
+        return self._estimatesUncertainty and self._parameterNode.showUncertainty
+
+    def look(self) -> dict[str, float]:
+        """Return the parameters that change an output without the network; caution only for a model that allows it."""
+        parameters = self._parameterNode
+        cautious = parameters.cautious if self._estimatesUncertainty else 0.0
+        return {"strength": parameters.strength, "gamma": parameters.gamma, "cautious": cautious}
 
     def showUncertainty(self) -> None:
         """Color uncertain places of the output in the slice views, or take the colors away."""
@@ -186,7 +197,7 @@ class UncertaintyPart:
                 self.overlay.follow(node)
         elif self.live is None:
             self.overlay.hide()
-            if self._tells and parameters.outputNode is not None and self.run is None:
+            if self._estimatesUncertainty and parameters.outputNode is not None and self.run is None:
                 self.setStatus(APPLY_AGAIN)
 
 

@@ -253,7 +253,7 @@ class Result:
             job.release_input()
 
     @property
-    def tells(self) -> bool:
+    def hasUncertainty(self) -> bool:
         """Return whether the uncertainty is known, which caution needs."""
         return bool(self._jobs) and all(job.uncertainty is not None for job in self._jobs)
 
@@ -280,7 +280,7 @@ class Result:
         for job, axis, place in self._parts(number):
             told = uncertainty_of_look(job.uncertainty[place], job.output[place], job.mapping, strength, gamma)
             parts.append(np.moveaxis(told, 0, axis))
-        return parts[0] if len(parts) == 1 else volumes.average([part[None] for part in parts])[0]
+        return _mean(parts)
 
     def _parts(self, number: int) -> Iterator[tuple[DespeckleJob, int, slice]]:
         """Yield the jobs of one volume, the axis across which each cuts it, and its frames there."""
@@ -305,7 +305,7 @@ class Result:
                 frames = np.moveaxis(before, axis, 0)
                 after = look(frames, after, job.region, job.mapping, strength, gamma, cautious, told)
             parts.append(np.moveaxis(after, 0, axis))
-        return parts[0] if len(parts) == 1 else volumes.average([part[None] for part in parts])[0]
+        return _mean(parts)
 
     def relook(self, strength: float, gamma: float, cautious: float = 0.0) -> Iterator[None]:
         """Update the output and its uncertainty, starting with the volume that is shown; yield between pieces. Items
@@ -343,6 +343,13 @@ class Result:
         for job in self._jobs:
             job.release()
         self._jobs = []
+
+
+def _mean(orientations: list[np.ndarray]) -> np.ndarray:
+    """Return the mean of the same volume (K, J, I[, C]), despeckled in several orientations."""
+    if len(orientations) == 1:
+        return orientations[0]
+    return volumes.average([volume[None] for volume in orientations])[0]
 
 
 def _shownItems(sequence: vtkMRMLNode) -> dict[int, vtkMRMLVolumeNode]:

@@ -204,7 +204,7 @@ class Stream:
         uncertainty: bool = False,
     ):  # fmt: skip
         self._worker, self._options, self._own_region = weakref.proxy(worker), asdict(options), region
-        self._tells = uncertainty
+        self._with_uncertainty = uncertainty
         self.state, self.message, self.device, self.precision = "running", "", "", ""
         self.pushed = self.done = self.dropped = 0
         self._last_done = self._last_taken = 0
@@ -212,7 +212,7 @@ class Stream:
         self._allocate(tuple(shape), np.dtype(dtype))
 
     def _allocate(self, shape, dtype) -> None:
-        arrays = stream_arrays(shape, dtype, self._tells)
+        arrays = stream_arrays(shape, dtype, self._with_uncertainty)
         self.shape, self.dtype, self.number = shape, dtype, self._worker._next_number()
         self._block = _Block(offsets_of(*arrays)[1])
         self._header, self._inputs, self._outputs, self._region, *self._maps = views(self._block.map, *arrays)
@@ -229,7 +229,8 @@ class Stream:
         self._wake_sent = False
         block, inode = self._block.name
         self._worker._send(protocol.OpenStream(
-            self.number, self.shape, self.dtype.str, block, inode, self._options, self._last_done, self._tells
+            self.number, self.shape, self.dtype.str, block, inode, self._options, self._last_done,
+            self._with_uncertainty,
         ))  # fmt: skip
         self._wake()
 
