@@ -18,13 +18,14 @@ from torch import nn
 from .anatomy import Anatomy
 from .dataset import Cine, simulate_cines
 from .grey import BRIGHTEST, evenly
-from .inference import through_network
+from .inference import through_mirrored, through_network
 from .resampling import resample
 from .simulation import Draw
 from .system import Progress
 
 FRAMES = 24  # of all recordings together that are despeckled, at least one of each
 SPANS = (35.0, 75.0)  # decibels from black to white
+AT_ONCE = 16  # simulated frames that are despeckled at a time
 SCALES = (0.75, 1.5)  # by which an anatomy is magnified
 SHARPENED = 1.0  # of the difference to a blurred image, at most: despeckled images are smoother than what they show
 TRIALS = 300  # scanners that are tried
@@ -38,23 +39,32 @@ FINE = 0.2  # of the anatomies get strokes, and as many points
 
 @torch.no_grad()
 def despeckled(cines: Sequence[Cine], network: nn.Module) -> list[list[np.ndarray]]:
-    """Return, for each recording at the network's grain, some of its frames despeckled: (H, W) about [0, 1].
-
-    Each is the mean of what the network makes of the frame and its mirror images, whose errors differ in part.
-    """
+    """Return, for each recording at the network's grain, some of its frames despeckled: (H, W) about [0, 1]."""
     most = max(1, FRAMES // max(1, len(cines)))
     device = next(network.parameters()).device
     images = []
     for cine in cines:
         chosen = [cine.frames[number : number + 1].to(device) for number in evenly(len(cine.frames), most)]
-        images.append([_despeckled(network, frame)[0, 0].cpu().numpy() for frame in chosen])
+        clean = [through_mirrored(network, frame).float().clamp(0, BRIGHTEST) for frame in chosen]  # (1, 1, H, W) each
+        images.append([image[0, 0].cpu().numpy() for image in clean])
     return images
 
 
-def _despeckled(network: nn.Module, frame: torch.Tensor) -> torch.Tensor:
-    """(1, 1, H, W) -> (1, 1, H, W)."""
-    mirrored = [through_network(network, frame.flip(axes)).flip(axes) for axes in ((), (-1,), (-2,), (-1, -2))]
-    return torch.stack(mirrored).mean(0).float().clamp(0, BRIGHTEST)
+@torch.no_grad()
+def distilled(cine: Cine, network: nn.Module, weight: float) -> Cine:
+    """Mix what the network makes of simulated frames, averaged over their mirror images, into their truth.
+
+    A network that is trained towards the mean of its own results comes near that mean in a single pass (Hinton,
+    Vinyals, Dean, "Distilling the knowledge in a neural network", 2015).
+    """
+    if not weight or cine.truth is None:
+        return cine
+    device = next(network.parameters()).device
+    truths = [
+        truth.lerp(through_mirrored(network, frames.to(device)).float().clamp(0, BRIGHTEST).cpu(), weight)
+        for frames, truth in zip(cine.frames.split(AT_ONCE), cine.truth.split(AT_ONCE), strict=True)
+    ]
+    return replace(cine, truth=torch.cat(truths))
 
 
 def draw_recorded(
