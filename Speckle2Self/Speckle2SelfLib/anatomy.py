@@ -24,7 +24,7 @@ def _soft_step(distance: np.ndarray, soft: float) -> np.ndarray:
     return 1 / (1 + np.exp(np.clip(distance * (2 / soft), -40, 40)))
 
 
-def _turned(y: np.ndarray, x: np.ndarray, turn: float) -> tuple[np.ndarray, np.ndarray]:
+def _rotate(y: np.ndarray, x: np.ndarray, turn: float) -> tuple[np.ndarray, np.ndarray]:
     """Return coordinates along and across a direction, radians."""
     return x * cos(turn) + y * sin(turn), y * cos(turn) - x * sin(turn)
 
@@ -83,7 +83,7 @@ class Textures:
         """
         fy, fx = self.fy, self.fx
         if ratio != 1:
-            along, across = _turned(fy, fx, turn)
+            along, across = _rotate(fy, fx, turn)
             fy, fx = across / ratio**0.5, along * ratio**0.5
         lowest = max(1 / longest, 1 / max(self.size))
         filtered = (fy * fy + fx * fx + np.float32(lowest**2)) ** np.float32(-exponent / 2)
@@ -120,7 +120,7 @@ class Textures:
         """Return bundles that bend, end and lie side by side, as in muscle or tendon."""
         rng, turn = self.rng, self.rng.normal(0, 0.5) if self.rng.random() < 0.7 else self.rng.uniform(0, np.pi)
         bend = self.noise(2.5) * self._period(1, 12)
-        across = _turned(self.y, self.x, turn)[1] + bend
+        across = _rotate(self.y, self.x, turn)[1] + bend
         low, high = float(across.min()), float(across.max())
         line = gaussian_filter1d(rng.standard_normal(int(high - low) * 2 + 4), 2 * self._period(0.7, 4))
         line = (line / line.std()).astype(np.float32)
@@ -134,7 +134,7 @@ class Textures:
     def cells(self) -> np.ndarray:
         """Return adjacent lobules or cells with walls between them."""
         rng, pitch = self.rng, self._period(5, 36)
-        u, v = _turned(self.y, self.x, rng.uniform(0, np.pi))
+        u, v = _rotate(self.y, self.x, rng.uniform(0, np.pi))
         u, v = u / (pitch * exp(rng.uniform(0, 0.9))), v / pitch
         if rng.random() < 0.5:
             v, u = v + self.noise(2.2) * rng.uniform(0, 0.4), u + self.noise(2.2) * rng.uniform(0, 0.4)
@@ -289,7 +289,7 @@ class Anatomy(PointTargets):
         for turn, middle, half, contrast in strokes:
             window = self._window(middle, half + 5)
             y, x = self.y[window] - np.float32(middle[0]), self.x[window] - np.float32(middle[1])
-            along, across = _turned(y, x, turn)
+            along, across = _rotate(y, x, turn)
             profile = np.exp(-((across / np.float32(sigma)) ** 2) / 2) * _soft_step(np.abs(along) - half, 0.5)
             if coherent:
                 bright = np.float32(contrast) + self.decibels[window] - 40 * (1 - profile)
@@ -329,7 +329,7 @@ class Anatomy(PointTargets):
             value = value + np.float32(strength) * texture[window]
         if self.rng.random() < 0.3:  # a shade from one side to the other
             turn, fall = self.rng.uniform(0, 2 * np.pi), self.rng.uniform(0, 8) / radius
-            value = value + fall * _turned(y, x, turn)[0]
+            value = value + fall * _rotate(y, x, turn)[0]
         self.decibels[window] += inside * (value - self.decibels[window])
         self.labels[window][inside > 0.5] = min(int(self.labels.max()) + 1, 255)
         if self.rng.random() < 0.12:  # a wall
@@ -394,7 +394,7 @@ class Anatomy(PointTargets):
         middle = place + direction * length / 2
         window = self._window(middle, length / 2 + width + 5)
         y, x = self.y[window] - np.float32(middle[0]), self.x[window] - np.float32(middle[1])
-        along, across = _turned(y, x, turn)
+        along, across = _rotate(y, x, turn)
         away = np.hypot(np.maximum(np.abs(along) - length / 2, 0), across)
         inside[window] = np.maximum(inside[window], _soft_step(away - width, 0.8))
         if wall is not None:

@@ -429,7 +429,7 @@ def test_a_device_that_disappears_fails_the_job_alone():
     def lost():
         raise RuntimeError("CUDA error: device-side failure\nmore lines")
 
-    server.guarded(SimpleNamespace(job=1), lost)
+    server.attempt(SimpleNamespace(job=1), lost)
     assert isinstance(said[0], Failed) and "\n" not in said[0].message and "CUDA error" in said[0].message
 
 

@@ -18,7 +18,7 @@ from Speckle2SelfLib import checkpoint, files, library
 from Speckle2SelfLib.config import Job, ModelConfig
 from Speckle2SelfLib.network import build
 from Speckle2SelfLib.system import InputError
-from Speckle2SelfSlicer.trainer import Trainer, at_once, export, read_reports, write_job, write_recordings
+from Speckle2SelfSlicer.trainer import Trainer, complete, export, read_reports, write_job, write_recordings
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def test_the_region_to_train_on_is_found_in_the_colours_as_recorded(tmp_path):
     grey = FRAMES[..., None].repeat(3, -1)
     colour = grey.copy()
     colour[:, 20:40, 20:40, 0] = 255
-    at_once(write_recordings(tmp_path, "recording", [grey, np.concatenate([colour, colour[..., :1]], -1)]))
+    complete(write_recordings(tmp_path, "recording", [grey, np.concatenate([colour, colour[..., :1]], -1)]))
     assert np.array_equal(np.load(tmp_path / "recording-1.npy"), FRAMES)
     assert np.array_equal(np.load(tmp_path / "recording-2.npy"), colour)
     assert np.array_equal(files.read(tmp_path / "recording-2.npy").frames, colour)

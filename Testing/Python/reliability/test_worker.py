@@ -129,7 +129,7 @@ def test_what_goes_wrong_in_the_process_becomes_a_sentence(error, sentence):
         raise error
 
     said = []
-    Server(None, said.append).guarded(SimpleNamespace(job=3), work)
+    Server(None, said.append).attempt(SimpleNamespace(job=3), work)
     assert [(type(answer), answer.job) for answer in said] == [(Failed, 3)] and sentence in said[0].message
 
 
