@@ -14,9 +14,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from imageio.v3 import imread, imwrite
-from scipy.ndimage import convolve1d, fourier_gaussian, gaussian_filter, gaussian_filter1d
+from scipy.ndimage import convolve1d, fourier_gaussian, gaussian_filter
 
-from .anatomy import Anatomy, PointTargets, draw_anatomy
+from .anatomy import Anatomy, Echogenicity, draw_anatomy
 from .resampling import resample
 from .system import InputError
 
@@ -74,25 +74,10 @@ class Simulated:
     grain: tuple[float, float]  # pixels (axial, lateral); of a fan, along and across its beams before they part
 
 
-class _Anatomy(PointTargets):
-    """Echogenicity in decibels on an (H, W) grid, put together object by object."""
+class Textbook(Echogenicity):
+    """A textbook anatomy, one of LAYOUTS."""
 
-    def __init__(self, size: tuple[int, int], rng: np.random.Generator):
-        self.rng = rng
-        self.y, self.x = np.mgrid[: size[0], : size[1]].astype(float)
-        self.size, self.unit = size, min(size)
-        self.decibels = np.zeros(size)
-        self.specular = np.full(size, -200.0)  # dB of the coherent echo, which has no speckle
-        self.echoes = np.zeros(size)  # amplitude that single points' echoes have at their peak
-        self.labels = np.zeros(size, np.uint8)
-
-    def curve(self, wander: float, slope: float) -> np.ndarray:
-        """Return a smooth depth for every column, pixels."""
-        columns = self.size[1]
-        bend = gaussian_filter1d(self.rng.standard_normal(columns), columns * self.rng.uniform(0.06, 0.3), mode="wrap")
-        bend *= self.rng.uniform(0, wander) * self.unit / max(np.abs(bend).max(), 1e-9)
-        tilt = self.rng.uniform(-slope, slope) * (np.arange(columns) - columns / 2)
-        return self.rng.uniform(0, self.size[0]) + bend + tilt
+    dtype = np.float64
 
     def background(self, level: float):
         """Add tissue whose level drifts slowly, standard deviation `level` dB."""
@@ -100,11 +85,6 @@ class _Anatomy(PointTargets):
         noise = np.fft.rfft2(self.rng.standard_normal(self.size))
         drift = np.fft.irfft2(fourier_gaussian(noise, sigma, self.size[1]), s=self.size)
         self.decibels += level * drift / drift.std()
-
-    def put(self, inside: np.ndarray, contrast: float):
-        """Change the level by `contrast` dB where `inside` (0 to 1) is 1."""
-        self.decibels += contrast * inside
-        self.labels[inside > 0.5] = min(int(self.labels.max()) + 1, 255)
 
     def boundary(self, wander: float = 0.1, slope: float = 0.4):
         """Add a tissue interface: another level below it."""
@@ -128,31 +108,14 @@ class _Anatomy(PointTargets):
             self.decibels += wall * np.exp(-((outside / self.rng.uniform(0.6, 2)) ** 2) / 2)
         return cx, cy
 
-    def layer(self, wander: float = 0.1, slope: float = 0.6):
-        """Add a thin bright layer (fascia, vessel wall, bone), part speckle, part specular."""
-        ends = np.abs(np.arange(self.size[1]) - self.rng.uniform(0, self.size[1]))
-        extent = 1 / (1 + np.exp(np.clip((ends - self.rng.uniform(0.05, 1) * self.size[1]) / 4, -40, 40)))
-        profile = np.exp(-(((self.y - self.curve(wander, slope)) / self.rng.uniform(0.4, 2)) ** 2) / 2) * extent
-        height = self.rng.uniform(5, 24)
-        self.decibels += height * profile
-        if self.rng.random() < 0.6:
-            self.specular = np.maximum(self.specular, height + self.decibels - 40 * (1 - profile))
-
     def shadow(self):
         """Add a dark column below some depth, as behind bone or at a vessel's edge."""
         across = (np.abs(self.x - self.rng.uniform(0, self.size[1])) - self.rng.uniform(0.02, 0.2) * self.size[1]) / 3
         depth = (self.y - self.rng.uniform(0, 0.8) * self.size[0]) / 2
         inside = 1 / (1 + np.exp(np.clip(across, -40, 40))) / (1 + np.exp(-np.clip(depth, -40, 40)))
-        drop = self.rng.uniform(3, 35) * inside
-        self.decibels -= drop
-        self.specular -= drop
-        self.echoes *= 10 ** (-drop / 20)
+        self.lower(self.rng.uniform(3, 35) * inside)
 
-    def strokes(self, count: int, spacing: float = 0.0):
-        """Add thin straight echoes (wires, needles, fibers) with hard ends, 7 to 24 dB above the tissue's.
-
-        spacing, pixels: they lie side by side at this distance, as in a grating; 0: anywhere, in about one direction.
-        """
+    def strokes(self, count: int, spacing: float = 0.0) -> None:
         sigma, coherent, strokes = self.draw_strokes(count, spacing)
         for turn, middle, half, contrast in strokes:
             y, x = self.y - middle[0], self.x - middle[1]
@@ -216,30 +179,21 @@ class _Anatomy(PointTargets):
 Draw = Callable[[tuple[int, int], np.random.Generator, np.random.Generator], Anatomy]
 
 
-def _draw_anatomy(layout: str, size: tuple[int, int], rng: np.random.Generator) -> _Anatomy | Anatomy:
+def _draw_anatomy(layout: str, size: tuple[int, int], rng: np.random.Generator) -> Echogenicity:
     if layout == "natural":
         return draw_anatomy(size, rng)
-    anatomy = _Anatomy(size, rng)
+    anatomy = Textbook(size, rng)
     getattr(anatomy, layout)()
     if layout != "flat":
         for _ in range(rng.integers(0, 3)):
             if rng.random() < 0.4:
                 anatomy.shadow()
-    if layout != "flat" and rng.random() < 0.5:  # fine structure that a smoother would take for speckle
-        kind = rng.random()
-        if kind < 0.35:
-            anatomy.strokes(int(rng.integers(1, 9)), rng.uniform(3, 24))
-        elif kind < 0.8:
-            anatomy.strokes(int(rng.integers(1, 40)))
-        else:
-            anatomy.row(int(rng.integers(2, 12)), rng.uniform(4, 24))
+    if layout != "flat" and rng.random() < 0.5:
+        anatomy.fine_structure()
     if rng.random() < 0.5:
         anatomy.points(int(rng.integers(1, 16)))
     if rng.random() < 0.5:  # attenuation that the gain does not compensate
-        fall = rng.uniform(0, 30) * anatomy.y / size[0]
-        anatomy.decibels -= fall
-        anatomy.specular -= fall
-        anatomy.echoes *= 10 ** (-fall / 20)
+        anatomy.lower(rng.uniform(0, 30) * anatomy.y / size[0])
     return anatomy
 
 
