@@ -129,7 +129,7 @@ def test_a_grain_that_is_measured_wrongly_is_no_error(cine, grain):
     assert training.simulated.frames.isfinite().all() and list(training.run())
 
 
-def test_of_a_long_recording_some_frames_serve(tmp_path):
+def test_of_a_long_recording_some_frames_serve(tmp_path, small_crops):
     np.save(tmp_path / "long.npy", np.random.default_rng(0).integers(0, 255, (400, 40, 40), np.uint8))
     job = Job(str(tmp_path / "m"), (str(tmp_path / "long.npy"),), preset="adapt", estimate=True, simulated=4,
               steps=2, batch=2, device="cpu", region="none")  # fmt: skip
@@ -140,13 +140,13 @@ def test_of_a_long_recording_some_frames_serve(tmp_path):
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch, small_crops):
     """A cine, and a model to start from that is good, in the current folder."""
     monkeypatch.chdir(tmp_path)
     frames = simulate(SimulationConfig((64, 64), 24, (1.3, 1.3), "organ"), np.random.default_rng(0)).frames
     np.save("cine.npy", np.round(frames * 255).astype(np.uint8))
     checkpoint.save("start.model", MODEL, build(MODEL), {})
-    quick = replace(config.PRESETS["adapt"], interval=2, crop=32, simulated=6, batch=2)
+    quick = replace(config.PRESETS["adapt"], interval=2, simulated=6, batch=2)
     monkeypatch.setitem(config.PRESETS, "adapt", quick)
     return tmp_path
 
