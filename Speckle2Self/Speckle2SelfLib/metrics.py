@@ -90,11 +90,6 @@ def std(values: np.ndarray) -> float:
     return float(np.std(values))
 
 
-def enl(envelope: np.ndarray) -> float:
-    """Return the equivalent number of looks: the square of `snr` on linear (not log-compressed) envelope."""
-    return snr(envelope) ** 2
-
-
 def to_truth(output: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Return `output` after the monotone mapping that brings it nearest to `truth` (isotonic regression)."""
     from scipy.optimize import isotonic_regression
