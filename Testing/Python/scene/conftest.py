@@ -19,6 +19,15 @@ if find_spec("slicer") is not None:  # else the tests skip themselves
 def slicer_app():
     """The running application with an empty scene."""
     slicer = pytest.importorskip("slicer")
-    slicer.mrmlScene.Clear()
+    clear_scene(slicer)
     yield slicer.app
-    slicer.mrmlScene.Clear()
+    clear_scene(slicer)
+
+
+def clear_scene(slicer):
+    """Close the scene, but not the process in the background, which takes seconds to start."""
+    from Speckle2SelfSlicer.session import Session
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "closeWorker", lambda session: None)
+        slicer.mrmlScene.Clear()
