@@ -151,7 +151,7 @@ PRESETS = {
         averaging=0.98,
         interval=100,
         simulated=800,
-        share=0.35,
+        share=0.65,
         truth_error="squared",
     ),
     "standard": TrainingConfig("respeckle", steps=12_000, simulated=6000, share=0.35, truth_error="squared"),

@@ -42,7 +42,7 @@ from .validation import fit_uncertainty, score
 SIMULATION_REPORTS = 2.0  # seconds from one report on the simulation to the next
 WARM_UP = 12  # steps, to measure the rate
 MOST_STEPS = 10**8  # the largest number that a config accepts
-ESTIMATES = "Speckle size, down x across: {} pixels. Simulated scanners with speckle like this are looked for."
+ESTIMATES = "Speckle size, down x across: {} pixels. The speckle is measured, and drawn again over despeckled frames."
 RANDOM = "random weights"  # instead of the name of an initial model
 CURVE = 200  # points of the loss that a model's card keeps at most
 OVERRIDES = ("recipe", "steps", "simulated", "batch", "interval", "distillation", "seed")  # of the preset, by a job

@@ -6,7 +6,6 @@ and its Rayleigh envelope after Burckhardt (1978); a coherent part for specular 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from imageio.v3 import imread, imwrite
 from scipy.ndimage import convolve1d, fourier_gaussian, gaussian_filter
 
-from .anatomy import Anatomy, Echogenicity, draw_anatomy
+from .anatomy import Echogenicity, draw_anatomy
 from .resampling import resample
 from .system import InputError
 
@@ -175,10 +174,6 @@ class Textbook(Echogenicity):
             self.boundary()
 
 
-# Draws an anatomy of (H, W) pixels, and what of it is up to the scanner with a generator of its own.
-Draw = Callable[[tuple[int, int], np.random.Generator, np.random.Generator], Anatomy]
-
-
 def _draw_anatomy(layout: str, size: tuple[int, int], rng: np.random.Generator) -> Echogenicity:
     if layout == "natural":
         return draw_anatomy(size, rng)
@@ -305,33 +300,23 @@ def _scatterers(size, roughness: float, rng: np.random.Generator) -> np.ndarray:
     return field
 
 
-def simulate(
-    config: SimulationConfig, rng: np.random.Generator, draw: Draw | None = None,
-    scanner: np.random.Generator | None = None,
-) -> Simulated:  # fmt: skip
+def simulate(config: SimulationConfig, rng: np.random.Generator) -> Simulated:
     """Simulate frames of one random anatomy with independent speckle, and their truth.
-
-    draw: returns the anatomy, in place of the config's layout. scanner: draws the scanner (pulse, grey map, noise);
-    from the same state it is the same one, whatever the anatomy. None: `rng` does.
 
     The truth is the expected grey value of each pixel over all speckle, on the frames' own grey map and at the
     resolution of the pulse: the mean of ever more frames tends to it, and nothing sharper than it can be known.
     Outside a sector, frames and truth are zero. Deterministic for a given config and state of `rng`.
     """
-    scanner = scanner or rng
     larger = PIECE_OF if config.geometry == "piece" else (1, 1)
     size = tuple(round(n * times) for n, times in zip(config.size, larger, strict=True))
     grain = config.grain or (rng.uniform(0.8, 2.5), rng.uniform(1.0, 5.0))
     pulse = _Pulse(grain, config.tails)
-    if draw is None:
-        layout = config.layout or str(rng.choice(TEXTBOOK, p=[0.13, 0.22, 0.22, 0.18, 0.25]))
-        anatomy = _draw_anatomy(layout, size, rng)
-    else:
-        anatomy = draw(size, rng, scanner)
-    spread = scanner.uniform(0, 0.8)
+    layout = config.layout or str(rng.choice(TEXTBOOK, p=[0.13, 0.22, 0.22, 0.18, 0.25]))
+    anatomy = _draw_anatomy(layout, size, rng)
+    spread = rng.uniform(0, 0.8)
     roughness = config.roughness
     if roughness is None:
-        roughness = float(np.exp(scanner.uniform(np.log(0.08), 0))) if scanner.random() < 0.33 else np.inf
+        roughness = float(np.exp(rng.uniform(np.log(0.08), 0))) if rng.random() < 0.33 else np.inf
 
     amplitude = 10 ** (anatomy.decibels / 20)
     scale = np.sqrt(np.mean(amplitude**2))
@@ -340,9 +325,9 @@ def simulate(
     level, peak = down.sum() * across.sum(), down.max() * across.max()
     coherent = ((10 ** (anatomy.specular / 20) / level + anatomy.echoes / peak) / scale).astype(np.float32)
     specular = _convolve(_convolve(coherent, down, 0), across, 1)
-    floor = 10 ** (scanner.uniform(-60, -25) / 20)  # electronic noise
+    floor = 10 ** (rng.uniform(-60, -25) / 20)  # electronic noise
     power = np.maximum(_echo(amplitude[None] ** 2, pulse, spread, power=True)[0], 0)
-    grey = _draw_grey_map(float(np.sqrt(np.quantile(power, 0.995))), scanner)
+    grey = _draw_grey_map(float(np.sqrt(np.quantile(power, 0.995))), rng)
     magnitudes = _magnitudes(roughness, pulse, rng)
     truth = _expected_grey(power + floor**2, specular, grey, magnitudes).astype(np.float32)
 
@@ -372,42 +357,38 @@ def simulate_recorded(
     geometry: str,
     rng: np.random.Generator,
     layout: str | None = None,
-    draw: Draw | None = None,
-    scanner: np.random.Generator | None = None,
-    draws: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return frames as scanners process and recorders store them, (draws, H, W), and their truth (H, W), in [0, 1].
+    """Return a frame as scanners process and recorders store it, (1, H, W), and its truth (H, W), in [0, 1].
 
     Some frames are drawn at another size and resampled, some are the mean of two or three frames (persistence), some
     have enhanced edges: all linear, so that the same operations on the expected value give the limit of the mean of
     ever more such frames. The clipping of enhanced frames at black and white is measured in further frames. The pulses
     of some have tails. Last, some are rounded to 8 bits, and some compressed (JPEG).
 
-    Args: size, (H, W); grain, pixels (axial, lateral) there; geometry, one of GEOMETRIES; layout, one
-    of LAYOUTS, or drawn; draw and scanner, see `simulate`; draws, of speckle over the one anatomy.
+    Args: size, (H, W); grain, pixels (axial, lateral) there; geometry, one of GEOMETRIES; layout, one of
+    LAYOUTS, or drawn.
     """
-    scanner = scanner or rng
-    factors = np.exp(scanner.uniform(*np.log(DRAWN_AT), 2)) if scanner.random() < 0.5 else np.ones(2)
-    looks = int(scanner.integers(2, 4)) if scanner.random() < 0.3 else 1
-    tails = float(scanner.uniform(0, TAILS)) if scanner.random() < TAILED else 0.0
-    enhanced = scanner.random() < ENHANCED
+    factors = np.exp(rng.uniform(*np.log(DRAWN_AT), 2)) if rng.random() < 0.5 else np.ones(2)
+    looks = int(rng.integers(2, 4)) if rng.random() < 0.3 else 1
+    tails = float(rng.uniform(0, TAILS)) if rng.random() < TAILED else 0.0
+    enhanced = rng.random() < ENHANCED
     drawn = tuple(max(32, round(n * factor)) for n, factor in zip(size, factors, strict=True))
     scaled = tuple(float(g * factor) for g, factor in zip(grain, factors, strict=True))
-    frames = looks * max(draws, MEASURED_IN if enhanced else 1)
-    made = simulate(SimulationConfig(drawn, frames, scaled, layout, geometry, tails=tails), rng, draw, scanner)
+    frames = looks * (MEASURED_IN if enhanced else 1)
+    made = simulate(SimulationConfig(drawn, frames, scaled, layout, geometry, tails=tails), rng)
     means = made.frames.reshape(-1, looks, *drawn).mean(1)
     images = resample(torch.from_numpy(np.concatenate([means, made.truth[None]]))[:, None], size)[:, 0].numpy()
     frames, truth = images[:-1], images[-1]
     if enhanced:
-        sigma, amount = scanner.uniform(0.6, 2.5, 2) * grain, scanner.uniform(0.2, 1.2)
+        sigma, amount = rng.uniform(0.6, 2.5, 2) * grain, rng.uniform(0.2, 1.2)
         frames, truth = (x + amount * (x - gaussian_filter(x, sigma, axes=(-2, -1))) for x in (frames, truth))
         truth = truth + gaussian_filter((np.clip(frames, 0, 1) - frames).mean(0), 1)
-    frames, truth = np.clip(frames[:draws], 0, 1), np.clip(truth, 0, 1)
-    stored = scanner.random()
+    frames, truth = np.clip(frames[:1], 0, 1), np.clip(truth, 0, 1)
+    stored = rng.random()
     if stored < 0.55:
         frames = np.round(frames * 255)
         if stored < 0.15:
-            quality = int(scanner.integers(60, 96))
+            quality = int(rng.integers(60, 96))
             pictures = [imwrite("<bytes>", x.astype(np.uint8), extension=".jpg", quality=quality) for x in frames]
             frames = np.stack([imread(jpeg, extension=".jpg").astype(np.float32) for jpeg in pictures])
         frames /= 255
