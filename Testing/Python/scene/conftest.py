@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from helpers import clear_scene
 
 TESTING = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(TESTING))
@@ -19,15 +20,6 @@ if find_spec("slicer") is not None:  # else the tests skip themselves
 def slicer_app():
     """The running application with an empty scene."""
     slicer = pytest.importorskip("slicer")
-    clear_scene(slicer)
+    clear_scene()
     yield slicer.app
-    clear_scene(slicer)
-
-
-def clear_scene(slicer):
-    """Close the scene, but not the process in the background, which takes seconds to start."""
-    from Speckle2SelfSlicer.session import Session
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Session, "closeWorker", lambda session: None)
-        slicer.mrmlScene.Clear()
+    clear_scene()
