@@ -663,7 +663,7 @@ def original():
             return json.loads(process.stdout.readline().replace("None", "null"))
 
         yield ask
-        process.stdin.close()
+        process.kill()
 
 
 class Copy:
