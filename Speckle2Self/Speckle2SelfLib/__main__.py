@@ -162,6 +162,7 @@ def _despeckle_file(
     map_path: the file for the uncertainty. folder: the output folder, which with the options identifies the run.
     """
     from . import files, volumes
+    from .despeckling import OPTIONS
     from .despeckling import despeckle as despeckle_frames
 
     with _warnings_with_path(path):
@@ -175,14 +176,14 @@ def _despeckle_file(
     axes = volumes.slicing_axes(frames.shape[1:], recording.spacing, axis)
     region, maps = _region(frames.shape[1:4], options.region, axes), []
     within = recording.region if axes == [0] else None
-    look = {name: getattr(options, name) for name in ("strength", "gamma", "cautious", "device")}
+    frame_options = {name: getattr(options, name) for name in OPTIONS}
 
     def run(stack: np.ndarray, progress: Progress) -> np.ndarray:
         if map_path is not None:
             maps.append(files.roomy(stack.shape[:3], "float32"))
         return despeckle_frames(
             stack, model, region=region, within=within, output=output if axes == [0] else None, progress=progress,
-            cancelled=_interrupted.is_set, uncertainty=maps[-1] if maps else None, **look,
+            cancelled=_interrupted.is_set, uncertainty=maps[-1] if maps else None, **frame_options,
         )  # fmt: skip
 
     with files.array_like(recording.frames, target.parent) as output:

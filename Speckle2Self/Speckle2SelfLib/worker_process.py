@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from .checkpoint import Model
     from .despeckling import Filter
 
-SETTLED = ("model", "device", "region", "axis")  # options that `despeckle` gets in another form, or not at all
 SLOTS = 3  # frames of a stream in shared memory, on either side
 HEADER = 2 * SLOTS + 2  # int64: the newest pushed number, that in each slot (inputs, outputs), how many regions came
 TORN = 5.0  # seconds until a frame that is being written must be complete
@@ -252,12 +251,13 @@ class Server:
     def engine(self, options: DespeckleOptions) -> tuple[Model | Filter, dict[str, Any], dict[str, str]]:
         """Return the filter or `Model`, the remaining options of `despeckle`, and the names of the device and precision
         it runs on."""
+        from .despeckling import OPTIONS
         from .devices import choose_device
         from .filters import FILTERS
         from .inference import precision_of
         from .library import cached_model
 
-        frame_options = {name: value for name, value in asdict(options).items() if name not in SETTLED}
+        frame_options = {name: getattr(options, name) for name in OPTIONS}
         if options.model in FILTERS:
             return FILTERS[options.model], frame_options, {"device": "cpu", "precision": "float32"}
         device = choose_device(options.device)

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 
 def until(condition, poll=lambda: None, seconds=60):
@@ -23,6 +24,17 @@ def alive(pid):
         return not Path("/proc").exists() or Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def clear_scene():
+    """Close the scene, but not the process in the background, which takes seconds to start."""
+    import slicer
+
+    from Speckle2SelfSlicer.session import Session
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "closeWorker", lambda session: None)
+        slicer.mrmlScene.Clear()
 
 
 def add_sequence(frames, name="Cine", browser="Browser"):

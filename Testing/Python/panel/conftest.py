@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import add_sequence, frames_of
+from helpers import add_sequence, clear_scene, frames_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -72,11 +72,15 @@ class Desk:
 
 
 @pytest.fixture
-def desk(monkeypatch, tmp_path):
+def desk(monkeypatch, tmp_path, tmp_path_factory):
     """The application with an empty scene, with message boxes that are kept and answered; no slot may raise, and Slicer
     may find no error."""
     slicer = pytest.importorskip("slicer")
-    monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path / "home"))
+    home = tmp_path_factory.getbasetemp() / "home"  # by one name, for the process in the background, which stays
+    home.unlink(missing_ok=True)
+    (tmp_path / "home").mkdir()
+    home.symlink_to(tmp_path / "home")
+    monkeypatch.setenv("SPECKLE2SELF_HOME", str(home))
     monkeypatch.setattr(slicer.app, "_testing", False)
     from Speckle2SelfSlicer import session
 
@@ -84,10 +88,10 @@ def desk(monkeypatch, tmp_path):
     desk = Desk(slicer)
     for kept in (desk.errors, desk.asked, desk.answers, desk.complaints):
         kept.clear()
-    slicer.mrmlScene.Clear()
+    clear_scene()
     desk.arrange("Initial")
     yield desk
-    slicer.mrmlScene.Clear()
+    clear_scene()
     assert not desk.errors
     assert not desk.complaints
 
