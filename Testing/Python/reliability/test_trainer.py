@@ -18,7 +18,9 @@ from Speckle2SelfLib import checkpoint, files, library
 from Speckle2SelfLib.config import Job, ModelConfig
 from Speckle2SelfLib.network import build
 from Speckle2SelfLib.system import InputError
-from Speckle2SelfSlicer.trainer import Trainer, at_once, export, read_reports, write_job, write_recordings
+from Speckle2SelfSlicer.exporting import export
+from Speckle2SelfSlicer.run_files import at_once, write_job, write_recordings
+from Speckle2SelfSlicer.trainer import Trainer, read_reports
 
 
 @pytest.fixture
@@ -220,6 +222,37 @@ def test_the_region_to_train_on_is_found_in_the_colours_as_recorded(tmp_path):
     assert np.array_equal(files.read(tmp_path / "recording-2.npy").frames, colour)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_run_whose_files_are_being_read_is_exported_or_leaves_nothing(trainer, job, tmp_path):
+    np.save(tmp_path / "file.npy", FRAMES)
+    heard, job = [], replace(job, inputs=[tmp_path / "file.npy"])
+    trainer.export(tmp_path / "run", [FRAMES[:3]], job, (), heard.append)
+    until(trainer, lambda: heard)
+    assert heard == [tmp_path / "run"]
+    assert json.loads((tmp_path / "run" / "job.json").read_text())["inputs"] == ["recording-1.npy", "recording-2.npy"]
+    assert np.array_equal(np.load(tmp_path / "run" / "recording-1.npy"), FRAMES[:3])
+    assert np.array_equal(np.load(tmp_path / "run" / "recording-2.npy"), FRAMES)
+    os.mkfifo(tmp_path / "never.npy")  # its reader waits
+    waiting = trainer.export(tmp_path / "other", [FRAMES], replace(job, inputs=[tmp_path / "never.npy"]), (), print)
+    with Path("/proc/thread-self/children").open() as children:
+        assert children.read().split()
+    trainer.poll()
+    waiting.close()
+    until(trainer, lambda: not Path("/proc/thread-self/children").read_text().split())
+    assert len(heard) == 1 and not [path for path in tmp_path.iterdir() if "other" in path.name]
+
+
+@pytest.mark.parametrize(("content", "words"), [(b"no array", "file.npy"), (None, "file.npy")])
+def test_files_that_cannot_be_exported_are_told(trainer, job, tmp_path, content, words):
+    heard = []
+    if content is not None:
+        (tmp_path / "file.npy").write_bytes(content)
+    trainer.export(tmp_path / "run", [], replace(job, inputs=[tmp_path / "file.npy"]), (), heard.append)
+    until(trainer, lambda: heard)
+    assert isinstance(heard[0], InputError) and words in str(heard[0]) and "\n" not in str(heard[0])
+    assert not [path for path in tmp_path.iterdir() if "run" in path.name]
+
+
 def test_what_a_killed_application_left_half_written_is_no_run_and_goes(tmp_path, job):
     old, new = made(tmp_path / ".old.x.part"), made(tmp_path / ".new.x.part")
     for folder in (old, new):
@@ -363,7 +396,8 @@ def test_a_run_ends_with_the_application_that_started_it(tmp_path, job):
     code = """
 import sys, time, numpy as np
 from Speckle2SelfLib.config import Job
-from Speckle2SelfSlicer.trainer import Trainer, write_job
+from Speckle2SelfSlicer.run_files import write_job
+from Speckle2SelfSlicer.trainer import Trainer
 trainer = Trainer()
 run = trainer.add("orphan", [np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)],
                   Job("", preset="adapt", recipe="disjoint", init=sys.argv[1], steps=10**6,
