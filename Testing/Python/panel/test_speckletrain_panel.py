@@ -327,7 +327,9 @@ def test_curve_and_preview_fill_the_scene_and_the_model_is_at_hand(desk, train):
     table = slicer.util.getNode(f"{job.name} curve")
     rows = table.GetNumberOfRows()
     desk.wait(lambda: table.GetNumberOfRows() > rows + 1)
-    assert slicer.util.getNode(f"{job.name} loss").GetNumberOfPlotSeriesNodes() >= 2
+    loss = slicer.util.getNode(f"{job.name} loss")
+    assert loss.GetNumberOfPlotSeriesNodes() >= 2
+    assert loss.GetLegendFontSize() <= 10, "else the legend covers half of the curves"
     assert slicer.util.getNode(f"{job.name} true error").GetNumberOfPlotSeriesNodes() == 3, "a curve of what is judged"
     assert "per second" in train.ui.runLabel.text and train.ui.progressBar.value > 0
     before, after = (slicer.util.getNode(f"{job.name} held-out frame{end}") for end in ("", " despeckled"))
