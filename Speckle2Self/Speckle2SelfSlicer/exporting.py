@@ -23,7 +23,7 @@ from Speckle2SelfLib.config import Job
 from Speckle2SelfLib.system import InputError
 
 from .processes import Child, was_killed, why_not_started
-from .run_files import PIECE, at_once, complete_folder, job_in_steps, write_recordings
+from .run_files import PIECE, complete, complete_folder, job_in_steps, write_recordings
 from .words import _, translated
 
 # TORCH_DISABLE_SHARE_RDZV_TCP_STORE: each start gets its own store, through which the processes find each other.
@@ -110,7 +110,7 @@ def export(folder: Path, recordings, job: Job, held_out=(), regions=(), python: 
     The folder is created; an existing one must be empty. The initial model is copied as well, unless it is bundled.
     python: the interpreter that reads files. Raises InputError.
     """
-    return at_once(export_in_steps(folder, recordings, job, held_out, regions, python))
+    return complete(export_in_steps(folder, recordings, job, held_out, regions, python))
 
 
 def export_in_steps(
@@ -167,7 +167,7 @@ def _read_files(first: int, paths: list[str]) -> None:
 
     threading.Thread(target=_end_with_application, daemon=True).start()
     frames = (np.asarray(files.read(path).frames) for path in files.find(paths))
-    print(json.dumps({"recordings": at_once(write_recordings(Path(), "recording", frames, first))}))
+    print(json.dumps({"recordings": complete(write_recordings(Path(), "recording", frames, first))}))
 
 
 def _end_with_application() -> None:

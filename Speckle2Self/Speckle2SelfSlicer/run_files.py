@@ -48,12 +48,7 @@ def complete_folder(folder: Path):
             shutil.rmtree(part, ignore_errors=True)
 
 
-def write_job(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Job:
-    """Do all steps of `job_in_steps`; return the job."""
-    return at_once(job_in_steps(folder, recordings, job, held_out, regions))
-
-
-def at_once(steps: Generator):
+def complete(steps: Generator):
     """Do all steps of a generator; return its value."""
     while True:
         try:

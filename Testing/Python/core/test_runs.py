@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from Speckle2SelfLib import checkpoint, runs
+from Speckle2SelfLib import checkpoint, config, runs
 from Speckle2SelfLib.__main__ import main
 from Speckle2SelfLib.config import Job, ModelConfig
 from Speckle2SelfLib.dataset import read_cine
@@ -33,7 +34,7 @@ def cine():
 
 
 @pytest.fixture
-def folder(cine, tmp_path, monkeypatch):
+def folder(cine, tmp_path, monkeypatch, small_crops):
     """A cine of 24 frames and a small model to start from, in the current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes started here
@@ -51,12 +52,8 @@ def job(**changes):
 
 
 @pytest.fixture
-def short_interval(monkeypatch):
+def short_interval(monkeypatch, small_crops):
     """Checkpoints after every 4 steps."""
-    from dataclasses import replace
-
-    from Speckle2SelfLib import config
-
     monkeypatch.setitem(config.PRESETS, "adapt", replace(config.PRESETS["adapt"], interval=4))
 
 
@@ -654,7 +651,7 @@ import sys
 from dataclasses import replace
 import torch
 from Speckle2SelfLib import config, runs
-config.PRESETS["adapt"] = replace(config.PRESETS["adapt"], interval=1)
+config.PRESETS["adapt"] = replace(config.PRESETS["adapt"], interval=1, crop=32)
 from Speckle2SelfLib.__main__ import main
 torch.optim.Adam([torch.zeros(1)])  # the first one imports for seconds
 for _ in sys.stdin:  # all is imported once, and each process that is killed is a copy of this one
@@ -695,9 +692,12 @@ for _ in sys.stdin:  # all is imported once, and each process that is killed is 
 # interpreter is may abort the process as it ends, now and then
 COMMAND = """
 import sys
+from dataclasses import replace
 from pathlib import Path
+from Speckle2SelfLib import config
 from Speckle2SelfLib.__main__ import main
 
+config.PRESETS |= {name: replace(preset, crop=32) for name, preset in config.PRESETS.items()}
 code = main(sys.argv[1:])
 threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").glob("*")]
 if left := [name for name in threads if "gloo" in name]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import add_sequence, frames_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -60,21 +61,11 @@ class Desk:
 
     def cine(self, frames=FRAMES, name: str = "Cine"):
         """A sequence with browser and proxy."""
-        slicer = self.slicer
-        sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", name)
-        sequence.SetIndexName("time")
-        for number, frame in enumerate(frames):
-            volume = slicer.vtkMRMLScalarVolumeNode()
-            slicer.util.updateVolumeFromArray(volume, frame[None])
-            sequence.SetDataNodeAtValue(volume, f"{number / 10:.2f}")
-        browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", f"{name} browser")
-        browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
-        slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
+        sequence, _ = add_sequence(frames, name, f"{name} browser")
         return sequence
 
     def frames(self, sequence) -> np.ndarray:
-        nodes = [sequence.GetNthDataNode(i) for i in range(sequence.GetNumberOfDataNodes())]
-        return np.array([self.slicer.util.arrayFromVolume(node)[0] for node in nodes])
+        return frames_of(sequence)
 
     def names(self, kind: str = "vtkMRMLNode") -> set:
         return {node.GetName() for node in self.slicer.util.getNodesByClass(kind)}

@@ -12,61 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from helpers import alive, until
 
 from Speckle2SelfLib import checkpoint, files, library
-from Speckle2SelfLib.config import Job, ModelConfig
-from Speckle2SelfLib.network import build
 from Speckle2SelfLib.system import InputError
 from Speckle2SelfSlicer.exporting import export
-from Speckle2SelfSlicer.run_files import at_once, write_job, write_recordings
+from Speckle2SelfSlicer.run_files import complete, job_in_steps, write_recordings
 from Speckle2SelfSlicer.trainer import Trainer, read_reports
 
-
-@pytest.fixture
-def trainer(tmp_path, monkeypatch):
-    monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    trainer = Trainer()
-    yield trainer
-    trainer.close()
-
-
-@pytest.fixture
-def job(tmp_path):
-    model = ModelConfig(width=4, grain=(0.75, 1.7))
-    torch.manual_seed(0)
-    checkpoint.save(tmp_path / "start.model", model, build(model), {})
-    return Job(
-        "",
-        preset="adapt",
-        recipe="disjoint",
-        init=str(tmp_path / "start.model"),
-        steps=3,
-        batch=2,
-        simulated=0,
-        device="cpu",
-        report=1,
-    )
-
-
 FRAMES = np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)
-
-
-def until(trainer, condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        trainer.poll()
-        time.sleep(0.02)
-
-
-def alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" if Path("/proc").exists() else True
 
 
 def test_runs_wait_for_their_turn_and_end_as_models(trainer, job):
@@ -85,7 +39,7 @@ def test_runs_wait_for_their_turn_and_end_as_models(trainer, job):
 
 def test_a_stopped_run_is_resumed_also_by_another_application(trainer, job):
     run = trainer.add("long", [FRAMES], replace(job, steps=100_000))
-    until(trainer, lambda: len(run.reports) > 4)
+    until(lambda: len(run.reports) > 4, trainer.poll)
     assert run.preview.read_bytes().startswith(b"\x89PNG")
     pid = run._child.process.pid
     run.pause()
@@ -96,7 +50,7 @@ def test_a_stopped_run_is_resumed_also_by_another_application(trainer, job):
     (found,) = other.unfinished()
     assert found.name == "long" and found.reports[-1]["step"] == reached
     other.resume(found)
-    until(other, lambda: found.reports and found.reports[-1]["step"] > reached)
+    until(lambda: found.reports and found.reports[-1]["step"] > reached, other.poll)
     steps = [report["step"] for report in found.reports]
     assert steps == sorted(set(steps)), "the curve goes on where it was"
     found.cancel()
@@ -105,7 +59,7 @@ def test_a_stopped_run_is_resumed_also_by_another_application(trainer, job):
 
 def test_a_run_that_another_application_trains_is_left_to_it(trainer, job):
     run = trainer.add("shared", [FRAMES], replace(job, steps=100_000))
-    until(trainer, lambda: len(run.reports) > 2)
+    until(lambda: len(run.reports) > 2, trainer.poll)
     other = Trainer()
     assert not other.unfinished() and not other.jobs
     with pytest.raises(InputError, match="'shared' is active in another application"):
@@ -114,7 +68,7 @@ def test_a_run_that_another_application_trains_is_left_to_it(trainer, job):
     assert trainer.wait(run, 30)
     (seen,) = other.unfinished()
     trainer.resume(run)
-    until(trainer, lambda: run.settings.get("from_step"))
+    until(lambda: run.settings.get("from_step"), trainer.poll)
     for tried in (lambda: other.resume(seen), seen.stop, seen.cancel):
         with pytest.raises(InputError, match="'shared' is active in another application"):
             tried()
@@ -158,7 +112,7 @@ def test_a_run_that_is_done_leaves_another_of_its_name_alone(trainer, job):
     done = trainer.add("twice", [FRAMES], replace(job, steps=1))
     assert trainer.wait(done, 60) and done.state == "done", done.message
     second = trainer.add("twice", [FRAMES], replace(job, steps=100_000))
-    until(trainer, lambda: len(second.reports) > 2)
+    until(lambda: len(second.reports) > 2, trainer.poll)
     done.cancel()
     second.pause()
     assert trainer.wait(second, 30) and second.state == "stopped"
@@ -168,7 +122,7 @@ def test_a_run_that_is_done_leaves_another_of_its_name_alone(trainer, job):
 
 def test_a_stopped_run_whose_model_is_worse_than_its_start_says_so(trainer, job):
     run = trainer.add("worse", [FRAMES], replace(job, steps=100_000))
-    until(trainer, lambda: len(run.reports) > 2)
+    until(lambda: len(run.reports) > 2, trainer.poll)
     run.pause()
     assert trainer.wait(run, 30) and run.state == "stopped" and run.stoppable
     path = run.folder / "model.safetensors"
@@ -181,12 +135,12 @@ def test_a_stopped_run_whose_model_is_worse_than_its_start_says_so(trainer, job)
 
 def test_a_run_that_was_ended_before_it_had_a_model_can_be_resumed_and_paused(trainer, job):
     run = trainer.add("early", [FRAMES], replace(job, steps=100_000, simulated=4000))
-    until(trainer, lambda: run.simulated)
+    until(lambda: run.simulated, trainer.poll)
     run.stop()
     assert trainer.wait(run, 30) and run.state == "stopped" and run.resumable
     run.job = replace(run.job, simulated=0)
     trainer.resume(run)
-    until(trainer, lambda: len(run.reports) > 2)
+    until(lambda: len(run.reports) > 2, trainer.poll)
     run.pause()
     assert trainer.wait(run, 30) and run.state == "stopped" and run.resumable, "paused, not ended"
 
@@ -202,7 +156,7 @@ def test_a_run_that_waits_can_be_stopped_and_put_back(trainer, job):
 
 
 def test_a_run_that_was_killed_before_it_reported_can_be_removed(tmp_path, job):
-    write_job(made(tmp_path / "early"), [FRAMES], job)
+    complete(job_in_steps(made(tmp_path / "early"), [FRAMES], job))
     (tmp_path / "early" / "name.txt").write_text("early")
     trainer = Trainer(tmp_path)
     assert [left.name for left in trainer.unfinished()] == [left.name for left in trainer.jobs] == ["early"]
@@ -216,7 +170,7 @@ def test_the_region_to_train_on_is_found_in_the_colours_as_recorded(tmp_path):
     grey = FRAMES[..., None].repeat(3, -1)
     colour = grey.copy()
     colour[:, 20:40, 20:40, 0] = 255
-    at_once(write_recordings(tmp_path, "recording", [grey, np.concatenate([colour, colour[..., :1]], -1)]))
+    complete(write_recordings(tmp_path, "recording", [grey, np.concatenate([colour, colour[..., :1]], -1)]))
     assert np.array_equal(np.load(tmp_path / "recording-1.npy"), FRAMES)
     assert np.array_equal(np.load(tmp_path / "recording-2.npy"), colour)
     assert np.array_equal(files.read(tmp_path / "recording-2.npy").frames, colour)
@@ -227,7 +181,7 @@ def test_a_run_whose_files_are_being_read_is_exported_or_leaves_nothing(trainer,
     np.save(tmp_path / "file.npy", FRAMES)
     heard, job = [], replace(job, inputs=[tmp_path / "file.npy"])
     trainer.export(tmp_path / "run", [FRAMES[:3]], job, (), heard.append)
-    until(trainer, lambda: heard)
+    until(lambda: heard, trainer.poll)
     assert heard == [tmp_path / "run"]
     assert json.loads((tmp_path / "run" / "job.json").read_text())["inputs"] == ["recording-1.npy", "recording-2.npy"]
     assert np.array_equal(np.load(tmp_path / "run" / "recording-1.npy"), FRAMES[:3])
@@ -238,7 +192,7 @@ def test_a_run_whose_files_are_being_read_is_exported_or_leaves_nothing(trainer,
         assert children.read().split()
     trainer.poll()
     waiting.close()
-    until(trainer, lambda: not Path("/proc/thread-self/children").read_text().split())
+    until(lambda: not Path("/proc/thread-self/children").read_text().split(), trainer.poll)
     assert len(heard) == 1 and not [path for path in tmp_path.iterdir() if "other" in path.name]
 
 
@@ -248,7 +202,7 @@ def test_files_that_cannot_be_exported_are_told(trainer, job, tmp_path, content,
     if content is not None:
         (tmp_path / "file.npy").write_bytes(content)
     trainer.export(tmp_path / "run", [], replace(job, inputs=[tmp_path / "file.npy"]), (), heard.append)
-    until(trainer, lambda: heard)
+    until(lambda: heard, trainer.poll)
     assert isinstance(heard[0], InputError) and words in str(heard[0]) and "\n" not in str(heard[0])
     assert not [path for path in tmp_path.iterdir() if "run" in path.name]
 
@@ -256,7 +210,7 @@ def test_files_that_cannot_be_exported_are_told(trainer, job, tmp_path, content,
 def test_what_a_killed_application_left_half_written_is_no_run_and_goes(tmp_path, job):
     old, new = made(tmp_path / ".old.x.part"), made(tmp_path / ".new.x.part")
     for folder in (old, new):
-        write_job(folder, [FRAMES], job)
+        complete(job_in_steps(folder, [FRAMES], job))
         (folder / "name.txt").write_text("half")
     os.utime(old, (0, 0))
     trainer = Trainer(tmp_path)
@@ -290,7 +244,7 @@ def test_an_unwritable_folder_is_refused_at_once(tmp_path, job):
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 def test_a_run_that_the_system_ends_for_its_memory_says_so(trainer, job):
     run = trainer.add("large", [FRAMES], replace(job, steps=100_000))
-    until(trainer, lambda: run.reports)
+    until(lambda: run.reports, trainer.poll)
     os.kill(run._child.process.pid, signal.SIGKILL)
     assert trainer.wait(run, 30) and run.state == "failed"
     assert "ended unexpectedly" in run.message and "for lack of memory" in run.message, run.message
@@ -311,7 +265,7 @@ exit $code
     launcher.chmod(0o755)
     behind = Trainer(python=str(launcher))
     run = behind.add("large", [FRAMES], replace(job, steps=100_000))
-    until(behind, lambda: run.reports or run.ended)
+    until(lambda: run.reports or run.ended, behind.poll)
     assert run.state == "running", run.message
     pid = run._child.process.pid
     (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -323,7 +277,7 @@ exit $code
 
 def test_what_the_panel_says_names_no_option_of_the_command_line(trainer, job):
     run = trainer.add("words", [FRAMES], replace(job, steps=100_000))
-    until(trainer, lambda: len(run.reports) > 2)
+    until(lambda: len(run.reports) > 2, trainer.poll)
     run.pause()
     assert trainer.wait(run, 30) and run.message.startswith("Stopped at step ") and "--" not in run.message
     run.stop()
@@ -377,7 +331,7 @@ def test_files_that_the_system_is_slow_to_remove_do_not_keep_the_application_wai
         removed.append(folder)
 
     run = trainer.add("large", [FRAMES], replace(job, steps=10**6, interval=2))
-    until(trainer, lambda: len(run.reports) > 4)
+    until(lambda: len(run.reports) > 4, trainer.poll)
     monkeypatch.setattr(shutil, "rmtree", slow)
     run.stop()
     longest = 0.0
@@ -387,7 +341,7 @@ def test_files_that_the_system_is_slow_to_remove_do_not_keep_the_application_wai
         longest = max(longest, time.monotonic() - began)
         time.sleep(0.01)
     assert run.state == "done" and longest < 0.3 and not run.folder.exists(), (run.message, longest)
-    until(trainer, lambda: removed)
+    until(lambda: removed, trainer.poll)
     assert not list(trainer.folder.iterdir())
 
 
@@ -396,7 +350,7 @@ def test_a_run_ends_with_the_application_that_started_it(tmp_path, job):
     code = """
 import sys, time, numpy as np
 from Speckle2SelfLib.config import Job
-from Speckle2SelfSlicer.run_files import write_job
+from Speckle2SelfSlicer.run_files import complete, job_in_steps
 from Speckle2SelfSlicer.trainer import Trainer
 trainer = Trainer()
 run = trainer.add("orphan", [np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)],
@@ -539,7 +493,7 @@ def test_sigterm_under_torchrun_loses_no_step(tmp_path, job, whom):
 def write_folder(tmp_path, job):
     """A folder with the frames and the job file of a long run."""
     folder = made(tmp_path / "run")
-    write_job(folder, [FRAMES], replace(job, steps=10**6, interval=10**6))
+    complete(job_in_steps(folder, [FRAMES], replace(job, steps=10**6, interval=10**6)))
     return folder
 
 

@@ -27,8 +27,8 @@ def logic(slicer_app, tmp_path, monkeypatch):
     from Speckle2SelfSlicer.trainer import Trainer
     from SpeckleTrain import SpeckleTrainLogic
 
-    # the 400 anatomies of the preset take ten seconds
-    monkeypatch.setattr(training_data, "Job", lambda *given, **options: Job(*given, simulated=20, **options))
+    # the anatomies and batches of the preset take long
+    monkeypatch.setattr(training_data, "Job", lambda *given, **options: Job(*given, simulated=4, batch=2, **options))
     model = ModelConfig(width=4, grain=(0.75, 1.7))
     (tmp_path / "home" / "models").mkdir(parents=True)
     checkpoint.save(library.own_path("start"), model, build(model), {})
