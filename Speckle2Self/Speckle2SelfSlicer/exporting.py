@@ -1,7 +1,4 @@
-"""Training runs as folders that other machines and clusters train from; no Slicer, Qt or torch here.
-
-Called as a program, it reads files for such a folder: in the application, a large one would hold up the panel.
-"""
+"""Training runs as folders that other machines and clusters train from; no Slicer, Qt or torch here."""
 
 from __future__ import annotations
 
@@ -64,6 +61,7 @@ export HEAD="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" HOSTS
 srun ./run-hosts.sh
 """,
 }
+READ = "from Speckle2SelfSlicer.exporting import read_files; read_files()"  # a large file would hold up the panel
 
 
 class Export:
@@ -138,7 +136,7 @@ def _write_files(folder: Path, paths, first: int, python: str | None) -> Generat
     """
     if not paths:
         return ()
-    command = ["-m", "Speckle2SelfSlicer.exporting", str(first), *map(os.path.abspath, paths)]
+    command = ["-c", READ, str(first), *map(os.path.abspath, paths)]
     try:
         child = Child(command, python, folder)
     except OSError as error:
@@ -161,25 +159,25 @@ def _write_files(folder: Path, paths, first: int, python: str | None) -> Generat
         child.close()
 
 
-def _read_files(first: int, paths: list[str]) -> None:
-    """Write the frames of files and folders to the current folder as recordings of a run; print their names."""
+def read_files() -> None:
+    """Write the frames of files and folders to the current folder as recordings of a run; print their names.
+
+    The program of a process: its arguments are the number of the first recording, and the files.
+    """
     from Speckle2SelfLib import files
 
     threading.Thread(target=_end_with_application, daemon=True).start()
-    frames = (np.asarray(files.read(path).frames) for path in files.find(paths))
-    print(json.dumps({"recordings": complete(write_recordings(Path(), "recording", frames, first))}))
+    try:
+        frames = (np.asarray(files.read(path).frames) for path in files.find(sys.argv[2:]))
+        names = complete(write_recordings(Path(), "recording", frames, int(sys.argv[1])))
+    except InputError as error:
+        sys.exit(f"speckle2self: {error}")
+    except OSError as error:
+        sys.exit(f"speckle2self: {error.filename or 'file'}: {error.strerror or error}.")
+    print(json.dumps({"recordings": names}))
 
 
 def _end_with_application() -> None:
     """End this process when the application has ended, which closes the standard input."""
     os.read(sys.stdin.fileno(), 1)
     os._exit(1)
-
-
-if __name__ == "__main__":
-    try:
-        _read_files(int(sys.argv[1]), sys.argv[2:])
-    except InputError as error:
-        sys.exit(f"speckle2self: {error}")
-    except OSError as error:
-        sys.exit(f"speckle2self: {error.filename or 'file'}: {error.strerror or error}.")
