@@ -21,7 +21,7 @@ from Speckle2SelfLib.config import PRESETS, RECIPES, WHOLE_FRAMES
 from Speckle2SelfLib.system import InputError
 from Speckle2SelfSlicer import curves, dependencies, regions, scene, training_data, views
 from Speckle2SelfSlicer.panel import Panel, WrapperCache, confirmed, reporting_errors
-from Speckle2SelfSlicer.panel_parts import ModelsPart
+from Speckle2SelfSlicer.panel_parts import ExportPart, ModelsPart
 from Speckle2SelfSlicer.regions import RegionNode
 from Speckle2SelfSlicer.session import Session, shared
 
@@ -76,7 +76,7 @@ class SpeckleTrainParameterNode:
     name: str = ""
 
 
-class SpeckleTrainWidget(ModelsPart, Panel):
+class SpeckleTrainWidget(ExportPart, ModelsPart, Panel):
     """The panel: the widgets of SpeckleTrain.ui, bound to the parameter node. Training happens in other processes; a
     timer reads their reports. Runs continue when the panel is left, reloaded, or the scene is closed."""
 
@@ -109,6 +109,7 @@ class SpeckleTrainWidget(ModelsPart, Panel):
     def cleanup(self) -> None:
         if self.estimate is not None:
             self.estimate.close()
+        self.endExport()
         super().cleanup()
 
     def enter(self) -> None:
@@ -202,8 +203,8 @@ class SpeckleTrainWidget(ModelsPart, Panel):
         parameters, nodes = self._parameterNode, self.data()
         self.showRegion()
         self.ui.dataLabel.text = self.description()
-        for name in ("train", "estimate", "exportJob"):
-            getattr(self.ui, f"{name}Button").enabled = bool(nodes)
+        self.ui.trainButton.enabled = self.ui.estimateButton.enabled = bool(nodes)
+        self.ui.exportJobButton.enabled = bool(nodes) and self.exporting is None
         self.ui.regionNodeSelector.enabled = parameters.region == "given"
         self.ui.stepsSpinBox.enabled = not parameters.minutes
         self.ui.initSelector.enabled = parameters.preset == "adapt"
@@ -389,7 +390,7 @@ class SpeckleTrainWidget(ModelsPart, Panel):
         if self._compared is not None:
             with reporting_errors(_("The models could not be compared."), cleanUp=self.endCompared):
                 self.stepCompared()
-        if not self.session.training and not (self.estimate or self._compared or self._outlined):
+        if not self.session.training and not (self.estimate or self.exporting or self._compared or self._outlined):
             self.timer.stop()
 
     def endShown(self) -> None:
@@ -467,16 +468,6 @@ class SpeckleTrainWidget(ModelsPart, Panel):
             slicer.modules.plots.logic().ShowChartInLayout(nodes["errors" if known else "loss"])
             for name, role in (("Red", "before"), ("Yellow", "after")):
                 views.showInViews(nodes[role], (name,))
-
-    def onExportJob(self) -> None:
-        import qt
-
-        folder = qt.QFileDialog.getSaveFileName(None, _("New folder of the run"), "speckle-run", "")
-        if folder:
-            with reporting_errors(_("The run could not be exported.")):
-                options = {name: value for name, value in self.options().items() if name != "device"}
-                self.logic.exportJob(self.data(), folder, **options)
-                slicer.util.showStatusMessage(_("The run is in {folder}; start it there.").format(folder=folder), 5000)
 
 
 class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
@@ -567,12 +558,20 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         """Write a training run as a folder that runs wherever the core is installed: on one GPU, many, or a cluster.
 
         It holds the frames (without names or dates, but the images themselves), the settings, and scripts to start it.
-        options: as those of `start`. The folder must not exist or be empty. Returns it.
+        options: as those of `start`. The folder must not exist or be empty. Returns it when it is complete.
         """
-        from Speckle2SelfSlicer.trainer import export
+        from Speckle2SelfSlicer.exporting import export
 
         data = training_data.gather(self.session, nodes, **{"preset": "standard", **options})
         return export(Path(folder), data.recordings, data.job, data.heldOut, data.regions)
+
+    def startExport(self, nodes: list, folder: str | Path, onDone, **options: Any):
+        """Do `exportJob` in the background; return the job, which `close()` cancels.
+
+        onDone: called from `poll` with the folder, or with an exception. Raises InputError if it cannot begin.
+        """
+        data = training_data.gather(self.session, nodes, **{"preset": "standard", **options})
+        return self.trainer.export(Path(folder), data.recordings, data.job, data.heldOut, onDone, data.regions)
 
     def importModel(self, path: str | Path, name: str | None = None) -> str:
         """Copy a model file to the user's models: ours, the result of an exported run, or the authors' .pth.

@@ -1,9 +1,10 @@
-"""Parts of the panels: preview and live images, comparing output and input, and the user's models."""
+"""Parts of the panels: preview and live images, comparing output and input, the user's models, and exporting runs."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from html import escape
+from pathlib import Path
 
 import slicer
 from slicer import vtkMRMLNode, vtkMRMLVolumeNode
@@ -291,3 +292,38 @@ class ModelsPart:
         if path:
             with reporting_errors(_("The model could not be exported.")):
                 library.export(name, path)
+
+
+class ExportPart:
+    """Training runs as folders for other machines, written in the background."""
+
+    exporting = None  # the exporting.Export that is being written
+
+    def onExportJob(self) -> None:
+        import qt
+
+        folder = qt.QFileDialog.getSaveFileName(None, _("New folder of the run"), "speckle-run", "")
+        if folder:
+            with reporting_errors(_("The run could not be exported.")):
+                options = {name: value for name, value in self.options().items() if name != "device"}
+                self.exporting = self.logic.startExport(self.data(), folder, self.showExported, **options)
+                self.ui.exportJobButton.enabled = False
+                slicer.util.showStatusMessage(_("Writing the run to {folder}...").format(folder=folder))
+                self.logic.poll()  # a small one is complete
+                self.timer.start()
+
+    def showExported(self, result: Path | Exception) -> None:
+        """Report that a run is exported, or why it is not."""
+        self.exporting = None
+        slicer.util.showStatusMessage("")
+        self.ui.exportJobButton.enabled = bool(self._parameterNode and self.data())
+        with reporting_errors(_("The run could not be exported.")):
+            if isinstance(result, Exception):
+                raise result
+            slicer.util.showStatusMessage(_("The run is in {folder}; start it there.").format(folder=result), 5000)
+
+    def endExport(self) -> None:
+        """Abandon a run that is being written."""
+        exporting, self.exporting = self.exporting, None
+        if exporting is not None:
+            exporting.close()

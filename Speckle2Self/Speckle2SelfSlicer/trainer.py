@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -23,55 +23,18 @@ from Speckle2SelfLib import library, protocol
 from Speckle2SelfLib.config import Job, from_dict, refuse_filter
 from Speckle2SelfLib.system import InputError, file_lock, replace_file
 
+from .exporting import Export
 from .processes import Child, settle, was_killed, why_not_started
+from .run_files import PART, PIECE, complete_folder, job_in_steps
 from .words import _, translated
 
-# TORCH_DISABLE_SHARE_RDZV_TCP_STORE: each start gets its own store, through which the processes find each other.
-# Otherwise torchrun keeps one store, and processes that it restarts after a kill look there for the dead ones, and
-# wait.
-SCRIPTS = {
-    "run.sh": """#!/bin/sh
-# Trains on this machine; needs the core:
-# pip install git+https://github.com/Speckle2Self/SlicerSpeckle2Self
-# DEVICES=4 ./run.sh uses four processes, each with its own GPU if there are GPUs.
-# If a process is killed, all are restarted from the last checkpoint, up to three times. However it was stopped, the run
-# resumes from there when called again. The result is model.safetensors.
-set -e
-cd "$(dirname "$0")"
-export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-exec "${PYTHON:-python3}" -m torch.distributed.run --standalone --local-addr localhost --max-restarts 3 \\
-  --nproc-per-node "${DEVICES:-1}" -m Speckle2SelfLib train --job job.json --resume
-""",
-    "run-hosts.sh": """#!/bin/sh
-# Trains on several machines that share this folder: call it on each, with the same HEAD (one of them) and HOSTS.
-# HEAD=node1 HOSTS=2 DEVICES=4 ./run-hosts.sh
-set -e
-cd "$(dirname "$0")"
-export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-exec "${PYTHON:-python3}" -m torch.distributed.run --nnodes "${HOSTS:?}" --nproc-per-node "${DEVICES:-1}" \\
-  --max-restarts 3 --rdzv-id speckle2self --rdzv-backend c10d --rdzv-endpoint "${HEAD:?}:${PORT:-29500}" \\
-  -m Speckle2SelfLib train --job job.json --resume
-""",
-    "run.slurm": """#!/bin/sh
-#SBATCH --job-name=speckle2self
-#SBATCH --nodes=2
-#SBATCH --ntasks-per-node=1
-#SBATCH --gpus-per-node=4
-#SBATCH --time=04:00:00
-#SBATCH --signal=TERM@60
-# An example for SLURM: adapt the lines above to the cluster, then: sbatch run.slurm
-export HEAD="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" HOSTS="$SLURM_NNODES" DEVICES=4
-srun ./run-hosts.sh
-""",
-}
-PART, STALE = ".part", 3600  # suffix of an incomplete folder; seconds after which it counts as abandoned
+STALE = 3600  # seconds after which an incomplete folder counts as abandoned
 GONE = _("The training process ended unexpectedly (exit code {code}). Resume continues from the last checkpoint.{last}")
 NO_MEMORY = _(
     "The training process ended unexpectedly: the system stopped it, probably for lack of "
     "memory. Resume continues from the last checkpoint."
 )
 PATIENCE = 0.05  # seconds to wait for files to be removed
-PIECE, BYTES = 0.02, 2**22  # seconds and bytes of writing recordings between two returns to the event loop
 BUSY = _("The run '{name}' is active in another application; pause it there first.")
 
 
@@ -277,7 +240,7 @@ class Trainer:
         self._python = python
         self.jobs: list[TrainingJob] = []
         self._listeners: dict[TrainingJob, Callable] = {}
-        self._estimates: list[Estimate] = []
+        self._tasks: list[Estimate | Export] = []
 
     def add(
         self, name: str, recordings: list[np.ndarray], job: Job, held_out=(), listener=None, regions=()
@@ -323,8 +286,16 @@ class Trainer:
     def estimate(self, recordings, job: Job, held_out, listener, regions=()) -> Estimate:
         """Measure the time and memory of a run; `listener` is called from `poll` with a dict or an InputError."""
         job = replace(job, estimate=True)
-        self._estimates.append(Estimate(recordings, job, held_out, listener, regions, self._python))
-        return self._estimates[-1]
+        self._tasks.append(Estimate(recordings, job, held_out, listener, regions, self._python))
+        return self._tasks[-1]
+
+    def export(self, folder: Path, recordings, job: Job, held_out, listener, regions=()) -> Export:
+        """Write a run as a folder, in steps; `listener` is called from `poll` with the folder or the error.
+
+        Raises InputError if it cannot begin.
+        """
+        self._tasks.append(Export(folder, recordings, job, held_out, listener, regions, self._python))
+        return self._tasks[-1]
 
     def unfinished(self) -> list[TrainingJob]:
         """Return the runs of earlier sessions that no other application trains; each is then among `jobs`, stopped.
@@ -367,7 +338,7 @@ class Trainer:
             for report in job.poll():
                 if job in self._listeners:
                     self._listeners[job](job, report)
-        self._estimates = [estimate for estimate in self._estimates if not estimate.poll()]
+        self._tasks = [task for task in self._tasks if not task.poll()]
         if not any(job.state == "running" for job in self.jobs):
             waiting = next((job for job in self.jobs if job.state == "waiting"), None)
             if waiting is not None and waiting.preparation is None:
@@ -392,7 +363,7 @@ class Trainer:
 
     def close(self) -> None:
         """End all processes at once; unfinished runs can be resumed."""
-        for running in (*self.jobs, *self._estimates):
+        for running in (*self.jobs, *self._tasks):
             running.close()
 
 
@@ -443,56 +414,12 @@ class Estimate:
         self._folder.cleanup()
 
 
-def export(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Path:
-    """Write a run as a folder with its frames and scripts that start it anywhere, see `SCRIPTS`; return the folder.
-
-    The folder is created; an existing one must be empty. The initial model is copied as well, unless it is bundled.
-    Raises InputError.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(_("{folder} is not empty; choose a new folder.").format(folder=folder))
-    with _complete_folder(folder) as part:
-        if job.init and job.init not in library.bundled_models():
-            shutil.copyfile(library.path_of(job.init), part / "start.safetensors")
-            job = replace(job, init="start.safetensors")
-        recordings = [*recordings, *_read_files(job.inputs)]
-        write_job(part, recordings, replace(job, inputs=(), device="auto"), held_out, regions)
-        for name, text in SCRIPTS.items():
-            (part / name).write_text(text, newline="\n")
-            (part / name).chmod(0o755)
-    return folder
-
-
 def _complete_run(folder: Path, name: str, recordings, job: Job, held_out, regions) -> Generator[None, None, Job]:
     """Yield the folder of a run, in steps; returns the job as it is written. Raises InputError."""
-    with _complete_folder(folder) as part:
+    with complete_folder(folder) as part:
         job = yield from job_in_steps(part, recordings, job, held_out, regions)
         (part / "name.txt").write_text(name)
     return job
-
-
-@contextmanager
-def _complete_folder(folder: Path):
-    """Yield a hidden folder that is renamed to `folder`, replacing an empty one, when it is complete.
-
-    Raises InputError if it cannot be written; nothing is left then.
-    """
-    part = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=PART, dir=folder.parent))
-        part.chmod(0o755)
-        yield part
-        if folder.exists():
-            folder.rmdir()
-        part.rename(folder)
-    except OSError as error:
-        raise InputError(
-            _("{folder} cannot be written: {reason}.").format(folder=folder, reason=error.strerror or error)
-        ) from error
-    finally:
-        if part is not None:
-            shutil.rmtree(part, ignore_errors=True)
 
 
 def keep_model(trained: Path, name: str) -> str:
@@ -530,33 +457,6 @@ def _is_at_work(folder: Path) -> bool:
         return True
 
 
-def write_job(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Job:
-    """Do all steps of `job_in_steps`; return the job."""
-    return complete(job_in_steps(folder, recordings, job, held_out, regions))
-
-
-def complete(steps: Generator):
-    """Do all steps of a generator; return its value."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
-
-
-def job_in_steps(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Generator[None, None, Job]:
-    """Write the frames of a run, their regions and its `job.json`, with paths relative to the folder; return the job,
-    whose own files are not moved. Each step writes some `BYTES`."""
-    names = yield from write_recordings(folder, "recording", recordings)
-    held_out = yield from write_recordings(folder, "held-out", held_out)
-    job = replace(job, inputs=(*names, *job.inputs), held_out=held_out)
-    job = replace(job, output="model.safetensors", preview="preview.png")
-    if regions:
-        job = replace(job, region=write_regions(folder, regions, (*names, *held_out)))
-    (folder / "job.json").write_text(json.dumps(asdict(job), indent=1))
-    return job
-
-
 def read_reports(path: Path) -> list[dict]:
     """Return the reports of steps in a run's log; skip lines truncated by a crash."""
     reports = []
@@ -574,13 +474,6 @@ def add_report(reports: list[dict], line: protocol.TrainingLine) -> None:
         reports.append(line.values)
 
 
-def _read_files(paths) -> list[np.ndarray]:
-    """Return the frames of files and folders on disk."""
-    from Speckle2SelfLib import files
-
-    return [np.asarray(files.read(path).frames) for path in files.find(list(paths))] if paths else []
-
-
 def count_files(folder, seconds: float = 0.3) -> tuple[int, bool]:
     """Return how many files in a folder can be trained on, and whether the count is complete after `seconds`."""
     from Speckle2SelfLib import files
@@ -592,49 +485,3 @@ def count_files(folder, seconds: float = 0.3) -> tuple[int, bool]:
             if time.monotonic() > end:
                 return number, False
     return number, True
-
-
-def all_equal(regions) -> bool:
-    """Return whether all masks (H, W) bool are the same."""
-    return all(np.array_equal(mask, regions[0]) for mask in regions)
-
-
-def write_regions(folder: Path, regions, names) -> str:
-    """Write masks (H, W) bool as one file if they are equal, else as a folder of files named like the recordings."""
-    if all_equal(regions):
-        np.save(folder / "region.npy", regions[0].astype(np.uint8))
-        return "region.npy"
-    (folder / "regions").mkdir()
-    for mask, name in zip(regions, names, strict=True):
-        np.save(folder / "regions" / name, mask.astype(np.uint8))
-    return "regions"
-
-
-def write_recordings(folder: Path, prefix: str, recordings) -> Generator[None, None, tuple[str, ...]]:
-    """Write frames in steps to anonymous files `<prefix>-<number>.npy`, in color if they have any, as colored pixels
-    are excluded from the region; return the names. recordings: arrays, or objects with shape and dtype that yield
-    frames."""
-    names, done = [], 0
-    for number, frames in enumerate(recordings, 1):
-        shape, channels, color = tuple(frames.shape), None, False
-        for frame in frames if len(shape) == 4 else ():
-            color = bool((frame[..., 1:3] != frame[..., :1]).any())
-            if color:
-                break
-            done += frame.nbytes
-            if done >= BYTES:
-                done = 0
-                yield
-        if len(shape) == 4:
-            shape, channels = ((*shape[:3], 3), slice(3)) if color else (shape[:3], 0)
-        names.append(f"{prefix}-{number}.npy")
-        with (folder / names[-1]).open("wb") as file:
-            header = {"descr": np.lib.format.dtype_to_descr(frames.dtype), "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for frame in frames:
-                file.write(np.ascontiguousarray(frame if channels is None else frame[..., channels]))
-                done += frame.nbytes
-                if done >= BYTES:
-                    done = 0
-                    yield
-    return tuple(names)

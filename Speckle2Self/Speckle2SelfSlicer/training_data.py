@@ -15,6 +15,7 @@ from Speckle2SelfLib.config import Job
 from Speckle2SelfLib.system import InputError
 
 from . import regions, scene
+from .run_files import all_equal
 from .session import Session
 
 
@@ -75,8 +76,6 @@ def _recordingNodes(nodes) -> list[vtkMRMLNode]:
 
 def _regions(session: Session, nodes: list[vtkMRMLNode], region: Any, files: list[Path]) -> list[np.ndarray]:
     """Return the pixels (H, W) bool of each node that a region covers; none for "auto" and "none"."""
-    from .trainer import all_equal
-
     if isinstance(region, str) and region in ("auto", "none"):
         return []
     if not nodes:

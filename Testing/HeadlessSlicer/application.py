@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import slicer
@@ -45,6 +47,18 @@ class CommandOptions:
         return self._app.testingEnabled()
 
 
+def temporaryFolder() -> tempfile.TemporaryDirectory:
+    """Return a new folder that is removed at exit; those of killed applications, which could not do that, go now."""
+    if os.name == "posix":  # elsewhere, the signal 0 ends the process
+        for path in Path(tempfile.gettempdir()).glob("HeadlessSlicer-*-*"):
+            with suppress(ValueError, PermissionError):  # another user's application
+                try:
+                    os.kill(int(path.name.split("-")[1]), 0)
+                except ProcessLookupError:
+                    shutil.rmtree(path, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=f"HeadlessSlicer-{os.getpid()}-")
+
+
 class Application:
     """The running application; without main window (as with `--no-main-window`), or with one, which needs Qt."""
 
@@ -54,11 +68,11 @@ class Application:
         self.majorVersion, self.minorVersion = sources.version(source) if source is not None else (5, 13)
         self._arguments = arguments
         self._testing = testing
-        self._temporary = tempfile.TemporaryDirectory(prefix="Slicer-")
+        self._folder = temporaryFolder()
+        os.mkdir(self.temporaryPath)
         self._options = CommandOptions(self)
         complaints.listen()
-        self._programs = tempfile.TemporaryDirectory(prefix="PythonSlicer-")
-        launcher.install(Path(self._programs.name))
+        launcher.install(Path(self._folder.name))
         self._dicomDatabase = slicer.dicomDatabase = dicom.DicomDatabase()
         self.exitStatus = 0  # argument of exit(), read by the launcher
         self._scene, self._logic = slicer.vtkMRMLScene(), slicer.vtkSlicerApplicationLogic()
@@ -172,7 +186,7 @@ class Application:
 
     @property
     def temporaryPath(self) -> str:
-        return self._temporary.name
+        return os.path.join(self._folder.name, "temporary")
 
     def mrmlScene(self):
         return self._scene

@@ -40,7 +40,8 @@ RANKS = [
 ]
 SLICER = [
     {"scene", "dependencies", "sample_data", "words"},
-    {"file_reader", "processes", "results", "views"},
+    {"file_reader", "processes", "results", "run_files", "views"},
+    {"exporting"},
     {"trainer", "worker", "uncertainty"},
     {"processing", "regions"},
     {"comparison", "live"},

@@ -743,7 +743,12 @@ def test_a_run_goes_on_while_another_module_is_open(desk, panel):
     choose(panel, desk.cine())
     panel.ui.applyButton.click()
     slicer.util.selectModule("SpeckleTrain")
+    slicer.util.setSliceViewerLayers(background=desk.volume("Mine"))
     desk.wait(lambda: panel.run is None)
+    desk.rest()
+    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+        shown = slicer.mrmlScene.GetNodeByID(composite.GetBackgroundVolumeID())
+        assert (shown.GetName(), composite.GetForegroundVolumeID()) == ("Mine", None), "the views are another module's"
     slicer.util.selectModule("Speckle2Self")
     assert panel.ui.outputSelector.currentNode().GetName() == "Cine despeckled"
 

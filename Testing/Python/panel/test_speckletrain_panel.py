@@ -301,6 +301,7 @@ def test_a_folder_of_files_is_trained_on_and_exported(desk, train, tmp_path):
     assert train.ui.folderLineEdit.text == str(files) and train.ui.trainButton.enabled
     desk.answers["save"] = str(tmp_path / "run")
     train.ui.exportJobButton.click()
+    desk.wait(lambda: train.exporting is None)
     assert np.array_equal(np.load(tmp_path / "run" / "recording-1.npy"), FRAMES)
     assert "Jane" not in (tmp_path / "run" / "job.json").read_text()
     train.ui.trainButton.click()
@@ -326,7 +327,9 @@ def test_curve_and_preview_fill_the_scene_and_the_model_is_at_hand(desk, train):
     table = slicer.util.getNode(f"{job.name} curve")
     rows = table.GetNumberOfRows()
     desk.wait(lambda: table.GetNumberOfRows() > rows + 1)
-    assert slicer.util.getNode(f"{job.name} loss").GetNumberOfPlotSeriesNodes() >= 2
+    loss = slicer.util.getNode(f"{job.name} loss")
+    assert loss.GetNumberOfPlotSeriesNodes() >= 2
+    assert loss.GetLegendFontSize() <= 10, "else the legend covers half of the curves"
     assert slicer.util.getNode(f"{job.name} true error").GetNumberOfPlotSeriesNodes() == 3, "a curve of what is judged"
     assert "per second" in train.ui.runLabel.text and train.ui.progressBar.value > 0
     before, after = (slicer.util.getNode(f"{job.name} held-out frame{end}") for end in ("", " despeckled"))
@@ -688,3 +691,55 @@ def test_a_large_recording_is_written_without_holding_up_the_panel(desk, train):
     desk.wait(lambda: job.state == "running")
     written = [np.load(path, mmap_mode="r") for path in sorted(job.folder.glob("recording-*.npy"))]
     assert [len(frames) for frames in written] == [16, 100] and np.array_equal(written[1], desk.frames(large))
+
+
+def test_a_large_recording_is_exported_without_holding_up_the_panel(desk, train, tmp_path):
+    """It is put on the disk in pieces, files by another process, and can be abandoned in between."""
+    large = np.random.default_rng(0).integers(0, 255, (100, 1000, 1000)).astype(np.uint8)
+    (tmp_path / "files").mkdir()
+    np.save(tmp_path / "files" / "one.npy", large[:40])
+    train.ui.inputsSelector.check(desk.cine(large, "Large"))
+    train.ui.folderLineEdit.text = str(tmp_path / "files")
+    for way in ("abandoned", "completed"):
+        desk.answers["save"] = str(tmp_path / way)
+        desk.rest()
+        pieces = [time.process_time()]
+        train.ui.exportJobButton.click()
+        pieces[0] = time.process_time() - pieces[0]
+        job = train.exporting
+        assert job is not None and not train.ui.exportJobButton.enabled
+        train.ui.minutesSpinBox.value = 3
+        assert not train.ui.exportJobButton.enabled, "only one at a time"
+        poll = job.poll
+
+        def counted():
+            started = time.process_time()
+            ended = poll()  # noqa: B023
+            pieces.append(time.process_time() - started)  # noqa: B023
+            return ended
+
+        job.poll = counted
+        desk.wait(lambda: len(pieces) > 3)  # noqa: B023
+        assert not (tmp_path / way).exists(), "only complete"
+        if way == "abandoned":
+            train.endExport()  # as when the panel goes
+            train.updatePanel()
+        desk.wait(lambda: train.exporting is None)
+        assert max(pieces) < 0.1, "of processor time, as others may be at work"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["completed", "files", "home"]
+    assert np.array_equal(np.load(tmp_path / "completed" / "recording-1.npy", mmap_mode="r"), large)
+    assert np.array_equal(np.load(tmp_path / "completed" / "recording-2.npy", mmap_mode="r"), large[:40])
+    assert [kind for kind, _ in desk.asked] == ["save", "save"] and train.ui.exportJobButton.enabled
+
+
+def test_files_that_cannot_be_exported_are_one_message(desk, train, tmp_path):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "one.npy").write_bytes(b"no array")
+    train.ui.folderLineEdit.text = str(tmp_path / "files")
+    desk.answers["save"] = str(tmp_path / "run")
+    train.ui.exportJobButton.click()
+    desk.wait(lambda: train.exporting is None)
+    assert "one.npy" in desk.asked[-1][1] and [kind for kind, _ in desk.asked] == ["save", "message"]
+    desk.rest(0.3)
+    assert len(desk.asked) == 2 and train.ui.exportJobButton.enabled
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["files", "home"]

@@ -24,7 +24,8 @@ from Speckle2SelfLib import checkpoint, files, library
 from Speckle2SelfLib.config import Job, ModelConfig, from_dict
 from Speckle2SelfLib.network import build
 from Speckle2SelfLib.system import InputError
-from Speckle2SelfSlicer.trainer import Trainer, export
+from Speckle2SelfSlicer.exporting import export
+from Speckle2SelfSlicer.trainer import Trainer
 from Speckle2SelfSlicer.worker import Worker
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals and limits")
@@ -277,7 +278,7 @@ import resource, sys
 from pathlib import Path
 from Speckle2SelfLib import checkpoint, files, library
 from Speckle2SelfLib.config import InputError
-from Speckle2SelfSlicer.trainer import export
+from Speckle2SelfSlicer.exporting import export
 import numpy as np
 recordings = [files.read(path) for path in sys.argv[1:]]
 resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))

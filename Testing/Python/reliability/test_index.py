@@ -135,6 +135,7 @@ def test_the_metadata_of_the_extension_are_complete(project):
     assert told["DESCRIPTION"].endswith(".") and len(told["DESCRIPTION"]) < 200
     text = (project / "CMakeLists.txt").read_text()
     assert re.search(r"project\(Speckle2Self\)", text), "the name of the index entry"
+    assert "cmake_minimum_required(VERSION 3.28" in text, "as Slicer's own template"
     for name in ("ICONURL", "SCREENSHOTURLS"):
         assert re.search(rf'set\s*\(EXTENSION_{name}\s*"([^"]+)"\)', text), "on one line, as the index reads it"
 

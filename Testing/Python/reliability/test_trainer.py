@@ -16,7 +16,9 @@ from helpers import alive, until
 
 from Speckle2SelfLib import checkpoint, files, library
 from Speckle2SelfLib.system import InputError
-from Speckle2SelfSlicer.trainer import Trainer, complete, export, read_reports, write_job, write_recordings
+from Speckle2SelfSlicer.exporting import export
+from Speckle2SelfSlicer.run_files import complete, job_in_steps, write_recordings
+from Speckle2SelfSlicer.trainer import Trainer, read_reports
 
 FRAMES = np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)
 
@@ -154,7 +156,7 @@ def test_a_run_that_waits_can_be_stopped_and_put_back(trainer, job):
 
 
 def test_a_run_that_was_killed_before_it_reported_can_be_removed(tmp_path, job):
-    write_job(made(tmp_path / "early"), [FRAMES], job)
+    complete(job_in_steps(made(tmp_path / "early"), [FRAMES], job))
     (tmp_path / "early" / "name.txt").write_text("early")
     trainer = Trainer(tmp_path)
     assert [left.name for left in trainer.unfinished()] == [left.name for left in trainer.jobs] == ["early"]
@@ -174,10 +176,41 @@ def test_the_region_to_train_on_is_found_in_the_colours_as_recorded(tmp_path):
     assert np.array_equal(files.read(tmp_path / "recording-2.npy").frames, colour)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_run_whose_files_are_being_read_is_exported_or_leaves_nothing(trainer, job, tmp_path):
+    np.save(tmp_path / "file.npy", FRAMES)
+    heard, job = [], replace(job, inputs=[tmp_path / "file.npy"])
+    trainer.export(tmp_path / "run", [FRAMES[:3]], job, (), heard.append)
+    until(lambda: heard, trainer.poll)
+    assert heard == [tmp_path / "run"]
+    assert json.loads((tmp_path / "run" / "job.json").read_text())["inputs"] == ["recording-1.npy", "recording-2.npy"]
+    assert np.array_equal(np.load(tmp_path / "run" / "recording-1.npy"), FRAMES[:3])
+    assert np.array_equal(np.load(tmp_path / "run" / "recording-2.npy"), FRAMES)
+    os.mkfifo(tmp_path / "never.npy")  # its reader waits
+    waiting = trainer.export(tmp_path / "other", [FRAMES], replace(job, inputs=[tmp_path / "never.npy"]), (), print)
+    with Path("/proc/thread-self/children").open() as children:
+        assert children.read().split()
+    trainer.poll()
+    waiting.close()
+    until(lambda: not Path("/proc/thread-self/children").read_text().split(), trainer.poll)
+    assert len(heard) == 1 and not [path for path in tmp_path.iterdir() if "other" in path.name]
+
+
+@pytest.mark.parametrize(("content", "words"), [(b"no array", "file.npy"), (None, "file.npy")])
+def test_files_that_cannot_be_exported_are_told(trainer, job, tmp_path, content, words):
+    heard = []
+    if content is not None:
+        (tmp_path / "file.npy").write_bytes(content)
+    trainer.export(tmp_path / "run", [], replace(job, inputs=[tmp_path / "file.npy"]), (), heard.append)
+    until(lambda: heard, trainer.poll)
+    assert isinstance(heard[0], InputError) and words in str(heard[0]) and "\n" not in str(heard[0])
+    assert not [path for path in tmp_path.iterdir() if "run" in path.name]
+
+
 def test_what_a_killed_application_left_half_written_is_no_run_and_goes(tmp_path, job):
     old, new = made(tmp_path / ".old.x.part"), made(tmp_path / ".new.x.part")
     for folder in (old, new):
-        write_job(folder, [FRAMES], job)
+        complete(job_in_steps(folder, [FRAMES], job))
         (folder / "name.txt").write_text("half")
     os.utime(old, (0, 0))
     trainer = Trainer(tmp_path)
@@ -317,7 +350,8 @@ def test_a_run_ends_with_the_application_that_started_it(tmp_path, job):
     code = """
 import sys, time, numpy as np
 from Speckle2SelfLib.config import Job
-from Speckle2SelfSlicer.trainer import Trainer, write_job
+from Speckle2SelfSlicer.run_files import complete, job_in_steps
+from Speckle2SelfSlicer.trainer import Trainer
 trainer = Trainer()
 run = trainer.add("orphan", [np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)],
                   Job("", preset="adapt", recipe="disjoint", init=sys.argv[1], steps=10**6,
@@ -459,7 +493,7 @@ def test_sigterm_under_torchrun_loses_no_step(tmp_path, job, whom):
 def write_folder(tmp_path, job):
     """A folder with the frames and the job file of a long run."""
     folder = made(tmp_path / "run")
-    write_job(folder, [FRAMES], replace(job, steps=10**6, interval=10**6))
+    complete(job_in_steps(folder, [FRAMES], replace(job, steps=10**6, interval=10**6)))
     return folder
 
 

@@ -4,6 +4,7 @@ import enum
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 from typing import Annotated, ClassVar, Optional, Union
@@ -543,6 +544,23 @@ def test_a_script_runs_as_in_slicer(project, tmp_path):
         "still here",
     ]
     assert done.returncode == 3
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+def test_nothing_is_left_in_the_temporary_folder(project, tmp_path):
+    """At its end, an application removes its own files; a killed one leaves them to the next."""
+    script, temporary = tmp_path / "script.py", tmp_path / "temporary"
+    temporary.mkdir()
+    script.write_text("import os, sys\nprint(slicer.app.temporaryPath)\nos.kill(os.getpid(), int(sys.argv[1]))")
+    assert launch(project, script, 0, TMPDIR=str(temporary)).stdout.startswith(str(temporary))
+    assert not list(temporary.iterdir())
+    assert launch(project, script, signal.SIGKILL.value, TMPDIR=str(temporary)).returncode != 0
+    (left,) = temporary.iterdir()
+    (temporary / "HeadlessSlicer-of-mine").mkdir()
+    running = temporary / f"HeadlessSlicer-{os.getpid()}-x"
+    running.mkdir()
+    assert launch(project, script, 0, TMPDIR=str(temporary)).returncode == 0
+    assert not left.exists() and running.exists() and (temporary / "HeadlessSlicer-of-mine").exists()
 
 
 def test_without_window_there_is_no_qt(project, tmp_path):

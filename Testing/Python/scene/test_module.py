@@ -57,6 +57,19 @@ def test_every_parameter_bound_in_the_panel_exists(project):
     assert bound | {"model", "device"} == set(Speckle2SelfParameterNode.__annotations__)
 
 
+@pytest.mark.parametrize(("module", "opened"), [
+    ("Speckle2Self", ["input", "model", "look", "live", "compare"]), ("SpeckleTrain", ["data", "settings", "runs"]),
+])  # fmt: skip
+def test_sections_that_are_rarely_needed_are_folded(project, module, opened):
+    """With Slicer's Data Probe open, a panel has a third of the height."""
+    widgets = ElementTree.parse(project / module / "Resources" / "UI" / f"{module}.ui").iter("widget")
+    sections = [widget for widget in widgets if widget.get("class") == "ctkCollapsibleButton"]
+    assert sections[0].get("name") == f"{opened[0]}CollapsibleButton"
+    folded = {s for s in sections for entry in s.findall("property") if entry.get("name") == "collapsed"}
+    assert [s.get("name").removesuffix("CollapsibleButton") for s in sections if s not in folded] == opened
+    assert folded
+
+
 def test_every_node_selector_gets_the_scene(project):
     tree = ElementTree.parse(project / "Speckle2Self" / "Resources" / "UI" / "Speckle2Self.ui")
     selectors = {w.get("name") for w in tree.iter("widget") if w.get("class") == "qMRMLNodeComboBox"}
