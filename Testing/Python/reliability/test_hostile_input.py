@@ -514,8 +514,10 @@ def test_images_that_claim_to_be_large_are_refused_before_they_are_read(tmp_path
     nifti = struct.pack("<I36x8h", 348, 2, 32767, 32767, 1, 1, 1, 1, 1) + struct.pack("<14xhh", 2, 8)
     nifti += struct.pack("<h8fffhbbffff8x", 0, *[1.0] * 8, 352, 1, 0, 0, 0, 0, 0, 0, 0)
     nifti = nifti.ljust(344, b"\0") + b"n+1\0" + b"\0" * 40
+    gif = bytearray(pillow_file("GIF", FRAMES))
+    gif[6:10] = struct.pack("<HH", 13600, 5408)
     before = resident()
-    for name, data in {"a.png": png, "a.tif": tiff + b"\0" * 40, "a.nii": nifti}.items():
+    for name, data in {"a.png": png, "a.tif": tiff + b"\0" * 40, "a.nii": nifti, "a.gif": gif}.items():
         with bounded(), pytest.raises(InputError) as error:
             files.read(write(tmp_path, name, data))
         told(error)
