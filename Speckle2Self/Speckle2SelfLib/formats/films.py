@@ -184,7 +184,9 @@ def _decoded(av, path: Path, colour: bool) -> tuple[np.ndarray, np.ndarray | Non
             file.write(np.ascontiguousarray(array).data)
             moments.append(frame.time)
         promised = promised or _promised(container, stream, moments)
-        if shape is None or len(moments) < promised:
+        if shape is None:
+            raise InputError(f"{path} is damaged, or cut short: no frame can be read.")
+        if len(moments) < promised:
             raise InputError(f"{path} is cut short: {len(moments)} of {promised} frames can be read.")
         file.flush()
         whole = (len(moments), *shape)

@@ -143,7 +143,7 @@ TIFFS = [
     {"imagej": True, "metadata": {"axes": "TYX", "unit": "mm", "finterval": 0.04}},
     {"tile": (16, 16), "metadata": {"axes": "TYX", "PhysicalSizeX": 0.2}, "ome": True},
     {"compression": "zlib", "photometric": "MINISWHITE", "metadata": None},
-    {"extratags": [(274, "H", 1, 6, True)], "metadata": None},
+    {"extratags": [(274, "H", 1, 6, True)], "photometric": "MINISBLACK", "metadata": None},
 ]
 
 
@@ -561,6 +561,15 @@ def test_a_description_in_latin_1_does_not_keep_an_image_from_being_written(tmp_
     assert recording.source["metadata"]["descrip"].startswith("Gef")
     files.write(tmp_path / "b.nii", recording.frames, recording)
     assert np.array_equal(files.read(tmp_path / "b.nii").frames, FRAMES)
+
+
+@pytest.mark.parametrize("name, field", [("a.mha", b"ElementType = none\n"), ("a.nrrd", b"type: none\n")])
+def test_a_type_that_is_told_twice_is_written_as_it_was_taken(name, field, tmp_path):
+    data = mha() if name == "a.mha" else nrrd()
+    at = data.index(b"\n") + 1
+    recording = files.read(write(tmp_path, name, data[:at] + field + data[at:]))
+    files.write(tmp_path / f"b{name[1:]}", recording.frames, recording)
+    assert np.array_equal(files.read(tmp_path / f"b{name[1:]}").frames, FRAMES)
 
 
 def test_equal_time_stamps_are_kept_verbatim(tmp_path):
