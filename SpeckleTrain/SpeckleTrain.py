@@ -38,7 +38,7 @@ class SpeckleTrain(ScriptedLoadableModule):
         self.parent.helpText = _(
             "<p>Trains a model for the module Speckle2Self on the ultrasound recordings in the scene. No clean images "
             "or image pairs are needed: with <i>adapt</i> and <i>standard</i> the recordings are despeckled, "
-            "and speckled again by a simulated scanner like theirs, so that the truth is known. Everything runs on "
+            "and their own speckle is drawn over the results again, so that the truth is known. Everything runs on "
             "this computer; the model stores nothing that identifies the recordings.</p>"
             "<p>A model shows what it has learned to expect: always compare with the input. It is not a medical device "
             "and not for diagnosis.</p>"

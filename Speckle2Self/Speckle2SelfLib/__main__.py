@@ -55,26 +55,26 @@ def despeckle(arguments: argparse.Namespace) -> None:
         raise InputError("Name an input and an output: speckle2self despeckle INPUT OUTPUT.")
     options, output = DespeckleOptions(**_values_of(DespeckleOptions, arguments)), Path(output)
     read_options = ReadOptions(**_values_of(ReadOptions, arguments))
-    told = Path(arguments.uncertainty) if arguments.uncertainty else None
-    paths = _input_files(inputs, [folder for folder in (output, told) if folder is not None])
+    map_output = Path(arguments.uncertainty) if arguments.uncertainty else None
+    paths = _input_files(inputs, [folder for folder in (output, map_output) if folder is not None])
     unnamed = not output.suffix and paths[0].suffix and files.is_readable(paths[0])  # DICOM files may have no suffix
     many = len(paths) > 1 or unnamed or output.is_dir() or any(Path(entry).is_dir() for entry in inputs)
     if many and output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file; several inputs need a folder as output.")
-    if many and told is not None and (told.is_file() or told.resolve() == output.resolve()):
-        raise InputError(f"--uncertainty {told}: several inputs need a folder of their own for it.")
+    if many and map_output is not None and (map_output.is_file() or map_output.resolve() == output.resolve()):
+        raise InputError(f"--uncertainty {map_output}: several inputs need a folder of their own for it.")
     rank, local, processes = torchrun_place()
     if processes > 1 and options.device in ("auto", "cuda") and str(choose_device("auto")) == "cuda":
         options = replace(options, device=f"cuda:{local}")
     model = FILTERS.get(options.model) or load_model(options.model)
     choose_device(options.device)  # report a wrong one before anything is read
-    if told is not None or options.cautious:
+    if map_output is not None or options.cautious:
         check_uncertainty(model)
     if not many:
         if not (arguments.skip_existing and output.exists()):
-            _despeckle_file(paths[0], output, told, output.parent, model, options, read_options)
+            _despeckle_file(paths[0], output, map_output, output.parent, model, options, read_options)
         return
-    new = [folder for folder in (output, told) if folder is not None and not folder.exists()]
+    new = [folder for folder in (output, map_output) if folder is not None and not folder.exists()]
     failed, written = [], 0
     try:
         for folder in new:
@@ -84,8 +84,8 @@ def despeckle(arguments: argparse.Namespace) -> None:
         for path, target in pending:
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                beside = _beside(target, output, told)
-                _despeckle_file(path, target, beside, output, model, options, read_options)
+                map_path = _map_path(target, output, map_output)
+                _despeckle_file(path, target, map_path, output, model, options, read_options)
                 written += 1
             except InputError as error:
                 if len(paths) == 1:
@@ -142,59 +142,60 @@ def remove_empty_folders(folder: Path) -> None:
     folder.rmdir()
 
 
-def _beside(target: Path, output: Path, told: Path | None) -> Path | None:
-    """Return the file for the uncertainty of `target`, laid out below the folder `told` as that is below `output`."""
+def _map_path(target: Path, output: Path, folder: Path | None) -> Path | None:
+    """Return the file for the uncertainty of `target`, laid out below the `folder` as that is below `output`."""
     from . import files
 
-    if told is None:
+    if folder is None:
         return None
-    path = told / target.relative_to(output)
+    path = folder / target.relative_to(output)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path if path.name.lower().endswith(files.FLOATING) else path.with_name(path.name + ".nrrd")
 
 
 def _despeckle_file(
-    path: Path, target: Path, told: Path | None, folder: Path, model: Model | Filter, options: DespeckleOptions,
+    path: Path, target: Path, map_path: Path | None, folder: Path, model: Model | Filter, options: DespeckleOptions,
     read_options: ReadOptions,
 ) -> None:  # fmt: skip
     """Despeckle one file.
 
-    told: the file for the uncertainty. folder: the output folder, which with the options identifies the run.
+    map_path: the file for the uncertainty. folder: the output folder, which with the options identifies the run.
     """
     from . import files, volumes
+    from .despeckling import OPTIONS
     from .despeckling import despeckle as despeckle_frames
 
     with _warnings_with_path(path):
         recording = files.read(path, dynamic_range=read_options.dynamic_range)
         files.check_output(target, recording)
-        if told is not None:
-            files.check_map(told, recording, target)
+        if map_path is not None:
+            files.check_map(map_path, recording, target)
     recording.run = f"{folder.resolve()} {asdict(options)}"
     frames = recording.frames.reshape(recording.volumes, -1, *recording.frames.shape[1:])  # (T, K, J, I[, C])
     axis = "k" if options.axis == "auto" and recording.sequence else options.axis
     axes = volumes.slicing_axes(frames.shape[1:], recording.spacing, axis)
     region, maps = _region(frames.shape[1:4], options.region, axes), []
     within = recording.region if axes == [0] else None
-    look = {name: getattr(options, name) for name in ("strength", "gamma", "cautious", "device")}
+    frame_options = {name: getattr(options, name) for name in OPTIONS}
 
     def run(stack: np.ndarray, progress: Progress) -> np.ndarray:
-        if told is not None:
+        if map_path is not None:
             maps.append(files.roomy(stack.shape[:3], "float32"))
         return despeckle_frames(
             stack, model, region=region, within=within, output=output if axes == [0] else None, progress=progress,
-            cancelled=_interrupted.is_set, uncertainty=maps[-1] if maps else None, **look,
+            cancelled=_interrupted.is_set, uncertainty=maps[-1] if maps else None, **frame_options,
         )  # fmt: skip
 
     with files.array_like(recording.frames, target.parent) as output:
         with _bar(path.name, "frame") as progress, _warnings_with_path(path):
             result = volumes.process(frames, axes, run, progress)
-        if told is not None:  # first, so that an existing output means a complete result
-            files.write_map(told, volumes.average_maps(maps, frames.shape[:4], axes), recording)
+        if map_path is not None:  # first, so that an existing output means a complete result
+            files.write_map(map_path, volumes.average_maps(maps, frames.shape[:4], axes), recording)
         try:
             files.write(target, result.reshape(recording.frames.shape), recording)
         except BaseException:
-            if told is not None:
-                told.unlink(missing_ok=True)
+            if map_path is not None:
+                map_path.unlink(missing_ok=True)
             raise
     if options.axis == "auto" and axes != [0]:
         name = volumes.AXES[axes[0]]

@@ -24,7 +24,7 @@ def _soft_step(distance: np.ndarray, soft: float) -> np.ndarray:
     return 1 / (1 + np.exp(np.clip(distance * (2 / soft), -40, 40)))
 
 
-def _turned(y: np.ndarray, x: np.ndarray, turn: float) -> tuple[np.ndarray, np.ndarray]:
+def _rotate(y: np.ndarray, x: np.ndarray, turn: float) -> tuple[np.ndarray, np.ndarray]:
     """Return coordinates along and across a direction, radians."""
     return x * cos(turn) + y * sin(turn), y * cos(turn) - x * sin(turn)
 
@@ -83,7 +83,7 @@ class Textures:
         """
         fy, fx = self.fy, self.fx
         if ratio != 1:
-            along, across = _turned(fy, fx, turn)
+            along, across = _rotate(fy, fx, turn)
             fy, fx = across / ratio**0.5, along * ratio**0.5
         lowest = max(1 / longest, 1 / max(self.size))
         filtered = (fy * fy + fx * fx + np.float32(lowest**2)) ** np.float32(-exponent / 2)
@@ -120,7 +120,7 @@ class Textures:
         """Return bundles that bend, end and lie side by side, as in muscle or tendon."""
         rng, turn = self.rng, self.rng.normal(0, 0.5) if self.rng.random() < 0.7 else self.rng.uniform(0, np.pi)
         bend = self.noise(2.5) * self._period(1, 12)
-        across = _turned(self.y, self.x, turn)[1] + bend
+        across = _rotate(self.y, self.x, turn)[1] + bend
         low, high = float(across.min()), float(across.max())
         line = gaussian_filter1d(rng.standard_normal(int(high - low) * 2 + 4), 2 * self._period(0.7, 4))
         line = (line / line.std()).astype(np.float32)
@@ -134,7 +134,7 @@ class Textures:
     def cells(self) -> np.ndarray:
         """Return adjacent lobules or cells with walls between them."""
         rng, pitch = self.rng, self._period(5, 36)
-        u, v = _turned(self.y, self.x, rng.uniform(0, np.pi))
+        u, v = _rotate(self.y, self.x, rng.uniform(0, np.pi))
         u, v = u / (pitch * exp(rng.uniform(0, 0.9))), v / pitch
         if rng.random() < 0.5:
             v, u = v + self.noise(2.2) * rng.uniform(0, 0.4), u + self.noise(2.2) * rng.uniform(0, 0.4)
@@ -173,13 +173,49 @@ class Textures:
         return np.tanh(field + self.rng.normal(0, 1)) + np.tanh(field - self.rng.normal(0, 3))
 
 
-class PointTargets:
-    """Point targets and straight echoes over an echogenicity; `echoes` holds the amplitudes at their peak."""
+class Echogenicity:
+    """Echogenicity in decibels on an (H, W) grid, put together object by object: what all anatomies share."""
 
-    rng: np.random.Generator
-    size: tuple[int, int]
-    decibels: np.ndarray  # (H, W)
-    echoes: np.ndarray  # (H, W)
+    dtype: type[np.floating] = np.float32  # of its arrays
+
+    def __init__(self, size: tuple[int, int], rng: np.random.Generator):
+        self.rng = rng
+        self.y, self.x = np.mgrid[: size[0], : size[1]].astype(self.dtype)
+        self.size, self.unit = size, min(size)
+        self.decibels = np.zeros(size, self.dtype)
+        self.specular = np.full(size, -200.0, self.dtype)  # dB of the coherent echo, which has no speckle
+        self.echoes = np.zeros(size, self.dtype)  # amplitude that single points' echoes have at their peak
+        self.labels = np.zeros(size, np.uint8)
+
+    def curve(self, wander: float, slope: float) -> np.ndarray:
+        """Return a smooth depth for every column, pixels."""
+        columns = self.size[1]
+        bend = gaussian_filter1d(self.rng.standard_normal(columns), columns * self.rng.uniform(0.06, 0.3), mode="wrap")
+        bend *= self.rng.uniform(0, wander) * self.unit / max(np.abs(bend).max(), 1e-9)
+        tilt = self.rng.uniform(-slope, slope) * (np.arange(columns) - columns / 2)
+        return (self.rng.uniform(0, self.size[0]) + bend + tilt).astype(self.dtype)
+
+    def put(self, inside: np.ndarray, contrast: float) -> None:
+        """Change the level by `contrast` dB where `inside` (0 to 1) is 1."""
+        self.decibels += self.dtype(contrast) * inside
+        self.labels[inside > 0.5] = min(int(self.labels.max()) + 1, 255)
+
+    def layer(self, wander: float = 0.1, slope: float = 0.6) -> None:
+        """Add a thin bright layer (fascia, vessel wall, bone), part speckle, part specular."""
+        ends = np.abs(np.arange(self.size[1], dtype=self.dtype) - self.dtype(self.rng.uniform(0, self.size[1])))
+        extent = _soft_step(ends - self.dtype(self.rng.uniform(0.05, 1) * self.size[1]), 8)
+        away = (self.y - self.curve(wander, slope)) / self.dtype(self.rng.uniform(0.4, 2))
+        profile = np.exp(-(away**2) / 2) * extent
+        height = self.dtype(self.rng.uniform(5, 24))
+        self.decibels += height * profile
+        if self.rng.random() < 0.6:
+            self.specular = np.maximum(self.specular, height + self.decibels - 40 * (1 - profile))
+
+    def lower(self, decibels: np.ndarray) -> None:
+        """Lower everything, including echoes, by so many decibels (H, W)."""
+        self.decibels -= decibels
+        self.specular -= decibels
+        self.echoes *= 10 ** (decibels / -20)
 
     def points(self, count: int) -> None:
         """Add coherent point targets (needle tip, calcification) whose echo is 8 to 35 dB above the tissue's."""
@@ -220,53 +256,31 @@ class PointTargets:
         inside = (rows >= 0) & (rows < self.size[0]) & (columns >= 0) & (columns < self.size[1])
         self._echo_at(rows[inside], columns[inside], self.rng.uniform(8, 28))
 
+    def strokes(self, count: int, spacing: float = 0.0) -> None:
+        """Add thin straight echoes (wires, needles, fibers) with hard ends, 7 to 24 dB above the tissue's.
 
-class Anatomy(PointTargets):
-    """Echogenicity in decibels on an (H, W) grid, put together object by object."""
+        spacing, pixels: they lie side by side at this distance, as in a grating; 0: anywhere, in about one direction.
+        """
+        raise NotImplementedError
 
-    def __init__(self, size: tuple[int, int], rng: np.random.Generator):
-        self.rng = rng
-        self.y, self.x = np.mgrid[: size[0], : size[1]].astype(np.float32)
-        self.size, self.unit = size, min(size)
-        self.decibels = np.zeros(size, np.float32)
-        self.specular = np.full(size, -200.0, np.float32)  # dB of the coherent echo, which has no speckle
-        self.echoes = np.zeros(size, np.float32)  # amplitude that single points' echoes have at their peak
-        self.labels = np.zeros(size, np.uint8)
+    def fine_structure(self) -> None:
+        """Add strokes or points that a smoother would take for speckle."""
+        kind = self.rng.random()
+        if kind < 0.35:
+            self.strokes(int(self.rng.integers(1, 9)), self.rng.uniform(3, 24))
+        elif kind < 0.8:
+            self.strokes(int(self.rng.integers(1, 40)))
+        else:
+            self.row(int(self.rng.integers(2, 12)), self.rng.uniform(4, 24))
+
+
+class Anatomy(Echogenicity):
+    """An anatomy with the statistics of nature."""
 
     @property
     def frames(self) -> float:
         """Return the number of frames of the usual size that would cover this one."""
         return self.size[0] * self.size[1] / FRAME**2
-
-    def curve(self, wander: float, slope: float) -> np.ndarray:
-        """Return a smooth depth for every column, pixels."""
-        columns = self.size[1]
-        bend = gaussian_filter1d(self.rng.standard_normal(columns), columns * self.rng.uniform(0.06, 0.3), mode="wrap")
-        bend *= self.rng.uniform(0, wander) * self.unit / max(np.abs(bend).max(), 1e-9)
-        tilt = self.rng.uniform(-slope, slope) * (np.arange(columns) - columns / 2)
-        return (self.rng.uniform(0, self.size[0]) + bend + tilt).astype(np.float32)
-
-    def put(self, inside: np.ndarray, contrast: float) -> None:
-        """Change the level by `contrast` dB where `inside` (0 to 1) is 1."""
-        self.decibels += np.float32(contrast) * inside
-        self.labels[inside > 0.5] = min(int(self.labels.max()) + 1, 255)
-
-    def layer(self, wander: float = 0.1, slope: float = 0.6) -> None:
-        """Add a thin bright layer (fascia, vessel wall, bone), part speckle, part specular."""
-        ends = np.abs(np.arange(self.size[1], dtype=np.float32) - np.float32(self.rng.uniform(0, self.size[1])))
-        extent = _soft_step(ends - np.float32(self.rng.uniform(0.05, 1) * self.size[1]), 8)
-        away = (self.y - self.curve(wander, slope)) / np.float32(self.rng.uniform(0.4, 2))
-        profile = np.exp(-(away**2) / 2) * extent
-        height = np.float32(self.rng.uniform(5, 24))
-        self.decibels += height * profile
-        if self.rng.random() < 0.6:
-            self.specular = np.maximum(self.specular, height + self.decibels - 40 * (1 - profile))
-
-    def lower(self, decibels: np.ndarray) -> None:
-        """Lower everything, including echoes, by so many decibels (H, W)."""
-        self.decibels -= decibels
-        self.specular -= decibels
-        self.echoes *= 10 ** (decibels / -20)
 
     def shadow(self) -> None:
         """Add a dark column below some depth, as behind bone or at a vessel's edge."""
@@ -289,7 +303,7 @@ class Anatomy(PointTargets):
         for turn, middle, half, contrast in strokes:
             window = self._window(middle, half + 5)
             y, x = self.y[window] - np.float32(middle[0]), self.x[window] - np.float32(middle[1])
-            along, across = _turned(y, x, turn)
+            along, across = _rotate(y, x, turn)
             profile = np.exp(-((across / np.float32(sigma)) ** 2) / 2) * _soft_step(np.abs(along) - half, 0.5)
             if coherent:
                 bright = np.float32(contrast) + self.decibels[window] - 40 * (1 - profile)
@@ -329,7 +343,7 @@ class Anatomy(PointTargets):
             value = value + np.float32(strength) * texture[window]
         if self.rng.random() < 0.3:  # a shade from one side to the other
             turn, fall = self.rng.uniform(0, 2 * np.pi), self.rng.uniform(0, 8) / radius
-            value = value + fall * _turned(y, x, turn)[0]
+            value = value + fall * _rotate(y, x, turn)[0]
         self.decibels[window] += inside * (value - self.decibels[window])
         self.labels[window][inside > 0.5] = min(int(self.labels.max()) + 1, 255)
         if self.rng.random() < 0.12:  # a wall
@@ -394,7 +408,7 @@ class Anatomy(PointTargets):
         middle = place + direction * length / 2
         window = self._window(middle, length / 2 + width + 5)
         y, x = self.y[window] - np.float32(middle[0]), self.x[window] - np.float32(middle[1])
-        along, across = _turned(y, x, turn)
+        along, across = _rotate(y, x, turn)
         away = np.hypot(np.maximum(np.abs(along) - length / 2, 0), across)
         inside[window] = np.maximum(inside[window], _soft_step(away - width, 0.8))
         if wall is not None:
@@ -464,14 +478,8 @@ def draw_anatomy(size: tuple[int, int], rng: np.random.Generator) -> Anatomy:
     for _ in range(rng.integers(0, 3)):
         if rng.random() < 0.2:
             anatomy.shadow()
-    if rng.random() < 0.25:  # fine structure that a smoother would take for speckle
-        kind = rng.random()
-        if kind < 0.35:
-            anatomy.strokes(int(rng.integers(1, 9)), rng.uniform(3, 24))
-        elif kind < 0.8:
-            anatomy.strokes(int(rng.integers(1, 40)))
-        else:
-            anatomy.row(int(rng.integers(2, 12)), rng.uniform(4, 24))
+    if rng.random() < 0.25:
+        anatomy.fine_structure()
     if rng.random() < 0.25:
         anatomy.points(int(rng.integers(1, 16)))
     if rng.random() < 0.06:

@@ -126,6 +126,10 @@ class TrainingConfig:
         "does not weight, give the expected value",
         choices=TRUTH_ERRORS,
     )
+    distillation: float = option(
+        0.0, "weight, in the truth of simulated frames, of the mean of what the model to start from makes of their "
+        "mirror images: less noisy than the truth, and nearly unbiased", low=0, high=1,
+    )  # fmt: skip
     lead: float = option(0.0, "fraction of steps in which only the lattice network is trained", low=0, high=1)
     averaging: float = option(
         0.995, "decay of the weights' exponential moving average; 0 keeps the last weights", low=0, high=1 - 1e-9
@@ -147,7 +151,7 @@ PRESETS = {
         averaging=0.98,
         interval=100,
         simulated=800,
-        share=0.35,
+        share=0.65,
         truth_error="squared",
     ),
     "standard": TrainingConfig("respeckle", steps=12_000, simulated=6000, share=0.35, truth_error="squared"),
@@ -181,6 +185,9 @@ class Job:
     width: int | None = option(None, "channels of a new network; 64 is three times slower (default: 32)")
     deep: int | None = option(None, "blocks of a new network at a sixteenth of the resolution (default: 0)")
     uncertainty: bool = option(False, "a new network also learns how uncertain it is; needs simulated frames")
+    distillation: float | None = option(
+        None, "weight of the starting model's result in the truth of simulated frames (default: the preset's)"
+    )
     minutes: float | None = option(None, "training time after the simulation, instead of a number of steps")
     seed: int | None = option(None, "seed of all random choices (default: 0)")
     init: str | None = option(
@@ -214,7 +221,7 @@ class Job:
     @property
     def training(self) -> TrainingConfig:
         """Return the preset with the changes that this job makes."""
-        names = ("recipe", "steps", "simulated", "batch", "interval")
+        names = ("recipe", "steps", "simulated", "batch", "interval", "distillation")
         changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.recipe == "published":
             changes = {"simulated": 0} | changes  # the published method uses no ground truth

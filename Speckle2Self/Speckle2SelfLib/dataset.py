@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,16 +16,16 @@ from .calibration import calibrate
 from .config import ModelConfig
 from .devices import each_in_order
 from .grey import BRIGHTEST, evenly, grey_mapping, luminance
+from .recorded_speckle import RecordedSpeckle
 from .region import box_of, detect, fill_outside
 from .resampling import Resampling
-from .simulation import Draw, simulate_recorded
+from .simulation import simulate_recorded
 from .system import InputError, Progress, _
 
 SIMULATED_GRAIN = (0.85, 2.6)  # pixels, as the simulator counts it: 0.8 to 2 as measured
 COUNTED = (0.85, 1.2, 1.7, 2.2, 2.6, 3.2)  # pixels, grains of the simulator
 MEASURED = (0.80, 1.15, 1.5, 1.8, 1.97, 2.75)  # pixels, what `estimate_grain` finds in their frames
 NEAR = (-0.15, 0.15)  # natural logarithms of grains, relative to the recording's
-FURTHER = (-0.7, 0.25)  # the same for scanners compared with it: fine anatomy makes measured grains too large
 NATURAL = 0.5  # fraction of simulated anatomies that are dead leaves with textures; the others are textbook ones
 PIECES = 0.3  # fraction of the simulated frames spanning all grains that are pieces of fans, where the grain is turned
 SIDE_BY_SIDE = 4  # anatomies that are made at a time; Python itself uses a single thread
@@ -53,6 +53,14 @@ class Cine:
             return self
         truth = None if self.truth is None else self.truth.to(device)
         return replace(self, frames=self.frames.to(device), truth=truth)
+
+    @property
+    def inside(self) -> np.ndarray:
+        """Return the imaged pixels, (H, W) bool."""
+        if self.resampling is None:
+            return np.ones(self.frames.shape[-2:], bool)
+        region = torch.from_numpy(self.resampling.region.astype(np.float32))[None, None]
+        return self.resampling.to_network(region)[0, 0].numpy() > 0.99
 
     def as_recorded(self, x: torch.Tensor) -> torch.Tensor:
         """Return `x` (1, 1, h, w), at the model's grain, as (1, 1, H, W) in the recording's region, black around it."""
@@ -160,35 +168,42 @@ def simulate_cines(
     rng: np.random.Generator,
     grains: Sequence[tuple[float, float]] = (),
     progress: Progress = lambda *_: None,
-    anatomies: Sequence[Draw] = (),
-    draws: int = 1,
-    scanners: Sequence[Sequence[int]] = (),
+    speckles: Sequence[RecordedSpeckle] = (),
 ) -> Cine:
     """Simulate `count` anatomies of crop x crop pixels with their truth, as recorders store them, mapped as recordings.
 
     grains: measured in recordings; each anatomy has one of them, within 15 %. If empty, anatomies span all grains.
-    anatomies: for each grain, a function that draws an anatomy (see `simulation.simulate`); by default the simulator's.
-    draws: number of consecutive frames of each anatomy, with different speckle.
-    scanners: for each grain, seeds of scanners, which image the anatomies in turn; by default any.
+    speckles: for each grain, the speckle to draw over the expected grey values instead of the simulated one.
     progress: called after each with (anatomies simulated, anatomies); an exception that it raises ends the simulation.
-    Each anatomy has a seed of its own, so that they can be made side by side.
+    """
+
+    def make(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        of = int(rng.integers(len(grains))) if grains else 0
+        frames, truth = _anatomy(crop, grains[of] if grains else None, rng)
+        return (np.minimum(speckles[of].draw(truth, rng), BRIGHTEST) if speckles else frames), truth
+
+    return side_by_side(make, count, crop, rng, progress)
+
+
+def side_by_side(
+    make: Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray]], count: int, crop: int,
+    rng: np.random.Generator, progress: Progress = lambda *_: None, draws: int = 1,
+) -> Cine:  # fmt: skip
+    """Return the cine of `count` simulated anatomies, made side by side: each has a seed of its own.
+
+    Args: make, returns frames (draws, crop, crop) and their truth (crop, crop); progress, see `simulate_cines`.
     """
     frames, truths = np.empty((2, count, draws, 1, crop, crop), np.float32)
     seeds = rng.integers(2**63, size=count)
 
-    def make(number: int) -> None:
-        rng = np.random.default_rng(seeds[number])
-        of = int(rng.integers(len(grains))) if grains else 0
-        scanner = np.random.default_rng(scanners[of][number % len(scanners[of])]) if scanners else rng
-        draw = anatomies[of] if anatomies else None
-        made = _anatomy(crop, grains[of] if grains else None, rng, scanner, draw, draws)
-        frames[number, :, 0], truths[number, :, 0] = made
+    def store(number: int) -> None:
+        frames[number, :, 0], truths[number, :, 0] = make(np.random.default_rng(seeds[number]))
 
-    with each_in_order(make, range(count), SIDE_BY_SIDE, torch.device("cpu")) as made:
+    with each_in_order(store, range(count), SIDE_BY_SIDE, torch.device("cpu")) as made:
         for number, _ in enumerate(made, 1):
             progress(number, count)
     frames, truths = frames.reshape(-1, 1, crop, crop), truths.reshape(-1, 1, crop, crop)
-    return Cine(torch.from_numpy(frames), truth=torch.from_numpy(truths))
+    return Cine(torch.from_numpy(frames), truth=torch.from_numpy(truths), draws=draws)
 
 
 def joined(cines: Sequence[Cine]) -> Cine:
@@ -198,23 +213,17 @@ def joined(cines: Sequence[Cine]) -> Cine:
 
 
 def _anatomy(
-    crop: int,
-    measured: tuple[float, float] | None,
-    rng: np.random.Generator,
-    scanner: np.random.Generator,
-    draw: Draw | None,
-    draws: int,
+    crop: int, measured: tuple[float, float] | None, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return frames (draws, crop, crop) of one anatomy and their truth (crop, crop); see `simulate_cines`."""
+    """Return a frame (1, crop, crop) of an anatomy and its truth (crop, crop); see `simulate_cines`."""
     if measured:
-        log_error = NEAR if scanner is rng else FURTHER
-        grain = tuple(np.interp(measured, MEASURED, COUNTED) * np.exp(scanner.uniform(*log_error, 2)))
+        grain = tuple(np.interp(measured, MEASURED, COUNTED) * np.exp(rng.uniform(*NEAR, 2)))
     else:
         smallest, largest = np.log(SIMULATED_GRAIN)
         grain = tuple(np.exp(rng.uniform(smallest, largest, 2)))
     geometry = "linear" if measured or rng.random() >= PIECES else "piece"
     layout = "natural" if rng.random() < NATURAL else None
-    frames, truth = simulate_recorded((crop, crop), grain, geometry, rng, layout, draw, scanner, draws)
-    low, high = grey_mapping(frames[:1], None)
+    frames, truth = simulate_recorded((crop, crop), grain, geometry, rng, layout)
+    low, high = grey_mapping(frames, None)
     span = max(high - low, 1e-3)
     return np.minimum((frames - low) / span, BRIGHTEST), (truth - low) / span

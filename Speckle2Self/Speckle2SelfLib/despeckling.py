@@ -82,7 +82,7 @@ def despeckle(
     if calibration is None:
         calibration = calibrate(frames, region, needs_grain(model), within)
     stack = as_stack(frames)
-    pipeline = _Pipeline(stack, calibration, chosen, device, _told_like(frames, uncertainty))
+    pipeline = _Pipeline(stack, calibration, chosen, device, _uncertainty_like(frames, uncertainty))
     output = _output_like(frames, output)
     result = output.reshape(stack.shape)
     if pipeline.is_idle:
@@ -141,7 +141,7 @@ def _output_like(frames: np.ndarray, output: np.ndarray | None) -> np.ndarray:
     return output
 
 
-def _told_like(frames: np.ndarray, uncertainty: np.ndarray | None) -> np.ndarray | None:
+def _uncertainty_like(frames: np.ndarray, uncertainty: np.ndarray | None) -> np.ndarray | None:
     """Return the array for the uncertainty as (N, H, W), filled with zeros. Raises InputError where it does not fit."""
     if uncertainty is None:
         return None
@@ -199,8 +199,8 @@ class _Pipeline:
         self.mapping: tuple[float, float] | None = self.calibration.mapping
         if isinstance(model, Model):
             grain = (self.calibration.grain or grain_in(self.stack, region)) if needs_grain(model) else None
-            told = self.uncertainty is not None or self.options.cautious > 0
-            self.predict = _predictor(model, self.region, grain, self.device, precision, told)
+            wanted = self.uncertainty is not None or self.options.cautious > 0
+            self.predict = _predictor(model, self.region, grain, self.device, precision, wanted)
             self.brightest = BRIGHTEST
             if model.config.normalisation == "frame":
                 self.mapping = None
@@ -215,11 +215,11 @@ class _Pipeline:
         before = _grey_values(part, self.device)
         finite = before.isfinite().cpu().numpy() if part.dtype.kind == "f" else np.array(True)
         drawn = self.find_graphics(before)
-        after, told, change = self.despeckle(before, finite, drawn)
+        after, uncertainty, change = self.despeckle(before, finite, drawn)
         if part.ndim == 4:
             change = change & grey(part, float(self.bounds[1]), self.calibration.tint)
-        if self.uncertainty is not None and told is not None:
-            np.copyto(self.uncertainty[block][:, *self.box], _to_numpy(told), where=change)
+        if self.uncertainty is not None and uncertainty is not None:
+            np.copyto(self.uncertainty[block][:, *self.box], _to_numpy(uncertainty), where=change)
         _write(result[block][:, *self.box], part, before, after, change, self.bounds, self.calibration.tint)
         return block.stop
 
@@ -258,23 +258,23 @@ class _Pipeline:
             after = (filled - low).div_(span)
             if (self.bounds[1] - low) / span > self.brightest:
                 excess = (after - self.brightest).clamp_(min=0)
-        after, told = self.predict(after.clamp_(0, self.brightest))
+        after, uncertainty = self.predict(after.clamp_(0, self.brightest))
         after.clamp_(min=0)
-        trusted = trust(told, options.cautious) if options.cautious else None
+        trusted = trust(uncertainty, options.cautious) if options.cautious else None
         if excess is not None:
             after.add_(excess)
         if self.mapping is None:
             after.clamp_(max=1)
         if options.gamma != 1:
-            if told is not None:  # scaled by the curve's slope, which for a gamma below 1 is unbounded near 0
-                told = told * options.gamma * torch.maximum(after, told).pow_(options.gamma - 1)
+            if uncertainty is not None:  # scaled by the curve's slope, which for a gamma below 1 is unbounded near 0
+                uncertainty = uncertainty * options.gamma * torch.maximum(after, uncertainty).pow_(options.gamma - 1)
             after.pow_(options.gamma)
         after.mul_(span).add_(low)
         if trusted is not None:
             after = torch.lerp(filled, after, trusted.mul_(options.strength))
         elif options.strength < 1:
             after.lerp_(filled, 1 - options.strength)
-        return after, None if told is None else told * span * options.strength, change
+        return after, None if uncertainty is None else uncertainty * span * options.strength, change
 
 
 def _predictor(

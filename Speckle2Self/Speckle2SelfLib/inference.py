@@ -135,6 +135,16 @@ def through_network(network: Runnable, x: torch.Tensor, tile: int = TILE) -> tor
     return y[..., edge : edge + height, edge : edge + width]
 
 
+def through_mirrored(network: Runnable, x: torch.Tensor) -> torch.Tensor:
+    """Return the mean of what a network makes of (N, 1, H, W) and of its mirror images, whose errors differ in part.
+
+    It is nearer to the truth than a single pass, at four times its cost ("self-ensemble"; Timofte, Rothe, Van Gool,
+    "Seven ways to improve example-based single image super resolution", CVPR 2016).
+    """
+    mirrored = [through_network(network, x.flip(axes)).flip(axes) for axes in ((), (-1,), (-2,), (-1, -2))]
+    return torch.stack(mirrored).mean(0)
+
+
 def _in_tiles(network: Runnable, x: torch.Tensor, tile: int) -> torch.Tensor:
     """Return `network(x)` for (N, 1, H, W), a tile of `tile` x `tile` pixels and its surroundings at a time."""
     whole, margin = x, network.margin

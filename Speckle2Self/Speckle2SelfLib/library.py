@@ -147,7 +147,7 @@ def worse_than_start(card: dict) -> str:
     return ", ".join(worse)
 
 
-def gained(card: dict) -> str:
+def improvement(card: dict) -> str:
     """Return a sentence that says what training changed of the error on recordings like those trained on; "" where that
     was not measured."""
     start, end = card.get("figures_at_start") or {}, card.get("figures") or {}

@@ -52,7 +52,7 @@ def look(
         share = strength * trust(uncertainty / span, cautious)
     new = share * new + (1 - share) * np.where(np.isfinite(old), old, 0)
     same = (before == after).all(-1) if color else before == after
-    change = region & np.isfinite(old) & ~_drawn(same & region)
+    change = region & np.isfinite(old) & ~_find_drawn(same & region)
     if color:
         change &= ~(same & (before[..., :3].max(-1) != before[..., :3].min(-1)))
         moved, tint = (new - old)[..., None], find_tint(before)
@@ -68,7 +68,7 @@ def look(
     return result
 
 
-def _drawn(same: np.ndarray) -> np.ndarray:
+def _find_drawn(same: np.ndarray) -> np.ndarray:
     """Return where the result is the input, (N, H, W) bool, because something is drawn there, which has a margin; by
     chance, that happens to single pixels."""
     from scipy import ndimage  # Slicer bundles none

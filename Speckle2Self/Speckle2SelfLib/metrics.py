@@ -90,11 +90,6 @@ def std(values: np.ndarray) -> float:
     return float(np.std(values))
 
 
-def enl(envelope: np.ndarray) -> float:
-    """Return the equivalent number of looks: the square of `snr` on linear (not log-compressed) envelope."""
-    return snr(envelope) ** 2
-
-
 def to_truth(output: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Return `output` after the monotone mapping that brings it nearest to `truth` (isotonic regression)."""
     from scipy.optimize import isotonic_regression
@@ -164,7 +159,7 @@ def _slopes(image: np.ndarray) -> np.ndarray:
     return np.stack(np.gradient(gaussian_filter(np.asarray(image, float), 1)))
 
 
-def kept(outputs: np.ndarray, truth: np.ndarray, noise: float = 0.0, inside: np.ndarray | None = None) -> float:
+def kept_slopes(outputs: np.ndarray, truth: np.ndarray, noise: float = 0.0, inside: np.ndarray | None = None) -> float:
     """Return the share of the true slopes that outputs (N, H, W) still have: the least-squares slope of their gradients
     on those of the expected grey value (H, W), whose own error has the variance `noise`; 5 pixels within `inside`, if
     given."""
@@ -234,7 +229,7 @@ def flicker(before: np.ndarray, after: np.ndarray, tissue: np.ndarray) -> float:
 class Figure:
     """A figure of merit: its name, its function, how it is printed and judged."""
 
-    name: str  # in files; also the name of the function
+    name: str  # in files
     heading: str  # in tables
     digits: int  # behind the point
     better: str  # "higher" or "lower"; "": neither
@@ -282,7 +277,7 @@ FIGURES = {
         Figure("ssim", "SSIM", 3, "higher", "structural similarity with the truth; 1 is best", ssim),
         Figure("flat", "flat rms", 4, "lower", "error where the truth is even", flat),
         Figure("repeat", "repeat", 4, "lower", "difference between the results for two draws of speckle", repeat),
-        Figure("kept", "slopes kept", 2, "", "share of the true slopes that is left; 1 is best", kept),
+        Figure("kept", "slopes kept", 2, "", "share of the true slopes that is left; 1 is best", kept_slopes),
         Figure("dice", "Dice", 3, "higher", "overlap of objects by Otsu's threshold with the true ones", dice),
         Figure("edge", "edge width", 2, "", "width of edges over that of the truth's; 1 is best"),
         Figure("points", "points kept", 2, "", "share of the height of points that is left; 1 is best"),

@@ -20,7 +20,7 @@ from .dataset import Batch, Cine, joined, simulate_cines
 from .loss import disjoint_loss, published_loss, total
 from .network import FrameLearner, LatticePair, LatticePredictions
 from .perturbation import LatticeViews, lattice_views, min_max, published_views
-from .respeckling import TRIALS, despeckled, find_scanners, respeckle
+from .respeckling import despeckled, distilled, measured_speckles, respeckle
 from .system import InputError, Progress
 
 FAST_GRAIN = (0.65, 1.45)  # pixels, as `estimate_grain` measures it; other recordings are resampled to it
@@ -43,7 +43,6 @@ class Recipe:
     betas = (0.9, 0.99)  # of Adam
     learns_truth = True  # whether the known truth of simulated frames is used
     learns_recorded = True  # whether recorded frames are trained on as they are
-    despeckles = False  # whether `simulate` needs a network that despeckles already
     most_frames: int | None = None  # of a recording, evenly spread; None: all
     cuda_memory_format = torch.channels_last  # of the weights and activations on a CUDA device
 
@@ -54,6 +53,11 @@ class Recipe:
     def detects_region(self) -> bool:
         """Return whether the region "auto" detects the imaged part; else whole frames are used."""
         return self.config.recipe not in WHOLE_FRAMES
+
+    @property
+    def despeckles(self) -> bool:
+        """Return whether `simulate` needs a network that despeckles already."""
+        return self.config.distillation > 0
 
     def new_model(self, **shape: Any) -> ModelConfig:
         """Return the config of a new network. Raises InputError for a shape where it has only one.
@@ -76,8 +80,8 @@ class Recipe:
     ) -> tuple[Cine | None, list[Cine]]:  # fmt: skip
         """Make frames with known truth before the first step: those to train on, and those held out.
 
-        Here, `config.simulated` anatomies of the simulator with the recordings' grain. A recipe may use the recordings
-        and the network that the run starts from.
+        Here, `config.simulated` anatomies of the simulator with the recordings' grain; `config.distillation` mixes what
+        the network makes of them into their truth. A recipe may also use the recordings.
 
         Args: cines, as `dataset.prepare_cine` makes them; network, in evaluation mode; progress, see `simulate_cines`;
         held_out, recordings like `cines` that are not trained on.
@@ -87,7 +91,7 @@ class Recipe:
             return None, []
         cine = simulate_cines(self.anatomies, config.crop, rng, grains, progress)
         apart = simulate_cines(self.anatomies_held_out, config.crop, np.random.default_rng([config.seed, 1]), grains)
-        return cine, [apart]
+        return distilled(cine, network, config.distillation), [apart]
 
     @property
     def anatomies(self) -> int:
@@ -220,12 +224,15 @@ class Disjoint(Recipe):
 
 
 class Respeckled(Disjoint):
-    """Ours: the recordings' anatomy, despeckled, is speckled again, so that its truth is known; beside it the
-    simulator's own anatomies. `share` is that of the former."""
+    """Ours: the recordings' own speckle over their own anatomy, despeckled, so that the truth is known; beside it the
+    simulator's anatomies. `share` is that of the former."""
 
     learns_recorded = False
-    despeckles = True
     most_frames = MOST_FRAMES
+
+    @property
+    def despeckles(self) -> bool:
+        return True
 
     def wrap(self, network: nn.Module) -> FrameLearner:
         return FrameLearner(network)
@@ -234,32 +241,28 @@ class Respeckled(Disjoint):
         self, cines: Sequence[Cine], network: nn.Module, rng: np.random.Generator,
         progress: Progress = lambda *_: None, held_out: Sequence[Cine] = (),
     ) -> tuple[Cine | None, list[Cine]]:  # fmt: skip
-        """Speckle despeckled frames again, and simulate anatomies of the simulator; hold out some of both.
+        """Draw the recordings' own speckle over despeckled frames, and simulate anatomies of the simulator.
 
-        All are imaged by simulated scanners like that of the recordings. Those held out are of the recordings held out,
-        two draws of speckle each, whose error is the figure `rms`; that of the simulator's anatomies is `world`.
+        Others of both kinds are held out: of the recordings held out, two draws of speckle each, whose error is the
+        figure `rms`; that of the simulator's anatomies, with the recordings' speckle, is `world`.
         """
         config = self.config
         if not cines or not config.simulated:
             return super().simulate(cines, network, rng, progress, held_out)
         grains, count, few = [cine.grain for cine in cines], self.anatomies, self.anatomies_held_out
         own = max(1, round(config.share * count))
-        images = despeckled(cines, network)
-        trials = min(TRIALS, 4 * count)
-        scanners = find_scanners(cines, images, config.crop, network, rng, lambda *_: progress(0, count), trials)
-        made = [respeckle(cines, images, own, config.crop, rng, lambda n, _: progress(n, count), scanners=scanners)]
+        pairs = despeckled(cines, network)
+        speckles = measured_speckles(cines, pairs)
+        made = [respeckle(pairs, speckles, own, config.crop, rng, lambda n, _: progress(n, count))]
         if own < count:
-            more = simulate_cines(
-                count - own, config.crop, rng, grains, lambda n, _: progress(own + n, count), scanners=scanners
-            )
-            made.append(more)
+            made.append(simulate_cines(count - own, config.crop, rng, grains, lambda n, _: progress(own + n, count)))
         one, two = (np.random.default_rng([config.seed, number]) for number in (1, 2))
-        world = replace(simulate_cines(few, config.crop, one, grains, scanners=scanners), figure="world")
+        world = simulate_cines(few, config.crop, one, grains, speckles=speckles)
         if held_out:
-            seeds = [seed for some in scanners for seed in some]
-            cines, images, scanners = held_out, despeckled(held_out, network), [seeds] * len(held_out)
-        pairs = respeckle(cines, images, few, config.crop, two, draws=2, scanners=scanners)
-        return joined(made), [pairs, world]
+            pairs = despeckled(held_out, network)
+            speckles = measured_speckles(held_out, pairs)
+        apart = respeckle(pairs, speckles, few, config.crop, two, draws=2)
+        return distilled(joined(made), network, config.distillation), [apart, replace(world, figure="world")]
 
 
 RECIPES: dict[str, type[Recipe]] = {"respeckle": Respeckled, "disjoint": Disjoint, "published": Published}

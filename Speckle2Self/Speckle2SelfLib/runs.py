@@ -31,21 +31,21 @@ from .config import Job, ModelConfig, TrainingConfig, from_dict, to_dict
 from .dataset import Cine, hold_out, read_cine
 from .devices import choose_device, choose_precision, memory_taken
 from .grain import speckle_correlation
-from .library import bundled_models, gained, load_model, worse_than_start
+from .library import bundled_models, improvement, load_model, worse_than_start
 from .metrics import TRUE_ERRORS
 from .network import build
 from .recipes import NEW, recipe_of
-from .system import Cancelled, FilePath, InputError, locked, replace_file, torchrun_place, with_path
+from .system import Cancelled, FilePath, InputError, file_lock, replace_file, torchrun_place, with_path
 from .training import Report, Training
 from .validation import fit_uncertainty, score
 
 SIMULATION_REPORTS = 2.0  # seconds from one report on the simulation to the next
 WARM_UP = 12  # steps, to measure the rate
 MOST_STEPS = 10**8  # the largest number that a config accepts
-ESTIMATES = "Speckle size, down x across: {} pixels. Simulated scanners with speckle like this are looked for."
+ESTIMATES = "Speckle size, down x across: {} pixels. The speckle is measured, and drawn again over despeckled frames."
 RANDOM = "random weights"  # instead of the name of an initial model
 CURVE = 200  # points of the loss that a model's card keeps at most
-OVERRIDES = ("recipe", "steps", "simulated", "batch", "interval", "seed")  # of the preset, by a job
+OVERRIDES = ("recipe", "steps", "simulated", "batch", "interval", "distillation", "seed")  # of the preset, by a job
 
 
 class Unfinished(InputError):
@@ -53,7 +53,7 @@ class Unfinished(InputError):
 
 
 @dataclass(frozen=True)
-class Saved:
+class RunState:
     """The values of a run's state other than its tensors."""
 
     config: dict
@@ -153,8 +153,8 @@ def run(
             if target.is_dir():
                 raise InputError(f"{target} is a folder; name a file to write.")
         listen = report if first else lambda line: None
-        with locked(job.output) if first and not job.estimate else nullcontext():
-            return Run(job, device, first, listen, lambda: _any(stop(), device)).carry_out()
+        with file_lock(job.output) if first and not job.estimate else nullcontext():
+            return Run(job, device, first, listen, lambda: _any_process(stop(), device)).carry_out()
 
 
 class Run:
@@ -171,11 +171,11 @@ class Run:
         self.saved: tuple[dict[str, torch.Tensor], dict] | None = None  # tensors and values of an unfinished run
         self.cines: list[Cine] = []
         self.held_out: list[Cine] = []
-        self.seen = False  # whether the held-out frames are also trained on, as there are too few
+        self.trains_on_held_out = False  # whether the held-out frames are also trained on, as there are too few
         self.curve: list[list[float]] = []
         self.figures_at_start: dict[str, float] = {}
-        self.latest: dict[str, float] = {}  # figures of the last validation
-        self.kept: int | None = None  # digest of the model file that this run kept last
+        self.latest_figures: dict[str, float] = {}  # figures of the last validation
+        self.model_digest: int | None = None  # digest of the model file that this run kept last
         self.rate = 0.0  # steps per second, measured if there is a training time
         self.budget: Budget | None = None
 
@@ -184,7 +184,7 @@ class Run:
         if not self.job.resume and self.state.exists():
             raise Unfinished(f"{self.output} has an unfinished run: resume it, or remove {self.state}.")
         if self.job.resume and self.state.exists():
-            self.saved = _saved(self.state)
+            self.saved = _load_state(self.state)
         elif self.job.resume and not self.job.estimate and (model := self.finished_before()):
             return model
         self.prepare()
@@ -220,15 +220,15 @@ class Run:
 
     def prepare(self) -> None:
         """Find what to start from and read the recordings. Raises InputError."""
-        paths = _recordings(self.job, resumed=self.saved is not None)
+        paths = _find_recordings(self.job, resumed=self.saved is not None)
         _check_targets(self.job, paths)
         if self.saved:
             values = self.saved[1]
             config, model = from_dict(TrainingConfig, values["config"]), from_dict(ModelConfig, values["model"])
-            self.start = _continued(config, model, values["started_from"], self.saved[0])
+            self.start = _start_of_saved(config, model, values["started_from"], self.saved[0])
         else:
             self.start = _start(self.job)
-        self.cines, self.held_out, self.seen = _data(self.job, self.start, *paths)
+        self.cines, self.held_out, self.trains_on_held_out = _read_data(self.job, self.start, *paths)
 
     @property
     def minutes(self) -> float | None:
@@ -238,7 +238,7 @@ class Run:
     @property
     def count_held_out(self) -> int:
         """Return the number of frames that are held out."""
-        return 0 if self.seen else sum(len(cine.frames) for cine in self.held_out)
+        return 0 if self.trains_on_held_out else sum(len(cine.frames) for cine in self.held_out)
 
     def estimate(self) -> dict:
         """Return the time and memory of a run, and the grain of the speckle in its recordings."""
@@ -249,7 +249,7 @@ class Run:
                   for curve in map(_correlation, self.cines) if curve]  # fmt: skip
         return {
             "frames": sum(len(cine.frames) for cine in self.cines), "held_out": self.count_held_out,
-            "grain": [_rounded(cine.recorded_grain) for cine in self.cines], "correlation": curves,
+            "grain": [_round(cine.recorded_grain) for cine in self.cines], "correlation": curves,
             "steps": steps, "rate": round(rate, 3),
             "minutes": round(simulating / 60 + (steps / rate / 60 if minutes is None else minutes), 2),
             "memory": memory_taken(self.device), "device": str(self.device),
@@ -287,20 +287,20 @@ class Run:
         self.report({
             "config": to_dict(start.config), "model": to_dict(start.model), "device": str(self.device),
             "precision": reached["precision"], "processes": dist.get_world_size() if dist.is_initialized() else 1,
-            "recordings": [{"frames": len(c.frames), "grain": _rounded(c.recorded_grain)} for c in self.cines],
-            "held_out": self.count_held_out, "seen": self.seen, "from_step": reached["step"],
+            "recordings": [{"frames": len(c.frames), "grain": _round(c.recorded_grain)} for c in self.cines],
+            "held_out": self.count_held_out, "seen": self.trains_on_held_out, "from_step": reached["step"],
         })  # fmt: skip
-        if self.seen:
+        if self.trains_on_held_out:
             self.say("Too few frames to hold any out: the figures are of frames that are trained on.")
         self.reported = time.monotonic()
-        if self.cines and recipe_of(start.config).despeckles and start.config.simulated:
+        if self.cines and not recipe_of(start.config).learns_recorded and start.config.simulated:
             self.say(ESTIMATES.format(", ".join("{:.1f} x {:.1f}".format(*c.recorded_grain) for c in self.cines[:3])))
         return Training(
-            self.cines, start.config, start.model, start.network, self.device, self.held_out, self.simulated,
+            self.cines, start.config, start.model, start.network, self.device, self.held_out, self.report_simulation,
             start.teacher,
         )  # fmt: skip
 
-    def simulated(self, done: int, count: int) -> None:
+    def report_simulation(self, done: int, count: int) -> None:
         """Report how many anatomies are simulated, now and then. Raises Cancelled if asked to stop."""
         if not dist.is_initialized() and self.stop():  # processes that have to agree do so from the first step on
             self.say("Stopped during simulation. Resuming will simulate the anatomies again.")
@@ -315,9 +315,9 @@ class Run:
         self.curve, self.figures_at_start = values["curve"], values["start"]
         self.rate = values.get("rate", 0.0)
         if self.first and self.output.exists():
-            self.kept = _digest(self.output)
-            if self.kept != values.get("kept"):
-                self.kept = None
+            self.model_digest = _digest(self.output)
+            if self.model_digest != values.get("kept"):
+                self.model_digest = None
                 self.say(f"{self.output} is not the file that this run kept last, and will be overwritten.")
 
     def report_what_differs(self) -> None:
@@ -388,14 +388,14 @@ class Run:
         if training.step:
             self.save()  # save first: validation may run out of memory, and a resumed run repeats it
         figures, picture = training.validate()
-        self.latest, reached = figures, score(figures)
+        self.latest_figures, reached = figures, score(figures)
         if training.step == 0 and self.start.name != RANDOM:
             self.figures_at_start = figures
         counts = training.step > 0 or self.keeps_start(figures)
-        if counts and (reached <= training.best or self.kept is None):
+        if counts and (reached <= training.best or self.model_digest is None):
             training.best = reached
             checkpoint.save(self.output, self.start.model, training.network, self.card(figures))
-            self.kept = _digest(self.output)
+            self.model_digest = _digest(self.output)
             self.save()
         shown = {}
         if picture is not None and preview:
@@ -414,7 +414,7 @@ class Run:
         tensors, values = self.training.state()
         values |= {"config": to_dict(self.start.config), "model": to_dict(self.start.model), "data": self.data}
         values |= {"curve": self.curve, "start": self.figures_at_start}
-        values |= {"started_from": self.start.name, "kept": self.kept, "minutes": self.minutes}
+        values |= {"started_from": self.start.name, "kept": self.model_digest, "minutes": self.minutes}
         values |= {"seconds": self.budget.spent if self.budget else 0.0, "rate": self.rate}
         checkpoint.save_state(self.state, tensors, values)
 
@@ -426,7 +426,7 @@ class Run:
             "steps": self.training.step, "version": __version__,
             "curve": self.curve[(len(self.curve) - 1) % apart :: apart],
             "figures": figures, "figures_at_start": self.figures_at_start,
-            "figures_are_of": "frames trained on" if self.seen else "frames held out",
+            "figures_are_of": "frames trained on" if self.trains_on_held_out else "frames held out",
         }  # fmt: skip
 
     def description(self) -> str:
@@ -450,22 +450,22 @@ class Run:
         self.state.unlink(missing_ok=True)
         worse = worse_than_start(model.card)
         if card["steps"] == 0:
-            worse = worse_than_start(card | {"figures": self.latest})
+            worse = worse_than_start(card | {"figures": self.latest_figures})
             self.say(f"Training did not improve the model{f' ({worse})' if worse else ''}: it stays as it was.")
         elif worse:
             self.say(f"This model is worse than the one it started from: {worse}.")
-        elif sentence := gained(card):
+        elif sentence := improvement(card):
             self.say(sentence)
         minutes = round((time.monotonic() - began) / 60, 2)
         self.report({"model": str(self.output), "minutes": minutes, "worse": worse})
         return model
 
 
-def _saved(state: Path) -> tuple[dict[str, torch.Tensor], dict]:
+def _load_state(state: Path) -> tuple[dict[str, torch.Tensor], dict]:
     """Return the tensors and values of an unfinished run. Raises InputError where it is damaged."""
     tensors, values = checkpoint.load_state(state)
     try:
-        from_dict(Saved, values)
+        from_dict(RunState, values)
     except InputError as error:
         raise InputError(f"{state} is damaged: {str(error).rstrip('.')}.") from error
     return tensors, values
@@ -476,11 +476,11 @@ def _digest(path: Path) -> int:
     return zlib.crc32(path.read_bytes())
 
 
-def _rounded(grain: tuple[float, float]) -> list[float]:
+def _round(grain: tuple[float, float]) -> list[float]:
     return [round(length, 2) for length in grain]
 
 
-def _recordings(job: Job, resumed: bool) -> tuple[list[Path], list[Path]]:
+def _find_recordings(job: Job, resumed: bool) -> tuple[list[Path], list[Path]]:
     """Return the files to train on and those held out, each once; of folders, without what a resumed run wrote."""
     own = {path.resolve() for path in _targets(job)} if resumed else set()
     taken: set[Path] = set()
@@ -539,11 +539,11 @@ def _start(job: Job) -> Start:
             "start from another model, or from none (preset 'standard')."
         )
     if shape:
-        start = _grown(start, shape, config.seed)
+        start = _grow(start, shape, config.seed)
     return Start(config, start.config, start.network, name if name in bundled_models() else "another model")
 
 
-def _continued(config: TrainingConfig, model: ModelConfig, name: str, tensors: dict[str, torch.Tensor]) -> Start:
+def _start_of_saved(config: TrainingConfig, model: ModelConfig, name: str, tensors: dict[str, torch.Tensor]) -> Start:
     """Return what an unfinished run began with: its recordings are despeckled by the same network again.
 
     Raises InputError where the state's tensors are of another kind of network.
@@ -562,12 +562,12 @@ def _continued(config: TrainingConfig, model: ModelConfig, name: str, tensors: d
     return Start(config, model, network.eval(), name)
 
 
-def _grown(start: Model, shape: dict[str, Any], seed: int) -> Model:
+def _grow(start: Model, shape: dict[str, Any], seed: int) -> Model:
     """Return a model with parts that it did not have, which at first change nothing. Raises InputError otherwise."""
     config = replace(start.config, **shape)
-    deeper, told = config.deep != start.config.deep, config.uncertainty != start.config.uncertainty
+    deeper, estimates = config.deep != start.config.deep, config.uncertainty != start.config.uncertainty
     added = replace(start.config, deep=config.deep, uncertainty=config.uncertainty) == config
-    if not added or (deeper and start.config.deep) or not (deeper or told):
+    if not added or (deeper and start.config.deep) or not (deeper or estimates):
         raise InputError(NEW)
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(seed)
@@ -576,7 +576,7 @@ def _grown(start: Model, shape: dict[str, Any], seed: int) -> Model:
     return Model(config, network.eval())
 
 
-def _data(job: Job, start: Start, inputs: list[Path], held_out: list[Path]) -> tuple[list[Cine], list[Cine], bool]:
+def _read_data(job: Job, start: Start, inputs: list[Path], held_out: list[Path]) -> tuple[list[Cine], list[Cine], bool]:
     """Return the cines to train on, those held out, and whether the latter are the former, as there are too few."""
     read = partial(_read, job=job, start=start, names=len(inputs) + len(held_out) > 1)
     known = {cine.digest: cine for cine in map(read, inputs)}  # copies once
@@ -633,7 +633,7 @@ def _processes(name: str) -> Iterator[tuple[torch.device, bool]]:
         dist.destroy_process_group()
 
 
-def _any(flag: bool, device: torch.device) -> bool:
+def _any_process(flag: bool, device: torch.device) -> bool:
     """Return whether the flag is set in any process."""
     if not dist.is_initialized():
         return flag

@@ -6,7 +6,6 @@ and its Rayleigh envelope after Burckhardt (1978); a coherent part for specular 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,9 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from imageio.v3 import imread, imwrite
-from scipy.ndimage import convolve1d, fourier_gaussian, gaussian_filter, gaussian_filter1d
+from scipy.ndimage import convolve1d, fourier_gaussian, gaussian_filter
 
-from .anatomy import Anatomy, PointTargets, draw_anatomy
+from .anatomy import Echogenicity, draw_anatomy
 from .resampling import resample
 from .system import InputError
 
@@ -74,25 +73,10 @@ class Simulated:
     grain: tuple[float, float]  # pixels (axial, lateral); of a fan, along and across its beams before they part
 
 
-class _Anatomy(PointTargets):
-    """Echogenicity in decibels on an (H, W) grid, put together object by object."""
+class Textbook(Echogenicity):
+    """A textbook anatomy, one of LAYOUTS."""
 
-    def __init__(self, size: tuple[int, int], rng: np.random.Generator):
-        self.rng = rng
-        self.y, self.x = np.mgrid[: size[0], : size[1]].astype(float)
-        self.size, self.unit = size, min(size)
-        self.decibels = np.zeros(size)
-        self.specular = np.full(size, -200.0)  # dB of the coherent echo, which has no speckle
-        self.echoes = np.zeros(size)  # amplitude that single points' echoes have at their peak
-        self.labels = np.zeros(size, np.uint8)
-
-    def curve(self, wander: float, slope: float) -> np.ndarray:
-        """Return a smooth depth for every column, pixels."""
-        columns = self.size[1]
-        bend = gaussian_filter1d(self.rng.standard_normal(columns), columns * self.rng.uniform(0.06, 0.3), mode="wrap")
-        bend *= self.rng.uniform(0, wander) * self.unit / max(np.abs(bend).max(), 1e-9)
-        tilt = self.rng.uniform(-slope, slope) * (np.arange(columns) - columns / 2)
-        return self.rng.uniform(0, self.size[0]) + bend + tilt
+    dtype = np.float64
 
     def background(self, level: float):
         """Add tissue whose level drifts slowly, standard deviation `level` dB."""
@@ -100,11 +84,6 @@ class _Anatomy(PointTargets):
         noise = np.fft.rfft2(self.rng.standard_normal(self.size))
         drift = np.fft.irfft2(fourier_gaussian(noise, sigma, self.size[1]), s=self.size)
         self.decibels += level * drift / drift.std()
-
-    def put(self, inside: np.ndarray, contrast: float):
-        """Change the level by `contrast` dB where `inside` (0 to 1) is 1."""
-        self.decibels += contrast * inside
-        self.labels[inside > 0.5] = min(int(self.labels.max()) + 1, 255)
 
     def boundary(self, wander: float = 0.1, slope: float = 0.4):
         """Add a tissue interface: another level below it."""
@@ -128,31 +107,14 @@ class _Anatomy(PointTargets):
             self.decibels += wall * np.exp(-((outside / self.rng.uniform(0.6, 2)) ** 2) / 2)
         return cx, cy
 
-    def layer(self, wander: float = 0.1, slope: float = 0.6):
-        """Add a thin bright layer (fascia, vessel wall, bone), part speckle, part specular."""
-        ends = np.abs(np.arange(self.size[1]) - self.rng.uniform(0, self.size[1]))
-        extent = 1 / (1 + np.exp(np.clip((ends - self.rng.uniform(0.05, 1) * self.size[1]) / 4, -40, 40)))
-        profile = np.exp(-(((self.y - self.curve(wander, slope)) / self.rng.uniform(0.4, 2)) ** 2) / 2) * extent
-        height = self.rng.uniform(5, 24)
-        self.decibels += height * profile
-        if self.rng.random() < 0.6:
-            self.specular = np.maximum(self.specular, height + self.decibels - 40 * (1 - profile))
-
     def shadow(self):
         """Add a dark column below some depth, as behind bone or at a vessel's edge."""
         across = (np.abs(self.x - self.rng.uniform(0, self.size[1])) - self.rng.uniform(0.02, 0.2) * self.size[1]) / 3
         depth = (self.y - self.rng.uniform(0, 0.8) * self.size[0]) / 2
         inside = 1 / (1 + np.exp(np.clip(across, -40, 40))) / (1 + np.exp(-np.clip(depth, -40, 40)))
-        drop = self.rng.uniform(3, 35) * inside
-        self.decibels -= drop
-        self.specular -= drop
-        self.echoes *= 10 ** (-drop / 20)
+        self.lower(self.rng.uniform(3, 35) * inside)
 
-    def strokes(self, count: int, spacing: float = 0.0):
-        """Add thin straight echoes (wires, needles, fibers) with hard ends, 7 to 24 dB above the tissue's.
-
-        spacing, pixels: they lie side by side at this distance, as in a grating; 0: anywhere, in about one direction.
-        """
+    def strokes(self, count: int, spacing: float = 0.0) -> None:
         sigma, coherent, strokes = self.draw_strokes(count, spacing)
         for turn, middle, half, contrast in strokes:
             y, x = self.y - middle[0], self.x - middle[1]
@@ -212,34 +174,21 @@ class _Anatomy(PointTargets):
             self.boundary()
 
 
-# Draws an anatomy of (H, W) pixels, and what of it is up to the scanner with a generator of its own.
-Draw = Callable[[tuple[int, int], np.random.Generator, np.random.Generator], Anatomy]
-
-
-def _draw_anatomy(layout: str, size: tuple[int, int], rng: np.random.Generator) -> _Anatomy | Anatomy:
+def _draw_anatomy(layout: str, size: tuple[int, int], rng: np.random.Generator) -> Echogenicity:
     if layout == "natural":
         return draw_anatomy(size, rng)
-    anatomy = _Anatomy(size, rng)
+    anatomy = Textbook(size, rng)
     getattr(anatomy, layout)()
     if layout != "flat":
         for _ in range(rng.integers(0, 3)):
             if rng.random() < 0.4:
                 anatomy.shadow()
-    if layout != "flat" and rng.random() < 0.5:  # fine structure that a smoother would take for speckle
-        kind = rng.random()
-        if kind < 0.35:
-            anatomy.strokes(int(rng.integers(1, 9)), rng.uniform(3, 24))
-        elif kind < 0.8:
-            anatomy.strokes(int(rng.integers(1, 40)))
-        else:
-            anatomy.row(int(rng.integers(2, 12)), rng.uniform(4, 24))
+    if layout != "flat" and rng.random() < 0.5:
+        anatomy.fine_structure()
     if rng.random() < 0.5:
         anatomy.points(int(rng.integers(1, 16)))
     if rng.random() < 0.5:  # attenuation that the gain does not compensate
-        fall = rng.uniform(0, 30) * anatomy.y / size[0]
-        anatomy.decibels -= fall
-        anatomy.specular -= fall
-        anatomy.echoes *= 10 ** (-fall / 20)
+        anatomy.lower(rng.uniform(0, 30) * anatomy.y / size[0])
     return anatomy
 
 
@@ -351,33 +300,23 @@ def _scatterers(size, roughness: float, rng: np.random.Generator) -> np.ndarray:
     return field
 
 
-def simulate(
-    config: SimulationConfig, rng: np.random.Generator, draw: Draw | None = None,
-    scanner: np.random.Generator | None = None,
-) -> Simulated:  # fmt: skip
+def simulate(config: SimulationConfig, rng: np.random.Generator) -> Simulated:
     """Simulate frames of one random anatomy with independent speckle, and their truth.
-
-    draw: returns the anatomy, in place of the config's layout. scanner: draws the scanner (pulse, grey map, noise);
-    from the same state it is the same one, whatever the anatomy. None: `rng` does.
 
     The truth is the expected grey value of each pixel over all speckle, on the frames' own grey map and at the
     resolution of the pulse: the mean of ever more frames tends to it, and nothing sharper than it can be known.
     Outside a sector, frames and truth are zero. Deterministic for a given config and state of `rng`.
     """
-    scanner = scanner or rng
     larger = PIECE_OF if config.geometry == "piece" else (1, 1)
     size = tuple(round(n * times) for n, times in zip(config.size, larger, strict=True))
     grain = config.grain or (rng.uniform(0.8, 2.5), rng.uniform(1.0, 5.0))
     pulse = _Pulse(grain, config.tails)
-    if draw is None:
-        layout = config.layout or str(rng.choice(TEXTBOOK, p=[0.13, 0.22, 0.22, 0.18, 0.25]))
-        anatomy = _draw_anatomy(layout, size, rng)
-    else:
-        anatomy = draw(size, rng, scanner)
-    spread = scanner.uniform(0, 0.8)
+    layout = config.layout or str(rng.choice(TEXTBOOK, p=[0.13, 0.22, 0.22, 0.18, 0.25]))
+    anatomy = _draw_anatomy(layout, size, rng)
+    spread = rng.uniform(0, 0.8)
     roughness = config.roughness
     if roughness is None:
-        roughness = float(np.exp(scanner.uniform(np.log(0.08), 0))) if scanner.random() < 0.33 else np.inf
+        roughness = float(np.exp(rng.uniform(np.log(0.08), 0))) if rng.random() < 0.33 else np.inf
 
     amplitude = 10 ** (anatomy.decibels / 20)
     scale = np.sqrt(np.mean(amplitude**2))
@@ -386,9 +325,9 @@ def simulate(
     level, peak = down.sum() * across.sum(), down.max() * across.max()
     coherent = ((10 ** (anatomy.specular / 20) / level + anatomy.echoes / peak) / scale).astype(np.float32)
     specular = _convolve(_convolve(coherent, down, 0), across, 1)
-    floor = 10 ** (scanner.uniform(-60, -25) / 20)  # electronic noise
+    floor = 10 ** (rng.uniform(-60, -25) / 20)  # electronic noise
     power = np.maximum(_echo(amplitude[None] ** 2, pulse, spread, power=True)[0], 0)
-    grey = _draw_grey_map(float(np.sqrt(np.quantile(power, 0.995))), scanner)
+    grey = _draw_grey_map(float(np.sqrt(np.quantile(power, 0.995))), rng)
     magnitudes = _magnitudes(roughness, pulse, rng)
     truth = _expected_grey(power + floor**2, specular, grey, magnitudes).astype(np.float32)
 
@@ -418,42 +357,38 @@ def simulate_recorded(
     geometry: str,
     rng: np.random.Generator,
     layout: str | None = None,
-    draw: Draw | None = None,
-    scanner: np.random.Generator | None = None,
-    draws: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return frames as scanners process and recorders store them, (draws, H, W), and their truth (H, W), in [0, 1].
+    """Return a frame as scanners process and recorders store it, (1, H, W), and its truth (H, W), in [0, 1].
 
     Some frames are drawn at another size and resampled, some are the mean of two or three frames (persistence), some
     have enhanced edges: all linear, so that the same operations on the expected value give the limit of the mean of
     ever more such frames. The clipping of enhanced frames at black and white is measured in further frames. The pulses
     of some have tails. Last, some are rounded to 8 bits, and some compressed (JPEG).
 
-    Args: size, (H, W); grain, pixels (axial, lateral) there; geometry, one of GEOMETRIES; layout, one
-    of LAYOUTS, or drawn; draw and scanner, see `simulate`; draws, of speckle over the one anatomy.
+    Args: size, (H, W); grain, pixels (axial, lateral) there; geometry, one of GEOMETRIES; layout, one of
+    LAYOUTS, or drawn.
     """
-    scanner = scanner or rng
-    factors = np.exp(scanner.uniform(*np.log(DRAWN_AT), 2)) if scanner.random() < 0.5 else np.ones(2)
-    looks = int(scanner.integers(2, 4)) if scanner.random() < 0.3 else 1
-    tails = float(scanner.uniform(0, TAILS)) if scanner.random() < TAILED else 0.0
-    enhanced = scanner.random() < ENHANCED
+    factors = np.exp(rng.uniform(*np.log(DRAWN_AT), 2)) if rng.random() < 0.5 else np.ones(2)
+    looks = int(rng.integers(2, 4)) if rng.random() < 0.3 else 1
+    tails = float(rng.uniform(0, TAILS)) if rng.random() < TAILED else 0.0
+    enhanced = rng.random() < ENHANCED
     drawn = tuple(max(32, round(n * factor)) for n, factor in zip(size, factors, strict=True))
     scaled = tuple(float(g * factor) for g, factor in zip(grain, factors, strict=True))
-    frames = looks * max(draws, MEASURED_IN if enhanced else 1)
-    made = simulate(SimulationConfig(drawn, frames, scaled, layout, geometry, tails=tails), rng, draw, scanner)
+    frames = looks * (MEASURED_IN if enhanced else 1)
+    made = simulate(SimulationConfig(drawn, frames, scaled, layout, geometry, tails=tails), rng)
     means = made.frames.reshape(-1, looks, *drawn).mean(1)
     images = resample(torch.from_numpy(np.concatenate([means, made.truth[None]]))[:, None], size)[:, 0].numpy()
     frames, truth = images[:-1], images[-1]
     if enhanced:
-        sigma, amount = scanner.uniform(0.6, 2.5, 2) * grain, scanner.uniform(0.2, 1.2)
+        sigma, amount = rng.uniform(0.6, 2.5, 2) * grain, rng.uniform(0.2, 1.2)
         frames, truth = (x + amount * (x - gaussian_filter(x, sigma, axes=(-2, -1))) for x in (frames, truth))
         truth = truth + gaussian_filter((np.clip(frames, 0, 1) - frames).mean(0), 1)
-    frames, truth = np.clip(frames[:draws], 0, 1), np.clip(truth, 0, 1)
-    stored = scanner.random()
+    frames, truth = np.clip(frames[:1], 0, 1), np.clip(truth, 0, 1)
+    stored = rng.random()
     if stored < 0.55:
         frames = np.round(frames * 255)
         if stored < 0.15:
-            quality = int(scanner.integers(60, 96))
+            quality = int(rng.integers(60, 96))
             pictures = [imwrite("<bytes>", x.astype(np.uint8), extension=".jpg", quality=quality) for x in frames]
             frames = np.stack([imread(jpeg, extension=".jpg").astype(np.float32) for jpeg in pictures])
         frames /= 255

@@ -126,7 +126,7 @@ def replace_file(path: FilePath, content: bytes) -> None:
 
 
 @contextmanager
-def locked(path: FilePath) -> Iterator[None]:
+def file_lock(path: FilePath) -> Iterator[None]:
     """Reserve a file that takes long to write for this process: hold the system's lock on `<path>.lock`.
 
     The lock ends with the process, however that ends; a file that remains locks nothing. File systems without locks

@@ -87,8 +87,8 @@ def fit_uncertainty(network: Any, cines: Sequence[Cine]) -> float:
             batch = _corner(frame.cpu(), truth.cpu(), cine.grain)
             grey, log_deviation = network.maps(batch.frames)
             errors = grey.clamp(0, BRIGHTEST) - batch.truth
-            told = log_deviation.exp().square().mean()
-            ratios.append((errors.square().mean() / told).sqrt().item())
+            expected = log_deviation.exp().square().mean()
+            ratios.append((errors.square().mean() / expected).sqrt().item())
     return float(np.clip(np.median(ratios), 1e-3, 1e3)) if ratios else 1.0
 
 

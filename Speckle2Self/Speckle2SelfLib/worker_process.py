@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from .checkpoint import Model
     from .despeckling import Filter
 
-SETTLED = ("model", "device", "region", "axis")  # options that `despeckle` gets in another form, or not at all
 SLOTS = 3  # frames of a stream in shared memory, on either side
 HEADER = 2 * SLOTS + 2  # int64: the newest pushed number, that in each slot (inputs, outputs), how many regions came
 TORN = 5.0  # seconds until a frame that is being written must be complete
@@ -114,7 +113,7 @@ class Stream:
         self.searched = 0
 
     @property
-    def waits(self) -> bool:
+    def has_new_frame(self) -> bool:
         """Return whether there is a frame newer than the last one."""
         return int(self.header[0]) > self.last
 
@@ -143,9 +142,9 @@ class Stream:
     def _despeckled(self, frame: np.ndarray, slot: int) -> np.ndarray:
         from .despeckling import despeckle
 
-        told = self.uncertainties[slot : slot + 1] if self.uncertainties is not None else None
-        if told is not None:
-            told[...] = 0
+        uncertainty = self.uncertainties[slot : slot + 1] if self.uncertainties is not None else None
+        if uncertainty is not None:
+            uncertainty[...] = 0
         colours = frame[..., :3] if frame.ndim == 3 else frame
         colours = colours[np.isfinite(colours)] if frame.dtype.kind == "f" else colours
         bounds = (colours.min(), colours.max()) if colours.size else (0, 0)
@@ -154,16 +153,17 @@ class Stream:
         if self.header[-1] != self.region_number:
             self.region_number, self.calibration = int(self.header[-1]), None
             self.region_option = "given"
-        if self.calibration is None or self._outgrown(frame):
+        if self.calibration is None or self._outgrows(frame):
             calibration = self._find(frame[None])
             if not calibration.region.any():
                 return frame
             self.calibration, self.drawn = calibration, None
-            self.lit_at_first = self._lit(frame)[0]
+            self.lit_at_first = self._lit_shares(frame)[0]
         calibration = replace(self.calibration, bounds=bounds, graphics=self._graphics(frame, bounds))
-        result = despeckle(frame[None], self.engine, calibration=calibration, uncertainty=told, **self.options)[0]
-        if told is not None:
-            told /= max(calibration.mapping[1] - calibration.mapping[0], 1e-9)
+        given = {"calibration": calibration, "uncertainty": uncertainty, **self.options}
+        result = despeckle(frame[None], self.engine, **given)[0]
+        if uncertainty is not None:
+            uncertainty /= max(calibration.mapping[1] - calibration.mapping[0], 1e-9)
         return result
 
     def _graphics(self, frame: np.ndarray, bounds: tuple[float, float]) -> np.ndarray | bool:
@@ -182,7 +182,7 @@ class Stream:
             self.searched = self.last
         return self.drawn
 
-    def _lit(self, frame: np.ndarray) -> tuple[float, float]:
+    def _lit_shares(self, frame: np.ndarray) -> tuple[float, float]:
         """Return two fractions of the region's pixels: the number of lit pixels outside it (anywhere, if it was given
         and not detected), and of those inside that are brighter than the model's 1."""
         from .grey import luminance
@@ -194,8 +194,8 @@ class Stream:
         lit, over = values[~detected] > low + (high - low) / 10, values[inside] > high
         return lit.sum() / max(1, inside.sum()), over.sum() / max(1, inside.sum())
 
-    def _outgrown(self, frame: np.ndarray) -> bool:
-        lit, over = self._lit(frame)
+    def _outgrows(self, frame: np.ndarray) -> bool:
+        lit, over = self._lit_shares(frame)
         return lit > self.lit_at_first + GROWN or over > OVER
 
     def _find(self, frames: np.ndarray) -> Calibration:
@@ -225,7 +225,7 @@ class Server:
     def run(self) -> None:
         """Serve until standard input closes. Raises InputError for a line that is not a request."""
         while True:
-            self.listen(wait=not self.jobs and not any(stream.waits for stream in self.streams.values()))
+            self.listen(wait=not self.jobs and not any(stream.has_new_frame for stream in self.streams.values()))
             self.serve_streams()
             if self.jobs:
                 self.despeckle(self.jobs.pop(0))
@@ -241,7 +241,7 @@ class Server:
                 elif isinstance(request, protocol.Cancel):
                     self.cancelled.add(request.job)
                 elif isinstance(request, protocol.OpenStream):
-                    self.guarded(request, partial(self.open, request))
+                    self.attempt(request, partial(self.open, request))
                 elif isinstance(request, protocol.Stop):
                     self.streams.pop(request.stream, None)
                 elif isinstance(request, protocol.Look) and request.stream in self.streams:
@@ -251,12 +251,13 @@ class Server:
     def engine(self, options: DespeckleOptions) -> tuple[Model | Filter, dict[str, Any], dict[str, str]]:
         """Return the filter or `Model`, the remaining options of `despeckle`, and the names of the device and precision
         it runs on."""
+        from .despeckling import OPTIONS
         from .devices import choose_device
         from .filters import FILTERS
         from .inference import precision_of
         from .library import cached_model
 
-        frame_options = {name: value for name, value in asdict(options).items() if name not in SETTLED}
+        frame_options = {name: getattr(options, name) for name in OPTIONS}
         if options.model in FILTERS:
             return FILTERS[options.model], frame_options, {"device": "cpu", "precision": "float32"}
         device = choose_device(options.device)
@@ -278,8 +279,8 @@ class Server:
     def serve_streams(self) -> None:
         """Despeckle one frame of each stream that has a new one."""
         for stream in list(self.streams.values()):
-            if stream.waits:
-                self.guarded(stream.request, partial(self.step, stream))
+            if stream.has_new_frame:
+                self.attempt(stream.request, partial(self.step, stream))
 
     def step(self, stream: Stream) -> None:
         """Despeckle a frame of a stream."""
@@ -288,7 +289,7 @@ class Server:
 
     def despeckle(self, request: protocol.Despeckle) -> None:
         """Despeckle a job."""
-        self.guarded(request, partial(self._despeckle, request))
+        self.attempt(request, partial(self._despeckle, request))
         self.cancelled.discard(request.job)
         if not self.streams:
             self.free()
@@ -333,7 +334,7 @@ class Server:
         )
         self.say(protocol.Done(request.job))
 
-    def guarded(self, request: protocol.Despeckle | protocol.OpenStream, work: Callable[[], None]) -> None:
+    def attempt(self, request: protocol.Despeckle | protocol.OpenStream, work: Callable[[], None]) -> None:
         """Do `work`; an error becomes an answer and ends the request."""
         from .system import Cancelled, InputError, _, out_of_memory, torch_fault
 

@@ -195,7 +195,7 @@ def comparisonTable(model: str) -> vtkMRMLTableNode:
     card = library.card(model)
     start, end = card.get("figures_at_start") or {}, card.get("figures") or {}
     name = f"{model} compared"
-    table = _claimed("vtkMRMLTableNode", name) or slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode")
+    table = _findClaimed("vtkMRMLTableNode", name) or slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode")
     _claim(table, name)
     columns = (
         ("figure", list(end)), ("start", [start.get(name, "") for name in end]), ("trained", list(end.values())),
@@ -225,7 +225,7 @@ class Comparison:
         kind = scene.VOLUMES.get(volume.GetClassName(), "")
         self.previews = {}
         for name in names:
-            earlier = _claimed(kind, _previewTitle(volume, name), volume)
+            earlier = _findClaimed(kind, _previewTitle(volume, name), volume)
             self.previews[name] = session.live(volume, once=True, model=name, output=earlier)
 
     def step(self) -> bool:
@@ -252,7 +252,7 @@ def _previewTitle(volume, model: str) -> str:
     return f"{volume.GetName()} by {model}"
 
 
-def _claimed(kind: str, title: str, of=None):
+def _findClaimed(kind: str, title: str, of=None):
     """Return the node that a comparison (of the node `of`) created with this title, unless it was renamed; or None."""
     for node in slicer.util.getNodesByClass(kind) if kind else []:
         if node.GetName() == title == node.GetAttribute(COMPARED) and node.GetNodeReference(COMPARED) is of:
@@ -261,7 +261,7 @@ def _claimed(kind: str, title: str, of=None):
 
 
 def _claim(node, title: str, of=None) -> None:
-    """Name and mark a comparison's node, so that `_claimed` finds it."""
+    """Name and mark a comparison's node, so that `_findClaimed` finds it."""
     node.SetName(title)
     node.SetAttribute(COMPARED, title)
     node.SetNodeReferenceID(COMPARED, of.GetID() if of is not None else None)

@@ -189,7 +189,7 @@ class UncertaintyPart:
     def showUncertainty(self) -> None:
         """Color uncertain places of the output in the slice views, or take the colors away."""
         parameters = self._parameterNode
-        node = uncertainty.of(parameters.outputNode)
+        node = uncertainty.mapOf(parameters.outputNode)
         if not parameters.showUncertainty:
             self.overlay.hide()
         elif node is not None:

@@ -89,7 +89,7 @@ class Child:
         self._ended = False  # whether the process's end was seen; its number may be reused afterwards
         _children.add(self)
 
-    def _fresh(self, stream) -> list[bytes]:
+    def _newLines(self, stream) -> list[bytes]:
         """Return the complete lines since the last call, of 1 MB at most."""
         text = self._rest[stream]
         with suppress(OSError, ValueError):
@@ -113,8 +113,8 @@ class Child:
     def lines(self) -> list[dict]:
         """Return the JSON objects that the process printed since the last call, without other lines (a library's)."""
         taken = []
-        while fresh := self._fresh(self.process.stdout):
-            for text in fresh:
+        while lines := self._newLines(self.process.stdout):
+            for text in lines:
                 with suppress(ValueError, RecursionError):
                     line = json.loads(text)
                     if isinstance(line, dict):
@@ -123,7 +123,7 @@ class Child:
 
     def errors(self) -> list[str]:
         """Return the last lines of its standard error."""
-        for line in self._fresh(self.process.stderr):
+        for line in self._newLines(self.process.stderr):
             if line.strip():
                 self._errors.append(line.decode(errors="replace").strip()[:500])
         self._rest[self.process.stderr] = self._rest[self.process.stderr][-LONGEST:]

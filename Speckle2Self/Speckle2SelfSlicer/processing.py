@@ -146,8 +146,8 @@ class Run:
     def _fill(self, axis: int) -> Iterator[None]:
         """Copy the frames across one axis into the memory of a job; yield between pieces."""
         sizes = np.moveaxis(np.empty(self._shape[:4], np.void), 1 + axis, 1).shape
-        told = {"uncertainty": True} if self.uncertainty or self.options.cautious else {}
-        job = self._worker.allocate((sizes[0] * sizes[1], *sizes[2:], *self._shape[4:]), self._dtype, **told)
+        needs = {"uncertainty": True} if self.uncertainty or self.options.cautious else {}
+        job = self._worker.allocate((sizes[0] * sizes[1], *sizes[2:], *self._shape[4:]), self._dtype, **needs)
         self._jobs.append(job)
         for time_point, image in enumerate(self.recording.voxels()):
             if (image.shape, image.dtype) != (self._shape[1:], self._dtype):
@@ -199,21 +199,21 @@ class Run:
             if self._cancelRequested and not self.keepPartial and node is None:
                 raise Cancelled
             yield None
-        self.result.node, told = node, None
+        self.result.node, uncertaintyNode = node, None
         if self.uncertainty:
             maps = self.result.uncertainties(options.strength, options.gamma, count)
             former = self._formerUncertainty()
-            for told in results.writeInSteps(self.recording, maps, former, f"uncertainty{partial}"):  # noqa: B007
+            for uncertaintyNode in results.writeInSteps(self.recording, maps, former, f"uncertainty{partial}"):  # noqa: B007
                 yield None
-            results.showOwnWindow(told)
-            self.result.uncertaintyNode = told
-        uncertainty.relate(node, told, self.result.span)
+            results.showOwnWindow(uncertaintyNode)
+            self.result.uncertaintyNode = uncertaintyNode
+        uncertainty.relate(node, uncertaintyNode, self.result.span)
         if not cut:
             results.rename(node, lambda name: name.removesuffix(PARTIAL))
 
     def _formerUncertainty(self) -> vtkMRMLNode | None:
         """Return the previous output's uncertainty node, to be replaced as well; None if there is none that fits."""
-        former = uncertainty.of(self.output)
+        former = uncertainty.mapOf(self.output)
         try:
             results.checkOutput(self.recording, former)
         except InputError:
@@ -278,8 +278,8 @@ class Result:
     def _uncertainty(self, number: int, strength: float, gamma: float) -> np.ndarray:
         parts = []
         for job, axis, place in self._parts(number):
-            told = uncertainty_of_look(job.uncertainty[place], job.output[place], job.mapping, strength, gamma)
-            parts.append(np.moveaxis(told, 0, axis))
+            deviation = uncertainty_of_look(job.uncertainty[place], job.output[place], job.mapping, strength, gamma)
+            parts.append(np.moveaxis(deviation, 0, axis))
         return _mean(parts)
 
     def _parts(self, number: int) -> Iterator[tuple[DespeckleJob, int, slice]]:
@@ -301,9 +301,9 @@ class Result:
         for job, axis, place in self._parts(number):
             after = job.output[place]
             if before is not None:
-                told = job.uncertainty[place] if cautious else None
+                deviation = job.uncertainty[place] if cautious else None
                 frames = np.moveaxis(before, axis, 0)
-                after = look(frames, after, job.region, job.mapping, strength, gamma, cautious, told)
+                after = look(frames, after, job.region, job.mapping, strength, gamma, cautious, deviation)
             parts.append(np.moveaxis(after, 0, axis))
         return _mean(parts)
 

@@ -91,8 +91,8 @@ class Session:
         nodes = scene.find(inputNode), scene.find(outputNode)
         scene.Recording.of(nodes[0])  # its checks come before those of the options
         options["region"] = regions.settle(nodes[0], options.get("region", "auto"), options.get("axis", "auto"))
-        kept = {"keepPartial": keepPartial, "onlyRegion": onlyRegion, "uncertainty": uncertainty}
-        run = Run(self.worker, *nodes, **kept, **options)
+        given = {"keepPartial": keepPartial, "onlyRegion": onlyRegion, "uncertainty": uncertainty}
+        run = Run(self.worker, *nodes, **given, **options)
         dependencies.ensure()  # only for input that can be used; the process starts later
         return run
 
@@ -111,8 +111,8 @@ class Session:
         regionNode = regions.nodeOf(options.get("region", "auto"))
         options["region"] = regions.settle(node, options.get("region", "auto"), options.get("axis", "auto"))
         output = scene.find(output)
-        kept = {"once": once, "output": output, "regionNode": regionNode, "uncertainty": uncertainty}
-        return Live(self.worker, node, sliceNode=view, **kept, **options)
+        given = {"once": once, "output": output, "regionNode": regionNode, "uncertainty": uncertainty}
+        return Live(self.worker, node, sliceNode=view, **given, **options)
 
 
 _shared: Session | None = None

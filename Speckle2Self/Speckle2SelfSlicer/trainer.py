@@ -21,7 +21,7 @@ import numpy as np
 
 from Speckle2SelfLib import library, protocol
 from Speckle2SelfLib.config import Job, from_dict, refuse_filter
-from Speckle2SelfLib.system import InputError, locked, replace_file
+from Speckle2SelfLib.system import InputError, file_lock, replace_file
 
 from .processes import Child, settle, was_killed, why_not_started
 from .words import _, translated
@@ -213,7 +213,7 @@ class TrainingJob:
 
     def check(self) -> None:
         """Raise InputError if another application trains this run."""
-        if self._child is None and self.folder.exists() and _at_work(self.folder):
+        if self._child is None and self.folder.exists() and _is_at_work(self.folder):
             raise InputError(BUSY.format(name=self.name))
 
     def pause(self) -> None:
@@ -294,7 +294,7 @@ class Trainer:
         folder = self.folder / name
         preparing = any(each.folder == folder and each.preparation is not None for each in self.jobs)
         if preparing or (folder / "job.json").exists():
-            if not preparing and _at_work(folder):
+            if not preparing and _is_at_work(folder):
                 raise InputError(
                     _("A run '{name}' is active in another application; choose another name.").format(name=name)
                 )
@@ -335,7 +335,7 @@ class Trainer:
                 if time.time() > part.stat().st_mtime + STALE:
                     shutil.rmtree(part)
         for path in sorted(self.folder.glob("*/job.json")):
-            if path.parent in folders or path.parent.name.endswith(PART) or _at_work(path.parent):
+            if path.parent in folders or path.parent.name.endswith(PART) or _is_at_work(path.parent):
                 continue
             try:
                 job = from_dict(Job, json.loads(path.read_text()))
@@ -520,11 +520,11 @@ def _remove(folder: Path) -> None:
     removal.join(PATIENCE)
 
 
-def _at_work(folder: Path) -> bool:
+def _is_at_work(folder: Path) -> bool:
     """Return whether a process trains the run in a folder, or the folder cannot be written."""
     settle()  # it may be one of our ending processes
     try:
-        with locked(folder / "model.safetensors"):
+        with file_lock(folder / "model.safetensors"):
             return False
     except InputError:
         return True
@@ -532,10 +532,10 @@ def _at_work(folder: Path) -> bool:
 
 def write_job(folder: Path, recordings, job: Job, held_out=(), regions=()) -> Job:
     """Do all steps of `job_in_steps`; return the job."""
-    return at_once(job_in_steps(folder, recordings, job, held_out, regions))
+    return complete(job_in_steps(folder, recordings, job, held_out, regions))
 
 
-def at_once(steps: Generator):
+def complete(steps: Generator):
     """Do all steps of a generator; return its value."""
     while True:
         try:

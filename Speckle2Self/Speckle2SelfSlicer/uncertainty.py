@@ -27,7 +27,7 @@ def relate(output: vtkMRMLNode, node: vtkMRMLNode | None, span: float = 0.0) -> 
     node.SetAttribute(RANGE, repr(float(span)))
 
 
-def of(output: vtkMRMLNode | None) -> vtkMRMLNode | None:
+def mapOf(output: vtkMRMLNode | None) -> vtkMRMLNode | None:
     """Return the uncertainty node of an output, None if there is none."""
     return output.GetNodeReference(ROLE) if output is not None else None
 
@@ -61,7 +61,7 @@ class Overlay:
         """Remove the colors."""
         self._unfollow()
         for kind in ("vtkMRMLLabelMapVolumeNode", "vtkMRMLColorTableNode"):
-            for node in _made(kind):
+            for node in _ownNodes(kind):
                 for view in views.everyView():
                     if view.composite.GetLabelVolumeID() == node.GetID():
                         view.composite.SetLabelVolumeID(None)
@@ -85,7 +85,7 @@ class Overlay:
         self._put(scene.voxelsOf(volume) / self._span, volume)
 
     def _put(self, shares: np.ndarray, place: vtkMRMLVolumeNode) -> None:
-        made = _made("vtkMRMLLabelMapVolumeNode")
+        made = _ownNodes("vtkMRMLLabelMapVolumeNode")
         node = made[0] if made else _makeLabels()
         labels = np.digitize(shares, LEVELS).astype(np.uint8)
         with slicer.util.NodeModify(node):
@@ -97,7 +97,7 @@ class Overlay:
                 view.composite.SetLabelOpacity(OPACITY)
 
 
-def _made(kind: str) -> list[vtkMRMLNode]:
+def _ownNodes(kind: str) -> list[vtkMRMLNode]:
     return [node for node in views.nodesOf(kind) if node.GetAttribute(ROLE)]
 
 

@@ -32,7 +32,7 @@ class View:
             self.composite.SetForegroundOpacity(share)
         before = _users.get(self.node.GetID())
         if before is not None:
-            before.put = background
+            before.ourBackground = background
 
     @property
     def hasOwnForeground(self) -> bool:
@@ -97,13 +97,13 @@ class View:
 class _Before:
     """The state of a view before we changed it."""
 
-    put: str | None  # the background that we set; if it is another, the user has changed the view
+    ourBackground: str | None  # the background that we set; if it is another, the user has changed the view
     background: str | None
     foreground: str | None
-    ours: str  # the foreground that we had set
+    ourForeground: str  # the foreground that we had set
     share: float
     linked: bool
-    turned: vtk.vtkMatrix4x4
+    sliceToRAS: vtk.vtkMatrix4x4
     fieldOfView: tuple[float, ...]
     content: bool  # whether to restore the volumes as well, or only the orientation
 
@@ -176,9 +176,9 @@ def setLayout(layout: int) -> None:
 def _fitAgain() -> None:
     """Fit our volumes into views whose size has changed."""
     for view in viewsOfLayout():
-        known, background = _users.get(view.node.GetID()), view.composite.GetBackgroundVolumeID()
+        before, background = _users.get(view.node.GetID()), view.composite.GetBackgroundVolumeID()
         volume = slicer.mrmlScene.GetNodeByID(background) if background else None
-        if known is not None and known.put == background and volume is not None and volume.GetImageData() is not None:
+        if before and before.ourBackground == background and volume is not None and volume.GetImageData() is not None:
             view.fit(volume)
 
 
@@ -186,7 +186,7 @@ def restore() -> None:
     """Restore the user's views and layout, except for later changes by the user."""
     for view in everyView():
         before = _users.pop(view.node.GetID(), None)
-        if before is None or view.composite.GetBackgroundVolumeID() != before.put:
+        if before is None or view.composite.GetBackgroundVolumeID() != before.ourBackground:
             continue
         _turnBack(view.node, before)
         if not before.content:
@@ -196,7 +196,7 @@ def restore() -> None:
         view.composite.SetForegroundVolumeID(there[1])
         view.composite.SetForegroundOpacity(before.share)
         view.composite.SetLinkedControl(before.linked)
-        view.composite.SetAttribute(FOREGROUND, before.ours)
+        view.composite.SetAttribute(FOREGROUND, before.ourForeground)
     _users.clear()
     manager = slicer.app.layoutManager()
     if _layouts and manager is not None and manager.layout == _layouts[1]:
@@ -205,7 +205,7 @@ def restore() -> None:
 
 
 def _turnBack(node: vtkMRMLSliceNode, before: _Before) -> None:
-    node.GetSliceToRAS().DeepCopy(before.turned)
+    node.GetSliceToRAS().DeepCopy(before.sliceToRAS)
     node.SetFieldOfView(*before.fieldOfView)
     node.UpdateMatrices()
 
@@ -217,21 +217,21 @@ def _remember(view: View, content: bool = True) -> None:
     """
     composite, known = view.composite, _users.get(view.node.GetID())
     background = composite.GetBackgroundVolumeID()
-    ours = known is not None and known.put == background
+    ours = known is not None and known.ourBackground == background
     if ours and (known.content or not content):
         return
     if not _observed:
         _observed.append(slicer.mrmlScene.AddObserver(slicer.mrmlScene.StartCloseEvent, _forget))
-    turned = vtk.vtkMatrix4x4()
-    turned.DeepCopy(known.turned if ours else view.node.GetSliceToRAS())
+    sliceToRAS = vtk.vtkMatrix4x4()
+    sliceToRAS.DeepCopy(known.sliceToRAS if ours else view.node.GetSliceToRAS())
     _users[view.node.GetID()] = _Before(
-        put=background,
+        ourBackground=background,
         background=background,
         foreground=composite.GetForegroundVolumeID(),
-        ours=composite.GetAttribute(FOREGROUND) or "",
+        ourForeground=composite.GetAttribute(FOREGROUND) or "",
         share=composite.GetForegroundOpacity(),
         linked=composite.GetLinkedControl(),
-        turned=turned,
+        sliceToRAS=sliceToRAS,
         fieldOfView=known.fieldOfView if ours else view.node.GetFieldOfView(),
         content=content,
     )

@@ -46,7 +46,7 @@ class _Child(Child):
 
     def answers(self):
         """Yield the answers since the last call; raise InputError at the first line that is not an answer."""
-        for line in self._fresh(self.process.stdout):
+        for line in self._newLines(self.process.stdout):
             yield protocol.decode_answer(line)
         if len(self._rest[self.process.stdout]) > LONGEST:
             raise InputError(_("An answer's line is incomplete."))
@@ -280,10 +280,10 @@ class Stream:
             if self._block is None or number == self._last_taken:
                 return None
             image = self._outputs[slot].copy()
-            told = self._maps[0][slot].copy() if self._maps else None
+            uncertainty = self._maps[0][slot].copy() if self._maps else None
             if self._header[1 + SLOTS + slot] == number:
                 self._last_taken = number
-                return Frame(image, number, self._latency, told)
+                return Frame(image, number, self._latency, uncertainty)
         return None
 
     def latency(self, percent: float = 50) -> float | None:

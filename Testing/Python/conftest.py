@@ -4,6 +4,7 @@ import importlib.util
 import os
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pydicom
@@ -54,6 +55,15 @@ def executable(request, monkeypatch):
     """In Slicer, `sys.executable` is a launcher; in tests of the core and of its processes, it is Python itself."""
     if request.path.parent.name in ("scene", "panel"):
         monkeypatch.setattr(sys, "executable", request.session.launcher)
+
+
+@pytest.fixture
+def small_crops(monkeypatch):
+    """Presets whose crops are small: steps and simulated anatomies take a fraction of the time."""
+    from Speckle2SelfLib import config
+
+    for name, preset in config.PRESETS.items():
+        monkeypatch.setitem(config.PRESETS, name, replace(preset, crop=32))
 
 
 @pytest.fixture(scope="session")

@@ -118,7 +118,7 @@ def test_all_files_are_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(quality, "SLOW", {"deep image prior": 1})
     monkeypatch.setitem(sys.modules, "bm3d", None)
     output = tmp_path / "found"
-    quality.run(output, real=[tmp_path / "real.npz"], minutes=0.0005, device="cpu", size=SIZE)
+    quality.run(output, quick=True, real=[tmp_path / "real.npz"], minutes=0.0005, device="cpu", size=SIZE)
     rows = list(csv.DictReader((output / "quality.csv").open()))
     simulated = [row for row in rows if row["set"] == "simulated"]
     assert {row["case"] for row in simulated} == {"phantom, fine", "vessel, fine", "vessel, sector"}

@@ -233,7 +233,7 @@ def test_what_there_is_instead_of_an_unknown_model_or_of_dicom_is_named(folder, 
     assert "DICOM" in dicom and "fields" not in dicom
 
 
-def test_a_trained_model_despeckles(folder, capsys):
+def test_a_trained_model_despeckles(folder, small_crops, capsys):
     recording = np.random.default_rng(1).rayleigh(40, (4, 64, 64)).clip(0, 255).astype(np.uint8)
     np.save("cine.npy", recording)
     checkpoint.save("start.model", *(lambda c: (c, build(c), {}))(ModelConfig(width=8, grain=(0.75, 1.7))))

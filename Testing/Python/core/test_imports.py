@@ -25,7 +25,7 @@ RANKS = [
     },
     {"formats.dicom", "formats.metaimage", "formats.nrrd", "formats.nifti", "formats.pictures"},
     {"formats"},
-    {"checkpoint", "simulation", "metrics", "filters", "files"},
+    {"checkpoint", "simulation", "recorded_speckle", "metrics", "filters", "files"},
     {"library", "inference"},
     {"detector"},
     {"region"},

@@ -10,7 +10,7 @@ from Speckle2SelfLib import checkpoint, library
 from Speckle2SelfLib.config import Job, ModelConfig
 from Speckle2SelfLib.library import cached_model, load_model
 from Speckle2SelfLib.network import build
-from Speckle2SelfLib.system import InputError, locked
+from Speckle2SelfLib.system import InputError, file_lock
 
 
 @pytest.fixture
@@ -106,17 +106,17 @@ def test_a_free_name_can_be_used_however_often_it_is_asked_for(file, wanted):
 
 def test_a_file_that_a_process_makes_is_its_own_until_that_ends_even_killed(tmp_path):
     path = tmp_path / "x.model"
-    code = "import sys, time; from Speckle2SelfLib.system import locked\n"
-    code += "with locked(sys.argv[1]): print(flush=True); time.sleep(600)"
+    code = "import sys, time; from Speckle2SelfLib.system import file_lock\n"
+    code += "with file_lock(sys.argv[1]): print(flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE) as holder:
         holder.stdout.readline()
-        with pytest.raises(InputError, match="Another process is writing"), locked(path):
+        with pytest.raises(InputError, match="Another process is writing"), file_lock(path):
             pass
         holder.kill()
-    with pytest.raises(KeyError), locked(path):
+    with pytest.raises(KeyError), file_lock(path):
         raise KeyError
     assert not list(tmp_path.iterdir())
-    with pytest.raises(InputError, match="cannot be written"), locked(tmp_path / "no" / "x.model"):
+    with pytest.raises(InputError, match="cannot be written"), file_lock(tmp_path / "no" / "x.model"):
         pass
 
 

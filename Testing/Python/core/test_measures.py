@@ -6,9 +6,12 @@ The complexity of functions is measured by ruff (`lint.mccabe` in pyproject.toml
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+from Speckle2SelfLib.config import RECIPES
 
 ROOT = Path(__file__).resolve().parents[3]
 SOURCES = sorted(
@@ -18,12 +21,12 @@ SOURCES = sorted(
     if "__pycache__" not in path.parts
 )
 LONGEST_FUNCTION, LONGEST_FILE = 60, 650  # lines
-RECIPES = {"published", "disjoint"}
 BY_NAME = ("config.py", "recipes.py")  # where recipes may be asked for by name
 FRAGMENTS = {"As", "In", "Its", "Of", "So", "Their", "What", "Where", "Whether"}  # such docstrings have no main verb
 each_source = pytest.mark.parametrize("source", SOURCES)
 
 
+@cache
 def tree_of(source):
     return ast.parse((ROOT / source).read_text(encoding="utf-8"))
 

@@ -50,7 +50,7 @@ def phantom(put=lambda anatomy: None, grain=GRAIN, frames=5, seed=0):
     """Simulated frames of flat tissue with what `put` adds to the anatomy, and the same despeckled."""
 
     def draw(layout, size, rng):
-        anatomy = simulation._Anatomy(size, rng)
+        anatomy = simulation.Textbook(size, rng)
         put(anatomy)
         return anatomy
 

@@ -4,16 +4,20 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import until
 
-from Speckle2SelfLib import checkpoint, runs
+from Speckle2SelfLib import checkpoint, config, runs
 from Speckle2SelfLib.__main__ import main
 from Speckle2SelfLib.config import Job, ModelConfig
 from Speckle2SelfLib.dataset import read_cine
@@ -23,8 +27,6 @@ from Speckle2SelfLib.simulation import SimulationConfig, simulate
 from Speckle2SelfLib.system import Cancelled, InputError
 from Speckle2SelfLib.training import Training
 
-TRAIN = [sys.executable, "-m", "Speckle2SelfLib", "train"]
-
 
 @pytest.fixture(scope="module")
 def cine():
@@ -33,7 +35,7 @@ def cine():
 
 
 @pytest.fixture
-def folder(cine, tmp_path, monkeypatch):
+def folder(cine, tmp_path, monkeypatch, small_crops):
     """A cine of 24 frames and a small model to start from, in the current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes started here
@@ -51,12 +53,8 @@ def job(**changes):
 
 
 @pytest.fixture
-def short_interval(monkeypatch):
+def short_interval(monkeypatch, small_crops):
     """Checkpoints after every 4 steps."""
-    from dataclasses import replace
-
-    from Speckle2SelfLib import config
-
     monkeypatch.setitem(config.PRESETS, "adapt", replace(config.PRESETS["adapt"], interval=4))
 
 
@@ -66,6 +64,10 @@ def weights(path):
 
 def same(one, two):
     return all(torch.equal(one[name], two[name]) for name in one)
+
+
+def last_step(lines):
+    return [line["step"] for line in lines if "step" in line][-1]
 
 
 def test_a_run_reports_its_data_losses_figures_and_model(folder, short_interval):
@@ -178,11 +180,11 @@ def test_a_finished_run_is_not_done_again(folder, short_interval):
     assert same(again.network.state_dict(), weights("m.model"))
     assert Path("m.model").read_bytes() == content
     runs.run(job(resume=True, steps=13), lines.append)
-    assert lines[-2]["step"] == 13, "other settings are another run"
+    assert last_step(lines) == 13, "other settings are another run"
     stopped(job(output="n.model"), 8)
     runs.state_path("n.model").unlink()
     runs.run(job(output="n.model", resume=True), lines.append)
-    assert lines[-2]["step"] == 12, "what was stopped is not finished, with or without its state"
+    assert last_step(lines) == 12, "what was stopped is not finished, with or without its state"
 
 
 def test_two_runs_do_not_write_the_same_model(folder):
@@ -606,115 +608,157 @@ def test_a_job_file_and_the_command_line_say_the_same(folder, capsys):
         assert expected in capsys.readouterr().err
 
 
-def test_ctrl_c_saves_and_leaves_cleanly(folder):
-    command = [*TRAIN, "Doe^Jane.npy", "--output", "m.model", "--init", "start.model", "--batch", "2",
-               "--recipe", "disjoint", "--simulated", "0", "--steps", "100000", "--region", "none"]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while '"step": 10' not in process.stdout.readline():
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+# A process that has imported everything: commands run in copies of it, as imports take seconds each time. When a
+# command is done, it looks at what still runs: a thread of the processes' group that is not over before the interpreter
+# is may abort the process as it ends, now and then.
+COPIED = """
+import json, os, sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from Speckle2SelfLib import config, runs
+from Speckle2SelfLib.__main__ import main
+
+
+def run(arguments, **changes):
+    config.PRESETS |= {name: replace(preset, crop=32, **changes) for name, preset in config.PRESETS.items()}
+    code = main(arguments)
+    threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").glob("*")]
+    if left := [name for name in threads if "gloo" in name]:
+        sys.exit(f"still running: {left}")
+    sys.exit(code)
+
+
+if sys.argv[1:]:
+    run(sys.argv[1:])
+torch.optim.Adam([torch.zeros(1)])  # the first one imports for seconds
+for line in sys.stdin:
+    order = json.loads(line)
+    if "pid" in order:
+        pid, status = os.waitpid(order["pid"], os.WNOHANG)
+        print(os.waitstatus_to_exitcode(status) if pid else None, flush=True)
+    elif child := os.fork():
+        print(child, flush=True)
+    else:
+        for number, path in enumerate(order["streams"]):
+            os.dup2(os.open(path, os.O_WRONLY if number else os.O_RDONLY), number)
+        sys.stdin = open(0)
+        os.chdir(order["folder"])
+        os.environ |= order["environment"]
+        run(order["arguments"], **order["changes"])
+"""
+
+
+@pytest.fixture(scope="module")
+def original():
+    """The process whose copies run commands; a function that gives it an order, and returns its answer."""
+    command = [sys.executable, "-c", COPIED]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+
+        def ask(**order):
+            print(json.dumps(order), file=process.stdin, flush=True)
+            return json.loads(process.stdout.readline().replace("None", "null"))
+
+        yield ask
+        process.kill()
+
+
+class Copy:
+    """A command in a copy of `original`, with as much of `subprocess.Popen` as is needed."""
+
+    def __init__(self, original, arguments, environment=None, **changes):
+        with tempfile.TemporaryDirectory() as folder:
+            streams = [f"{folder}/{number}" for number in range(3)]
+            for path in streams:
+                os.mkfifo(path)
+            order = {"streams": streams, "folder": os.getcwd(), "arguments": arguments, "changes": changes}
+            self.original, self.pid = original, original(**order, environment=environment or {})
+            self.stdin, self.stdout, self.stderr = map(open, streams, "wrr")
+        self.returncode = None
+
+    def poll(self):
+        if self.returncode is None:
+            self.returncode = self.original(pid=self.pid)
+        return self.returncode
+
+    def wait(self):
+        until(lambda: self.poll() is not None)
+        return self.returncode
+
+    def communicate(self):
+        self.stdin.close()
+        self.wait()
+        with self.stdout, self.stderr:
+            return self.stdout.read(), self.stderr.read()
+
+    def read_to(self, text):
+        """Read lines until one with this text, which is returned."""
+        while text not in (line := self.stdout.readline()):
+            assert self.poll() is None
+        return line
+
+
+ENDLESS = ["train", "Doe^Jane.npy", "--output", "m.model", "--init", "start.model", "--preset", "adapt", "--recipe",
+           "disjoint", "--simulated", "0", "--batch", "2", "--steps", "100000", "--region", "none"]  # fmt: skip
+
+
+def test_ctrl_c_saves_and_leaves_cleanly(folder, original):
+    process = Copy(original, ENDLESS)
+    process.read_to('"step": 10')
+    os.kill(process.pid, signal.SIGINT)
+    out, err = process.communicate()
     assert process.returncode == 130 and err.splitlines()[-1] == "speckle2self: stopped; add --resume to continue."
     assert "Stopped at step" in out and "--resume" in err
     assert checkpoint.load_state("m.model.state")[1]["step"] >= 10
     checkpoint.load("m.model")
-    process = subprocess.Popen([*command, "--resume", "--listen"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    while b'"step"' not in process.stdout.readline():
-        assert process.poll() is None
-    process.communicate(timeout=60)  # closes the standard input: whoever started the run is gone
+    process = Copy(original, [*ENDLESS, "--resume", "--listen"])
+    process.read_to('"step"')
+    process.communicate()  # closes the standard input: whoever started the run is gone
     assert process.returncode == 130
 
 
 @pytest.mark.parametrize("gone", ["reader", "terminal"])
-def test_a_run_whose_reader_or_terminal_is_gone_saves_and_ends(folder, gone):
-    command = [*TRAIN, "Doe^Jane.npy", "--output", "m.model", "--init", "start.model", "--batch", "2", "--report", "1",
-               "--recipe", "disjoint", "--simulated", "0", "--steps", "100000", "--region", "none"]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while '"step": 5' not in process.stdout.readline():
-        assert process.poll() is None
+def test_a_run_whose_reader_or_terminal_is_gone_saves_and_ends(folder, original, gone):
+    process = Copy(original, [*ENDLESS, "--report", "1"])
+    process.read_to('"step": 5')
     if gone == "reader":
         process.stdout.close()
     else:
-        process.send_signal(signal.SIGHUP)
-        process.send_signal(signal.SIGHUP)  # the shell and the system may send one each
+        os.kill(process.pid, signal.SIGHUP)
+        os.kill(process.pid, signal.SIGHUP)  # the shell and the system may send one each
         process.stdout.read()
-    assert (
-        process.wait(timeout=60) == 130
-        and process.stderr.read() == "speckle2self: stopped; add --resume to continue.\n"
-    )
+    assert process.wait() == 130 and process.stderr.read() == "speckle2self: stopped; add --resume to continue.\n"
     assert checkpoint.load_state("m.model.state")[1]["step"] >= 5
-    process.stderr.close()
 
 
-def test_a_kill_at_any_moment_leaves_checkpoints_that_load(folder):
+def test_a_kill_at_any_moment_leaves_checkpoints_that_load(folder, original):
     """A process trains and writes a checkpoint every step; it is killed at random moments and resumed."""
-    code = """
-import os
-import sys
-from dataclasses import replace
-import torch
-from Speckle2SelfLib import config, runs
-config.PRESETS["adapt"] = replace(config.PRESETS["adapt"], interval=1)
-from Speckle2SelfLib.__main__ import main
-torch.optim.Adam([torch.zeros(1)])  # the first one imports for seconds
-for _ in sys.stdin:  # all is imported once, and each process that is killed is a copy of this one
-    child = os.fork()
-    if not child:
-        sys.exit(main(sys.argv[1:]))
-    print(child, flush=True)
-    os.waitpid(child, 0)
-    print("ended", flush=True)
-"""
-    command = [sys.executable, "-c", code, "train", "Doe^Jane.npy", "--output", "m.model", "--init", "start.model",
-               "--preset", "adapt", "--recipe", "disjoint", "--simulated", "0", "--batch", "2", "--steps", "100000",
-               "--region", "none",
-               "--resume", "--report", "1"]  # fmt: skip
     chance, reached = random.Random(0), 0
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        for _ in range(4):
-            process.stdin.write("again\n")
-            process.stdin.flush()
-            child = None
-            for line in process.stdout:
-                child = child or (int(line) if line.strip().isdigit() else None)
-                if '"rate"' in line:
-                    break
-            time.sleep(chance.uniform(0, 0.3))
-            os.kill(child, signal.SIGKILL)
-            while not process.stdout.readline().endswith("ended\n"):
-                assert process.poll() is None
-            if Path("m.model.state").exists():
-                step = checkpoint.load_state("m.model.state")[1]["step"]
-                assert step >= reached
-                reached = step
-                checkpoint.load("m.model")
+    for _ in range(4):
+        process = Copy(original, [*ENDLESS, "--resume", "--report", "1"], interval=1)
+        process.read_to('"rate"')
+        time.sleep(chance.uniform(0, 0.3))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        if Path("m.model.state").exists():
+            step = checkpoint.load_state("m.model.state")[1]["step"]
+            assert step >= reached
+            reached = step
+            checkpoint.load("m.model")
     assert reached > 0
 
 
-# the command, and a look at what still runs when it is done: a thread of the group that is not over before the
-# interpreter is may abort the process as it ends, now and then
-COMMAND = """
-import sys
-from pathlib import Path
-from Speckle2SelfLib.__main__ import main
-
-code = main(sys.argv[1:])
-threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").glob("*")]
-if left := [name for name in threads if "gloo" in name]:
-    sys.exit(f"still running: {left}")
-sys.exit(code)
-"""
-
-
 def torchrun(count, *arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    Path("command.py").write_text(COMMAND)
+    Path("command.py").write_text(COPIED)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count),
                "command.py", *arguments]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-def test_two_processes_train_as_one_does(folder, capsys):
+def test_two_processes_train_as_one_does(folder, original, capsys):
     """The same losses at the same global batch; and what one process began two can finish."""
     arguments = ["train", "Doe^Jane.npy", "--init", "start.model", "--batch", "4", "--steps", "8", "--region", "none",
                  "--simulated", "8", "--device", "cpu", "--report", "1", "--output"]  # fmt: skip
@@ -732,6 +776,14 @@ def test_two_processes_train_as_one_does(folder, capsys):
     assert np.allclose(losses[0], losses[1], atol=tolerance, rtol=0)
     with pytest.raises(Cancelled):
         runs.run(job(batch=4, output="2.model", preset="standard"), lambda line: None, lambda: True)
-    done = torchrun(2, *arguments, "2.model", "--resume")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[0])["from_step"] == 1
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}  # as torchrun tells them
+    both = [
+        Copy(original, [*arguments, "2.model", "--resume"], {**place, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in "01"
+    ]
+    outputs = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert json.loads(outputs[0][0].splitlines()[0])["from_step"] == 1 and not outputs[1][0]

@@ -36,7 +36,7 @@ def interface(depth, contrast, seed):
     """One frame of two tissues that meet at `depth` pixels, and its truth."""
 
     def draw(layout, size, rng):
-        anatomy = simulation._Anatomy(size, rng)
+        anatomy = simulation.Textbook(size, rng)
         anatomy.put(1 / (1 + np.exp(np.clip(-(anatomy.y - depth) / 0.4, -40, 40))), contrast)
         return anatomy
 

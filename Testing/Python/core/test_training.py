@@ -73,7 +73,7 @@ def test_told_deviations_are_fitted_to_held_out_simulated_frames():
     assert fit_uncertainty(network, [Cine(frames)]) == 1
 
 
-def test_a_run_makes_a_model_that_tells_its_uncertainty_and_an_adapted_one_keeps_doing_so(tmp_path):
+def test_a_run_makes_a_model_that_tells_its_uncertainty_and_an_adapted_one_keeps_doing_so(tmp_path, small_crops):
     given = {"preset": "default", "simulated": 2, "steps": 2, "batch": 2, "device": "cpu"}
     first = runs.run(Job(str(tmp_path / "first"), width=4, deep=1, uncertainty=True, **given))
     assert (first.config.width, first.config.deep, first.config.uncertainty) == (4, 1, True)

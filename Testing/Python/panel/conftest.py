@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import add_sequence, clear_scene, frames_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -60,32 +61,26 @@ class Desk:
 
     def cine(self, frames=FRAMES, name: str = "Cine"):
         """A sequence with browser and proxy."""
-        slicer = self.slicer
-        sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", name)
-        sequence.SetIndexName("time")
-        for number, frame in enumerate(frames):
-            volume = slicer.vtkMRMLScalarVolumeNode()
-            slicer.util.updateVolumeFromArray(volume, frame[None])
-            sequence.SetDataNodeAtValue(volume, f"{number / 10:.2f}")
-        browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", f"{name} browser")
-        browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
-        slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
+        sequence, _ = add_sequence(frames, name, f"{name} browser")
         return sequence
 
     def frames(self, sequence) -> np.ndarray:
-        nodes = [sequence.GetNthDataNode(i) for i in range(sequence.GetNumberOfDataNodes())]
-        return np.array([self.slicer.util.arrayFromVolume(node)[0] for node in nodes])
+        return frames_of(sequence)
 
     def names(self, kind: str = "vtkMRMLNode") -> set:
         return {node.GetName() for node in self.slicer.util.getNodesByClass(kind)}
 
 
 @pytest.fixture
-def desk(monkeypatch, tmp_path):
+def desk(monkeypatch, tmp_path, tmp_path_factory):
     """The application with an empty scene, with message boxes that are kept and answered; no slot may raise, and Slicer
     may find no error."""
     slicer = pytest.importorskip("slicer")
-    monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path / "home"))
+    home = tmp_path_factory.getbasetemp() / "home"  # by one name, for the process in the background, which stays
+    home.unlink(missing_ok=True)
+    (tmp_path / "home").mkdir()
+    home.symlink_to(tmp_path / "home")
+    monkeypatch.setenv("SPECKLE2SELF_HOME", str(home))
     monkeypatch.setattr(slicer.app, "_testing", False)
     from Speckle2SelfSlicer import session
 
@@ -93,10 +88,10 @@ def desk(monkeypatch, tmp_path):
     desk = Desk(slicer)
     for kept in (desk.errors, desk.asked, desk.answers, desk.complaints):
         kept.clear()
-    slicer.mrmlScene.Clear()
+    clear_scene()
     desk.arrange("Initial")
     yield desk
-    slicer.mrmlScene.Clear()
+    clear_scene()
     assert not desk.errors
     assert not desk.complaints
 

@@ -378,7 +378,7 @@ def test_what_is_simulated_before_the_first_step_is_told_and_can_be_paused(desk,
     monkeypatch.setattr(training_data, "Job", lambda *given, **options: Job(*given, **options, simulated=4000))
     choose(train)
     train.ui.trainButton.click()
-    desk.wait(lambda: train.ui.progressBar.visible and train.ui.progressBar.value)  # 0 while scanners are tried
+    desk.wait(lambda: train.ui.progressBar.visible and train.ui.progressBar.value)
     assert "Simulating 4000 anatomies" in train.ui.runLabel.text
     assert train.ui.progressBar.maximum == 4000 and 0 < train.ui.progressBar.value < 4000
     train.ui.pauseButton.click()

@@ -4,9 +4,36 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 if find_spec("slicer") is not None:  # else the tests skip themselves
     import HeadlessSlicer
 
     HeadlessSlicer.start(testing=True, window=True)
+
+
+@pytest.fixture
+def trainer(tmp_path, monkeypatch):
+    from Speckle2SelfSlicer.trainer import Trainer
+
+    monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    trainer = Trainer()
+    yield trainer
+    trainer.close()
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A short adaptation of a small model."""
+    from Speckle2SelfLib import checkpoint
+    from Speckle2SelfLib.config import Job, ModelConfig
+    from Speckle2SelfLib.network import build
+
+    model, start = ModelConfig(width=4, grain=(0.75, 1.7)), str(tmp_path / "start.model")
+    torch.manual_seed(0)
+    checkpoint.save(start, model, build(model), {})
+    return Job("", preset="adapt", recipe="disjoint", init=start, steps=3, batch=2, simulated=0, device="cpu", report=1)

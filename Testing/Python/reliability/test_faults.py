@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from helpers import alive, frames_of, until
 
 from Speckle2SelfLib import checkpoint, files, library
 from Speckle2SelfLib.config import Job, ModelConfig, from_dict
@@ -33,24 +33,9 @@ FRAMES = np.random.default_rng(0).rayleigh(40, (12, 48, 56)).clip(0, 255).astype
 MANY = np.concatenate([FRAMES] * 60)
 
 
-def until(condition, poll=lambda: None, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        poll()
-        time.sleep(0.005)
-
-
 def finish(worker, job):
     until(lambda: job.ended, worker.poll)
     return job
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def python(code, *arguments, folder, **options):
@@ -82,32 +67,9 @@ def test_the_worker_is_killed_at_any_moment():
 
 
 @pytest.fixture
-def trainer(tmp_path, monkeypatch):
-    monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    trainer = Trainer()
-    yield trainer
-    trainer.close()
-
-
-@pytest.fixture
-def job(tmp_path):
-    model = ModelConfig(width=4, grain=(0.75, 1.7))
-    torch.manual_seed(0)
-    checkpoint.save(tmp_path / "start.model", model, build(model), {})
-    start = str(tmp_path / "start.model")
-    return Job(
-        "",
-        preset="adapt",
-        recipe="disjoint",
-        init=start,
-        steps=10**6,
-        simulated=0,
-        interval=2,
-        batch=2,
-        device="cpu",
-        report=1,
-    )
+def job(job):
+    """A run that does not end, with a checkpoint every other step."""
+    return replace(job, steps=10**6, interval=2)
 
 
 def test_the_trainer_is_killed_at_any_moment(trainer, job):
@@ -429,7 +391,7 @@ def test_a_device_that_disappears_fails_the_job_alone():
     def lost():
         raise RuntimeError("CUDA error: device-side failure\nmore lines")
 
-    server.guarded(SimpleNamespace(job=1), lost)
+    server.attempt(SimpleNamespace(job=1), lost)
     assert isinstance(said[0], Failed) and "\n" not in said[0].message and "CUDA error" in said[0].message
 
 
@@ -454,13 +416,6 @@ def sequence():
         sequence.SetDataNodeAtValue(volume, f"{number}")
     yield sequence
     slicer.mrmlScene.Clear()
-
-
-def frames_of(sequence):
-    import slicer
-
-    count = sequence.GetNumberOfDataNodes()
-    return np.array([slicer.util.arrayFromVolume(sequence.GetNthDataNode(i))[0].copy() for i in range(count)])
 
 
 def steps_to(run, worker, moment):

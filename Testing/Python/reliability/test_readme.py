@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import add_sequence
 
 from Speckle2SelfBench import quality, speed
 from Speckle2SelfLib import checkpoint
@@ -78,15 +79,7 @@ def scene():
     box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
     box.SetCenter(30, 30, 0)
     box.SetSize(40, 40, 8)
-    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Cine")
-    sequence.SetIndexName("time")
-    sequence.SetIndexUnit("s")
-    volume = slicer.vtkMRMLScalarVolumeNode()
-    for number, frame in enumerate(frames):
-        slicer.util.updateVolumeFromArray(volume, frame[None])
-        sequence.SetDataNodeAtValue(volume, f"0.{number}0")
-    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "Browser")
-    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    add_sequence(frames)
     yield slicer
     slicer.mrmlScene.Clear()
 
@@ -103,7 +96,7 @@ COMMANDS = {  # row of the reference -> what is typed here, and what it leaves
 }
 
 
-def test_every_command_of_the_reference_runs(project, tmp_path, monkeypatch):
+def test_every_command_of_the_reference_runs(project, tmp_path, small_crops, monkeypatch):
     """The benchmarks, which take minutes, as far as their own function; core/test_benchmark.py and test_speed.py do."""
     text = (project / "Documentation/command_line.md").read_text()
     rows = re.findall(r"^\| `speckle2self ([^`]+)`", text, re.MULTILINE)

@@ -12,59 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from helpers import alive, until
 
 from Speckle2SelfLib import checkpoint, files, library
-from Speckle2SelfLib.config import Job, ModelConfig
-from Speckle2SelfLib.network import build
 from Speckle2SelfLib.system import InputError
-from Speckle2SelfSlicer.trainer import Trainer, at_once, export, read_reports, write_job, write_recordings
-
-
-@pytest.fixture
-def trainer(tmp_path, monkeypatch):
-    monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    trainer = Trainer()
-    yield trainer
-    trainer.close()
-
-
-@pytest.fixture
-def job(tmp_path):
-    model = ModelConfig(width=4, grain=(0.75, 1.7))
-    torch.manual_seed(0)
-    checkpoint.save(tmp_path / "start.model", model, build(model), {})
-    return Job(
-        "",
-        preset="adapt",
-        recipe="disjoint",
-        init=str(tmp_path / "start.model"),
-        steps=3,
-        batch=2,
-        simulated=0,
-        device="cpu",
-        report=1,
-    )
-
+from Speckle2SelfSlicer.trainer import Trainer, complete, export, read_reports, write_job, write_recordings
 
 FRAMES = np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)
-
-
-def until(trainer, condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        trainer.poll()
-        time.sleep(0.02)
-
-
-def alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" if Path("/proc").exists() else True
 
 
 def test_runs_wait_for_their_turn_and_end_as_models(trainer, job):
@@ -83,7 +37,7 @@ def test_runs_wait_for_their_turn_and_end_as_models(trainer, job):
 
 def test_a_stopped_run_is_resumed_also_by_another_application(trainer, job):
     run = trainer.add("long", [FRAMES], replace(job, steps=100_000))
-    until(trainer, lambda: len(run.reports) > 4)
+    until(lambda: len(run.reports) > 4, trainer.poll)
     assert run.preview.read_bytes().startswith(b"\x89PNG")
     pid = run._child.process.pid
     run.pause()
@@ -94,7 +48,7 @@ def test_a_stopped_run_is_resumed_also_by_another_application(trainer, job):
     (found,) = other.unfinished()
     assert found.name == "long" and found.reports[-1]["step"] == reached
     other.resume(found)
-    until(other, lambda: found.reports and found.reports[-1]["step"] > reached)
+    until(lambda: found.reports and found.reports[-1]["step"] > reached, other.poll)
     steps = [report["step"] for report in found.reports]
     assert steps == sorted(set(steps)), "the curve goes on where it was"
     found.cancel()
@@ -103,7 +57,7 @@ def test_a_stopped_run_is_resumed_also_by_another_application(trainer, job):
 
 def test_a_run_that_another_application_trains_is_left_to_it(trainer, job):
     run = trainer.add("shared", [FRAMES], replace(job, steps=100_000))
-    until(trainer, lambda: len(run.reports) > 2)
+    until(lambda: len(run.reports) > 2, trainer.poll)
     other = Trainer()
     assert not other.unfinished() and not other.jobs
     with pytest.raises(InputError, match="'shared' is active in another application"):
@@ -112,7 +66,7 @@ def test_a_run_that_another_application_trains_is_left_to_it(trainer, job):
     assert trainer.wait(run, 30)
     (seen,) = other.unfinished()
     trainer.resume(run)
-    until(trainer, lambda: run.settings.get("from_step"))
+    until(lambda: run.settings.get("from_step"), trainer.poll)
     for tried in (lambda: other.resume(seen), seen.stop, seen.cancel):
         with pytest.raises(InputError, match="'shared' is active in another application"):
             tried()
@@ -156,7 +110,7 @@ def test_a_run_that_is_done_leaves_another_of_its_name_alone(trainer, job):
     done = trainer.add("twice", [FRAMES], replace(job, steps=1))
     assert trainer.wait(done, 60) and done.state == "done", done.message
     second = trainer.add("twice", [FRAMES], replace(job, steps=100_000))
-    until(trainer, lambda: len(second.reports) > 2)
+    until(lambda: len(second.reports) > 2, trainer.poll)
     done.cancel()
     second.pause()
     assert trainer.wait(second, 30) and second.state == "stopped"
@@ -166,7 +120,7 @@ def test_a_run_that_is_done_leaves_another_of_its_name_alone(trainer, job):
 
 def test_a_stopped_run_whose_model_is_worse_than_its_start_says_so(trainer, job):
     run = trainer.add("worse", [FRAMES], replace(job, steps=100_000))
-    until(trainer, lambda: len(run.reports) > 2)
+    until(lambda: len(run.reports) > 2, trainer.poll)
     run.pause()
     assert trainer.wait(run, 30) and run.state == "stopped" and run.stoppable
     path = run.folder / "model.safetensors"
@@ -179,12 +133,12 @@ def test_a_stopped_run_whose_model_is_worse_than_its_start_says_so(trainer, job)
 
 def test_a_run_that_was_ended_before_it_had_a_model_can_be_resumed_and_paused(trainer, job):
     run = trainer.add("early", [FRAMES], replace(job, steps=100_000, simulated=4000))
-    until(trainer, lambda: run.simulated)
+    until(lambda: run.simulated, trainer.poll)
     run.stop()
     assert trainer.wait(run, 30) and run.state == "stopped" and run.resumable
     run.job = replace(run.job, simulated=0)
     trainer.resume(run)
-    until(trainer, lambda: len(run.reports) > 2)
+    until(lambda: len(run.reports) > 2, trainer.poll)
     run.pause()
     assert trainer.wait(run, 30) and run.state == "stopped" and run.resumable, "paused, not ended"
 
@@ -214,7 +168,7 @@ def test_the_region_to_train_on_is_found_in_the_colours_as_recorded(tmp_path):
     grey = FRAMES[..., None].repeat(3, -1)
     colour = grey.copy()
     colour[:, 20:40, 20:40, 0] = 255
-    at_once(write_recordings(tmp_path, "recording", [grey, np.concatenate([colour, colour[..., :1]], -1)]))
+    complete(write_recordings(tmp_path, "recording", [grey, np.concatenate([colour, colour[..., :1]], -1)]))
     assert np.array_equal(np.load(tmp_path / "recording-1.npy"), FRAMES)
     assert np.array_equal(np.load(tmp_path / "recording-2.npy"), colour)
     assert np.array_equal(files.read(tmp_path / "recording-2.npy").frames, colour)
@@ -257,7 +211,7 @@ def test_an_unwritable_folder_is_refused_at_once(tmp_path, job):
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 def test_a_run_that_the_system_ends_for_its_memory_says_so(trainer, job):
     run = trainer.add("large", [FRAMES], replace(job, steps=100_000))
-    until(trainer, lambda: run.reports)
+    until(lambda: run.reports, trainer.poll)
     os.kill(run._child.process.pid, signal.SIGKILL)
     assert trainer.wait(run, 30) and run.state == "failed"
     assert "ended unexpectedly" in run.message and "for lack of memory" in run.message, run.message
@@ -278,7 +232,7 @@ exit $code
     launcher.chmod(0o755)
     behind = Trainer(python=str(launcher))
     run = behind.add("large", [FRAMES], replace(job, steps=100_000))
-    until(behind, lambda: run.reports or run.ended)
+    until(lambda: run.reports or run.ended, behind.poll)
     assert run.state == "running", run.message
     pid = run._child.process.pid
     (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -290,7 +244,7 @@ exit $code
 
 def test_what_the_panel_says_names_no_option_of_the_command_line(trainer, job):
     run = trainer.add("words", [FRAMES], replace(job, steps=100_000))
-    until(trainer, lambda: len(run.reports) > 2)
+    until(lambda: len(run.reports) > 2, trainer.poll)
     run.pause()
     assert trainer.wait(run, 30) and run.message.startswith("Stopped at step ") and "--" not in run.message
     run.stop()
@@ -344,7 +298,7 @@ def test_files_that_the_system_is_slow_to_remove_do_not_keep_the_application_wai
         removed.append(folder)
 
     run = trainer.add("large", [FRAMES], replace(job, steps=10**6, interval=2))
-    until(trainer, lambda: len(run.reports) > 4)
+    until(lambda: len(run.reports) > 4, trainer.poll)
     monkeypatch.setattr(shutil, "rmtree", slow)
     run.stop()
     longest = 0.0
@@ -354,7 +308,7 @@ def test_files_that_the_system_is_slow_to_remove_do_not_keep_the_application_wai
         longest = max(longest, time.monotonic() - began)
         time.sleep(0.01)
     assert run.state == "done" and longest < 0.3 and not run.folder.exists(), (run.message, longest)
-    until(trainer, lambda: removed)
+    until(lambda: removed, trainer.poll)
     assert not list(trainer.folder.iterdir())
 
 

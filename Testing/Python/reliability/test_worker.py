@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import alive, until
 
 from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.filters import FILTERS
@@ -41,24 +42,9 @@ def worker():
     worker.close()
 
 
-def until(worker, condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        worker.poll()
-        time.sleep(0.005)
-
-
 def finish(worker, job):
-    until(worker, lambda: job.ended)
+    until(lambda: job.ended, worker.poll)
     return job
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def mapped(pid="self"):
@@ -129,13 +115,13 @@ def test_what_goes_wrong_in_the_process_becomes_a_sentence(error, sentence):
         raise error
 
     said = []
-    Server(None, said.append).guarded(SimpleNamespace(job=3), work)
+    Server(None, said.append).attempt(SimpleNamespace(job=3), work)
     assert [(type(answer), answer.job) for answer in said] == [(Failed, 3)] and sentence in said[0].message
 
 
 def test_a_result_grows_block_by_block_and_is_cancelled_between_blocks(shared):
     job = shared.despeckle(WIDE, model="median", region=None)
-    until(shared, lambda: job.done)
+    until(lambda: job.done, shared.poll)
     assert job.done < len(WIDE) and job.seconds_left > 0
     assert (job.output[: job.done] != WIDE[: job.done]).any(axis=(1, 2)).all()
     shared.cancel(job)
@@ -148,12 +134,12 @@ def test_a_result_grows_block_by_block_and_is_cancelled_between_blocks(shared):
 def test_cancel_ends_a_process_that_does_not_hear(worker):
     job = worker.despeckle(MANY, model="nlm")
     waiting = worker.despeckle(FRAMES, model="median")
-    until(worker, lambda: job.region is not None)
+    until(lambda: job.region is not None, worker.poll)
     time.sleep(0.1)
     pid = worker.pid
     worker.cancel(job)
     started = time.monotonic()
-    until(worker, lambda: job.ended and not alive(pid))
+    until(lambda: job.ended and not alive(pid), worker.poll)
     assert job.state == "cancelled" and time.monotonic() - started < 1
     assert finish(worker, waiting).state == "done" and worker.pid != pid
     late = worker.despeckle(MANY, model="nlm")
@@ -196,7 +182,7 @@ def test_released_memory_is_gone(worker):
     jobs = [worker.despeckle(FRAMES, model="median") for _ in range(3)]
     finish(worker, jobs[-1])
     assert mapped() >= 6 * FRAMES.size
-    until(worker, lambda: mapped(worker.pid) == 0, 5)
+    until(lambda: mapped(worker.pid) == 0, worker.poll, 5)
     jobs[0].release()
     jobs[0].release()
     view = jobs[1].output
@@ -247,7 +233,7 @@ def test_nonsense_fails_the_job_and_ends_the_process(answer, tmp_path):
         pid = worker.pid
         finish(worker, job)
         assert job.state == "failed" and "sent an invalid answer" in job.message
-        until(worker, lambda: not alive(pid), 2)
+        until(lambda: not alive(pid), worker.poll, 2)
     finally:
         worker.close()
 
@@ -290,7 +276,7 @@ def launcher(tmp_path):
 def test_behind_slicers_launcher_a_killed_process_is_still_said_to_be_killed(launcher):
     worker = Worker(python=str(launcher))
     job = worker.despeckle(MANY, model="nlm")
-    until(worker, lambda: job.region is not None or job.ended)
+    until(lambda: job.region is not None or job.ended, worker.poll)
     assert job.state == "running", job.message
     (child,) = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
     os.kill(int(child), signal.SIGKILL)
@@ -351,7 +337,7 @@ def test_a_stream_gives_every_frame_when_there_is_time(shared):
     for number, frame in enumerate(FRAMES, 1):
         assert stream.push(frame) == number
         results = []
-        until(shared, lambda results=results: results.append(stream.take()) or results[-1])
+        until(lambda results=results: results.append(stream.take()) or results[-1], shared.poll)
         image, took, latency, told = results[-1]
         assert took == number and 0 < latency < 30 and image.shape == (48, 64) and (image != frame).any()
         assert told is None and stream.take() is None
@@ -370,7 +356,7 @@ def test_under_overload_older_frames_are_dropped_and_the_newest_comes(shared):
         result = stream.take()
         numbers += [result.number] if result else []
         time.sleep(0.002)
-    until(shared, lambda: stream._last_done == 200)
+    until(lambda: stream._last_done == 200, shared.poll)
     assert stream.take().number == 200
     assert numbers == sorted(set(numbers)) and stream.dropped > 20
     assert stream.pushed == stream.done + stream.dropped
@@ -383,7 +369,7 @@ def test_a_stream_does_not_flicker(shared):
     def despeckled(frame):
         stream.push(frame)
         results = []
-        until(shared, lambda: results.append(stream.take()) or results[-1])
+        until(lambda: results.append(stream.take()) or results[-1], shared.poll)
         return results[-1].image
 
     stream = shared.live((48, 64), np.uint8)
@@ -414,7 +400,7 @@ def test_a_stream_that_begins_before_the_probe_touches_looks_again(shared, first
     stream, results = shared.live(wide.shape, np.uint8, {"region": region}), []
     for frame in (start, wide):
         stream.push(frame)
-        until(shared, lambda: results.append(stream.take()) or results[-1])
+        until(lambda: results.append(stream.take()) or results[-1], shared.poll)
     alone = despeckle(wide, region=region)
     assert stream.region[60:].mean() > 0.9
     assert np.abs(results[-1].image.astype(int) - alone).mean() < 1 < np.abs(wide.astype(int) - alone).mean()
@@ -428,7 +414,7 @@ def test_a_menu_across_a_stream_stays_as_it_is_and_the_region_is_kept(shared):
     stream, results, regions = shared.live(wide.shape, np.uint8), [], []
     for frame in (wide, menu, wide):
         stream.push(frame)
-        until(shared, lambda: results.append(stream.take()) or results[-1])
+        until(lambda: results.append(stream.take()) or results[-1], shared.poll)
         regions.append(stream.region.copy())
     first, shown, last = (result.image for result in results if result)
     assert np.array_equal(shown, menu)
@@ -440,20 +426,20 @@ def test_a_menu_across_a_stream_stays_as_it_is_and_the_region_is_kept(shared):
 def test_a_stream_goes_on_beside_a_job_and_after_its_process_was_ended(worker):
     stream = worker.live((48, 64), np.uint8, {"model": "median"})
     stream.push(FRAMES[0])
-    until(worker, lambda: stream.done == 1)
+    until(lambda: stream.done == 1, worker.poll)
     job = worker.despeckle(WIDE, model="median", region=None)
-    until(worker, lambda: job.done)
+    until(lambda: job.done, worker.poll)
     stream.push(FRAMES[1])
-    until(worker, lambda: stream.done == 2)
+    until(lambda: stream.done == 2, worker.poll)
     assert job.state == "running"
     pid = worker.pid
     os.killpg(pid, signal.SIGSTOP)  # the launcher and Python below it
     worker.cancel(job)
     finish(worker, job)
     stream.push(FRAMES[2])
-    until(worker, lambda: stream.done == 3)
+    until(lambda: stream.done == 3, worker.poll)
     assert worker.pid != pid and stream.state == "running"
     os.kill(worker.pid, signal.SIGKILL)
-    until(worker, lambda: stream.state == "failed")
+    until(lambda: stream.state == "failed", worker.poll)
     assert "signal 9" in stream.message and stream.push(FRAMES[0]) == 3
     stream.stop()

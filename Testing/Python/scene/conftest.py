@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from helpers import clear_scene
 
 TESTING = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(TESTING))
@@ -19,6 +20,6 @@ if find_spec("slicer") is not None:  # else the tests skip themselves
 def slicer_app():
     """The running application with an empty scene."""
     slicer = pytest.importorskip("slicer")
-    slicer.mrmlScene.Clear()
+    clear_scene()
     yield slicer.app
-    slicer.mrmlScene.Clear()
+    clear_scene()

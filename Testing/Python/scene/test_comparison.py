@@ -4,6 +4,7 @@ import csv
 
 import numpy as np
 import pytest
+from helpers import add_sequence
 
 from Speckle2SelfLib.system import InputError
 
@@ -166,13 +167,7 @@ def test_a_segmentation_gives_a_mask(pair):
 def test_a_proxy_without_image_is_told_where_a_region_is_wanted(slicer_app, kind):
     from Speckle2SelfSlicer import regions, scene
 
-    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Cine")
-    volume = slicer.vtkMRMLScalarVolumeNode()
-    slicer.util.updateVolumeFromArray(volume, np.ones((1, 64, 80), np.uint8))
-    sequence.SetDataNodeAtValue(volume, "0")
-    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "Browser")
-    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
-    slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
+    sequence, _ = add_sequence(np.ones((1, 64, 80), np.uint8))
     scene.proxyOf(sequence).SetAndObserveImageData(None)
     logic = slicer.util.getModuleLogic("Speckle2Self")
     with pytest.raises(InputError, match="has no image data"):

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from helpers import until
 
 slicer = pytest.importorskip("slicer")
 pyigtl = pytest.importorskip("pyigtl")
@@ -28,13 +29,6 @@ def client():
     server.stop()
     for number, handler in handlers.items():
         signal.signal(number, handler)
-
-
-def until(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "this did not happen in time"
-        time.sleep(0.01)
 
 
 def send(server):

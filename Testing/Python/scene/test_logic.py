@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from helpers import add_sequence, frames_of
 
 slicer = pytest.importorskip("slicer")
 from Speckle2SelfLib.look import look  # noqa: E402
@@ -81,22 +82,12 @@ def add_volume(array, name="US", kind="vtkMRMLScalarVolumeNode"):
 
 
 def add_recording(frames, name="Cine"):
-    volume = slicer.vtkMRMLVectorVolumeNode() if frames.ndim == 4 else slicer.vtkMRMLScalarVolumeNode()
-    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", name)
-    for number, frame in enumerate(frames):
-        slicer.util.updateVolumeFromArray(volume, frame[None])
-        sequence.SetDataNodeAtValue(volume, f"0.{number}0")
-    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "Browser")
-    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    sequence, browser = add_sequence(frames, name)
     return sequence, browser, browser.GetProxyNode(sequence)
 
 
 def voxels(node):
     return slicer.util.arrayFromVolume(node)
-
-
-def recording(sequence):
-    return np.array([voxels(sequence.GetNthDataNode(i))[0] for i in range(sequence.GetNumberOfDataNodes())])
 
 
 def node_ids():
@@ -126,14 +117,14 @@ def test_a_sequence_is_despeckled_at_once_and_its_sequence_returned(logic, fake)
     output = logic.process(sequence)
     assert [call["shape"] for call in fake.calls] == [(3, 32, 24)]
     assert output.IsA("vtkMRMLSequenceNode")
-    assert np.array_equal(recording(output), 255 - FRAMES)
+    assert np.array_equal(frames_of(output), 255 - FRAMES)
     assert browser.IsSynchronizedSequenceNodeID(output.GetID(), True)
 
 
 def test_a_proxy_is_answered_with_a_proxy(logic):
     _, browser, proxy = add_recording(FRAMES)
     output = logic.process(proxy)
-    assert np.array_equal(recording(browser.GetSequenceNode(output)), 255 - FRAMES)
+    assert np.array_equal(frames_of(browser.GetSequenceNode(output)), 255 - FRAMES)
 
 
 def test_colour_frames_reach_the_core_in_colour(logic, fake):
@@ -141,7 +132,7 @@ def test_colour_frames_reach_the_core_in_colour(logic, fake):
     sequence, *_ = add_recording(frames)
     output = logic.process(sequence)
     assert fake.calls[0]["shape"] == (3, 32, 24, 3)
-    assert np.array_equal(recording(output), 255 - frames)
+    assert np.array_equal(frames_of(output), 255 - frames)
 
 
 def test_a_volume_is_cut_along_the_axis_asked_for(logic, fake):
@@ -220,7 +211,7 @@ def test_a_recording_its_proxy_and_its_browser_are_one_by_name(logic, alike):
     proxy.SetName("Liver" if alike else "Shown")
     browser.SetName("Liver" if alike else "Browser")
     output = logic.process("Liver")
-    assert output.IsA("vtkMRMLSequenceNode") and np.array_equal(recording(output), 255 - FRAMES)
+    assert output.IsA("vtkMRMLSequenceNode") and np.array_equal(frames_of(output), 255 - FRAMES)
     if not alike:
         assert logic.process("Browser").IsA("vtkMRMLSequenceNode"), "though the output plays in it, too"
         assert logic.process("Shown").IsA("vtkMRMLScalarVolumeNode")
@@ -234,7 +225,7 @@ def test_a_browser_stands_for_its_only_recording_of_images(logic):
     master.SetDataNodeAtValue(slicer.vtkMRMLLinearTransformNode(), "0.00")
     browser.SetAndObserveMasterSequenceNodeID(master.GetID())
     browser.AddSynchronizedSequenceNodeID(sequence.GetID())
-    assert np.array_equal(recording(logic.process(browser)), 255 - FRAMES)
+    assert np.array_equal(frames_of(logic.process(browser)), 255 - FRAMES)
     other, *_ = add_recording(FRAMES[1:])
     browser.AddSynchronizedSequenceNodeID(other.GetID())
     with pytest.raises(InputError, match="'Browser' plays several recordings; choose one of them"):
@@ -328,10 +319,10 @@ def test_the_models_are_the_bundled_ones_and_the_filters(real):
 def test_a_filter_of_the_real_core_smooths_a_recording(real):
     sequence, *_ = add_recording(FRAMES)
     output = real.process(sequence, model="median", region="none")
-    result = recording(output)
+    result = frames_of(output)
     assert result.dtype == np.uint8
     assert result.std() < 0.7 * FRAMES.std()
-    assert np.array_equal(recording(sequence), FRAMES)
+    assert np.array_equal(frames_of(sequence), FRAMES)
 
 
 def test_no_strength_gives_the_input_back(real):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers import add_sequence, frames_of
 
 from Speckle2SelfLib.system import Cancelled, InputError
 
@@ -29,15 +30,7 @@ def sequence(slicer_app):
 
 def make_sequence(frames):
     """A sequence with browser and proxy; its item 3 is shown."""
-    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Cine")
-    sequence.SetIndexName("time")
-    for number, frame in enumerate(frames):
-        volume = slicer.vtkMRMLScalarVolumeNode()
-        slicer.util.updateVolumeFromArray(volume, frame[None])
-        sequence.SetDataNodeAtValue(volume, f"{number / 10:.2f}")
-    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "Browser")
-    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
-    slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
+    sequence, browser = add_sequence(frames)
     browser.SetSelectedItemNumber(3)
     return sequence
 
@@ -53,10 +46,6 @@ def finish(worker, run, seconds=60):
         longest = max(longest, time.perf_counter() - started)
         time.sleep(0.005)
     return longest
-
-
-def frames_of(sequence):
-    return np.array([slicer.util.arrayFromVolume(sequence.GetNthDataNode(i))[0] for i in range(len(FRAMES))])
 
 
 def logic():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers import add_sequence
 
 slicer = pytest.importorskip("slicer")
 from Speckle2SelfLib import checkpoint  # noqa: E402
@@ -74,13 +75,7 @@ def test_colors_have_one_of_scalars(logic, model):
 
 
 def test_a_sequence_has_it_as_a_sequence_in_the_same_browser(logic, model):
-    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Cine")
-    volume = slicer.vtkMRMLScalarVolumeNode()
-    for number, frame in enumerate(FRAMES):
-        slicer.util.updateVolumeFromArray(volume, frame[None])
-        sequence.SetDataNodeAtValue(volume, f"0.{number}0")
-    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "Browser")
-    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    sequence, browser = add_sequence(FRAMES)
     output = logic.process(sequence, model=model, region="none", uncertainty=True)
     told = next(n for n in slicer.util.getNodesByClass("vtkMRMLSequenceNode") if n.GetName() == "Cine uncertainty")
     assert told.GetNumberOfDataNodes() == 3 and told.GetNthIndexValue(1) == "0.10"

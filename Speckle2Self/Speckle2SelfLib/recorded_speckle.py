@@ -1,0 +1,130 @@
+"""The speckle of a recording, measured where a network takes it away, to be drawn again over any image.
+
+Measured are the distribution of its grey values around each grey level, and its correlation. Drawn is the power of a
+complex Gaussian field with that correlation, as the echoes of many scatterers give it (Goodman, "Some fundamental
+properties of speckle", JOSA 1976), each value replaced by the equally frequent one of the distribution. No grey map,
+pulse or noise of the scanner has to be known.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.special import ndtri
+
+LEVELS = 24  # grey levels between the darkest and the brightest of the recording
+FEWEST = 400  # pixels of a level
+EVEN = 0.5  # of a level's pixels, those with the least slope, are measured: at edges, levels mix
+EDGE = 4  # pixels at the sides of a frame that are not measured
+QUANTILES = (np.arange(64) + 0.5) / 64
+REACH = 10  # pixels, of the correlation that is measured
+FADE = 6.0  # pixels, sigma of a window over the correlation
+FIELD, DRAWS, ROUNDS = 128, 12, 4  # pixels, fields and rounds in which the field's correlation is fitted
+LEAST = 0.03  # correlation that is fitted
+OUTERMOST = 1e-4  # probability
+
+
+@dataclass(frozen=True)
+class RecordedSpeckle:
+    """Speckle as `measure` finds it. Grey values are those of the network, about [0, 1]."""
+
+    levels: np.ndarray  # (L,) rising, grey values of the despeckled image
+    quantiles: np.ndarray  # (L, Q) differences of the recorded to the despeckled values, whose mean is 0
+    correlation: np.ndarray  # (2 REACH + 1, 2 REACH + 1) of the complex field, lag 0 in the center
+
+    def draw(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return an image (H, W) with speckle over it, float32; the mean of ever more draws tends to the image."""
+        size = [n + 2 * REACH for n in image.shape]  # as the field is periodic
+        uniform = _field(self.correlation, size, rng)[: image.shape[0], : image.shape[1]]
+        places = self._positions(image), uniform * len(QUANTILES) - 0.5
+        return (image + map_coordinates(self.quantiles, places, order=1, mode="nearest")).astype(np.float32)
+
+    def gaussian(self, recorded: np.ndarray, clean: np.ndarray) -> np.ndarray:
+        """Return the speckle of frames (N, H, W) as values with a standard normal distribution at each level."""
+        positions, probabilities = self._positions(clean), np.zeros(clean.shape)
+        for level, quantiles in enumerate(self.quantiles):
+            near = np.abs(positions - level) < 1
+            weights = 1 - np.abs(positions[near] - level)
+            probabilities[near] += weights * np.interp(recorded[near] - clean[near], quantiles, QUANTILES)
+        return ndtri(probabilities)
+
+    def _positions(self, image: np.ndarray) -> np.ndarray:
+        """Return between which of the levels an image's grey values are: 0.5 between the first two."""
+        return np.interp(image, self.levels, np.arange(len(self.levels)))
+
+
+def measure(recorded: np.ndarray, clean: np.ndarray, inside: np.ndarray) -> RecordedSpeckle:
+    """Measure the speckle of frames (N, H, W) whose despeckled ones are `clean`; inside, (H, W) bool, imaged pixels."""
+    usable = np.zeros(recorded.shape, bool)
+    usable[:, EDGE:-EDGE, EDGE:-EDGE] = inside[EDGE:-EDGE, EDGE:-EDGE]
+    if usable.sum() < FEWEST:
+        usable[:] = True
+    slopes = np.hypot(*np.gradient(gaussian_filter(clean, (0, 1, 1)), axis=(1, 2)))
+    darkest, brightest = np.quantile(clean[usable], (0.002, 0.998))
+    edges = np.linspace(darkest, brightest, LEVELS + 1)
+    bins = [usable & (clean >= low) & (clean < high) for low, high in itertools.pairwise(edges)]
+    bins = [chosen for chosen in bins if np.count_nonzero(chosen) >= FEWEST] or [usable]
+    even, levels, quantiles = np.zeros_like(usable), [], []
+    for chosen in bins:
+        chosen = chosen & (slopes <= np.quantile(slopes[chosen], EVEN))
+        differences = np.quantile(recorded[chosen] - clean[chosen], QUANTILES)
+        levels.append(clean[chosen].mean())
+        quantiles.append(differences - differences.mean())
+        even |= chosen
+    found = RecordedSpeckle(np.array(levels), np.array(quantiles), np.zeros(()))
+    return replace(found, correlation=_fitted(_correlation(found.gaussian(recorded, clean), even)))
+
+
+def _lags(size: Sequence[int]) -> tuple[np.ndarray, ...]:
+    """Return the rows and columns of a periodic field at which the lags -REACH to REACH lie."""
+    rows, columns = (np.arange(-REACH, REACH + 1) % n for n in size)
+    return np.ix_(rows, columns)
+
+
+def _window() -> np.ndarray:
+    lags = np.arange(-REACH, REACH + 1)
+    return np.exp(-(lags[:, None] ** 2 + lags**2) / (2 * FADE**2))
+
+
+def _correlation(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Return the mean product of the chosen pixels of frames (N, H, W) at each lag, in units of that at lag 0."""
+    size = [n + REACH for n in values.shape[1:]]
+    products, counts = (
+        np.fft.irfft2((np.abs(np.fft.rfft2(x, size)) ** 2).sum(0), size)[_lags(size)]
+        for x in (np.where(chosen, values, 0), chosen.astype(float))
+    )
+    means = products / np.maximum(counts, 1)
+    return means / means[REACH, REACH]
+
+
+def _fitted(correlation: np.ndarray) -> np.ndarray:
+    """Return the correlation of the complex field whose power, made normally distributed, correlates as measured."""
+    target = np.clip(correlation, 0, 1)
+    fitted, rng = np.sqrt(target) * _window(), np.random.default_rng(0)
+    target = target * np.sqrt(_window())
+    fit = target > LEAST
+    for _ in range(ROUNDS):
+        power = np.zeros((FIELD, FIELD))
+        for _ in range(DRAWS):
+            field = ndtri(np.clip(_field(fitted, (FIELD, FIELD), rng), OUTERMOST, 1 - OUTERMOST))
+            power += np.abs(np.fft.fft2(field)) ** 2
+        found = np.fft.ifft2(power).real[_lags(power.shape)]
+        found /= found[REACH, REACH]
+        fitted[fit] *= np.sqrt(target[fit] / np.maximum(found[fit], LEAST))
+        fitted = np.minimum(fitted, 1)
+        fitted[REACH, REACH] = 1
+    return fitted
+
+
+def _field(correlation: np.ndarray, size: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """Return the power of a periodic complex Gaussian field as probabilities, uniform in [0, 1], of `size`."""
+    lags = np.zeros(size)
+    lags[_lags(size)] = correlation
+    spectrum = np.sqrt(np.maximum(np.fft.fft2(lags).real, 0))
+    white = rng.standard_normal(size) + 1j * rng.standard_normal(size)
+    field = np.fft.ifft2(np.fft.fft2(white) * spectrum)
+    return 1 - np.exp(-(np.abs(field) ** 2) / (2 * np.mean(spectrum**2)))
