@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +64,7 @@ class Dicom(Format):
         except InputError:
             raise
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(" .:")
-            raise InputError(f"{path} cannot be decoded: {reason}.") from error
+            raise _not_decoded(path, dataset, error) from error
         colour = photometric not in ("MONOCHROME1", "MONOCHROME2")
         single = array.ndim == (3 if colour else 2)
         frames = array[None] if single else array
@@ -99,6 +99,17 @@ class Dicom(Format):
         except Exception as error:  # pydicom keeps damaged values as they are until they are written
             name = recording.path.name
             raise InputError(f"{name} has damaged fields and cannot be DICOM again; choose .npy or .mha.") from error
+
+
+def _not_decoded(path: Path, dataset, error: Exception) -> InputError:
+    """Return the error for pixels that cannot be decoded, with the packages to install, if any would help."""
+    name = getattr(dataset.file_meta.TransferSyntaxUID, "name", "")
+    if packages := re.findall(r"requires (.+)", str(error)):  # by pydicom, for each of its plugins
+        return InputError(f"{path} is compressed as {name}; install {packages[0].rstrip(' .')} to read it.")
+    if name.startswith("MPEG") or name.startswith("HEVC"):
+        return InputError(f"{path} holds a film ({name}); export it as MP4, AVI or uncompressed DICOM.")
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(" .:")
+    return InputError(f"{path} cannot be decoded: {reason}.")
 
 
 def _header(path: Path):

@@ -30,6 +30,7 @@ STEADY = 2e-3  # s; containers round times to milliseconds
 MILLISECOND = 0.99e-3  # s, except rounding
 FASTEST_AVI = 1000  # frames per second; for more, the library counts in another unit
 PACKED = 2**17  # largest ratio of pixels to bytes; no film or animation is compressed further
+PACKED_GIF = 2**12  # the same of a GIF's first frame
 CLOCK = Fraction(1, 90000)  # s, unit of time for frames at unequal intervals
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,8 @@ class Animations(Format):
     def read(self, path: Path, key: str) -> Recording:
         with reading(path, "an animation", "PIL"), Image.open(path) as image:
             count = getattr(image, "n_frames", 1)
-            if image.width * image.height * count > path.stat().st_size * PACKED:
+            pixels, size = image.width * image.height, path.stat().st_size
+            if pixels * count > size * PACKED or (image.format == "GIF" and pixels > size * PACKED_GIF):
                 raise InputError(f"{path} is damaged: it promises {count} frames of {image.width} x {image.height}.")
             frames, durations = _animation(image, count)
         times = frame_times(np.cumsum([0, *durations[:-1]]) / 1000, count)
@@ -182,7 +184,9 @@ def _decoded(av, path: Path, colour: bool) -> tuple[np.ndarray, np.ndarray | Non
             file.write(np.ascontiguousarray(array).data)
             moments.append(frame.time)
         promised = promised or _promised(container, stream, moments)
-        if shape is None or len(moments) < promised:
+        if shape is None:
+            raise InputError(f"{path} is damaged, or cut short: no frame can be read.")
+        if len(moments) < promised:
             raise InputError(f"{path} is cut short: {len(moments)} of {promised} frames can be read.")
         file.flush()
         whole = (len(moments), *shape)

@@ -113,7 +113,7 @@ class MetaImage(SequenceFormat):
         written, kind = [], array.dtype.str[1:]
         for line in lines:
             key = line.partition("=")[0].strip()
-            if key == "ElementType" and META_TYPES[line.partition("=")[2].strip()] != kind:  # of decibels
+            if key == "ElementType" and META_TYPES.get(line.partition("=")[2].strip()) != kind:  # of decibels
                 line = f"ElementType = {WRITTEN[kind]}"
             if key != "HeaderSize":
                 written.append(f"{key} = {changed[key]}" if key in changed else line)

@@ -158,9 +158,9 @@ def _scaling(header) -> tuple[float, float]:
 
 
 def _geometry(header, spacing, unit: float) -> dict:
-    """Return spacing, origin and directions as in ITK, in LPS, from the sform, else the qform; without directions if
-    the axes are not at right angles."""
-    matrix = np.diag([*spacing[:3], 1.0])[:3]
+    """Return spacing, origin and directions in LPS as ITK, and so Slicer, reads them: from the sform, else the qform,
+    else along the axes, turned where a spacing is negative. Without directions if the axes are not at right angles."""
+    matrix = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])[:3]
     if header["sform_code"] > 0:
         with np.errstate(invalid="ignore"):
             matrix = np.asarray(header["srow"].astype(float)).reshape(3, 4) * unit
@@ -176,6 +176,7 @@ def _geometry(header, spacing, unit: float) -> dict:
         matrix = np.column_stack([rotation * spacing[:3], np.asarray(offset) * unit])
     if not np.isfinite(matrix).all():
         return {}
+    matrix[:, :3] *= np.where(header["pixdim"][1:4] < 0, -1, 1)
     matrix = np.diag([-1.0, -1.0, 1.0]) @ matrix
     norms = np.linalg.norm(matrix[:, :3], axis=0)
     directions = matrix[:, :3] / np.where(norms > 0, norms, 1)

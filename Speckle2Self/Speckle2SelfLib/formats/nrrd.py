@@ -137,7 +137,7 @@ class Nrrd(SequenceFormat):
             key = line.partition(":")[0].strip().lower()
             if not line or key in ("data file", "datafile", "line skip", "lineskip", "byte skip", "byteskip"):
                 continue
-            if key == "type" and NRRD_TYPES[line.partition(":")[2].strip().lower()] != array.dtype.str[1:]:
+            if key == "type" and NRRD_TYPES.get(line.partition(":")[2].strip().lower()) != array.dtype.str[1:]:
                 line = f"type: {WRITTEN[array.dtype.str[1:]]}"  # of decibels, or a map
             if key == "encoding":
                 packed = "raw" not in line

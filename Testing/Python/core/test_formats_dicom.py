@@ -135,6 +135,29 @@ def test_decoders_of_other_families_agree_on_what_is_written_compressed(tmp_path
     assert np.array_equal(by_ffmpeg(tmp_path / "out.dcm"), expected), "by FFmpeg's decoder"
 
 
+@pytest.mark.parametrize(
+    ("syntax", "said"),
+    [
+        (
+            "1.2.840.10008.1.2.4.201",
+            r"compressed as High-Throughput JPEG 2000 .*; install pylibjpeg.*openjpeg",
+        ),
+        ("1.2.840.10008.1.2.4.102", r"holds a film \(MPEG-4 .*\); export it as MP4, AVI or uncompressed"),
+    ],
+)
+def test_what_cannot_be_decoded_is_told_with_what_to_do(tmp_path, syntax, said):
+    if not hasattr(pydicom.uid, "HTJ2KLossless"):
+        pytest.skip("pydicom 2.4 knows neither")
+    dataset = pydicom.dcmread(plain(tmp_path))
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.PixelData = pydicom.encaps.encapsulate([bytes(1000)] * 3)
+    dataset["PixelData"].is_undefined_length = True
+    dataset.save_as(tmp_path / "in.dcm")
+    with pytest.raises(InputError, match=said) as error:
+        files.read(tmp_path / "in.dcm")
+    assert "\n" not in str(error.value)
+
+
 def test_without_an_encoder_a_compressed_file_is_written_uncompressed(tmp_path, monkeypatch):
     recording = files.read(compressed(tmp_path, "JPEG"))
     monkeypatch.setattr("PIL.features.check", lambda name: False)

@@ -343,6 +343,23 @@ def test_a_nifti_keeps_its_codes_matrices_texts_and_extensions(tmp_path, suffix,
     assert after.header.extensions[0].get_content() == before.header.extensions[0].get_content()
 
 
+@pytest.mark.parametrize("codes", [(0, 0), (0, 2), (1, 0), (1, 1)], ids=str)
+@pytest.mark.parametrize("signs", [(-1, 1, 1, 1), (1, 1, 1, 1), (1, -1, 1, 1), (-1, 1, 1, -1)], ids=str)
+def test_a_nifti_lies_in_other_formats_where_slicer_shows_it(tmp_path, codes, signs):
+    turned = AFFINE.copy()
+    turned[:3, :2] = np.array([[0.8, -0.6], [0.6, 0.8], [0, 0]]) * 0.2
+    source = nifti(tmp_path / "in.nii", FRAMES.T.copy(), turned, codes)
+    data = bytearray(source.read_bytes())
+    sizes = struct.unpack_from("<4f", data, 76)
+    struct.pack_into("<4f", data, 76, *(abs(size) * sign for size, sign in zip(sizes, signs, strict=True)))
+    source.write_bytes(data)
+    expected = sitk.ReadImage(str(source))
+    made = sitk.ReadImage(str(again(tmp_path, source, "out.mha").path))
+    assert made.GetSpacing() == pytest.approx(expected.GetSpacing())
+    assert made.GetOrigin() == pytest.approx(expected.GetOrigin(), abs=1e-5)
+    assert made.GetDirection() == pytest.approx(expected.GetDirection(), abs=1e-5)
+
+
 def test_the_scaling_of_a_nifti_is_kept_and_applied(tmp_path):
     source = nifti(tmp_path / "in.nii.gz", FRAMES.T.astype(np.int16), scaling=(0.5, -60))
     made = again(tmp_path, source, change=lambda frames: frames + np.float32(1))

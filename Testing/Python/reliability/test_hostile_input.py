@@ -143,7 +143,7 @@ TIFFS = [
     {"imagej": True, "metadata": {"axes": "TYX", "unit": "mm", "finterval": 0.04}},
     {"tile": (16, 16), "metadata": {"axes": "TYX", "PhysicalSizeX": 0.2}, "ome": True},
     {"compression": "zlib", "photometric": "MINISWHITE", "metadata": None},
-    {"extratags": [(274, "H", 1, 6, True)], "metadata": None},
+    {"extratags": [(274, "H", 1, 6, True)], "photometric": "MINISBLACK", "metadata": None},
 ]
 
 
@@ -514,8 +514,10 @@ def test_images_that_claim_to_be_large_are_refused_before_they_are_read(tmp_path
     nifti = struct.pack("<I36x8h", 348, 2, 32767, 32767, 1, 1, 1, 1, 1) + struct.pack("<14xhh", 2, 8)
     nifti += struct.pack("<h8fffhbbffff8x", 0, *[1.0] * 8, 352, 1, 0, 0, 0, 0, 0, 0, 0)
     nifti = nifti.ljust(344, b"\0") + b"n+1\0" + b"\0" * 40
+    gif = bytearray(pillow_file("GIF", FRAMES))
+    gif[6:10] = struct.pack("<HH", 13600, 5408)
     before = resident()
-    for name, data in {"a.png": png, "a.tif": tiff + b"\0" * 40, "a.nii": nifti}.items():
+    for name, data in {"a.png": png, "a.tif": tiff + b"\0" * 40, "a.nii": nifti, "a.gif": gif}.items():
         with bounded(), pytest.raises(InputError) as error:
             files.read(write(tmp_path, name, data))
         told(error)
@@ -559,6 +561,15 @@ def test_a_description_in_latin_1_does_not_keep_an_image_from_being_written(tmp_
     assert recording.source["metadata"]["descrip"].startswith("Gef")
     files.write(tmp_path / "b.nii", recording.frames, recording)
     assert np.array_equal(files.read(tmp_path / "b.nii").frames, FRAMES)
+
+
+@pytest.mark.parametrize("name, field", [("a.mha", b"ElementType = none\n"), ("a.nrrd", b"type: none\n")])
+def test_a_type_that_is_told_twice_is_written_as_it_was_taken(name, field, tmp_path):
+    data = mha() if name == "a.mha" else nrrd()
+    at = data.index(b"\n") + 1
+    recording = files.read(write(tmp_path, name, data[:at] + field + data[at:]))
+    files.write(tmp_path / f"b{name[1:]}", recording.frames, recording)
+    assert np.array_equal(files.read(tmp_path / f"b{name[1:]}").frames, FRAMES)
 
 
 def test_equal_time_stamps_are_kept_verbatim(tmp_path):
