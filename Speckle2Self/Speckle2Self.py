@@ -29,7 +29,7 @@ from Speckle2SelfLib import library
 from Speckle2SelfLib.config import AXES, FILTER_NAMES, DespeckleOptions
 from Speckle2SelfLib.system import InputError
 from Speckle2SelfSlicer import comparison, dependencies, regions, sample_data, scene
-from Speckle2SelfSlicer.file_reader import Speckle2SelfFileReader  # noqa: F401, which Slicer finds by its name
+from Speckle2SelfSlicer.file_reader import FileReaderTest, Speckle2SelfFileReader  # noqa: F401, Slicer uses it
 from Speckle2SelfSlicer.panel import Panel, WrapperCache, box, reporting_errors
 from Speckle2SelfSlicer.panel_parts import APPLY_AGAIN, ComparePart, LivePart, UncertaintyPart
 from Speckle2SelfSlicer.regions import RegionNode
@@ -595,14 +595,14 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
         return node
 
 
-class Speckle2SelfTest(ScriptedLoadableModuleTest):
-    """Self-test: a small simulated recording in the scene, by a filter and by the bundled model."""
+class Speckle2SelfTest(FileReaderTest, ScriptedLoadableModuleTest):
+    """Self-test: a small simulated recording in the scene, by a filter and by the bundled model; files."""
 
     def setUp(self):
         slicer.mrmlScene.Clear()
 
     def runTest(self):
-        for test in (self.test_Recording, self.test_EmptyVolume):
+        for test in (self.test_Recording, self.test_EmptyVolume, self.test_FileReader):
             self.setUp()
             test()
 

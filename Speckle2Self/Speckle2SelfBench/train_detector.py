@@ -56,7 +56,7 @@ def tissue(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     grain = (float(axial), float(np.clip(axial * np.exp(rng.uniform(-0.2, 1.4)), 0.7, 16)))
     geometry = str(rng.choice(["linear", "sector", "piece"], p=(0.5, 0.25, 0.25)))
     layout = "natural" if rng.random() < 0.5 else str(rng.choice(LAYOUTS[:-1]))
-    frame = simulate_recorded(size, grain, geometry, rng, layout)[0]
+    frame = simulate_recorded(size, grain, geometry, rng, layout)[0][0]
     if rng.random() < 0.1:  # enlarged without smoothing
         frame = frame[: size[0] // 2, : size[1] // 2].repeat(2, 0).repeat(2, 1)
     return np.round(255 * frame.clip(0, 1)).astype(np.uint8)

@@ -25,6 +25,7 @@ from .system import (
     InputError,
     Progress,
     keep_memory,
+    missing_package,
     out_of_memory,
     replace_file,
     torch_fault,
@@ -565,6 +566,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ImportError, OSError, MemoryError, RuntimeError) as error:
         if "torch" not in sys.modules and (fault := torch_fault()):
             print(f"speckle2self: {fault}", file=sys.stderr)
+            return 2
+        if lacking := missing_package(error):
+            print(f"speckle2self: {lacking}", file=sys.stderr)
             return 2
         if out_of_memory(error):
             print("speckle2self: not enough memory; close other programs, or despeckle less.", file=sys.stderr)

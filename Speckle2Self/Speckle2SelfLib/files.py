@@ -147,7 +147,11 @@ def check_output(path: FilePath, recording: Recording) -> None:
     """Raise InputError where `recording` cannot be written to `path` without losing what its file held, and warn
     where times are lost. Call this before starting a long job as well."""
     target = _format_of(Path(path), recording)
-    if recording.times is not None and target.name != recording.format and not target.keeps_times(Path(path)):
+    if (
+        recording.times is not None
+        and target.name != recording.format
+        and not target.keeps_times(Path(path), recording)
+    ):
         logger.warning("%s does not hold the times of the frames, as .seq.nrrd and .seq.mha do.", Path(path).name)
 
 

@@ -64,7 +64,8 @@ def measure(recorded: np.ndarray, clean: np.ndarray, inside: np.ndarray) -> Reco
     if usable.sum() < FEWEST:
         usable[:] = True
     slopes = np.hypot(*np.gradient(gaussian_filter(clean, (0, 1, 1)), axis=(1, 2)))
-    edges = np.linspace(*np.quantile(clean[usable], (0.002, 0.998)), LEVELS + 1)
+    darkest, brightest = np.quantile(clean[usable], (0.002, 0.998))
+    edges = np.linspace(darkest, brightest, LEVELS + 1)
     bins = [usable & (clean >= low) & (clean < high) for low, high in itertools.pairwise(edges)]
     bins = [chosen for chosen in bins if np.count_nonzero(chosen) >= FEWEST] or [usable]
     even, levels, quantiles = np.zeros_like(usable), [], []
@@ -78,7 +79,7 @@ def measure(recorded: np.ndarray, clean: np.ndarray, inside: np.ndarray) -> Reco
     return replace(found, correlation=_fitted(_correlation(found.gaussian(recorded, clean), even)))
 
 
-def _lags(size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def _lags(size: Sequence[int]) -> tuple[np.ndarray, ...]:
     """Return the rows and columns of a periodic field at which the lags -REACH to REACH lie."""
     rows, columns = (np.arange(-REACH, REACH + 1) % n for n in size)
     return np.ix_(rows, columns)

@@ -22,6 +22,7 @@ from .resampling import resample
 from .system import Progress
 
 FRAMES = 24  # of all recordings together that are despeckled, at least one of each
+MEASURED = 8  # frames of a recording, at most, on which its speckle is measured
 AT_ONCE = 16  # simulated frames that are despeckled at a time
 SCALES = (0.75, 1.5)  # by which a piece of a frame is magnified
 SHARPENED, BLUR = 1.0, 1.5  # of the difference to a blurred piece, at most; sigma, pixels: despeckled frames are smooth
@@ -65,7 +66,8 @@ def distilled(cine: Cine, network: nn.Module, weight: float) -> Cine:
 
 def measured_speckles(cines: Sequence[Cine], pairs: Sequence[np.ndarray]) -> list[RecordedSpeckle]:
     """Return the speckle of each recording; pairs, as `despeckled` gives them."""
-    return [measure(*pair, cine.inside) for cine, pair in zip(cines, pairs, strict=True)]
+    chosen = [pair[:, evenly(pair.shape[1], MEASURED)] for pair in pairs]
+    return [measure(pair[0], pair[1], cine.inside) for cine, pair in zip(cines, chosen, strict=True)]
 
 
 def draw_piece(images: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:

@@ -24,6 +24,7 @@ def _(sentence: str) -> str:
     return sentence
 
 
+INSTALLED_AS = {"PIL": "pillow", "skimage": "scikit-image"}  # packages whose names differ from their modules'
 CANNOT_WRITE = _("{path} cannot be written: {reason}.")
 
 
@@ -71,6 +72,15 @@ def out_of_memory(error: Exception) -> bool:
         return True
     said = ("out of memory", "can't allocate", "Unable to allocate", "not enough memory", "can't start new thread")
     return getattr(error, "errno", None) == errno.ENOMEM or any(words in str(error) for words in said)
+
+
+def missing_package(error: Exception) -> str | None:
+    """Return one sentence if an error says that a package of others is not installed; None for other errors."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name or error.name.startswith("Speckle2Self"):
+        return None
+    name = error.name.partition(".")[0]
+    name = INSTALLED_AS.get(name, name)
+    return _("The package {name} is missing; install it: python -m pip install {name}.").format(name=name)
 
 
 def torch_fault() -> str | None:

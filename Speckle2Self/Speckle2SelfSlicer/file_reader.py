@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -224,3 +225,33 @@ def _show(volume: vtkMRMLVolumeNode) -> None:
     logic = slicer.app.applicationLogic()
     logic.GetSelectionNode().SetActiveVolumeID(volume.GetID())
     logic.PropagateVolumeSelection()
+
+
+class FileReaderTest:
+    """The part of the module's self-test that is about this reader; it needs only what Slicer bundles."""
+
+    def test_FileReader(self):
+        self.delayDisplay("A moving GIF becomes a sequence with times, and a damaged one nothing")
+        from PIL import Image
+
+        frames = (np.arange(3 * 40 * 60) % 251).astype(np.uint8).reshape(3, 40, 60)
+        count = slicer.mrmlScene.GetNumberOfNodes()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "Recording.gif"
+            first, *others = [Image.fromarray(frame) for frame in frames]
+            first.save(path, save_all=True, append_images=others, duration=40)
+            damaged = path.with_name("Damaged.gif")
+            damaged.write_bytes(path.read_bytes()[:200])
+            with self.assertRaises(RuntimeError):
+                slicer.util.loadNodeFromFile(str(damaged), FILE_TYPE, {})
+            self.assertEqual(slicer.mrmlScene.GetNumberOfNodes(), count)
+            self.assertEqual(slicer.app.coreIOManager().fileType(str(path)), FILE_TYPE)
+            sequence = slicer.util.loadNodeFromFile(str(path), None, {})
+        self.assertEqual(sequence.GetIndexUnit(), "s")
+        for number, frame in enumerate(frames):
+            self.assertAlmostEqual(float(sequence.GetNthIndexValue(number)), 0.04 * number)
+            volume = sequence.GetNthDataNode(number)
+            self.assertTrue(np.array_equal(slicer.util.arrayFromVolume(volume)[0], frame))
+        browser = slicer.modules.sequences.logic().GetFirstBrowserNodeForSequenceNode(sequence)
+        self.assertIsNotNone(browser.GetProxyNode(sequence))
+        self.delayDisplay("Test passed")

@@ -21,6 +21,7 @@ HEAD = 512  # bytes at the start of a file that identify its format
 SEQUENCES = tuple(f".{kind}{suffix}" for kind in ("seq", "igs") for suffix in (".mha", ".mhd", ".nrrd", ".nhdr"))
 LARGE = 2**28  # bytes; larger recordings are kept on the disk while they are processed
 SECONDS = {"s": 1.0, "sec": 1.0, "ms": 1e-3, "msec": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0}  # seconds per unit
+NEAR = 0.05  # of an interval between frames; times that differ by less are kept
 DEFLATE_LIMIT = 1040  # largest possible ratio of inflated to deflated size
 
 
@@ -73,8 +74,8 @@ class Format:
         """Return whether a file of this format holds frames at all, as far as can be seen without reading it."""
         return True
 
-    def keeps_times(self, path: Path) -> bool:
-        """Return whether a file of this name can store the times of frames from a recording of another format."""
+    def keeps_times(self, path: Path, recording: Recording) -> bool:
+        """Return whether a file of this name can store the times of the frames of a recording of another format."""
         return False
 
     def check(self, path: Path, recording: Recording) -> None:
@@ -183,6 +184,22 @@ def steady_times(step, count: int) -> np.ndarray | None:
     except (TypeError, ValueError):
         return None
     return np.arange(count) * step if 0 < step < math.inf and count > 1 else None
+
+
+def is_steady(times: np.ndarray) -> bool:
+    """Return whether frames are at equal intervals, or nearly so."""
+    even = np.linspace(times[0], times[-1], len(times))
+    return bool(np.abs(times - even).max() <= NEAR * (times[-1] - times[0]) / (len(times) - 1))
+
+
+def oriented(frames: np.ndarray, orientation: int, back: bool = False) -> np.ndarray:
+    """Return frames (N, H, W[, C]) as displayed, for an orientation of EXIF or TIFF (1 to 8); back: as stored."""
+    turned = orientation in (5, 6, 7, 8)
+    flipped = [axis for axis, kinds in ((1, (3, 4, 7, 8)), (2, (2, 3, 6, 7))) if orientation in kinds]
+    if turned and not back:
+        frames = frames.swapaxes(1, 2)
+    frames = np.flip(frames, flipped) if flipped else frames
+    return frames.swapaxes(1, 2) if turned and back else frames
 
 
 def data_file(path: Path, name: str):

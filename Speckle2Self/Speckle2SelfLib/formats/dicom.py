@@ -153,13 +153,18 @@ def _imaged(dataset) -> list:
 
 
 def _spacing(dataset, region) -> tuple[float, float, float]:
-    """Return (1, axial, lateral) in mm from PixelSpacing, else from the only region; 1 where neither is credible."""
+    """Return (1, axial, lateral) in mm from PixelSpacing, else from regions of one scale; 1 where neither is
+    credible."""
     try:
         spacing = dataset.get("PixelSpacing")
         if not spacing and region is not None:
-            (item,) = _imaged(dataset)
-            if item.PhysicalUnitsXDirection == item.PhysicalUnitsYDirection == 3:  # cm
-                spacing = (10 * item.PhysicalDeltaY, 10 * item.PhysicalDeltaX)
+            scales = {
+                (x.PhysicalUnitsYDirection, x.PhysicalUnitsXDirection, abs(x.PhysicalDeltaY), abs(x.PhysicalDeltaX))
+                for x in _imaged(dataset)
+            }
+            (scale,) = scales
+            if scale[:2] == (3, 3):  # cm
+                spacing = (10 * scale[2], 10 * scale[3])
         axial, lateral = spacing or (1, 1)
         return (1.0, *lengths((axial, lateral)))
     except Exception:  # as above
@@ -170,8 +175,11 @@ def _times(dataset, count: int) -> np.ndarray | None:
     """Return the times of frames (s), from the durations between them or their rate."""
     try:
         if vector := dataset.get("FrameTimeVector"):
-            steps = [float(step) / 1000 for step in vector]
-            return frame_times(np.cumsum(steps), count)
+            steps = np.atleast_1d(np.array(vector, float)) / 1000
+            first = [0.0] * (len(steps) == count - 1)  # which some omit
+            times = frame_times(np.cumsum([*first, *steps]), count)
+            if times is not None:  # else it is damaged
+                return times
         if dataset.get("FrameTime"):
             return steady_times(float(dataset.FrameTime) / 1000, count)
         rate = dataset.get("CineRate") or dataset.get("RecommendedDisplayFrameRate")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from PIL import Image
+from PIL import Image, features
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
 
@@ -19,6 +19,8 @@ PIXEL_MODULE = (
     "SOPClassUID", "SOPInstanceUID", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PlanarConfiguration",
     "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
 )  # fmt: skip
+
+SMALLEST = 32  # pixels; JPEG 2000 halves an image five times
 
 
 def decoded(dataset) -> np.ndarray:
@@ -146,20 +148,20 @@ def _colours(array: np.ndarray, dataset) -> np.ndarray:
 
 def set_pixels(dataset, array: np.ndarray, photometric: str, bits: int, compressed: bool) -> None:
     """Put (N, H, W), (H, W) or colors into a data set, with `bits` stored per value; compressed: as lossless JPEG 2000
-    if Pillow can write such values, else uncompressed."""
+    if Pillow can write such values, with 16 bits stored for more than 8, else uncompressed."""
     array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+    shape = array.shape[-3 if photometric == "RGB" else -2 :]
+    dtypes = (np.uint8,) if photometric == "RGB" else (np.uint8, np.uint16)
+    compressed = compressed and array.dtype in dtypes and min(shape[:2]) >= SMALLEST and features.check("jpg_2000")
+    bits = 8 * array.dtype.itemsize if compressed else bits
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     if hasattr(dataset, "set_pixel_data") and array.dtype.itemsize <= 2:
         dataset.set_pixel_data(array, photometric, bits)
     else:
         _set_pixels(dataset, array, photometric, bits)
-    whole = bits == 8 * array.dtype.itemsize and min(array.shape[-3 if photometric == "RGB" else -2 :][:2]) >= 32
-    if not compressed or not whole or array.dtype not in (np.uint8, np.uint16):
+    if not compressed:
         return
-    if photometric == "RGB" and array.dtype != np.uint8:
-        return
-    frames = array.reshape(-1, *array.shape[-3 if photometric == "RGB" else -2 :])
-    dataset.PixelData = encapsulate([_jpeg_2000(frame) for frame in frames])
+    dataset.PixelData = encapsulate([_jpeg_2000(frame) for frame in array.reshape(-1, *shape)])
     dataset["PixelData"].VR = "OB"
     dataset["PixelData"].is_undefined_length = True
     dataset.PhotometricInterpretation = "YBR_RCT" if photometric == "RGB" else photometric
@@ -178,8 +180,8 @@ def _set_pixels(dataset, array: np.ndarray, photometric: str, bits: int) -> None
     dataset.PhotometricInterpretation, dataset.SamplesPerPixel = photometric, 3 if colour else 1
     if colour:
         dataset.PlanarConfiguration, dataset.PixelRepresentation = 0, 0
-        dataset.BitsAllocated = dataset.BitsStored = bits
-        dataset.HighBit = bits - 1
+        dataset.BitsAllocated = bits
+    dataset.BitsStored, dataset.HighBit = bits, bits - 1
     if array.ndim == (4 if colour else 3):
         dataset.NumberOfFrames = len(array)
     data = array.tobytes()

@@ -13,7 +13,7 @@ from PIL import Image, ImageSequence
 
 from ..system import InputError
 from . import base
-from .base import Format, Recording, frame_times, has_suffix, not_held, quiet, reading, release, roomy
+from .base import NEAR, Format, Recording, frame_times, has_suffix, is_steady, not_held, quiet, reading, release, roomy
 
 CONTAINERS = {b"ftyp": 4, b"moov": 4, b"mdat": 4, b"wide": 4, b"AVI ": 8, b"\x1a\x45\xdf\xa3": 0, b"\0\0\x01\xba": 0,
               b"\0\0\x01\xb3": 0, b"\x30\x26\xb2\x75": 0, b"FLV\x01": 0, b"OggS": 0}  # fmt: skip
@@ -24,8 +24,11 @@ LOSSLESS = {  # suffix -> codec and pixel format for grey of 8 and 16 bits and f
     ".m4v": {"grey": ("libx264", "gray"), "colour": ("libx264rgb", "rgb24")},
     ".mov": {"grey": ("png", "gray"), "colour": ("png", "rgb24")},
 }
+SQUARE = (".mkv", ".avi")  # whose files PyAV does not write with other pixels
 PLAIN = {"gray": "gray", "bgr0": "rgb24", "rgb24": "rgb24", "gray16le": "gray16le"}  # the layout of the arrays
 STEADY = 2e-3  # s; containers round times to milliseconds
+MILLISECOND = 0.99e-3  # s, except rounding
+FASTEST_AVI = 1000  # frames per second; for more, the library counts in another unit
 PACKED = 2**17  # largest ratio of pixels to bytes; no film or animation is compressed further
 CLOCK = Fraction(1, 90000)  # s, unit of time for frames at unequal intervals
 logger = logging.getLogger(__name__)
@@ -38,8 +41,8 @@ class Films(Format):
     def recognizes(self, head: bytes, path: Path) -> bool:
         return any(head[at:].startswith(mark) for mark, at in CONTAINERS.items())
 
-    def keeps_times(self, path: Path) -> bool:
-        return True
+    def keeps_times(self, path: Path, recording: Recording) -> bool:
+        return _rate(recording) is None or is_steady(recording.times)
 
     def read(self, path: Path, key: str) -> Recording:
         av = _pyav()
@@ -50,7 +53,8 @@ class Films(Format):
                 frames, times, source = _decoded(av, path, colour=True)
         if source.pop("sound"):
             logger.warning("The sound of the film is left out.")
-        return Recording(frames, path, self.name, sequence=True, times=times, source=source)
+        spacing = (1.0, *source.pop("shape"))
+        return Recording(frames, path, self.name, sequence=True, times=times, spacing=spacing, source=source)
 
     def check(self, path: Path, recording: Recording) -> None:
         av, kind = _pyav(), _kind(recording.frames)
@@ -62,17 +66,32 @@ class Films(Format):
         codec = codecs[kind][0]
         if codec not in av.codecs_available:
             raise InputError(f"{path.name} cannot be written: this PyAV has no encoder {codec}; choose .mkv or .npy.")
-        if path.suffix.lower() == ".avi" and _rate(recording) is None:
-            raise InputError(f"{path.name} cannot be written: its frames have one rate; choose .mkv or .mp4.")
+        if recording.format == self.name and _aspect(recording) != 1 and path.suffix.lower() in SQUARE:
+            raise InputError(f"{path.name} cannot be written: its pixels would become square; choose .mp4 or .mov.")
+        rate = _rate(recording)
+        if rate is None and path.suffix.lower() == ".mkv" and np.diff(recording.times).min() < MILLISECOND:
+            raise InputError(f"{path.name} cannot be written: its times are of milliseconds; choose .mp4.")
+        if path.suffix.lower() == ".avi" and (rate is None or rate > FASTEST_AVI):
+            reason = "its frames have one rate" if rate is None else f"it holds {FASTEST_AVI} frames a second at most"
+            raise InputError(f"{path.name} cannot be written: {reason}; choose .mkv or .mp4.")
 
     def write(self, path: Path, frames: np.ndarray, recording: Recording) -> None:
         av = _pyav()
+        try:
+            self._write(av, path, frames, recording)
+        except av.FFmpegError as error:
+            if isinstance(error, OSError):  # such as of a full disk
+                raise
+            raise RuntimeError("the film could not be encoded") from error
+
+    def _write(self, av, path: Path, frames: np.ndarray, recording: Recording) -> None:
         codec, pixels = LOSSLESS[path.suffix.lower()][_kind(frames)]
         rate = _rate(recording)
         with quiet("libav"), av.open(str(path), "w") as container:
             container.metadata.update(recording.source.get("metadata", {}))
             stream = container.add_stream(codec, rate=rate or Fraction(30))
             stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pixels
+            stream.codec_context.sample_aspect_ratio = _aspect(recording)
             stream.options = {"qp": "0"} if "264" in codec else {"level": "3"} if codec == "ffv1" else {}
             stream.codec_context.color_range = av.video.reformatter.ColorRange.JPEG  # 0 is black, 255 white
             stream.codec_context.time_base = 1 / rate if rate else CLOCK
@@ -92,8 +111,10 @@ class Animations(Format):
     def recognizes(self, head: bytes, path: Path) -> bool:
         return head[:4] == b"GIF8" or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
-    def keeps_times(self, path: Path) -> bool:
-        return True
+    def keeps_times(self, path: Path, recording: Recording) -> bool:
+        steps = np.diff(recording.times)
+        error = np.abs(np.cumsum(_milliseconds(recording))[:-1] / 1000 - recording.times[1:]).max()
+        return bool(error <= NEAR * steps.min())
 
     def read(self, path: Path, key: str) -> Recording:
         with reading(path, "an animation", "PIL"), Image.open(path) as image:
@@ -112,10 +133,12 @@ class Animations(Format):
         steps = np.asarray(_durations(recording))
         if gif and np.abs(steps - np.round(steps, -1)).max() > 0.5:
             raise InputError(f"{path.name} cannot be written: a GIF counts hundredths of a second; choose .webp.")
+        if min(_milliseconds(recording)) < 1:
+            raise InputError(f"{path.name} cannot be written: its frames last milliseconds at least; choose .mkv.")
 
     def write(self, path: Path, frames: np.ndarray, recording: Recording) -> None:
         images = (Image.fromarray(frame) for frame in frames)
-        first, steps = next(images), [round(step) for step in _durations(recording)]
+        first, steps = next(images), _milliseconds(recording)
         how = {"optimize": False, "disposal": 2} if has_suffix(path, (".gif",)) else {"lossless": True, "exact": True}
         first.save(path, save_all=True, append_images=images, duration=steps, loop=0, **how)
         with Image.open(path) as image:  # equal frames become one
@@ -165,7 +188,21 @@ def _decoded(av, path: Path, colour: bool) -> tuple[np.ndarray, np.ndarray | Non
         whole = (len(moments), *shape)
         large = file.tell() >= base.LARGE
         frames = np.memmap(file, dtype, "r+", shape=whole) if large else _loaded(file, dtype, whole)
-    return frames, _steady(moments, rate), {"rate": rate, "metadata": metadata, "sound": sound}
+    source = {"rate": rate, "metadata": metadata, "sound": sound, "shape": _shape_of_pixels(stream, frame)}
+    return frames, _steady(moments, rate), source
+
+
+def _shape_of_pixels(stream, frame) -> tuple[float, float]:
+    """Return height and width of a pixel as displayed; the height is 1, in no unit."""
+    aspect = float(stream.sample_aspect_ratio or 1)
+    aspect = aspect if 0.1 < aspect < 10 else 1.0
+    return (aspect, 1.0) if round(getattr(frame, "rotation", 0) / 90) % 2 else (1.0, aspect)
+
+
+def _aspect(recording: Recording) -> Fraction:
+    """Return the ratio of a pixel's width to its height."""
+    _, axial, lateral = recording.spacing
+    return Fraction(lateral / axial).limit_denominator(1000) or Fraction(1)
 
 
 def _promised(container, stream, moments: list) -> int:
@@ -174,7 +211,7 @@ def _promised(container, stream, moments: list) -> int:
     rate, times = stream.average_rate, frame_times(moments, len(moments))
     if not rate or times is None or container.streams.audio or np.abs(np.diff(times) - 1 / float(rate)).max() > STEADY:
         return 0
-    count = round((container.duration or 0) / 1e6 * float(rate))
+    count = round(((container.duration or 0) / 1e6 - (moments[0] or 0)) * float(rate))
     return count if count > len(moments) + 1 + count / 100 else 0  # durations are rounded
 
 
@@ -220,11 +257,17 @@ def _rate(recording: Recording) -> Fraction | None:
 
 
 def _durations(recording: Recording) -> list[float]:
-    """Return how long each frame is shown, ms."""
+    """Return how long each frame is displayed, ms."""
     if recording.times is None:
         return [100.0] * len(recording.frames)
     steps = np.diff(recording.times) * 1000
     return [*steps, recording.source.get("last") or float(steps[-1])]
+
+
+def _milliseconds(recording: Recording) -> list[int]:
+    """Return the same in whole milliseconds, each frame beginning as close to its time as possible."""
+    ends = np.round(np.cumsum([0.0, *_durations(recording)]))
+    return [int(step) for step in np.diff(ends)]
 
 
 def _animation(image, count: int) -> tuple[np.ndarray, list[float]]:

@@ -12,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..system import InputError
-from .base import DEFLATE_LIMIT, SEQUENCES, Format, Recording, check_dimensions, has_suffix, lengths, not_held
+from .base import DEFLATE_LIMIT, SEQUENCES, Format, Recording, check_dimensions, has_suffix, lengths, not_held, quiet
 
 FRAME_FORMATS = (".png", ".bmp", ".jpg", ".jpeg")  # of one frame
 
@@ -31,14 +31,15 @@ class Images(Format):
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(path))
         try:
-            reader.ReadImageInformation()
-            check_dimensions(reader.GetDimension(), path)
-            claimed = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
-            parts = _pair(path)
-            size = sum(part.stat().st_size for part in parts)
-            if claimed > 8 * size * DEFLATE_LIMIT:  # 8 values of one bit in a byte
-                raise InputError(f"{path} is damaged: it promises {claimed} values in {size} bytes.")
-            image = reader.Execute()
+            with quiet("SimpleITK"):
+                reader.ReadImageInformation()
+                check_dimensions(reader.GetDimension(), path)
+                claimed = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
+                parts = _pair(path)
+                size = sum(part.stat().st_size for part in parts)
+                if claimed > 8 * size * DEFLATE_LIMIT:  # 8 values of one bit in a byte
+                    raise InputError(f"{path} is damaged: it promises {claimed} values in {size} bytes.")
+                image = reader.Execute()
         except RuntimeError as error:
             raise InputError(f"{path} is not an image that can be read.") from error
         array = sitk.GetArrayFromImage(image)
@@ -72,7 +73,8 @@ def geometry(path: Path) -> dict:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
+        with quiet("SimpleITK"):
+            reader.ReadImageInformation()
     except RuntimeError:
         return {}
     return _geometry(reader)
@@ -136,8 +138,11 @@ def _write(path: Path, array: np.ndarray, recording: Recording) -> None:
     writer = sitk.ImageFileWriter()
     writer.SetFileName(str(path))
     writer.SetUseCompression(True)
-    writer.Execute(image)
-    image = sitk.ReadImage(str(path))  # ITK does not report every full disk, nor everything that a format cannot hold
+    with quiet("SimpleITK"):  # which warns of every text that a format does not hold
+        writer.Execute(image)
+        image = sitk.ReadImage(
+            str(path)
+        )  # ITK does not report every full disk, nor everything that a format cannot hold
     again = sitk.GetArrayViewFromImage(image)
     if again.size % array.size or not all(map(_equal, again.reshape(*array.shape, -1), array)):
         raise RuntimeError("not what was written")
@@ -181,7 +186,7 @@ class SequenceFormat(Format):
 
     written: Mapping[str, str] = {}  # numpy's type, without byte order -> its name in a header
 
-    def keeps_times(self, path: Path) -> bool:
+    def keeps_times(self, path: Path, recording: Recording) -> bool:
         return True
 
     def check(self, path: Path, recording: Recording) -> None:

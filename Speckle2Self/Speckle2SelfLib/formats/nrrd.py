@@ -78,7 +78,7 @@ class Nrrd(SequenceFormat):
         sizes = numbers(fields.get("sizes", ""), int, path, "sizes")
         encoding = fields.get("encoding", "raw").lower()
         if fields.get("type", "").lower() not in NRRD_TYPES or encoding not in ("raw", "gz", "gzip"):
-            raise InputError(f"{path} has a pixel type or encoding that is not supported.")
+            raise InputError(f"{path} has a pixel type or encoding that is not supported; save numbers, raw or gzip.")
         order = ">" if fields.get("endian", "little").lower() == "big" else "<"
         dtype = np.dtype(order + NRRD_TYPES[fields["type"].lower()])
         count = count_values(sizes, path)

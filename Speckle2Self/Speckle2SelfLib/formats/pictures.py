@@ -10,22 +10,13 @@ import numpy as np
 from PIL import Image
 
 from ..system import InputError
-from .base import DEFLATE_LIMIT, HEAD, Recording, has_suffix, reading
+from .base import DEFLATE_LIMIT, HEAD, Recording, has_suffix, oriented, reading
 from .itk import Images
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
-GREY_WITH_ALPHA = 4  # of a PNG's color types
+GREY, GREY_WITH_ALPHA = 0, 4  # of a PNG's color types
 KEPT = {b"pHYs", b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"sRGB", b"gAMA", b"cHRM"}  # chunks: pixel size, texts, colors
 ORIENTATION = 274  # EXIF's tag
-TURNS = {  # orientation -> how an array (H, W[, C]) as stored is shown
-    2: lambda x: x[:, ::-1],
-    3: lambda x: x[::-1, ::-1],
-    4: lambda x: x[::-1],
-    5: lambda x: x.swapaxes(0, 1),
-    6: lambda x: np.rot90(x, -1),
-    7: lambda x: np.rot90(x, 2).swapaxes(0, 1),
-    8: lambda x: np.rot90(x),
-}
 
 
 class Pictures(Images):
@@ -39,18 +30,24 @@ class Pictures(Images):
     def read(self, path: Path, key: str) -> Recording:
         with path.open("rb") as file:
             head = file.read(HEAD)
-        if head.startswith(PNG) and head[25:26] == bytes([GREY_WITH_ALPHA]):
-            recording = self._read_grey_with_alpha(path, head[24])
+        recording = self._read_png(path, key, head) if head.startswith(PNG) else super().read(path, key)
+        orientation = _orientation(path)
+        if "alpha" in recording.source:
+            recording.source["alpha"] = oriented(recording.source["alpha"][None], orientation)[0]
+        return replace(recording, frames=np.ascontiguousarray(oriented(recording.frames, orientation)))
+
+    def _read_png(self, path: Path, key: str, head: bytes) -> Recording:
+        data = path.read_bytes()
+        animated = _chunks(data, {b"acTL"})
+        if animated and int.from_bytes(animated[8:12], "big") > 1:
+            raise InputError(f"{path} is an animated PNG, of which only one frame would be read; save it as .webp.")
+        kind, bits = head[25:26], int.from_bytes(head[24:25], "big")
+        if kind == bytes([GREY_WITH_ALPHA]) or (kind == bytes([GREY]) and _chunks(data, {b"tRNS"})):
+            recording = self._read_grey_with_alpha(path, bits)
         else:
             recording = super().read(path, key)
-        if head.startswith(PNG):
-            recording.source["chunks"] = _chunks(path.read_bytes(), KEPT)
-        turn = TURNS.get(_orientation(path))
-        if turn is None:
-            return recording
-        alpha = recording.source.get("alpha")
-        source = {**recording.source, **({} if alpha is None else {"alpha": turn(alpha)})}
-        return replace(recording, frames=np.ascontiguousarray(turn(recording.frames[0]))[None], source=source)
+        recording.source["chunks"] = _chunks(data, KEPT)
+        return recording
 
     def _read_grey_with_alpha(self, path: Path, bits: int) -> Recording:
         if bits != 8:
@@ -58,7 +55,7 @@ class Pictures(Images):
         with reading(path, "an image", "PIL"), Image.open(path) as image:
             if image.width * image.height > path.stat().st_size * DEFLATE_LIMIT:
                 raise InputError(f"{path} is damaged: it promises {image.width} x {image.height} pixels.")
-            array = np.asarray(image)
+            array = np.asarray(image.convert("LA"))
         return Recording(array[None, ..., 0], path, self.name, single=True, source={"alpha": array[..., 1]})
 
     def check(self, path: Path, recording: Recording) -> None:

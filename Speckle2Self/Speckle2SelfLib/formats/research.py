@@ -45,6 +45,9 @@ class Matlab(Format):
         others = {other: array.get(other) for other in OURS[1:]}
         return _recording(path, self.name, turned(array[name]), {"key": name}, others)
 
+    def keeps_times(self, path: Path, recording: Recording) -> bool:
+        return True
+
     def check(self, path: Path, recording: Recording) -> None:
         if recording.format == self.name:
             self._saved(recording, np.zeros((1, 1)), None)
@@ -164,6 +167,9 @@ class Hdf5(Format):
             others = {other: np.asarray(sets[other]) for other in OURS[1:] if other in sets}
         array = turned(array.transpose()) if by_columns else array
         return _recording(path, self.name, array, {"key": name, "by_columns": by_columns}, others)
+
+    def keeps_times(self, path: Path, recording: Recording) -> bool:
+        return True
 
     def check(self, path: Path, recording: Recording) -> None:
         _h5py()

@@ -10,12 +10,25 @@ import numpy as np
 
 from ..system import InputError
 from . import base
-from .base import DEFLATE_LIMIT, SECONDS, Format, Recording, frame_times, not_held, quiet, reading, steady_times
+from .base import (
+    DEFLATE_LIMIT,
+    SECONDS,
+    Format,
+    Recording,
+    frame_times,
+    is_steady,
+    not_held,
+    oriented,
+    quiet,
+    reading,
+    steady_times,
+)
 
 MILLIMETRES = {"inch": 25.4, "in": 25.4, "cm": 10.0, "mm": 1.0, "um": 1e-3, "µm": 1e-3, "\\u00B5m": 1e-3,
                "micron": 1e-3, "microns": 1e-3, "m": 1000.0, "nm": 1e-6}  # fmt: skip
 MOST = 2**32 - 2**25  # bytes; the limit of ImageJ's files and of those that are not BigTIFF
 KEPT = {269, 271, 272, 274, 285, 305, 306, 315, 316, 33432, 34675}  # texts, orientation, copyright, color profile
+XRESOLUTION, YRESOLUTION, ORIENTATION = 282, 283, 274
 FOLDERS = {34665, 34853}  # of EXIF and of places: offsets in the input
 IMAGEJ = {50838, 50839}  # written by tifffile itself
 PACKED = {"DEFLATE", "ADOBE_DEFLATE"}  # supported without further packages
@@ -42,8 +55,8 @@ class Tiff(Format):
             spacing, times = _units(file, series, page)
         return _recording(path, array, series.axes, source, spacing, times)
 
-    def keeps_times(self, path: Path) -> bool:
-        return True
+    def keeps_times(self, path: Path, recording: Recording) -> bool:
+        return _has_imagej(recording.frames) and is_steady(recording.times)
 
     def check(self, path: Path, recording: Recording) -> None:
         if recording.frames.dtype.kind not in "uif" or recording.frames.dtype.itemsize > 8:
@@ -131,7 +144,8 @@ def _source(file, series, page) -> dict:
         "photometric": PHOTOMETRIC(page.photometric).name,
         "planar": PLANARCONFIG(page.planarconfig).name, "byteorder": file.byteorder,
         "bigtiff": file.is_bigtiff, "resolution": page.resolution,
-        "unit": int(page.resolutionunit) if page.resolutionunit in (1, 2, 3) else 1,
+        "unit": int(page.resolutionunit) if page.resolutionunit in (1, 2, 3) and _has_resolution(page) else 1,
+        "orientation": page.tags[ORIENTATION].value if ORIENTATION in page.tags else 1,
         "tile": page.tile if page.is_tiled else None, "extrasamples": tuple(int(x) for x in page.extrasamples),
         "packed": page.compression != COMPRESSION.NONE,
         "tags": [(tag.code, int(tag.dtype), tag.count, _as_bytes(tag.value), True) for tag in tags],
@@ -140,6 +154,11 @@ def _source(file, series, page) -> dict:
     if file.is_ome:
         source["description"] = file.ome_metadata
     return source
+
+
+def _has_resolution(page) -> bool:
+    """Return whether the size of pixels is in the file; tifffile returns one pixel per inch otherwise."""
+    return XRESOLUTION in page.tags and YRESOLUTION in page.tags
 
 
 def _as_bytes(value):
@@ -162,7 +181,7 @@ def _units(file, series, page) -> tuple[tuple[float, float, float], np.ndarray |
         return ((abs(apart), y * unit, x * unit) if unit else (1.0, 1.0, 1.0)), times
     if file.is_ome:
         return _units_of_ome(file.ome_metadata or "", frames)
-    unit = {2: 25.4, 3: 10.0}.get(int(page.resolutionunit))
+    unit = {2: 25.4, 3: 10.0}.get(int(page.resolutionunit)) if _has_resolution(page) else None
     return ((1.0, y * unit, x * unit) if unit else (1.0, 1.0, 1.0)), None
 
 
@@ -191,7 +210,9 @@ def _recording(path: Path, array, axes: str, source: dict, spacing, times) -> Re
     moved = array.transpose([*before, rows, columns, *colour])
     source["order"] = [*before, rows, columns, *colour]
     source["array"] = array.shape
-    frames = moved.reshape(-1, *moved.shape[len(before) :])
+    frames = oriented(moved.reshape(-1, *moved.shape[len(before) :]), source["orientation"])
+    if source["orientation"] in (5, 6, 7, 8):
+        spacing = (spacing[0], spacing[2], spacing[1])
     names = {axes[axis]: array.shape[axis] for axis in before if array.shape[axis] > 1}
     several = set(names) == {"T", "Z"} and [axes[axis] for axis in before if axes[axis] in "TZ"] == ["T", "Z"]
     volumes = names["T"] if several else 1
@@ -214,6 +235,7 @@ def _write_again(path: Path, frames: np.ndarray, recording: Recording) -> None:
     import tifffile
 
     source = recording.source
+    frames = oriented(frames, source["orientation"], back=True)
     moved = frames.reshape([source["array"][axis] for axis in source["order"]])
     array = moved.transpose(np.argsort(source["order"]))
     photometric = source["photometric"]
@@ -249,18 +271,23 @@ def _write_again(path: Path, frames: np.ndarray, recording: Recording) -> None:
             raise RuntimeError("not what was written")
 
 
+def _has_imagej(frames: np.ndarray) -> bool:
+    """Return whether ImageJ's files, the only ones here with a rate, hold such frames."""
+    types = (np.uint8,) if frames.ndim == 4 else (np.uint8, np.uint16, np.float32)
+    return frames.dtype in types and frames.nbytes <= MOST
+
+
 def _write_new(path: Path, frames: np.ndarray, recording: Recording) -> None:
     """Write a recording from another format, with ImageJ's fields (pixel size, rate, axes) if ImageJ has the type."""
     import tifffile
 
-    colour, dtype = frames.ndim == 4, frames.dtype
+    colour = frames.ndim == 4
     axial, lateral = recording.spacing[1:]
     array = frames[0] if recording.single else frames
     photometric = {"photometric": "RGB" if colour else "MINISBLACK"}
     if colour and frames.shape[-1] == 4:
         photometric["extrasamples"] = ("UNASSALPHA",)
-    imagej = dtype in (np.uint8,) if colour else dtype in (np.uint8, np.uint16, np.float32)
-    if not imagej or frames.nbytes > MOST:
+    if not _has_imagej(frames):
         given = {"resolution": (10 / lateral, 10 / axial), "resolutionunit": "CENTIMETER", **photometric}
         tifffile.imwrite(path, array, metadata=None, software=False, bigtiff=array.nbytes > MOST, **given)
         return

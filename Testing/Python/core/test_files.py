@@ -408,7 +408,8 @@ def ultrasound_region(**tags):
         ({"PixelSpacing": [0.3]}, (1, 1, 1)),
         ({"PixelSpacing": [0.3, 0.4], "SequenceOfUltrasoundRegions": [ultrasound_region()]}, (1, 0.3, 0.4)),
         ({"SequenceOfUltrasoundRegions": [ultrasound_region()]}, (1, 0.2, 0.1)),
-        ({"SequenceOfUltrasoundRegions": [ultrasound_region(), ultrasound_region()]}, (1, 1, 1)),
+        ({"SequenceOfUltrasoundRegions": [ultrasound_region(), ultrasound_region(PhysicalDeltaX=0.02)]}, (1, 1, 1)),
+        ({"SequenceOfUltrasoundRegions": [ultrasound_region(), ultrasound_region()]}, (1, 0.2, 0.1)),
         (
             {"SequenceOfUltrasoundRegions": [ultrasound_region(RegionSpatialFormat=4), ultrasound_region()]},
             (1, 0.2, 0.1),

@@ -99,6 +99,50 @@ def test_other_compressions_are_decoded_as_gdcm_does(name, capfd):
     assert capfd.readouterr().err == ""
 
 
+def by_ffmpeg(path):
+    """The frames of a file with JPEG 2000, by a decoder that shares nothing with those of Pillow and GDCM."""
+    av, dataset = pytest.importorskip("av"), pydicom.dcmread(path)
+    data, frames, at = dataset.PixelData, [], 0
+    while data[at : at + 4] == b"\xfe\xff\x00\xe0":
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
+        at += 8 + length
+        if length and data[at - length : at - length + 4] == b"\xff\x4f\xff\x51":
+            (frame,) = av.CodecContext.create("jpeg2000", "r").decode(av.Packet(data[at - length : at]))
+            frames.append(frame.to_ndarray())
+    return np.stack(frames)
+
+
+@pytest.mark.parametrize("kind", ["grey", "12 bits", "16 bits", "colour"])
+def test_decoders_of_other_families_agree_on_what_is_written_compressed(tmp_path, kind):
+    colours = np.stack([SMOOTH, SMOOTH[::-1], 255 - SMOOTH], -1)
+    factor = {"12 bits": 16, "16 bits": 250}.get(kind)
+    frames = colours if kind == "colour" else SMOOTH.astype(np.uint16) * factor if factor else SMOOTH
+    if kind == "12 bits":
+        dataset = pydicom.dcmread(plain(tmp_path, frames=frames, BitsStored=12, HighBit=11))
+        dataset.compress(pydicom.uid.RLELossless)
+        dataset.save_as(tmp_path / "RLE.dcm")
+        source = tmp_path / "RLE.dcm"
+    else:
+        source = compressed(tmp_path, "JPEG", frames)
+    recording = files.read(source)
+    files.write(tmp_path / "out.dcm", recording.frames[..., ::-1, :].copy(), recording)
+    written, expected = pydicom.dcmread(tmp_path / "out.dcm"), frames[..., ::-1, :]
+    assert written.file_meta.TransferSyntaxUID == LOSSLESS["JPEG2000"]
+    assert written.BitsStored == written.HighBit + 1 == 8 * frames.dtype.itemsize, "the precision of the stream"
+    assert np.array_equal(written.pixel_array, expected), "by Pillow's decoder"
+    read = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out.dcm")))
+    assert np.array_equal(read.reshape(frames.shape), expected), "by GDCM's decoder"
+    assert np.array_equal(by_ffmpeg(tmp_path / "out.dcm"), expected), "by FFmpeg's decoder"
+
+
+def test_without_an_encoder_a_compressed_file_is_written_uncompressed(tmp_path, monkeypatch):
+    recording = files.read(compressed(tmp_path, "JPEG"))
+    monkeypatch.setattr("PIL.features.check", lambda name: False)
+    files.write(tmp_path / "out.dcm", recording.frames, recording)
+    assert np.array_equal(pydicom.dcmread(tmp_path / "out.dcm").pixel_array, SMOOTH)
+    assert not pydicom.dcmread(tmp_path / "out.dcm").file_meta.TransferSyntaxUID.is_compressed
+
+
 def test_an_uncompressed_file_stays_so(tmp_path):
     recording = files.read(plain(tmp_path))
     files.write(tmp_path / "out.dcm", recording.frames, recording)
@@ -193,6 +237,8 @@ def test_a_dicomdir_and_reports_beside_images_are_named_and_passed_over(tmp_path
     [
         ({"FrameTime": "20"}, [0, 0.02, 0.04]),
         ({"FrameTime": None, "FrameTimeVector": ["0", "30", "50"]}, [0, 0.03, 0.08]),
+        ({"FrameTime": None, "FrameTimeVector": ["30", "50"]}, [0, 0.03, 0.08]),  # without the first frame's 0
+        ({"FrameTime": "20", "FrameTimeVector": ["0", "30", "50", "20"]}, [0, 0.02, 0.04]),
         ({"FrameTime": None, "CineRate": "50"}, [0, 0.02, 0.04]),
         ({"FrameTime": None}, None),
         ({"FrameTime": "0"}, None),

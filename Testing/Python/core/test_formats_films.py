@@ -107,6 +107,89 @@ def test_frames_that_are_not_equally_far_apart_keep_their_times(tmp_path):
         files.check_output(tmp_path / "out.avi", recording)
 
 
+def test_times_that_a_film_or_a_stack_would_lose_are_told_or_refused(tmp_path, caplog):
+    def cine(*times):
+        return Recording(FRAMES, tmp_path / "in.dcm", "DICOM", sequence=True, times=np.array(times))
+
+    uneven, fine = cine(0, 0.04, 0.13, 0.15, 0.3), cine(0, 0.0002, 0.0003, 0.0009, 0.001)
+    for name, recording in (("out.mp4", uneven), ("out.webp", uneven), ("out.h5", fine), ("out.mat", fine),
+                            ("out.tif", cine(0, 0.033, 0.067, 0.1, 0.133))):  # fmt: skip
+        files.check_output(tmp_path / name, recording)
+    assert not caplog.records
+    for name, recording in (("out.tif", uneven), ("out.mp4", fine), ("out.npy", fine), ("out.nii", fine),
+                            ("out.webp", cine(0, 0.0014, 0.0028, 0.0042, 0.0056))):  # fmt: skip
+        files.check_output(tmp_path / name, recording)
+        assert caplog.records.pop().message.startswith(f"{name} does not hold the times"), name
+    with pytest.raises(InputError, match="its times are of milliseconds"):
+        files.check_output(tmp_path / "out.mkv", cine(0, 0.0002, 0.01, 0.0102, 0.02))
+    with pytest.raises(InputError, match="last milliseconds at least"):
+        files.check_output(tmp_path / "out.webp", fine)
+    with pytest.raises(InputError, match="holds 1000 frames a second at most"):
+        files.check_output(tmp_path / "out.avi", cine(*(np.arange(5) / 5000)))
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".mov", ".tif", ".h5", ".seq.mha", ".igs.nrrd"])
+@pytest.mark.parametrize("rate", [30, 120, 5000])
+def test_high_rates_are_kept(tmp_path, suffix, rate):
+    recording = Recording(FRAMES, tmp_path / "in.dcm", "DICOM", sequence=True, times=np.arange(5) / rate)
+    files.write(tmp_path / f"out{suffix}", FRAMES, recording)
+    assert files.read(tmp_path / f"out{suffix}").times == pytest.approx(recording.times, rel=1e-6)
+
+
+def test_milliseconds_of_an_animation_do_not_add_up(tmp_path):
+    recording = Recording(FRAMES, tmp_path / "in.dcm", "DICOM", sequence=True, times=np.arange(5) / 30)
+    files.write(tmp_path / "out.webp", FRAMES, recording)
+    assert files.read(tmp_path / "out.webp").times == pytest.approx([0, 0.033, 0.067, 0.1, 0.133])
+
+
+def test_a_film_that_begins_late_is_whole(tmp_path):
+    recording = files.read(film(tmp_path / "in.mkv", rate=Fraction(25), pts=[5000, 5040, 5080, 5120, 5160]))
+    assert np.array_equal(recording.frames, FRAMES) and recording.times == pytest.approx(np.arange(5) * 0.04, abs=1e-3)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_pixels_that_are_not_square_stay_so(tmp_path, suffix):
+    source = tmp_path / f"in{suffix}"
+    with av.open(str(source), "w") as container:
+        stream = container.add_stream("libx264" if suffix == ".mp4" else "png", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 34, 50, "yuv420p" if suffix == ".mp4" else "gray"
+        stream.codec_context.sample_aspect_ratio = Fraction(3, 2)
+        for frame in FRAMES:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="gray")))
+        container.mux(stream.encode(None))
+    recording = files.read(source)
+    assert recording.spacing == pytest.approx((1, 1, 1.5))
+    files.write(tmp_path / f"out{suffix}", recording.frames, recording)
+    with av.open(str(tmp_path / f"out{suffix}")) as container:
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(3, 2)
+    with pytest.raises(InputError, match="its pixels would become square"):
+        files.check_output(tmp_path / "out.mkv", recording)
+
+
+@pytest.mark.parametrize("turn", [0, 90, 180, 270])
+def test_a_film_of_a_phone_is_taken_as_it_is_shown(tmp_path, turn):
+    frames = np.broadcast_to(np.arange(50, dtype=np.uint8) * 5, (3, 34, 50))
+    data = bytearray(film(tmp_path / "in.mov", frames, "png").read_bytes())
+    cosine, sine = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[turn]
+    matrix = np.array([cosine, sine, 0, -sine, cosine, 0, 0, 0, 2**14], ">i4") * 2**16
+    at = data.index(b"tkhd") + 44
+    data[at : at + 36] = matrix.astype(">i4").tobytes()
+    (tmp_path / "in.mov").write_bytes(data)
+    assert np.array_equal(files.read(tmp_path / "in.mov").frames, np.rot90(frames, -turn // 90, (1, 2)))
+
+
+def test_an_encoder_that_fails_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    recording = files.read(film(tmp_path / "in.mkv"))
+
+    def fail(*arguments, **options):
+        raise av.error.ArgumentError(22, "Invalid argument")
+
+    monkeypatch.setattr("Speckle2SelfLib.formats.films.release", fail)
+    with pytest.raises(InputError, match="cannot be written"):
+        files.write(tmp_path / "out.mkv", recording.frames, recording)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]
+
+
 def test_a_film_becomes_a_sequence_and_a_cine_a_film(tmp_path):
     source = film(tmp_path / "in.avi")
     arguments = ["--model", "median", "--region", "none", "--strength", "0"]

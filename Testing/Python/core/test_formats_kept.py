@@ -139,6 +139,35 @@ def test_texts_orientation_and_private_tags_of_a_tiff_are_kept(tmp_path):
     assert kept[274] == 6 and kept[65000] == "scanner" and kept[65001] == (1.5, 2.5)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("frames", [FRAMES[:1], FRAMES, COLOUR], ids=["one", "stack", "colour"])
+def test_a_tiff_with_an_orientation_is_taken_as_it_is_shown(tmp_path, orientation, frames):
+    tags = [(274, "H", 1, orientation, True)]
+    kind = "rgb" if frames.ndim == 4 else "minisblack"
+    tifffile.imwrite(tmp_path / "in.tif", frames, extratags=tags, photometric=kind, metadata=None,
+                     resolution=(50, 40), resolutionunit="CENTIMETER")  # fmt: skip
+    shown = []
+    for frame in frames:
+        image = Image.fromarray(frame)
+        image.getexif()[274] = orientation
+        shown.append(np.asarray(ImageOps.exif_transpose(image)))
+    made = again(tmp_path, tmp_path / "in.tif", change=lambda frames: frames // 2)
+    assert np.array_equal(made.recording.frames, shown)
+    assert made.recording.spacing[1:] == pytest.approx((0.25, 0.2) if orientation < 5 else (0.2, 0.25))
+    with tifffile.TiffFile(made.path) as file:
+        assert np.array_equal(file.asarray().reshape(frames.shape), frames // 2), "as it was stored"
+        assert file.pages[0].tags[274].value == orientation
+    other = again(tmp_path, tmp_path / "in.tif", "out.mha")
+    read = sitk.GetArrayFromImage(sitk.ReadImage(str(other.path)))
+    assert np.array_equal(read.reshape(np.shape(shown)), shown)
+
+
+def test_a_tiff_that_says_nothing_of_the_size_of_its_pixels_does_so_afterwards(tmp_path):
+    Image.fromarray(FRAMES[0]).save(tmp_path / "in.tif")
+    made = again(tmp_path, tmp_path / "in.tif")
+    assert made.recording.spacing == (1, 1, 1) and files.read(made.path).spacing == (1, 1, 1)
+
+
 def test_a_tiff_of_several_stacks_is_refused(tmp_path):
     with tifffile.TiffWriter(tmp_path / "in.tif") as file:
         file.write(FRAMES, photometric="MINISBLACK", metadata=None)
@@ -208,6 +237,59 @@ def test_the_size_of_pixels_texts_and_the_colour_profile_of_a_png_are_kept(tmp_p
         assert written.info["dpi"] == pytest.approx((254, 127), abs=0.1)
         assert written.text["Description"] == "left lobe" and written.text["Probe"] == "L14 \u00b5"
         assert mode == "LA" or written.info["icc_profile"] == profile
+
+
+def png(path, bits, kind, rows, *others):
+    """A PNG of 64 x 48 pixels with other chunks before its pixels."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 48, bits, kind, 0, 0, 0))
+    data += b"".join(chunk(*other) for other in others)
+    path.write_bytes(data + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    return path
+
+
+def test_grey_of_which_one_value_is_transparent_is_read_with_its_transparency(tmp_path):
+    rows = b"".join(b"\0" + row.tobytes() for row in FRAMES[0])
+    recording = files.read(png(tmp_path / "in.png", 8, 0, rows, (b"tRNS", b"\0\x05")))
+    assert np.array_equal(recording.frames[0], FRAMES[0])
+    assert np.array_equal(recording.source["alpha"], np.where(FRAMES[0] == 5, 0, 255))
+    with pytest.raises(InputError, match="transparency would be lost"):
+        files.check_output(tmp_path / "out.tif", recording)
+
+
+def test_an_animated_png_is_refused_and_not_read_as_one_frame(tmp_path):
+    first, *others = [Image.fromarray(frame) for frame in FRAMES]
+    first.save(tmp_path / "in.png", save_all=True, append_images=others, duration=40)
+    with pytest.raises(InputError, match="animated PNG, of which only one frame would be read"):
+        files.read(tmp_path / "in.png")
+
+
+@pytest.mark.parametrize("kind", ["colour", "transparent"])
+def test_colours_of_16_bits_are_kept_in_a_png(tmp_path, kind):
+    array = COLOUR[0].astype(np.uint16) * 257
+    array = array if kind == "colour" else np.dstack([array, array[..., 0]])
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+    made = again(tmp_path, png(tmp_path / "in.png", 16, 2 if kind == "colour" else 6, rows))
+    assert np.array_equal(made.recording.frames[0], array)
+    assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(made.path))), array)
+
+
+def test_libraries_say_nothing_of_damaged_or_missing_fields(tmp_path, capfd):
+    Image.fromarray(FRAMES[0]).save(tmp_path / "in.png", dpi=(254, 254))
+    data = bytearray((tmp_path / "in.png").read_bytes())
+    data[data.index(b"pHYs") + 4] ^= 1
+    (tmp_path / "in.png").write_bytes(data)
+    assert np.array_equal(files.read(tmp_path / "in.png").frames[0], FRAMES[0])
+    data[data.index(b"IHDR") + 6] ^= 1
+    (tmp_path / "in.png").write_bytes(data)
+    with pytest.raises(InputError, match="is not an image that can be read"):
+        files.read(tmp_path / "in.png")
+    nibabel.Nifti1Image(FRAMES.T.copy(), np.eye(4)).to_filename(tmp_path / "in.nii")  # without a description
+    again(tmp_path, tmp_path / "in.nii", "out.mha")
+    assert capfd.readouterr().err == ""
 
 
 def test_grey_of_16_bits_with_transparency_is_refused(tmp_path):

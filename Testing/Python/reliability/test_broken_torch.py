@@ -54,5 +54,24 @@ def test_a_job_in_slicer_fails_with_that_sentence(broken):
         worker.close()
 
 
+@pytest.mark.parametrize("module, package, source, target", [
+    ("tifffile", "tifffile", "in.npy", "out.tif"), ("scipy", "scipy", "in.npy", "out.mat"),
+    ("PIL", "pillow", "in.npy", "out.webp"), ("av", "av", "in.npy", "out.mkv"), ("h5py", "h5py", "in.npy", "out.h5"),
+    ("pydicom", "pydicom", "in.npy", "out.npy"),
+])  # fmt: skip
+def test_another_package_that_is_missing_is_named_with_what_to_install(tmp_path, module, package, source, target):
+    np.save(tmp_path / source, np.random.default_rng(0).integers(20, 200, (2, 40, 48)).astype(np.uint8))
+    code = f"""
+import sys
+sys.modules[{module!r}] = None
+from Speckle2SelfLib.__main__ import main
+sys.exit(main(["despeckle", {source!r}, {target!r}, "--model", "median", "--region", "none"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and line.endswith(f"install it: python -m pip install {package}."), line
+    assert [path.name for path in tmp_path.iterdir()] == [source]
+
+
 def test_a_pytorch_that_starts_has_no_fault():
     assert torch_fault() is None

@@ -3,6 +3,7 @@
 Random cases are seeded. SPECKLE2SELF_FUZZ sets their number for the whole file; each is named by its seed.
 """
 
+import gzip
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +46,7 @@ h5py, av = pytest.importorskip("h5py"), pytest.importorskip("av")
 
 CASES = int(os.environ.get("SPECKLE2SELF_FUZZ", "1500"))
 FRAMES = np.random.default_rng(0).integers(1, 255, (3, 24, 32)).astype(np.uint8)
+SIGNED = (FRAMES.astype(np.int16) - 99) * 50
 SECONDS = 10  # for one case; most take milliseconds
 ROOM = 3 * 2**30  # bytes of address space that the cases may take beyond what the tests hold
 
@@ -52,8 +55,6 @@ ROOM = 3 * 2**30  # bytes of address space that the cases may take beyond what t
 
 
 def mha(packed=False, **changes):
-    import zlib
-
     data = zlib.compress(FRAMES.tobytes()) if packed else FRAMES.tobytes()
     entries = {
         "ObjectType": "Image", "NDims": 3, "DimSize": "32 24 3", "ElementSpacing": "0.1 0.2 1",
@@ -64,8 +65,6 @@ def mha(packed=False, **changes):
 
 
 def nrrd(encoding="raw", **changes):
-    import gzip
-
     data = FRAMES.tobytes()
     fields = {
         "type": "uint8", "dimension": 3, "sizes": "32 24 3", "kinds": "domain domain list", "encoding": encoding,
@@ -144,6 +143,7 @@ TIFFS = [
     {"imagej": True, "metadata": {"axes": "TYX", "unit": "mm", "finterval": 0.04}},
     {"tile": (16, 16), "metadata": {"axes": "TYX", "PhysicalSizeX": 0.2}, "ome": True},
     {"compression": "zlib", "photometric": "MINISWHITE", "metadata": None},
+    {"extratags": [(274, "H", 1, 6, True)], "metadata": None},
 ]
 
 
@@ -174,9 +174,10 @@ def films(suffix, folder):
     return [film(suffix, folder, *codec) for codec in FILMS[suffix] if codec[0] in av.codecs_available]
 
 
-def matlab_file():
+def matlab_file(packed):
     buffer = io.BytesIO()
-    savemat(buffer, {"frames": FRAMES.transpose(1, 2, 0), "info": {"depth": 4.0, "probe": "L14"}}, do_compression=True)
+    info = {"depth": 4.0, "probe": "L14"}
+    savemat(buffer, {"frames": FRAMES.transpose(1, 2, 0), "info": info}, do_compression=packed)
     return buffer.getvalue()
 
 
@@ -210,19 +211,30 @@ def authors_weights():
 def seeds(tmp_path_factory):
     """Suffix -> good files."""
     folder = tmp_path_factory.mktemp("seeds")
+    inverted = {"PhotometricInterpretation": "MONOCHROME1", "PixelRepresentation": 1, "FrameTimeVector": [0, 30, 40]}
+    sequence = {"labels": '"" "" "time"', "units": '"" "" "s"', "kinds": "domain domain list"}
     return {
         ".mha": [mha(), mha(packed=True)],
-        ".nrrd": [nrrd(), nrrd("gzip")],
-        ".dcm": [dicom(), dicom(packed=True), *(by_gdcm(compressor, folder) for compressor in ("JPEG", "JPEG2000"))],
-        ".npy": [numpy_file(), numpy_file(FRAMES.astype(np.float64))],
+        ".nrrd": [nrrd(), nrrd("gzip"), nrrd(**sequence)],
+        ".dcm": [
+            dicom(),
+            dicom(packed=True),
+            dicom(frames=SIGNED, **inverted),
+            *(by_gdcm(compressor, folder) for compressor in ("JPEG", "JPEG2000")),
+        ],
+        ".npy": [numpy_file(), numpy_file(FRAMES.astype(np.float64)), numpy_file(FRAMES * np.complex64(1j))],
         ".npz": [numpy_archive()],
         **{suffix: [image(suffix, folder)] for suffix in (".nii", ".nii.gz", ".bmp")},
-        ".png": [image(".png", folder), pillow_file("PNG", np.dstack([FRAMES[0], FRAMES[1]])[None])],
+        ".png": [
+            image(".png", folder),
+            pillow_file("PNG", SIGNED[:1].astype(np.uint16)),
+            pillow_file("PNG", np.dstack([FRAMES[0], FRAMES[1]])[None]),
+        ],
         ".tif": [image(".tif", folder), *(tiff(folder, **options) for options in TIFFS)],
         ".gif": [pillow_file("GIF", FRAMES)],
         ".webp": [pillow_file("WEBP", FRAMES, lossless=True)],
         **{suffix: films(suffix, folder) for suffix in FILMS},
-        ".mat": [matlab_file(), newer_matlab_file(folder)],
+        ".mat": [matlab_file(True), matlab_file(False), newer_matlab_file(folder)],
         ".h5": [hdf5_file(folder)],
     }
 
@@ -237,7 +249,7 @@ def damaged(good: list[bytes], rng) -> bytes:
     """One of the files, cut, with bits flipped, numbers exchanged or parts of another moved into it."""
     data = bytearray(good[rng.integers(len(good))])
     for _ in range(rng.integers(1, 4)):
-        end = len(data) if rng.random() < 0.5 else min(len(data), 400)  # headers more often than their share
+        end = len(data) if rng.random() < 0.5 else min(len(data), int(rng.choice([400, 1500])))  # headers more often
         at, kind = int(rng.integers(0, max(end, 1))), rng.integers(7)
         if kind == 0:
             del data[at:]
@@ -263,6 +275,50 @@ def damaged(good: list[bytes], rng) -> bytes:
         else:
             del data[at : at + int(rng.integers(1, 30))]
     return bytes(data)
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    """A part of a PNG, with its checksum."""
+    return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
+
+
+def png_opened(data: bytes) -> bytes:
+    """The header and the inflated rows of a PNG."""
+    at, packed = 8, b""
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        packed += data[at + 8 : at + 8 + length] if data[at + 4 : at + 8] == b"IDAT" else b""
+        at += 12 + length
+    return data[16:29] + zlib.decompress(packed)
+
+
+def png_sealed(data: bytes) -> bytes:
+    return data_of_png(data[:13], zlib.compress(data[13:]))
+
+
+def data_of_png(header: bytes, packed: bytes) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+def zipped(data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("frames.npy", data)
+    return buffer.getvalue()
+
+
+SEALED = {  # files with checksums: what is inside is damaged as often, and sealed again
+    ".png": (png_opened, png_sealed),
+    ".nii.gz": (gzip.decompress, gzip.compress),
+    ".npz": (lambda data: zipfile.ZipFile(io.BytesIO(data)).read("frames.npy"), zipped),
+}
+
+
+def hostile(suffix: str, good: list[bytes], rng) -> bytes:
+    if suffix not in SEALED or rng.random() < 0.5:
+        return damaged(good, rng)
+    opened, sealed = SEALED[suffix]
+    return sealed(damaged([opened(data) for data in good], rng))
 
 
 class TooLong(BaseException):
@@ -325,7 +381,7 @@ def test_damaged_recordings_are_refused_or_read(suffix, seeds, tmp_path, recwarn
     before, refused = resident(), 0
     path = tmp_path / f"case{suffix}"
     for number in numbers(suffix):
-        path.write_bytes(damaged(seeds[suffix], np.random.default_rng([number, 1])))
+        path.write_bytes(hostile(suffix, seeds[suffix], np.random.default_rng([number, 1])))
         try:
             with bounded():
                 recording = files.read(path)
@@ -433,8 +489,6 @@ def test_refused(name, tmp_path):
 @pytest.mark.parametrize("packed", [False, True])
 def test_kinds_of_elements_that_end_a_process_are_refused(packed, tmp_path):
     """With these scipy's reader of MATLAB ends the whole process, which in Slicer is the application."""
-    import zlib
-
     buffer = io.BytesIO()
     savemat(buffer, {"frames": FRAMES.transpose(1, 2, 0), "info": {"probe": "L14", "parts": [1.0, "a"]}})
     good = buffer.getvalue()
@@ -452,14 +506,8 @@ def test_kinds_of_elements_that_end_a_process_are_refused(packed, tmp_path):
 
 def test_images_that_claim_to_be_large_are_refused_before_they_are_read(tmp_path):
     import struct
-    import zlib
 
-    def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    rows = zlib.compress(b"\0" * 100)
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 65535, 65535, 8, 0, 0, 0, 0))
-    png += chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    png = data_of_png(struct.pack(">IIBBBBB", 65535, 65535, 8, 0, 0, 0, 0), zlib.compress(b"\0" * 100))
     tags = [(256, 4, 65535), (257, 4, 65535), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1),
             (278, 4, 65535), (279, 4, 65535 * 65535)]  # fmt: skip
     tiff = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(struct.pack("<HHII", t, k, 1, v) for t, k, v in tags)

@@ -176,6 +176,18 @@ def test_a_loaded_film_is_despeckled_and_saved_with_the_scene(tmp_path):
     assert np.array_equal(shown(again["cine despeckled"]), expected)
 
 
+def test_the_self_test_in_slicer_passes_and_fails_where_the_reader_is_wrong(monkeypatch):
+    from Speckle2Self import Speckle2SelfTest
+
+    test, right = Speckle2SelfTest(), file_reader._volume
+    test.setUp()
+    test.test_FileReader()
+    monkeypatch.setattr(file_reader, "_volume", lambda frame, *arguments: right(frame[::-1], *arguments))
+    with pytest.raises(AssertionError):
+        test.test_FileReader()
+    complaints.heard.clear()
+
+
 #
 # What is Slicer's stays Slicer's
 #
