@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
+from scipy.stats import spearmanr
 
 from Speckle2SelfLib import library, metrics
 
@@ -33,6 +34,14 @@ def test_smoothing_raises_homogeneity_and_keeps_structure():
     assert metrics.homogeneity(noisy, RAMP) > metrics.homogeneity(noisy, noisy) + 0.2
     assert metrics.structure(noisy, RAMP) > 0.98
     assert metrics.structure(RAMP, 255 - RAMP) == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("decimals", [2, -1])
+def test_structure_is_the_rank_correlation_of_scipy_with_and_without_ties(monkeypatch, decimals):
+    monkeypatch.setattr(metrics, "reference", lambda image: np.round(image, decimals))
+    noisy = RAMP + 40 * NOISE
+    expected = spearmanr(np.round(noisy, decimals).ravel(), np.round(RAMP, decimals).ravel()).statistic
+    assert metrics.structure(RAMP, noisy) == expected
 
 
 def test_a_darker_mapping_alone_gains_nothing():
