@@ -15,7 +15,7 @@ from scipy import ndimage
 from .calibration import Calibration, as_stack, calibrate, grain_in, value_range
 from .checkpoint import Model
 from .config import DespeckleOptions
-from .detector import find_graphics
+from .detector import find_graphics, widen
 from .devices import AT_ONCE_CUDA, choose_device, cores, each_in_order, preserve_cores
 from .files import release
 from .filters import FILTERS
@@ -347,7 +347,7 @@ def _fill_drawn(values: torch.Tensor, drawn: np.ndarray, inside: np.ndarray) -> 
     filled = values.cpu().numpy().copy()
     for number, mask in enumerate(drawn):
         good = (inside if inside.ndim == 2 else inside[number]) & ~mask
-        labels, _ = ndimage.label(ndimage.maximum_filter(mask, 2 * NEAR + 1))
+        labels, _ = ndimage.label(widen(mask, NEAR))
         for box in ndimage.find_objects(labels):  # a clock is small
             part = filled[number][box]
             np.copyto(part, fill_outside(part[None], good[box])[0], where=~good[box])
