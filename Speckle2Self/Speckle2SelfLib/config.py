@@ -126,10 +126,6 @@ class TrainingConfig:
         "does not weight, give the expected value",
         choices=TRUTH_ERRORS,
     )
-    distillation: float = option(
-        0.0, "weight, in the truth of simulated frames, of the mean of what the model to start from makes of their "
-        "mirror images: less noisy than the truth, and nearly unbiased", low=0, high=1,
-    )  # fmt: skip
     lead: float = option(0.0, "fraction of steps in which only the lattice network is trained", low=0, high=1)
     averaging: float = option(
         0.995, "decay of the weights' exponential moving average; 0 keeps the last weights", low=0, high=1 - 1e-9
@@ -185,9 +181,6 @@ class Job:
     width: int | None = option(None, "channels of a new network; 64 is three times slower (default: 32)")
     deep: int | None = option(None, "blocks of a new network at a sixteenth of the resolution (default: 0)")
     uncertainty: bool = option(False, "a new network also learns how uncertain it is; needs simulated frames")
-    distillation: float | None = option(
-        None, "weight of the starting model's result in the truth of simulated frames (default: the preset's)"
-    )
     minutes: float | None = option(None, "training time after the simulation, instead of a number of steps")
     seed: int | None = option(None, "seed of all random choices (default: 0)")
     init: str | None = option(
@@ -221,7 +214,7 @@ class Job:
     @property
     def training(self) -> TrainingConfig:
         """Return the preset with the changes that this job makes."""
-        names = ("recipe", "steps", "simulated", "batch", "interval", "distillation")
+        names = ("recipe", "steps", "simulated", "batch", "interval")
         changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.recipe == "published":
             changes = {"simulated": 0} | changes  # the published method uses no ground truth

@@ -20,7 +20,7 @@ from .dataset import Batch, Cine, joined, simulate_cines
 from .loss import disjoint_loss, published_loss, total
 from .network import FrameLearner, LatticePair, LatticePredictions
 from .perturbation import LatticeViews, lattice_views, min_max, published_views
-from .respeckling import despeckled, distilled, measured_speckles, respeckle
+from .respeckling import despeckled, measured_speckles, respeckle
 from .system import InputError, Progress
 
 FAST_GRAIN = (0.65, 1.45)  # pixels, as `estimate_grain` measures it; other recordings are resampled to it
@@ -42,6 +42,7 @@ class Recipe:
     model: ModelConfig  # of a new network, and what networks to start from have in common with it
     betas = (0.9, 0.99)  # of Adam
     learns_truth = True  # whether the known truth of simulated frames is used
+    despeckles = False  # whether `simulate` needs a network that despeckles already
     learns_recorded = True  # whether recorded frames are trained on as they are
     most_frames: int | None = None  # of a recording, evenly spread; None: all
     cuda_memory_format = torch.channels_last  # of the weights and activations on a CUDA device
@@ -53,11 +54,6 @@ class Recipe:
     def detects_region(self) -> bool:
         """Return whether the region "auto" detects the imaged part; else whole frames are used."""
         return self.config.recipe not in WHOLE_FRAMES
-
-    @property
-    def despeckles(self) -> bool:
-        """Return whether `simulate` needs a network that despeckles already."""
-        return self.config.distillation > 0
 
     def new_model(self, **shape: Any) -> ModelConfig:
         """Return the config of a new network. Raises InputError for a shape where it has only one.
@@ -80,8 +76,8 @@ class Recipe:
     ) -> tuple[Cine | None, list[Cine]]:  # fmt: skip
         """Make frames with known truth before the first step: those to train on, and those held out.
 
-        Here, `config.simulated` anatomies of the simulator with the recordings' grain; `config.distillation` mixes what
-        the network makes of them into their truth. A recipe may also use the recordings.
+        Here, `config.simulated` anatomies of the simulator with the recordings' grain. A recipe may use the recordings
+        and the network that the run starts from.
 
         Args: cines, as `dataset.prepare_cine` makes them; network, in evaluation mode; progress, see `simulate_cines`;
         held_out, recordings like `cines` that are not trained on.
@@ -91,7 +87,7 @@ class Recipe:
             return None, []
         cine = simulate_cines(self.anatomies, config.crop, rng, grains, progress)
         apart = simulate_cines(self.anatomies_held_out, config.crop, np.random.default_rng([config.seed, 1]), grains)
-        return distilled(cine, network, config.distillation), [apart]
+        return cine, [apart]
 
     @property
     def anatomies(self) -> int:
@@ -228,11 +224,8 @@ class Respeckled(Disjoint):
     simulator's anatomies. `share` is that of the former."""
 
     learns_recorded = False
+    despeckles = True
     most_frames = MOST_FRAMES
-
-    @property
-    def despeckles(self) -> bool:
-        return True
 
     def wrap(self, network: nn.Module) -> FrameLearner:
         return FrameLearner(network)
@@ -262,7 +255,7 @@ class Respeckled(Disjoint):
             pairs = despeckled(held_out, network)
             speckles = measured_speckles(held_out, pairs)
         apart = respeckle(pairs, speckles, few, config.crop, two, draws=2)
-        return distilled(joined(made), network, config.distillation), [apart, replace(world, figure="world")]
+        return joined(made), [apart, replace(world, figure="world")]
 
 
 RECIPES: dict[str, type[Recipe]] = {"respeckle": Respeckled, "disjoint": Disjoint, "published": Published}

@@ -7,7 +7,6 @@ Related: SAR2SAR (Dalsasso, Denis, Tupin, IEEE JSTARS 2021), noise as clean (Xu 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,7 +22,6 @@ from .system import Progress
 
 FRAMES = 24  # of all recordings together that are despeckled, at least one of each
 MEASURED = 8  # frames of a recording, at most, on which its speckle is measured
-AT_ONCE = 16  # simulated frames that are despeckled at a time
 SCALES = (0.75, 1.5)  # by which a piece of a frame is magnified
 SHARPENED, BLUR = 1.0, 1.5  # of the difference to a blurred piece, at most; sigma, pixels: despeckled frames are smooth
 CONTRASTS = (0.67, 1.5)  # by which the contrast of half of the pieces is changed
@@ -32,36 +30,16 @@ CONTRASTS = (0.67, 1.5)  # by which the contrast of half of the pieces is change
 @torch.no_grad()
 def despeckled(cines: Sequence[Cine], network: nn.Module) -> list[np.ndarray]:
     """Return some of the frames of each recording at the network's grain, evenly spread, before and after: (2, N, H, W)
-    about [0, 1]."""
-    most = max(1, FRAMES // max(1, len(cines)))
+    about [0, 1]. The result is the mean over the mirror images."""
+    most, device = max(1, FRAMES // max(1, len(cines))), next(network.parameters()).device
     pairs = []
     for cine in cines:
-        chosen = cine.frames[evenly(len(cine.frames), most)]  # (N, 1, H, W)
-        clean = [_clean(network, frame) for frame in chosen.split(1)]
-        pairs.append(torch.stack([chosen, torch.cat(clean)])[:, :, 0].numpy())
+        frames = cine.frames[evenly(len(cine.frames), most)]  # (N, 1, H, W)
+        clean = [
+            through_mirrored(network, frame.to(device)).float().clamp(0, BRIGHTEST).cpu() for frame in frames.split(1)
+        ]
+        pairs.append(torch.stack([frames, torch.cat(clean)])[:, :, 0].numpy())
     return pairs
-
-
-def _clean(network: nn.Module, frames: torch.Tensor) -> torch.Tensor:
-    """Return frames (N, 1, H, W) despeckled, the mean over their mirror images, on the processor."""
-    device = next(network.parameters()).device
-    return through_mirrored(network, frames.to(device)).float().clamp(0, BRIGHTEST).cpu()
-
-
-@torch.no_grad()
-def distilled(cine: Cine, network: nn.Module, weight: float) -> Cine:
-    """Mix what the network makes of simulated frames, averaged over their mirror images, into their truth.
-
-    A network that is trained towards the mean of its own results comes near that mean in a single pass (Hinton,
-    Vinyals, Dean, "Distilling the knowledge in a neural network", 2015).
-    """
-    if not weight or cine.truth is None:
-        return cine
-    truths = [
-        truth.lerp(_clean(network, frames), weight)
-        for frames, truth in zip(cine.frames.split(AT_ONCE), cine.truth.split(AT_ONCE), strict=True)
-    ]
-    return replace(cine, truth=torch.cat(truths))
 
 
 def measured_speckles(cines: Sequence[Cine], pairs: Sequence[np.ndarray]) -> list[RecordedSpeckle]:

@@ -45,7 +45,7 @@ MOST_STEPS = 10**8  # the largest number that a config accepts
 ESTIMATES = "Speckle size, down x across: {} pixels. The speckle is measured, and drawn again over despeckled frames."
 RANDOM = "random weights"  # instead of the name of an initial model
 CURVE = 200  # points of the loss that a model's card keeps at most
-OVERRIDES = ("recipe", "steps", "simulated", "batch", "interval", "distillation", "seed")  # of the preset, by a job
+OVERRIDES = ("recipe", "steps", "simulated", "batch", "interval", "seed")  # of the preset, by a job
 
 
 class Unfinished(InputError):
@@ -293,7 +293,7 @@ class Run:
         if self.trains_on_held_out:
             self.say("Too few frames to hold any out: the figures are of frames that are trained on.")
         self.reported = time.monotonic()
-        if self.cines and not recipe_of(start.config).learns_recorded and start.config.simulated:
+        if self.cines and recipe_of(start.config).despeckles and start.config.simulated:
             self.say(ESTIMATES.format(", ".join("{:.1f} x {:.1f}".format(*c.recorded_grain) for c in self.cines[:3])))
         return Training(
             self.cines, start.config, start.model, start.network, self.device, self.held_out, self.report_simulation,

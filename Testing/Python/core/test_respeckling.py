@@ -12,10 +12,10 @@ from scipy.stats import skew
 
 from Speckle2SelfLib import checkpoint, config, library, recipes, respeckling, runs
 from Speckle2SelfLib.config import Job, ModelConfig, TrainingConfig
-from Speckle2SelfLib.dataset import Cine, prepare_cine, simulate_cines
+from Speckle2SelfLib.dataset import Cine, prepare_cine
 from Speckle2SelfLib.network import build
 from Speckle2SelfLib.recorded_speckle import measure
-from Speckle2SelfLib.respeckling import despeckled, distilled, draw_piece, measured_speckles, respeckle
+from Speckle2SelfLib.respeckling import despeckled, draw_piece, measured_speckles, respeckle
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
 from Speckle2SelfLib.system import Cancelled, InputError
 from Speckle2SelfLib.training import Training
@@ -105,15 +105,6 @@ def test_each_recording_keeps_its_own_speckle(cine, network):
     speckles = measured_speckles([cine, fainter], despeckled([cine, fainter], network))
     spreads = [np.ptp(speckle.quantiles, axis=1).max() for speckle in speckles]
     assert spreads[1] < 0.5 * spreads[0]
-
-
-def test_distillation_mixes_what_the_network_makes_of_the_mirror_images_into_the_truth(network):
-    made = simulate_cines(3, 32, np.random.default_rng(0))
-    assert distilled(made, network, 0) is made
-    own, half = distilled(made, network, 1.0).truth, distilled(made, network, 0.5).truth
-    assert torch.allclose(half, (own + made.truth) / 2, atol=1e-6)
-    mirrored = distilled(replace(made, frames=made.frames.flip(-1)), network, 1.0).truth
-    assert torch.allclose(mirrored.flip(-1), own, atol=1e-5) and not torch.allclose(own, made.truth, atol=0.01)
 
 
 def test_only_frames_of_known_truth_are_trained_on_and_others_are_held_out(cine):
