@@ -15,6 +15,8 @@ LINE = 9  # pixels: lines across an image are nowhere thicker, with the margin o
 EVEN = 5  # pixels: speckle is nowhere of one value over so many rows and columns
 WATER = 0.3  # of the hull is light where tissue is imaged, and not a phantom in water
 GAP = 4  # pixels: what is black and outside is nowhere narrower
+AROUND = 2  # pixels around graphics and colors are left out, too: fringes, shadows, what JPEG blurs
+RIM = 5  # pixels: what is found at the edge of an image is no wider, and is compared with what is so near
 SMALLEST = 64  # pixels of a part of the region; the inside of a letter has fewer
 
 
@@ -85,6 +87,9 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
 
     some = grey_values[evenly(len(chosen), 12)]
     standing, moving = graphics_over_time(some)
+    standing &= ~_find_rims(standing, steady - black, lit)
+    for found, values in zip(moving, some, strict=True):
+        found &= ~_find_rims(found, values - black, lit)
     even = flat & (ndimage.maximum_filter(brightest, EVEN) == ndimage.minimum_filter(darkest, EVEN))
     standing |= ndimage.binary_dilation(even & (brightest < grey_values.max()), np.ones((EVEN, EVEN)))  # panels
     below = np.where(moving.any(0), np.where(moving, -np.inf, some).max(0), brightest)  # without what moves
@@ -102,7 +107,7 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     region = _find_outline(image, lit, dark | standing)
     standing &= ~_find_cysts((brightest <= black + max(0.008 * span, rounding)) & region)
     region &= ~_find_boxes(brightest, darkest, region)
-    region = _remove_specks(region & ~ndimage.binary_dilation(standing | (lit & colored), iterations=2), SMALLEST)
+    region = _remove_specks(region & ~ndimage.binary_dilation(standing | (lit & colored), iterations=AROUND), SMALLEST)
     return region if within is None else region & within
 
 
@@ -141,6 +146,24 @@ def _find_outline(image: np.ndarray, lit: np.ndarray, black: np.ndarray) -> np.n
     labels, _ = ndimage.label(wide)
     outside = (labels == labels[0, 0])[GAP:-GAP, GAP:-GAP]
     return region & ~ndimage.binary_dilation(outside, iterations=GAP, mask=black | outside)
+
+
+def _find_rims(found: np.ndarray, level: np.ndarray, lit: np.ndarray) -> np.ndarray:
+    """Return which of the graphics found, (H, W) bool, are the edge of an image: narrow, black on one side, and where
+    lit, no brighter than the tissue next to them. Args: level, above black (H, W); lit (H, W) bool."""
+    labels, count = ndimage.label(found, np.ones((3, 3)))
+    rims = np.zeros(count + 1, bool)
+    for label, box in enumerate(ndimage.find_objects(labels), 1):
+        around = tuple(slice(max(0, side.start - RIM), side.stop + RIM) for side in box)
+        part = labels[around] == label
+        tissue = lit[around] & ~found[around]
+        near = ndimage.binary_dilation(tissue, np.ones((3, 3)), RIM)
+        ring = ndimage.binary_dilation(part, np.ones((3, 3)), RIM) & ~found[around]
+        on, beside = part & lit[around], ring & tissue
+        if (part & ~near).any() or on.sum() > 0.75 * part.sum() or not 0.25 < beside.sum() / max(1, ring.sum()) < 0.75:
+            continue
+        rims[label] = not on.any() or level[around][on].mean() < level[around][beside].mean()
+    return rims[labels]
 
 
 def _find_cysts(dark: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from Speckle2SelfLib import files
 from Speckle2SelfLib.calibration import calibrate
 from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.detector import graphics_over_time
-from Speckle2SelfLib.region import detect, grey
+from Speckle2SelfLib.region import _find_rims, detect, grey
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
 
 
@@ -358,3 +358,20 @@ def test_the_shared_graphics_stay_as_they_are(shared_data):
     white = np.zeros(lines.shape[:2], bool)
     white[350:380, 155:185] = lines[350:380, 155:185].min(-1) > 250
     assert (detect(lines[None]) & white).sum() < 0.1 * white.sum()
+
+
+def test_the_sharp_edge_of_an_image_is_tissue_and_what_is_drawn_along_it_is_not():
+    level = np.zeros((60, 80))
+    level[:40] = 90 + 20 * np.random.default_rng(0).standard_normal((40, 80))
+    level[38:40] *= 0.8
+    found = np.zeros(level.shape, bool)
+    found[38:43, 5:35] = found[38:43, 45:75] = found[50:54, 10:40] = found[20:24, 10:40] = True
+    level[40, 46:74] = level[51, 11:39] = level[21, 11:39] = 200  # ruled along the edge, on black, on tissue
+    rims = _find_rims(found, level, level > 10)
+    assert rims[38:43, 5:35].all() and rims.sum() == 150
+
+
+def test_the_cardiac_fan_is_taken_to_its_lower_edge():
+    frames = files.read(pydicom.examples.get_path("ybr_color")).frames
+    region, lit = detect(frames), frames[..., 0].max(0) > 12
+    assert region[190:201, 136:200][lit[190:201, 136:200]].all()
