@@ -42,7 +42,7 @@ def finish(training):
 
 def test_what_is_held_out_of_simulated_frames_was_not_trained_on():
     for seed in (0, 5):
-        training = Training([], TrainingConfig(steps=8, batch=8, crop=32, simulated=64, seed=seed), FAST)
+        training = Training([], TrainingConfig(steps=8, batch=4, crop=32, simulated=32, seed=seed), FAST)
         (held,) = training.held_out
         assert not any((held.frames[:, None] == training.simulated.frames[None]).flatten(2).all(-1).any(1))
 
