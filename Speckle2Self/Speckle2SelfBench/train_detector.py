@@ -1,8 +1,7 @@
 """Train the network that finds graphics, on simulated frames with simulated graphics.
 
 python -m Speckle2SelfBench.train_detector POOL.npz OUTPUT.safetensors draws a pool of frames, unless the file exists,
-and trains on it. Called again, it continues from OUTPUT's latest state. Everything is drawn from the seed. With --init,
-the weights of another network are trained further, mostly by the pixels in which it errs.
+and trains on it. Called again, it continues from OUTPUT's latest state. Everything is drawn from the seed.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ VISIBLE = 3  # grey levels of 255 that a pixel changes by where it counts as dra
 BLACK = 4  # grey levels of 255
 LOGITS = 16.0  # by which a network's output, counted from 1/2, is multiplied
 DRAWN_WEIGHT = 3.0  # of a drawn pixel that is missed, against one of tissue that is left
-FASTEST = 3e-3  # largest learning rate, from the start
-FASTEST_FURTHER = 2e-3  # of a network that was trained before
+CONFIG = ModelConfig(width=16)
 
 
 def outline(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -125,36 +123,19 @@ def batch(frames: np.ndarray, labels: np.ndarray, size: int, rng: np.random.Gene
     return torch.from_numpy(np.stack(values).astype(np.float32))[:, None], torch.from_numpy(np.stack(targets))[:, None]
 
 
-def loss(outputs: torch.Tensor, labels: torch.Tensor, focus: bool) -> torch.Tensor:
-    """Cross entropy of the logits, without pixels that may be either.
-
-    focus: weigh each pixel by its error in probability, so that the few that are wrong count (the focal loss of Lin
-    and others, 2017, with an exponent of 1).
-    """
-    drawn, logits = (labels == DRAWN).float(), LOGITS * (outputs - 0.5)
+def loss(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of the logits, without pixels that may be either."""
     weight = torch.where(labels == DRAWN, DRAWN_WEIGHT, 1.0) * (labels != EITHER)
-    if focus:
-        weight = weight * (drawn - logits.detach().sigmoid()).abs()
-    return F.binary_cross_entropy_with_logits(logits, drawn, weight)
+    logits = LOGITS * (outputs - 0.5)
+    return F.binary_cross_entropy_with_logits(logits, (labels == DRAWN).float(), weight)
 
 
-def train(
-    pool: tuple[np.ndarray, np.ndarray],
-    output: Path,
-    config: ModelConfig,
-    steps: int,
-    size: int,
-    seed: int,
-    init: Path | None = None,
-) -> FastNetwork:
+def train(pool: tuple[np.ndarray, np.ndarray], output: Path, steps: int, size: int, seed: int) -> FastNetwork:
     """Train, or continue to, with a state beside the output every 200 steps."""
     torch.manual_seed(seed)
-    network, state = build(config), output.with_suffix(".state")
-    if init:
-        network.load_state_dict(checkpoint.load(init)[1].state_dict(), strict=False)  # it may have fewer levels
-    fastest = FASTEST_FURTHER if init else FASTEST
-    optimizer = torch.optim.AdamW(network.parameters(), fastest, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, fastest, steps, pct_start=0.05)
+    network, state = build(CONFIG), output.with_suffix(".state")
+    optimizer = torch.optim.AdamW(network.parameters(), 3e-3, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps, pct_start=0.05)
     first = 0
     if state.exists():
         kept = torch.load(state, weights_only=True)
@@ -165,9 +146,7 @@ def train(
     mean, began = 0.0, time.monotonic()
     for step in range(first, steps):
         values, labels = batch(*pool, size, np.random.default_rng([seed, step]))
-        with torch.autocast("cpu", torch.bfloat16, enabled=init is not None):
-            outputs = network(values.contiguous(memory_format=torch.channels_last))
-        value = loss(outputs, labels, focus=init is not None)
+        value = loss(network(values.contiguous(memory_format=torch.channels_last)), labels)
         optimizer.zero_grad()
         value.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -177,7 +156,7 @@ def train(
         if step % 200 == 199 or step == steps - 1:
             print(f"step {step + 1} of {steps}: loss {mean:.4f}, {time.monotonic() - began:.0f} s", flush=True)
             mean = 0.0
-            checkpoint.save(output, config, network, {"description": "Finds what scanners draw; removes no speckle."})
+            checkpoint.save(output, CONFIG, network, {"description": "Finds what scanners draw; removes no speckle."})
             parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
             torch.save({"step": step + 1} | {name: part.state_dict() for name, part in parts.items()}, state)
     return network.eval()
@@ -191,12 +170,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--deep", type=int, default=0, help="blocks at the deepest level; see FastNetwork")
-    parser.add_argument("--init", type=Path, help="the weights to train further")
     asked = parser.parse_args()
-    pool = draw_pool(asked.pool, asked.tissues, asked.seed)
-    config = ModelConfig(width=16, deep=asked.deep)
-    train(pool, asked.output, config, asked.steps, asked.batch, asked.seed, asked.init)
+    train(draw_pool(asked.pool, asked.tissues, asked.seed), asked.output, asked.steps, asked.batch, asked.seed)
 
 
 if __name__ == "__main__":
