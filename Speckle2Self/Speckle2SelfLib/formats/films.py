@@ -30,7 +30,7 @@ STEADY = 2e-3  # s; containers round times to milliseconds
 MILLISECOND = 0.99e-3  # s, except rounding
 FASTEST_AVI = 1000  # frames per second; for more, the library counts in another unit
 PACKED = 2**17  # largest ratio of pixels to bytes; no film or animation is compressed further
-PACKED_GIF = 2**12  # the same of a GIF's first frame
+PACKED_GIF = 2**11  # the same of a GIF's first frame; of a black image it is 1234
 CLOCK = Fraction(1, 90000)  # s, unit of time for frames at unequal intervals
 logger = logging.getLogger(__name__)
 
