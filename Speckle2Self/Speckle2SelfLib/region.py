@@ -15,7 +15,7 @@ LINE = 9  # pixels: lines across an image are nowhere thicker, with the margin o
 EVEN = 5  # pixels: speckle is nowhere of one value over so many rows and columns
 WATER = 0.3  # of the hull is light where tissue is imaged, and not a phantom in water
 GAP = 4  # pixels: what is black and outside is nowhere narrower
-AROUND = 2  # pixels around graphics and colors are left out, too: fringes, shadows, what JPEG blurs
+AROUND = 2  # pixels around graphics and colors are left out as well: fringes, shadows, what JPEG blurs
 RIM = 5  # pixels: what is found at the edge of an image is no wider, and is compared with what is so near
 SMALLEST = 64  # pixels of a part of the region; the inside of a letter has fewer
 
