@@ -181,7 +181,7 @@ def running(folder):
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):
-            if f"SPECKLE2SELF_HOME={folder}".encode() in path.read_bytes() and alive(path.parent.name):
+            if f"SPECKLE2SELF_HOME={folder}".encode() in path.read_bytes() and alive(int(path.parent.name)):
                 found.append(int(path.parent.name))
     return found
 
