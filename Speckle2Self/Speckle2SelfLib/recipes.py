@@ -42,8 +42,8 @@ class Recipe:
     model: ModelConfig  # of a new network, and what networks to start from have in common with it
     betas = (0.9, 0.99)  # of Adam
     learns_truth = True  # whether the known truth of simulated frames is used
-    despeckles = False  # whether `simulate` needs a network that despeckles already
     learns_recorded = True  # whether recorded frames are trained on as they are
+    despeckles = False  # whether `simulate` needs a network that despeckles already
     most_frames: int | None = None  # of a recording, evenly spread; None: all
     cuda_memory_format = torch.channels_last  # of the weights and activations on a CUDA device
 

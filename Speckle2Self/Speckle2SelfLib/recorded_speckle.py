@@ -39,7 +39,7 @@ class RecordedSpeckle:
     def draw(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return an image (H, W) with speckle over it, float32; the mean of ever more draws tends to the image."""
         size = [n + 2 * REACH for n in image.shape]  # as the field is periodic
-        uniform = _field(self.correlation, size, rng)[: image.shape[0], : image.shape[1]]
+        uniform = _field(_spectrum(self.correlation, size), rng)[: image.shape[0], : image.shape[1]]
         places = self._positions(image), uniform * len(QUANTILES) - 0.5
         return (image + map_coordinates(self.quantiles, places, order=1, mode="nearest")).astype(np.float32)
 
@@ -108,9 +108,9 @@ def _fitted(correlation: np.ndarray) -> np.ndarray:
     target = target * np.sqrt(_window())
     fit = target > LEAST
     for _ in range(ROUNDS):
-        power = np.zeros((FIELD, FIELD))
+        power, spectrum = np.zeros((FIELD, FIELD)), _spectrum(fitted, (FIELD, FIELD))
         for _ in range(DRAWS):
-            field = ndtri(np.clip(_field(fitted, (FIELD, FIELD), rng), OUTERMOST, 1 - OUTERMOST))
+            field = ndtri(np.clip(_field(spectrum, rng), OUTERMOST, 1 - OUTERMOST))
             power += np.abs(np.fft.fft2(field)) ** 2
         found = np.fft.ifft2(power).real[_lags(power.shape)]
         found /= found[REACH, REACH]
@@ -120,11 +120,15 @@ def _fitted(correlation: np.ndarray) -> np.ndarray:
     return fitted
 
 
-def _field(correlation: np.ndarray, size: Sequence[int], rng: np.random.Generator) -> np.ndarray:
-    """Return the power of a periodic complex Gaussian field as probabilities, uniform in [0, 1], of `size`."""
+def _spectrum(correlation: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Return the amplitudes (H, W) of a periodic field of `size` with a correlation at the lags -REACH to REACH."""
     lags = np.zeros(size)
     lags[_lags(size)] = correlation
-    spectrum = np.sqrt(np.maximum(np.fft.fft2(lags).real, 0))
-    white = rng.standard_normal(size) + 1j * rng.standard_normal(size)
+    return np.sqrt(np.maximum(np.fft.fft2(lags).real, 0))
+
+
+def _field(spectrum: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the power of a complex Gaussian field with these amplitudes as probabilities, uniform in [0, 1]."""
+    white = rng.standard_normal(spectrum.shape) + 1j * rng.standard_normal(spectrum.shape)
     field = np.fft.ifft2(np.fft.fft2(white) * spectrum)
     return 1 - np.exp(-(np.abs(field) ** 2) / (2 * np.mean(spectrum**2)))

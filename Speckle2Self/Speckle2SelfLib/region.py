@@ -7,7 +7,7 @@ from scipy import ndimage
 from skimage.measure import label as label_equal
 from skimage.morphology import convex_hull_image
 
-from .detector import graphics_over_time
+from .detector import graphics_over_time, widen
 from .grey import HUE_NOISE, HUE_TOLERANCE, evenly, luminance
 from .tint import Tint, find_tint
 
@@ -157,8 +157,8 @@ def _find_rims(found: np.ndarray, level: np.ndarray, lit: np.ndarray) -> np.ndar
         around = tuple(slice(max(0, side.start - RIM), side.stop + RIM) for side in box)
         part = labels[around] == label
         tissue = lit[around] & ~found[around]
-        near = ndimage.binary_dilation(tissue, np.ones((3, 3)), RIM)
-        ring = ndimage.binary_dilation(part, np.ones((3, 3)), RIM) & ~found[around]
+        near = widen(tissue, RIM)
+        ring = widen(part, RIM) & ~found[around]
         on, beside = part & lit[around], ring & tissue
         if (part & ~near).any() or on.sum() > 0.75 * part.sum() or not 0.25 < beside.sum() / max(1, ring.sum()) < 0.75:
             continue

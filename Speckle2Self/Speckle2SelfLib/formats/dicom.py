@@ -106,7 +106,7 @@ def _not_decoded(path: Path, dataset, error: Exception) -> InputError:
     name = getattr(dataset.file_meta.TransferSyntaxUID, "name", "")
     if packages := re.findall(r"requires (.+)", str(error)):  # by pydicom, for each of its plugins
         return InputError(f"{path} is compressed as {name}; install {packages[0].rstrip(' .')} to read it.")
-    if name.startswith("MPEG") or name.startswith("HEVC"):
+    if name.startswith(("MPEG", "HEVC")):
         return InputError(f"{path} holds a film ({name}); export it as MP4, AVI or uncompressed DICOM.")
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(" .:")
     return InputError(f"{path} cannot be decoded: {reason}.")

@@ -140,9 +140,8 @@ def _write(path: Path, array: np.ndarray, recording: Recording) -> None:
     writer.SetUseCompression(True)
     with quiet("SimpleITK"):  # which warns of every text that a format does not hold
         writer.Execute(image)
-        image = sitk.ReadImage(
-            str(path)
-        )  # ITK does not report every full disk, nor everything that a format cannot hold
+        # Read back, as ITK does not report every full disk, nor everything that a format cannot hold.
+        image = sitk.ReadImage(str(path))
     again = sitk.GetArrayViewFromImage(image)
     if again.size % array.size or not all(map(_equal, again.reshape(*array.shape, -1), array)):
         raise RuntimeError("not what was written")

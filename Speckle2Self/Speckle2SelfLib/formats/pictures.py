@@ -40,7 +40,7 @@ class Pictures(Images):
         data = path.read_bytes()
         animated = _chunks(data, {b"acTL"})
         if animated and int.from_bytes(animated[8:12], "big") > 1:
-            raise InputError(f"{path} is an animated PNG, of which only one frame would be read; save it as .webp.")
+            raise InputError(f"{path} is an animated PNG, but only one frame would be read; save it as .webp.")
         kind, bits = head[25:26], int.from_bytes(head[24:25], "big")
         if kind == bytes([GREY_WITH_ALPHA]) or (kind == bytes([GREY]) and _chunks(data, {b"tRNS"})):
             recording = self._read_grey_with_alpha(path, bits)

@@ -263,7 +263,7 @@ def test_grey_of_which_one_value_is_transparent_is_read_with_its_transparency(tm
 def test_an_animated_png_is_refused_and_not_read_as_one_frame(tmp_path):
     first, *others = [Image.fromarray(frame) for frame in FRAMES]
     first.save(tmp_path / "in.png", save_all=True, append_images=others, duration=40)
-    with pytest.raises(InputError, match="animated PNG, of which only one frame would be read"):
+    with pytest.raises(InputError, match="animated PNG, but only one frame would be read"):
         files.read(tmp_path / "in.png")
 
 

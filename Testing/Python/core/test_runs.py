@@ -779,7 +779,7 @@ def test_two_processes_train_as_one_does(folder, original, capsys):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}  # as torchrun tells them
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}  # as torchrun sets them
     both = [
         Copy(original, [*arguments, "2.model", "--resume"], {**place, "RANK": rank, "LOCAL_RANK": rank})
         for rank in "01"
