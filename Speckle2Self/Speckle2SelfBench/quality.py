@@ -115,7 +115,6 @@ def methods(device) -> list[Method]:
         found.append(Method(title, _trained_by(name, device), True))
     found += [
         Method("Speckle2Self as published", _ours(device, replace(PRESETS["paper"], batch=4)), True),
-        Method("ours, frames alone", _ours(device, replace(new, recipe="disjoint", simulated=0)), True),
         Method("ours, from nothing", _ours(device, new), True),
         Method(
             "ours, default model",

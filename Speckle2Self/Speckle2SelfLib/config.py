@@ -14,9 +14,8 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from .system import InputError
 
 ARCHITECTURES = ("fast", "published")
-TRUTH_ERRORS = ("absolute", "squared")
 NORMALISATIONS = ("cine", "frame")
-RECIPES = ("respeckle", "disjoint", "published")
+RECIPES = ("respeckle", "published")
 WHOLE_FRAMES = ("published",)  # recipes that use whole frames where the region is "auto"
 FILTER_NAMES = ("median", "lee", "srad", "nlm", "curvature")
 AXES = ("auto", "k", "j", "i", "average")
@@ -105,7 +104,7 @@ class ModelConfig:
 class TrainingConfig:
     """How a model is trained."""
 
-    recipe: str = option("disjoint", "respeckle or disjoint (ours), or published (Li, Navab, Jiang 2025)")
+    recipe: str = option("respeckle", "respeckle (ours) or published (Li, Navab, Jiang 2025)")
     steps: int = option(3000, "optimizer steps", low=1, high=10**8)
     batch: int = option(12, "crops in one step, over all processes", low=1, high=4096)
     crop: int = option(128, "side of a crop, pixels at the model's grain", low=32, high=4096)
@@ -114,19 +113,9 @@ class TrainingConfig:
     )
     simulated: int = option(0, "anatomies to simulate with known ground truth and to mix in", low=0, high=10**6)
     share: float = option(
-        0.5, "of the steps that use simulated frames where there are recorded ones; in the recipe respeckle, of the "
-        "simulated anatomies that are the recordings' own", low=0, high=1,
+        0.5, "in the recipe respeckle, of the simulated anatomies that are the recordings' own; else of the steps that "
+        "use simulated frames", low=0, high=1,
     )  # fmt: skip
-    detail: float = option(
-        3.0, "extra weight on small structures; keeps more points and layers but invents more", low=0, high=100
-    )
-    truth_error: str = option(
-        "absolute",
-        "errors to a known truth: absolute ones give crisp decisions in doubtful places; squared ones, which `detail` "
-        "does not weight, give the expected value",
-        choices=TRUTH_ERRORS,
-    )
-    lead: float = option(0.0, "fraction of steps in which only the lattice network is trained", low=0, high=1)
     averaging: float = option(
         0.995, "decay of the weights' exponential moving average; 0 keeps the last weights", low=0, high=1 - 1e-9
     )
@@ -148,12 +137,9 @@ PRESETS = {
         interval=100,
         simulated=800,
         share=0.65,
-        truth_error="squared",
     ),
-    "standard": TrainingConfig("respeckle", steps=12_000, simulated=6000, share=0.35, truth_error="squared"),
-    "default": TrainingConfig(
-        steps=40_000, batch=16, simulated=24_000, interval=2000, averaging=0.999, truth_error="squared"
-    ),
+    "standard": TrainingConfig("respeckle", steps=12_000, simulated=6000, share=0.35),
+    "default": TrainingConfig(steps=40_000, batch=16, simulated=24_000, interval=2000, averaging=0.999),
     "paper": TrainingConfig(recipe="published", steps=100_000, batch=16, crop=512, averaging=0.0),
 }
 
@@ -173,7 +159,7 @@ class Job:
         "default: the first settings of the bundled model",
         choices=tuple(PRESETS),
     )
-    recipe: str | None = option(None, "respeckle or disjoint (ours), or published (default: the preset's)")
+    recipe: str | None = option(None, "respeckle (ours) or published (default: the preset's)")
     steps: int | None = option(None, "optimizer steps (default: the preset's)")
     simulated: int | None = option(None, "anatomies to simulate and mix in (default: the preset's)")
     batch: int | None = option(None, "crops in one step, over all processes (default: the preset's)")

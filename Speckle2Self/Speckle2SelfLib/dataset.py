@@ -75,7 +75,6 @@ class Batch:
 
     frames: torch.Tensor  # (B, 1, h, w)
     truth: torch.Tensor | None = None  # (B, 1, h, w)
-    grain: tuple[float, float] = (1.0, 1.0)  # (axial, lateral) pixels
     augmentation: Augmentation = UNCHANGED
 
 

@@ -1,4 +1,4 @@
-"""Find what a scanner drew, pixel by pixel, with a small network of its own; Documentation/method.md, 6.
+"""Find what a scanner drew, pixel by pixel, with a small network of its own; Documentation/method.md, section 5.
 
 It sees frames as they were recorded: at the grain of a model for despeckling, strokes of one pixel would be gone.
 """

@@ -1,4 +1,4 @@
-"""Figures of merit as Documentation/method.md, section 5, defines them, and the one list of them: `FIGURES`.
+"""Figures of merit as Documentation/method.md, section 4, defines them, and the one list of them: `FIGURES`.
 
 A new figure is a function here and an entry of the list; tables, the command line, the panels, the benchmark and the
 judgment of trained models read the list. Images are on the 8-bit scale, 0 to 255. scipy and scikit-image are imported

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -121,6 +121,7 @@ class SpeckleReductionNetwork(nn.Module):
 # --- Our network.
 
 GREY = 0.25  # about the mean grey value: zero padding then resembles tissue more than a black frame
+CELL = 2  # pixels: the network works on cells of 2 x 2
 UNSURE = 0.03  # grey values; the error's standard deviation that a new head returns
 LEAST, MOST = 1e-3, 0.1  # grey values; range of a head's deviations, as larger ones proved wrong
 BEGINNING = math.log(UNSURE / math.sqrt(1 - (UNSURE / MOST) ** 2))  # output of a new head, whose layers add nothing
@@ -161,21 +162,20 @@ class UncertaintyHead(nn.Module):
 
     A coarse part sees the surroundings (two layers at a quarter of the frame's resolution), a fine part the edges (one
     layer at half of it). No gradient passes to the features: the grey value learns nothing from this head.
-    Input (B, width / 2, H / cell, W / cell) and (B, width, H / 2 cell, W / 2 cell); output (B, 1, H, W) float32.
+    Input (B, width / 2, H / 2, W / 2) and (B, width, H / 4, W / 4); output (B, 1, H, W) float32.
     """
 
-    def __init__(self, width: int, cell: int):
+    def __init__(self, width: int):
         super().__init__()
-        self.cell = cell
-        self.first, self.second = nn.Conv2d(width, 16, 3, padding=1), nn.Conv2d(16, cell**2, 1)
-        self.fine = nn.Conv2d(width // 2, cell**2, 1)
+        self.first, self.second = nn.Conv2d(width, 16, 3, padding=1), nn.Conv2d(16, CELL**2, 1)
+        self.fine = nn.Conv2d(width // 2, CELL**2, 1)
         for parameter in (*self.second.parameters(), *self.fine.parameters()):
             nn.init.zeros_(parameter)  # a new head returns UNSURE everywhere
 
     def forward(self, fine: torch.Tensor, middle: torch.Tensor) -> torch.Tensor:
-        coarse = self.second(F.relu(self.first(middle.detach())))  # (B, cell^2, H / 2 cell, W / 2 cell)
-        coarse = double(F.pixel_shuffle(coarse.float(), self.cell))  # (B, 1, H, W)
-        detail = F.pixel_shuffle(self.fine(fine.detach()).float(), self.cell)
+        coarse = self.second(F.relu(self.first(middle.detach())))  # (B, 4, H / 4, W / 4)
+        coarse = double(F.pixel_shuffle(coarse.float(), CELL))  # (B, 1, H, W)
+        detail = F.pixel_shuffle(self.fine(fine.detach()).float(), CELL)
         free = (smooth(detail) + coarse + BEGINNING).clamp(min=math.log(LEAST))
         return free - F.softplus(2 * (free - math.log(MOST))) / 2  # of d: d / (1 + (d / MOST)^2)^(1/2)
 
@@ -189,26 +189,25 @@ class FastNetwork(nn.Module):
     such a head leaves along edges cannot pass it. Bilinear up-sampling keeps the coarser levels free of grids of their
     own.
 
-    Args: width, whose half, itself, double and fourfold are the channels of the levels; cell, 2 for frames, 1 for
-    lattices, which are coarse already; extra, further input channels; deep, blocks at the deepest level, 0 for none;
-    uncertainty, whether there is a head for the error's standard deviation. A further head is a module of the same
-    inputs, called in `maps`.
-    Input (B, 1 + extra, H, W) with H and W multiples of `multiple`; output (B, 1, H, W) float32. `margin`: no input
-    pixel further away than this changes an output pixel.
+    Args: width, whose half, itself, double and fourfold are the channels of the levels; deep, blocks at the deepest
+    level, 0 for none; uncertainty, whether there is a head for the error's standard deviation. A further head is a
+    module of the same inputs, called in `maps`.
+    Input (B, 1, H, W) with H and W multiples of `multiple`; output (B, 1, H, W) float32. `margin`: no input pixel
+    further away than this changes an output pixel.
     """
 
-    def __init__(self, width: int = 32, cell: int = 2, extra: int = 0, deep: int = 0, uncertainty: bool = False):
+    def __init__(self, width: int = 32, deep: int = 0, uncertainty: bool = False):
         super().__init__()
-        self.cell, self.multiple, self.margin = cell, (8 if deep else 4) * cell, (48 + 16 * deep if deep else 40) * cell
+        self.multiple, self.margin = (16, 96 + 32 * deep) if deep else (8, 80)
         fine, middle, coarse = width // 2, width, 2 * width
-        self.stem = nn.Conv2d((1 + extra) * cell**2, fine, 3, padding=1)
+        self.stem = nn.Conv2d(CELL**2, fine, 3, padding=1)
         self.down_1, self.encoder = nn.Conv2d(fine, middle, 2, stride=2), FastBlock(middle)
         self.down_2 = nn.Conv2d(middle, coarse, 2, stride=2)
         self.bottom = nn.Sequential(FastBlock(coarse), FastBlock(coarse))
         self.up_2, self.decoder = nn.Conv2d(coarse, middle, 1), FastBlock(middle)
         self.up_1 = nn.Conv2d(middle, fine, 1)
         self.last = nn.ModuleList(nn.Conv2d(fine, fine, 3, padding=1) for _ in range(2))
-        self.head = nn.Conv2d(fine, cell**2, 1)
+        self.head = nn.Conv2d(fine, CELL**2, 1)
         for layer in (self.stem, self.down_1, self.down_2, *self.last):  # those before a ReLU
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         self.deep = nn.Sequential(*(FastBlock(2 * coarse) for _ in range(deep))) if deep else None
@@ -217,7 +216,7 @@ class FastNetwork(nn.Module):
             nn.init.kaiming_normal_(self.down_3.weight, nonlinearity="relu")
             for parameter in self.up_3.parameters():
                 nn.init.zeros_(parameter)  # the level starts as if it were not there
-        self.uncertainty = UncertaintyHead(width, cell) if uncertainty else None
+        self.uncertainty = UncertaintyHead(width) if uncertainty else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.grey(self.features(x)[0])
@@ -229,14 +228,14 @@ class FastNetwork(nn.Module):
         return self.grey(fine), self.uncertainty(fine, middle) if self.uncertainty is not None else None
 
     def grey(self, fine: torch.Tensor) -> torch.Tensor:
-        """Return the grey value, (B, 1, H, W) float32, from features (B, width / 2, H / cell, W / cell)."""
+        """Return the grey value, (B, 1, H, W) float32, from features (B, width / 2, H / 2, W / 2)."""
         with torch.autocast(fine.device.type, enabled=False):  # in 32 bits, also in training with 16
-            x = self.head(fine.float()) + GREY  # (B, cell^2, H / cell, W / cell)
-        return smooth(F.pixel_shuffle(x, self.cell)) if self.cell > 1 else x  # (B, 1, H, W)
+            x = self.head(fine.float()) + GREY  # (B, 4, H / 2, W / 2)
+        return smooth(F.pixel_shuffle(x, CELL))  # (B, 1, H, W)
 
     def features(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the features for the heads, (B, width / 2, H / cell, W / cell) and (B, width, ...) at half of that."""
-        x = F.pixel_unshuffle(x - GREY, self.cell)  # (B, cell^2 (1 + extra), H / cell, W / cell)
+        """Return the features for the heads, (B, width / 2, H / 2, W / 2) and (B, width, H / 4, W / 4)."""
+        x = F.pixel_unshuffle(x - GREY, CELL)  # (B, 4, H / 2, W / 2)
         fine = F.relu(self.stem(x))
         middle = self.encoder(F.relu(self.down_1(fine)))  # at half of that resolution
         coarse = self.bottom[0](F.relu(self.down_2(middle)))  # at a quarter
@@ -250,42 +249,15 @@ class FastNetwork(nn.Module):
         return fine, middle
 
 
-class LatticePredictions(NamedTuple):
-    """The predictions of a `LatticePair` from `LatticeViews`."""
-
-    lattice: torch.Tensor | None  # (B, 1, h, w) at the sites, only from the lattice, where there is one
-    frame: torch.Tensor  # (B, 1, H, W) everywhere, from the whole frame
-    log_deviation: torch.Tensor | None = None  # (B, 1, H, W) of the frame's errors, if the network estimates it
-
-
 class FrameLearner(nn.Module):
-    """One network that sees whole frames, `high`."""
+    """Our network as it is trained: called with views, a frame and its truth, it returns its `maps` of the frame."""
 
-    def __init__(self, high: nn.Module):
+    def __init__(self, network: nn.Module):
         super().__init__()
-        self.high: Any = high
+        self.network: Any = network
 
-    def forward(self, views: Any, high: Any = None) -> LatticePredictions:
-        """Predict from `LatticeViews` of simulated frames, with `high` in place of its own if it is given."""
-        frame, log_deviation = (high or self.high).maps(views.frame)
-        return LatticePredictions(None, frame, log_deviation)
-
-
-class LatticePair(FrameLearner):
-    """The two networks of the disjoint recipe: `low` sees one lattice, `high` the frame. Only `high` is kept."""
-
-    def __init__(self, high: nn.Module, width: int = 32):
-        super().__init__(high)
-        self.low = FastNetwork(width, cell=1, extra=4)
-
-    def forward(self, views: Any, high: Any = None) -> LatticePredictions:
-        """Predict from `LatticeViews`, with `high` in place of the pair's own if it is given."""
-        predictions = super().forward(views, high)
-        if views.lattice is None:
-            return predictions
-        height, width = views.lattice.shape[-2:]
-        lattice = F.pad(views.lattice, (0, -width % 4, 0, -height % 4), mode="replicate")
-        return LatticePredictions(self.low(lattice)[..., :height, :width], predictions.frame)
+    def forward(self, views: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.network.maps(views[0])
 
 
 NETWORKS = {"fast": FastNetwork, "published": SpeckleReductionNetwork}  # by `ModelConfig.architecture`
@@ -295,4 +267,4 @@ def build(config: ModelConfig) -> FastNetwork | SpeckleReductionNetwork:
     """Return the network that `config` describes, with random weights."""
     if NETWORKS[config.architecture] is SpeckleReductionNetwork:
         return SpeckleReductionNetwork(config.scales)
-    return FastNetwork(config.width, deep=config.deep, uncertainty=config.uncertainty)
+    return FastNetwork(config.width, config.deep, config.uncertainty)

@@ -1,13 +1,7 @@
-"""One frame -> its views: the published scales (the paper's section 3.2) and our disjoint lattices.
-
-Documentation/method.md, sections 1 and 2.
-"""
+"""One frame -> its views at the published scales (the paper's section 3.2; Documentation/method.md, section 1)."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -66,43 +60,3 @@ def _linear_weights(size: int, to: int) -> tuple[torch.Tensor, torch.Tensor, tor
     share = torch.round((at - below) * 2048).long()
     below = below.long()
     return below.clamp(0, size - 1), (below + 1).clamp(0, size - 1), share
-
-
-class LatticeViews(NamedTuple):
-    """One frame and one of its lattices; see `lattice_views`. A simulated frame has its truth instead of a lattice."""
-
-    frame: torch.Tensor  # (B, 1, H, W)
-    lattice: torch.Tensor | None = None  # (B, 5, h, w): every sy-th row and sx-th column, then sy, sx, where sites lie
-    sites: tuple[slice, slice] = (
-        slice(None),
-        slice(None),
-    )  # the rows and columns of `frame` that `lattice` is to predict, h x w of them
-    truth: torch.Tensor | None = None  # (B, 1, H, W)
-
-
-def lattice_views(
-    frame: torch.Tensor, rng: np.random.Generator, grain: tuple[float, float] = (1.0, 1.0)
-) -> LatticeViews:
-    """Draw two disjoint lattices of each frame whose speckle is independent (Documentation/method.md, section 2).
-
-    The first is every sy-th row and sx-th column from a random phase. The second, the sites to predict, lies between
-    its points, at least two grains from the nearest row and column, where speckle no longer correlates. The steps and
-    the distance are drawn again for each call: with a single step, the full-resolution network learns a comb of that
-    period, which shows as a ripple.
-
-    Args: frame (B, 1, H, W); grain (axial, lateral) as `estimate_grain` measures it, pixels.
-    """
-    points, sites, steps = [], [], []
-    for size, length in zip(frame.shape[-2:], grain, strict=True):
-        reach = max(1, round(2 * length))
-        step = 2 * reach + int(rng.integers(3))
-        first = int(rng.integers(step))
-        shift = int(rng.integers(reach, step - reach + 1))
-        count = (size - 1 - first - shift) // step + 1
-        points.append(slice(first, first + (count - 1) * step + 1, step))
-        sites.append(slice(first + shift, first + shift + (count - 1) * step + 1, step))
-        steps += [step / 8, shift / step]
-    lattice = frame[..., points[0], points[1]]  # (B, 1, h, w)
-    positions = torch.tensor(steps, dtype=frame.dtype, device=frame.device)[None, :, None, None]  # (1, 4, 1, 1)
-    lattice = torch.cat([lattice, positions.expand(len(frame), 4, *lattice.shape[-2:])], 1)  # (B, 5, h, w)
-    return LatticeViews(frame, lattice, (sites[0], sites[1]))

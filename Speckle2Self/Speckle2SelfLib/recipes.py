@@ -1,7 +1,7 @@
 """The recipes: what one way of training decides, a class each. The training loop asks for none of them by name.
 
 A new recipe is a class here, its name in RECIPES and `config.RECIPES`, and a preset in `config.PRESETS`.
-Documentation/method.md, sections 1 to 3.
+Documentation/method.md, sections 1 and 2.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import nn
 from .augmentation import Augmentation, augment, draw_affine, draw_flip_and_gain
 from .config import WHOLE_FRAMES, ModelConfig, TrainingConfig
 from .dataset import Batch, Cine, joined, simulate_cines
-from .loss import disjoint_loss, published_loss, total
-from .network import FrameLearner, LatticePair, LatticePredictions
-from .perturbation import LatticeViews, lattice_views, min_max, published_views
+from .loss import published_loss, truth_loss
+from .network import FrameLearner
+from .perturbation import min_max, published_views
 from .respeckling import despeckled, measured_speckles, respeckle
 from .system import InputError, Progress
 
@@ -108,37 +108,17 @@ class Recipe:
         """Draw what is changed in a batch: flips and gain. Rotations would turn the grain too."""
         return draw_flip_and_gain(rng)
 
-    def views(self, batch: Batch, rng: np.random.Generator) -> Any:
-        """Return the augmented views of a batch."""
+    def views(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+        """Return the augmented views of a batch, always of the same shapes for crops of one size."""
         raise NotImplementedError
 
-    def loss(self, predictions: Any, views: Any) -> dict[str, torch.Tensor]:
-        """Return the terms of the loss by name; views that can be replayed all have the same ones."""
+    def loss(self, predictions: Any, views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the terms of the loss by name, always the same ones."""
         raise NotImplementedError
-
-    def objective(self, terms: dict[str, torch.Tensor], step: int) -> torch.Tensor:
-        """Return what a step minimizes: the sum of the terms."""
-        return total(terms.values())
-
-    def predict(self, learner: nn.Module, network: nn.Module, views: Any) -> Any:
-        """Return the learner's predictions with the averaged network, the one that is saved, in place of its own."""
-        return network(views)
 
     def normalised(self, frames: torch.Tensor) -> torch.Tensor:
         """Return frames (B, 1, H, W) of a cine as the network sees them when it despeckles."""
         return frames
-
-    def replays(self, cine: Cine) -> bool:
-        """Return whether the views of this cine's crops always have the same shapes, as a CUDA graph needs."""
-        return False
-
-    def to_tensors(self, views: Any) -> tuple[torch.Tensor, ...]:
-        """Return views that can be replayed as tensors, others as ()."""
-        return ()
-
-    def from_tensors(self, tensors: Sequence[torch.Tensor]) -> Any:
-        """Return the views that `to_tensors` split."""
-        raise NotImplementedError
 
 
 class Published(Recipe):
@@ -162,7 +142,7 @@ class Published(Recipe):
         """Draw flips, shifts, scalings and rotations, as in the paper."""
         return draw_affine(rng, batch)
 
-    def views(self, batch: Batch, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
+    def views(self, batch: Batch) -> tuple[torch.Tensor, ...]:
         return tuple(augment(view, batch.augmentation) for view in published_views(batch.frames))
 
     def loss(self, predictions: Sequence[torch.Tensor], views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -171,64 +151,25 @@ class Published(Recipe):
     def normalised(self, frames: torch.Tensor) -> torch.Tensor:
         return min_max(frames.float())
 
-    def replays(self, cine: Cine) -> bool:
-        return True
 
-    def to_tensors(self, views: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return views
-
-    def from_tensors(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        return tuple(tensors)
-
-
-class Disjoint(Recipe):
-    """Ours: a full-resolution network agrees with one that predicts a lattice of the frame from a disjoint lattice.
-
-    Simulated frames teach it their truth instead.
-    """
-
-    model = ModelConfig("fast", grain=FAST_GRAIN)
-
-    def wrap(self, network: nn.Module) -> FrameLearner:
-        return LatticePair(network)
-
-    def views(self, batch: Batch, rng: np.random.Generator) -> LatticeViews:
-        frames = augment(batch.frames, batch.augmentation)  # (B, 1, h, w)
-        if batch.truth is not None:
-            return LatticeViews(frames, truth=augment(batch.truth, batch.augmentation))
-        return lattice_views(frames, rng, batch.grain)
-
-    def loss(self, predictions: LatticePredictions, views: LatticeViews) -> dict[str, torch.Tensor]:
-        return disjoint_loss(predictions, views, self.config.detail, self.config.truth_error)
-
-    def objective(self, terms: dict[str, torch.Tensor], step: int) -> torch.Tensor:
-        """Return the sum of the terms; while the lattice's network leads, without the consistency."""
-        leads = step < self.config.lead * self.config.steps
-        return total(term for name, term in terms.items() if not (leads and name == "consistency"))
-
-    def predict(self, learner: nn.Module, network: nn.Module, views: LatticeViews) -> LatticePredictions:
-        return learner(views, network)
-
-    def replays(self, cine: Cine) -> bool:
-        return cine.truth is not None  # lattices have another shape each time
-
-    def to_tensors(self, views: LatticeViews) -> tuple[torch.Tensor, ...]:
-        return () if views.truth is None else (views.frame, views.truth)
-
-    def from_tensors(self, tensors: Sequence[torch.Tensor]) -> LatticeViews:
-        return LatticeViews(tensors[0], truth=tensors[1])
-
-
-class Respeckled(Disjoint):
+class Respeckled(Recipe):
     """Ours: the recordings' own speckle over their own anatomy, despeckled, so that the truth is known; beside it the
     simulator's anatomies. `share` is that of the former."""
 
+    model = ModelConfig("fast", grain=FAST_GRAIN)
     learns_recorded = False
     despeckles = True
     most_frames = MOST_FRAMES
 
     def wrap(self, network: nn.Module) -> FrameLearner:
         return FrameLearner(network)
+
+    def views(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+        return tuple(augment(view, batch.augmentation) for view in (batch.frames, batch.truth) if view is not None)
+
+    def loss(self, predictions: Sequence[Any], views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        grey, log_deviation = predictions
+        return truth_loss(grey, log_deviation, views[1])
 
     def simulate(
         self, cines: Sequence[Cine], network: nn.Module, rng: np.random.Generator,
@@ -258,7 +199,7 @@ class Respeckled(Disjoint):
         return joined(made), [apart, replace(world, figure="world")]
 
 
-RECIPES: dict[str, type[Recipe]] = {"respeckle": Respeckled, "disjoint": Disjoint, "published": Published}
+RECIPES: dict[str, type[Recipe]] = {"respeckle": Respeckled, "published": Published}
 
 
 def recipe_of(config: TrainingConfig) -> Recipe:

@@ -65,7 +65,6 @@ class RunState:
     step: int  # this and the next: see `Training.state`
     batch: int
     best: float | None
-    latest: dict[str, float]
     random: bool
     rng: dict
     precision: str

@@ -20,6 +20,7 @@ from .config import ModelConfig, TrainingConfig
 from .dataset import Batch, Cine
 from .devices import choose_precision
 from .inference import SHAPES, Replayed, accelerate, convert
+from .loss import total
 from .network import build
 from .recipes import recipe_of
 from .system import InputError, Progress, _, out_of_memory
@@ -72,7 +73,6 @@ class Training:
             raise InputError(f"A batch of {config.batch} cannot be shared by {self.processes} processes evenly.")
         self.rng = np.random.default_rng(config.seed)
         self.step, self.batch, self.best = 0, config.batch, float("inf")
-        self.latest: dict[str, float] = {}  # terms of the loss
         self.precision = self._choose_precision()
         self._random = network is None
         cuda = self.device.type == "cuda"
@@ -86,28 +86,23 @@ class Training:
         simulated, apart = self.recipe.simulate(cines, teacher, self.rng, progress, held_out)
         self.recorded = [cine.near(self.device) for cine in cines] if self.recipe.learns_recorded else []
         if not self.recorded and simulated is None:
-            raise InputError("There is nothing to train on: name recordings, or simulate some.")
+            raise InputError(_("There is nothing to train on: name recordings, or a number of anatomies to simulate."))
         self.simulated = simulated and simulated.near(self.device)
         self.held_out = [*held_out, *apart]
         memory_format = self.recipe.cuda_memory_format if cuda else torch.channels_last
         self.learner = self.model = convert(self.learner, memory_format).train()
         if self.processes > 1:
-            unused = bool(config.simulated or config.lead or model.uncertainty)  # such steps leave a part of it out
-            self.model = DistributedDataParallel(self.learner, find_unused_parameters=unused)
+            self.model = DistributedDataParallel(self.learner)
         self.network, self._trained = network, network
         if config.averaging:
             self.network = copy.deepcopy(network)
         self.optimiser = torch.optim.Adam(
             self.learner.parameters(), config.learning_rate, self.recipe.betas, fused=cuda
         )
-        self._names: dict[bool, tuple[str, ...]] = {}  # of the loss's terms: of views that can be replayed, of others
-        shapes = {
-            self._crop_size(cine) for cine in (*self.recorded, self.simulated) if cine and self.recipe.replays(cine)
-        }
+        self._names: tuple[str, ...] = ()  # of the loss's terms
+        shapes = {self._crop_size(cine) for cine in (*self.recorded, self.simulated) if cine}
         self._replays = cuda and self.processes == 1 and len(shapes) <= SHAPES
-        self._replayed = Replayed(
-            lambda *tensors: self._learn(self.recipe.from_tensors(tensors)), parameters=self.learner.parameters()
-        )
+        self._replayed = Replayed(self._learn, parameters=self.learner.parameters())
 
     def plan(self, steps: int) -> None:
         """Set the number of steps of the whole run, also while it runs: what depends on it follows."""
@@ -130,17 +125,15 @@ class Training:
                 continue
             self.step += 1
             rate = (self.step - first) / max(time.monotonic() - started, 1e-9)
-            self.latest = self.latest | terms  # simulated and recorded frames have terms of their own
-            yield Report(self.step, self.config.steps, self.latest, rate, message)
+            yield Report(self.step, self.config.steps, terms, rate, message)
             message = ""
         self.network.eval()
 
     def _train_step(self) -> dict[str, float]:
         self.optimiser.param_groups[0]["lr"] = self.recipe.learning_rate(self.step)
         self.optimiser.zero_grad(set_to_none=True)
-        views = self.recipe.views(self._draw(), self.rng)
-        tensors = self.recipe.to_tensors(views)
-        values = self._replayed(*tensors) if tensors and self._replays else self._learn(views)
+        views = self.recipe.views(self._draw())
+        values = self._replayed(*views) if self._replays else self._learn(*views)
         if self.processes > 1:
             dist.all_reduce(values)
             values /= self.processes
@@ -149,15 +142,15 @@ class Training:
             raise InputError(NOT_A_NUMBER.format(step=self.step + 1))
         self.optimiser.step()
         self._average()  # before the step is counted
-        return dict(zip(self._names[bool(tensors)], numbers, strict=True))
+        return dict(zip(self._names, numbers, strict=True))
 
-    def _learn(self, views: Any) -> torch.Tensor:
-        """Return the terms of the loss; `_names` then has their names, the parameters the objective's gradients."""
+    def _learn(self, *views: torch.Tensor) -> torch.Tensor:
+        """Return the terms of the loss; `_names` then has their names, the parameters their sum's gradients."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
             predictions = self.model(views)
             terms = self.recipe.loss(predictions, views)
-        self.recipe.objective(terms, self.step).backward()
-        self._names[bool(self.recipe.to_tensors(views))] = tuple(terms)
+        total(terms.values()).backward()
+        self._names = tuple(terms)
         return torch.stack([term.detach().float() for term in terms.values()])
 
     def _average(self) -> None:
@@ -188,7 +181,7 @@ class Training:
             return torch.stack(crops).to(self.device)  # (B, 1, h, w)
 
         truth = crop(cine.truth) if cine.truth is not None and self.recipe.learns_truth else None
-        return Batch(crop(cine.frames), truth, cine.grain, drawn.share(share))
+        return Batch(crop(cine.frames), truth, drawn.share(share))
 
     def _crop_size(self, cine: Cine) -> tuple[int, ...]:
         multiple: Any = self.network.multiple
@@ -218,9 +211,7 @@ class Training:
         """Return figures on the held-out cines and a picture, see `validation.validate`, of the averaged network: it is
         the one that is saved. Raises InputError where the loss is NaN."""
         self.network.eval()
-        self.learner.eval()
-        figures, picture = validation.validate(self.recipe, self.learner, self.network, self.held_out, self.device)
-        self.learner.train()
+        figures, picture = validation.validate(self.recipe, self.network, self.held_out, self.device)
         if not np.isfinite(list(figures.values())).all():
             raise InputError(NOT_A_NUMBER.format(step=self.step))
         return figures, picture
@@ -230,7 +221,7 @@ class Training:
 
         Raises InputError where a weight is NaN: a gradient can be NaN while the loss is still finite.
         """
-        tensors = {f"pair.{name}": tensor for name, tensor in self.learner.state_dict().items()}
+        tensors = {f"learner.{name}": tensor for name, tensor in self.learner.state_dict().items()}
         tensors |= {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         if self.start is not None:
             tensors |= {f"start.{name}": tensor for name, tensor in self.start.state_dict().items()}
@@ -240,22 +231,22 @@ class Training:
             raise InputError(NOT_A_NUMBER.format(step=self.step))
         return tensors, {
             "step": self.step, "batch": self.batch, "best": self.best if np.isfinite(self.best) else None,
-            "latest": self.latest, "random": self._random, "rng": self.rng.bit_generator.state,
+            "random": self._random, "rng": self.rng.bit_generator.state,
             "precision": str(self.precision).removeprefix("torch."),
         }  # fmt: skip
 
     def restore(self, tensors: dict[str, torch.Tensor], values: dict) -> None:
         """Continue from a `state` of a run of the same config. Raises InputError where it is another's."""
-        parts: dict[str, dict[str, torch.Tensor]] = {"pair": {}, "network": {}, "start": {}, "adam": {}}
+        parts: dict[str, dict[str, torch.Tensor]] = {"learner": {}, "network": {}, "start": {}, "adam": {}}
         try:
             for name, tensor in tensors.items():
                 part, _, rest = name.partition(".")
                 parts[part][rest] = tensor
-            self.learner.load_state_dict(parts["pair"])
+            self.learner.load_state_dict(parts["learner"])
             self.network.load_state_dict(parts["network"])
             self.optimiser.load_state_dict(self._optimiser_state(parts["adam"]))
             self.rng.bit_generator.state = values["rng"]
-            self.step, self.batch, self.latest = values["step"], values["batch"], values["latest"]
+            self.step, self.batch = values["step"], values["batch"]
             self.best = float("inf") if values["best"] is None else values["best"]
             self._random = values["random"]
             self.precision = {"bfloat16": torch.bfloat16, "float32": torch.float32}[values["precision"]]

@@ -22,19 +22,19 @@ SIDE = 512  # pixels of a frame that the loss is measured on, at most
 
 @torch.no_grad()
 def validate(
-    recipe: Recipe, learner: nn.Module, network: nn.Module, cines: Sequence[Cine], device: torch.device
+    recipe: Recipe, network: nn.Module, cines: Sequence[Cine], device: torch.device
 ) -> tuple[dict[str, float], np.ndarray | None]:
     """Return figures on held-out cines, and a picture of one of their frames next to its result.
 
-    The figures are the loss terms, over views that are the same each time (`held-out <term>`); those of
+    The figures are the loss terms, `held-out <term>`; those of
     `metrics.evaluate` for recorded frames at the model's grain; for simulated ones the error to the truth (the cine's
     `figure`, such as rms), and repeat, what two draws of speckle over one anatomy make different.
     Figures that cannot be measured (the structure of a black frame) are left out; there are none where nothing is held
     out. The picture is (H, 2 W) uint8, or None without recorded frames.
 
-    Args: learner, see `Recipe.wrap`; network, the averaged one, in evaluation mode; both on the device.
+    Args: network, the averaged one, in evaluation mode, on the device.
     """
-    rng, picture = np.random.default_rng(0), None
+    learner, picture = recipe.wrap(network), None
     terms: dict[str, list[float]] = {}
     figures: dict[str, list[float]] = {}
     for cine in cines:
@@ -44,8 +44,8 @@ def validate(
             frame = cine.frames[window].to(device)  # (1, 1, H, W)
             truth = None if cine.truth is None else cine.truth[window].to(device)
             if truth is not None or recipe.learns_recorded:
-                views = recipe.views(_corner(frame, truth, cine.grain), rng)
-                for name, term in recipe.loss(recipe.predict(learner, network, views), views).items():
+                views = recipe.views(_corner(frame, truth))
+                for name, term in recipe.loss(learner(views), views).items():
                     terms.setdefault(f"held-out {name}", []).append(term.item())
             before = recipe.normalised(frame)
             after = through_network(network, before).clamp(0, BRIGHTEST)
@@ -69,9 +69,7 @@ def score(figures: dict[str, float]) -> float:
     errors = [figures[name] for name in TRUE_ERRORS if name in figures]
     if errors:
         return float(np.mean(errors))
-    terms = {name: value for name, value in figures.items() if name.startswith("held-out")}
-    terms.pop("held-out uncertainty", None)  # the model is chosen by its grey values
-    return sum(terms.values())
+    return sum(value for name, value in figures.items() if name.startswith("held-out"))
 
 
 @torch.no_grad()
@@ -84,7 +82,7 @@ def fit_uncertainty(network: Any, cines: Sequence[Cine]) -> float:
     ratios = []
     for cine in cines:
         for frame, truth in zip(cine.frames.split(1), () if cine.truth is None else cine.truth.split(1), strict=False):
-            batch = _corner(frame.cpu(), truth.cpu(), cine.grain)
+            batch = _corner(frame.cpu(), truth.cpu())
             grey, log_deviation = network.maps(batch.frames)
             errors = grey.clamp(0, BRIGHTEST) - batch.truth
             expected = log_deviation.exp().square().mean()
@@ -92,10 +90,10 @@ def fit_uncertainty(network: Any, cines: Sequence[Cine]) -> float:
     return float(np.clip(np.median(ratios), 1e-3, 1e3)) if ratios else 1.0
 
 
-def _corner(frame: torch.Tensor, truth: torch.Tensor | None, grain: tuple[float, float]) -> Batch:
+def _corner(frame: torch.Tensor, truth: torch.Tensor | None) -> Batch:
     """Return the top left part of a frame (1, 1, H, W) and its truth, of a size that every network accepts."""
     height, width = (min(n // 16 * 16, SIDE) for n in frame.shape[-2:])
-    return Batch(frame[..., :height, :width], None if truth is None else truth[..., :height, :width], grain)
+    return Batch(frame[..., :height, :width], None if truth is None else truth[..., :height, :width])
 
 
 def to_8_bit(x: torch.Tensor) -> np.ndarray:

@@ -201,8 +201,7 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Translate the entries of the selectors, which connecting has filled with their values."""
         words = {
             "auto": _("auto"), "none": _("none"), "given": _("given"), "average": _("average"), "preset": _("preset"),
-            "adapt": _("adapt"), "standard": _("standard"), "paper": _("paper"), "disjoint": _("disjoint"),
-            "published": _("published"),
+            "adapt": _("adapt"), "standard": _("standard"), "paper": _("paper"), "published": _("published"),
         }  # fmt: skip
         for selector in (widget for widget in vars(self.ui).values() if hasattr(widget, "setItemText")):
             if selector.property("SlicerParameterName"):

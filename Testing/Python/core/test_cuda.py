@@ -182,7 +182,7 @@ def test_a_cancel_is_heard_and_memory_does_not_grow():
         despeckle(frames, cancelled=lambda: True, **given)
 
 
-@pytest.mark.parametrize("recipe", ["disjoint", "published"])
+@pytest.mark.parametrize("recipe", ["respeckle", "published"])
 def test_training_learns_and_goes_on_from_its_state(recipe):
     first, again = (begun(recipe, steps=60, share=1.0) for _ in range(2))
     losses = []
@@ -197,7 +197,7 @@ def test_training_learns_and_goes_on_from_its_state(recipe):
     assert len(rest) == 30 and np.mean(rest) == pytest.approx(np.mean(losses[30:]), rel=0.1)
 
 
-@pytest.mark.parametrize("recipe", ["disjoint", "published"])
+@pytest.mark.parametrize("recipe", ["respeckle", "published"])
 def test_steps_that_are_replayed_are_those_that_are_not(recipe):
     losses = []
     for replays in (True, False):

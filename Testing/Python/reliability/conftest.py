@@ -36,4 +36,4 @@ def job(tmp_path):
     model, start = ModelConfig(width=4, grain=(0.75, 1.7)), str(tmp_path / "start.model")
     torch.manual_seed(0)
     checkpoint.save(start, model, build(model), {})
-    return Job("", preset="adapt", recipe="disjoint", init=start, steps=3, batch=2, simulated=0, device="cpu", report=1)
+    return Job("", preset="adapt", init=start, steps=3, batch=2, simulated=2, device="cpu", report=1)

@@ -651,8 +651,8 @@ def state(tmp_path_factory):
     config = ModelConfig(width=4, grain=(0.75, 1.7))
     checkpoint.save(folder / "start.model", config, build(config), {})
     job = Job(str(folder / "m.model"), (str(folder / "in.npy"),), preset="adapt", init=str(folder / "start.model"),
-              steps=4, batch=2, simulated=0, recipe="disjoint", device="cpu", region="none", resume=True)  # fmt: skip
-    asked = iter([False, False, True])
+              steps=4, batch=2, simulated=2, device="cpu", region="none", resume=True)  # fmt: skip
+    asked = iter([False, False, False, False, True])  # twice while it simulates
     with pytest.raises(Cancelled):
         runs.run(job, stop=lambda: next(asked))
     return job, *checkpoint.load_state(runs.state_path(job.output))
@@ -663,7 +663,7 @@ WRONG = {
     "rng": [None, "x", [], {}, RNG | {"state": {"state": 2**200, "inc": 1}}, RNG | {"state": {"state": -1, "inc": 1}},
             RNG | {"bit_generator": "MT19937"}, RNG | {"uinteger": 2**70}, RNG | {"state": 3}],
     "step": [None, "x", [], -3, 99, 1.5, True, 2**70], "batch": [0, -1, 10**9, "x", None],
-    "best": ["x", []], "curve": ["x", None, [1, "x"], [[1, 2, 3]]], "latest": [None, {"a": "x"}, []],
+    "best": ["x", []], "curve": ["x", None, [1, "x"], [[1, 2, 3]]],
     "start": [[1], "x", {"homogeneity": "x"}, {"structure": None}], "started_from": [None, 3], "random": [None, 1],
     "precision": ["float16", [], None], "data": [None, "x", [], ["x"]], "config": [[], {"steps": 0}, None],
     "model": [{"architecture": "published", "normalisation": "frame"}, {"width": 8}, {"width": 0}, []],
@@ -685,9 +685,9 @@ def test_a_training_state_with_a_wrong_value_is_refused_and_nothing_is_overwritt
 def test_a_training_state_with_wrong_tensors_is_refused_and_nothing_is_overwritten(state):
     job, tensors, values = state
     before = Path(job.output).read_bytes()
-    weight = tensors["pair.high.head.weight"]
+    weight = tensors["learner.network.head.weight"]
     for name, wrong in {
-        "pair.high.head.weight": [weight * np.nan, weight.half(), weight.to(torch.float8_e4m3fn), weight[:1]],
+        "learner.network.head.weight": [weight * np.nan, weight.half(), weight.to(torch.float8_e4m3fn), weight[:1]],
         "adam.x.exp_avg": [torch.zeros(1)], "adam.1.2.3": [torch.zeros(1)], "adam.9999.exp_avg": [torch.zeros(1)],
         "adam.0.exp_avg": [torch.zeros(3)], "adam.0.step": [torch.zeros(3)], "adam.0.other": [torch.zeros(3)],
     }.items():  # fmt: skip

@@ -83,6 +83,6 @@ def test_a_training_line_with_an_entry_of_the_wrong_type_is_refused(values):
 
 
 def test_a_training_line_says_what_it_is_and_keeps_what_else_it_has():
-    report = protocol.training_line({"step": 3, "steps": 9, "lattice": 0.5, "simulated": 0.25})
+    report = protocol.training_line({"step": 3, "steps": 9, "truth": 0.5, "simulated": 0.25})
     assert (report.step, report.simulated, report.values["simulated"]) == (3, None, 0.25), "a term of the loss"
     assert protocol.training_line({"simulated": 3, "anatomies": 9}).anatomies == 9

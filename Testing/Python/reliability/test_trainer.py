@@ -138,7 +138,7 @@ def test_a_run_that_was_ended_before_it_had_a_model_can_be_resumed_and_paused(tr
     until(lambda: run.simulated, trainer.poll)
     run.stop()
     assert trainer.wait(run, 30) and run.state == "stopped" and run.resumable
-    run.job = replace(run.job, simulated=0)
+    run.job = replace(run.job, simulated=2)
     trainer.resume(run)
     until(lambda: len(run.reports) > 2, trainer.poll)
     run.pause()
@@ -299,8 +299,8 @@ from Speckle2SelfLib.config import Job
 from Speckle2SelfSlicer.trainer import Trainer
 trainer, longest = Trainer(), 0.0
 frames = np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)
-run = trainer.add("run", [frames], Job("", preset="adapt", recipe="disjoint", init=sys.argv[1], steps=10**6,
-                  simulated=0, batch=2,
+run = trainer.add("run", [frames], Job("", preset="adapt", init=sys.argv[1], steps=10**6,
+                  simulated=2, batch=2,
                                        interval=2, device="cpu", report=1))
 stopped = False
 while not run.ended:
@@ -354,8 +354,8 @@ from Speckle2SelfSlicer.run_files import complete, job_in_steps
 from Speckle2SelfSlicer.trainer import Trainer
 trainer = Trainer()
 run = trainer.add("orphan", [np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)],
-                  Job("", preset="adapt", recipe="disjoint", init=sys.argv[1], steps=10**6,
-                  simulated=0, batch=2, device="cpu", report=1))
+                  Job("", preset="adapt", init=sys.argv[1], steps=10**6,
+                  simulated=2, batch=2, device="cpu", report=1))
 while len(run.reports) < 3:
     trainer.poll()
     time.sleep(0.02)
@@ -399,8 +399,8 @@ from Speckle2SelfLib.config import Job
 from Speckle2SelfSlicer.trainer import Trainer
 disk, trainer = Path.cwd(), Trainer(Path.cwd() / "runs")
 frames = np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)
-run = trainer.add("small", [frames], Job("", preset="adapt", recipe="disjoint", init=sys.argv[1], steps=10**6,
-                  simulated=0, interval=2,
+run = trainer.add("small", [frames], Job("", preset="adapt", init=sys.argv[1], steps=10**6,
+                  simulated=2, interval=2,
                                          batch=2, device="cpu", report=1))
 model = run.folder / "model.safetensors"
 state = Path(f"{model}.state")  # is written before
