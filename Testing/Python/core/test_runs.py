@@ -71,7 +71,7 @@ def last_step(lines):
 
 
 def stopped(given, at=5):
-    """A run that was stopped at a step; it asks after each simulated anatomy, too."""
+    """A run that was stopped at a step. It also asks after each simulated anatomy."""
     asked = iter(range(1, 100))
     with pytest.raises(Cancelled):
         runs.run(given, stop=lambda: next(asked) == at + given.training.simulated)
