@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
 
 def demonstrate(path: Path, model: str, output: Path) -> None:
     """Load, despeckle, measure, write and read back. Raises ValueError for input that cannot be used."""
-    from Speckle2SelfLib.grey import evenly
+    from Speckle2SelfLib.grey import evenly_spaced
 
     node = loaders.load(path)
     check_writable(output)
@@ -57,7 +57,7 @@ def demonstrate(path: Path, model: str, output: Path) -> None:
     despeckled = logic.process(node, model=model, progress=tell)
     seconds = time.perf_counter() - started
     count = len(frames(node))
-    chosen = evenly(count, MEASURED)
+    chosen = evenly_spaced(count, MEASURED)
     before, after = (np.stack([frames(one)[i] for i in chosen]) for one in (node, despeckled))
     rows = measure(before, after)
     output.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from Speckle2SelfLib import files, metrics, region
-from Speckle2SelfLib.grey import evenly, grey_mapping, luminance
+from Speckle2SelfLib.grey import evenly_spaced, grey_mapping, luminance
 from Speckle2SelfLib.region import fill_outside
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
 from Speckle2SelfLib.system import InputError
@@ -103,7 +103,7 @@ def real_case(path, size: int, most: int) -> Case:
         return _stored_case(path)
     recording = files.read(path)
     inside = region.detect(recording.frames, recording.region)
-    frames = recording.frames[evenly(len(recording.frames), most)]
+    frames = recording.frames[evenly_spaced(len(recording.frames), most)]
     middle = [int(np.median(places)) for places in np.nonzero(inside)]
     low, high = grey_mapping(frames, inside)
     window = []

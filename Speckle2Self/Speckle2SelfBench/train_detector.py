@@ -80,14 +80,14 @@ def picture(frame: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np
         labels[ndimage.binary_dilation(mask, np.ones((3, 3)))] = EITHER
         labels[seen] = DRAWN
     if rng.random() < 0.15:
-        drawn, labels = _resized(drawn, labels, rng.uniform(0.75, 1.35))
+        drawn, labels = _resize(drawn, labels, rng.uniform(0.75, 1.35))
     if rng.random() < 0.3:
         drawn = imread(imwrite("<bytes>", drawn, extension=".jpg", quality=int(rng.integers(45, 96))), extension=".jpg")
     labels[ndimage.maximum_filter(drawn, 7) <= BLACK] = NOTHING  # as black as a cyst, or beside the image: for rules
     return drawn, labels
 
 
-def _resized(frame: np.ndarray, labels: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
+def _resize(frame: np.ndarray, labels: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
     """Return what a frame grabber stores that scales the screen, cut or padded with black to its former size."""
     cut = tuple(slice(0, n) for n in frame.shape)
     values = torch.from_numpy(np.stack([frame, labels == DRAWN, labels == EITHER]).astype(np.float32))[None]

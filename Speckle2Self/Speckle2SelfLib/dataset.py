@@ -15,7 +15,7 @@ from .augmentation import Augmentation
 from .calibration import calibrate
 from .config import ModelConfig
 from .devices import each_in_order
-from .grey import BRIGHTEST, evenly, grey_mapping, luminance
+from .grey import BRIGHTEST, evenly_spaced, grey_mapping, luminance
 from .recorded_speckle import RecordedSpeckle
 from .region import box_of, detect, fill_outside
 from .resampling import Resampling
@@ -46,7 +46,7 @@ class Cine:
     figure: str = "rms"  # the name of the error to the truth
     draws: int = 1  # simulated frames of each anatomy, one after another, that differ in their speckle
 
-    def near(self, device: torch.device) -> Cine:
+    def move_to(self, device: torch.device) -> Cine:
         """Move the frames to the device, unless they need more than a quarter of the free memory there."""
         size = self.frames.nbytes + (0 if self.truth is None else self.truth.nbytes)
         if device.type != "cuda" or 4 * size > torch.cuda.mem_get_info(device)[0]:
@@ -89,9 +89,9 @@ def read_cine(
     """
     recording = files.read(path)
     frames, inside = recording.frames, None
-    digest = zlib.crc32(frames[evenly(len(frames), 4)].tobytes(), len(frames))
+    digest = zlib.crc32(frames[evenly_spaced(len(frames), 4)].tobytes(), len(frames))
     if most_frames is not None and len(frames) > most_frames:
-        frames = frames[evenly(len(frames), most_frames)]
+        frames = frames[evenly_spaced(len(frames), most_frames)]
     if region not in ("auto", "none"):
         masks = Path(region)
         if masks.is_dir():
@@ -205,7 +205,7 @@ def side_by_side(
     return Cine(torch.from_numpy(frames), truth=torch.from_numpy(truths), draws=draws)
 
 
-def joined(cines: Sequence[Cine]) -> Cine:
+def join_cines(cines: Sequence[Cine]) -> Cine:
     """Return the frames of simulated cines of one size, and their truth, as one cine."""
     truths = [cine.truth for cine in cines if cine.truth is not None]
     return Cine(torch.cat([cine.frames for cine in cines]), truth=torch.cat(truths))

@@ -376,7 +376,7 @@ def _write(
     if part.ndim == 4:  # each channel changes as much as the luminance, or along the tint's curve, to keep the hue
         moved = [_to_numpy(after - before)] * 3
         if tint:
-            hues = zip(tint.added(_to_numpy(after)), tint.added(_to_numpy(before)), strict=True)
+            hues = zip(tint.add_to(_to_numpy(after)), tint.add_to(_to_numpy(before)), strict=True)
             moved = [grey + new - old for grey, (new, old) in zip(moved, hues, strict=True)]
         for channel in range(3):
             with np.errstate(invalid="ignore"):  # infinite ones, which do not change

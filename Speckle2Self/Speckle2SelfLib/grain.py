@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from .beams import Beams, find_fan, sample_at
-from .grey import evenly
+from .grey import evenly_spaced
 
 LONG = 2.0  # pixels; longer grains are measured in halved frames
 
@@ -29,7 +29,7 @@ def speckle_correlation(frames: np.ndarray, region: np.ndarray | None = None) ->
     size = min(24, height, width)
     if size < 16:
         return None
-    sample = frames[evenly(len(frames), 8)]
+    sample = frames[evenly_spaced(len(frames), 8)]
     grid = np.linspace(-1, 1, size)
     y, x = np.meshgrid(grid, grid, indexing="ij")
     trend, _ = np.linalg.qr(np.stack([y**0, y, x, y * x, y * y, x * x], -1).reshape(size * size, 6))
@@ -71,7 +71,7 @@ def estimate_grain(frames: np.ndarray, region: np.ndarray | None = None) -> tupl
     Returns lengths between 0.5 and 16; (1, 1) where nothing can be measured (constant or tiny frames).
     """
     frames = np.asarray(frames)
-    frames = frames[evenly(len(frames), 8)].astype(np.float32)
+    frames = frames[evenly_spaced(len(frames), 8)].astype(np.float32)
     inside: Any = np.ones(frames.shape[1:], bool) if region is None else np.asarray(region, bool)
     grain, scale, last, axes = np.ones(2), np.ones(2), np.full(2, np.inf), [0, 1]
     while axes and (correlation := speckle_correlation(frames, inside)) is not None:
@@ -97,7 +97,7 @@ def measure_grain(frames: np.ndarray, region: np.ndarray) -> tuple[float, float]
     fan = find_fan(region)
     if fan is None:
         return estimate_grain(frames, region)
-    beams, frames = Beams(fan, region.shape, fan.depths[1] / 2), frames[evenly(len(frames), 8)]
+    beams, frames = Beams(fan, region.shape, fan.depths[1] / 2), frames[evenly_spaced(len(frames), 8)]
     images = [torch.from_numpy(np.ascontiguousarray(x, np.float32))[:, None] for x in (frames, region[None])]
     along, inside = (sample_at(x, beams.to_beams)[:, 0].numpy() for x in images)
     return estimate_grain(along, inside[0] > 0.99)

@@ -132,7 +132,7 @@ def draw_graphics(
         frame[:] = (frame * (1 - cover) + ink) * (1 - over) + above
         mask[number] = (cover > 0) | (over > 0)
     if rng.random() < jpeg:
-        values = _compressed(values, int(rng.integers(45, 96)))
+        values = _compress(values, int(rng.integers(45, 96)))
     values = np.round(255 * values) if stack.dtype == np.uint8 else values
     return Drawn(values.astype(stack.dtype).reshape(frames.shape), mask.reshape(frames.shape))
 
@@ -178,7 +178,7 @@ def _ground(kind: str, alpha: np.ndarray) -> np.ndarray:
     return ground
 
 
-def _compressed(values: np.ndarray, quality: int) -> np.ndarray:
+def _compress(values: np.ndarray, quality: int) -> np.ndarray:
     from PIL import Image
 
     frames = []

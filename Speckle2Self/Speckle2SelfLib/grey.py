@@ -11,7 +11,7 @@ HUE_NOISE = 0.04  # of the type's range
 DISPLAY = 60.0  # dB below the brightest echo that scanners usually show; lower values are assumed to be decibels
 
 
-def evenly(count: int, most: int) -> np.ndarray:
+def evenly_spaced(count: int, most: int) -> np.ndarray:
     """Return the numbers of at most `most` of `count` frames, evenly spread, including the first and the last."""
     return np.unique(np.linspace(0, count - 1, most).astype(int))
 
@@ -33,7 +33,7 @@ def grey_mapping(frames: np.ndarray, region: np.ndarray | None) -> tuple[float, 
 
     Args: frames (N, H, W[, C]); region (H, W) bool or None. Returns low <= high; equal for constant frames.
     """
-    chosen = frames[evenly(len(frames), 16)]
+    chosen = frames[evenly_spaced(len(frames), 16)]
     values = luminance(chosen)
     values = values[:, region] if region is not None else values
     values = values[np.isfinite(values)]

@@ -57,7 +57,7 @@ def look(
         change &= ~(same & (before[..., :3].max(-1) != before[..., :3].min(-1)))
         moved, tint = (new - old)[..., None], find_tint(before)
         if tint:
-            moved = moved + np.stack(tint.added(new), -1) - np.stack(tint.added(old), -1)
+            moved = moved + np.stack(tint.add_to(new), -1) - np.stack(tint.add_to(old), -1)
         new = before[..., :3] + moved
         change = np.broadcast_to(change[..., None], new.shape)
     if before.dtype.kind != "f":

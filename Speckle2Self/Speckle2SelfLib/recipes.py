@@ -16,11 +16,11 @@ from torch import nn
 
 from .augmentation import Augmentation, augment, draw_affine, draw_flip_and_gain
 from .config import WHOLE_FRAMES, ModelConfig, TrainingConfig
-from .dataset import Batch, Cine, joined, simulate_cines
+from .dataset import Batch, Cine, join_cines, simulate_cines
 from .loss import published_loss, truth_loss
 from .network import FrameLearner
 from .perturbation import min_max, published_views
-from .respeckling import despeckled, measured_speckles, respeckle
+from .respeckling import despeckle_anatomies, respeckle
 from .system import InputError, Progress
 
 FAST_GRAIN = (0.65, 1.45)  # pixels, as `estimate_grain` measures it; other recordings are resampled to it
@@ -116,7 +116,7 @@ class Recipe:
         """Return the terms of the loss by name, always the same ones."""
         raise NotImplementedError
 
-    def normalised(self, frames: torch.Tensor) -> torch.Tensor:
+    def normalize(self, frames: torch.Tensor) -> torch.Tensor:
         """Return frames (B, 1, H, W) of a cine as the network sees them when it despeckles."""
         return frames
 
@@ -148,7 +148,7 @@ class Published(Recipe):
     def loss(self, predictions: Sequence[torch.Tensor], views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         return published_loss(predictions, views)
 
-    def normalised(self, frames: torch.Tensor) -> torch.Tensor:
+    def normalize(self, frames: torch.Tensor) -> torch.Tensor:
         return min_max(frames.float())
 
 
@@ -185,18 +185,17 @@ class Respeckled(Recipe):
             return super().simulate(cines, network, rng, progress, held_out)
         grains, count, few = [cine.grain for cine in cines], self.anatomies, self.anatomies_held_out
         own = max(1, round(config.share * count))
-        pairs = despeckled(cines, network)
-        speckles = measured_speckles(cines, pairs)
-        made = [respeckle(pairs, speckles, own, config.crop, rng, lambda n, _: progress(n, count))]
+        recorded = despeckle_anatomies(cines, network)
+        speckles = [anatomy.speckle for anatomy in recorded]
+        made = [respeckle(recorded, own, config.crop, rng, lambda n, _: progress(n, count))]
         if own < count:
             made.append(simulate_cines(count - own, config.crop, rng, grains, lambda n, _: progress(own + n, count)))
         one, two = (np.random.default_rng([config.seed, number]) for number in (1, 2))
         world = simulate_cines(few, config.crop, one, grains, speckles=speckles)
         if held_out:
-            pairs = despeckled(held_out, network)
-            speckles = measured_speckles(held_out, pairs)
-        apart = respeckle(pairs, speckles, few, config.crop, two, draws=2)
-        return joined(made), [apart, replace(world, figure="world")]
+            recorded = despeckle_anatomies(held_out, network)
+        apart = respeckle(recorded, few, config.crop, two, draws=2)
+        return join_cines(made), [apart, replace(world, figure="world")]
 
 
 RECIPES: dict[str, type[Recipe]] = {"respeckle": Respeckled, "published": Published}

@@ -76,7 +76,7 @@ def measure(recorded: np.ndarray, clean: np.ndarray, inside: np.ndarray) -> Reco
         quantiles.append(differences - differences.mean())
         even |= chosen
     found = RecordedSpeckle(np.array(levels), np.array(quantiles), np.zeros(()))
-    return replace(found, correlation=_fitted(_correlation(found.gaussian(recorded, clean), even)))
+    return replace(found, correlation=_fit_decreasing(_correlation(found.gaussian(recorded, clean), even)))
 
 
 def _lags(size: Sequence[int]) -> tuple[np.ndarray, ...]:
@@ -101,7 +101,7 @@ def _correlation(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return means / means[REACH, REACH]
 
 
-def _fitted(correlation: np.ndarray) -> np.ndarray:
+def _fit_decreasing(correlation: np.ndarray) -> np.ndarray:
     """Return the correlation of the complex field whose power, made normally distributed, correlates as measured."""
     target = np.clip(correlation, 0, 1)
     fitted, rng = np.sqrt(target) * _window(), np.random.default_rng(0)

@@ -8,7 +8,7 @@ from skimage.measure import label as label_equal
 from skimage.morphology import convex_hull_image
 
 from .detector import graphics_over_time, widen
-from .grey import HUE_NOISE, HUE_TOLERANCE, evenly, luminance
+from .grey import HUE_NOISE, HUE_TOLERANCE, evenly_spaced, luminance
 from .tint import Tint, find_tint
 
 LINE = 9  # pixels: lines across an image are nowhere thicker, with the margin of what is found
@@ -64,7 +64,7 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
 
     Args: within, (H, W) bool: search only there, for example where the file says that the image is.
     """
-    chosen = frames[evenly(len(frames), 24)]
+    chosen = frames[evenly_spaced(len(frames), 24)]
     grey_values, nothing = luminance(chosen), np.zeros(frames.shape[1:3], bool)
     if not np.isfinite(grey_values).any():
         return nothing
@@ -85,7 +85,7 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     if not lit.any() or (flat & ~colored).sum() > 0.4 * (lit & ~colored).sum():
         return nothing
 
-    some = grey_values[evenly(len(chosen), 12)]
+    some = grey_values[evenly_spaced(len(chosen), 12)]
     standing, moving = graphics_over_time(some)
     standing &= ~_find_rims(standing, steady - black, lit)
     for found, values in zip(moving, some, strict=True):

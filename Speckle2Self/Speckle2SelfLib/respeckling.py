@@ -7,6 +7,7 @@ Related: SAR2SAR (Dalsasso, Denis, Tupin, IEEE JSTARS 2021), noise as clean (Xu 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from .dataset import Cine, side_by_side
-from .grey import BRIGHTEST, evenly
+from .grey import BRIGHTEST, evenly_spaced
 from .inference import through_mirrored
 from .recorded_speckle import RecordedSpeckle, measure
 from .resampling import resample
@@ -27,25 +28,25 @@ SHARPENED, BLUR = 1.0, 1.5  # of the difference to a blurred piece, at most; sig
 CONTRASTS = (0.67, 1.5)  # by which the contrast of half of the pieces is changed
 
 
+@dataclass(frozen=True)
+class RecordedAnatomy:
+    """Some frames of a recording at the network's grain, despeckled, and its speckle."""
+
+    images: np.ndarray  # (N, H, W) about [0, 1]
+    speckle: RecordedSpeckle
+
+
 @torch.no_grad()
-def despeckled(cines: Sequence[Cine], network: nn.Module) -> list[np.ndarray]:
-    """Return some of the frames of each recording at the network's grain, evenly spread, before and after: (2, N, H, W)
-    about [0, 1]. The result is the mean over the mirror images."""
-    most, device = max(1, FRAMES // max(1, len(cines))), next(network.parameters()).device
-    pairs = []
+def despeckle_anatomies(cines: Sequence[Cine], network: nn.Module) -> list[RecordedAnatomy]:
+    """Return the anatomy and speckle of each recording. The images are means over their mirror images."""
+    most, device, anatomies = max(1, FRAMES // max(1, len(cines))), next(network.parameters()).device, []
     for cine in cines:
-        frames = cine.frames[evenly(len(cine.frames), most)]  # (N, 1, H, W)
-        clean = [
-            through_mirrored(network, frame.to(device)).float().clamp(0, BRIGHTEST).cpu() for frame in frames.split(1)
-        ]
-        pairs.append(torch.stack([frames, torch.cat(clean)])[:, :, 0].numpy())
-    return pairs
-
-
-def measured_speckles(cines: Sequence[Cine], pairs: Sequence[np.ndarray]) -> list[RecordedSpeckle]:
-    """Return the speckle of each recording; pairs, as `despeckled` gives them."""
-    chosen = [pair[:, evenly(pair.shape[1], MEASURED)] for pair in pairs]
-    return [measure(pair[0], pair[1], cine.inside) for cine, pair in zip(cines, chosen, strict=True)]
+        frames = cine.frames[evenly_spaced(len(cine.frames), most)]  # (N, 1, H, W)
+        images = [through_mirrored(network, frame.to(device)).float().cpu() for frame in frames.split(1)]
+        clean = torch.cat(images)[:, 0].clamp(0, BRIGHTEST).numpy()  # (N, H, W)
+        some = evenly_spaced(len(clean), MEASURED)
+        anatomies.append(RecordedAnatomy(clean, measure(frames[some, 0].numpy(), clean[some], cine.inside)))
+    return anatomies
 
 
 def draw_piece(images: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -66,18 +67,18 @@ def draw_piece(images: np.ndarray, size: tuple[int, int], rng: np.random.Generat
 
 
 def respeckle(
-    pairs: Sequence[np.ndarray], speckles: Sequence[RecordedSpeckle], count: int, crop: int,
-    rng: np.random.Generator, progress: Progress = lambda *_: None, draws: int = 1,
+    anatomies: Sequence[RecordedAnatomy], count: int, crop: int, rng: np.random.Generator,
+    progress: Progress = lambda *_: None, draws: int = 1,
 ) -> Cine:  # fmt: skip
-    """Return `count` pieces of despeckled frames, crop x crop pixels, as the truth below their recording's speckle.
+    """Return `count` pieces of recorded anatomies, crop x crop pixels, as the truth below their recording's speckle.
 
-    Args: pairs and speckles of the recordings, as `despeckled` and `measured_speckles` give them; draws, frames of each
-    piece, one after another, with different speckle; progress, see `dataset.simulate_cines`.
+    Args: draws, frames of each piece, one after another, with different speckle; progress, see
+    `dataset.simulate_cines`.
     """
 
     def make(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        of = int(rng.integers(len(pairs)))
-        truth = draw_piece(pairs[of][1], (crop, crop), rng)
-        return np.minimum([speckles[of].draw(truth, rng) for _ in range(draws)], BRIGHTEST), truth
+        anatomy = anatomies[int(rng.integers(len(anatomies)))]
+        truth = draw_piece(anatomy.images, (crop, crop), rng)
+        return np.minimum([anatomy.speckle.draw(truth, rng) for _ in range(draws)], BRIGHTEST), truth
 
     return side_by_side(make, count, crop, rng, progress, draws)

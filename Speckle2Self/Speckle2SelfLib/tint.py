@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .grey import HUE_NOISE, HUE_TOLERANCE, evenly, luminance
+from .grey import HUE_NOISE, HUE_TOLERANCE, evenly_spaced, luminance
 
 BINS = 64  # of luminance, whose median colors make the curve
 HUED = 0.06  # of the brightest channel: a curve nearer to grey than this is not a tint
@@ -22,21 +22,21 @@ class Tint:
     levels: np.ndarray  # (K,) float32, ascending luminance
     colors: np.ndarray  # (K, 3) float32
 
-    def added(self, grey: np.ndarray) -> list[np.ndarray]:
+    def add_to(self, grey: np.ndarray) -> list[np.ndarray]:
         """Return the values that the tint adds to grey values (N, H, W) in each of the three channels."""
         limit = np.clip(grey, self.levels[0], self.levels[-1])
         return [np.interp(limit, self.levels, channel).astype(np.float32) - limit for channel in self.colors.T]
 
     def remove(self, frames: np.ndarray) -> np.ndarray:
         """Return frames (N, H, W, 3 or 4) as float32 (N, H, W, 3) with tinted pixels grey, and others in some color."""
-        return frames[..., :3] - np.stack(self.added(luminance(frames)), -1)
+        return frames[..., :3] - np.stack(self.add_to(luminance(frames)), -1)
 
 
 def find_tint(frames: np.ndarray) -> Tint | None:
     """Return the tint of a recording (N, H, W[, C]), or None where it is grey, or colored in more than one way."""
     if frames.ndim == 3:
         return None
-    pixels = frames[evenly(len(frames), 8), ::2, ::2, :3]
+    pixels = frames[evenly_spaced(len(frames), 8), ::2, ::2, :3]
     grey = luminance(pixels).ravel()
     top = float(grey.max(initial=0, where=np.isfinite(grey)))
     scale = 255.0 if frames.dtype == np.uint8 else top

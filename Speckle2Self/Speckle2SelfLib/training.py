@@ -84,10 +84,10 @@ class Training:
         self.start = copy.deepcopy(network).eval() if own and self.recipe.despeckles else None
         teacher = network.eval() if teacher is None else teacher.to(self.device).eval()
         simulated, apart = self.recipe.simulate(cines, teacher, self.rng, progress, held_out)
-        self.recorded = [cine.near(self.device) for cine in cines] if self.recipe.learns_recorded else []
+        self.recorded = [cine.move_to(self.device) for cine in cines] if self.recipe.learns_recorded else []
         if not self.recorded and simulated is None:
             raise InputError(_("There is nothing to train on: name recordings, or a number of anatomies to simulate."))
-        self.simulated = simulated and simulated.near(self.device)
+        self.simulated = simulated and simulated.move_to(self.device)
         self.held_out = [*held_out, *apart]
         memory_format = self.recipe.cuda_memory_format if cuda else torch.channels_last
         self.learner = self.model = convert(self.learner, memory_format).train()

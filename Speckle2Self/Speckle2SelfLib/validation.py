@@ -11,7 +11,7 @@ from torch import nn
 
 from . import metrics
 from .dataset import Batch, Cine
-from .grey import BRIGHTEST, evenly
+from .grey import BRIGHTEST, evenly_spaced
 from .inference import through_network
 from .metrics import TRUE_ERRORS
 from .recipes import Recipe
@@ -39,7 +39,7 @@ def validate(
     figures: dict[str, list[float]] = {}
     for cine in cines:
         count, outputs = len(cine.frames), []
-        for number in evenly(count, FRAMES) if cine.truth is None else range(count):
+        for number in evenly_spaced(count, FRAMES) if cine.truth is None else range(count):
             window = slice(number, number + 1)
             frame = cine.frames[window].to(device)  # (1, 1, H, W)
             truth = None if cine.truth is None else cine.truth[window].to(device)
@@ -47,7 +47,7 @@ def validate(
                 views = recipe.views(_corner(frame, truth))
                 for name, term in recipe.loss(learner(views), views).items():
                     terms.setdefault(f"held-out {name}", []).append(term.item())
-            before = recipe.normalised(frame)
+            before = recipe.normalize(frame)
             after = through_network(network, before).clamp(0, BRIGHTEST)
             if truth is not None:
                 figures.setdefault(cine.figure, []).append((after - truth).square().mean().sqrt().item())

@@ -135,11 +135,11 @@ class Stream:
         started = time.perf_counter()
         slot = self.last % SLOTS
         self.header[1 + SLOTS + slot] = 0
-        self.outputs[slot] = self._despeckled(frame, slot)
+        self.outputs[slot] = self._despeckle(frame, slot)
         self.header[1 + SLOTS + slot] = self.last
         return self.last, time.perf_counter() - started
 
-    def _despeckled(self, frame: np.ndarray, slot: int) -> np.ndarray:
+    def _despeckle(self, frame: np.ndarray, slot: int) -> np.ndarray:
         from .despeckling import despeckle
 
         uncertainty = self.uncertainties[slot : slot + 1] if self.uncertainties is not None else None

@@ -15,7 +15,7 @@ from Speckle2SelfLib.config import Job, ModelConfig, TrainingConfig
 from Speckle2SelfLib.dataset import Cine, prepare_cine
 from Speckle2SelfLib.network import build
 from Speckle2SelfLib.recorded_speckle import measure
-from Speckle2SelfLib.respeckling import despeckled, draw_piece, measured_speckles, respeckle
+from Speckle2SelfLib.respeckling import despeckle_anatomies, draw_piece, respeckle
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
 from Speckle2SelfLib.system import Cancelled, InputError
 from Speckle2SelfLib.training import Training
@@ -92,8 +92,7 @@ def test_a_piece_of_a_despeckled_frame_becomes_the_truth():
 
 
 def test_the_truth_is_what_the_mean_of_many_draws_tends_to(cine, network):
-    pairs = despeckled([cine], network)
-    made = respeckle(pairs, measured_speckles([cine], pairs), 3, 48, np.random.default_rng(2), draws=80)
+    made = respeckle(despeckle_anatomies([cine], network), 3, 48, np.random.default_rng(2), draws=80)
     frames, truth = (x.reshape(3, 80, 48, 48) for x in (made.frames, made.truth))
     assert torch.equal(truth[:, 0], truth[:, -1]) and not torch.equal(frames[:, 0], frames[:, 1])
     error = (frames.mean(1) - truth[:, 0]).abs().mean((-1, -2))
@@ -102,8 +101,8 @@ def test_the_truth_is_what_the_mean_of_many_draws_tends_to(cine, network):
 
 def test_each_recording_keeps_its_own_speckle(cine, network):
     fainter = replace(cine, frames=0.5 + (cine.frames - 0.5) / 4)
-    speckles = measured_speckles([cine, fainter], despeckled([cine, fainter], network))
-    spreads = [np.ptp(speckle.quantiles, axis=1).max() for speckle in speckles]
+    anatomies = despeckle_anatomies([cine, fainter], network)
+    spreads = [np.ptp(anatomy.speckle.quantiles, axis=1).max() for anatomy in anatomies]
     assert spreads[1] < 0.5 * spreads[0]
 
 
@@ -153,7 +152,8 @@ def test_of_a_long_recording_some_frames_serve(tmp_path, small_crops):
     lines = []
     runs.run(job, lines.append)
     assert 40 <= lines[-1]["estimate"]["frames"] + lines[-1]["estimate"]["held_out"] <= recipes.MOST_FRAMES
-    assert despeckled([Cine(torch.rand(100, 1, 16, 16))], build(MODEL).eval())[0].shape[1] == respeckling.FRAMES
+    (anatomy,) = despeckle_anatomies([Cine(torch.rand(100, 1, 16, 16))], build(MODEL).eval())
+    assert len(anatomy.images) == respeckling.FRAMES
 
 
 @pytest.fixture

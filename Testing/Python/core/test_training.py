@@ -16,7 +16,7 @@ from Speckle2SelfLib.config import Job, ModelConfig, TrainingConfig
 from Speckle2SelfLib.dataset import Cine, prepare_cine, simulate_cines
 from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.grain import estimate_grain
-from Speckle2SelfLib.grey import evenly
+from Speckle2SelfLib.grey import evenly_spaced
 from Speckle2SelfLib.library import load_model
 from Speckle2SelfLib.loss import published_loss
 from Speckle2SelfLib.network import GREY, UNSURE, FrameLearner, build
@@ -113,7 +113,7 @@ def test_the_published_recipe_judges_the_averaged_network_that_is_kept(cine):
     training = Training([recording], config, model, held_out=[recording])
     _, network = finish(training)
     figures, _ = training.validate()
-    frames = recording.frames[evenly(len(recording.frames), 4)]
+    frames = recording.frames[evenly_spaced(len(recording.frames), 4)]
     with torch.no_grad():
         views = [published_views(frame[None]) for frame in frames]
         terms = [published_loss(network(view), view) for view in views]
