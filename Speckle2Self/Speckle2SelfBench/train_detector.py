@@ -23,14 +23,17 @@ from Speckle2SelfLib.network import FastNetwork, build
 from Speckle2SelfLib.simulation import LAYOUTS, simulate_recorded
 
 SIZE = 256  # pixels of the frames of a pool
-PICTURES = 5  # of each tissue, with graphics of their own
+PICTURES = 8  # of each tissue, with graphics of their own
 CROP = 192  # pixels of what a step sees of a frame
 NOTHING, DRAWN, EITHER = 0, 1, 2  # labels of pixels; the last counts neither way
 VISIBLE = 3  # grey levels of 255 that a pixel changes by where it counts as drawn
 BLACK = 4  # grey levels of 255
+WRITTEN = 60  # grey levels of 255: letters on a black ground are lighter
+GROUND = 25  # pixels: side of the square around letters in which their ground counts as drawn
 LOGITS = 16.0  # by which a network's output, counted from 1/2, is multiplied
 DRAWN_WEIGHT = 3.0  # of a drawn pixel that is missed, against one of tissue that is left
-CONFIG = ModelConfig(width=16)
+REFLECTING = 0.4  # of the tissues have reflectors that are straight or nearly so
+CONFIG = ModelConfig(width=16, deep=1)
 
 
 def outline(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -50,6 +53,29 @@ def outline(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     return inside
 
 
+def reflectors(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Add fascia, skin, needles or the probe's face, and their reverberations, to a frame (H, W): they have soft
+    profiles and uneven brightness, and belong to the tissue."""
+    y, x = np.mgrid[: frame.shape[0], : frame.shape[1]].astype(float)
+    texture, inside = frame / (ndimage.uniform_filter(frame, 9) + 0.05), ndimage.uniform_filter(frame, 15) > 0
+    for _ in range(rng.integers(1, 5)):
+        turn = rng.choice([0, rng.normal(0, 0.15), rng.uniform(0, np.pi)])
+        along, across = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+        across = across - rng.choice([rng.uniform(0, 20), rng.uniform(*np.quantile(across, (0, 1)))])
+        across += rng.choice([0, rng.uniform(0, 8)]) * np.sin(along / rng.uniform(15, 120) + rng.uniform(0, 6))
+        waves = ndimage.gaussian_filter1d(rng.normal(size=700), rng.uniform(2, 25))
+        brightness = 1 + rng.uniform(0.15, 0.5) * np.interp(along, np.arange(-250, 450), waves / waves.std())
+        middle, reach = rng.uniform(-50, 300), rng.choice([1000, rng.uniform(10, 150)])
+        brightness *= 1 / (1 + np.exp((np.abs(along - middle) - reach) / rng.uniform(1, 8)))
+        brightness *= texture if rng.random() < 0.5 else 1
+        thickness, level = rng.uniform(0.7, 3), rng.uniform(0.1, 0.7)
+        echoes, apart = (rng.integers(2, 6), rng.uniform(6, 30)) if rng.random() < 0.3 else (1, 1)
+        for echo in range(echoes):
+            profile = np.exp(-(((across - echo * apart) / thickness) ** 2) / 2)
+            frame = frame + level * 0.7**echo * profile * brightness.clip(0, 2) * inside
+    return frame.clip(0, 1)
+
+
 def tissue(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """A simulated frame (H, W) uint8 as on a scanner's screen, without graphics."""
     axial = np.exp(rng.uniform(*np.log((0.7, 5))))
@@ -57,6 +83,8 @@ def tissue(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     geometry = str(rng.choice(["linear", "sector", "piece"], p=(0.5, 0.25, 0.25)))
     layout = "natural" if rng.random() < 0.5 else str(rng.choice(LAYOUTS[:-1]))
     frame = simulate_recorded(size, grain, geometry, rng, layout)[0][0]
+    if rng.random() < REFLECTING:
+        frame = reflectors(frame, rng)
     if rng.random() < 0.1:  # enlarged without smoothing
         frame = frame[: size[0] // 2, : size[1] // 2].repeat(2, 0).repeat(2, 1)
     return np.round(255 * frame.clip(0, 1)).astype(np.uint8)
@@ -83,7 +111,8 @@ def picture(frame: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np
         drawn, labels = _resize(drawn, labels, rng.uniform(0.75, 1.35))
     if rng.random() < 0.3:
         drawn = imread(imwrite("<bytes>", drawn, extension=".jpg", quality=int(rng.integers(45, 96))), extension=".jpg")
-    labels[ndimage.maximum_filter(drawn, 7) <= BLACK] = NOTHING  # as black as a cyst, or beside the image: for rules
+    black = ndimage.maximum_filter(drawn, 7) <= BLACK  # as black as a cyst, or beside the image: for rules
+    labels[black & ~ndimage.maximum_filter((labels == DRAWN) & (drawn > WRITTEN), GROUND)] = NOTHING
     return drawn, labels
 
 
@@ -166,8 +195,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pool", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--tissues", type=int, default=800)
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--tissues", type=int, default=1800)
+    parser.add_argument("--steps", type=int, default=60_000)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
