@@ -267,8 +267,9 @@ def test_closing_the_scene_clears_what_was_said_about_it(desk, panel):
     panel.ui.applyButton.click()
     desk.wait(lambda: panel.run is None)
     assert "'Cine despeckled'" in panel.ui.statusLabel.text
+    panel.ui.evaluateLabel.text = "Figures"
     slicer.mrmlScene.Clear()
-    assert panel.ui.statusLabel.text == ""
+    assert panel.ui.statusLabel.text == panel.ui.evaluateLabel.text == ""
     panel.ui.inputSelector.setCurrentNode(desk.cine(np.kron(FRAMES, np.ones((1, 8, 8), np.uint8))))
     panel.ui.modelSelector.currentText = "nlm"
     panel.ui.applyButton.click()

@@ -319,6 +319,9 @@ def test_what_a_run_would_take_is_told(desk, train):
     for words in ("frames to train on", "Speckle size", "steps", "min on cpu", "MB"):
         assert words in train.ui.estimateLabel.text
     assert not train.ui.correlationLabel.pixmap.isNull()
+    assert train.ui.estimateLabel.visible and train.ui.correlationLabel.visible
+    slicer.mrmlScene.Clear()
+    assert not train.ui.estimateLabel.visible and not train.ui.correlationLabel.visible, "it was of another scene"
 
 
 def test_curve_and_preview_fill_the_scene_and_the_model_is_at_hand(desk, train):
