@@ -67,7 +67,7 @@ def graphics_over_time(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     total, each = torch.zeros(1, *frames.shape[1:]), np.zeros(frames.shape, bool)
     for number, frame in enumerate(torch.from_numpy(frames)):  # one by one, which spares memory
         logits = _logits(frame[None], bounds)
-        each[number] = widen(logits > ALONE, MARGIN)[0]
+        each[number] = widen(logits > ALONE, MARGIN)[0].numpy()
         total += logits
     if len(frames) == 1:
         turns = ([1], [2], [1, 2])

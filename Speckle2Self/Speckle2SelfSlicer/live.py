@@ -85,12 +85,11 @@ class Live:
 
     def refresh(self) -> None:
         """Despeckle the image that the volume shows now. Raises InputError."""
-        self._imageChanged = False
         if self.node.GetScene() is None:
             self.stop()
             return
         image = self._image()
-        self._imageChanged = False  # decoding is not a change
+        self._imageChanged = False  # only here, as decoding the image reports a change
         self._push(scene.imageArray(image, self.node.GetName()))
 
     def _image(self) -> vtk.vtkImageData | None:

@@ -99,6 +99,36 @@ def test_one_failure_is_one_box_and_no_timer_steps_while_it_is_open(desk, panel,
     assert "It broke." in panel.ui.statusLabel.text and panel.ui.applyButton.visible
 
 
+@pytest.mark.parametrize("opens", ["an error", "a sentence", "a question"])
+def test_no_timer_steps_while_a_box_of_a_button_is_open(desk, panel, monkeypatch, opens):
+    """Qt itself lets no timer interrupt its own step, but the steps of all others."""
+    from Speckle2SelfLib.system import InputError
+    from Speckle2SelfSlicer.panel import confirmed, reporting_errors
+
+    steps, during = [], []
+    timer = panel.makeTimer(1, lambda: steps.append(1))
+    timer.start()
+    desk.wait(lambda: steps)
+
+    def box(*arguments, **options):
+        before = len(steps)
+        desk.rest()
+        during.append(len(steps) - before)
+        return True
+
+    for name in ("errorDisplay", "confirmOkCancelDisplay"):
+        monkeypatch.setattr(slicer.util, name, box)
+    with reporting_errors("It failed."):
+        if opens == "a question":
+            assert confirmed("Really?")
+        else:
+            raise RuntimeError("It broke.") if opens == "an error" else InputError("It is wrong.")
+    after = len(steps)
+    desk.wait(lambda: len(steps) > after)
+    timer.stop()
+    assert during == [0]
+
+
 @pytest.mark.parametrize("name", ["Speckle2Self", "SpeckleTrain"])
 def test_a_panel_keeps_one_wrapper_and_one_connection_for_a_parameter_node(desk, panel, monkeypatch, name):
     """In Slicer 5.10 each wrapper, and each connection, observes the node for as long as that lives."""
@@ -237,8 +267,9 @@ def test_closing_the_scene_clears_what_was_said_about_it(desk, panel):
     panel.ui.applyButton.click()
     desk.wait(lambda: panel.run is None)
     assert "'Cine despeckled'" in panel.ui.statusLabel.text
+    panel.ui.evaluateLabel.text = "Figures"
     slicer.mrmlScene.Clear()
-    assert panel.ui.statusLabel.text == ""
+    assert panel.ui.statusLabel.text == panel.ui.evaluateLabel.text == ""
     panel.ui.inputSelector.setCurrentNode(desk.cine(np.kron(FRAMES, np.ones((1, 8, 8), np.uint8))))
     panel.ui.modelSelector.currentText = "nlm"
     panel.ui.applyButton.click()

@@ -319,14 +319,18 @@ def test_what_a_run_would_take_is_told(desk, train):
     for words in ("frames to train on", "Speckle size", "steps", "min on cpu", "MB"):
         assert words in train.ui.estimateLabel.text
     assert not train.ui.correlationLabel.pixmap.isNull()
+    assert train.ui.estimateLabel.visible and train.ui.correlationLabel.visible
+    slicer.mrmlScene.Clear()
+    assert not train.ui.estimateLabel.visible and not train.ui.correlationLabel.visible, "it was of another scene"
 
 
 def test_curve_and_preview_fill_the_scene_and_the_model_is_at_hand(desk, train):
     job = start(desk, train)
     train.ui.showButton.click()
+    desk.rest()  # plots and views are painted for the first time
     table = slicer.util.getNode(f"{job.name} curve")
     rows = table.GetNumberOfRows()
-    desk.wait(lambda: table.GetNumberOfRows() > rows + 1)
+    taken = [desk.wait(lambda: table.GetNumberOfRows() > rows + 1)]
     loss = slicer.util.getNode(f"{job.name} loss")
     assert loss.GetNumberOfPlotSeriesNodes() >= 2
     assert loss.GetLegendFontSize() <= 10, "else the legend covers half of the curves"
@@ -337,9 +341,9 @@ def test_curve_and_preview_fill_the_scene_and_the_model_is_at_hand(desk, train):
     assert composites["Red"].GetBackgroundVolumeID() == before.GetID()
     assert composites["Yellow"].GetBackgroundVolumeID() == after.GetID()
     train.ui.stopButton.click()
-    desk.wait(lambda: job.ended)
+    taken += [desk.wait(lambda: job.ended), desk.wait(lambda: job.model in train.ui.runLabel.text)]
     assert job.state == "done" and job.model in library.own_models()
-    desk.wait(lambda: job.model in train.ui.runLabel.text)
+    assert max(taken) < 0.1, "nothing holds up the panel"
     job.worse = "structure 0.9900 -> 0.9000"
     train.showRun()
     assert "is worse than the model it started from: structure 0.9900" in train.ui.runLabel.text

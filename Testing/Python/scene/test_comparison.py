@@ -308,14 +308,15 @@ def test_side_by_side_takes_a_reformatted_view_as_it_is_and_keeps_each_views_asp
     assert view_node("Red").GetOrientation() == "Reformat"
     view_node("Yellow").SetDimensions(300, 200, 1)
     complaints.heard.clear()
-    comparison.sideBySide(*pair)
-    assert not complaints.heard
-    for name in ("Red", "Yellow"):
-        wide, tall, _ = view_node(name).GetFieldOfView()
-        columns, rows, _ = view_node(name).GetDimensions()
-        assert wide / tall == pytest.approx(columns / rows)
-    turned = [slicer.util.arrayFromVTKMatrix(view_node(name).GetSliceToRAS()) for name in ("Red", "Yellow")]
-    assert np.allclose(*turned)
+    for volumes, orientation in ((pair, "Axial"), (placed_pair("oblique"), "Reformat")):
+        comparison.sideBySide(*volumes)
+        assert not complaints.heard and view_node("Red").GetOrientation() == orientation
+        for name in ("Red", "Yellow"):
+            wide, tall, _ = view_node(name).GetFieldOfView()
+            columns, rows, _ = view_node(name).GetDimensions()
+            assert wide / tall == pytest.approx(columns / rows)
+        turned = [slicer.util.arrayFromVTKMatrix(view_node(name).GetSliceToRAS()) for name in ("Red", "Yellow")]
+        assert np.allclose(*turned)
 
 
 def test_fading_leaves_hidden_views_and_a_foreground_of_the_users_own(pair):
