@@ -148,15 +148,22 @@ def worse_than_start(card: dict) -> str:
 
 
 def improvement(card: dict) -> str:
-    """Return a sentence that says what training changed of the error on recordings like those trained on; "" where that
-    was not measured."""
+    """Return how training changed the error on recordings like those trained on, in words; "" where that was not
+    measured."""
     start, end = card.get("figures_at_start") or {}, card.get("figures") or {}
     if card.get("start") == "random weights" or not start.get("rms") or "rms" not in end:
         return ""
-    change = end["rms"] / start["rms"] - 1
-    changed = f"{'fell' if change < 0 else 'rose'} by {abs(change):.1%}" if abs(change) >= 0.001 else "did not change"
-    what = "simulated frames of your recordings" if "world" in end else "simulated frames"
-    return f"The error on held-out {what} {changed}."
+
+    def changed(name: str) -> str:
+        change = end[name] / start[name] - 1
+        return f"{'fell' if change < 0 else 'rose'} by {abs(change):.1%}" if abs(change) >= 0.001 else "did not change"
+
+    if not start.get("world") or "world" not in end:
+        return f"The error on held-out simulated frames {changed('rms')}."
+    return (
+        f"The error on held-out simulated frames of your recordings {changed('rms')}, and on other anatomies with your "
+        f"speckle it {changed('world')}. The true gain is usually between the two."
+    )
 
 
 def add(path: FilePath, name: str | None = None) -> str:
