@@ -45,6 +45,7 @@ class Tiff(Format):
         import tifffile  # here, as below: Slicer does not bundle it, and reads TIFF files itself
 
         with reading(path, "an image", "tifffile"), tifffile.TiffFile(path) as file:
+            _check_chain(file, path)
             series = _only_series(file, path)
             page = series.keyframe
             claimed = math.prod(series.shape) * series.dtype.itemsize
@@ -69,6 +70,20 @@ class Tiff(Format):
                 (_write_again if own else _write_new)(path, frames, recording)
         except (ValueError, TypeError, KeyError) as error:  # tags that cannot be written
             raise RuntimeError("not what was read") from error
+
+
+def _check_chain(file, path: Path) -> None:
+    """Raise InputError if the pages of a file follow each other in a circle, in which tifffile reads without end."""
+    layout, stream, offset, seen = file.tiff, file.filehandle, file.pages.first.offset, set()
+    order = "little" if file.byteorder == "<" else "big"
+    while 0 < offset < stream.size:
+        if offset in seen:
+            raise InputError(f"{path} is damaged: its pages follow each other in a circle.")
+        seen.add(offset)
+        stream.seek(offset)
+        tags = int.from_bytes(stream.read(layout.tagnosize), order)
+        stream.seek(offset + layout.tagnosize + tags * layout.tagsize)
+        offset = int.from_bytes(stream.read(layout.offsetsize), order)
 
 
 def _only_series(file, path: Path):

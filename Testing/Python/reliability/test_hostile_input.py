@@ -524,6 +524,19 @@ def test_images_that_claim_to_be_large_are_refused_before_they_are_read(tmp_path
     assert resident() - before < 100e6
 
 
+@pytest.mark.parametrize("count", [1, 120])
+def test_pages_of_a_tiff_in_a_circle_are_refused(count, tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((count, 8, 8), np.uint8), photometric="MINISBLACK", metadata=None)
+    with tifffile.TiffFile(path) as file:
+        first, last = file.pages[0].offset, file.pages[-1]
+        after_last = last.offset + 2 + 12 * len(last.tags)
+    data = bytearray(path.read_bytes())
+    data[after_last : after_last + 4] = first.to_bytes(4, "little")
+    with bounded(), pytest.raises(InputError, match="in a circle"):
+        files.read(write(tmp_path, "b.tif", data))
+
+
 def test_unusual_but_good_files_are_read(tmp_path):
     assert files.read(write(tmp_path, "a.mha", mha(ElementSpacing="-0.1 -0.2 1"))).frames.shape == FRAMES.shape
     assert min(files.read(tmp_path / "a.mha").spacing) > 0, "a spacing is a length"
