@@ -202,7 +202,7 @@ def _times(dataset, count: int) -> np.ndarray | None:
 def _derived(frames: np.ndarray, recording: Recording) -> bytes:
     dataset = copy.deepcopy(recording.source["dataset"])
     photometric, bits = dataset.PhotometricInterpretation, dataset.BitsStored
-    packed = dataset.file_meta.TransferSyntaxUID.is_encapsulated
+    syntax = dataset.file_meta.TransferSyntaxUID
     if photometric == "MONOCHROME1":
         high, low = recording.source["turn"]
         frames = (high + low - frames.astype(np.int64)).astype(frames.dtype)
@@ -213,10 +213,11 @@ def _derived(frames: np.ndarray, recording: Recording) -> bytes:
                 dataset.pop(f"{keyword}PaletteColorLookupTable{part}", None)
     for keyword in STALE:
         dataset.pop(keyword, None)
-    if dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian:  # which DICOM has given up
+    if syntax == ExplicitVRBigEndian:  # which DICOM has given up
         _swap_words(dataset)
     several = len(frames) > 1 or "NumberOfFrames" in dataset
-    set_pixels(dataset, frames if several else frames[0], photometric, bits, packed)
+    compressed = syntax.is_encapsulated or syntax.is_deflated
+    set_pixels(dataset, frames if several else frames[0], photometric, bits, compressed)
     _identify(dataset, recording)
     return encoded(dataset, dataset.file_meta.TransferSyntaxUID)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pydicom
 from PIL import Image, features
 from pydicom.encaps import encapsulate
-from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEG2000Lossless
 
 from .base import quiet
 
@@ -21,6 +21,7 @@ PIXEL_MODULE = (
 )  # fmt: skip
 
 SMALLEST = 32  # pixels; JPEG 2000 halves an image five times
+PRECISION, SIGNED = 42, 0x80  # the byte of a JPEG 2000 stream with the number of bits, and its bit for signed values
 
 
 def decoded(dataset) -> np.ndarray:
@@ -148,30 +149,38 @@ def _colours(array: np.ndarray, dataset) -> np.ndarray:
 
 def set_pixels(dataset, array: np.ndarray, photometric: str, bits: int, compressed: bool) -> None:
     """Put (N, H, W), (H, W) or colors into a data set, with `bits` stored per value; compressed: as lossless JPEG 2000
-    if Pillow can write such values, with 16 bits stored for more than 8, else uncompressed."""
+    with all bits of their type, or deflated if Pillow cannot write such values."""
     array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
     shape = array.shape[-3 if photometric == "RGB" else -2 :]
-    dtypes = (np.uint8,) if photometric == "RGB" else (np.uint8, np.uint16)
-    compressed = compressed and array.dtype in dtypes and min(shape[:2]) >= SMALLEST and features.check("jpg_2000")
-    bits = 8 * array.dtype.itemsize if compressed else bits
+    dtypes = (np.uint8,) if photometric == "RGB" else (np.uint8, np.int8, np.uint16, np.int16)
+    jpeg = compressed and array.dtype in dtypes and min(shape[:2]) >= SMALLEST and features.check("jpg_2000")
+    bits = 8 * array.dtype.itemsize if jpeg else bits
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     if hasattr(dataset, "set_pixel_data") and array.dtype.itemsize <= 2:
         dataset.set_pixel_data(array, photometric, bits)
     else:
         _set_pixels(dataset, array, photometric, bits)
-    if not compressed:
-        return
-    dataset.PixelData = encapsulate([_jpeg_2000(frame) for frame in array.reshape(-1, *shape)])
-    dataset["PixelData"].VR = "OB"
-    dataset["PixelData"].is_undefined_length = True
-    dataset.PhotometricInterpretation = "YBR_RCT" if photometric == "RGB" else photometric
-    dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    if jpeg:
+        dataset.PixelData = encapsulate([_jpeg_2000(frame) for frame in array.reshape(-1, *shape)])
+        dataset["PixelData"].VR = "OB"
+        dataset["PixelData"].is_undefined_length = True
+        dataset.PhotometricInterpretation = "YBR_RCT" if photometric == "RGB" else photometric
+        dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    elif compressed:
+        dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
 
 
 def _jpeg_2000(frame: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(frame).save(stream, "JPEG2000", irreversible=False, no_jp2=True, mct=frame.ndim == 3)
-    return stream.getvalue()
+    """Return a frame as lossless JPEG 2000. Pillow writes no signed values, but JPEG 2000 stores them as it does the
+    unsigned ones that are larger by half of their range; only a bit of the header differs."""
+    signed = frame.dtype.kind == "i"
+    if signed:
+        frame = (frame.astype(int) - np.iinfo(frame.dtype).min).astype(f"u{frame.itemsize}")
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "JPEG2000", irreversible=False, no_jp2=True, mct=frame.ndim == 3)
+    stream = bytearray(buffer.getvalue())
+    stream[PRECISION] |= SIGNED if signed else 0
+    return bytes(stream)
 
 
 def _set_pixels(dataset, array: np.ndarray, photometric: str, bits: int) -> None:
