@@ -42,15 +42,14 @@ def despeckled(source, target, *options):
 
 
 @pytest.mark.parametrize(
-    "layout", ["tiled", "planar", "deflated", "half", "double", "signed", "big", "motorola", "one"]
+    "layout", ["tiled", "planar", "narrow planar", "deflated", "half", "double", "signed", "big", "motorola", "one"]
 )
 def test_a_tiff_keeps_its_type_shape_and_layout(tmp_path, layout):
+    planar = {"planarconfig": "SEPARATE", "photometric": "RGB"}
     array, options = {
         "tiled": (WIDE, {"tile": (32, 32)}),
-        "planar": (
-            np.moveaxis(COLOUR[0], -1, 0).astype(np.uint16) * 9,
-            {"planarconfig": "SEPARATE", "photometric": "RGB"},
-        ),
+        "planar": (np.moveaxis(COLOUR[0], -1, 0).astype(np.uint16) * 9, planar),
+        "narrow planar": (np.moveaxis(COLOUR[0, :, :4], -1, 0), planar),  # whose last axis could be that of colors
         "deflated": (FRAMES, {"compression": "zlib"}),
         "half": (WIDE.astype(np.float16), {}),
         "double": (WIDE.astype(np.float64) / 3, {}),
@@ -64,7 +63,7 @@ def test_a_tiff_keeps_its_type_shape_and_layout(tmp_path, layout):
     tifffile.imwrite(source, array, resolution=(50, 40), resolutionunit="CENTIMETER", **options)
     made = again(tmp_path, source)
     assert np.array_equal(
-        made.recording.frames.ravel(), np.moveaxis(array, 0, -1).ravel() if layout == "planar" else array.ravel()
+        made.recording.frames.ravel(), np.moveaxis(array, 0, -1).ravel() if "planar" in layout else array.ravel()
     )
     assert made.recording.spacing[1:] == pytest.approx((0.25, 0.2))
     with tifffile.TiffFile(made.path) as file, tifffile.TiffFile(source) as before:
@@ -183,6 +182,26 @@ def test_other_compressions_of_a_tiff_are_read_without_a_word(tmp_path, name, ca
     frames = files.read(tmp_path / "in.tif").frames
     assert frames.dtype == np.uint8 and np.array_equal(frames[0], np.asarray(Image.open(tmp_path / "in.tif")))
     assert capfd.readouterr().err == ""
+
+
+def test_compressed_planes_of_colours_that_itk_orders_otherwise_are_refused(tmp_path):
+    planes = np.repeat(np.arange(4, dtype=np.uint8), 48 * 64).reshape(4, 48, 64)
+    layout = {"photometric": "RGB", "planarconfig": "SEPARATE", "extrasamples": ["UNASSALPHA"], "metadata": None}
+    tifffile.imwrite(tmp_path / "in.tif", planes, **layout)
+    with tifffile.TiffFile(tmp_path / "in.tif", mode="r+") as file:
+        page, sizes = file.pages[0], []
+        for plane, start in zip(planes, page.dataoffsets, strict=True):
+            Image.fromarray(plane).save(tmp_path / "plane.tif", compression="tiff_lzw")
+            with tifffile.TiffFile(tmp_path / "plane.tif") as packed:
+                (at,), (size,) = packed.pages[0].dataoffsets, packed.pages[0].databytecounts
+            file.filehandle.seek(start)
+            file.filehandle.write((tmp_path / "plane.tif").read_bytes()[at : at + size])
+            sizes.append(size)
+        page.tags["StripByteCounts"].overwrite(sizes)
+        page.tags["Compression"].overwrite(5)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "in.tif")), np.moveaxis(planes, 0, -1)), "a good file"
+    with pytest.raises(InputError, match="compressed as LZW; install the package imagecodecs"):
+        files.read(tmp_path / "in.tif")
 
 
 def test_a_cine_becomes_a_tiff_with_its_rate_and_size_of_pixels(tmp_path):
