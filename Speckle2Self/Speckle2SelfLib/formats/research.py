@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..system import InputError
-from .base import DEFLATE_LIMIT, Format, Recording, count_values, frame_times, quiet, reading, roomy
+from .base import DEFLATE_LIMIT, Format, Recording, frame_times, quiet, reading, roomy
 
 PREFERRED = ("frames", "input", "image", "images", "bmode", "image_sc", "envelope_data", "envelope", "beamformed_data",
              "iq", "rf")  # fmt: skip
@@ -38,9 +38,7 @@ class Matlab(Format):
             _check_elements_of_file(path)
             shapes = {name: shape for name, shape, kind in whosmat(path) if kind in NUMBERS}
             name = chosen(path, {name: _turned(shape) for name, shape in shapes.items()}, key)
-            claimed = count_values(list(shapes[name]), path)
-            if claimed > path.stat().st_size * DEFLATE_LIMIT:
-                raise InputError(f"{path} is damaged: it promises {claimed} values.")
+            _check_size(path, shapes[name])
             array = loadmat(path, variable_names=[name, *(one for one in OURS[1:] if one in shapes)])
         others = {other: array.get(other) for other in OURS[1:]}
         return _recording(path, self.name, turned(array[name]), {"key": name}, others)
@@ -158,11 +156,11 @@ class Hdf5(Format):
         turn: Callable = (lambda shape: _turned(shape[::-1])) if by_columns else tuple
         with reading(path, "a file of HDF5", "h5py", own=()), h5py.File(path, "r") as file:
             sets = _data_sets(file, h5py)
+            if ustb := _of_ustb(path, sets):
+                return ustb
             name = chosen(path, {name: turn(one.shape) for name, one in sets.items()}, key)
             one = sets[name]
-            claimed = math.prod(one.shape)
-            if claimed < 1 or claimed > path.stat().st_size * DEFLATE_LIMIT:
-                raise InputError(f"{path} is damaged: it promises {claimed} values.")
+            _check_size(path, one.shape)
             array = _taken(one)
             others = {other: np.asarray(sets[other]) for other in OURS[1:] if other in sets}
         array = turned(array.transpose()) if by_columns else array
@@ -184,6 +182,7 @@ class Hdf5(Format):
                     file[name] = value
             return
         array = turned_back(array).transpose() if recording.source["by_columns"] else array
+        array = array.swapaxes(1, 2) if recording.source.get("by_lines") else array
         shutil.copyfile(recording.path, path)
         with h5py.File(path, "r+") as file:
             held = file[recording.source["key"]]
@@ -211,6 +210,39 @@ def _data_sets(file, h5py) -> dict:
 
     file.visititems(visit)
     return found
+
+
+AXES = (("x_axis", "z_axis"), ("azimuth_axis", "depth_axis"))  # of USTB's scans: across the lines, along them
+
+
+def _of_ustb(path: Path, sets: dict) -> Recording | None:
+    """Return the beamformed data in a file of the toolbox USTB: (..., pixels), line after line; None without any."""
+    for across, along in AXES:
+        for group in [name.removesuffix(f"/scan/{across}") for name in sets if name.endswith(f"/scan/{across}")]:
+            axes = sets[f"{group}/scan/{across}"], sets.get(f"{group}/scan/{along}")
+            names = [f"{group}/{name}" for name in ("data", "data/real", "data/imag")]
+            parts = [sets[name] for name in names if name in sets]
+            if axes[1] is None or not parts:
+                continue
+            lines, samples = (axis.size for axis in axes)
+            if not is_image((lines, samples)) or any(part.shape[-1:] != (lines * samples,) for part in parts):
+                continue
+            for one in (*parts, *axes):
+                _check_size(path, one.shape)
+            values = parts[0][()] if len(parts) == 1 else parts[0][()] + np.complex64(1j) * parts[1][()]
+            frames = values.reshape(-1, lines, samples).swapaxes(1, 2)
+            metres = across == "x_axis"  # else angles
+            steps = [1000 * np.diff(np.ravel(axis)).mean() if metres else 1.0 for axis in axes]
+            source = {"key": f"{group}/data", "by_columns": False, "by_lines": True}
+            return _recording(path, Hdf5.name, frames, source, {"spacing": np.array([1.0, *steps[::-1]])})
+    return None
+
+
+def _check_size(path: Path, shape: tuple[int, ...]) -> None:
+    """Raise InputError for more values than a file can hold."""
+    claimed = math.prod(shape)
+    if claimed < 1 or claimed > path.stat().st_size * DEFLATE_LIMIT:
+        raise InputError(f"{path} is damaged: it promises {claimed} values.")
 
 
 PAIRS = (("real", "imag"), ("r", "i"))

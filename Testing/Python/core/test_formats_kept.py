@@ -2,6 +2,8 @@
 
 import shutil
 import struct
+import subprocess
+import sys
 import zlib
 from types import SimpleNamespace
 
@@ -227,6 +229,27 @@ def test_a_photograph_is_written_as_it_is_shown(tmp_path, orientation):
     with Image.open(tmp_path / "in.jpg") as image, Image.open(tmp_path / "out.png") as written:
         shown = np.asarray(ImageOps.exif_transpose(image))
         assert not written.getexif() and np.array_equal(np.asarray(written), shown)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_jpeg_is_read_as_pillow_and_itk_read_it(tmp_path, mode):
+    smooth = np.add.outer(np.arange(48), np.arange(64)).astype(np.uint8)
+    image = Image.fromarray(np.dstack([smooth, 255 - smooth, smooth // 2, smooth // 3]), "RGBA").convert(mode)
+    image.save(tmp_path / "in.jpg", dpi=(100, 50), subsampling=0)
+    recording = files.read(tmp_path / "in.jpg")
+    itk = sitk.ReadImage(str(tmp_path / "in.jpg"))
+    assert np.abs(recording.frames[0].astype(int) - sitk.GetArrayFromImage(itk)).max() <= 1
+    assert recording.frames.shape == ((1, 48, 64) if mode == "L" else (1, 48, 64, 3))
+    assert recording.spacing[:0:-1] == pytest.approx(itk.GetSpacing()) == (0.254, 0.508)
+
+
+def test_a_library_prints_nothing_of_a_damaged_jpeg(tmp_path):
+    Image.fromarray(FRAMES[0]).save(tmp_path / "in.jpg")
+    data = (tmp_path / "in.jpg").read_bytes()
+    (tmp_path / "in.jpg").write_bytes(data.replace(b"\xff\xda", b"\1" * 20 + b"\xff\xda", 1))
+    code = "import sys; from Speckle2SelfLib import files; assert files.read(sys.argv[1]).frames.shape == (1, 48, 64)"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "in.jpg"], capture_output=True, check=True)
+    assert done.stdout == done.stderr == b""
 
 
 def test_grey_with_transparency_keeps_it_or_is_refused(tmp_path):

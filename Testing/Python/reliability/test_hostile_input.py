@@ -27,7 +27,13 @@ import tifffile
 import torch
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, RLELossless, UltrasoundMultiFrameImageStorage, generate_uid
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    RLELossless,
+    UltrasoundMultiFrameImageStorage,
+    generate_uid,
+)
 from safetensors.torch import save as safetensors_bytes
 from scipy.io import savemat
 
@@ -103,6 +109,13 @@ def dicom(packed=False, frames=FRAMES, **changes):
     return buffer.getvalue()
 
 
+def deflated_dicom():
+    dataset, buffer = pydicom.dcmread(io.BytesIO(dicom(frames=SIGNED, PixelRepresentation=1))), io.BytesIO()
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.save_as(buffer)
+    return buffer.getvalue()
+
+
 def numpy_file(array=FRAMES):
     buffer = io.BytesIO()
     np.save(buffer, array)
@@ -113,6 +126,9 @@ def numpy_archive(**arrays):
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **(arrays or {"frames": FRAMES, "truth": FRAMES[0]}))
     return buffer.getvalue()
+
+
+OTHERS = (".bmp", ".jpg", ".vtk", ".gipl")
 
 
 def image(suffix, folder):
@@ -144,6 +160,7 @@ TIFFS = [
     {"tile": (16, 16), "metadata": {"axes": "TYX", "PhysicalSizeX": 0.2}, "ome": True},
     {"compression": "zlib", "photometric": "MINISWHITE", "metadata": None},
     {"extratags": [(274, "H", 1, 6, True)], "photometric": "MINISBLACK", "metadata": None},
+    {"planarconfig": "SEPARATE", "photometric": "RGB", "metadata": None},
 ]
 
 
@@ -195,6 +212,13 @@ def hdf5_file(folder):
     return (folder / "seed.h5").read_bytes()
 
 
+def ustb_file(folder):
+    with h5py.File(folder / "seed.uff", "w") as file:
+        file["b_data/data/real"] = file["b_data/data/imag"] = FRAMES.reshape(3, 1, 1, -1) / np.float32(9)
+        file["b_data/scan/x_axis"], file["b_data/scan/z_axis"] = np.arange(24.0)[None], np.arange(32.0)[None]
+    return (folder / "seed.uff").read_bytes()
+
+
 def weights():
     config = ModelConfig(width=4)
     metadata = {"format": checkpoint.FORMAT, "config": '{"width": 4, "grain": [0.75, 1.7]}', "card": "{}"}
@@ -220,11 +244,12 @@ def seeds(tmp_path_factory):
             dicom(),
             dicom(packed=True),
             dicom(frames=SIGNED, **inverted),
+            deflated_dicom(),
             *(by_gdcm(compressor, folder) for compressor in ("JPEG", "JPEG2000")),
         ],
         ".npy": [numpy_file(), numpy_file(FRAMES.astype(np.float64)), numpy_file(FRAMES * np.complex64(1j))],
         ".npz": [numpy_archive()],
-        **{suffix: [image(suffix, folder)] for suffix in (".nii", ".nii.gz", ".bmp")},
+        **{suffix: [image(suffix, folder)] for suffix in (".nii", ".nii.gz", *OTHERS)},
         ".png": [
             image(".png", folder),
             pillow_file("PNG", SIGNED[:1].astype(np.uint16)),
@@ -235,7 +260,7 @@ def seeds(tmp_path_factory):
         ".webp": [pillow_file("WEBP", FRAMES, lossless=True)],
         **{suffix: films(suffix, folder) for suffix in FILMS},
         ".mat": [matlab_file(True), matlab_file(False), newer_matlab_file(folder)],
-        ".h5": [hdf5_file(folder)],
+        ".h5": [hdf5_file(folder), ustb_file(folder)],
     }
 
 
@@ -360,6 +385,7 @@ def resident():
 
 SHARES = {
     ".mha": 3, ".nrrd": 3, ".dcm": 4, ".npy": 2, ".npz": 2, ".png": 2, ".tif": 3, ".nii.gz": 1, ".nii": 1, ".bmp": 1,
+    ".jpg": 1, ".vtk": 1, ".gipl": 1,
     ".gif": 1, ".webp": 1, ".mkv": 1, ".mp4": 1, ".avi": 1, ".mov": 1, ".mpg": 1, ".wmv": 1, ".mat": 2, ".h5": 2,
     "checkpoint": 3, "pth": 1, "json": 4, "job": 1, "answers": 4, "requests": 2,
 }  # fmt: skip
@@ -373,7 +399,7 @@ def numbers(kind):
 # --- Files
 
 
-LOSSY = (".mpg", ".wmv")  # which are never written
+LOSSY = (".jpg", ".mpg", ".wmv")  # which are never written
 
 
 @pytest.mark.parametrize("suffix", [kind for kind in SHARES if kind.startswith(".")])
