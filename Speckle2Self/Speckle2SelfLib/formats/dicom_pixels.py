@@ -24,30 +24,30 @@ SMALLEST = 32  # pixels; JPEG 2000 halves an image five times
 PRECISION, SIGNED = 42, 0x80  # the byte of a JPEG 2000 stream with the number of bits, and its bit for signed values
 
 
-def decoded(dataset) -> np.ndarray:
+def decode(dataset) -> np.ndarray:
     """Return the pixels of a data set, colors as RGB. Raises many kinds of exceptions for damaged data."""
     photometric = dataset.PhotometricInterpretation
     with quiet("pydicom"):
         if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
             _check_sizes(dataset)
         try:
-            array = _by_pydicom(dataset)
+            array = _decode_by_pydicom(dataset)
         except Exception as error:
             if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
                 raise
             try:
-                array = _by_gdcm(dataset)
+                array = _decode_by_gdcm(dataset)
             except Exception:
                 raise error from None
     if photometric == "PALETTE COLOR":
-        array = _colours(array, dataset)
+        array = _apply_palette(array, dataset)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _check_sizes(dataset) -> None:
     """Raise ValueError if a compressed frame's size differs from its data set's: decoders would allocate it."""
     for fragment in _fragments(dataset.PixelData):
-        size = _size(fragment)
+        size = _frame_size(fragment)
         if size is not None and size != (dataset.Rows, dataset.Columns):
             raise ValueError(f"a frame is of {size[0]} x {size[1]} pixels, not of {dataset.Rows} x {dataset.Columns}")
 
@@ -82,7 +82,7 @@ def _frames(dataset) -> list[bytes]:
     return fragments
 
 
-def _size(stream: bytes) -> tuple[int, int] | None:
+def _frame_size(stream: bytes) -> tuple[int, int] | None:
     """Return height and width of a JPEG, JPEG-LS or JPEG 2000 frame from its header; None for other data."""
     if stream[:4] == b"\xff\x4f\xff\x51":
         right, bottom, left, top = np.frombuffer(stream[8:24].ljust(16, b"\0"), ">u4").tolist()
@@ -96,7 +96,7 @@ def _size(stream: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _by_pydicom(dataset) -> np.ndarray:
+def _decode_by_pydicom(dataset) -> np.ndarray:
     try:
         from pydicom.pixels import pixel_array
     except ImportError:  # pydicom 2.4, as in Slicer 5.10
@@ -109,8 +109,8 @@ def _by_pydicom(dataset) -> np.ndarray:
     return pixel_array(dataset)
 
 
-def _by_gdcm(dataset) -> np.ndarray:
-    """Decode like `_by_pydicom`, for JPEG Lossless, JPEG-LS, 12-bit JPEG and everything else that GDCM decodes."""
+def _decode_by_gdcm(dataset) -> np.ndarray:
+    """Do the same for JPEG Lossless, JPEG-LS, 12-bit JPEG and everything else that GDCM decodes."""
     import SimpleITK as sitk
 
     plain = pydicom.Dataset()
@@ -128,14 +128,14 @@ def _by_gdcm(dataset) -> np.ndarray:
     plain.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     with tempfile.TemporaryDirectory(prefix="speckle2self-") as folder:
         path = Path(folder) / "image.dcm"
-        path.write_bytes(encoded(plain, dataset.file_meta.TransferSyntaxUID))
+        path.write_bytes(encode(plain, dataset.file_meta.TransferSyntaxUID))
         array = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="GDCMImageIO"))
     count = int(dataset.get("NumberOfFrames", 1) or 1)
     shape = [*([count] if count > 1 else []), dataset.Rows, dataset.Columns, *([3] if array.ndim == 4 else [])]
     return array.reshape(shape)
 
 
-def _colours(array: np.ndarray, dataset) -> np.ndarray:
+def _apply_palette(array: np.ndarray, dataset) -> np.ndarray:
     """Return 8-bit RGB values for the entries of a palette."""
     try:
         from pydicom.pixels import apply_color_lut
@@ -199,7 +199,7 @@ def _set_pixels(dataset, array: np.ndarray, photometric: str, bits: int) -> None
     dataset["PixelData"].is_undefined_length = False
 
 
-def encoded(dataset, syntax) -> bytes:
+def encode(dataset, syntax) -> bytes:
     """Return a data set as file content, with the preamble that some scanners omit."""
     buffer, explicit = io.BytesIO(), not syntax.is_implicit_VR
     if hasattr(dataset, "set_pixel_data"):

@@ -12,7 +12,18 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..system import InputError
-from .base import DEFLATE_LIMIT, SEQUENCES, Format, Recording, check_dimensions, has_suffix, lengths, not_held, quiet
+from .base import (
+    DEFLATE_LIMIT,
+    SEQUENCES,
+    Format,
+    Recording,
+    check_dimensions,
+    check_promise,
+    has_suffix,
+    lengths,
+    quiet,
+    unsupported_type,
+)
 
 FRAME_FORMATS = (".png", ".bmp", ".jpg", ".jpeg")  # of one frame
 
@@ -34,11 +45,9 @@ class Images(Format):
             with quiet("SimpleITK"):
                 reader.ReadImageInformation()
                 check_dimensions(reader.GetDimension(), path)
-                claimed = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
-                parts = _pair(path)
+                count, parts = math.prod(reader.GetSize()) * reader.GetNumberOfComponents(), _pair(path)
                 size = sum(part.stat().st_size for part in parts)
-                if claimed > 8 * size * DEFLATE_LIMIT:  # 8 values of one bit in a byte
-                    raise InputError(f"{path} is damaged: it promises {claimed} values in {size} bytes.")
+                check_promise(count, size, path, 8 * DEFLATE_LIMIT)  # 8 values of one bit in a byte
                 image = reader.Execute()
         except RuntimeError as error:
             raise InputError(f"{path} is not an image that can be read.") from error
@@ -90,7 +99,7 @@ def check_image(path: Path, recording: Recording) -> None:
         raise InputError(f"{path.name} cannot be written: its axes would not be at right angles; choose .nii.gz.")
     try:
         with tempfile.TemporaryDirectory(prefix=".speckle2self-", dir=path.parent) as folder:
-            array = _shaped(recording.frames, recording)
+            array = _reshape(recording.frames, recording)
             small = array[(slice(2),) * (array.ndim - (recording.frames.ndim == 4))]
             _write(Path(folder) / path.name, np.ascontiguousarray(small), recording)
     except (OSError, RuntimeError, TypeError) as error:
@@ -101,10 +110,10 @@ def check_image(path: Path, recording: Recording) -> None:
 
 def write_image(path: Path, frames: np.ndarray, recording: Recording) -> None:
     """Write frames, a volume or volumes in time by ITK, with geometry and metadata, and read them back as a check."""
-    _write(path, _shaped(frames, recording), recording)
+    _write(path, _reshape(frames, recording), recording)
 
 
-def _shaped(frames: np.ndarray, recording: Recording) -> np.ndarray:
+def _reshape(frames: np.ndarray, recording: Recording) -> np.ndarray:
     """Return the frames in the dimensions that their file has."""
     if recording.single:
         return frames[0]
@@ -194,7 +203,7 @@ class SequenceFormat(Format):
         if not has_suffix(path, SEQUENCES):
             check_image(path, recording)
         elif recording.frames.dtype.str[1:] not in self.written:
-            raise not_held(path, self.name, recording)
+            raise unsupported_type(path, self.name, recording)
 
     def verbatim(self, path: Path, recording: Recording) -> bool:
         """Return whether the input's own header is written."""

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..system import InputError
-from .base import DEFLATE_LIMIT, HEAD, Recording, has_suffix, lengths, oriented, reading
+from .base import DEFLATE_LIMIT, HEAD, Recording, check_promise, has_suffix, lengths, orient, reading
 from .itk import Images
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
@@ -36,8 +36,8 @@ class Pictures(Images):
         recording = self._read_png(path, key, head) if head.startswith(PNG) else self._read_jpeg(path)
         orientation = _orientation(path)
         if "alpha" in recording.source:
-            recording.source["alpha"] = oriented(recording.source["alpha"][None], orientation)[0]
-        return replace(recording, frames=np.ascontiguousarray(oriented(recording.frames, orientation)))
+            recording.source["alpha"] = orient(recording.source["alpha"][None], orientation)[0]
+        return replace(recording, frames=np.ascontiguousarray(orient(recording.frames, orientation)))
 
     def _read_png(self, path: Path, key: str, head: bytes) -> Recording:
         data = path.read_bytes()
@@ -86,8 +86,7 @@ def _by_pillow(path: Path, mode_of: Callable[[str], str], packed: int) -> tuple[
     packed: the largest possible ratio of pixels to bytes.
     """
     with reading(path, "an image", "PIL"), Image.open(path) as image:
-        if image.width * image.height > path.stat().st_size * packed:
-            raise InputError(f"{path} is damaged: it promises {image.width} x {image.height} pixels.")
+        check_promise(image.width * image.height, path.stat().st_size, path, packed)
         return np.asarray(image.convert(mode_of(image.mode))), image.info
 
 

@@ -10,7 +10,7 @@ from vtk.util.numpy_support import vtk_to_numpy  # noqa: E402
 
 from Speckle2SelfLib import files  # noqa: E402
 from Speckle2SelfLib.formats.base import Recording  # noqa: E402
-from Speckle2SelfLib.formats.dicom_pixels import encoded, set_pixels  # noqa: E402
+from Speckle2SelfLib.formats.dicom_pixels import encode, set_pixels  # noqa: E402
 from Speckle2SelfLib.system import InputError  # noqa: E402
 
 FRAMES = np.random.default_rng(0).integers(1, 255, (4, 20, 30)).astype(np.uint8)
@@ -144,7 +144,7 @@ def test_compressed_dicom_is_what_slicer_reads(tmp_path, kind):
     dataset.HighBit, dataset.PixelRepresentation = dataset.BitsStored - 1, int(kind == "signed")
     set_pixels(dataset, frames, dataset.PhotometricInterpretation, dataset.BitsStored, compressed=True)
     path = tmp_path / "a.dcm"
-    path.write_bytes(encoded(dataset, dataset.file_meta.TransferSyntaxUID))
+    path.write_bytes(encode(dataset, dataset.file_meta.TransferSyntaxUID))
     assert path.stat().st_size < frames.nbytes / 2
     reader = slicer.vtkITKArchetypeImageSeriesScalarReader()
     if "colour" in kind:
