@@ -122,6 +122,7 @@ def _reshape(frames: np.ndarray, recording: Recording) -> np.ndarray:
     return frames if recording.volumes == 1 else frames.reshape(recording.volumes, -1, *frames.shape[1:])
 
 
+@quiet("SimpleITK")  # which warns of every text that a format does not hold, and of odd spacings
 def _write(path: Path, array: np.ndarray, recording: Recording) -> None:
     colour = recording.frames.ndim == 4
     image = sitk.GetImageFromArray(array, isVector=colour)
@@ -147,10 +148,9 @@ def _write(path: Path, array: np.ndarray, recording: Recording) -> None:
     writer = sitk.ImageFileWriter()
     writer.SetFileName(str(path))
     writer.SetUseCompression(True)
-    with quiet("SimpleITK"):  # which warns of every text that a format does not hold
-        writer.Execute(image)
-        # Read back, as ITK does not report every full disk, nor everything that a format cannot hold.
-        image = sitk.ReadImage(str(path))
+    writer.Execute(image)
+    # Read back, as ITK does not report every full disk, nor everything that a format cannot hold.
+    image = sitk.ReadImage(str(path))
     again = sitk.GetArrayViewFromImage(image)
     if again.size % array.size or not all(map(_equal, again.reshape(*array.shape, -1), array)):
         raise RuntimeError("not what was written")

@@ -65,13 +65,15 @@ class Matlab(Format):
 
         try:
             with quiet("scipy"):
-                held = {name: value for name, value in loadmat(recording.path).items() if not name.startswith("__")}
-                savemat(io.BytesIO(), held | {recording.source["key"]: array[:1]}, do_compression=True)
+                variables = {
+                    name: value for name, value in loadmat(recording.path).items() if not name.startswith("__")
+                }
+                savemat(io.BytesIO(), variables | {recording.source["key"]: array[:1]}, do_compression=True)
         except Exception as error:  # as above
             name = recording.path.name
             raise InputError(f"{name} holds variables that cannot be written again; choose .npy or .h5.") from error
         if into is not None:
-            savemat(into, held | {recording.source["key"]: array}, do_compression=True)
+            savemat(into, variables | {recording.source["key"]: array}, do_compression=True)
 
 
 NUMBERS = {"double", "single", "logical", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))}
@@ -153,15 +155,14 @@ class Hdf5(Format):
     def read(self, path: Path, key: str) -> Recording:
         h5py = _h5py()
         by_columns = path.open("rb").read(10) == b"MATLAB 7.3"
-        turn: Callable = (lambda shape: _shape_from_matlab(shape[::-1])) if by_columns else tuple
+        shape_of: Callable = (lambda shape: _shape_from_matlab(shape[::-1])) if by_columns else tuple
         with reading(path, "a file of HDF5", "h5py", own=()), h5py.File(path, "r") as file:
             sets = _data_sets(file, h5py)
             if ustb := _read_ustb(path, sets):
                 return ustb
-            name = choose_array(path, {name: turn(one.shape) for name, one in sets.items()}, key)
-            one = sets[name]
-            check_promise(one.size, path.stat().st_size, path)
-            array = _read_values(one)
+            name = choose_array(path, {name: shape_of(data.shape) for name, data in sets.items()}, key)
+            check_promise(sets[name].size, path.stat().st_size, path)
+            array = _read_values(sets[name])
             others = {other: np.asarray(sets[other]) for other in OURS[1:] if other in sets}
         array = from_matlab(array.transpose()) if by_columns else array
         return _recording(path, self.name, array, {"key": name, "by_columns": by_columns}, others)
@@ -185,11 +186,11 @@ class Hdf5(Format):
         array = array.swapaxes(1, 2) if recording.source.get("by_lines") else array
         shutil.copyfile(recording.path, path)
         with h5py.File(path, "r+") as file:
-            held = file[recording.source["key"]]
-            if held.dtype.names:  # complex values of MATLAB
-                held[...] = _as_pairs(array, held.dtype)
+            data = file[recording.source["key"]]
+            if data.dtype.names:  # complex values of MATLAB
+                data[...] = _as_pairs(array, data.dtype)
             else:
-                held[...] = array.reshape(held.shape)
+                data[...] = array.reshape(data.shape)
 
 
 def _h5py():
@@ -204,9 +205,9 @@ def _data_sets(file, h5py) -> dict:
     """Return the data sets of numbers by their paths in the file."""
     found = {}
 
-    def visit(name: str, one) -> None:
-        if isinstance(one, h5py.Dataset) and (one.dtype.kind in "iufbc" or one.dtype.names in PAIRS):
-            found[name] = one
+    def visit(name: str, data) -> None:
+        if isinstance(data, h5py.Dataset) and (data.dtype.kind in "iufbc" or data.dtype.names in PAIRS):
+            found[name] = data
 
     file.visititems(visit)
     return found
@@ -241,13 +242,13 @@ def _read_ustb(path: Path, sets: dict) -> Recording | None:
 PAIRS = (("real", "imag"), ("r", "i"))
 
 
-def _read_values(one) -> np.ndarray:
+def _read_values(data) -> np.ndarray:
     """Return the values of a data set, part by part, pairs as complex numbers."""
-    kind = np.dtype(np.complex64) if one.dtype.names else one.dtype.newbyteorder("=")
-    result = allocate(one.shape, kind)
-    for number in range(len(one)):
-        part = one[number]
-        result[number] = part[part.dtype.names[0]] + 1j * part[part.dtype.names[1]] if one.dtype.names else part
+    kind = np.dtype(np.complex64) if data.dtype.names else data.dtype.newbyteorder("=")
+    result = allocate(data.shape, kind)
+    for number in range(len(data)):
+        part = data[number]
+        result[number] = part[part.dtype.names[0]] + 1j * part[part.dtype.names[1]] if data.dtype.names else part
     return result
 
 

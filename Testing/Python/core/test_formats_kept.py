@@ -334,6 +334,14 @@ def test_libraries_say_nothing_of_damaged_or_missing_fields(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_libraries_say_nothing_of_a_spacing_that_is_no_number(tmp_path, capfd):
+    sitk.WriteImage(sitk.GetImageFromArray(FRAMES), str(tmp_path / "in.vtk"))
+    data = (tmp_path / "in.vtk").read_bytes()
+    (tmp_path / "in.vtk").write_bytes(data.replace(b"SPACING 1.0000000000000000e+00", b"SPACING nan", 1))
+    assert np.array_equal(again(tmp_path, tmp_path / "in.vtk").recording.frames, FRAMES)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_grey_of_16_bits_with_transparency_is_refused(tmp_path):
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

@@ -403,7 +403,7 @@ LOSSY = (".jpg", ".mpg", ".wmv")  # which are never written
 
 
 @pytest.mark.parametrize("suffix", [kind for kind in SHARES if kind.startswith(".")])
-def test_damaged_recordings_are_refused_or_read(suffix, seeds, tmp_path, recwarn):
+def test_damaged_recordings_are_refused_or_read(suffix, seeds, tmp_path, recwarn, capfd):
     before, refused = resident(), 0
     path = tmp_path / f"case{suffix}"
     for number in numbers(suffix):
@@ -423,6 +423,7 @@ def test_damaged_recordings_are_refused_or_read(suffix, seeds, tmp_path, recwarn
     assert refused or CASES < 1000
     assert resident() - before < 600e6
     assert not [warning for warning in recwarn if warning.category is not ResourceWarning], "nothing for the terminal"
+    assert capfd.readouterr() == ("", ""), "nor of libraries"
 
 
 class Malicious:
