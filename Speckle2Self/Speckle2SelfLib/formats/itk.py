@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import gzip
+import locale
 import math
+import os
 import re
 import tempfile
+import zlib
 from collections.abc import Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from PIL import Image
 
 from ..system import InputError
 from .base import (
     DEFLATE_LIMIT,
+    HEAD,
     SEQUENCES,
     Format,
     Recording,
@@ -22,9 +29,12 @@ from .base import (
     has_suffix,
     lengths,
     quiet,
+    reading,
     unsupported_type,
 )
 
+VTK_HEADER = re.compile(rb"\n(?:LOOKUP_TABLE|COLOR_SCALARS|VECTORS|TENSORS)[^\n]*\n")  # its end
+GIPL_HEADER = 256  # bytes
 FRAME_FORMATS = (".png", ".bmp", ".jpg", ".jpeg")  # of one frame
 
 
@@ -42,13 +52,15 @@ class Images(Format):
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(path))
         try:
-            with quiet("SimpleITK"):
+            with _quiet():
                 reader.ReadImageInformation()
                 check_dimensions(reader.GetDimension(), path)
                 count, parts = math.prod(reader.GetSize()) * reader.GetNumberOfComponents(), _pair(path)
                 size = sum(part.stat().st_size for part in parts)
                 check_promise(count, size, path, 8 * DEFLATE_LIMIT)  # 8 values of one bit in a byte
                 image = reader.Execute()
+            for part in parts:
+                _check_whole(part, sitk.GetArrayViewFromImage(image).nbytes)
         except RuntimeError as error:
             raise InputError(f"{path} is not an image that can be read.") from error
         array = sitk.GetArrayFromImage(image)
@@ -77,12 +89,41 @@ class Images(Format):
         write_image(path, frames, recording)
 
 
+@contextmanager
+def _quiet():
+    """Silence ITK, and restore the locale of the process, which ITK changes when it reads or writes VTK files."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        with quiet("SimpleITK"):
+            yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+
+
+def _check_whole(path: Path, size: int) -> None:
+    """Raise InputError if a file whose pixels take `size` bytes is cut short, for which ITK reads beyond its end."""
+    name = path.name.lower().removesuffix(".gz")
+    if name.endswith(".bmp"):
+        with reading(path, "an image", "PIL"), Image.open(path) as image:
+            image.load()
+    elif name.endswith((".vtk", ".gipl", ".img")):
+        try:
+            with gzip.open(path) if has_suffix(path, (".gz",)) else path.open("rb") as file:
+                head, length = file.read(2**16), file.seek(0, os.SEEK_END)
+        except (EOFError, zlib.error):
+            head, length = b"", 0
+        found = VTK_HEADER.search(head) if name.endswith(".vtk") else None
+        start = found.end() if found else GIPL_HEADER if name.endswith(".gipl") else 0
+        if length < start + size and b"\nASCII" not in head[:HEAD]:
+            raise InputError(f"{path} is cut short: {size} bytes of pixels were expected.")
+
+
 def geometry(path: Path) -> dict:
     """Return the spacing, origin and directions in the header of a file, as ITK reads them; empty if it cannot."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
-        with quiet("SimpleITK"):
+        with _quiet():
             reader.ReadImageInformation()
     except RuntimeError:
         return {}
@@ -122,7 +163,7 @@ def _reshape(frames: np.ndarray, recording: Recording) -> np.ndarray:
     return frames if recording.volumes == 1 else frames.reshape(recording.volumes, -1, *frames.shape[1:])
 
 
-@quiet("SimpleITK")  # which warns of every text that a format does not hold, and of odd spacings
+@_quiet()  # as ITK warns of every text that a format does not hold, and of odd spacings
 def _write(path: Path, array: np.ndarray, recording: Recording) -> None:
     colour = recording.frames.ndim == 4
     image = sitk.GetImageFromArray(array, isVector=colour)

@@ -22,7 +22,7 @@ OURS = "frames", "times", "spacing"  # the arrays in files written from other fo
 
 
 class Matlab(Format):
-    """Files up to version 7, by scipy; those of version 7.3 are HDF5."""
+    """Files of versions 5 to 7, by scipy; those of version 7.3 are HDF5."""
 
     name = "MATLAB"
     suffixes = (".mat",)

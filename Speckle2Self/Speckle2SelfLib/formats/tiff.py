@@ -72,17 +72,24 @@ class Tiff(Format):
 
 
 def _check_chain(file, path: Path) -> None:
-    """Raise InputError if the pages of a file follow each other in a circle, in which tifffile reads without end."""
+    """Raise InputError if the pages of a file follow each other in a circle, in which tifffile reads without end, or
+    continue beyond the end of the file, where tifffile stops."""
     layout, stream, offset, seen = file.tiff, file.filehandle, file.pages.first.offset, set()
-    order = "little" if file.byteorder == "<" else "big"
-    while 0 < offset < stream.size:
+
+    def number(size: int) -> int:
+        data = stream.read(size)
+        if len(data) < size:
+            raise InputError(f"{path} is cut short: a page continues beyond its end.")
+        return int.from_bytes(data, "little" if file.byteorder == "<" else "big")
+
+    while offset:
         if offset in seen:
             raise InputError(f"{path} is damaged: its pages follow each other in a circle.")
         seen.add(offset)
         stream.seek(offset)
-        tags = int.from_bytes(stream.read(layout.tagnosize), order)
+        tags = number(layout.tagnosize)
         stream.seek(offset + layout.tagnosize + tags * layout.tagsize)
-        offset = int.from_bytes(stream.read(layout.offsetsize), order)
+        offset = number(layout.offsetsize)
 
 
 def _only_series(file, path: Path):

@@ -1,5 +1,6 @@
 """What files of each kind held is still there in what is written, as readers that are not ours find."""
 
+import locale
 import shutil
 import struct
 import subprocess
@@ -340,6 +341,36 @@ def test_libraries_say_nothing_of_a_spacing_that_is_no_number(tmp_path, capfd):
     (tmp_path / "in.vtk").write_bytes(data.replace(b"SPACING 1.0000000000000000e+00", b"SPACING nan", 1))
     assert np.array_equal(again(tmp_path, tmp_path / "in.vtk").recording.frames, FRAMES)
     assert capfd.readouterr() == ("", "")
+
+
+CUT = [".vtk", ".gipl", ".gipl.gz", ".bmp", ".hdr", ".img", ".img.gz", ".tif", ".nii", ".nii.gz", ".mha", ".nrrd"]
+
+
+@pytest.mark.parametrize("suffix", [*CUT, ".png", ".jpg"])
+@pytest.mark.parametrize("missing", [30, 200, 3000])
+def test_a_file_that_is_cut_short_is_refused(tmp_path, suffix, missing):
+    path = tmp_path / f"in{suffix}"
+    frames = FRAMES[:1] if suffix in (".bmp", ".png", ".jpg") else FRAMES
+    sitk.WriteImage(sitk.GetImageFromArray(frames[0] if len(frames) == 1 else frames), str(path))
+    assert files.read(path).frames.shape[:3] == frames.shape, "a good file"
+    data = max(tmp_path.iterdir(), key=lambda part: part.stat().st_size)
+    data.write_bytes(data.read_bytes()[:-missing])
+    if (suffix, missing) == (".tif", 30):  # of which only the size of pixels is missing
+        assert np.array_equal(files.read(path).frames, frames)
+        return
+    with pytest.raises(InputError):
+        files.read(path)
+
+
+def test_reading_leaves_the_locale_of_the_process_alone(tmp_path):
+    try:
+        locale.setlocale(locale.LC_ALL, "C.UTF-8")
+    except locale.Error:
+        pytest.skip("there is no other locale")
+    sitk.WriteImage(sitk.GetImageFromArray(FRAMES), str(tmp_path / "in.vtk"))
+    before = locale.setlocale(locale.LC_ALL, "C.UTF-8")
+    again(tmp_path, tmp_path / "in.vtk")
+    assert locale.setlocale(locale.LC_ALL) == before
 
 
 def test_grey_of_16_bits_with_transparency_is_refused(tmp_path):
