@@ -186,7 +186,7 @@ def _decode(av, path: Path, colour: bool) -> tuple[np.ndarray, np.ndarray | None
             raise InputError(f"{path} is a film without images.")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        promised, rate, shape, dtype = stream.frames, stream.average_rate, None, None
+        promised, rate, shape, dtype, damaged = stream.frames, stream.average_rate, None, None, 0
         sound, metadata = bool(container.streams.audio), dict(container.metadata)
         for frame in container.decode(stream):
             array = _array(frame, colour)
@@ -195,11 +195,16 @@ def _decode(av, path: Path, colour: bool) -> tuple[np.ndarray, np.ndarray | None
                 raise InputError(f"{path} changes its size from {shape} to {array.shape}; cut it in two.")
             file.write(np.ascontiguousarray(array).data)
             moments.append(frame.time)
+            damaged += frame.is_corrupt
         promised = promised or _expected_count(container, stream, moments)
         if shape is None:
             raise InputError(f"{path} is damaged, or cut short: no frame can be read.")
         if len(moments) < promised:
             raise InputError(f"{path} is cut short: {len(moments)} of {promised} frames can be read.")
+        if frame.is_corrupt:
+            raise InputError(f"{path} is cut short: its last frame, number {len(moments)}, is not whole.")
+        if damaged:
+            logger.warning("The film has %d damaged frames.", damaged)
         file.flush()
         whole = (len(moments), *shape)
         large = file.tell() >= base.LARGE
