@@ -355,7 +355,7 @@ def test_a_file_that_is_cut_short_is_refused(tmp_path, suffix, missing):
     assert files.read(path).frames.shape[:3] == frames.shape, "a good file"
     data = max(tmp_path.iterdir(), key=lambda part: part.stat().st_size)
     data.write_bytes(data.read_bytes()[:-missing])
-    if (suffix, missing) == (".tif", 30):  # of which only the size of pixels is missing
+    if (suffix, missing) == (".tif", 30):  # only the size of pixels is missing
         assert np.array_equal(files.read(path).frames, frames)
         return
     with pytest.raises(InputError):
