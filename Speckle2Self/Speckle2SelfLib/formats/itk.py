@@ -10,7 +10,7 @@ import re
 import tempfile
 import zlib
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +97,8 @@ def _quiet():
         with quiet("SimpleITK"):
             yield
     finally:
-        locale.setlocale(locale.LC_ALL, before)
+        with suppress(locale.Error):
+            locale.setlocale(locale.LC_ALL, before)
 
 
 def _check_whole(path: Path, size: int) -> None:
