@@ -49,6 +49,9 @@ class Images(Format):
         return head.startswith((b"BM", b"# vtk DataFile")) and has_suffix(path, self.suffixes)
 
     def read(self, path: Path, key: str) -> Recording:
+        if path.open("rb").read(2) == b"BM":  # damaged ones end the whole process in ITK
+            with reading(path, "an image", "PIL"), Image.open(path) as image:
+                image.load()
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(path))
         try:
@@ -104,10 +107,7 @@ def _quiet():
 def _check_whole(path: Path, size: int) -> None:
     """Raise InputError if a file whose pixels take `size` bytes is cut short, for which ITK reads beyond its end."""
     name = path.name.lower().removesuffix(".gz")
-    if name.endswith(".bmp"):
-        with reading(path, "an image", "PIL"), Image.open(path) as image:
-            image.load()
-    elif name.endswith((".vtk", ".gipl", ".img")):
+    if name.endswith((".vtk", ".gipl", ".img")):
         try:
             with gzip.open(path) if has_suffix(path, (".gz",)) else path.open("rb") as file:
                 head, length = file.read(2**16), file.seek(0, os.SEEK_END)

@@ -564,6 +564,14 @@ def test_pages_of_a_tiff_in_a_circle_are_refused(count, tmp_path):
         files.read(write(tmp_path, "b.tif", data))
 
 
+def test_a_bmp_with_which_itk_ends_a_process_is_refused(tmp_path):
+    data = bytearray(image(".bmp", tmp_path))
+    data[30], data[46:50] = 1, (2**29).to_bytes(4, "little")  # compressed, with so many colors
+    code = "import sys; from Speckle2SelfLib import files; files.read(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", code, write(tmp_path, "a.bmp", data)], capture_output=True, text=True)
+    assert done.returncode == 1 and "InputError" in done.stderr
+
+
 def test_unusual_but_good_files_are_read(tmp_path):
     assert files.read(write(tmp_path, "a.mha", mha(ElementSpacing="-0.1 -0.2 1"))).frames.shape == FRAMES.shape
     assert min(files.read(tmp_path / "a.mha").spacing) > 0, "a spacing is a length"
