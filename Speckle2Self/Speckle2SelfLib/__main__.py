@@ -180,7 +180,7 @@ def _despeckle_file(
 
     def run(stack: np.ndarray, progress: Progress) -> np.ndarray:
         if map_path is not None:
-            maps.append(files.roomy(stack.shape[:3], "float32"))
+            maps.append(files.allocate(stack.shape[:3], "float32"))
         return despeckle_frames(
             stack, model, region=region, within=within, output=output if axes == [0] else None, progress=progress,
             cancelled=_interrupted.is_set, uncertainty=maps[-1] if maps else None, **frame_options,

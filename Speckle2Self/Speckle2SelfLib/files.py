@@ -16,14 +16,14 @@ import numpy as np
 
 from .formats import FORMATS, base, by_content, by_name
 from .formats.arrays import Arrays
-from .formats.base import Format, Recording, release, roomy
+from .formats.base import Format, Recording, allocate, release
 from .formats.itk import geometry
 from .formats.signals import to_decibels
 from .system import FilePath, InputError
 
 __all__ = [
-    "Recording", "array_like", "check_map", "check_output", "find", "is_readable", "read", "read_mask", "release",
-    "roomy", "write", "write_map",
+    "Recording", "allocate", "array_like", "check_map", "check_output", "find", "is_readable", "read", "read_mask",
+    "release", "write", "write_map",
 ]  # fmt: skip
 FLOATING = (".npy", ".nrrd", ".mha")  # single files that hold floating point
 logger = logging.getLogger(__name__)

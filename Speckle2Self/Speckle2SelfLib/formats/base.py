@@ -154,6 +154,15 @@ def count_values(sizes: list[int], path) -> int:
     return count
 
 
+def check_promise(count: int, size: int, path, packed: int = DEFLATE_LIMIT) -> None:
+    """Raise InputError if a header promises no values, or more than `size` bytes can hold.
+
+    packed: the largest possible number of values in a byte.
+    """
+    if not 0 < count <= size * packed:
+        raise InputError(f"{path} is damaged: it promises {count} values in {size} bytes.")
+
+
 def check_dimensions(count: int, path) -> None:
     """Raise InputError for more dimensions than volumes in time have."""
     if count > 4:
@@ -192,7 +201,7 @@ def is_steady(times: np.ndarray) -> bool:
     return bool(np.abs(times - even).max() <= NEAR * (times[-1] - times[0]) / (len(times) - 1))
 
 
-def oriented(frames: np.ndarray, orientation: int, back: bool = False) -> np.ndarray:
+def orient(frames: np.ndarray, orientation: int, back: bool = False) -> np.ndarray:
     """Return frames (N, H, W[, C]) as displayed, for an orientation of EXIF or TIFF (1 to 8); back: as stored."""
     turned = orientation in (5, 6, 7, 8)
     flipped = [axis for axis, kinds in ((1, (3, 4, 7, 8)), (2, (2, 3, 6, 7))) if orientation in kinds]
@@ -226,7 +235,7 @@ def header_lines(file, path, is_last, detached: bool = False) -> list[str]:
     raise InputError(f"{path} is not what its name says: its header does not end.")
 
 
-def roomy(shape: tuple[int, ...], dtype) -> np.ndarray:
+def allocate(shape: tuple[int, ...], dtype) -> np.ndarray:
     """Return a new array, on the disk if it is large; it is freed with the last reference to it."""
     if math.prod(shape) * np.dtype(dtype).itemsize < LARGE:
         return np.zeros(shape, dtype)
@@ -235,7 +244,7 @@ def roomy(shape: tuple[int, ...], dtype) -> np.ndarray:
         return np.memmap(file, dtype, "r+", shape=shape)
 
 
-def not_held(path: Path, name: str, recording: Recording) -> InputError:
+def unsupported_type(path: Path, name: str, recording: Recording) -> InputError:
     """Return the error for a format `name` that cannot hold the type of the frames."""
     kind = recording.frames.dtype
     return InputError(f"{path.name} cannot be written: {name} does not hold frames of type {kind}; choose .npy.")
@@ -248,7 +257,7 @@ def quiet(name: str):
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
     try:
-        with warnings.catch_warnings(), _no_standard_error():
+        with warnings.catch_warnings(), _without_standard_error():
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -256,7 +265,7 @@ def quiet(name: str):
 
 
 @contextmanager
-def _no_standard_error():
+def _without_standard_error():
     try:
         kept = os.dup(2)
     except OSError:  # there is none
@@ -330,8 +339,6 @@ def axes_of_sequence(recording: Recording) -> tuple[np.ndarray, tuple[float, ...
     geometry = recording.source.get("geometry", {})
     direction = np.asarray(geometry.get("direction", np.eye(3)), float)
     size = math.isqrt(direction.size)
-    placed = np.eye(3)
-    if size >= 3:
-        placed = direction.reshape(size, size)[:3, :3]
+    directions = direction.reshape(size, size)[:3, :3] if size >= 3 else np.eye(3)
     origin = (*geometry.get("origin", ()), 0.0, 0.0, 0.0)[:3] if size >= 3 else (0.0, 0.0, 0.0)
-    return placed, recording.spacing[::-1], np.asarray(origin)
+    return directions, recording.spacing[::-1], np.asarray(origin)

@@ -12,8 +12,8 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 
 from ..system import InputError
-from .base import DEFLATE_LIMIT, Format, Recording, frame_times, lengths, quiet, steady_times
-from .dicom_pixels import decoded, encoded, set_pixels
+from .base import Format, Recording, check_promise, frame_times, lengths, quiet, steady_times
+from .dicom_pixels import decode, encode, set_pixels
 
 OURS = "2.25.95834162705421935262184372517093826165"  # a UUID: the class of the program that writes the files
 STALE = (  # fields that describe the input's pixels or compression
@@ -54,17 +54,16 @@ class Dicom(Format):
             what = "a DICOMDIR; name its folder instead" if "DirectoryRecordSequence" in dataset else "without an image"
             raise InputError(f"{path} is a DICOM file {what}." if what == "without an image" else f"{path} is {what}.")
         try:
-            claimed = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("NumberOfFrames", 1) or 1)
-            if claimed < 1 or claimed > len(dataset.PixelData) * DEFLATE_LIMIT:
-                raise InputError(f"{path} is damaged: it promises {claimed} pixels in {len(dataset.PixelData)} bytes.")
+            count = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("NumberOfFrames", 1) or 1)
+            check_promise(count, len(dataset.PixelData), path)
             if dataset.get("NumberOfFrames", 1) in (0, None):
                 dataset.NumberOfFrames = 1
             photometric = dataset.PhotometricInterpretation
-            array = decoded(dataset)
+            array = decode(dataset)
         except InputError:
             raise
         except Exception as error:
-            raise _not_decoded(path, dataset, error) from error
+            raise _decoding_error(path, dataset, error) from error
         colour = photometric not in ("MONOCHROME1", "MONOCHROME2")
         single = array.ndim == (3 if colour else 2)
         frames = array[None] if single else array
@@ -80,7 +79,7 @@ class Dicom(Format):
             sequence=True,
             times=_times(dataset, len(frames)),
             spacing=_spacing(dataset, region),
-            source={"dataset": dataset, "turn": (int(frames.max()), int(frames.min()))},
+            source={"dataset": dataset, "bounds": (int(frames.max()), int(frames.min()))},
         )
 
     def check(self, path: Path, recording: Recording) -> None:
@@ -93,7 +92,7 @@ class Dicom(Format):
         """Write a derived series: the same data set with new identifiers and the frames without loss."""
         try:
             with quiet("pydicom"):
-                path.write_bytes(_derived(frames, recording))
+                path.write_bytes(_derived_file(frames, recording))
         except (OSError, MemoryError):
             raise
         except Exception as error:  # pydicom keeps damaged values as they are until they are written
@@ -101,7 +100,7 @@ class Dicom(Format):
             raise InputError(f"{name} has damaged fields and cannot be DICOM again; choose .npy or .mha.") from error
 
 
-def _not_decoded(path: Path, dataset, error: Exception) -> InputError:
+def _decoding_error(path: Path, dataset, error: Exception) -> InputError:
     """Return the error for pixels that cannot be decoded, with the packages to install, if any would help."""
     name = getattr(dataset.file_meta.TransferSyntaxUID, "name", "")
     if packages := re.findall(r"requires (.+)", str(error)):  # by pydicom, for each of its plugins
@@ -145,7 +144,7 @@ def _region(dataset, shape) -> np.ndarray | None:
     image. Some scanners give the last row and column plus one, which is accepted."""
     region = np.zeros(shape, bool)
     try:
-        for item in _imaged(dataset):
+        for item in _tissue_regions(dataset):
             top, bottom = item.get("RegionLocationMinY0", -1), item.get("RegionLocationMaxY1", -1)
             left, right = item.get("RegionLocationMinX0", -1), item.get("RegionLocationMaxX1", -1)
             if not (0 <= top <= bottom <= shape[0] and 0 <= left <= right <= shape[1]):
@@ -156,7 +155,7 @@ def _region(dataset, shape) -> np.ndarray | None:
     return region if region.any() else None
 
 
-def _imaged(dataset) -> list:
+def _tissue_regions(dataset) -> list:
     """Return the items of SequenceOfUltrasoundRegions that show tissue, perhaps with color Doppler, as opposed to
     M-mode, spectra, traces and bars of grey values or colors."""
     items = dataset.get("SequenceOfUltrasoundRegions") or []
@@ -171,7 +170,7 @@ def _spacing(dataset, region) -> tuple[float, float, float]:
         if not spacing and region is not None:
             scales = {
                 (x.PhysicalUnitsYDirection, x.PhysicalUnitsXDirection, abs(x.PhysicalDeltaY), abs(x.PhysicalDeltaX))
-                for x in _imaged(dataset)
+                for x in _tissue_regions(dataset)
             }
             (scale,) = scales
             if scale[:2] == (3, 3):  # cm
@@ -199,12 +198,12 @@ def _times(dataset, count: int) -> np.ndarray | None:
         return None
 
 
-def _derived(frames: np.ndarray, recording: Recording) -> bytes:
+def _derived_file(frames: np.ndarray, recording: Recording) -> bytes:
     dataset = copy.deepcopy(recording.source["dataset"])
     photometric, bits = dataset.PhotometricInterpretation, dataset.BitsStored
-    packed = dataset.file_meta.TransferSyntaxUID.is_encapsulated
+    syntax = dataset.file_meta.TransferSyntaxUID
     if photometric == "MONOCHROME1":
-        high, low = recording.source["turn"]
+        high, low = recording.source["bounds"]
         frames = (high + low - frames.astype(np.int64)).astype(frames.dtype)
     if frames.ndim == 4:
         photometric, bits, frames = "RGB", 8 * frames.dtype.itemsize, frames[..., :3]
@@ -213,12 +212,13 @@ def _derived(frames: np.ndarray, recording: Recording) -> bytes:
                 dataset.pop(f"{keyword}PaletteColorLookupTable{part}", None)
     for keyword in STALE:
         dataset.pop(keyword, None)
-    if dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian:  # which DICOM has given up
+    if syntax == ExplicitVRBigEndian:  # which DICOM has given up
         _swap_words(dataset)
     several = len(frames) > 1 or "NumberOfFrames" in dataset
-    set_pixels(dataset, frames if several else frames[0], photometric, bits, packed)
+    compressed = syntax.is_encapsulated or syntax.is_deflated
+    set_pixels(dataset, frames if several else frames[0], photometric, bits, compressed)
     _identify(dataset, recording)
-    return encoded(dataset, dataset.file_meta.TransferSyntaxUID)
+    return encode(dataset, dataset.file_meta.TransferSyntaxUID)
 
 
 def _swap_words(dataset) -> None:

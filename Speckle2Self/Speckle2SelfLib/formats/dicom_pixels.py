@@ -10,7 +10,7 @@ import numpy as np
 import pydicom
 from PIL import Image, features
 from pydicom.encaps import encapsulate
-from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEG2000Lossless
 
 from .base import quiet
 
@@ -21,32 +21,33 @@ PIXEL_MODULE = (
 )  # fmt: skip
 
 SMALLEST = 32  # pixels; JPEG 2000 halves an image five times
+PRECISION, SIGNED = 42, 0x80  # the byte of a JPEG 2000 stream with the number of bits, and its bit for signed values
 
 
-def decoded(dataset) -> np.ndarray:
+def decode(dataset) -> np.ndarray:
     """Return the pixels of a data set, colors as RGB. Raises many kinds of exceptions for damaged data."""
     photometric = dataset.PhotometricInterpretation
     with quiet("pydicom"):
         if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
             _check_sizes(dataset)
         try:
-            array = _by_pydicom(dataset)
+            array = _decode_by_pydicom(dataset)
         except Exception as error:
             if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
                 raise
             try:
-                array = _by_gdcm(dataset)
+                array = _decode_by_gdcm(dataset)
             except Exception:
                 raise error from None
     if photometric == "PALETTE COLOR":
-        array = _colours(array, dataset)
+        array = _apply_palette(array, dataset)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _check_sizes(dataset) -> None:
     """Raise ValueError if a compressed frame's size differs from its data set's: decoders would allocate it."""
     for fragment in _fragments(dataset.PixelData):
-        size = _size(fragment)
+        size = _frame_size(fragment)
         if size is not None and size != (dataset.Rows, dataset.Columns):
             raise ValueError(f"a frame is of {size[0]} x {size[1]} pixels, not of {dataset.Rows} x {dataset.Columns}")
 
@@ -81,7 +82,7 @@ def _frames(dataset) -> list[bytes]:
     return fragments
 
 
-def _size(stream: bytes) -> tuple[int, int] | None:
+def _frame_size(stream: bytes) -> tuple[int, int] | None:
     """Return height and width of a JPEG, JPEG-LS or JPEG 2000 frame from its header; None for other data."""
     if stream[:4] == b"\xff\x4f\xff\x51":
         right, bottom, left, top = np.frombuffer(stream[8:24].ljust(16, b"\0"), ">u4").tolist()
@@ -95,7 +96,7 @@ def _size(stream: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _by_pydicom(dataset) -> np.ndarray:
+def _decode_by_pydicom(dataset) -> np.ndarray:
     try:
         from pydicom.pixels import pixel_array
     except ImportError:  # pydicom 2.4, as in Slicer 5.10
@@ -108,8 +109,8 @@ def _by_pydicom(dataset) -> np.ndarray:
     return pixel_array(dataset)
 
 
-def _by_gdcm(dataset) -> np.ndarray:
-    """Decode like `_by_pydicom`, for JPEG Lossless, JPEG-LS, 12-bit JPEG and everything else that GDCM decodes."""
+def _decode_by_gdcm(dataset) -> np.ndarray:
+    """Do the same for JPEG Lossless, JPEG-LS, 12-bit JPEG and everything else that GDCM decodes."""
     import SimpleITK as sitk
 
     plain = pydicom.Dataset()
@@ -127,14 +128,14 @@ def _by_gdcm(dataset) -> np.ndarray:
     plain.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     with tempfile.TemporaryDirectory(prefix="speckle2self-") as folder:
         path = Path(folder) / "image.dcm"
-        path.write_bytes(encoded(plain, dataset.file_meta.TransferSyntaxUID))
+        path.write_bytes(encode(plain, dataset.file_meta.TransferSyntaxUID))
         array = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="GDCMImageIO"))
     count = int(dataset.get("NumberOfFrames", 1) or 1)
     shape = [*([count] if count > 1 else []), dataset.Rows, dataset.Columns, *([3] if array.ndim == 4 else [])]
     return array.reshape(shape)
 
 
-def _colours(array: np.ndarray, dataset) -> np.ndarray:
+def _apply_palette(array: np.ndarray, dataset) -> np.ndarray:
     """Return 8-bit RGB values for the entries of a palette."""
     try:
         from pydicom.pixels import apply_color_lut
@@ -148,30 +149,38 @@ def _colours(array: np.ndarray, dataset) -> np.ndarray:
 
 def set_pixels(dataset, array: np.ndarray, photometric: str, bits: int, compressed: bool) -> None:
     """Put (N, H, W), (H, W) or colors into a data set, with `bits` stored per value; compressed: as lossless JPEG 2000
-    if Pillow can write such values, with 16 bits stored for more than 8, else uncompressed."""
+    with all bits of their type, or deflated if Pillow cannot write such values."""
     array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
     shape = array.shape[-3 if photometric == "RGB" else -2 :]
-    dtypes = (np.uint8,) if photometric == "RGB" else (np.uint8, np.uint16)
-    compressed = compressed and array.dtype in dtypes and min(shape[:2]) >= SMALLEST and features.check("jpg_2000")
-    bits = 8 * array.dtype.itemsize if compressed else bits
+    dtypes = (np.uint8,) if photometric == "RGB" else (np.uint8, np.int8, np.uint16, np.int16)
+    jpeg = compressed and array.dtype in dtypes and min(shape[:2]) >= SMALLEST and features.check("jpg_2000")
+    bits = 8 * array.dtype.itemsize if jpeg else bits
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     if hasattr(dataset, "set_pixel_data") and array.dtype.itemsize <= 2:
         dataset.set_pixel_data(array, photometric, bits)
     else:
         _set_pixels(dataset, array, photometric, bits)
-    if not compressed:
-        return
-    dataset.PixelData = encapsulate([_jpeg_2000(frame) for frame in array.reshape(-1, *shape)])
-    dataset["PixelData"].VR = "OB"
-    dataset["PixelData"].is_undefined_length = True
-    dataset.PhotometricInterpretation = "YBR_RCT" if photometric == "RGB" else photometric
-    dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    if jpeg:
+        dataset.PixelData = encapsulate([_jpeg_2000(frame) for frame in array.reshape(-1, *shape)])
+        dataset["PixelData"].VR = "OB"
+        dataset["PixelData"].is_undefined_length = True
+        dataset.PhotometricInterpretation = "YBR_RCT" if photometric == "RGB" else photometric
+        dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    elif compressed:
+        dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
 
 
 def _jpeg_2000(frame: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(frame).save(stream, "JPEG2000", irreversible=False, no_jp2=True, mct=frame.ndim == 3)
-    return stream.getvalue()
+    """Return a frame as lossless JPEG 2000. Pillow writes no signed values, but JPEG 2000 stores them as it does the
+    unsigned ones that are larger by half of their range; only a bit of the header differs."""
+    signed = frame.dtype.kind == "i"
+    if signed:
+        frame = (frame.astype(int) - np.iinfo(frame.dtype).min).astype(f"u{frame.itemsize}")
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "JPEG2000", irreversible=False, no_jp2=True, mct=frame.ndim == 3)
+    stream = bytearray(buffer.getvalue())
+    stream[PRECISION] |= SIGNED if signed else 0
+    return bytes(stream)
 
 
 def _set_pixels(dataset, array: np.ndarray, photometric: str, bits: int) -> None:
@@ -190,7 +199,7 @@ def _set_pixels(dataset, array: np.ndarray, photometric: str, bits: int) -> None
     dataset["PixelData"].is_undefined_length = False
 
 
-def encoded(dataset, syntax) -> bytes:
+def encode(dataset, syntax) -> bytes:
     """Return a data set as file content, with the preamble that some scanners omit."""
     buffer, explicit = io.BytesIO(), not syntax.is_implicit_VR
     if hasattr(dataset, "set_pixel_data"):

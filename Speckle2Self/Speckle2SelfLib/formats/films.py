@@ -13,7 +13,19 @@ from PIL import Image, ImageSequence
 
 from ..system import InputError
 from . import base
-from .base import NEAR, Format, Recording, frame_times, has_suffix, is_steady, not_held, quiet, reading, release, roomy
+from .base import (
+    NEAR,
+    Format,
+    Recording,
+    allocate,
+    frame_times,
+    has_suffix,
+    is_steady,
+    quiet,
+    reading,
+    release,
+    unsupported_type,
+)
 
 CONTAINERS = {b"ftyp": 4, b"moov": 4, b"mdat": 4, b"wide": 4, b"AVI ": 8, b"\x1a\x45\xdf\xa3": 0, b"\0\0\x01\xba": 0,
               b"\0\0\x01\xb3": 0, b"\x30\x26\xb2\x75": 0, b"FLV\x01": 0, b"OggS": 0}  # fmt: skip
@@ -49,21 +61,21 @@ class Films(Format):
         av = _pyav()
         with reading(path, "a film", "libav", own=()):
             try:
-                frames, times, source = _decoded(av, path, colour=False)
-            except _Coloured:
-                frames, times, source = _decoded(av, path, colour=True)
+                frames, times, source = _decode(av, path, colour=False)
+            except _HasColours:
+                frames, times, source = _decode(av, path, colour=True)
         if source.pop("sound"):
             logger.warning("The sound of the film is left out.")
         spacing = (1.0, *source.pop("shape"))
         return Recording(frames, path, self.name, sequence=True, times=times, spacing=spacing, source=source)
 
     def check(self, path: Path, recording: Recording) -> None:
-        av, kind = _pyav(), _kind(recording.frames)
+        av, kind = _pyav(), _pixel_kind(recording.frames)
         codecs = LOSSLESS.get(path.suffix.lower())
         if codecs is None:
             raise InputError(f"{path.name} cannot be written: its format loses detail; choose .mkv, .avi or .mp4.")
         if kind not in codecs:
-            raise not_held(path, path.suffix, recording)
+            raise unsupported_type(path, path.suffix, recording)
         codec = codecs[kind][0]
         if codec not in av.codecs_available:
             raise InputError(f"{path.name} cannot be written: this PyAV has no encoder {codec}; choose .mkv or .npy.")
@@ -86,7 +98,7 @@ class Films(Format):
             raise RuntimeError("the film could not be encoded") from error
 
     def _write(self, av, path: Path, frames: np.ndarray, recording: Recording) -> None:
-        codec, pixels = LOSSLESS[path.suffix.lower()][_kind(frames)]
+        codec, pixels = LOSSLESS[path.suffix.lower()][_pixel_kind(frames)]
         rate = _rate(recording)
         with quiet("libav"), av.open(str(path), "w") as container:
             container.metadata.update(recording.source.get("metadata", {}))
@@ -131,7 +143,7 @@ class Animations(Format):
     def check(self, path: Path, recording: Recording) -> None:
         frames, gif = recording.frames, has_suffix(path, (".gif",))
         if frames.dtype != np.uint8 or (gif and frames.ndim == 4):
-            raise not_held(path, "a grey GIF" if gif else "WebP", recording)
+            raise unsupported_type(path, "a grey GIF" if gif else "WebP", recording)
         steps = np.asarray(_durations(recording))
         if gif and np.abs(steps - np.round(steps, -1)).max() > 0.5:
             raise InputError(f"{path.name} cannot be written: a GIF counts hundredths of a second; choose .webp.")
@@ -156,25 +168,25 @@ def _pyav():
     return av
 
 
-class _Coloured(Exception):
+class _HasColours(Exception):
     """Raised if a film that was assumed to be grey has colors."""
 
 
-def _kind(frames: np.ndarray) -> str:
+def _pixel_kind(frames: np.ndarray) -> str:
     if frames.ndim == 4:
         return "colour" if frames.shape[-1] == 3 and frames.dtype == np.uint8 else "other"
     return {np.dtype(np.uint8): "grey", np.dtype(np.uint16): "deep"}.get(frames.dtype, "other")
 
 
-def _decoded(av, path: Path, colour: bool) -> tuple[np.ndarray, np.ndarray | None, dict]:
-    """Return a film's frames, times and metadata. Raises _Coloured if it has colors that were not requested."""
+def _decode(av, path: Path, colour: bool) -> tuple[np.ndarray, np.ndarray | None, dict]:
+    """Return a film's frames, times and metadata. Raises _HasColours if it has colors that were not requested."""
     moments: list[float | None] = []
     with av.open(str(path)) as container, tempfile.TemporaryFile(prefix="speckle2self-") as file:
         if not container.streams.video:
             raise InputError(f"{path} is a film without images.")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        promised, rate, shape, dtype = stream.frames, stream.average_rate, None, None
+        promised, rate, shape, dtype, damaged = stream.frames, stream.average_rate, None, None, 0
         sound, metadata = bool(container.streams.audio), dict(container.metadata)
         for frame in container.decode(stream):
             array = _array(frame, colour)
@@ -183,20 +195,25 @@ def _decoded(av, path: Path, colour: bool) -> tuple[np.ndarray, np.ndarray | Non
                 raise InputError(f"{path} changes its size from {shape} to {array.shape}; cut it in two.")
             file.write(np.ascontiguousarray(array).data)
             moments.append(frame.time)
-        promised = promised or _promised(container, stream, moments)
+            damaged += frame.is_corrupt
+        promised = promised or _expected_count(container, stream, moments)
         if shape is None:
             raise InputError(f"{path} is damaged, or cut short: no frame can be read.")
         if len(moments) < promised:
             raise InputError(f"{path} is cut short: {len(moments)} of {promised} frames can be read.")
+        if frame.is_corrupt:
+            raise InputError(f"{path} is cut short: its last frame, number {len(moments)}, is not whole.")
+        if damaged:
+            logger.warning("The film has %d damaged frames.", damaged)
         file.flush()
         whole = (len(moments), *shape)
         large = file.tell() >= base.LARGE
-        frames = np.memmap(file, dtype, "r+", shape=whole) if large else _loaded(file, dtype, whole)
-    source = {"rate": rate, "metadata": metadata, "sound": sound, "shape": _shape_of_pixels(stream, frame)}
-    return frames, _steady(moments, rate), source
+        frames = np.memmap(file, dtype, "r+", shape=whole) if large else _load(file, dtype, whole)
+    source = {"rate": rate, "metadata": metadata, "sound": sound, "shape": _pixel_shape(stream, frame)}
+    return frames, _regular_times(moments, rate), source
 
 
-def _shape_of_pixels(stream, frame) -> tuple[float, float]:
+def _pixel_shape(stream, frame) -> tuple[float, float]:
     """Return height and width of a pixel as displayed; the height is 1, in no unit."""
     aspect = float(stream.sample_aspect_ratio or 1)
     aspect = aspect if 0.1 < aspect < 10 else 1.0
@@ -209,7 +226,7 @@ def _aspect(recording: Recording) -> Fraction:
     return Fraction(lateral / axial).limit_denominator(1000) or Fraction(1)
 
 
-def _promised(container, stream, moments: list) -> int:
+def _expected_count(container, stream, moments: list) -> int:
     """Return the number of frames from the duration of a film without index, such as MKV; 0 if they are at unequal
     intervals, or the film has sound, which may be longer."""
     rate, times = stream.average_rate, frame_times(moments, len(moments))
@@ -219,7 +236,7 @@ def _promised(container, stream, moments: list) -> int:
     return count if count > len(moments) + 1 + count / 100 else 0  # durations are rounded
 
 
-def _loaded(file, dtype, shape: tuple[int, ...]) -> np.ndarray:
+def _load(file, dtype, shape: tuple[int, ...]) -> np.ndarray:
     file.seek(0)
     return np.frombuffer(bytearray(file.read()), dtype).reshape(shape)
 
@@ -234,14 +251,14 @@ def _array(frame, colour: bool) -> np.ndarray:
         array = frame.to_ndarray(format="rgb48le" if deep else "rgb24")
         alike = np.array_equal(array[..., 0], array[..., 1]) and np.array_equal(array[..., 0], array[..., 2])
         if not alike and not colour:
-            raise _Coloured
+            raise _HasColours
         array = array if colour else array[..., 0]
     if colour and array.ndim == 2:
         array = np.repeat(array[..., None], 3, -1)
     return np.rot90(array, round(getattr(frame, "rotation", 0) / 90)) if getattr(frame, "rotation", 0) else array
 
 
-def _steady(moments: list[float | None], rate) -> np.ndarray | None:
+def _regular_times(moments: list[float | None], rate) -> np.ndarray | None:
     """Return the times of frames: regular ones if the film's differ from these only by a container's rounding."""
     times = frame_times(moments, len(moments))
     if not rate or len(moments) < 2:
@@ -278,7 +295,7 @@ def _animation(image, count: int) -> tuple[np.ndarray, list[float]]:
     """Return the frames of a GIF or WebP, as grey values if possible, and how long each is shown, ms."""
     alpha = image.mode == "RGBA" or (image.mode == "P" and "transparency" in image.info and count == 1)
     shape = (count, image.height, image.width, 4 if alpha else 3)
-    frames, durations = roomy(shape, np.uint8), []
+    frames, durations = allocate(shape, np.uint8), []
     grey = opaque = True
     for number, frame in enumerate(ImageSequence.Iterator(image)):
         array = np.asarray(frame.convert("RGBA" if alpha else "RGB"))
@@ -287,12 +304,12 @@ def _animation(image, count: int) -> tuple[np.ndarray, list[float]]:
         opaque = opaque and (not alpha or array[..., 3].min() == 255)
         durations.append(float(frame.info.get("duration", 0)) or 100.0)
     if grey and opaque:
-        return _copied(frames[..., 0]), durations
-    return _copied(frames[..., :3]) if alpha and opaque else frames, durations
+        return _copy(frames[..., 0]), durations
+    return _copy(frames[..., :3]) if alpha and opaque else frames, durations
 
 
-def _copied(frames: np.ndarray) -> np.ndarray:
-    result = roomy(frames.shape, frames.dtype)
+def _copy(frames: np.ndarray) -> np.ndarray:
+    result = allocate(frames.shape, frames.dtype)
     for number, frame in enumerate(frames):
         result[number] = frame
     return result

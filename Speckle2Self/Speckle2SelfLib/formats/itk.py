@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import gzip
+import locale
 import math
+import os
 import re
 import tempfile
+import zlib
 from collections.abc import Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from PIL import Image
 
 from ..system import InputError
-from .base import DEFLATE_LIMIT, SEQUENCES, Format, Recording, check_dimensions, has_suffix, lengths, not_held, quiet
+from .base import (
+    DEFLATE_LIMIT,
+    HEAD,
+    SEQUENCES,
+    Format,
+    Recording,
+    check_dimensions,
+    check_promise,
+    has_suffix,
+    lengths,
+    quiet,
+    reading,
+    unsupported_type,
+)
 
+VTK_HEADER = re.compile(rb"\n(?:LOOKUP_TABLE|COLOR_SCALARS|VECTORS|TENSORS)[^\n]*\n")  # its end
+GIPL_HEADER = 256  # bytes
 FRAME_FORMATS = (".png", ".bmp", ".jpg", ".jpeg")  # of one frame
 
 
@@ -28,18 +49,21 @@ class Images(Format):
         return head.startswith((b"BM", b"# vtk DataFile")) and has_suffix(path, self.suffixes)
 
     def read(self, path: Path, key: str) -> Recording:
+        if path.open("rb").read(2) == b"BM":  # damaged ones end the whole process in ITK
+            with reading(path, "an image", "PIL"), Image.open(path) as image:
+                image.load()
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(path))
         try:
-            with quiet("SimpleITK"):
+            with _quiet():
                 reader.ReadImageInformation()
                 check_dimensions(reader.GetDimension(), path)
-                claimed = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
-                parts = _pair(path)
+                count, parts = math.prod(reader.GetSize()) * reader.GetNumberOfComponents(), _pair(path)
                 size = sum(part.stat().st_size for part in parts)
-                if claimed > 8 * size * DEFLATE_LIMIT:  # 8 values of one bit in a byte
-                    raise InputError(f"{path} is damaged: it promises {claimed} values in {size} bytes.")
+                check_promise(count, size, path, 8 * DEFLATE_LIMIT)  # 8 values of one bit in a byte
                 image = reader.Execute()
+            for part in parts:
+                _check_whole(part, sitk.GetArrayViewFromImage(image).nbytes)
         except RuntimeError as error:
             raise InputError(f"{path} is not an image that can be read.") from error
         array = sitk.GetArrayFromImage(image)
@@ -68,12 +92,39 @@ class Images(Format):
         write_image(path, frames, recording)
 
 
+@contextmanager
+def _quiet():
+    """Silence ITK, and restore the locale of the process, which ITK changes when it reads or writes VTK files."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        with quiet("SimpleITK"):
+            yield
+    finally:
+        with suppress(locale.Error):
+            locale.setlocale(locale.LC_ALL, before)
+
+
+def _check_whole(path: Path, size: int) -> None:
+    """Raise InputError if a file whose pixels take `size` bytes is cut short, for which ITK reads beyond its end."""
+    name = path.name.lower().removesuffix(".gz")
+    if name.endswith((".vtk", ".gipl", ".img")):
+        try:
+            with gzip.open(path) if has_suffix(path, (".gz",)) else path.open("rb") as file:
+                head, length = file.read(2**16), file.seek(0, os.SEEK_END)
+        except (EOFError, zlib.error):
+            head, length = b"", 0
+        found = VTK_HEADER.search(head) if name.endswith(".vtk") else None
+        start = found.end() if found else GIPL_HEADER if name.endswith(".gipl") else 0
+        if length < start + size and b"\nASCII" not in head[:HEAD]:
+            raise InputError(f"{path} is cut short: {size} bytes of pixels were expected.")
+
+
 def geometry(path: Path) -> dict:
     """Return the spacing, origin and directions in the header of a file, as ITK reads them; empty if it cannot."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
-        with quiet("SimpleITK"):
+        with _quiet():
             reader.ReadImageInformation()
     except RuntimeError:
         return {}
@@ -90,7 +141,7 @@ def check_image(path: Path, recording: Recording) -> None:
         raise InputError(f"{path.name} cannot be written: its axes would not be at right angles; choose .nii.gz.")
     try:
         with tempfile.TemporaryDirectory(prefix=".speckle2self-", dir=path.parent) as folder:
-            array = _shaped(recording.frames, recording)
+            array = _reshape(recording.frames, recording)
             small = array[(slice(2),) * (array.ndim - (recording.frames.ndim == 4))]
             _write(Path(folder) / path.name, np.ascontiguousarray(small), recording)
     except (OSError, RuntimeError, TypeError) as error:
@@ -101,10 +152,10 @@ def check_image(path: Path, recording: Recording) -> None:
 
 def write_image(path: Path, frames: np.ndarray, recording: Recording) -> None:
     """Write frames, a volume or volumes in time by ITK, with geometry and metadata, and read them back as a check."""
-    _write(path, _shaped(frames, recording), recording)
+    _write(path, _reshape(frames, recording), recording)
 
 
-def _shaped(frames: np.ndarray, recording: Recording) -> np.ndarray:
+def _reshape(frames: np.ndarray, recording: Recording) -> np.ndarray:
     """Return the frames in the dimensions that their file has."""
     if recording.single:
         return frames[0]
@@ -113,6 +164,7 @@ def _shaped(frames: np.ndarray, recording: Recording) -> np.ndarray:
     return frames if recording.volumes == 1 else frames.reshape(recording.volumes, -1, *frames.shape[1:])
 
 
+@_quiet()  # as ITK warns of every text that a format does not hold, and of odd spacings
 def _write(path: Path, array: np.ndarray, recording: Recording) -> None:
     colour = recording.frames.ndim == 4
     image = sitk.GetImageFromArray(array, isVector=colour)
@@ -138,10 +190,9 @@ def _write(path: Path, array: np.ndarray, recording: Recording) -> None:
     writer = sitk.ImageFileWriter()
     writer.SetFileName(str(path))
     writer.SetUseCompression(True)
-    with quiet("SimpleITK"):  # which warns of every text that a format does not hold
-        writer.Execute(image)
-        # Read back, as ITK does not report every full disk, nor everything that a format cannot hold.
-        image = sitk.ReadImage(str(path))
+    writer.Execute(image)
+    # Read back, as ITK does not report every full disk, nor everything that a format cannot hold.
+    image = sitk.ReadImage(str(path))
     again = sitk.GetArrayViewFromImage(image)
     if again.size % array.size or not all(map(_equal, again.reshape(*array.shape, -1), array)):
         raise RuntimeError("not what was written")
@@ -194,7 +245,7 @@ class SequenceFormat(Format):
         if not has_suffix(path, SEQUENCES):
             check_image(path, recording)
         elif recording.frames.dtype.str[1:] not in self.written:
-            raise not_held(path, self.name, recording)
+            raise unsupported_type(path, self.name, recording)
 
     def verbatim(self, path: Path, recording: Recording) -> bool:
         """Return whether the input's own header is written."""

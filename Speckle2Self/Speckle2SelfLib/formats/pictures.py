@@ -1,8 +1,9 @@
-"""PNG and JPEG, by ITK; Pillow reads their orientation, and grey with transparency."""
+"""PNG, by ITK, or by Pillow if it is grey with transparency; JPEG, by Pillow, as ITK's library prints warnings."""
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +11,15 @@ import numpy as np
 from PIL import Image
 
 from ..system import InputError
-from .base import DEFLATE_LIMIT, HEAD, Recording, has_suffix, oriented, reading
+from .base import DEFLATE_LIMIT, HEAD, Recording, check_promise, has_suffix, lengths, orient, reading
 from .itk import Images
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 GREY, GREY_WITH_ALPHA = 0, 4  # of a PNG's color types
 KEPT = {b"pHYs", b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"sRGB", b"gAMA", b"cHRM"}  # chunks: pixel size, texts, colors
 ORIENTATION = 274  # EXIF's tag
+MILLIMETRES = {1: 25.4, 2: 10.0}  # in the unit of a JPEG's density: inches, centimeters
+PACKED_JPEG = 8 * DEFLATE_LIMIT  # largest ratio of pixels to bytes
 
 
 class Pictures(Images):
@@ -30,11 +33,11 @@ class Pictures(Images):
     def read(self, path: Path, key: str) -> Recording:
         with path.open("rb") as file:
             head = file.read(HEAD)
-        recording = self._read_png(path, key, head) if head.startswith(PNG) else super().read(path, key)
+        recording = self._read_png(path, key, head) if head.startswith(PNG) else self._read_jpeg(path)
         orientation = _orientation(path)
         if "alpha" in recording.source:
-            recording.source["alpha"] = oriented(recording.source["alpha"][None], orientation)[0]
-        return replace(recording, frames=np.ascontiguousarray(oriented(recording.frames, orientation)))
+            recording.source["alpha"] = orient(recording.source["alpha"][None], orientation)[0]
+        return replace(recording, frames=np.ascontiguousarray(orient(recording.frames, orientation)))
 
     def _read_png(self, path: Path, key: str, head: bytes) -> Recording:
         data = path.read_bytes()
@@ -52,11 +55,14 @@ class Pictures(Images):
     def _read_grey_with_alpha(self, path: Path, bits: int) -> Recording:
         if bits != 8:
             raise InputError(f"{path} is grey of {bits} bits with transparency; save it without transparency.")
-        with reading(path, "an image", "PIL"), Image.open(path) as image:
-            if image.width * image.height > path.stat().st_size * DEFLATE_LIMIT:
-                raise InputError(f"{path} is damaged: it promises {image.width} x {image.height} pixels.")
-            array = np.asarray(image.convert("LA"))
+        array, _ = _by_pillow(path, lambda mode: "LA", DEFLATE_LIMIT)
         return Recording(array[None, ..., 0], path, self.name, single=True, source={"alpha": array[..., 1]})
+
+    def _read_jpeg(self, path: Path) -> Recording:
+        array, known = _by_pillow(path, lambda mode: "L" if mode == "L" else "RGB", PACKED_JPEG)
+        unit, density = MILLIMETRES.get(known.get("jfif_unit"), 0.0), known.get("jfif_density", (1, 1))
+        axial, lateral = lengths(unit / (value or 1) for value in density[::-1])
+        return Recording(array[None], path, self.name, single=True, spacing=(1.0, axial, lateral))
 
     def check(self, path: Path, recording: Recording) -> None:
         if has_suffix(path, (".jpg", ".jpeg")):
@@ -72,6 +78,16 @@ class Pictures(Images):
         if chunks := recording.source.get("chunks"):
             data = path.read_bytes()
             path.write_bytes(PNG + _chunks(data, {b"IHDR"}) + chunks + _chunks(data, {b"IHDR", *KEPT}, other=True))
+
+
+def _by_pillow(path: Path, mode_of: Callable[[str], str], packed: int) -> tuple[np.ndarray, dict]:
+    """Return the pixels of an image, converted to the mode for its own, and what else Pillow finds in it.
+
+    packed: the largest possible ratio of pixels to bytes.
+    """
+    with reading(path, "an image", "PIL"), Image.open(path) as image:
+        check_promise(image.width * image.height, path.stat().st_size, path, packed)
+        return np.asarray(image.convert(mode_of(image.mode))), image.info
 
 
 def _chunks(data: bytes, names: set[bytes], other: bool = False) -> bytes:

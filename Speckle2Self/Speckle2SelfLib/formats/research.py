@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..system import InputError
-from .base import DEFLATE_LIMIT, Format, Recording, count_values, frame_times, quiet, reading, roomy
+from .base import Format, Recording, allocate, check_promise, frame_times, quiet, reading
 
 PREFERRED = ("frames", "input", "image", "images", "bmode", "image_sc", "envelope_data", "envelope", "beamformed_data",
              "iq", "rf")  # fmt: skip
@@ -22,7 +22,7 @@ OURS = "frames", "times", "spacing"  # the arrays in files written from other fo
 
 
 class Matlab(Format):
-    """Files up to version 7, by scipy; those of version 7.3 are HDF5."""
+    """Files of versions 5 to 7, by scipy; those of version 7.3 are HDF5."""
 
     name = "MATLAB"
     suffixes = (".mat",)
@@ -37,43 +37,43 @@ class Matlab(Format):
         with reading(path, "a file of MATLAB", "scipy"):
             _check_elements_of_file(path)
             shapes = {name: shape for name, shape, kind in whosmat(path) if kind in NUMBERS}
-            name = chosen(path, {name: _turned(shape) for name, shape in shapes.items()}, key)
-            claimed = count_values(list(shapes[name]), path)
-            if claimed > path.stat().st_size * DEFLATE_LIMIT:
-                raise InputError(f"{path} is damaged: it promises {claimed} values.")
+            name = choose_array(path, {name: _shape_from_matlab(shape) for name, shape in shapes.items()}, key)
+            check_promise(math.prod(shapes[name]), path.stat().st_size, path)
             array = loadmat(path, variable_names=[name, *(one for one in OURS[1:] if one in shapes)])
         others = {other: array.get(other) for other in OURS[1:]}
-        return _recording(path, self.name, turned(array[name]), {"key": name}, others)
+        return _recording(path, self.name, from_matlab(array[name]), {"key": name}, others)
 
     def keeps_times(self, path: Path, recording: Recording) -> bool:
         return True
 
     def check(self, path: Path, recording: Recording) -> None:
         if recording.format == self.name:
-            self._saved(recording, np.zeros((1, 1)), None)
+            self._save(recording, np.zeros((1, 1)), None)
 
     def write(self, path: Path, frames: np.ndarray, recording: Recording) -> None:
-        array = turned_back(frames[0] if recording.single else frames)
+        array = to_matlab(frames[0] if recording.single else frames)
         if recording.format == self.name:
-            self._saved(recording, array, path)
+            self._save(recording, array, path)
             return
         from scipy.io import savemat
 
-        savemat(path, {OURS[0]: array, **_told(recording)}, do_compression=True)
+        savemat(path, {OURS[0]: array, **_metadata(recording)}, do_compression=True)
 
-    def _saved(self, recording: Recording, array: np.ndarray, into: Path | None) -> None:
+    def _save(self, recording: Recording, array: np.ndarray, into: Path | None) -> None:
         """Save all variables of the input with new frames. Raises InputError if scipy cannot write what it read."""
         from scipy.io import loadmat, savemat
 
         try:
             with quiet("scipy"):
-                held = {name: value for name, value in loadmat(recording.path).items() if not name.startswith("__")}
-                savemat(io.BytesIO(), held | {recording.source["key"]: array[:1]}, do_compression=True)
+                variables = {
+                    name: value for name, value in loadmat(recording.path).items() if not name.startswith("__")
+                }
+                savemat(io.BytesIO(), variables | {recording.source["key"]: array[:1]}, do_compression=True)
         except Exception as error:  # as above
             name = recording.path.name
             raise InputError(f"{name} holds variables that cannot be written again; choose .npy or .h5.") from error
         if into is not None:
-            savemat(into, held | {recording.source["key"]: array}, do_compression=True)
+            savemat(into, variables | {recording.source["key"]: array}, do_compression=True)
 
 
 NUMBERS = {"double", "single", "logical", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))}
@@ -93,7 +93,7 @@ def _check_elements_of_file(path: Path) -> None:
             kind, length = np.frombuffer(tag, f"{order}u4").tolist()
             start = file.tell()
             if kind == PACKED:
-                stream = _Inflated(file, length)
+                stream = _InflatedStream(file, length)
                 kind, inner = np.frombuffer(stream.read(8), f"{order}u4").tolist()
                 _check_matrix(stream, kind, inner, order)
             else:
@@ -122,7 +122,7 @@ def _check_matrix(stream, kind: int, size: int, order: str, depth: int = 0) -> N
             stream.read(length + -length % 8)
 
 
-class _Inflated:
+class _InflatedStream:
     """The content of a deflated part of a file, as a stream."""
 
     def __init__(self, file, size: int):
@@ -155,17 +155,16 @@ class Hdf5(Format):
     def read(self, path: Path, key: str) -> Recording:
         h5py = _h5py()
         by_columns = path.open("rb").read(10) == b"MATLAB 7.3"
-        turn: Callable = (lambda shape: _turned(shape[::-1])) if by_columns else tuple
+        shape_of: Callable = (lambda shape: _shape_from_matlab(shape[::-1])) if by_columns else tuple
         with reading(path, "a file of HDF5", "h5py", own=()), h5py.File(path, "r") as file:
             sets = _data_sets(file, h5py)
-            name = chosen(path, {name: turn(one.shape) for name, one in sets.items()}, key)
-            one = sets[name]
-            claimed = math.prod(one.shape)
-            if claimed < 1 or claimed > path.stat().st_size * DEFLATE_LIMIT:
-                raise InputError(f"{path} is damaged: it promises {claimed} values.")
-            array = _taken(one)
+            if ustb := _read_ustb(path, sets):
+                return ustb
+            name = choose_array(path, {name: shape_of(data.shape) for name, data in sets.items()}, key)
+            check_promise(sets[name].size, path.stat().st_size, path)
+            array = _read_values(sets[name])
             others = {other: np.asarray(sets[other]) for other in OURS[1:] if other in sets}
-        array = turned(array.transpose()) if by_columns else array
+        array = from_matlab(array.transpose()) if by_columns else array
         return _recording(path, self.name, array, {"key": name, "by_columns": by_columns}, others)
 
     def keeps_times(self, path: Path, recording: Recording) -> bool:
@@ -180,17 +179,18 @@ class Hdf5(Format):
         if recording.format != self.name:
             with h5py.File(path, "w") as file:
                 file.create_dataset(OURS[0], data=array, compression="gzip", compression_opts=3, chunks=True)
-                for name, value in _told(recording).items():
+                for name, value in _metadata(recording).items():
                     file[name] = value
             return
-        array = turned_back(array).transpose() if recording.source["by_columns"] else array
+        array = to_matlab(array).transpose() if recording.source["by_columns"] else array
+        array = array.swapaxes(1, 2) if recording.source.get("by_lines") else array
         shutil.copyfile(recording.path, path)
         with h5py.File(path, "r+") as file:
-            held = file[recording.source["key"]]
-            if held.dtype.names:  # complex values of MATLAB
-                held[...] = _as_pairs(array, held.dtype)
+            data = file[recording.source["key"]]
+            if data.dtype.names:  # complex values of MATLAB
+                data[...] = _as_pairs(array, data.dtype)
             else:
-                held[...] = array.reshape(held.shape)
+                data[...] = array.reshape(data.shape)
 
 
 def _h5py():
@@ -205,24 +205,50 @@ def _data_sets(file, h5py) -> dict:
     """Return the data sets of numbers by their paths in the file."""
     found = {}
 
-    def visit(name: str, one) -> None:
-        if isinstance(one, h5py.Dataset) and (one.dtype.kind in "iufbc" or one.dtype.names in PAIRS):
-            found[name] = one
+    def visit(name: str, data) -> None:
+        if isinstance(data, h5py.Dataset) and (data.dtype.kind in "iufbc" or data.dtype.names in PAIRS):
+            found[name] = data
 
     file.visititems(visit)
     return found
 
 
+AXES = (("x_axis", "z_axis"), ("azimuth_axis", "depth_axis"))  # of USTB's scans: across the lines, along them
+
+
+def _read_ustb(path: Path, sets: dict) -> Recording | None:
+    """Return the beamformed data in a file of the toolbox USTB: (..., pixels), line after line; None without any."""
+    for across, along in AXES:
+        for group in [name.removesuffix(f"/scan/{across}") for name in sets if name.endswith(f"/scan/{across}")]:
+            axes = sets[f"{group}/scan/{across}"], sets.get(f"{group}/scan/{along}")
+            names = [f"{group}/{name}" for name in ("data", "data/real", "data/imag")]
+            parts = [sets[name] for name in names if name in sets]
+            if axes[1] is None or not parts:
+                continue
+            lines, samples = (axis.size for axis in axes)
+            if not is_image((lines, samples)) or any(part.shape[-1:] != (lines * samples,) for part in parts):
+                continue
+            for one in (*parts, *axes):
+                check_promise(one.size, path.stat().st_size, path)
+            values = parts[0][()] if len(parts) == 1 else parts[0][()] + np.complex64(1j) * parts[1][()]
+            frames = values.reshape(-1, lines, samples).swapaxes(1, 2)
+            metres = across == "x_axis"  # else angles
+            steps = [1000 * np.diff(np.ravel(axis)).mean() if metres else 1.0 for axis in axes]
+            source = {"key": f"{group}/data", "by_columns": False, "by_lines": True}
+            return _recording(path, Hdf5.name, frames, source, {"spacing": np.array([1.0, *steps[::-1]])})
+    return None
+
+
 PAIRS = (("real", "imag"), ("r", "i"))
 
 
-def _taken(one) -> np.ndarray:
+def _read_values(data) -> np.ndarray:
     """Return the values of a data set, part by part, pairs as complex numbers."""
-    kind = np.dtype(np.complex64) if one.dtype.names else one.dtype.newbyteorder("=")
-    result = roomy(one.shape, kind)
-    for number in range(len(one)):
-        part = one[number]
-        result[number] = part[part.dtype.names[0]] + 1j * part[part.dtype.names[1]] if one.dtype.names else part
+    kind = np.dtype(np.complex64) if data.dtype.names else data.dtype.newbyteorder("=")
+    result = allocate(data.shape, kind)
+    for number in range(len(data)):
+        part = data[number]
+        result[number] = part[part.dtype.names[0]] + 1j * part[part.dtype.names[1]] if data.dtype.names else part
     return result
 
 
@@ -232,7 +258,7 @@ def _as_pairs(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return pairs
 
 
-def chosen(path: Path, shapes: dict[str, tuple[int, ...]], key: str) -> str:
+def choose_array(path: Path, shapes: dict[str, tuple[int, ...]], key: str) -> str:
     """Return the name of the array with the frames: `key`, a usual name, or the only candidate; else InputError."""
     fit = {name: shape for name, shape in shapes.items() if is_image(shape)}
     for wanted in (key, *PREFERRED):
@@ -252,25 +278,25 @@ def is_image(shape: tuple[int, ...]) -> bool:
     return len(shape) in (2, 3, 4) and (len(shape) < 4 or small) and min(sides) >= SMALLEST
 
 
-def _turned(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _shape_from_matlab(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape (N, H, W[, C]) of an array that is (H, W, N) or (H, W, C, N) in MATLAB."""
     return (*shape[3:], *shape[:3]) if len(shape) == 4 else (*shape[2:], *shape[:2])
 
 
-def turned(array: np.ndarray) -> np.ndarray:
+def from_matlab(array: np.ndarray) -> np.ndarray:
     """Return an array (H, W, N) or (H, W, C, N), as in MATLAB, as (N, H, W[, C])."""
     return np.moveaxis(array, -1, 0) if array.ndim > 2 else array
 
 
-def turned_back(array: np.ndarray) -> np.ndarray:
+def to_matlab(array: np.ndarray) -> np.ndarray:
     """Return an array (N, H, W[, C]) with MATLAB's order of axes, (H, W, N) or (H, W, C, N)."""
     return np.moveaxis(array, 0, -1) if array.ndim > 2 else array
 
 
-def _told(recording: Recording) -> dict[str, np.ndarray]:
+def _metadata(recording: Recording) -> dict[str, np.ndarray]:
     """Return the arrays that are written with frames from other formats."""
-    told = {OURS[2]: np.asarray(recording.spacing)}
-    return told if recording.times is None else told | {OURS[1]: recording.times}
+    arrays = {OURS[2]: np.asarray(recording.spacing)}
+    return arrays if recording.times is None else arrays | {OURS[1]: recording.times}
 
 
 def _recording(path: Path, name: str, array: np.ndarray, source: dict, others: dict) -> Recording:

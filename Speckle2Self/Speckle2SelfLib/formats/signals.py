@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..system import InputError
-from .base import Recording, roomy
+from .base import Recording, allocate
 
 DYNAMIC_RANGE = 60.0  # dB below the largest value; the default range that is kept
 BLOCK = 8  # pixels; speckle is measured in blocks of this size
@@ -34,7 +34,7 @@ def to_decibels(recording: Recording, dynamic_range: float | None, generic: str)
     frames = recording.frames
     with np.errstate(all="ignore"):  # values beyond all limits are not signals
         kind = kind_of(frames)
-        suspect = kind is None and dynamic_range is None and is_suspect(frames)
+        suspect = kind is None and dynamic_range is None and may_be_envelope(frames)
     if kind is None and dynamic_range is not None:
         if frames.ndim != 3 or frames.min() < 0:
             raise InputError(f"{recording.path} holds no linear envelope; leave the dynamic range out.")
@@ -47,7 +47,7 @@ def to_decibels(recording: Recording, dynamic_range: float | None, generic: str)
     logger.warning(
         "The file holds %s: taken to decibels, %g dB below the largest (--dynamic-range).", NAMES[kind], dynamic_range
     )
-    return replace(recording, frames=_compressed(frames, kind, dynamic_range), format=generic)
+    return replace(recording, frames=_log_compress(frames, kind, dynamic_range), format=generic)
 
 
 def kind_of(frames: np.ndarray) -> str | None:
@@ -64,7 +64,7 @@ def kind_of(frames: np.ndarray) -> str | None:
     return "envelope" if _peak_of_envelope(some) >= PEAK else None
 
 
-def is_suspect(frames: np.ndarray) -> bool:
+def may_be_envelope(frames: np.ndarray) -> bool:
     """Return whether frames that look like grey values may be a linear envelope."""
     if frames.ndim != 3 or frames.dtype.itemsize < 2 or min(frames.shape[1:]) < 2 * BLOCK:
         return False
@@ -106,10 +106,10 @@ def _peak_of_envelope(frames: np.ndarray) -> float:
     return float(frames.max() / np.median(frames[frames > 0])) if alike else 0.0
 
 
-def _compressed(frames: np.ndarray, kind: str, dynamic_range: float) -> np.ndarray:
+def _log_compress(frames: np.ndarray, kind: str, dynamic_range: float) -> np.ndarray:
     """Return decibels (N, H, W) float32, from -dynamic_range to 0, the largest value."""
     axis = _axis_of_lines(frames[:1].astype(np.float64)) if kind == "RF" else None
-    result = roomy(frames.shape[:3], np.float32)
+    result = allocate(frames.shape[:3], np.float32)
     largest = 0.0
     for number, frame in enumerate(frames):
         with np.errstate(over="ignore"):

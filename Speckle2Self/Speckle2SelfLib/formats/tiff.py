@@ -15,13 +15,14 @@ from .base import (
     SECONDS,
     Format,
     Recording,
+    check_promise,
     frame_times,
     is_steady,
-    not_held,
-    oriented,
+    orient,
     quiet,
     reading,
     steady_times,
+    unsupported_type,
 )
 
 MILLIMETRES = {"inch": 25.4, "in": 25.4, "cm": 10.0, "mm": 1.0, "um": 1e-3, "µm": 1e-3, "\\u00B5m": 1e-3,
@@ -31,7 +32,6 @@ KEPT = {269, 271, 272, 274, 285, 305, 306, 315, 316, 33432, 34675}  # texts, ori
 XRESOLUTION, YRESOLUTION, ORIENTATION = 282, 283, 274
 FOLDERS = {34665, 34853}  # of EXIF and of places: offsets in the input
 IMAGEJ = {50838, 50839}  # written by tifffile itself
-PACKED = {"DEFLATE", "ADOBE_DEFLATE"}  # supported without further packages
 
 
 class Tiff(Format):
@@ -45,11 +45,11 @@ class Tiff(Format):
         import tifffile  # here, as below: Slicer does not bundle it, and reads TIFF files itself
 
         with reading(path, "an image", "tifffile"), tifffile.TiffFile(path) as file:
+            _check_chain(file, path)
             series = _only_series(file, path)
             page = series.keyframe
-            claimed = math.prod(series.shape) * series.dtype.itemsize
-            if min(series.shape) < 1 or claimed > 8 * path.stat().st_size * DEFLATE_LIMIT:
-                raise InputError(f"{path} is damaged: it promises {claimed} bytes of pixels.")
+            count = math.prod(series.shape) * series.dtype.itemsize
+            check_promise(count, path.stat().st_size, path, 8 * DEFLATE_LIMIT)
             array = _pixels(series, page, path)
             source = _source(file, series, page)
             spacing, times = _units(file, series, page)
@@ -60,7 +60,7 @@ class Tiff(Format):
 
     def check(self, path: Path, recording: Recording) -> None:
         if recording.frames.dtype.kind not in "uif" or recording.frames.dtype.itemsize > 8:
-            raise not_held(path, self.name, recording)
+            raise unsupported_type(path, self.name, recording)
 
     def write(self, path: Path, frames: np.ndarray, recording: Recording) -> None:
         own = recording.format == self.name
@@ -69,6 +69,27 @@ class Tiff(Format):
                 (_write_again if own else _write_new)(path, frames, recording)
         except (ValueError, TypeError, KeyError) as error:  # tags that cannot be written
             raise RuntimeError("not what was read") from error
+
+
+def _check_chain(file, path: Path) -> None:
+    """Raise InputError if the pages of a file follow each other in a circle, in which tifffile reads without end, or
+    continue beyond the end of the file, where tifffile stops."""
+    layout, stream, offset, seen = file.tiff, file.filehandle, file.pages.first.offset, set()
+
+    def number(size: int) -> int:
+        data = stream.read(size)
+        if len(data) < size:
+            raise InputError(f"{path} is cut short: a page continues beyond its end.")
+        return int.from_bytes(data, "little" if file.byteorder == "<" else "big")
+
+    while offset:
+        if offset in seen:
+            raise InputError(f"{path} is damaged: its pages follow each other in a circle.")
+        seen.add(offset)
+        stream.seek(offset)
+        tags = number(layout.tagnosize)
+        stream.seek(offset + layout.tagnosize + tags * layout.tagsize)
+        offset = number(layout.offsetsize)
 
 
 def _only_series(file, path: Path):
@@ -98,7 +119,7 @@ def _pixels(series, page, path: Path) -> np.ndarray:
     if array.dtype == bool:
         array = array.astype(np.uint8) * np.uint8(255)
     if page.photometric == PHOTOMETRIC.MINISWHITE:
-        array = _turned(array, *_bounds(array, page.bitspersample))
+        array = _invert(array, *_black_and_white(array, page.bitspersample))
     if page.photometric == PHOTOMETRIC.PALETTE and page.colormap is not None:
         colours = np.moveaxis(page.colormap[:, array], 0, -1)
         array = (colours >> 8 if colours.max(initial=0) > 255 else colours).astype(np.uint8)
@@ -119,14 +140,14 @@ def _pixels_by_itk(series, page, path: Path) -> np.ndarray:
     return array.reshape(series.shape)
 
 
-def _bounds(array: np.ndarray, bits: int) -> tuple[float, float]:
+def _black_and_white(array: np.ndarray, bits: int) -> tuple[float, float]:
     """Return the values of black and white for a number of bits."""
     if array.dtype.kind == "u":
         return 0, 2 ** (8 if bits == 1 else bits) - 1
     return array.min(), array.max()
 
 
-def _turned(array: np.ndarray, low, high) -> np.ndarray:
+def _invert(array: np.ndarray, low, high) -> np.ndarray:
     """Return values with black and white exchanged."""
     if array.dtype.kind == "f":
         return array.dtype.type(low) + array.dtype.type(high) - array
@@ -210,7 +231,7 @@ def _recording(path: Path, array, axes: str, source: dict, spacing, times) -> Re
     moved = array.transpose([*before, rows, columns, *colour])
     source["order"] = [*before, rows, columns, *colour]
     source["array"] = array.shape
-    frames = oriented(moved.reshape(-1, *moved.shape[len(before) :]), source["orientation"])
+    frames = orient(moved.reshape(-1, *moved.shape[len(before) :]), source["orientation"])
     if source["orientation"] in (5, 6, 7, 8):
         spacing = (spacing[0], spacing[2], spacing[1])
     names = {axes[axis]: array.shape[axis] for axis in before if array.shape[axis] > 1}
@@ -235,12 +256,12 @@ def _write_again(path: Path, frames: np.ndarray, recording: Recording) -> None:
     import tifffile
 
     source = recording.source
-    frames = oriented(frames, source["orientation"], back=True)
+    frames = orient(frames, source["orientation"], back=True)
     moved = frames.reshape([source["array"][axis] for axis in source["order"]])
     array = moved.transpose(np.argsort(source["order"]))
     photometric = source["photometric"]
     if photometric == "MINISWHITE":
-        array = _turned(array, *_bounds(recording.frames, source["bits"]))
+        array = _invert(array, *_black_and_white(recording.frames, source["bits"]))
     if photometric not in ("MINISBLACK", "MINISWHITE"):
         photometric = "RGB" if frames.ndim == 4 else "MINISBLACK"
     planar = source["planar"] if frames.ndim == 4 and array.ndim == len(source["axes"]) else None

@@ -237,6 +237,25 @@ def test_a_film_that_is_cut_or_no_film_is_refused_without_a_word_of_the_library(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize(("name", "codec"), [("in.mpg", "mpeg1video"), ("in.wmv", "wmv2"), ("in.flv", "flv1")])
+def test_a_cut_film_without_the_number_of_its_frames_is_refused(tmp_path, name, codec):
+    data = film(tmp_path / name, np.repeat(FRAMES, 5, 0), codec, "yuv420p", rate=Fraction(25)).read_bytes()
+    assert len(files.read(tmp_path / name).frames) == 25
+    for share in (0.5, 0.6):  # within a frame; no number tells of whole ones that are missing
+        (tmp_path / name).write_bytes(data[: int(len(data) * share)])
+        with pytest.raises(InputError, match="is cut short"):
+            files.read(tmp_path / name)
+
+
+def test_damaged_frames_within_a_film_are_told(tmp_path, caplog):
+    data = bytearray(film(tmp_path / "in.mpg", np.repeat(FRAMES, 5, 0), "mpeg1video", "yuv420p").read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 40] = bytes(40)
+    (tmp_path / "in.mpg").write_bytes(data)
+    assert len(files.read(tmp_path / "in.mpg").frames) == 25
+    assert "damaged frames" in caplog.text
+
+
 def test_without_pyav_it_is_named(tmp_path, monkeypatch):
     source, imported = film(tmp_path / "in.mkv"), builtins.__import__
 

@@ -1,7 +1,10 @@
 """What files of each kind held is still there in what is written, as readers that are not ours find."""
 
+import locale
 import shutil
 import struct
+import subprocess
+import sys
 import zlib
 from types import SimpleNamespace
 
@@ -42,15 +45,14 @@ def despeckled(source, target, *options):
 
 
 @pytest.mark.parametrize(
-    "layout", ["tiled", "planar", "deflated", "half", "double", "signed", "big", "motorola", "one"]
+    "layout", ["tiled", "planar", "narrow planar", "deflated", "half", "double", "signed", "big", "motorola", "one"]
 )
 def test_a_tiff_keeps_its_type_shape_and_layout(tmp_path, layout):
+    planar = {"planarconfig": "SEPARATE", "photometric": "RGB"}
     array, options = {
         "tiled": (WIDE, {"tile": (32, 32)}),
-        "planar": (
-            np.moveaxis(COLOUR[0], -1, 0).astype(np.uint16) * 9,
-            {"planarconfig": "SEPARATE", "photometric": "RGB"},
-        ),
+        "planar": (np.moveaxis(COLOUR[0], -1, 0).astype(np.uint16) * 9, planar),
+        "narrow planar": (np.moveaxis(COLOUR[0, :, :4], -1, 0), planar),  # whose last axis could be that of colors
         "deflated": (FRAMES, {"compression": "zlib"}),
         "half": (WIDE.astype(np.float16), {}),
         "double": (WIDE.astype(np.float64) / 3, {}),
@@ -64,7 +66,7 @@ def test_a_tiff_keeps_its_type_shape_and_layout(tmp_path, layout):
     tifffile.imwrite(source, array, resolution=(50, 40), resolutionunit="CENTIMETER", **options)
     made = again(tmp_path, source)
     assert np.array_equal(
-        made.recording.frames.ravel(), np.moveaxis(array, 0, -1).ravel() if layout == "planar" else array.ravel()
+        made.recording.frames.ravel(), np.moveaxis(array, 0, -1).ravel() if "planar" in layout else array.ravel()
     )
     assert made.recording.spacing[1:] == pytest.approx((0.25, 0.2))
     with tifffile.TiffFile(made.path) as file, tifffile.TiffFile(source) as before:
@@ -185,6 +187,26 @@ def test_other_compressions_of_a_tiff_are_read_without_a_word(tmp_path, name, ca
     assert capfd.readouterr().err == ""
 
 
+def test_compressed_planes_of_colours_that_itk_orders_otherwise_are_refused(tmp_path):
+    planes = np.repeat(np.arange(4, dtype=np.uint8), 48 * 64).reshape(4, 48, 64)
+    layout = {"photometric": "RGB", "planarconfig": "SEPARATE", "extrasamples": ["UNASSALPHA"], "metadata": None}
+    tifffile.imwrite(tmp_path / "in.tif", planes, **layout)
+    with tifffile.TiffFile(tmp_path / "in.tif", mode="r+") as file:
+        page, sizes = file.pages[0], []
+        for plane, start in zip(planes, page.dataoffsets, strict=True):
+            Image.fromarray(plane).save(tmp_path / "plane.tif", compression="tiff_lzw")
+            with tifffile.TiffFile(tmp_path / "plane.tif") as packed:
+                (at,), (size,) = packed.pages[0].dataoffsets, packed.pages[0].databytecounts
+            file.filehandle.seek(start)
+            file.filehandle.write((tmp_path / "plane.tif").read_bytes()[at : at + size])
+            sizes.append(size)
+        page.tags["StripByteCounts"].overwrite(sizes)
+        page.tags["Compression"].overwrite(5)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "in.tif")), np.moveaxis(planes, 0, -1)), "a good file"
+    with pytest.raises(InputError, match="compressed as LZW; install the package imagecodecs"):
+        files.read(tmp_path / "in.tif")
+
+
 def test_a_cine_becomes_a_tiff_with_its_rate_and_size_of_pixels(tmp_path):
     recording = files.read(cine(tmp_path, PixelSpacing=[0.25, 0.2]))
     files.write(tmp_path / "out.tif", recording.frames, recording)
@@ -208,6 +230,27 @@ def test_a_photograph_is_written_as_it_is_shown(tmp_path, orientation):
     with Image.open(tmp_path / "in.jpg") as image, Image.open(tmp_path / "out.png") as written:
         shown = np.asarray(ImageOps.exif_transpose(image))
         assert not written.getexif() and np.array_equal(np.asarray(written), shown)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_jpeg_is_read_as_pillow_and_itk_read_it(tmp_path, mode):
+    smooth = np.add.outer(np.arange(48), np.arange(64)).astype(np.uint8)
+    image = Image.fromarray(np.dstack([smooth, 255 - smooth, smooth // 2, smooth // 3]), "RGBA").convert(mode)
+    image.save(tmp_path / "in.jpg", dpi=(100, 50), subsampling=0)
+    recording = files.read(tmp_path / "in.jpg")
+    itk = sitk.ReadImage(str(tmp_path / "in.jpg"))
+    assert np.abs(recording.frames[0].astype(int) - sitk.GetArrayFromImage(itk)).max() <= 1
+    assert recording.frames.shape == ((1, 48, 64) if mode == "L" else (1, 48, 64, 3))
+    assert recording.spacing[:0:-1] == pytest.approx(itk.GetSpacing()) == (0.254, 0.508)
+
+
+def test_a_library_prints_nothing_of_a_damaged_jpeg(tmp_path):
+    Image.fromarray(FRAMES[0]).save(tmp_path / "in.jpg")
+    data = (tmp_path / "in.jpg").read_bytes()
+    (tmp_path / "in.jpg").write_bytes(data.replace(b"\xff\xda", b"\1" * 20 + b"\xff\xda", 1))
+    code = "import sys; from Speckle2SelfLib import files; assert files.read(sys.argv[1]).frames.shape == (1, 48, 64)"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "in.jpg"], capture_output=True, check=True)
+    assert done.stdout == done.stderr == b""
 
 
 def test_grey_with_transparency_keeps_it_or_is_refused(tmp_path):
@@ -290,6 +333,44 @@ def test_libraries_say_nothing_of_damaged_or_missing_fields(tmp_path, capfd):
     nibabel.Nifti1Image(FRAMES.T.copy(), np.eye(4)).to_filename(tmp_path / "in.nii")  # without a description
     again(tmp_path, tmp_path / "in.nii", "out.mha")
     assert capfd.readouterr().err == ""
+
+
+def test_libraries_say_nothing_of_a_spacing_that_is_no_number(tmp_path, capfd):
+    sitk.WriteImage(sitk.GetImageFromArray(FRAMES), str(tmp_path / "in.vtk"))
+    data = (tmp_path / "in.vtk").read_bytes()
+    (tmp_path / "in.vtk").write_bytes(data.replace(b"SPACING 1.0000000000000000e+00", b"SPACING nan", 1))
+    assert np.array_equal(again(tmp_path, tmp_path / "in.vtk").recording.frames, FRAMES)
+    assert capfd.readouterr() == ("", "")
+
+
+CUT = [".vtk", ".gipl", ".gipl.gz", ".bmp", ".hdr", ".img", ".img.gz", ".tif", ".nii", ".nii.gz", ".mha", ".nrrd"]
+
+
+@pytest.mark.parametrize("suffix", [*CUT, ".png", ".jpg"])
+@pytest.mark.parametrize("missing", [30, 200, 3000])
+def test_a_file_that_is_cut_short_is_refused(tmp_path, suffix, missing):
+    path = tmp_path / f"in{suffix}"
+    frames = FRAMES[:1] if suffix in (".bmp", ".png", ".jpg") else FRAMES
+    sitk.WriteImage(sitk.GetImageFromArray(frames[0] if len(frames) == 1 else frames), str(path))
+    assert files.read(path).frames.shape[:3] == frames.shape, "a good file"
+    data = max(tmp_path.iterdir(), key=lambda part: part.stat().st_size)
+    data.write_bytes(data.read_bytes()[:-missing])
+    if (suffix, missing) == (".tif", 30):  # only the size of pixels is missing
+        assert np.array_equal(files.read(path).frames, frames)
+        return
+    with pytest.raises(InputError):
+        files.read(path)
+
+
+def test_reading_leaves_the_locale_of_the_process_alone(tmp_path):
+    try:
+        locale.setlocale(locale.LC_ALL, "C.UTF-8")
+    except locale.Error:
+        pytest.skip("there is no other locale")
+    sitk.WriteImage(sitk.GetImageFromArray(FRAMES), str(tmp_path / "in.vtk"))
+    before = locale.setlocale(locale.LC_ALL, "C.UTF-8")
+    again(tmp_path, tmp_path / "in.vtk")
+    assert locale.setlocale(locale.LC_ALL) == before
 
 
 def test_grey_of_16_bits_with_transparency_is_refused(tmp_path):

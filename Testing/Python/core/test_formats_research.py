@@ -84,6 +84,44 @@ def test_an_hdf5_file_as_of_zea_keeps_all_that_it_holds(tmp_path):
         assert file["data/raw_data"].shape == (4, 2, 16, 12, 1) and file.attrs["probe"] == "L11"
 
 
+def ustb(path, values, scan):
+    """Beamformed data (N, H, W) as the toolbox USTB writes them: pixels in one axis, along each line first."""
+    pixels = values.swapaxes(1, 2).reshape(len(values), 1, 1, -1)  # frames, waves, channels, pixels
+    with h5py.File(path, "w") as file:
+        if np.iscomplexobj(values):
+            file["b_data/data/real"], file["b_data/data/imag"] = pixels.real, pixels.imag
+        else:
+            file["b_data/data"] = pixels
+        for name, axis in scan.items():
+            file[f"b_data/scan/{name}"] = axis[None]
+        file["channel_data/data"] = np.zeros((len(values), 1, 128, 1000), np.float32)
+    return path
+
+
+LINEAR = {"x_axis": np.arange(30) * 2e-4, "z_axis": np.arange(20) * 1e-4}
+
+
+@pytest.mark.parametrize("scan", ["linear", "sector"])
+def test_beamformed_data_of_ustb_become_decibels(tmp_path, scan):
+    sector = {"azimuth_axis": np.linspace(-0.5, 0.5, 30), "depth_axis": np.arange(20) * 1e-4}
+    values = (FRAMES * np.exp(1j * FRAMES)).astype(np.complex64)
+    recording = files.read(ustb(tmp_path / "in.uff", values, LINEAR if scan == "linear" else sector))
+    assert np.allclose(recording.frames, 20 * np.log10(FRAMES / FRAMES.max()), atol=1e-3)
+    assert recording.spacing == pytest.approx((1, 0.1, 0.2) if scan == "linear" else (1, 1, 1))
+    files.write(tmp_path / "out.uff", recording.frames, recording)
+    assert np.allclose(files.read(tmp_path / "out.uff").frames, recording.frames)
+
+
+def test_real_beamformed_data_of_ustb_are_written_into_their_file(tmp_path):
+    recording = files.read(ustb(tmp_path / "in.uff", FRAMES, LINEAR))
+    assert np.array_equal(recording.frames, FRAMES)
+    files.write(tmp_path / "out.uff", FRAMES // 2, recording)
+    assert np.array_equal(files.read(tmp_path / "out.uff").frames, FRAMES // 2)
+    with h5py.File(tmp_path / "out.uff") as file:
+        assert np.array_equal(file["b_data/data"][0, 0, 0, :20], FRAMES[0, :, 0] // 2), "the first line"
+        assert file["channel_data/data"].shape == (4, 1, 128, 1000)
+
+
 def test_the_frames_are_named_or_alone_or_asked_for(tmp_path):
     savemat(tmp_path / "two.mat", {"left": FRAMES.transpose(1, 2, 0), "right": FRAMES.transpose(1, 2, 0)})
     with pytest.raises(InputError, match="holds left, right; name one 'frames'"):

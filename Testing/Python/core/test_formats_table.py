@@ -1,6 +1,7 @@
 """The page on formats names every suffix that is known and only tests that exist."""
 
 import re
+import tomllib
 
 import pytest
 
@@ -30,3 +31,10 @@ def test_every_test_that_is_named_exists(page, project):
     tests = "".join(path.read_text(encoding="utf-8") for path in (project / "Testing" / "Python").rglob("test_*.py"))
     named = set(re.findall(r"`(test_\w+)`", page))
     assert named and {name for name in named if f"def {name}(" not in tests} == set()
+
+
+@pytest.mark.parametrize("document", ["README.md", "Documentation/formats.md"])
+def test_the_extras_that_are_named_exist(document, project):
+    extras = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    named = re.findall(r'`pip install "\.\[([\w,]+)\]"`', (project / document).read_text(encoding="utf-8"))
+    assert [set(names.split(",")) for names in named] == [{"films", "hdf5"}] and extras.keys() >= {"films", "hdf5"}

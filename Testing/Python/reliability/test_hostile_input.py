@@ -27,7 +27,13 @@ import tifffile
 import torch
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, RLELossless, UltrasoundMultiFrameImageStorage, generate_uid
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    RLELossless,
+    UltrasoundMultiFrameImageStorage,
+    generate_uid,
+)
 from safetensors.torch import save as safetensors_bytes
 from scipy.io import savemat
 
@@ -103,6 +109,13 @@ def dicom(packed=False, frames=FRAMES, **changes):
     return buffer.getvalue()
 
 
+def deflated_dicom():
+    dataset, buffer = pydicom.dcmread(io.BytesIO(dicom(frames=SIGNED, PixelRepresentation=1))), io.BytesIO()
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.save_as(buffer)
+    return buffer.getvalue()
+
+
 def numpy_file(array=FRAMES):
     buffer = io.BytesIO()
     np.save(buffer, array)
@@ -113,6 +126,9 @@ def numpy_archive(**arrays):
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **(arrays or {"frames": FRAMES, "truth": FRAMES[0]}))
     return buffer.getvalue()
+
+
+OTHERS = (".bmp", ".jpg", ".vtk", ".gipl")
 
 
 def image(suffix, folder):
@@ -144,6 +160,7 @@ TIFFS = [
     {"tile": (16, 16), "metadata": {"axes": "TYX", "PhysicalSizeX": 0.2}, "ome": True},
     {"compression": "zlib", "photometric": "MINISWHITE", "metadata": None},
     {"extratags": [(274, "H", 1, 6, True)], "photometric": "MINISBLACK", "metadata": None},
+    {"planarconfig": "SEPARATE", "photometric": "RGB", "metadata": None},
 ]
 
 
@@ -195,6 +212,13 @@ def hdf5_file(folder):
     return (folder / "seed.h5").read_bytes()
 
 
+def ustb_file(folder):
+    with h5py.File(folder / "seed.uff", "w") as file:
+        file["b_data/data/real"] = file["b_data/data/imag"] = FRAMES.reshape(3, 1, 1, -1) / np.float32(9)
+        file["b_data/scan/x_axis"], file["b_data/scan/z_axis"] = np.arange(24.0)[None], np.arange(32.0)[None]
+    return (folder / "seed.uff").read_bytes()
+
+
 def weights():
     config = ModelConfig(width=4)
     metadata = {"format": checkpoint.FORMAT, "config": '{"width": 4, "grain": [0.75, 1.7]}', "card": "{}"}
@@ -220,11 +244,12 @@ def seeds(tmp_path_factory):
             dicom(),
             dicom(packed=True),
             dicom(frames=SIGNED, **inverted),
+            deflated_dicom(),
             *(by_gdcm(compressor, folder) for compressor in ("JPEG", "JPEG2000")),
         ],
         ".npy": [numpy_file(), numpy_file(FRAMES.astype(np.float64)), numpy_file(FRAMES * np.complex64(1j))],
         ".npz": [numpy_archive()],
-        **{suffix: [image(suffix, folder)] for suffix in (".nii", ".nii.gz", ".bmp")},
+        **{suffix: [image(suffix, folder)] for suffix in (".nii", ".nii.gz", *OTHERS)},
         ".png": [
             image(".png", folder),
             pillow_file("PNG", SIGNED[:1].astype(np.uint16)),
@@ -235,7 +260,7 @@ def seeds(tmp_path_factory):
         ".webp": [pillow_file("WEBP", FRAMES, lossless=True)],
         **{suffix: films(suffix, folder) for suffix in FILMS},
         ".mat": [matlab_file(True), matlab_file(False), newer_matlab_file(folder)],
-        ".h5": [hdf5_file(folder)],
+        ".h5": [hdf5_file(folder), ustb_file(folder)],
     }
 
 
@@ -360,6 +385,7 @@ def resident():
 
 SHARES = {
     ".mha": 3, ".nrrd": 3, ".dcm": 4, ".npy": 2, ".npz": 2, ".png": 2, ".tif": 3, ".nii.gz": 1, ".nii": 1, ".bmp": 1,
+    ".jpg": 1, ".vtk": 1, ".gipl": 1,
     ".gif": 1, ".webp": 1, ".mkv": 1, ".mp4": 1, ".avi": 1, ".mov": 1, ".mpg": 1, ".wmv": 1, ".mat": 2, ".h5": 2,
     "checkpoint": 3, "pth": 1, "json": 4, "job": 1, "answers": 4, "requests": 2,
 }  # fmt: skip
@@ -373,11 +399,11 @@ def numbers(kind):
 # --- Files
 
 
-LOSSY = (".mpg", ".wmv")  # which are never written
+LOSSY = (".jpg", ".mpg", ".wmv")  # which are never written
 
 
 @pytest.mark.parametrize("suffix", [kind for kind in SHARES if kind.startswith(".")])
-def test_damaged_recordings_are_refused_or_read(suffix, seeds, tmp_path, recwarn):
+def test_damaged_recordings_are_refused_or_read(suffix, seeds, tmp_path, recwarn, capfd):
     before, refused = resident(), 0
     path = tmp_path / f"case{suffix}"
     for number in numbers(suffix):
@@ -397,6 +423,7 @@ def test_damaged_recordings_are_refused_or_read(suffix, seeds, tmp_path, recwarn
     assert refused or CASES < 1000
     assert resident() - before < 600e6
     assert not [warning for warning in recwarn if warning.category is not ResourceWarning], "nothing for the terminal"
+    assert capfd.readouterr() == ("", ""), "nor of libraries"
 
 
 class Malicious:
@@ -522,6 +549,27 @@ def test_images_that_claim_to_be_large_are_refused_before_they_are_read(tmp_path
             files.read(write(tmp_path, name, data))
         told(error)
     assert resident() - before < 100e6
+
+
+@pytest.mark.parametrize("count", [1, 120])
+def test_pages_of_a_tiff_in_a_circle_are_refused(count, tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((count, 8, 8), np.uint8), photometric="MINISBLACK", metadata=None)
+    with tifffile.TiffFile(path) as file:
+        first, last = file.pages[0].offset, file.pages[-1]
+        after_last = last.offset + 2 + 12 * len(last.tags)
+    data = bytearray(path.read_bytes())
+    data[after_last : after_last + 4] = first.to_bytes(4, "little")
+    with bounded(), pytest.raises(InputError, match="in a circle"):
+        files.read(write(tmp_path, "b.tif", data))
+
+
+def test_a_bmp_with_which_itk_ends_a_process_is_refused(tmp_path):
+    data = bytearray(image(".bmp", tmp_path))
+    data[30], data[46:50] = 1, (2**29).to_bytes(4, "little")  # compressed, with so many colors
+    code = "import sys; from Speckle2SelfLib import files; files.read(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", code, write(tmp_path, "a.bmp", data)], capture_output=True, text=True)
+    assert done.returncode == 1 and "InputError" in done.stderr
 
 
 def test_unusual_but_good_files_are_read(tmp_path):

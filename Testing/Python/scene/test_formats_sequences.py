@@ -1,6 +1,7 @@
-"""Sequences that the core writes, as Slicer's own MRML reads them."""
+"""Sequences and compressed DICOM that the core writes, as Slicer's own readers read them."""
 
 import numpy as np
+import pydicom
 import pytest
 
 slicer = pytest.importorskip("slicer")
@@ -9,6 +10,7 @@ from vtk.util.numpy_support import vtk_to_numpy  # noqa: E402
 
 from Speckle2SelfLib import files  # noqa: E402
 from Speckle2SelfLib.formats.base import Recording  # noqa: E402
+from Speckle2SelfLib.formats.dicom_pixels import encode, set_pixels  # noqa: E402
 from Speckle2SelfLib.system import InputError  # noqa: E402
 
 FRAMES = np.random.default_rng(0).integers(1, 255, (4, 20, 30)).astype(np.uint8)
@@ -114,3 +116,44 @@ def test_a_type_that_a_sequence_does_not_hold_is_refused(tmp_path):
     for name in ("out.seq.nrrd", "out.igs.mha"):
         with pytest.raises(InputError, match="does not hold frames of type float16"):
             files.check_output(tmp_path / name, cine(tmp_path, FRAMES.astype(np.float16)))
+
+
+RAMP = (np.add.outer(np.arange(40), np.arange(60)) * 2 + np.arange(3)[:, None, None]).astype(np.uint8)
+RAMPS = np.stack([RAMP, RAMP[::-1], 255 - RAMP], -1)
+DICOM = {  # frames of each kind that is written compressed
+    "grey": RAMP,
+    "16 bits": RAMP.astype(np.uint16) * 250,
+    "signed": (RAMP.astype(np.int16) - 99) * 250,
+    "colour": RAMPS,
+    "colour of 16 bits": RAMPS.astype(np.uint16) * 250,
+}
+
+
+@pytest.mark.parametrize("kind", DICOM)
+def test_compressed_dicom_is_what_slicer_reads(tmp_path, kind):
+    frames = DICOM[kind]
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.SOPClassUID = pydicom.uid.UltrasoundMultiFrameImageStorage
+    dataset.SOPInstanceUID = pydicom.uid.generate_uid()
+    dataset.Rows, dataset.Columns, dataset.NumberOfFrames = *frames.shape[1:3], len(frames)
+    dataset.SamplesPerPixel = 3 if "colour" in kind else 1
+    dataset.PhotometricInterpretation = "RGB" if "colour" in kind else "MONOCHROME2"
+    dataset.BitsAllocated = dataset.BitsStored = 8 * frames.dtype.itemsize
+    dataset.HighBit, dataset.PixelRepresentation = dataset.BitsStored - 1, int(kind == "signed")
+    set_pixels(dataset, frames, dataset.PhotometricInterpretation, dataset.BitsStored, compressed=True)
+    path = tmp_path / "a.dcm"
+    path.write_bytes(encode(dataset, dataset.file_meta.TransferSyntaxUID))
+    assert path.stat().st_size < frames.nbytes / 2
+    reader = slicer.vtkITKArchetypeImageSeriesScalarReader()
+    if "colour" in kind:
+        reader = slicer.vtkITKArchetypeImageSeriesVectorReaderFile()
+    reader.SetArchetype(str(path))
+    reader.AddFileName(str(path))
+    reader.SetOutputScalarTypeToNative()
+    reader.SetDesiredCoordinateOrientationToNative()
+    reader.SetDICOMImageIOApproachToGDCM()
+    reader.Update()
+    read = vtk_to_numpy(reader.GetOutput().GetPointData().GetScalars())
+    assert read.dtype == frames.dtype and np.array_equal(read.reshape(frames.shape), frames)
