@@ -376,10 +376,12 @@ def _truth(path: str, shape: tuple[int, int, int]) -> np.ndarray:
 
     truth = luminance(files.read(path, key="truth").frames)
     if truth.shape[1:] != shape[1:] or len(truth) not in (1, shape[0]) or min(shape[1:]) < 7:
-        raise InputError(f"A truth of {truth.shape} does not fit frames of {shape}, 7 x 7 pixels at least.")
+        raise InputError(
+            f"The truth has the shape {truth.shape}, the frames {shape}; they must agree, with at least 7 x 7 pixels."
+        )
     truth = truth - min(0.0, float(truth.min()))
     if not 0 < truth.max() < np.inf:  # not where a value is NaN
-        raise InputError(f"{path} holds no echogenicity: values that are finite, not all of them zero.")
+        raise InputError(f"{path} is not a ground truth: its values must be finite, and not all zero.")
     return np.broadcast_to(truth * (255 / truth.max()), shape)
 
 
@@ -415,7 +417,7 @@ def simulate(arguments: argparse.Namespace) -> None:
     if not arguments.output.endswith(".npz"):
         raise InputError("Simulated frames are written as .npz; use that suffix for the output.")
     if arguments.seed < 0:
-        raise InputError(f"A seed of {arguments.seed} is below zero.")
+        raise InputError(f"--seed must be at least 0, not {arguments.seed}.")
     grain = tuple(arguments.grain) if arguments.grain else None
     config = SimulationConfig(tuple(arguments.size), arguments.frames, grain, arguments.layout, arguments.geometry)
     simulated = run(config, np.random.default_rng(arguments.seed))

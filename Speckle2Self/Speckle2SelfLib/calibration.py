@@ -30,9 +30,9 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if self.grain is not None and not all(0 < length < np.inf for length in self.grain):
-            raise InputError(f"A grain of {self.grain} is not two lengths in pixels.")
+            raise InputError(f"`grain` must be two lengths in pixels, not {self.grain}.")
         if not np.isfinite(self.mapping).all():
-            raise InputError(f"A mapping of {self.mapping} is not two grey values.")
+            raise InputError(f"`mapping` must be two grey values, not {self.mapping}.")
 
 
 def calibrate(
@@ -69,7 +69,7 @@ def as_stack(frames: np.ndarray) -> np.ndarray:
     if stack.ndim not in (3, 4) or (stack.ndim == 4 and stack.shape[-1] not in (3, 4)):
         raise InputError(f"Frames of shape {frames.shape} are not (H, W), (N, H, W) or (N, H, W, 3 or 4).")
     if len(stack) == 0 or min(stack.shape[1:3]) < SMALLEST:
-        message = _("Frames of shape {shape} are too small: at least one of {smallest} x {smallest} pixels.")
+        message = _("Frames of shape {shape} are too small; they need at least {smallest} x {smallest} pixels.")
         raise InputError(message.format(shape=frames.shape, smallest=SMALLEST))
     if frames.dtype.kind == "f" and not any(np.isfinite(frame).any() for frame in stack):
         raise InputError(_("The frames hold no finite value."))

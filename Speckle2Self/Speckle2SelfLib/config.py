@@ -97,7 +97,9 @@ class ModelConfig:
         if self.grain is not None:
             object.__setattr__(self, "grain", tuple(float(g) for g in self.grain))
             if len(self.grain) != 2 or not 0.25 <= self.grain[0] <= self.grain[1] <= 64:
-                raise InputError(f"A grain of {self.grain} is not two rising lengths between 0.25 and 64 pixels.")
+                raise InputError(
+                    f"`grain` must be two increasing lengths between 0.25 and 64 pixels, not {self.grain}."
+                )
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ class Job:
         if self.minutes is not None and self.steps is not None:
             raise InputError("Choose a number of steps or of minutes, not both.")
         if not self.region:
-            raise InputError("The region is 'auto', 'none' or a mask file.")
+            raise InputError("The region must be 'auto', 'none' or a mask file.")
         if self.report < 1:
             raise InputError(f"`report` must be at least 1, not {self.report}.")
         _ = self.training  # its own checks
@@ -232,7 +234,7 @@ class DespeckleOptions:
         object.__setattr__(self, "axis", str(self.axis).lower())
         check_limits(self)
         if not self.region:
-            raise InputError("The region is 'auto', 'none' or a mask.")
+            raise InputError("The region must be 'auto', 'none' or a mask.")
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,7 @@ def export(name: str, path: FilePath) -> None:
         raise InputError(NO_MODEL.format(name=name))
     target = Path(path)
     if not target.parent.is_dir():
-        raise InputError(_("There is no folder {folder} to write to.").format(folder=target.parent))
+        raise InputError(_("The folder {folder} does not exist.").format(folder=target.parent))
     replace_file(target, source.read_bytes())
 
 

@@ -148,7 +148,7 @@ def run(
     with _processes(job.device) as (device, first):
         for target in _targets(job):
             if not target.parent.is_dir():
-                raise InputError(f"There is no folder {target.parent} to write to.")
+                raise InputError(f"The folder {target.parent} does not exist.")
             if target.is_dir():
                 raise InputError(f"{target} is a folder; name a file to write.")
         listen = report if first else lambda line: None
@@ -280,7 +280,9 @@ class Run:
             start = self.start = replace(start, config=replace(start.config, steps=steps))
         self.data = [cine.digest for cine in (*self.cines, *self.held_out)]
         if self.saved and self.saved[1]["data"] != self.data:
-            raise InputError("The recordings are not those that the unfinished run was started with.")
+            raise InputError(
+                "The recordings differ from those of the unfinished run; use the same ones, or start a new run."
+            )
         precision = str(choose_precision(self.device, training=True)).removeprefix("torch.")
         reached = self.saved[1] if self.saved else {"step": 0, "precision": precision}
         self.report({
@@ -331,7 +333,7 @@ class Run:
         if job.resume and not self.saved:
             self.say("There is no unfinished run to continue; a new one starts.")
         if job.preview and not self.held_out:
-            self.say(f"There is no recording to show: {job.preview} is not written.")
+            self.say(f"Without recordings there is no preview: {job.preview} is not written.")
 
     def train(self) -> None:
         """Train to the last step; report, validate and save on the way. Raises Cancelled if asked to stop."""
@@ -450,7 +452,9 @@ class Run:
         worse = worse_than_start(model.card)
         if card["steps"] == 0:
             worse = worse_than_start(card | {"figures": self.latest_figures})
-            self.say(f"Training did not improve the model{f' ({worse})' if worse else ''}: it stays as it was.")
+            self.say(
+                f"Training did not improve the model{f' ({worse})' if worse else ''}; the one it started from is kept."
+            )
         elif worse:
             self.say(f"This model is worse than the one it started from: {worse}.")
         elif sentence := improvement(card):
@@ -490,7 +494,7 @@ def _find_recordings(job: Job, resumed: bool) -> tuple[list[Path], list[Path]]:
             left_out = own if Path(entry).is_dir() else set()
             paths |= {path.resolve(): path for path in files.find([entry]) if path.resolve() not in left_out}
         if both := taken & set(paths):
-            raise InputError(f"{paths[both.pop()]} is to be trained on and held out; leave it out of one of them.")
+            raise InputError(f"{paths[both.pop()]} is both trained on and held out; remove it from one of them.")
         taken |= set(paths)
         found.append(list(paths.values()))
     return found[0], found[1]
@@ -582,7 +586,7 @@ def _read_data(job: Job, start: Start, inputs: list[Path], held_out: list[Path])
     cines, others = list(known.values()), [read(path) for path in held_out]
     for path, other in zip(held_out, others, strict=True):
         if other.digest in known:
-            raise InputError(f"{path}: a copy of this is to be trained on and held out; leave out one of them.")
+            raise InputError(f"{path}: the same frames are trained on and held out; remove one of the files.")
     if held_out:
         return cines, others, False
     cines, others = hold_out(cines)

@@ -263,5 +263,5 @@ class Training:
         for number, moments in adam["state"].items():
             found, size = {name: tensor.shape for name, tensor in moments.items()}, sizes[number]
             if found != {"step": torch.Size(), "exp_avg": size, "exp_avg_sq": size}:
-                raise ValueError(f"the moments of parameter {number} are others")
+                raise ValueError(f"the moments of parameter {number} differ")
         return adam

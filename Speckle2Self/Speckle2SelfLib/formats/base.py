@@ -232,7 +232,7 @@ def header_lines(file, path, is_last, detached: bool = False) -> list[str]:
             return lines
     if detached and not line:
         return lines
-    raise InputError(f"{path} is not what its name says: its header does not end.")
+    raise InputError(f"{path} is damaged: its header does not end.")
 
 
 def allocate(shape: tuple[int, ...], dtype) -> np.ndarray:

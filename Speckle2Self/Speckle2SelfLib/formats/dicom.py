@@ -97,7 +97,9 @@ class Dicom(Format):
             raise
         except Exception as error:  # pydicom keeps damaged values as they are until they are written
             name = recording.path.name
-            raise InputError(f"{name} has damaged fields and cannot be DICOM again; choose .npy or .mha.") from error
+            raise InputError(
+                f"{name} has damaged fields and cannot be written as DICOM again; choose .npy or .mha."
+            ) from error
 
 
 def _decoding_error(path: Path, dataset, error: Exception) -> InputError:

@@ -146,7 +146,9 @@ class Animations(Format):
             raise unsupported_type(path, "a grey GIF" if gif else "WebP", recording)
         steps = np.asarray(_durations(recording))
         if gif and np.abs(steps - np.round(steps, -1)).max() > 0.5:
-            raise InputError(f"{path.name} cannot be written: a GIF counts hundredths of a second; choose .webp.")
+            raise InputError(
+                f"{path.name} cannot be written: a GIF stores times in hundredths of a second; choose .webp."
+            )
         if min(_milliseconds(recording)) < 1:
             raise InputError(f"{path.name} cannot be written: its frames last milliseconds at least; choose .mkv.")
 
@@ -192,7 +194,7 @@ def _decode(av, path: Path, colour: bool) -> tuple[np.ndarray, np.ndarray | None
             array = _array(frame, colour)
             shape, dtype = shape or array.shape, dtype or array.dtype
             if array.shape != shape or array.dtype != dtype:
-                raise InputError(f"{path} changes its size from {shape} to {array.shape}; cut it in two.")
+                raise InputError(f"{path} changes its size from {shape} to {array.shape}; split it there.")
             file.write(np.ascontiguousarray(array).data)
             moments.append(frame.time)
             damaged += frame.is_corrupt

@@ -73,7 +73,7 @@ def test_a_few_steps_of_each_method_give_frames(name, drawn):
     assert np.isfinite(outputs).all() and outputs.min() >= 0 and outputs.max() <= 1
 
 
-def test_known_truth_teaches(drawn, monkeypatch):
+def test_methods_trained_with_known_truth_lower_the_error(drawn, monkeypatch):
     torch.manual_seed(0)
     clock = types.SimpleNamespace(monotonic=itertools.count().__next__)  # a second a step, however busy the machine is
     monkeypatch.setattr(baselines, "time", clock)
@@ -170,7 +170,7 @@ def test_an_object_is_asked_for_where_the_truth_shows_it_within_the_frame():
     assert len(objects) == 1 and np.array_equal(objects[0], labels == 1), "the others: cut, tiny, and not to be seen"
 
 
-def test_what_favors_us_on_our_own_phantoms_only_is_said():
+def test_a_lead_only_on_our_own_phantoms_is_reported():
     def rows(ssim, repeat):
         sets = {"simulated": (0.9, 0.01), "natural": (ssim, repeat)}
         ours = [{"set": s, "method": "ours, a", "ssim": a, "repeat": b} for s, (a, b) in sets.items()]

@@ -88,7 +88,7 @@ def test_an_output_without_suffix_is_a_folder(folder, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1 and not (folder / "other").exists()
 
 
-def test_an_archive_is_shared_by_processes_and_gone_on_with_after_a_kill(folder):
+def test_an_archive_is_shared_by_processes_and_resumed_after_a_kill(folder):
     """200 files by two processes, killed on the way and started again: each is done, and none twice; files of the one
     that cannot be read are reported at the end, and do not end the other."""
     os.makedirs("archive")
@@ -225,7 +225,7 @@ def test_the_help_of_despeckle_begins_with_what_to_type(capsys):
     assert capsys.readouterr().out.startswith("usage: speckle2self despeckle INPUT... OUTPUT [")
 
 
-def test_what_there_is_instead_of_an_unknown_model_or_of_dicom_is_named(folder, capsys):
+def test_the_alternatives_to_an_unknown_model_or_to_dicom_are_named(folder, capsys):
     for arguments in (["out.npy", "--model", "xx"], ["out.dcm", "--model", "median"]):
         assert main(["despeckle", "in.npy", *arguments]) == 2
     unknown, dicom = capsys.readouterr().err.splitlines()
@@ -261,7 +261,7 @@ def test_simulated_frames_are_evaluated_against_their_truth(folder, capsys):
     assert figures["after"]["ssim"] > figures["before"]["ssim"]
 
 
-def test_the_truth_of_simulated_frames_is_found_beside_them(folder, capsys):
+def test_the_truth_of_simulated_frames_is_found_in_their_file(folder, capsys):
     assert main(["simulate", "sim.npz", "--frames", "2", "--size", "64", "64", "--seed", "3"]) == 0
     with np.load("sim.npz") as simulated:
         np.save("truth.npy", simulated["truth"])
@@ -286,14 +286,14 @@ def test_figures_without_a_finite_value_are_null(folder, capsys):
     assert figures["after"]["psnr"] is None and figures["after"]["ssim"] == 1, "they are equal"
 
 
-def test_what_comes_back_as_it_was_is_told_by_name(folder, capsys):
+def test_a_file_that_is_left_unchanged_is_reported_by_name(folder, capsys):
     np.save("50 % dots.npy", np.where(np.arange(40 * 48).reshape(1, 40, 48) % 97, 0, 200).astype(np.uint8))
     assert main(["despeckle", "50 % dots.npy", "in.npy", "out", "--model", "median"]) == 0
     assert np.array_equal(np.load("out/50 % dots.npy"), np.load("50 % dots.npy"))
     assert capsys.readouterr().err.count("50 % dots.npy: The frames are unchanged") == 1
 
 
-def test_a_folder_is_gone_on_with_when_its_results_lie_in_it(folder):
+def test_results_inside_the_input_folder_are_not_despeckled_again(folder):
     os.makedirs("data")
     np.save("data/a.npy", FRAMES)
     for _ in range(3):

@@ -113,7 +113,7 @@ def test_the_published_network_gives_what_it_does_on_the_processor():
     assert np.abs(cpu - cuda).max() < 2e-4
 
 
-def test_a_frame_alone_is_what_it_is_in_a_cine():
+def test_a_single_frame_gives_the_same_result_as_in_a_cine():
     """Single frames are replayed; a cine is processed in blocks of many."""
     frames = recording((512, 512), 3)[0]
     cine = np.concatenate([frames] * 9)
@@ -198,7 +198,7 @@ def test_training_learns_and_goes_on_from_its_state(recipe):
 
 
 @pytest.mark.parametrize("recipe", ["respeckle", "published"])
-def test_steps_that_are_replayed_are_those_that_are_not(recipe):
+def test_replayed_steps_equal_steps_that_are_not_replayed(recipe):
     losses = []
     for replays in (True, False):
         training = begun(recipe, steps=12)

@@ -77,7 +77,7 @@ def test_the_input_is_not_changed(cine):
     assert np.array_equal(cine, before)
 
 
-def test_what_was_changed_in_memory_alone_of_a_file_is_kept(cine, tmp_path):
+def test_a_copy_on_write_mapping_keeps_its_changes(cine, tmp_path):
     np.save(tmp_path / "cine.npy", cine)
     frames = np.load(tmp_path / "cine.npy", mmap_mode="c")
     frames[:, :9, :9] = 0
@@ -93,7 +93,7 @@ def test_flipped_frames_need_no_copy(cine):
     assert np.array_equal(despeckle(flipped, model, region=None), expected)
 
 
-def test_one_frame_of_two_dimensions_comes_back_as_such(cine):
+def test_a_two_dimensional_frame_gives_a_two_dimensional_result(cine):
     assert np.array_equal(despeckle(cine[0], blur, region=None), despeckle(cine[:1], blur, region=None)[0])
 
 
@@ -294,7 +294,7 @@ def test_a_cancel_or_an_error_stops_the_blocks_that_have_not_begun(rng, three_at
     assert len(begun) < 30 and torch.get_num_threads() == 3
 
 
-def test_a_thread_that_begins_meanwhile_and_ends_last_leaves_all_cores_to_those_to_come(cine, three_at_once):
+def test_a_thread_that_starts_during_a_run_and_ends_last_leaves_all_cores_to_later_threads(cine, three_at_once):
     torch.set_num_threads(4)  # each of two frames uses two of them, as does a thread that starts torch then
     begun, ended, seen, others = threading.Event(), threading.Event(), [], ThreadPoolExecutor(2)
 
@@ -365,7 +365,7 @@ def test_bad_input_is_refused_in_one_sentence(frames, options):
 
 
 @pytest.mark.parametrize("wrong", [{"grain": (np.nan, 1.0)}, {"grain": (0, 1)}, {"mapping": (0, np.nan)}])
-def test_a_calibration_that_is_no_lengths_or_grey_values_is_refused(wrong):
+def test_a_calibration_without_valid_lengths_or_grey_values_is_refused(wrong):
     with pytest.raises(InputError, match=r"^[A-Z][^\n]*\.$"):
         Calibration(**{"region": np.ones((32, 32), bool), "mapping": (0, 255), **wrong})
 
@@ -418,7 +418,7 @@ def test_a_few_pixels_of_another_scale_do_not_flatten_the_rest(rng):
 
 
 @pytest.mark.parametrize("floor", [-100, -150, -300])
-def test_decibels_of_nothing_do_not_flatten_the_rest(rng, floor):
+def test_decibels_for_no_signal_do_not_flatten_the_rest(rng, floor):
     tissue = np.clip(20 * np.log10(rng.rayleigh(0.1, (4, 128, 128))), -70, 0).astype(np.float32)
     low, high = grey_mapping(tissue, None)
     frames = tissue.copy()

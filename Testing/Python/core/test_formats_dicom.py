@@ -166,7 +166,7 @@ def test_decoders_of_other_families_agree_on_what_is_written_compressed(tmp_path
         ("1.2.840.10008.1.2.4.102", r"holds a film \(MPEG-4 .*\); export it as MP4, AVI or uncompressed"),
     ],
 )
-def test_what_cannot_be_decoded_is_told_with_what_to_do(tmp_path, syntax, said):
+def test_a_compression_that_cannot_be_decoded_is_reported_with_what_to_do(tmp_path, syntax, said):
     if not hasattr(pydicom.uid, "HTJ2KLossless"):
         pytest.skip("pydicom 2.4 knows neither")
     dataset = pydicom.dcmread(plain(tmp_path))

@@ -107,7 +107,7 @@ def test_frames_that_are_not_equally_far_apart_keep_their_times(tmp_path):
         files.check_output(tmp_path / "out.avi", recording)
 
 
-def test_times_that_a_film_or_a_stack_would_lose_are_told_or_refused(tmp_path, caplog):
+def test_times_that_a_film_or_a_stack_would_lose_are_reported_or_refused(tmp_path, caplog):
     def cine(*times):
         return Recording(FRAMES, tmp_path / "in.dcm", "DICOM", sequence=True, times=np.array(times))
 
@@ -148,7 +148,7 @@ def test_a_film_that_begins_late_is_whole(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov"])
-def test_pixels_that_are_not_square_stay_so(tmp_path, suffix):
+def test_films_keep_pixels_that_are_not_square(tmp_path, suffix):
     source = tmp_path / f"in{suffix}"
     with av.open(str(source), "w") as container:
         stream = container.add_stream("libx264" if suffix == ".mp4" else "png", rate=25)

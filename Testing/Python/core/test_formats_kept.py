@@ -108,7 +108,7 @@ def test_imagej_keeps_the_size_of_pixels_the_rate_and_the_axes(tmp_path):
 
 
 @pytest.mark.parametrize("axes", ["TZYX", "TCYX", "ZYX"])
-def test_a_hyperstack_is_no_flat_stack_afterwards(tmp_path, axes):
+def test_a_hyperstack_is_written_as_a_hyperstack(tmp_path, axes):
     array = FRAMES.reshape(2, 3, 48, 64) if len(axes) == 4 else FRAMES
     tifffile.imwrite(tmp_path / "in.tif", array, imagej=True, metadata={"axes": axes, "unit": "mm", "spacing": 2.0})
     made = again(tmp_path, tmp_path / "in.tif")
@@ -164,7 +164,7 @@ def test_a_tiff_with_an_orientation_is_taken_as_it_is_shown(tmp_path, orientatio
     assert np.array_equal(read.reshape(np.shape(shown)), shown)
 
 
-def test_a_tiff_that_says_nothing_of_the_size_of_its_pixels_does_so_afterwards(tmp_path):
+def test_a_tiff_without_a_pixel_size_is_written_without_one(tmp_path):
     Image.fromarray(FRAMES[0]).save(tmp_path / "in.tif")
     made = again(tmp_path, tmp_path / "in.tif")
     assert made.recording.spacing == (1, 1, 1) and files.read(made.path).spacing == (1, 1, 1)
@@ -335,7 +335,7 @@ def test_libraries_say_nothing_of_damaged_or_missing_fields(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_libraries_say_nothing_of_a_spacing_that_is_no_number(tmp_path, capfd):
+def test_libraries_print_nothing_about_a_spacing_that_is_not_a_number(tmp_path, capfd):
     sitk.WriteImage(sitk.GetImageFromArray(FRAMES), str(tmp_path / "in.vtk"))
     data = (tmp_path / "in.vtk").read_bytes()
     (tmp_path / "in.vtk").write_bytes(data.replace(b"SPACING 1.0000000000000000e+00", b"SPACING nan", 1))

@@ -122,7 +122,7 @@ def test_real_beamformed_data_of_ustb_are_written_into_their_file(tmp_path):
         assert file["channel_data/data"].shape == (4, 1, 128, 1000)
 
 
-def test_the_frames_are_named_or_alone_or_asked_for(tmp_path):
+def test_several_arrays_need_a_name_and_a_file_without_frames_is_refused(tmp_path):
     savemat(tmp_path / "two.mat", {"left": FRAMES.transpose(1, 2, 0), "right": FRAMES.transpose(1, 2, 0)})
     with pytest.raises(InputError, match="holds left, right; name one 'frames'"):
         files.read(tmp_path / "two.mat")

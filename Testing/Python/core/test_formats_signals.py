@@ -47,7 +47,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_signals_become_decibels_and_it_is_said_so(tmp_path, name, caplog):
+def test_signals_become_decibels_with_a_warning(tmp_path, name, caplog):
     np.save(tmp_path / "in.npy", CASES[name])
     frames = files.read(tmp_path / "in.npy").frames
     assert frames.dtype == np.float32 and frames.shape == VALUES.shape
@@ -68,7 +68,7 @@ def test_the_dynamic_range_is_an_option(tmp_path, dynamic_range):
     )
 
 
-def test_an_envelope_that_does_not_tell_is_taken_for_one_where_a_dynamic_range_is_given(tmp_path):
+def test_with_a_dynamic_range_values_of_unknown_kind_are_treated_as_an_envelope(tmp_path):
     flat = np.abs(VALUES) ** 0.3
     np.save(tmp_path / "in.npy", flat)
     assert np.array_equal(files.read(tmp_path / "in.npy").frames, flat)
@@ -76,7 +76,7 @@ def test_an_envelope_that_does_not_tell_is_taken_for_one_where_a_dynamic_range_i
 
 
 @pytest.mark.parametrize("dynamic_range", [0, -3, 300, float("nan")])
-def test_a_dynamic_range_that_is_none_is_refused(tmp_path, dynamic_range):
+def test_an_invalid_dynamic_range_is_refused(tmp_path, dynamic_range):
     np.save(tmp_path / "in.npy", np.abs(VALUES))
     with pytest.raises(InputError, match="outside 1 to 200 dB"):
         files.read(tmp_path / "in.npy", dynamic_range=dynamic_range)
@@ -102,12 +102,12 @@ def grey_images():
     ("name", "frames"), list(grey_images()), ids=lambda value: value if isinstance(value, str) else ""
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.int16])
-def test_grey_values_stay_grey_values(name, frames, dtype):
+def test_grey_values_are_not_taken_for_signals(name, frames, dtype):
     values = frames * (2000 if dtype == np.int16 and np.abs(frames).max() < 100 else 1)
     assert signals.kind_of(values.astype(dtype)) is None
 
 
-def test_what_may_be_an_envelope_is_told(tmp_path, caplog):
+def test_values_that_may_be_an_envelope_are_reported(tmp_path, caplog):
     np.save(tmp_path / "in.npy", np.minimum(np.abs(VALUES), 30 * np.median(np.abs(VALUES))))
     files.read(tmp_path / "in.npy")
     assert ["may hold a linear envelope" in record.message for record in caplog.records] == [True]
@@ -122,7 +122,7 @@ def test_real_recordings_stay_grey_values_in_any_type(shared_data):
         assert signals.kind_of(frames.astype(np.uint16) * 257) is None
 
 
-def test_an_envelope_is_despeckled_whole_and_told(shared_data, tmp_path, capsys):
+def test_an_envelope_is_despeckled_as_a_whole_with_a_warning(shared_data, tmp_path, capsys):
     source = Path(shared_data) / "faults" / "envelope" / "envelope.npy"
     if not source.exists():
         pytest.skip("the faults are not on this machine")

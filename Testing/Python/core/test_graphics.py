@@ -79,7 +79,7 @@ def test_a_crop_takes_milliseconds():
     assert (time.perf_counter() - began) / 40 < 0.1
 
 
-def test_it_says_what_is_missing_and_what_does_not_fit(monkeypatch):
+def test_missing_matplotlib_and_pixels_of_another_type_are_reported(monkeypatch):
     with pytest.raises(InputError, match="uint8 or in"):
         draw_graphics(GROUND.astype(np.int32), np.random.default_rng(0))
     monkeypatch.setitem(sys.modules, "matplotlib", None)

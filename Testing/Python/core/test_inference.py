@@ -245,7 +245,7 @@ def test_a_shape_is_recorded_when_it_comes_again(gpu):
     assert calls == [(1, 3)] and gpu.shapes == [(1, 3)]
 
 
-def test_no_more_is_kept_than_was_allowed_and_the_latest_is(gpu):
+def test_at_most_the_allowed_number_of_graphs_is_kept_and_the_latest_ones_are(gpu):
     run, calls = replayed(gpu, limit=10)
     for size in (4, 4, 5, 5, 4, 3, 3, 5, 5, 12, 12):
         assert torch.equal(run(torch.ones(size)), torch.full((size,), 2.0))

@@ -67,7 +67,7 @@ def test_no_model_is_called_as_a_classical_filter_which_would_hide_it(file, tmp_
     assert set(library.own_models()) == {"mine", "yours"}
 
 
-def test_what_is_not_there_or_taken_is_said(file, tmp_path):
+def test_missing_models_taken_names_and_bad_files_are_refused(file, tmp_path):
     library.add(file, "mine")
     for wrong in (
         lambda: library.add(file, "mine"),

@@ -49,7 +49,7 @@ def test_a_darker_mapping_alone_gains_nothing():
     assert metrics.homogeneity(noisy, noisy / 4) == pytest.approx(metrics.homogeneity(noisy, noisy), abs=1e-6)
 
 
-def test_what_no_frame_has_is_no_figure(recwarn):
+def test_a_figure_that_no_frame_has_is_left_out(recwarn):
     black, image = np.zeros((1, 64, 64)), RAMP[None]
     assert "structure" not in metrics.evaluate(black, black)
     assert metrics.evaluate(np.concatenate([black, image]), np.concatenate([black, image]))["structure"] == 1

@@ -235,7 +235,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("frames", [1, 6])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_nothing_is_painted_beside_an_image_whatever_its_shape(shape, frames):
+def test_nothing_is_painted_outside_an_image_of_any_shape(shape, frames):
     inside = SHAPES[shape]
     region = detect(placed(tissue((240, 320), 3, frames), (240, 320), inside))
     assert (region & ~inside).mean() <= 1e-4
@@ -334,7 +334,7 @@ def changeable(frames, region=None):
     return despeckle(frames, shift, calibration=found) != frames
 
 
-def test_a_trace_that_scrolls_over_a_cine_stays_as_it_is_in_every_frame_and_its_way_does_not():
+def test_a_scrolling_trace_is_preserved_in_every_frame_and_the_tissue_that_it_crosses_is_despeckled():
     frames = np.round(tissue((160, 200), 6, 8, "flat") * 150).astype(np.uint8)
     x = np.arange(200)
     for number, frame in enumerate(frames):

@@ -132,7 +132,7 @@ def test_without_anatomies_there_is_nothing_to_train_on(cine):
     np.zeros((2, 64, 64)) + np.eye(64),  # nothing but a line
     np.where(np.indices((64, 64)).sum(0) % 16 < 8, 255, 0)[None].astype(np.uint8),  # graphics, black and white
 ])  # fmt: skip
-def test_whatever_is_recorded_trains_to_finite_errors(frames, network):
+def test_every_odd_recording_trains_to_finite_errors(frames, network):
     odd = prepare_cine(frames, None, MODEL)
     training = Training([odd], CONFIG, MODEL, network, held_out=[odd])
     assert len(list(training.run())) == 4
@@ -145,7 +145,7 @@ def test_a_grain_that_is_measured_wrongly_is_no_error(cine, grain):
     assert training.simulated.frames.isfinite().all() and list(training.run())
 
 
-def test_of_a_long_recording_some_frames_serve(tmp_path, small_crops):
+def test_only_some_frames_of_a_long_recording_are_used(tmp_path, small_crops):
     np.save(tmp_path / "long.npy", np.random.default_rng(0).integers(0, 255, (400, 40, 40), np.uint8))
     job = Job(str(tmp_path / "m"), (str(tmp_path / "long.npy"),), preset="adapt", estimate=True, simulated=4,
               steps=2, batch=2, device="cpu", region="none")  # fmt: skip

@@ -92,7 +92,7 @@ def test_a_run_reports_its_data_losses_figures_and_model(folder, short_interval)
     assert model.card["figures"]["homogeneity"] > 0 and model.card["curve"]
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(folder, short_interval):
+def test_a_stopped_run_resumes_bit_for_bit(folder, short_interval):
     runs.run(job(output="whole.model"), lambda line: None)
     for stop_at in (5, 8):
         stopped(job(), stop_at)
@@ -120,7 +120,7 @@ def test_what_is_simulated_first_is_reported_and_can_be_stopped(folder, monkeypa
     assert same(weights("other.model"), weights("m.model"))
 
 
-def test_a_resumed_run_tells_what_of_other_settings_it_does_not_take(folder):
+def test_a_resumed_run_reports_the_settings_that_it_ignores(folder):
     stopped(job(), 1)
     lines = []
     runs.run(job(resume=True, steps=20, seed=4), lines.append)
@@ -141,7 +141,7 @@ def test_an_unfinished_run_is_not_overwritten_by_a_new_one(folder, short_interva
         runs.run(job(resume=True), lambda line: None)
 
 
-def test_a_run_goes_on_without_what_it_was_started_with(folder, short_interval):
+def test_a_run_resumes_without_the_model_that_it_started_from(folder, short_interval):
     """The state has it all: whether the weights were random, and the model to start from, which may be gone."""
     anew = {"init": None, "preset": "standard", "width": 4, "interval": 4}
     runs.run(job(output="whole.model", **anew))
@@ -275,7 +275,9 @@ def test_a_run_does_not_go_on_with_other_data(folder, short_interval):
 
 
 @pytest.mark.parametrize("other", ["start.model", "Doe^Jane.npy"])
-def test_a_model_that_was_exchanged_meanwhile_is_not_taken_for_the_runs_own(folder, short_interval, other, monkeypatch):
+def test_a_model_that_was_replaced_during_a_pause_is_not_taken_for_the_runs_own(
+    folder, short_interval, other, monkeypatch
+):
     stopped(job())
     Path("m.model").write_bytes(Path(other).read_bytes())
     scores = iter(range(100, 200))  # worse than what was kept
@@ -307,7 +309,7 @@ def test_what_cannot_be_written_is_told_before_the_run(folder, monkeypatch):
         assert not lines
 
 
-def test_what_has_no_effect_is_refused_or_told(folder):
+def test_options_without_effect_are_refused_or_reported(folder):
     paper = job(init=None, preset="paper", recipe=None, width=8)
     for given in (job(width=8), job(init=None, width=8), paper):
         with pytest.raises(InputError, match="width"):
@@ -333,7 +335,7 @@ def test_a_model_is_given_a_deeper_level_and_the_uncertainty_without_a_change_of
             runs._start(job(**shape))
 
 
-def test_processes_that_torchrun_did_not_start_are_told_so(folder, monkeypatch):
+def test_processes_that_torchrun_did_not_start_are_refused(folder, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for value in ("2", "two"):
         monkeypatch.setenv("WORLD_SIZE", value)
@@ -470,7 +472,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(folder, short_i
     checkpoint.load("m.model")
 
 
-def test_a_model_and_its_state_tell_nothing_of_whose_recording_it_was(folder, short_interval):
+def test_a_model_and_its_state_hold_no_name_of_a_patient_or_file(folder, short_interval):
     stopped(job(), 1)
     state = runs.state_path("m.model").read_bytes()
     runs.run(job(resume=True), lambda line: None)
@@ -487,7 +489,7 @@ def test_a_result_that_is_worse_than_its_start_is_said_to_be_so():
     assert not runs.worse_than_start({"figures": start})
 
 
-def test_a_time_to_train_for_becomes_a_number_of_steps(folder):
+def test_a_training_time_becomes_a_number_of_steps(folder):
     lines = []
     runs.run(job(steps=None, minutes=0.02), lines.append)
     assert 1 <= lines[0]["config"]["steps"] < 1000
@@ -559,14 +561,14 @@ def test_a_resumed_run_keeps_what_is_left_of_its_time(folder, monkeypatch, short
     assert lines[-1]["model"] and not [line for line in lines if "message" in line and "ignored" in line["message"]]
 
 
-def test_what_a_run_with_a_time_would_take_is_that_time(folder):
+def test_the_estimate_of_a_run_with_a_time_is_that_time(folder):
     lines = []
     runs.run(job(steps=None, minutes=0.5, estimate=True), lines.append)
     estimate = lines[0]["estimate"]
     assert estimate["minutes"] == 0.5 and estimate["steps"] == pytest.approx(30 * estimate["rate"], rel=0.02)
 
 
-def test_what_a_run_would_take_is_told_before_it(folder):
+def test_time_and_memory_of_a_run_are_estimated_before_it(folder):
     lines = []
     assert runs.run(job(estimate=True), lines.append) is None
     (estimate,) = (line["estimate"] for line in lines)

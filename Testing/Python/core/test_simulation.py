@@ -76,7 +76,7 @@ def recorded(seed):
     return frames[0], truth
 
 
-def test_what_a_scanner_does_to_a_frame_it_does_to_the_truth():
+def test_the_processing_of_a_frame_is_applied_to_its_truth():
     """Else what is left of the truth would go along with its detail (edges enhanced) or its slopes (moved)."""
     pairs = [recorded(seed) for seed in range(150)]
     rest = np.array([frame - truth for frame, truth in pairs])
@@ -131,7 +131,7 @@ def test_natural_anatomies_are_calm_with_few_steep_edges():
     assert np.median(kurtosis) > 8
 
 
-def test_an_outline_is_where_it_is():
+def test_the_depth_within_an_outline_is_the_distance_to_it():
     y, x = np.mgrid[-20:21, -20:21].astype(np.float32)
     depth = anatomy._within(np.full(anatomy.ANGLES, 7, np.float32), y, x)
     assert depth == pytest.approx(7 - np.hypot(y, x), abs=1e-4)
@@ -157,7 +157,7 @@ def test_reverberation_repeats_a_bright_layer_below_it_and_weaker():
     assert 30 <= drawn.decibels[20, 5] < 30.5 and (np.diff(drawn.decibels[bright, 5]) < -5).all()
 
 
-def test_side_lobes_of_what_is_bright_lie_beside_it():
+def test_side_lobes_lie_next_to_their_bright_object():
     drawn = anatomy.Anatomy((64, 128), np.random.default_rng(0))
     drawn.decibels[:] = -40
     drawn.decibels[30, 64] = 30

@@ -98,7 +98,7 @@ def test_nothing_does_more_than_the_machine_can(one_thread):
     assert 0 < script["of_matrix"] <= 1
 
 
-def test_a_share_above_all_is_told_as_a_fault():
+def test_a_share_above_100_percent_is_reported_as_a_fault():
     row = {"method": "a", "size": "8 x 8", "precision": "float32", "gflops": 4.0, "gigabytes": 1.0}
     speed.add_shares([row], {torch.float32: 1e9, "copy": 2e9})
     assert row["of_matrix"] == 2 and row["of_copy"] == 0.5

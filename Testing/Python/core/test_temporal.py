@@ -67,7 +67,7 @@ def moving(request):
     return frames, truths, despeckle(frames, "default", **OPTIONS)
 
 
-def test_a_moving_edge_is_where_it_is(moving):
+def test_a_moving_edge_is_found_at_its_place(moving):
     _, truths, output = moving
     found, true = (np.array([edge(image) for image in images]) for images in (output, truths))
     assert np.diff(true) == pytest.approx(0.7, abs=0.1)

@@ -62,7 +62,7 @@ def test_a_head_for_the_uncertainty_learns_and_changes_nothing_of_the_grey_value
     assert score(figures) == score({name: value for name, value in figures.items() if name != "held-out uncertainty"})
 
 
-def test_told_deviations_are_fitted_to_held_out_simulated_frames():
+def test_estimated_deviations_are_fitted_to_held_out_simulated_frames():
     network = build(ModelConfig(width=8, uncertainty=True)).eval()
     torch.nn.init.zeros_(network.head.weight)
     torch.nn.init.constant_(network.head.bias, -GREY)  # black everywhere
@@ -72,7 +72,7 @@ def test_told_deviations_are_fitted_to_held_out_simulated_frames():
     assert fit_uncertainty(network, [Cine(frames)]) == 1
 
 
-def test_a_run_makes_a_model_that_tells_its_uncertainty_and_an_adapted_one_keeps_doing_so(tmp_path, small_crops):
+def test_a_run_makes_a_model_that_estimates_its_uncertainty_and_so_does_an_adapted_one(tmp_path, small_crops):
     given = {"preset": "default", "simulated": 2, "steps": 2, "batch": 2, "device": "cpu"}
     first = runs.run(Job(str(tmp_path / "first"), width=4, deep=1, uncertainty=True, **given))
     assert (first.config.width, first.config.deep, first.config.uncertainty) == (4, 1, True)
@@ -127,7 +127,7 @@ def test_a_training_leaves_the_callers_random_numbers_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_turned_square_stays_a_square_in_frames_that_are_none():
+def test_a_rotated_square_remains_a_square_in_frames_that_are_not_square():
     image = torch.zeros(1, 1, 100, 200)
     image[..., 40:60, 90:110] = 1
     turn = torch.tensor([[[0.866, -0.5, 0], [0.5, 0.866, 0]]])
@@ -263,7 +263,7 @@ def test_frames_are_cut_to_their_region_and_brought_to_the_models_grain():
 
 
 @pytest.mark.parametrize("recipe", ["respeckle", "published"])
-def test_what_is_drawn_once_is_applied_alike(recipe):
+def test_one_drawn_augmentation_always_gives_the_same_result(recipe):
     x = torch.rand(5, 1, 24, 24)
     drawn = RECIPES[recipe](TrainingConfig(recipe)).draw_augmentation(np.random.default_rng(3), 5)
     assert torch.equal(augment(x, drawn), augment(x.clone(), drawn))

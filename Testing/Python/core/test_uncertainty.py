@@ -52,7 +52,7 @@ def told(frames, model, calibration, **options):
     return output, uncertainty
 
 
-def test_nothing_larger_than_was_ever_true_is_told(cine, whole):
+def test_an_uncertainty_is_at_most_the_largest_possible_error(cine, whole):
     model = make()
     torch.nn.init.constant_(model.network.uncertainty.fine.bias, 20)
     _, uncertainty = told(cine, model, whole)
@@ -67,7 +67,7 @@ def test_it_is_in_grey_values_of_the_output(cine, whole):
     assert of_floats == pytest.approx(np.full(cine.shape, UNSURE * 60), rel=1e-5)
 
 
-def test_what_was_fitted_to_held_out_frames_multiplies_it(cine, whole):
+def test_the_factor_that_was_fitted_to_held_out_frames_multiplies_it(cine, whole):
     _, uncertainty = told(cine, make(uncertainty_scale=1.5), whole)
     assert uncertainty == pytest.approx(np.full(cine.shape, 1.5 * UNSURE * 200), rel=1e-5)
 
@@ -235,7 +235,7 @@ def test_several_inputs_have_theirs_in_a_folder_of_the_same_layout(folder, cine,
         (["--cautious", "2"], "cautious must be between 0 and 1"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(folder, capsys, arguments, said):
+def test_impossible_requests_for_uncertainty_are_refused_in_one_line_and_write_nothing(folder, capsys, arguments, said):
     assert main(["despeckle", "in.npy", "out.npy", "--model", "model", *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error and len(error.splitlines()) == 1

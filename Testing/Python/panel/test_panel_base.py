@@ -261,7 +261,7 @@ def test_a_box_on_a_recording_that_no_browser_shows_lies_on_its_first_frame(desk
     assert not desk.asked
 
 
-def test_closing_the_scene_clears_what_was_said_about_it(desk, panel):
+def test_closing_the_scene_clears_its_messages(desk, panel):
     panel.ui.inputSelector.setCurrentNode(desk.cine(FRAMES))
     panel.ui.modelSelector.currentText = "median"
     panel.ui.applyButton.click()

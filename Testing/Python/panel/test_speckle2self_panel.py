@@ -153,7 +153,7 @@ def test_progress_is_shown_and_cancel_leaves_the_scene_as_it_was(desk, panel):
     assert desk.names() == before
 
 
-def test_what_is_done_is_kept_if_asked_for(desk, panel):
+def test_finished_frames_are_kept_after_cancel_if_asked_for(desk, panel):
     choose(panel, desk.cine(np.kron(FRAMES, np.ones((1, 8, 8), np.uint8))), "nlm")
     panel.ui.keepPartialCheckBox.checked = True
     panel.ui.applyButton.click()
@@ -190,7 +190,7 @@ def test_what_cannot_be_despeckled_is_one_clear_sentence(desk, panel):
     assert panel.run is None and panel.ui.applyButton.enabled
 
 
-def test_an_output_that_is_a_copy_is_told(desk, panel):
+def test_an_unchanged_output_is_reported(desk, panel):
     dots = np.where(np.arange(40 * 48).reshape(1, 40, 48) % 97, 0, 200).astype(np.uint8)
     choose(panel, desk.volume("Dots", dots), region="auto")
     apply(desk, panel)
@@ -232,7 +232,7 @@ def test_torch_that_was_just_installed_is_used_at_once(desk, panel, without_torc
     assert panel._parameterNode.outputNode.GetName() == "Liver despeckled" and not desk.asked
 
 
-def test_what_is_pressed_while_packages_are_installed_does_not_install_them_again(desk, panel, without_torch):
+def test_pressing_buttons_during_an_installation_does_not_install_again(desk, panel, without_torch):
     """Slicer's pip lets events happen."""
     asked = []
 
@@ -339,7 +339,7 @@ def island():
     return frames
 
 
-def test_what_a_run_despeckled_is_no_found_region_where_it_was_not_looked_for(desk, panel):
+def test_the_region_of_a_run_on_whole_frames_is_not_taken_for_a_detected_one(desk, panel):
     choose(panel, desk.cine(island()), "median")
     apply(desk, panel)
     panel.ui.regionSelector.currentText = "auto"
@@ -362,7 +362,7 @@ def test_what_a_run_found_along_another_axis_does_not_keep_live_from_starting(de
     desk.wait(lambda: panel.live.output is not None)
 
 
-def test_what_was_found_before_a_stream_changed_its_size_is_found_anew(desk, panel):
+def test_the_region_is_detected_again_when_a_stream_changes_its_size(desk, panel):
     stream = desk.volume("Stream", island()[:1])
     choose(panel, stream, "median", "auto")
     apply(desk, panel)
@@ -522,7 +522,7 @@ def test_live_follows_a_stream_of_encoded_images(desk, panel):
     desk.rest()
 
 
-def test_live_that_is_switched_on_again_goes_on_in_its_output_unless_that_was_renamed(desk, panel):
+def test_live_that_is_switched_on_again_reuses_its_output_unless_that_was_renamed(desk, panel):
     """Other modules may have been given that volume, and each time another one would fill the scene."""
 
     def live(node):
@@ -632,7 +632,7 @@ def test_when_the_output_goes_the_views_show_the_input_again(desk, panel, done):
 
 
 @pytest.mark.parametrize("after", ["alphabetically before", "last"])
-def test_when_a_chosen_node_goes_no_other_takes_its_place(desk, panel, after):
+def test_when_a_chosen_node_is_removed_no_other_is_chosen(desk, panel, after):
     """In Slicer, the selector would move to the next row: the next Apply would overwrite that volume."""
     others = [desk.volume("Another", FRAMES[1:2])] if after == "last" else []
     choose(panel, desk.volume())

@@ -189,7 +189,7 @@ def test_the_outline_is_of_the_chosen_recording_that_is_seen(desk, train):
 
 
 @pytest.mark.parametrize("way", ["option off", "another module", "scene closed", "recording removed", "curves shown"])
-def test_the_outline_goes(desk, train, way):
+def test_the_outline_is_removed(desk, train, way):
     choose(train)
     if way == "curves shown":
         start(desk, train)
@@ -443,7 +443,7 @@ def test_a_colour_cine_of_dicom_is_trained_on_paused_resumed_and_despeckled(desk
     assert np.abs(np.diff(two, axis=1)).mean() < np.abs(np.diff(one, axis=1)).mean()
 
 
-def test_a_scene_that_is_saved_during_a_run_shows_how_it_went_on_when_it_is_loaded(desk, train, tmp_path):
+def test_a_scene_that_is_saved_during_a_run_shows_the_later_progress_when_it_is_loaded(desk, train, tmp_path):
     train.ui.stepsSpinBox.value = 100_000  # so that it does not end in the meantime
     job = start(desk, train)
     train.ui.showButton.click()
@@ -474,7 +474,7 @@ def test_a_scene_that_is_saved_during_a_run_shows_how_it_went_on_when_it_is_load
     assert train.ui.runLabel.text.startswith("Done")
 
 
-def test_a_paused_run_goes_on_where_it_was_even_after_the_application(desk, train):
+def test_a_paused_run_resumes_where_it_was_even_after_a_restart_of_the_application(desk, train):
     from Speckle2SelfSlicer.session import shared
     from Speckle2SelfSlicer.trainer import Trainer
 
@@ -622,7 +622,7 @@ def test_a_model_is_compared_with_its_start_in_the_views(desk, train):
     assert slicer.mrmlScene.GetNumberOfNodes() == count
 
 
-def test_a_model_that_cannot_be_compared_is_told_and_no_former_image_is_taken_for_its(desk, train):
+def test_a_model_that_cannot_be_compared_is_reported_and_no_former_image_is_taken_for_its_own(desk, train):
     choose(train)
     compare(train, {"start": "start", "figures": {"structure": 1.0}})
     desk.wait(lambda: train._compared is None)
@@ -633,7 +633,7 @@ def test_a_model_that_cannot_be_compared_is_told_and_no_former_image_is_taken_fo
     assert "It broke." in desk.asked[-1][1]
 
 
-def test_a_comparison_says_what_its_figures_are_of_and_shows_a_cards_text_as_text(desk, train):
+def test_a_comparison_names_the_images_of_its_figures_and_shows_the_text_of_a_card_as_text(desk, train):
     compare(train, {"figures": {"<img src=x>": 1.0}, "figures_are_of": "frames trained on"})
     assert "&lt;img" in desk.asked[-1][1] and "<img" not in desk.asked[-1][1]
     assert "frames trained on" in desk.asked[-1][1]

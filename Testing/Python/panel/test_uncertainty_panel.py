@@ -150,7 +150,7 @@ def test_caution_without_a_known_uncertainty_asks_for_another_run(desk, panel, m
     assert not np.array_equal(slicer.util.arrayFromVolume(panel._parameterNode.outputNode), before)
 
 
-def test_what_a_filter_cannot_tell_is_not_offered_and_not_asked_for(desk, panel, model):
+def test_a_filter_is_not_asked_for_its_uncertainty(desk, panel, model):
     choose(panel, desk.volume(), model)
     panel.ui.showUncertaintyCheckBox.click()
     panel.ui.cautiousSlider.value = 0.5

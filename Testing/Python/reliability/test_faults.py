@@ -299,7 +299,7 @@ refused(lambda: export(Path("run"), [recordings[0].frames], Job("", preset="stan
 """
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, project):
+def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path, project):
     """Files may have 4000 bytes at most."""
     (tmp_path / "in").mkdir()
     noise = np.random.default_rng(1).integers(0, 255, FRAMES.shape).astype(np.uint8)  # it cannot be packed
@@ -316,7 +316,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, project):
     assert left == {"in"}
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path, monkeypatch):
     """A file in the folder's place, which stops the administrator as well."""
     closed = tmp_path / "closed"
     closed.write_bytes(b"")
@@ -351,7 +351,7 @@ sys.exit(main(["despeckle", "in.npy", "out.npy", "--model", sys.argv[2], "--regi
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
 @pytest.mark.parametrize(("room", "model"), [(60, "median"), (160, "default")])
-def test_little_memory_is_told_and_leaves_nothing(room, model, tmp_path, project):
+def test_too_little_memory_is_reported_and_leaves_nothing(room, model, tmp_path, project):
     """`room` MB in addition to the libraries; the frames have 50 MB."""
     np.save(tmp_path / "in.npy", np.random.default_rng(0).integers(0, 255, (3, 4096, 4096)).astype(np.uint8))
     process = python(LITTLE_MEMORY, room, model, folder=tmp_path)
@@ -362,7 +362,7 @@ def test_little_memory_is_told_and_leaves_nothing(room, model, tmp_path, project
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
-def test_a_worker_of_little_memory_says_so_and_takes_the_next_job(tmp_path):
+def test_a_worker_with_too_little_memory_reports_it_and_takes_the_next_job(tmp_path):
     first = Worker(python=sys.executable)  # without Slicer's launcher, whose own memory would be measured
     finish(first, first.despeckle(FRAMES, model="median"))
     status = Path(f"/proc/{first.pid}/status").read_text()
@@ -380,7 +380,7 @@ def test_a_worker_of_little_memory_says_so_and_takes_the_next_job(tmp_path):
     worker.close()
 
 
-def test_a_device_that_disappears_fails_the_job_alone():
+def test_a_device_that_disappears_fails_only_the_job():
     from types import SimpleNamespace
 
     from Speckle2SelfLib.protocol import Failed
@@ -442,7 +442,7 @@ MOMENTS_OF_A_RUN = ["reading", "despeckling", "writing"]
 
 @pytest.mark.parametrize("moment", MOMENTS_OF_A_RUN)
 @pytest.mark.parametrize("fault", [remove_input, close_scene])
-def test_an_input_that_goes_ends_the_run_and_leaves_nothing(fault, moment, worker, sequence):
+def test_removing_the_input_ends_the_run_and_leaves_nothing(fault, moment, worker, sequence):
     import slicer
 
     from Speckle2SelfSlicer.processing import Run
@@ -458,7 +458,7 @@ def test_an_input_that_goes_ends_the_run_and_leaves_nothing(fault, moment, worke
 
 
 @pytest.mark.parametrize("moment", MOMENTS_OF_A_RUN)
-def test_an_output_that_goes_ends_the_run(moment, worker, sequence):
+def test_removing_the_output_ends_the_run(moment, worker, sequence):
     import slicer
 
     from Speckle2SelfSlicer.processing import Run

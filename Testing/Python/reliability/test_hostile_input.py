@@ -627,7 +627,7 @@ def test_equal_time_stamps_are_kept_verbatim(tmp_path):
     assert (tmp_path / "b.mha").read_bytes().count(b"_Timestamp = 0.5\n") == 2
 
 
-def test_frames_of_no_finite_value_are_refused_and_single_ones_stay(tmp_path):
+def test_a_recording_without_a_finite_value_is_refused_and_single_pixels_are_kept(tmp_path):
     from Speckle2SelfLib.despeckling import despeckle
     from Speckle2SelfLib.filters import FILTERS
 
@@ -671,7 +671,7 @@ def test_nonsense_in_a_config_is_refused_or_a_config(kind):
                 from_dict(kind, values)
 
 
-def test_what_would_fail_later_is_refused_at_once():
+def test_an_impossible_seed_is_refused_at_once():
     for values in ({"seed": -1}, {"seed": 2**70}):
         with pytest.raises(InputError, match="seed"):
             from_dict(TrainingConfig, values)
@@ -764,7 +764,7 @@ def test_a_card_of_other_types_is_refused(card, tmp_path):
             library.card(str(path))
 
 
-def test_figures_that_were_no_numbers_are_none(tmp_path):
+def test_figures_that_are_nan_are_left_out(tmp_path):
     metadata = {"format": checkpoint.FORMAT, "config": '{"width": 4}', "card": '{"figures": {"a": NaN, "b": 1}}'}
     path = write(tmp_path, "a.model", safetensors_bytes(build(ModelConfig(width=4)).state_dict(), metadata))
     assert checkpoint.load(path)[2] == {"figures": {"b": 1}}

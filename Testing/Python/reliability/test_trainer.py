@@ -108,7 +108,7 @@ def test_a_run_that_ended_unseen_is_not_done_again(trainer, job):
     assert not list(trainer.folder.iterdir())
 
 
-def test_a_run_that_is_done_leaves_another_of_its_name_alone(trainer, job):
+def test_a_finished_run_does_not_touch_another_of_its_name(trainer, job):
     done = trainer.add("twice", [FRAMES], replace(job, steps=1))
     assert trainer.wait(done, 60) and done.state == "done", done.message
     second = trainer.add("twice", [FRAMES], replace(job, steps=100_000))
@@ -207,7 +207,7 @@ def test_files_that_cannot_be_exported_are_told(trainer, job, tmp_path, content,
     assert not [path for path in tmp_path.iterdir() if "run" in path.name]
 
 
-def test_what_a_killed_application_left_half_written_is_no_run_and_goes(tmp_path, job):
+def test_half_written_folders_of_a_killed_application_are_not_listed_and_are_removed(tmp_path, job):
     old, new = made(tmp_path / ".old.x.part"), made(tmp_path / ".new.x.part")
     for folder in (old, new):
         complete(job_in_steps(folder, [FRAMES], job))
@@ -428,7 +428,7 @@ trainer.close()
 """
 
 
-def test_a_small_disk_that_fills_ends_the_run_which_goes_on_once_there_is_room(tmp_path, job, project):
+def test_a_small_disk_that_fills_ends_the_run_which_resumes_once_there_is_space(tmp_path, job, project):
     """A disk in memory of 24 MB, in a namespace of its own; the state of a run takes 10, at times twice that."""
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -131,7 +131,7 @@ def test_a_result_grows_block_by_block_and_is_cancelled_between_blocks(shared):
     assert finish(shared, shared.despeckle(FRAMES, model="median")).state == "done"
 
 
-def test_cancel_ends_a_process_that_does_not_hear(worker):
+def test_cancel_ends_a_process_that_does_not_answer(worker):
     job = worker.despeckle(MANY, model="nlm")
     waiting = worker.despeckle(FRAMES, model="median")
     until(lambda: job.region is not None, worker.poll)
@@ -193,7 +193,7 @@ def test_released_memory_is_gone(worker):
     assert mapped() == 0 and len(os.listdir("/proc/self/fd")) <= handles
 
 
-def test_a_block_of_other_systems_is_a_file_that_goes(monkeypatch):
+def test_shared_memory_on_other_systems_is_a_file_that_is_removed(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     block = _Block(100)
     name = Path(block.name[0])
@@ -245,7 +245,7 @@ def test_nonsense_fails_the_job_and_ends_the_process(answer, tmp_path):
         ("import sys; sys.exit('no room')", "It said: no room"),
     ],
 )
-def test_a_process_that_ends_early_says_what_it_can(code, said):
+def test_a_process_that_ends_early_reports_its_last_output(code, said):
     worker = Worker(command=[sys.executable, "-S", "-c", code])
     job = finish(worker, worker.despeckle(FRAMES))
     assert job.state == "failed" and said in job.message

@@ -164,7 +164,7 @@ def test_a_segmentation_gives_a_mask(pair):
 
 
 @pytest.mark.parametrize("kind", ["box", "given", "none"])
-def test_a_proxy_without_image_is_told_where_a_region_is_wanted(slicer_app, kind):
+def test_a_region_on_a_proxy_without_image_is_refused(slicer_app, kind):
     from Speckle2SelfSlicer import regions, scene
 
     sequence, _ = add_sequence(np.ones((1, 64, 80), np.uint8))
@@ -177,7 +177,7 @@ def test_a_proxy_without_image_is_told_where_a_region_is_wanted(slicer_app, kind
             logic.region(sequence, box("tissue", (50, 70), (30, 50)) if kind == "box" else None)
 
 
-def test_what_changes_a_region_is_seen_and_reading_it_is_no_change(pair):
+def test_edits_of_a_region_are_noticed_and_reading_it_is_not_an_edit(pair):
     from Speckle2SelfSlicer import regions
 
     segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Regions")

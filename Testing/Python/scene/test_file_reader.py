@@ -193,7 +193,7 @@ def test_the_self_test_in_slicer_passes_and_fails_where_the_reader_is_wrong(monk
 #
 
 
-def test_what_slicer_loads_by_itself_is_left_to_it(tmp_path):
+def test_files_that_slicer_itself_loads_are_left_to_it(tmp_path):
     transform = sitk.AffineTransform(3)
     for suffix in (".h5", ".mat", ".tfm"):
         sitk.WriteTransform(transform, str(tmp_path / f"transform{suffix}"))
@@ -392,7 +392,7 @@ def scripted(**methods):
     ({"load": lambda self, properties: None}, lambda one: one.load({}), False),
     ({"load": lambda self, properties: 1 / 0}, lambda one: one.load({}), False),
 ])  # fmt: skip
-def test_answers_of_another_type_count_for_nothing_and_are_told(methods, call, nothing):
+def test_answers_of_another_type_are_ignored_and_logged(methods, call, nothing):
     complaints.heard.clear()
     assert call(scripted(**methods)) == nothing
     assert complaints.heard

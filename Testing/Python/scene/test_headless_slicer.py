@@ -264,7 +264,7 @@ def test_a_wrong_value_is_refused_and_the_old_one_kept(name, value, error):
     assert getattr(p, name) == before
 
 
-def test_a_change_is_told_once_and_can_be_read_by_then():
+def test_a_change_is_announced_once_with_the_new_value():
     p, _ = parameters()
     seen = []
     tag = p.AddObserver("ModifiedEvent", lambda caller, event: seen.append(p.either))

@@ -192,7 +192,7 @@ def test_nodes_can_be_given_by_id_and_by_name(logic):
     assert logic.process("US", output.GetID()) is output
 
 
-def test_a_name_is_that_of_what_can_be_despeckled_whatever_else_has_it(logic):
+def test_a_name_refers_to_the_node_that_can_be_despeckled(logic):
     for kind in ("SegmentationNode", "ScalarVolumeDisplayNode", "LabelMapVolumeNode", "SequenceBrowserNode"):
         slicer.mrmlScene.AddNewNodeByClass(f"vtkMRML{kind}", "Liver")
     with pytest.raises(InputError, match="'Liver' holds a vtkMRMLSegmentationNode"):

@@ -414,7 +414,7 @@ def test_a_strength_or_gamma_that_is_none_is_refused_before_any_work(worker, seq
     live.stop()
 
 
-def test_an_image_that_changes_its_size_during_a_run_is_told(worker, sequence):
+def test_an_image_that_changes_its_size_during_a_run_is_reported(worker, sequence):
     from Speckle2SelfSlicer.processing import Run
 
     count = slicer.mrmlScene.GetNumberOfNodes()

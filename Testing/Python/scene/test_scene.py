@@ -305,7 +305,7 @@ def test_times_closer_than_the_tolerance_stay_apart(scene):
     assert output.GetNumericIndexValueTolerance() == 0.1
 
 
-def test_equal_time_stamps_in_a_file_are_merged_by_slicer_alone(slicer_app, project, tmp_path):
+def test_equal_time_stamps_in_a_file_are_merged_only_by_slicer(slicer_app, project, tmp_path):
     """Frames of one time are one item of Slicer's sequence, on loading; each that is there has a result at its time."""
     content = (project / "Testing" / "Data" / "Speckle2SelfCine1.seq.nrrd").read_bytes()
     (tmp_path / "equal.seq.nrrd").write_bytes(content.replace(b"=0.00 0.05 0.10 0.15", b"=0.00 0.00 0.00 0.15"))
@@ -530,7 +530,7 @@ def mixed_classes(scene):
         (mixed_classes, "mixes several kinds"),
     ],
 )
-def test_what_is_no_ultrasound_is_named_in_one_sentence_and_adds_no_node(scene, make, message):
+def test_nodes_that_are_not_ultrasound_are_refused_in_one_sentence_and_add_no_node(scene, make, message):
     node = make(scene)
     before = nodes(scene)
     with pytest.raises(InputError, match=message) as error:

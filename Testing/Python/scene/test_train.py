@@ -72,14 +72,14 @@ def test_recordings_with_the_same_long_name_are_trained_on_at_a_time(logic, slic
     assert len({job.folder for job in jobs}) == 3 and jobs[2].name == f"{jobs[0].name[:78]} 3"
 
 
-def test_a_given_trainer_is_of_its_logic_alone(logic):
+def test_a_given_trainer_belongs_only_to_its_logic(logic):
     from SpeckleTrain import SpeckleTrainLogic
 
     assert SpeckleTrainLogic().trainer is not logic.trainer
     assert SpeckleTrainLogic().trainer is SpeckleTrainLogic().trainer, "one queue for the application"
 
 
-def test_recordings_are_told_apart_by_what_they_are_and_not_by_their_names(logic, volume):
+def test_recordings_are_distinguished_by_their_nodes_and_not_by_their_names(logic, volume):
     same = slicer.util.addVolumeFromArray(FRAMES[::-1].copy(), name=volume.GetName())
     from Speckle2SelfSlicer import training_data
 

@@ -64,7 +64,7 @@ def test_a_volume_has_it_as_a_volume_of_floating_point_in_its_place(logic, model
     assert told.GetDisplayNode().GetAutoWindowLevel() and voxels(output).dtype == np.uint8
 
 
-def test_colors_have_one_of_scalars(logic, model):
+def test_the_uncertainty_of_a_color_volume_is_a_scalar_volume(logic, model):
     colors = np.repeat(FRAMES[..., None], 3, -1)
     node = slicer.util.addVolumeFromArray(colors, name="US", nodeClassName="vtkMRMLVectorVolumeNode")
     logic.process(node, model=model, region="none", axis="K", uncertainty=True)
@@ -97,7 +97,7 @@ def test_caution_keeps_the_input_in_the_scene_too(logic, model):
 
 
 @pytest.mark.parametrize("asked", [{"uncertainty": True}, {"cautious": 0.5}])
-def test_a_filter_has_none_and_leaves_nothing_behind(logic, asked):
+def test_asking_a_filter_for_its_uncertainty_is_refused_and_leaves_nothing(logic, asked):
     node = slicer.util.addVolumeFromArray(FRAMES, name="US")
     count = slicer.mrmlScene.GetNumberOfNodes()
     with pytest.raises(InputError, match="does not estimate its uncertainty"):
