@@ -203,7 +203,8 @@ def _format_of(path: Path, recording: Recording) -> Format:
         target = source
     volume = source.geometric and not (recording.sequence or recording.single or recording.volumes > 1)
     if base.has_suffix(path, base.SEQUENCES) and volume:
-        raise InputError(f"{path.name} cannot be written: {recording.path.name} is a volume, not a sequence.")
+        name, suffix = recording.path.name, recording.path.suffix
+        raise InputError(f"{path.name} cannot be written: {name} is a volume, not a sequence; choose {suffix}.")
     if target is not source and np.min(recording.source.get("alpha", 255)) < 255:
         raise InputError(f"{path.name} cannot be written: transparency would be lost; choose .png.")
     if source.fields and target is not source and (target is None or not target.takes_all):

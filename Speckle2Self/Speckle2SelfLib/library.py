@@ -160,6 +160,8 @@ def improvement(card: dict) -> str:
 
     if not start.get("world") or "world" not in end:
         return f"The error on held-out simulated frames {changed('rms')}."
+    if changed("rms") == changed("world") == "did not change":
+        return "The error on held-out simulated frames of your recordings did not change."
     return (
         f"The error on held-out simulated frames of your recordings {changed('rms')}, and on other anatomies with your "
         f"speckle it {changed('world')}. The true gain is usually between the two."

@@ -281,7 +281,7 @@ class Run:
         self.data = [cine.digest for cine in (*self.cines, *self.held_out)]
         if self.saved and self.saved[1]["data"] != self.data:
             raise InputError(
-                "The recordings differ from those of the unfinished run; use the same ones, or start a new run."
+                "The recordings are not those of the unfinished run; use the same ones, or start a new run."
             )
         precision = str(choose_precision(self.device, training=True)).removeprefix("torch.")
         reached = self.saved[1] if self.saved else {"step": 0, "precision": precision}
