@@ -10,7 +10,7 @@ from scipy.ndimage import convolve1d, maximum_filter, minimum_filter
 from Speckle2SelfLib import metrics
 from Speckle2SelfLib.simulation import SIGMA_PER_GRAIN
 
-DECIBELS = (0.0, -30.0, 8.0, -12.0, 5.0)  # of the background, cyst, disc, box and triangle, by label
+DECIBELS = (0.0, -30.0, 8.0, -12.0, 5.0)  # echogenicity by label: background, cyst, disc, box, triangle
 BOX = (0.44, 0.74, 0.08, 0.46)  # top, bottom, left, right, shares of the size
 
 

@@ -49,7 +49,7 @@ class Method:
     name: str
     train: Callable
     learns: bool = False
-    needs: str = ""  # what it knows beyond the frames, which only simulated frames provide
+    needs: str = ""  # data that it needs beyond the frames, and that only simulated frames have
 
 
 def _trained_by(name: str, device, given=None) -> Callable:

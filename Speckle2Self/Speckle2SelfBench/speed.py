@@ -43,8 +43,8 @@ from .report import markdown, plot
 SIZES = ((256, 256), (512, 512), (616, 820), (1024, 1024))  # (H, W) pixels
 CLASSICAL = {"srad": FILTERS["srad"], "nlm": FILTERS["nlm"], "BM3D": bm3d, "median": FILTERS["median"]}
 SCRIPT, ENGINE, DEFAULT = "published, by its script", "published, our engine", "default model"
-CINE_PIXELS = 2**22  # of all frames of a cine
-LENGTH_SIZES = SIZES[:3]  # for the cost by the number of frames
+CINE_PIXELS = 2**22  # pixels in all frames of a cine together
+LENGTH_SIZES = SIZES[:3]  # sizes at which the number of frames is varied
 SLOWER = 0.85  # a ratio below this fraction of the last release's is reported
 COLUMNS = {  # name: heading, format
     "method": ("method", "s"),

@@ -289,7 +289,7 @@ def train(arguments: argparse.Namespace) -> None:
                     trained(line["step"], line["steps"])
             except OSError:  # the reader has gone
                 stop_event.set()
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer goes there
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discards the rest
 
         try:
             run(job, report, stop)

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, gaussian_filter1d, uniform_filter1d
 
 SMALL = 8  # pixels; leaves of a smaller radius are drawn all at once, larger ones one by one
-ANGLES = 64  # at which an outline is given
+ANGLES = 64  # number of angles at which an outline is given
 FRAME = 128  # pixels; the side of the square that numbers of leaves, strokes and cells are meant for
 TEXTURES = ("cloud", "grain", "fibres", "cells", "labyrinth", "ridges", "patches")
 
@@ -176,7 +176,7 @@ class Textures:
 class Echogenicity:
     """Echogenicity in decibels on an (H, W) grid, put together object by object: what all anatomies share."""
 
-    dtype: type[np.floating] = np.float32  # of its arrays
+    dtype: type[np.floating] = np.float32  # data type of the arrays
 
     def __init__(self, size: tuple[int, int], rng: np.random.Generator):
         self.rng = rng

@@ -60,7 +60,7 @@ def _find_fan(inside: bytes, shape: tuple[int, int]) -> Fan | None:
     columns = np.arange(*np.round(np.quantile((left[widest], right[widest]), (0.2, 0.8))).astype(int))
     ends = shape[0] - 1 - region[::-1, columns].argmax(0)
     radii = np.hypot(ends - y, columns - x)
-    bend = float(ends.std())  # of an arc; the end of another shape, or of an image that is cut off, is flat
+    bend = float(ends.std())  # an arc bends; the end of another shape, or of an image that is cut off, is flat
     if y > rows[0] + 0.05 * len(rows) or radii.std() > min(max(1.0, 0.02 * radii.mean()), 0.4 * bend):
         return None
     ys, xs = np.nonzero(region)

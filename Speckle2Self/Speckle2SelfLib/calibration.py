@@ -23,9 +23,9 @@ class Calibration:
 
     region: np.ndarray  # (H, W) bool, the pixels to despeckle
     mapping: tuple[float, float]  # the grey values that a model sees as 0 and 1; equal if there is nothing to do
-    grain: tuple[float, float] | None = None  # of the speckle, (axial, lateral) pixels; None: not measured
+    grain: tuple[float, float] | None = None  # speckle size, (axial, lateral) pixels; None: not measured
     bounds: tuple[float, float] | None = None  # the smallest and largest finite value; None: those of the frames given
-    tint: Tint | None = None  # of tinted B-mode
+    tint: Tint | None = None  # colors of tinted B-mode; None: grey
     graphics: np.ndarray | bool = False  # (H, W) bool, on all frames; True: to be searched for in each frame
 
     def __post_init__(self) -> None:

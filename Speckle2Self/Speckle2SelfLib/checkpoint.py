@@ -17,7 +17,7 @@ from .system import FilePath, InputError, replace_file
 
 FORMAT = "speckle2self-1"
 STATE_FORMAT = "speckle2self-run-2"
-PRECISIONS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # of weights in a file
+PRECISIONS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # data types that weights in a file may have
 
 
 @dataclass(frozen=True, eq=False)  # a copy is not equal to its original, as its weights may change

@@ -24,7 +24,7 @@ from .system import InputError, Progress, _
 
 SIMULATED_GRAIN = (0.85, 2.6)  # pixels, as the simulator counts it: 0.8 to 2 as measured
 COUNTED = (0.85, 1.2, 1.7, 2.2, 2.6, 3.2)  # pixels, grains of the simulator
-MEASURED = (0.80, 1.15, 1.5, 1.8, 1.97, 2.75)  # pixels, what `estimate_grain` finds in their frames
+MEASURED = (0.80, 1.15, 1.5, 1.8, 1.97, 2.75)  # pixels, as `estimate_grain` measures them
 NEAR = (-0.15, 0.15)  # natural logarithms of grains, relative to the recording's
 NATURAL = 0.5  # fraction of simulated anatomies that are dead leaves with textures; the others are textbook ones
 PIECES = 0.3  # fraction of the simulated frames spanning all grains that are pieces of fans, where the grain is turned
@@ -42,7 +42,7 @@ class Cine:
     truth: torch.Tensor | None = None  # (N, 1, H, W) for simulated frames
     resampling: Resampling | None = None  # the one applied to reach the model's grain
     recorded_grain: tuple[float, float] = (1.0, 1.0)  # (axial, lateral) pixels of the recording
-    digest: int = 0  # of the recording, to recognize it
+    digest: int = 0  # checksum by which copies of the recording are recognized
     figure: str = "rms"  # the name of the error to the truth
     draws: int = 1  # simulated frames of each anatomy, one after another, that differ in their speckle
 

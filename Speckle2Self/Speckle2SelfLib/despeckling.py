@@ -224,8 +224,8 @@ class _Pipeline:
         return block.stop
 
     def find_graphics(self, before: torch.Tensor) -> np.ndarray | None:
-        """Return what is drawn in the region on each frame, bool (N, H, W); None: nothing. What stands still all the
-        time is no part of the region."""
+        """Return the graphics within the region on each frame, bool (N, H, W); None: none. Graphics that never move
+        are already outside the region."""
         graphics = self.calibration.graphics
         if isinstance(graphics, bool):
             drawn = _to_numpy(find_graphics(before, self.bounds)) if graphics else np.zeros(1, bool)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from .system import InputError, _
 
-TURNS = 12  # of the probe for the precision
+TURNS = 12  # timed runs when the precision is chosen
 AT_ONCE_CUDA = 3  # blocks: while one is in the network, others are copied from and to the computer's memory
 _preserving = threading.Lock()
 _preserved_cores: list[int] = []  # one for each caller within `preserve_cores`

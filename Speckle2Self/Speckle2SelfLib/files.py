@@ -111,9 +111,9 @@ def _no_frames(path: FilePath, frames: np.ndarray) -> InputError:
 
 
 def read_mask(path: FilePath, shape: tuple[int, int]) -> np.ndarray:
-    """Return a mask file as (H, W) bool: what is neither zero nor NaN.
+    """Return a mask file as (H, W) bool, true for values that are neither zero nor NaN.
 
-    Raises InputError where that is nothing, or where it does not fit frames of `shape`.
+    Raises InputError if no value is, or if the mask does not fit frames of `shape`.
     """
     frames = np.nan_to_num(_read(Path(path), "uifb").frames)
     mask = (frames if frames.ndim == 3 else frames[..., :3].max(-1)) != 0

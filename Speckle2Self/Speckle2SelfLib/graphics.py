@@ -19,11 +19,11 @@ from numpy.typing import ArrayLike
 
 from .system import InputError
 
-FONTS = (  # for training; "bitmap" is Pillow's own
+FONTS = (  # fonts for training; "bitmap" is Pillow's own
     "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSansMono-Bold", "STIXGeneral",
     "STIXGeneralBol", "STIXGeneralItalic", "cmr10", "cmb10", "cmss10", "bitmap",
 )  # fmt: skip
-HELD_OUT_FONTS = ("Aileron", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "cmtt10")  # for measuring
+HELD_OUT_FONTS = ("Aileron", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "cmtt10")  # only for tests
 WORDS = (
     "LIVER", "Kidney", "GB", "CBD", "RT", "LT LONG", "TRANS", "Thyroid", "AO", "LV", "IVC", "Dist", "Area", "Circ",
     "Vol", "BPD", "FL", "EFW", "GA", "HR", "FR", "MI", "TIS", "TIB", "Gn", "DR", "C", "Frq", "Depth", "Map", "Persist",

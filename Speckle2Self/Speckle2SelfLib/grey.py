@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
-BRIGHTEST = 1.5  # on the networks' scale; they see nothing brighter, and what is above is added again afterwards
-HUE_TOLERANCE = 0.12  # of the brightest channel, plus HUE_NOISE; JPEG leaves grey tissue slightly colored
-HUE_NOISE = 0.04  # of the type's range
+BRIGHTEST = 1.5  # on the networks' scale; brighter values are cut off for the network and added again afterwards
+HUE_TOLERANCE = 0.12  # fraction of the brightest channel, plus HUE_NOISE; JPEG leaves grey tissue slightly colored
+HUE_NOISE = 0.04  # fraction of the type's range
 DISPLAY = 60.0  # dB below the brightest echo that scanners usually show; lower values are assumed to be decibels
 
 

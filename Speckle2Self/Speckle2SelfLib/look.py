@@ -9,7 +9,7 @@ import numpy as np
 from .grey import luminance
 from .tint import find_tint
 
-DOUBTFUL, UNKNOWN = 0.04, 0.08  # of the grey range: uncertainties where caution begins, and where it is at its full
+DOUBTFUL, UNKNOWN = 0.04, 0.08  # fractions of the grey range: uncertainties at which caution begins, and is complete
 
 
 def trust(uncertainty: Any, cautious: float) -> Any:

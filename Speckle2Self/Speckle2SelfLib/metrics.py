@@ -20,7 +20,7 @@ FLAT = 0.04 * 255  # grey levels within 9 x 9 pixels of the truth, up to which i
 
 
 def reference(image: np.ndarray) -> np.ndarray:
-    """Return the input (H, W) without its speckle as far as a blur can: what outputs are compared with."""
+    """Return the input (H, W), blurred: the speckle-free reference that outputs are compared with."""
     from scipy.ndimage import gaussian_filter
 
     return gaussian_filter(np.asarray(image, float), BLUR)
@@ -301,7 +301,7 @@ FIGURES = {
     )
 }  # fmt: skip
 TRUE_ERRORS = ("rms", "world")  # the only figures that judge a training if the truth is known
-ERRORS = (*TRUE_ERRORS, "repeat")  # in grey values: shown together in a chart
+ERRORS = (*TRUE_ERRORS, "repeat")  # figures in grey values, which share a chart
 JUDGED = tuple(name for name, figure in FIGURES.items() if figure.tolerance is not None)  # they judge a training
 
 

@@ -229,7 +229,7 @@ class FastNetwork(nn.Module):
 
     def grey(self, fine: torch.Tensor) -> torch.Tensor:
         """Return the grey value, (B, 1, H, W) float32, from features (B, width / 2, H / 2, W / 2)."""
-        with torch.autocast(fine.device.type, enabled=False):  # in 32 bits, also in training with 16
+        with torch.autocast(fine.device.type, enabled=False):  # single precision, also when training runs in half
             x = self.head(fine.float()) + GREY  # (B, 4, H / 2, W / 2)
         return smooth(F.pixel_shuffle(x, CELL))  # (B, 1, H, W)
 
@@ -237,9 +237,9 @@ class FastNetwork(nn.Module):
         """Return the features for the heads, (B, width / 2, H / 2, W / 2) and (B, width, H / 4, W / 4)."""
         x = F.pixel_unshuffle(x - GREY, CELL)  # (B, 4, H / 2, W / 2)
         fine = F.relu(self.stem(x))
-        middle = self.encoder(F.relu(self.down_1(fine)))  # at half of that resolution
-        coarse = self.bottom[0](F.relu(self.down_2(middle)))  # at a quarter
-        if self.deep is not None:  # at an eighth
+        middle = self.encoder(F.relu(self.down_1(fine)))  # half of that resolution
+        coarse = self.bottom[0](F.relu(self.down_2(middle)))  # a quarter
+        if self.deep is not None:  # an eighth
             coarse = coarse + double(self.up_3(self.deep(F.relu(self.down_3(coarse)))))
         coarse = self.bottom[1](coarse)
         middle = self.decoder(double(self.up_2(coarse)) + middle)

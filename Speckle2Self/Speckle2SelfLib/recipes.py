@@ -24,7 +24,7 @@ from .respeckling import despeckle_anatomies, respeckle
 from .system import InputError, Progress
 
 FAST_GRAIN = (0.65, 1.45)  # pixels, as `estimate_grain` measures it; other recordings are resampled to it
-HELD_OUT_ANATOMIES = (16, 64)  # at least and at most, a hundredth of those trained on in between
+HELD_OUT_ANATOMIES = (16, 64)  # fewest and most; in between, a hundredth of those trained on
 MOST_FRAMES = 60  # limit for a recording whose anatomy is used
 WARM_UP = 50  # steps while the learning rate rises
 NEW = (
@@ -40,12 +40,12 @@ class Recipe:
     """
 
     model: ModelConfig  # of a new network, and what networks to start from have in common with it
-    betas = (0.9, 0.99)  # of Adam
+    betas = (0.9, 0.99)  # decay rates of Adam
     learns_truth = True  # whether the known truth of simulated frames is used
     learns_recorded = True  # whether recorded frames are trained on as they are
     despeckles = False  # whether `simulate` needs a network that despeckles already
-    most_frames: int | None = None  # of a recording, evenly spread; None: all
-    cuda_memory_format = torch.channels_last  # of the weights and activations on a CUDA device
+    most_frames: int | None = None  # frames used of a recording, evenly spread; None: all
+    cuda_memory_format = torch.channels_last  # layout of weights and activations on a CUDA device
 
     def __init__(self, config: TrainingConfig):
         self.config = config
@@ -153,8 +153,8 @@ class Published(Recipe):
 
 
 class Respeckled(Recipe):
-    """Ours: the recordings' own speckle over their own anatomy, despeckled, so that the truth is known; beside it the
-    simulator's anatomies. `share` is that of the former."""
+    """Ours: train on despeckled recordings with their own speckle drawn again, so that the truth is known, and on the
+    simulator's anatomies. `share` is the fraction of the former."""
 
     model = ModelConfig("fast", grain=FAST_GRAIN)
     learns_recorded = False

@@ -18,7 +18,7 @@ from scipy.special import ndtri
 
 LEVELS = 24  # grey levels between the darkest and the brightest of the recording
 FEWEST = 400  # pixels of a level
-EVEN = 0.5  # of a level's pixels, those with the least slope, are measured: at edges, levels mix
+EVEN = 0.5  # fraction of a level's pixels that is measured, those with the least slope: at edges, levels mix
 EDGE = 4  # pixels at the sides of a frame that are not measured
 QUANTILES = (np.arange(64) + 0.5) / 64
 REACH = 10  # pixels, of the correlation that is measured

@@ -21,11 +21,11 @@ from .recorded_speckle import RecordedSpeckle, measure
 from .resampling import resample
 from .system import Progress
 
-FRAMES = 24  # of all recordings together that are despeckled, at least one of each
+FRAMES = 24  # frames of all recordings together that are despeckled, at least one of each
 MEASURED = 8  # frames of a recording, at most, on which its speckle is measured
-SCALES = (0.75, 1.5)  # by which a piece of a frame is magnified
-SHARPENED, BLUR = 1.0, 1.5  # of the difference to a blurred piece, at most; sigma, pixels: despeckled frames are smooth
-CONTRASTS = (0.67, 1.5)  # by which the contrast of half of the pieces is changed
+SCALES = (0.75, 1.5)  # magnification of a piece of a frame
+SHARPENED, BLUR = 1.0, 1.5  # largest share of the difference to a blurred piece that is added; sigma, pixels
+CONTRASTS = (0.67, 1.5)  # factor on the contrast of half of the pieces
 
 
 @dataclass(frozen=True)

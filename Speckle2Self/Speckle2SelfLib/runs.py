@@ -1,7 +1,7 @@
-"""One training run from files to a model: what the command line, the panel and a cluster's job share.
+"""One training run from files to a model, shared by the command line, the panel and a cluster's job.
 
-A run keeps two files: the model, the best so far, under its own name, and beside it, while it is unfinished,
-`<model>.state` with all that it needs to continue bit for bit. Both are replaced as a whole or not at all, and kept
+A run keeps two files: the best model so far, under its own name, and, while it is unfinished, `<model>.state` with all
+that it needs to continue bit for bit. Both are replaced as a whole or not at all, and kept
 from other processes by `<model>.lock`.
 """
 
@@ -45,7 +45,7 @@ MOST_STEPS = 10**8  # the largest number that a config accepts
 ESTIMATES = "Speckle size, down x across: {} pixels. The speckle is measured, and drawn again over despeckled frames."
 RANDOM = "random weights"  # instead of the name of an initial model
 CURVE = 200  # points of the loss that a model's card keeps at most
-OVERRIDES = ("recipe", "steps", "simulated", "batch", "interval", "seed")  # of the preset, by a job
+OVERRIDES = ("recipe", "steps", "simulated", "batch", "interval", "seed")  # fields that a job may change
 
 
 class Unfinished(InputError):

@@ -27,9 +27,9 @@ PIECE_OF = (1.5, 1.75)  # size of the image that a piece of a fan is cut out of,
 LEVELS = 1024  # number of means of the speckle for which the expected grey value is computed
 SIGMA_PER_GRAIN = 1 / np.sqrt(2 * np.log(2))  # a Gaussian pulse of this sigma has a grain of 1 pixel
 TAIL_WIDTH = 2.5  # times as wide as the pulse's middle
-TAILS = 0.5  # of the pulse's area, at most
-TAILED = 0.6  # of the recorded frames have tails; in-vivo speckle correlates further than a Gaussian pulse's
-ENHANCED = 0.1  # of the recorded frames have their edges enhanced
+TAILS = 0.5  # fraction of the pulse's area, at most
+TAILED = 0.6  # fraction of the recorded frames with tails; in-vivo speckle correlates further than a Gaussian pulse's
+ENHANCED = 0.1  # fraction of the recorded frames whose edges are enhanced
 MEASURED_IN = 8  # enhanced frames
 
 
@@ -38,12 +38,12 @@ class SimulationConfig:
     """The settings of a simulation; None: drawn at random."""
 
     size: tuple[int, int] = (256, 256)  # pixels, (axial, lateral)
-    frames: int = 1  # of one static anatomy, each with independent speckle
+    frames: int = 1  # number of frames of one static anatomy, each with independent speckle
     grain: tuple[float, float] | None = None  # pixels (axial, lateral) where the intensity's correlation is 1/2
     layout: str | None = None  # one of LAYOUTS
     geometry: str = "linear"  # "sector": a fan, whose lateral grain grows with depth; "piece": of a large fan, turned
     roughness: float | None = None  # shape of the scatterers' strengths; inf: equally strong, fully developed speckle
-    tails: float = 0.0  # of the pulse's area, in a second Gaussian that is `TAIL_WIDTH` times as wide
+    tails: float = 0.0  # fraction of the pulse's area, in a second Gaussian that is `TAIL_WIDTH` times as wide
 
     def __post_init__(self):
         if len(self.size) != 2 or not all(32 <= n <= 4096 for n in self.size):

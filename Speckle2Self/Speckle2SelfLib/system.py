@@ -60,7 +60,7 @@ def keep_memory() -> None:
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if set_option:
-        trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # of malloc.h
+        trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # constants of malloc.h
         set_option(mmap_threshold, 2**25)  # bytes; the largest value that it accepts
         set_option(trim_threshold, 2**28)
         set_option(top_pad, 2**24)

@@ -8,11 +8,11 @@ import numpy as np
 
 from .grey import HUE_NOISE, HUE_TOLERANCE, evenly_spaced, luminance
 
-BINS = 64  # of luminance, whose median colors make the curve
-HUED = 0.06  # of the brightest channel: a curve nearer to grey than this is not a tint
-DARK = 0.1  # of the range; below, hue is hardly visible, and lost in rounding
-EVERYWHERE = 0.8  # of the light pixels are at luminances that the curve tints; Doppler color is on tissue that is grey
-NEAR = 0.7  # of the light pixels are near the curve; the others may be Doppler color, or text
+BINS = 64  # number of bins of luminance, whose median colors make the curve
+HUED = 0.06  # fraction of the brightest channel: a curve nearer to grey than this is not a tint
+DARK = 0.1  # fraction of the range; below, hue is hardly visible, and lost in rounding
+EVERYWHERE = 0.8  # fraction of light pixels at luminances that the curve tints; Doppler color is on grey tissue
+NEAR = 0.7  # fraction of light pixels near the curve; the others may be Doppler color, or text
 
 
 @dataclass(frozen=True, eq=False)

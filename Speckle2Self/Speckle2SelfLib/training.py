@@ -36,7 +36,7 @@ class Report:
     steps: int
     terms: dict[str, float]  # the loss by name
     rate: float  # steps per second
-    message: str = ""  # for the user, where something has changed
+    message: str = ""  # shown to the user if something has changed
 
     @property
     def seconds_left(self) -> float:
@@ -99,13 +99,13 @@ class Training:
         self.optimiser = torch.optim.Adam(
             self.learner.parameters(), config.learning_rate, self.recipe.betas, fused=cuda
         )
-        self._names: tuple[str, ...] = ()  # of the loss's terms
+        self._names: tuple[str, ...] = ()  # names of the loss's terms
         shapes = {self._crop_size(cine) for cine in (*self.recorded, self.simulated) if cine}
         self._replays = cuda and self.processes == 1 and len(shapes) <= SHAPES
         self._replayed = Replayed(self._learn, parameters=self.learner.parameters())
 
     def plan(self, steps: int) -> None:
-        """Set the number of steps of the whole run, also while it runs: what depends on it follows."""
+        """Set the number of steps of the whole run, also during the run; schedules follow."""
         self.config = self.recipe.config = replace(self.config, steps=max(1, self.step, steps))
 
     def run(self) -> Iterator[Report]:

@@ -16,7 +16,7 @@ from .inference import through_network
 from .metrics import TRUE_ERRORS
 from .recipes import Recipe
 
-FRAMES = 4  # of each recording, evenly spread
+FRAMES = 4  # frames used of each recording, evenly spread
 SIDE = 512  # pixels of a frame that the loss is measured on, at most
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from .config import AXES as CHOICES
 from .system import InputError, Progress
 
-AXES = ("k", "j", "i")  # of an array (K, J, I), slowest first
+AXES = ("k", "j", "i")  # axes of an array (K, J, I), slowest first
 COARSER = 1.5  # times the next spacing: from here on, an axis is assumed to be the axis of acquisition
 logger = logging.getLogger(__name__)
 

@@ -32,7 +32,7 @@ ROLES = {  # role -> class and title
 }
 LEGEND = 10  # points; the default of 20 hides half of the curves
 HELD_OUT = "held-out "  # before the name of a term of the loss
-COLORS = [  # of curves; Okabe and Ito's, which color-blind people can distinguish, without the yellow
+COLORS = [  # colors of curves; Okabe and Ito's, which color-blind people can distinguish, without the yellow
     (0.0, 0.45, 0.70), (0.84, 0.37, 0.0), (0.0, 0.62, 0.45), (0.8, 0.47, 0.65), (0.90, 0.60, 0.0), (0.34, 0.71, 0.91),
 ]  # fmt: skip
 

@@ -35,7 +35,7 @@ NEEDED = {
 # Confidence: Slicer's reader of transforms, for any .mat and .h5, and SlicerIGSIO's of streams have 0.54.
 CERTAIN, AFTER_OTHERS = 0.7, 0.52  # Slicer's reader of volumes, for any file, has 0.5
 HEAD = 2**16  # bytes in which a file names the content that other readers handle
-TRANSFORMS_AND_IMAGES = (b"TransformGroup", b"ITKImage")  # in HDF5
+TRANSFORMS_AND_IMAGES = (b"TransformGroup", b"ITKImage")  # groups in HDF5 files that Slicer itself loads
 STREAMS = (b"V_VP9", b"V_UNCOMPRESSED")  # recorded by SlicerIGSIO, with transforms
 UPRIGHT = (-1, -1, 1, 1)  # along R, A, S: as Slicer's importer of DICOM turns a frame
 logger = logging.getLogger("Speckle2SelfLib")

@@ -19,7 +19,7 @@ from .scene import CHANGED, Recording, browsers, sequenceOf, voxelsOf
 from .words import translated
 from .worker import DespeckleJob, Worker, checked_options
 
-PARTIAL = " (partial)"  # in the name of a result with only the first frames
+PARTIAL = " (partial)"  # suffix of a result with only the first frames
 PIECE = 0.02  # seconds of work at most between two returns to the event loop
 PAUSE = 0.005  # seconds between two polls of the worker while a caller waits
 

@@ -46,7 +46,7 @@ class Recording:
     node: vtkMRMLNode  # the requested one: the volume, the sequence, or a browser's proxy of it
     volumes: list[vtkMRMLVolumeNode]  # one per time point
     sequence: vtkMRMLSequenceNode | None = None  # the one with the volumes; None for a single volume
-    indexValues: list[str] = field(default_factory=list)  # of the sequence's items
+    indexValues: list[str] = field(default_factory=list)  # index values of the sequence's items
 
     @classmethod
     def of(cls, node: vtkMRMLNode | Recording | None) -> Recording:

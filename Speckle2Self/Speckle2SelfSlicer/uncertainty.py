@@ -14,7 +14,7 @@ from . import scene, views
 ROLE = "Speckle2Self.uncertainty"  # reference of an output to its uncertainty; attribute of our nodes
 RANGE = "Speckle2Self.greyRange"  # attribute of an uncertainty node: the grey values between the model's 0 and 1
 LEVELS = np.linspace(DOUBTFUL, UNKNOWN, 4)  # fractions of the grey range at which the colors begin
-COLORS = ((1.0, 0.9, 0.2), (1.0, 0.65, 0.1), (1.0, 0.4, 0.05), (0.9, 0.1, 0.1))  # of the levels
+COLORS = ((1.0, 0.9, 0.2), (1.0, 0.65, 0.1), (1.0, 0.4, 0.05), (0.9, 0.1, 0.1))  # colors of the levels
 OPACITY = 0.45
 
 

@@ -26,7 +26,7 @@ else:
 
 
 def translated(message: str) -> str:
-    """Return a sentence of the core, values and all, in the user's language; what stands before it, a file, stays.
+    """Translate a sentence of the core, with its values, into the user's language; a file name before it is kept.
 
     The core knows no language, and most of it runs in other processes, which have no translations. So its sentences are
     marked there as Slicer's tools look for them, and recognized here.
@@ -41,7 +41,7 @@ def translated(message: str) -> str:
 
 @cache
 def core_sentences() -> list[tuple[str, str, re.Pattern]]:
-    """Return the sentences that the core marks: their context, themselves, and what they match; the longest first."""
+    """Return (context, sentence, pattern) of the sentences that the core marks, the longest first."""
     sentences = {}
     for path in (Path(__file__).resolve().parent.parent / "Speckle2SelfLib").rglob("*.py"):
         text = path.read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ HEAD = 512  # bytes at the start of a file that identify its format
 SEQUENCES = tuple(f".{kind}{suffix}" for kind in ("seq", "igs") for suffix in (".mha", ".mhd", ".nrrd", ".nhdr"))
 LARGE = 2**28  # bytes; larger recordings are kept on the disk while they are processed
 SECONDS = {"s": 1.0, "sec": 1.0, "ms": 1e-3, "msec": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0}  # seconds per unit
-NEAR = 0.05  # of an interval between frames; times that differ by less are kept
+NEAR = 0.05  # fraction of an interval between frames; a smaller error of a time is accepted
 DEFLATE_LIMIT = 1040  # largest possible ratio of inflated to deflated size
 
 

@@ -35,7 +35,7 @@ from .base import (
 
 VTK_HEADER = re.compile(rb"\n(?:LOOKUP_TABLE|COLOR_SCALARS|VECTORS|TENSORS)[^\n]*\n")  # its end
 GIPL_HEADER = 256  # bytes
-FRAME_FORMATS = (".png", ".bmp", ".jpg", ".jpeg")  # of one frame
+FRAME_FORMATS = (".png", ".bmp", ".jpg", ".jpeg")  # formats that hold one frame
 
 
 class Images(Format):

@@ -27,7 +27,7 @@ from .itk import check_image, write_image
 TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 TYPES |= {32: "c8", 1792: "c16", 128: "u1", 2304: "u1"}
 CHANNELS = {128: 3, 2304: 4}
-MILLIMETRES, SECONDS = {1: 1000.0, 3: 0.001}, {16: 1e-3, 24: 1e-6}  # of a unit's code; other codes are mm and s
+MILLIMETRES, SECONDS = {1: 1000.0, 3: 0.001}, {16: 1e-3, 24: 1e-6}  # by code; others mean mm and s
 MOST = 2**24  # bytes before the pixels: extensions are small
 
 

@@ -15,10 +15,10 @@ from .base import DEFLATE_LIMIT, HEAD, Recording, check_promise, has_suffix, len
 from .itk import Images
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
-GREY, GREY_WITH_ALPHA = 0, 4  # of a PNG's color types
+GREY, GREY_WITH_ALPHA = 0, 4  # color types of PNG
 KEPT = {b"pHYs", b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"sRGB", b"gAMA", b"cHRM"}  # chunks: pixel size, texts, colors
 ORIENTATION = 274  # EXIF's tag
-MILLIMETRES = {1: 25.4, 2: 10.0}  # in the unit of a JPEG's density: inches, centimeters
+MILLIMETRES = {1: 25.4, 2: 10.0}  # per unit of a JPEG's density: inch, centimeter
 PACKED_JPEG = 8 * DEFLATE_LIMIT  # largest ratio of pixels to bytes
 
 

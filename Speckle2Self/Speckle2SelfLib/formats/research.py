@@ -213,7 +213,7 @@ def _data_sets(file, h5py) -> dict:
     return found
 
 
-AXES = (("x_axis", "z_axis"), ("azimuth_axis", "depth_axis"))  # of USTB's scans: across the lines, along them
+AXES = (("x_axis", "z_axis"), ("azimuth_axis", "depth_axis"))  # names in USTB's scans: across the lines, along them
 
 
 def _read_ustb(path: Path, sets: dict) -> Recording | None:

@@ -30,7 +30,7 @@ MILLIMETRES = {"inch": 25.4, "in": 25.4, "cm": 10.0, "mm": 1.0, "um": 1e-3, "µm
 MOST = 2**32 - 2**25  # bytes; the limit of ImageJ's files and of those that are not BigTIFF
 KEPT = {269, 271, 272, 274, 285, 305, 306, 315, 316, 33432, 34675}  # texts, orientation, copyright, color profile
 XRESOLUTION, YRESOLUTION, ORIENTATION = 282, 283, 274
-FOLDERS = {34665, 34853}  # of EXIF and of places: offsets in the input
+FOLDERS = {34665, 34853}  # tags of EXIF and GPS, which hold offsets in the input
 IMAGEJ = {50838, 50839}  # written by tifffile itself
 
 
