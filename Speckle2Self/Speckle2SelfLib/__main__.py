@@ -516,7 +516,8 @@ def _add_train(command: argparse.ArgumentParser) -> None:
     add_options(command, Job, positional=("inputs",))
     help = "a file with these settings (held_out for --held-out); options on the command line take precedence"
     command.add_argument("--job", metavar="JSON", help=help)
-    command.add_argument("--listen", action="store_true", help="stop, to be resumed, at a line on the standard input")
+    help = "stop at a line on the standard input; --resume continues the run"
+    command.add_argument("--listen", action="store_true", help=help)
 
 
 def _add_evaluate(command: argparse.ArgumentParser) -> None:

@@ -158,7 +158,7 @@ class Job:
     preset: str = option(
         "standard",
         "adapt: fine-tune a model on your recordings; standard: train from scratch; paper: as published; "
-        "default: the first settings of the bundled model",
+        "default: the bundled model's settings, which take long",
         choices=tuple(PRESETS),
     )
     recipe: str | None = option(None, "respeckle (ours) or published (default: the preset's)")
