@@ -221,7 +221,9 @@ def deep_image_prior(frames, seconds, seed=0, device="cpu", channels=8) -> Apply
         height, width = frame.shape
         padded = np.pad(frame, ((0, -height % 8), (0, -width % 8)), mode="edge")
         target = torch.from_numpy(padded)[None, None].to(device)
-        network = FastNetwork(32, extra=channels - 1).to(device)
+        network = FastNetwork(32)
+        network.stem = nn.Conv2d(4 * channels, 16, 3, padding=1)  # for more channels than one
+        network.to(device)
         noise = torch.rand(1, channels, *padded.shape, device=device) * 0.1 + 0.2
         mean = None
 

@@ -246,7 +246,9 @@ class FastRunner(nn.Module):
         self.offset = MIDDLE + (bias - head.bias.detach().float() / SHARE).mean().item()
         if network.uncertainty is not None:
             for parameter in network.uncertainty.fine.parameters():
-                parameter.data.mul_(SHARE)
+                parameter.data.mul_(2 * SHARE)  # see `deviation`
+            for parameter in network.uncertainty.second.parameters():
+                parameter.data.mul_(2)
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d):
                 pack(layer)
@@ -255,17 +257,23 @@ class FastRunner(nn.Module):
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         fine, middle = self.features(frames)
         cells = convolve(self.network.head, fine)  # (N, 4, H / 2, W / 2)
-        grey = smooth_sixteenfold(from_cells(cells).float()).add_(self.offset)
+        grey = smooth_sixteenfold(from_cells(cells).float())
         if self.network.uncertainty is None:
-            return grey
-        return torch.cat([grey, self.deviation(self.network.uncertainty, fine, middle)], 1)
+            return grey.add_(self.offset)
+        maps = grey.new_empty(len(grey), 2, *grey.shape[2:])
+        torch.add(grey, self.offset, out=maps[:, :1])
+        torch.mul(self.deviation(self.network.uncertainty, fine, middle), MOST, out=maps[:, 1:])
+        return maps
 
     def deviation(self, head: UncertaintyHead, fine: torch.Tensor, middle: torch.Tensor) -> torch.Tensor:
-        """Return the deviation whose logarithm `UncertaintyHead.forward` returns, (N, 1, H, W) float32."""
+        """Return exp(`UncertaintyHead.forward`) / MOST, (N, 1, H, W) float32.
+
+        With the layers' weights doubled, that is d / (1 + d^2)^(1/2) = sigmoid(2 log d)^(1/2) of d, still to be limited.
+        """
         coarse = from_cells(convolve(head.second, convolve(head.first, middle, relu=True)))  # (N, 1, H / 2, W / 2)
         detail = smooth_sixteenfold(from_cells(convolve(head.fine, fine)).float())
-        free = detail.add_(double(coarse.float())).add_(BEGINNING).clamp_(math.log(LEAST)).exp_()
-        return free.mul_((free / MOST).square_().add_(1).rsqrt_())
+        twice = detail.add_(double(coarse.float())).add_(2 * (BEGINNING - math.log(MOST)))
+        return twice.clamp_(2 * math.log(LEAST / MOST)).sigmoid_().sqrt_()
 
     def features(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the same as `FastNetwork.features`."""

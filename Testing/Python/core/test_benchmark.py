@@ -112,7 +112,7 @@ def test_all_files_are_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cases, "LAYOUTS", ("vessel",))
     monkeypatch.setattr(quality, "loop_rates", lambda *arguments: (1.0, 3.5))
     everything = quality.methods
-    few = ["input", "srad", "BM3D", "ours, frames alone", "Speckle2Self as published"]
+    few = ["input", "srad", "BM3D", "ours, from nothing", "Speckle2Self as published"]
     few += ["Noise2True", "deep image prior"]
     monkeypatch.setattr(quality, "methods", lambda device: [m for m in everything(device) if m.name in few])
     monkeypatch.setattr(quality, "SLOW", {"deep image prior": 1})

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -343,7 +344,10 @@ def test_an_interrupted_run_stops_and_leaves_nothing(folder):
     np.save("long.npy", np.random.default_rng(0).integers(0, 255, (400, 256, 256)).astype(np.uint8))
     command = [sys.executable, "-m", "Speckle2SelfLib", "despeckle", "long.npy", "out.npy"]
     process = subprocess.Popen([*command, "--model", "nlm", "--region", "none"], stderr=subprocess.PIPE, text=True)
-    time.sleep(4)
+    libraries = Path(f"/proc/{process.pid}/maps")
+    while libraries.exists() and "_nl_means" not in libraries.read_text() and process.poll() is None:
+        time.sleep(0.05)  # until the filter is loaded
+    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=30)
     assert process.returncode == 130 and error.strip().endswith("speckle2self: stopped.")
