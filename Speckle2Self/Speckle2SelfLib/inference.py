@@ -268,7 +268,7 @@ class FastRunner(nn.Module):
     def deviation(self, head: UncertaintyHead, fine: torch.Tensor, middle: torch.Tensor) -> torch.Tensor:
         """Return exp(`UncertaintyHead.forward`) / MOST, (N, 1, H, W) float32.
 
-        With the layers' weights doubled, that is d / (1 + d^2)^(1/2) = sigmoid(2 log d)^(1/2) of d, still to be limited.
+        With the layers' weights doubled, that is d / (1 + d^2)^(1/2) = sigmoid(2 log d)^(1/2) of d, not yet limited.
         """
         coarse = from_cells(convolve(head.second, convolve(head.first, middle, relu=True)))  # (N, 1, H / 2, W / 2)
         detail = smooth_sixteenfold(from_cells(convolve(head.fine, fine)).float())
