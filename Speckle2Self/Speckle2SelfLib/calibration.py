@@ -30,9 +30,9 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if self.grain is not None and not all(0 < length < np.inf for length in self.grain):
-            raise InputError(f"`grain` must be two lengths in pixels, not {self.grain}.")
+            raise InputError(f"The grain must be two lengths in pixels, not {self.grain}.")
         if not np.isfinite(self.mapping).all():
-            raise InputError(f"`mapping` must be two grey values, not {self.mapping}.")
+            raise InputError(f"The mapping must be two grey values, not {self.mapping}.")
 
 
 def calibrate(

@@ -98,7 +98,7 @@ class ModelConfig:
             object.__setattr__(self, "grain", tuple(float(g) for g in self.grain))
             if len(self.grain) != 2 or not 0.25 <= self.grain[0] <= self.grain[1] <= 64:
                 raise InputError(
-                    f"`grain` must be two increasing lengths between 0.25 and 64 pixels, not {self.grain}."
+                    f"The grain must be two increasing lengths between 0.25 and 64 pixels, not {self.grain}."
                 )
 
 

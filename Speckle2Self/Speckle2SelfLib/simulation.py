@@ -47,15 +47,15 @@ class SimulationConfig:
 
     def __post_init__(self):
         if len(self.size) != 2 or not all(32 <= n <= 4096 for n in self.size):
-            raise InputError(f"`size` must be two lengths between 32 and 4096 pixels, not {self.size}.")
+            raise InputError(f"The size must be two lengths between 32 and 4096 pixels, not {self.size}.")
         if not 1 <= self.frames <= 100_000:
-            raise InputError(f"`frames` must be between 1 and 100,000, not {self.frames}.")
+            raise InputError(f"The number of frames must be between 1 and 100,000, not {self.frames}.")
         if self.grain is not None and (len(self.grain) != 2 or not all(0.3 <= g <= 32 for g in self.grain)):
-            raise InputError(f"`grain` must be two lengths between 0.3 and 32 pixels, not {self.grain}.")
+            raise InputError(f"The grain must be two lengths between 0.3 and 32 pixels, not {self.grain}.")
         if not 0 <= self.tails <= 0.5:
-            raise InputError(f"`tails` must be between 0 and 0.5, not {self.tails}.")
+            raise InputError(f"The fraction of tails must be between 0 and 0.5, not {self.tails}.")
         if self.roughness is not None and not self.roughness > 0:
-            raise InputError(f"`roughness` must be above 0, not {self.roughness}.")
+            raise InputError(f"The roughness must be above 0, not {self.roughness}.")
         if self.layout not in (None, *LAYOUTS):
             raise InputError(f"Unknown layout '{self.layout}'; known are {', '.join(LAYOUTS)}.")
         if self.geometry not in GEOMETRIES:

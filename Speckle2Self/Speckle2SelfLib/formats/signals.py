@@ -30,7 +30,7 @@ def to_decibels(recording: Recording, dynamic_range: float | None, generic: str)
     generic: the name of the format whose rules apply to the result, if the input's own has no fields for each frame.
     """
     if dynamic_range is not None and not 1 <= dynamic_range <= 200:
-        raise InputError(f"The dynamic range must be between 1 and 200 dB, not {dynamic_range}.")
+        raise InputError(f"The dynamic range {dynamic_range} is outside 1 to 200 dB.")
     frames = recording.frames
     with np.errstate(all="ignore"):  # values beyond all limits are not signals
         kind = kind_of(frames)
