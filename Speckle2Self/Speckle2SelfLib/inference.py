@@ -272,7 +272,7 @@ class FastRunner(nn.Module):
         """
         coarse = from_cells(convolve(head.second, convolve(head.first, middle, relu=True)))  # (N, 1, H / 2, W / 2)
         detail = smooth_sixteenfold(from_cells(convolve(head.fine, fine)).float())
-        twice = detail.add_(double(coarse.float())).add_(2 * (BEGINNING - math.log(MOST)))
+        twice = detail.add_(fast_double(coarse.float())).add_(2 * (BEGINNING - math.log(MOST)))
         return twice.clamp_(2 * math.log(LEAST / MOST)).sigmoid_().sqrt_()
 
     def features(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
