@@ -42,8 +42,8 @@ REPLAYED = 2**23  # pixels; limit for the inputs of CUDA graphs that are kept in
 SHAPES = 4  # number of input shapes whose CUDA graphs are kept if there is no limit in pixels
 EDGE = 4  # pixels around a frame, which keep the network's zero padding away from it
 TILE = 1152  # pixels; larger images go through a network without normalization layers in tiles
-SAME = 0.03  # fraction of the grey range: about four times the difference that rounding to bfloat16 makes for noise
-MIDDLE = 0.5  # middle of the grey scale
+SAME = 0.03  # of the grey range: about four times the difference that rounding to bfloat16 makes for noise
+MIDDLE = 0.5  # of the grey scale
 SHARE = 1 / 16  # scale of the head's output; the sum in `smooth_sixteenfold` compensates it
 logger = logging.getLogger(__name__)
 Network = TypeVar("Network", bound=nn.Module)
@@ -136,7 +136,7 @@ def through_network(network: Runnable, x: torch.Tensor, tile: int = TILE) -> tor
 
 
 def through_mirrored(network: Runnable, x: torch.Tensor) -> torch.Tensor:
-    """Return the mean of a network's outputs for (N, 1, H, W) and its mirror images, whose errors differ in part.
+    """Return the mean of what a network makes of (N, 1, H, W) and of its mirror images, whose errors differ in part.
 
     It is nearer to the truth than a single pass, at four times its cost ("self-ensemble"; Timofte, Rothe, Van Gool,
     "Seven ways to improve example-based single image super resolution", CVPR 2016).
@@ -268,7 +268,7 @@ class FastRunner(nn.Module):
     def deviation(self, head: UncertaintyHead, fine: torch.Tensor, middle: torch.Tensor) -> torch.Tensor:
         """Return exp(`UncertaintyHead.forward`) / MOST, (N, 1, H, W) float32.
 
-        With the layers' weights doubled, that is d / (1 + d^2)^(1/2) = sigmoid(2 log d)^(1/2) of d, not yet limited.
+        The limit is d / (1 + d^2)^(1/2) = sigmoid(2 log d)^(1/2). The layers return 2 log d: their weights are doubled.
         """
         coarse = from_cells(convolve(head.second, convolve(head.first, middle, relu=True)))  # (N, 1, H / 2, W / 2)
         detail = smooth_sixteenfold(from_cells(convolve(head.fine, fine)).float())
