@@ -57,7 +57,7 @@ model: $(READY)
 	.venv/bin/python Testing/make_model.py build/model/start.safetensors build/model/trained.safetensors \
 	  build/model/default.safetensors
 
-# What made the network that finds graphics, in the same way: an hour on one core.
+# A network that finds graphics, like the bundled one, in the same way: an hour on one core.
 detector: $(READY)
 	mkdir -p build/model
 	.venv/bin/python -m pip install --quiet --editable ".[bench]"

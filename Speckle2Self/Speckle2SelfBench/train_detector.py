@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from Speckle2SelfLib import checkpoint
 from Speckle2SelfLib.config import ModelConfig
+from Speckle2SelfLib.devices import choose_precision
 from Speckle2SelfLib.graphics import draw_graphics
 from Speckle2SelfLib.network import FastNetwork, build
 from Speckle2SelfLib.simulation import LAYOUTS, simulate_recorded
@@ -32,7 +33,7 @@ WRITTEN = 60  # grey levels of 255: letters on a black ground are lighter
 GROUND = 25  # pixels: side of the square around letters in which their ground counts as drawn
 LOGITS = 16.0  # by which a network's output, counted from 1/2, is multiplied
 DRAWN_WEIGHT = 3.0  # of a drawn pixel that is missed, against one of tissue that is left
-REFLECTING = 0.4  # of the tissues have reflectors that are straight or nearly so
+REFLECTING = 0.4  # fraction of the tissues with straight reflectors, and, independently, with layers of skin
 CONFIG = ModelConfig(width=16, deep=1)
 
 
@@ -54,8 +55,10 @@ def outline(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
 
 
 def reflectors(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Add fascia, skin, needles or the probe's face, and their reverberations, to a frame (H, W): they have soft
-    profiles and uneven brightness, and belong to the tissue."""
+    """Add nearly straight reflectors (fascia, needles, the probe's face), some with reverberations, to a frame (H, W).
+
+    They belong to the tissue: their profiles are soft, their brightness uneven.
+    """
     y, x = np.mgrid[: frame.shape[0], : frame.shape[1]].astype(float)
     texture, inside = frame / (ndimage.uniform_filter(frame, 9) + 0.05), ndimage.uniform_filter(frame, 15) > 0
     for _ in range(rng.integers(1, 5)):
@@ -76,15 +79,31 @@ def reflectors(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return frame.clip(0, 1)
 
 
+def skin(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Add the thin, straight, speckled layers below a linear probe to a frame (H, W), brighter at some columns."""
+    texture = frame / (ndimage.uniform_filter(frame, 9) + 0.05)
+    y, x = np.mgrid[: frame.shape[0], : frame.shape[1]].astype(float)
+    y = y - rng.normal(0, 0.01) * x - rng.choice([0, rng.uniform(0, 60)])
+    for depth in rng.exponential(rng.uniform(4, 25), rng.integers(3, 13)):
+        waves = ndimage.gaussian_filter1d(rng.normal(size=frame.shape[1]), rng.uniform(4, 40))
+        brightness = (rng.uniform(0, 1) + rng.uniform(0.3, 1) * waves / waves.std()).clip(0, 2)
+        profile = np.exp(-(((y - depth) / rng.uniform(0.35, 1.6)) ** 2) / 2)
+        frame = frame + rng.uniform(0.1, 0.6) * profile * brightness * texture ** rng.uniform(0.3, 1)
+    return frame.clip(0, 1)
+
+
 def tissue(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """A simulated frame (H, W) uint8 as on a scanner's screen, without graphics."""
     axial = np.exp(rng.uniform(*np.log((0.7, 5))))
     grain = (float(axial), float(np.clip(axial * np.exp(rng.uniform(-0.2, 1.4)), 0.7, 16)))
     geometry = str(rng.choice(["linear", "sector", "piece"], p=(0.5, 0.25, 0.25)))
     layout = "natural" if rng.random() < 0.5 else str(rng.choice(LAYOUTS[:-1]))
-    frame = simulate_recorded(size, grain, geometry, rng, layout)[0][0]
+    every = 2 if rng.random() < 0.2 else 1  # rows; layers are then as sharp as drawn lines
+    frame = simulate_recorded((every * size[0], size[1]), grain, geometry, rng, layout)[0][0][::every]
     if rng.random() < REFLECTING:
         frame = reflectors(frame, rng)
+    if rng.random() < REFLECTING:
+        frame = skin(frame, rng)
     if rng.random() < 0.1:  # enlarged without smoothing
         frame = frame[: size[0] // 2, : size[1] // 2].repeat(2, 0).repeat(2, 1)
     return np.round(255 * frame.clip(0, 1)).astype(np.uint8)
@@ -172,10 +191,13 @@ def train(pool: tuple[np.ndarray, np.ndarray], output: Path, steps: int, size: i
         for part, name in ((network, "network"), (optimizer, "optimizer"), (schedule, "schedule")):
             part.load_state_dict(kept[name])
     network.to(memory_format=torch.channels_last).train()
+    half = choose_precision(torch.device("cpu"), training=True) == torch.bfloat16
     mean, began = 0.0, time.monotonic()
     for step in range(first, steps):
         values, labels = batch(*pool, size, np.random.default_rng([seed, step]))
-        value = loss(network(values.contiguous(memory_format=torch.channels_last)), labels)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            outputs = network(values.contiguous(memory_format=torch.channels_last))
+        value = loss(outputs.float(), labels)
         optimizer.zero_grad()
         value.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -195,7 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pool", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--tissues", type=int, default=1800)
+    parser.add_argument("--tissues", type=int, default=1600)
     parser.add_argument("--steps", type=int, default=60_000)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from skimage.filters import apply_hysteresis_threshold
 
 from . import checkpoint
 from .devices import choose_precision
@@ -18,7 +19,9 @@ from .inference import fast_network, through_network
 
 FILE = Path(__file__).resolve().parent.parent / "Resources" / "graphics.safetensors"  # no model for despeckling
 LOGITS = 16.0  # by which the network's output, counted from 1/2, is multiplied
-ALONE, TOGETHER = 1.5, 0.5  # logits from which a pixel of one frame is drawn, or of several on average
+ALONE = 1.5  # logit from which a pixel of one frame of a cine is drawn
+MIRRORED = (0.0, 1.0)  # for the mean over the mirror images of a still: logits of what counts next to something certain
+TOGETHER = (-1.0, 0.5)  # and of what is certain; the same for the mean over several frames
 MARGIN = 1  # pixels around what is found that count as drawn, too
 
 
@@ -72,6 +75,6 @@ def graphics_over_time(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(frames) == 1:
         turns = ([1], [2], [1, 2])
         total += sum(_logits(torch.from_numpy(frames).flip(axes), bounds).flip(axes) for axes in turns)
-    many = len(frames) > 1
-    always = widen(total / len(frames) > TOGETHER if many else total / 4 > ALONE, MARGIN)[0].numpy()
+    mean, limits = (total / len(frames), TOGETHER) if len(frames) > 1 else (total / 4, MIRRORED)
+    always = widen(apply_hysteresis_threshold(mean[0].numpy(), *limits), MARGIN)
     return always, each | always

@@ -105,7 +105,8 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
         return nothing
     dark = below <= black + max(0.008 * span, rounding)
     region = _find_outline(image, lit, dark | standing)
-    standing &= ~_find_cysts((brightest <= black + max(0.008 * span, rounding)) & region)
+    if lit[region].mean() >= WATER:  # in water, all that is dark would count as one
+        standing &= ~_find_cysts((brightest <= black + max(0.008 * span, rounding)) & region)
     region &= ~_find_boxes(brightest, darkest, region)
     region = _remove_specks(region & ~ndimage.binary_dilation(standing | (lit & colored), iterations=AROUND), SMALLEST)
     return region if within is None else region & within
