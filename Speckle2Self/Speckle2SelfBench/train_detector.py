@@ -54,20 +54,31 @@ def outline(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     return inside
 
 
+def _texture(frame: np.ndarray) -> np.ndarray:
+    """Return the speckle of a frame (H, W), relative to its surroundings."""
+    return frame / (ndimage.uniform_filter(frame, 9) + 0.05)
+
+
+def _waves(count: int, widths: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+    """Return smooth random values (count,) with a standard deviation of 1; widths, range of the smoothing's sigma."""
+    values = ndimage.gaussian_filter1d(rng.normal(size=count), rng.uniform(*widths))
+    return values / values.std()
+
+
 def reflectors(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Add nearly straight reflectors (fascia, needles, the probe's face), some with reverberations, to a frame (H, W).
 
     They belong to the tissue: their profiles are soft, their brightness uneven.
     """
     y, x = np.mgrid[: frame.shape[0], : frame.shape[1]].astype(float)
-    texture, inside = frame / (ndimage.uniform_filter(frame, 9) + 0.05), ndimage.uniform_filter(frame, 15) > 0
+    texture, inside = _texture(frame), ndimage.uniform_filter(frame, 15) > 0
     for _ in range(rng.integers(1, 5)):
         turn = rng.choice([0, rng.normal(0, 0.15), rng.uniform(0, np.pi)])
         along, across = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
         across = across - rng.choice([rng.uniform(0, 20), rng.uniform(*np.quantile(across, (0, 1)))])
         across += rng.choice([0, rng.uniform(0, 8)]) * np.sin(along / rng.uniform(15, 120) + rng.uniform(0, 6))
-        waves = ndimage.gaussian_filter1d(rng.normal(size=700), rng.uniform(2, 25))
-        brightness = 1 + rng.uniform(0.15, 0.5) * np.interp(along, np.arange(-250, 450), waves / waves.std())
+        waves = _waves(700, (2, 25), rng)
+        brightness = 1 + rng.uniform(0.15, 0.5) * np.interp(along, np.arange(-250, 450), waves)
         middle, reach = rng.uniform(-50, 300), rng.choice([1000, rng.uniform(10, 150)])
         brightness *= 1 / (1 + np.exp((np.abs(along - middle) - reach) / rng.uniform(1, 8)))
         brightness *= texture if rng.random() < 0.5 else 1
@@ -81,12 +92,12 @@ def reflectors(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def skin(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Add the thin, straight, speckled layers below a linear probe to a frame (H, W), brighter at some columns."""
-    texture = frame / (ndimage.uniform_filter(frame, 9) + 0.05)
+    texture = _texture(frame)
     y, x = np.mgrid[: frame.shape[0], : frame.shape[1]].astype(float)
     y = y - rng.normal(0, 0.01) * x - rng.choice([0, rng.uniform(0, 60)])
     for depth in rng.exponential(rng.uniform(4, 25), rng.integers(3, 13)):
-        waves = ndimage.gaussian_filter1d(rng.normal(size=frame.shape[1]), rng.uniform(4, 40))
-        brightness = (rng.uniform(0, 1) + rng.uniform(0.3, 1) * waves / waves.std()).clip(0, 2)
+        waves = _waves(frame.shape[1], (4, 40), rng)
+        brightness = (rng.uniform(0, 1) + rng.uniform(0.3, 1) * waves).clip(0, 2)
         profile = np.exp(-(((y - depth) / rng.uniform(0.35, 1.6)) ** 2) / 2)
         frame = frame + rng.uniform(0.1, 0.6) * profile * brightness * texture ** rng.uniform(0.3, 1)
     return frame.clip(0, 1)

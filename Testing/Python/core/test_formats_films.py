@@ -241,7 +241,7 @@ def test_a_film_that_is_cut_or_no_film_is_refused_without_a_word_of_the_library(
 def test_a_cut_film_without_the_number_of_its_frames_is_refused(tmp_path, name, codec):
     data = film(tmp_path / name, np.repeat(FRAMES, 5, 0), codec, "yuv420p", rate=Fraction(25)).read_bytes()
     assert len(files.read(tmp_path / name).frames) == 25
-    for share in (0.5, 0.6):  # within a frame; no number tells of whole ones that are missing
+    for share in (0.5, 0.6):  # within a frame: without a frame count, missing whole frames go unnoticed
         (tmp_path / name).write_bytes(data[: int(len(data) * share)])
         with pytest.raises(InputError, match="is cut short"):
             files.read(tmp_path / name)
