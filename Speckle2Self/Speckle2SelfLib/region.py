@@ -14,6 +14,7 @@ from .tint import Tint, find_tint
 LINE = 9  # pixels: lines across an image are nowhere thicker, with the margin of what is found
 EVEN = 5  # pixels: speckle is nowhere of one value over so many rows and columns
 WATER = 0.3  # of the hull is light where tissue is imaged, and not a phantom in water
+MARK = 0.25  # of the span of grey values; what is drawn on a cyst is brighter
 GAP = 4  # pixels: what is black and outside is nowhere narrower
 AROUND = 2  # pixels around graphics and colors are left out as well: fringes, shadows, what JPEG blurs
 RIM = 5  # pixels: what is found at the edge of an image is no wider, and is compared with what is so near
@@ -86,7 +87,7 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
         return nothing
 
     some = grey_values[evenly_spaced(len(chosen), 12)]
-    standing, moving = graphics_over_time(some)
+    standing, moving, certain = graphics_over_time(some)
     standing &= ~_find_rims(standing, steady - black, lit)
     for found, values in zip(moving, some, strict=True):
         found &= ~_find_rims(found, values - black, lit)
@@ -106,7 +107,9 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     dark = below <= black + max(0.008 * span, rounding)
     region = _find_outline(image, lit, dark | standing)
     if lit[region].mean() >= WATER:  # in water, all that is dark would count as one
-        standing &= ~_find_cysts((brightest <= black + max(0.008 * span, rounding)) & region)
+        marks = certain & (brightest > black + MARK * span)
+        cysts, grounds = _divide_dark((brightest <= black + max(0.008 * span, rounding)) & region, marks)
+        standing = (standing & (marks | ~cysts)) | grounds
     region &= ~_find_boxes(brightest, darkest, region)
     region = _remove_specks(region & ~ndimage.binary_dilation(standing | (lit & colored), iterations=AROUND), SMALLEST)
     return region if within is None else region & within
@@ -167,12 +170,18 @@ def _find_rims(found: np.ndarray, level: np.ndarray, lit: np.ndarray) -> np.ndar
     return rims[labels]
 
 
-def _find_cysts(dark: np.ndarray) -> np.ndarray:
-    """Return the black parts (H, W) bool of an image that are no rectangles, and their borders."""
+def _divide_dark(dark: np.ndarray, marks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which black parts of an image are cysts, with their borders, and which the ground of text, (H, W) bool.
+
+    With the letters on it, the ground of text is a rectangle, and no cyst is one. marks, (H, W) bool: what is drawn
+    brightly.
+    """
     labels, count = ndimage.label(ndimage.binary_opening(dark, np.ones((GAP, GAP))))
-    parts = zip(range(1, count + 1), ndimage.find_objects(labels), strict=True)
-    crooked = [label for label, box in parts if (labels[box] == label).mean() < 0.85]
-    return ndimage.binary_dilation(np.isin(labels, crooked), iterations=GAP)
+    crooked, ground = np.zeros((2, count + 1), bool)
+    for label, box in enumerate(ndimage.find_objects(labels), 1):
+        crooked[label] = ((labels[box] == label) | marks[box]).mean() < 0.85
+        ground[label] = not crooked[label] and marks[box].any()
+    return ndimage.binary_dilation(crooked[labels], iterations=GAP), ground[labels]
 
 
 def _find_boxes(brightest: np.ndarray, darkest: np.ndarray, within: np.ndarray) -> np.ndarray:
