@@ -20,13 +20,18 @@ from .dataset import Batch, Cine, join_cines, simulate_cines
 from .loss import published_loss, truth_loss
 from .network import FrameLearner
 from .perturbation import min_max, published_views
-from .respeckling import despeckle_anatomies, respeckle
-from .system import InputError, Progress
+from .respeckling import despeckle_anatomies, draw_pairs, find_pairs, respeckle
+from .system import InputError, Progress, _
 
 FAST_GRAIN = (0.65, 1.45)  # pixels, as `estimate_grain` measures it; other recordings are resampled to it
 HELD_OUT_ANATOMIES = (16, 64)  # fewest and most; in between, a hundredth of those trained on
 MOST_FRAMES = 60  # limit for a recording whose anatomy is used
 WARM_UP = 50  # steps while the learning rate rises
+PAIRED = 0.5  # pieces of pairs of frames, relative to the anatomies
+STILL = _(
+    "In {} of {} pairs of neighboring frames, the anatomy stands still while the speckle changes. Each frame of these "
+    "pairs is also a training target for the other."
+)
 NEW = (
     "--width applies only to a new network of ours, --deep and --uncertainty also to one that lacks the deeper level "
     "or the uncertainty. Drop them, or drop --init."
@@ -45,6 +50,7 @@ class Recipe:
     learns_recorded = True  # whether recorded frames are trained on as they are
     despeckles = False  # whether `simulate` needs a network that despeckles already
     most_frames: int | None = None  # frames used of a recording, evenly spread; None: all
+    message = ""  # what `simulate` found in the recordings, a sentence for the user
     cuda_memory_format = torch.channels_last  # layout of weights and activations on a CUDA device
 
     def __init__(self, config: TrainingConfig):
@@ -187,9 +193,16 @@ class Respeckled(Recipe):
         own = max(1, round(config.share * count))
         recorded = despeckle_anatomies(cines, network)
         speckles = [anatomy.speckle for anatomy in recorded]
+        pairs = [
+            find_pairs(cine, speckle, network) if min(cine.frames.shape[-2:]) >= config.crop else np.array([], int)
+            for cine, speckle in zip(cines, speckles, strict=True)
+        ]
         made = [respeckle(recorded, own, config.crop, rng, lambda n, _: progress(n, count))]
         if own < count:
             made.append(simulate_cines(count - own, config.crop, rng, grains, lambda n, _: progress(own + n, count)))
+        if still := sum(map(len, pairs)):
+            made.append(draw_pairs(cines, pairs, max(1, round(PAIRED * count)), config.crop, rng))
+            self.message = STILL.format(still, sum(len(cine.frames) - 1 for cine in cines))
         one, two = (np.random.default_rng([config.seed, number]) for number in (1, 2))
         world = simulate_cines(few, config.crop, one, grains, speckles=speckles)
         if held_out:

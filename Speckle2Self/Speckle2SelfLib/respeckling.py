@@ -1,5 +1,8 @@
 """Recordings as anatomies: despeckled, and covered again by speckle like their own, so that the truth is known.
 
+Where neighboring frames show the same anatomy below independent speckle, each is also the target of the other, whose
+mean over all speckle is the truth (Noise2Noise, Lehtinen et al., ICML 2018).
+
 Related: SAR2SAR (Dalsasso, Denis, Tupin, IEEE JSTARS 2021), noise as clean (Xu et al., IEEE TIP 2020), Noisier2Noise
 (Moran et al., CVPR 2020).
 """
@@ -16,7 +19,7 @@ from torch import nn
 
 from .dataset import Cine, side_by_side
 from .grey import BRIGHTEST, evenly_spaced
-from .inference import through_mirrored
+from .inference import through_mirrored, through_network
 from .recorded_speckle import RecordedSpeckle, measure
 from .resampling import resample
 from .system import Progress
@@ -26,6 +29,9 @@ MEASURED = 8  # frames of a recording, at most, on which its speckle is measured
 SCALES = (0.75, 1.5)  # magnification of a piece of a frame
 SHARPENED, BLUR = 1.0, 1.5  # largest share of the difference to a blurred piece that is added; sigma, pixels
 CONTRASTS = (0.67, 1.5)  # factor on the contrast of half of the pieces
+RELATED = 0.2  # correlation of the speckle of two frames from which it counts as the same
+FAINT = 0.25  # times the recording's speckle; frames with less are black or blank
+CHANGED = 1.5  # times the difference that independent speckle makes between two despeckled frames; then anatomy moved
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,54 @@ def despeckle_anatomies(cines: Sequence[Cine], network: nn.Module) -> list[Recor
         some = evenly_spaced(len(clean), MEASURED)
         anatomies.append(RecordedAnatomy(clean, measure(frames[some, 0].numpy(), clean[some], cine.inside)))
     return anatomies
+
+
+@torch.no_grad()
+def find_pairs(cine: Cine, speckle: RecordedSpeckle, network: nn.Module) -> np.ndarray:
+    """Return the numbers n of the frames after which frame n + 1 shows the same anatomy below independent speckle.
+
+    Of two such frames, what the network removes does not correlate, and what it leaves differs no more than where the
+    recording's speckle is drawn twice over one despeckled frame.
+    """
+    device, inside = next(network.parameters()).device, cine.inside
+
+    def despeckled(frame: torch.Tensor) -> np.ndarray:
+        """Return a frame (1, 1, H, W) without speckle, (H, W)."""
+        return through_network(network, frame.to(device)).float().cpu()[0, 0].numpy()
+
+    clean = [despeckled(frame) for frame in cine.frames.split(1)]
+    rng, lightest = np.random.default_rng(0), max(clean, key=np.mean)
+    drawn = [speckle.draw(lightest, rng) for _ in range(2)]
+    one, two = (despeckled(torch.from_numpy(frame)[None, None]) for frame in drawn)
+    most, least = CHANGED * np.std((one - two)[inside]), FAINT * np.std((drawn[0] - lightest)[inside])
+    found = []
+    for number in range(len(clean) - 1):
+        removed = [(cine.frames[n, 0].numpy() - clean[n])[inside] for n in (number, number + 1)]
+        left = (clean[number] - clean[number + 1])[inside]
+        if min(map(np.std, removed)) <= least or np.sqrt(np.mean(left**2)) > most:
+            continue
+        if np.corrcoef(removed)[0, 1] < RELATED:
+            found.append(number)
+    return np.array(found, int)
+
+
+def draw_pairs(
+    cines: Sequence[Cine], pairs: Sequence[np.ndarray], count: int, crop: int, rng: np.random.Generator
+) -> Cine:
+    """Return `count` pieces of frames, crop x crop pixels, and as their truth those of the other frame of their pair.
+
+    Args: pairs, what `find_pairs` returns for each of the cines; at least one, of frames of at least `crop` pixels.
+    """
+    every = [(cine, n) for cine, numbers in zip(cines, pairs, strict=True) for n in numbers]
+    frames, truths = [], []
+    for _ in range(count):
+        cine, number = every[int(rng.integers(len(every)))]
+        y, x = (int(rng.integers(n - crop + 1)) for n in cine.frames.shape[-2:])
+        pieces = cine.frames[number : number + 2, :, y : y + crop, x : x + crop]
+        order = rng.permutation(2)
+        frames.append(pieces[order[:1]])
+        truths.append(pieces[order[1:]])
+    return Cine(torch.cat(frames), truth=torch.cat(truths))
 
 
 def draw_piece(images: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:

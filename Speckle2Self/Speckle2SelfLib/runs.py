@@ -296,10 +296,13 @@ class Run:
         self.reported = time.monotonic()
         if self.cines and recipe_of(start.config).despeckles and start.config.simulated:
             self.say(ESTIMATES.format(", ".join("{:.1f} x {:.1f}".format(*c.recorded_grain) for c in self.cines[:3])))
-        return Training(
+        training = Training(
             self.cines, start.config, start.model, start.network, self.device, self.held_out, self.report_simulation,
             start.teacher,
         )  # fmt: skip
+        if training.recipe.message:
+            self.say(training.recipe.message)
+        return training
 
     def report_simulation(self, done: int, count: int) -> None:
         """Report how many anatomies are simulated, now and then. Raises Cancelled if asked to stop."""

@@ -74,8 +74,16 @@ def test_margins_stay_out_and_a_dark_cyst_stays_in():
     assert region[cyst].mean() > 0.96
 
 
+def even_tissue():
+    """A frame (1, 240, 320) uint8."""
+    config = SimulationConfig((240, 320), 1, (1.5, 3), "flat", roughness=np.inf)
+    return np.round(20 + simulate(config, np.random.default_rng(2)).frames * 180).astype(np.uint8)
+
+
 def test_marks_in_the_dark_and_on_the_wall_of_a_cyst_are_left_out():
-    frame = simulate(SimulationConfig((240, 320), 1, (1.5, 3), "flat", roughness=np.inf), np.random.default_rng(2)).frames
+    frame = simulate(
+        SimulationConfig((240, 320), 1, (1.5, 3), "flat", roughness=np.inf), np.random.default_rng(2)
+    ).frames
     frame = np.round(20 + frame * 180).astype(np.uint8)
     y, x = np.mgrid[:240, :320]
     cyst = np.hypot((y - 120) / 32, (x - 160) / 45) < 1
@@ -91,7 +99,9 @@ def test_marks_in_the_dark_and_on_the_wall_of_a_cyst_are_left_out():
 
 
 def test_the_black_ground_of_white_text_is_left_out():
-    frame = simulate(SimulationConfig((240, 320), 1, (1.5, 3), "flat", roughness=np.inf), np.random.default_rng(2)).frames
+    frame = simulate(
+        SimulationConfig((240, 320), 1, (1.5, 3), "flat", roughness=np.inf), np.random.default_rng(2)
+    ).frames
     frame = np.round(20 + frame * 180).astype(np.uint8)
     label = Image.new("L", (116, 22))
     ImageDraw.Draw(label).text((6, 2), "WF WF RT", 255, ImageFont.load_default(16))

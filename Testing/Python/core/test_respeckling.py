@@ -15,7 +15,7 @@ from Speckle2SelfLib.config import Job, ModelConfig, TrainingConfig
 from Speckle2SelfLib.dataset import Cine, prepare_cine
 from Speckle2SelfLib.network import build
 from Speckle2SelfLib.recorded_speckle import measure
-from Speckle2SelfLib.respeckling import despeckle_anatomies, draw_piece, respeckle
+from Speckle2SelfLib.respeckling import despeckle_anatomies, draw_pairs, draw_piece, find_pairs, respeckle
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
 from Speckle2SelfLib.system import Cancelled, InputError
 from Speckle2SelfLib.training import Training
@@ -104,6 +104,42 @@ def test_each_recording_keeps_its_own_speckle(cine, network):
     anatomies = despeckle_anatomies([cine, fainter], network)
     spreads = [np.ptp(anatomy.speckle.quantiles, axis=1).max() for anatomy in anatomies]
     assert spreads[1] < 0.5 * spreads[0]
+
+
+@pytest.fixture(scope="module")
+def still():
+    """A cine of one anatomy, each frame with speckle of its own, at the bundled model's grain; and that model."""
+    made = simulate(SimulationConfig((160, 160), 4, (1.3, 1.6), "layers"), np.random.default_rng(6)).frames
+    model = library.load_model("default")
+    return prepare_cine(made, np.ones((160, 160), bool), model.config), model.network
+
+
+@pytest.mark.parametrize("change, found", [
+    (lambda frames: frames, [0, 1, 2]),
+    (lambda frames: torch.stack([frames[0].roll(n // 2, -1) for n in range(4)]), []),
+    (lambda frames: torch.stack([frame.roll(12 * n, -2) for n, frame in enumerate(frames)]), []),
+    (lambda frames: torch.stack([frames[0], frames[1], 0 * frames[0], 0 * frames[0]]), [0]),
+], ids=["independent speckle", "the same speckle", "moving anatomy", "black frames"])  # fmt: skip
+def test_pairs_are_frames_of_one_anatomy_below_independent_speckle(still, change, found):
+    cine, network = still
+    (anatomy,) = despeckle_anatomies([cine], network)
+    assert find_pairs(replace(cine, frames=change(cine.frames)), anatomy.speckle, network).tolist() == found
+
+
+def test_each_frame_of_a_pair_is_the_target_of_the_other(cine):
+    made = draw_pairs([cine, cine], [np.array([3]), np.array([], int)], 12, 48, np.random.default_rng(0))
+    frames, targets = (x.flatten(1) for x in (made.frames, made.truth))
+    whole = cine.frames[3:5, 0].unfold(1, 48, 1).unfold(2, 48, 1).flatten(3).flatten(1, 2)  # (2, places, pixels)
+    for frame, target in zip(frames, targets, strict=True):
+        of, place = torch.nonzero((whole == frame).all(-1))[0]
+        assert torch.equal(whole[1 - of, place], target)
+
+
+def test_a_still_cine_trains_on_its_pairs_and_says_so(still):
+    cine, network = still
+    training = Training([cine], replace(CONFIG, crop=128, simulated=8), library.load_model("default").config, network)
+    assert len(training.simulated.frames) == 12
+    assert training.recipe.message.startswith("In 3 of 3 pairs of neighboring frames, the anatomy stands still")
 
 
 def test_only_frames_of_known_truth_are_trained_on_and_others_are_held_out(cine):
