@@ -133,11 +133,11 @@ class TrainingConfig:
 PRESETS = {
     "adapt": TrainingConfig(
         "respeckle",
-        steps=500,
+        steps=1000,
         learning_rate=5e-4,
         averaging=0.98,
         interval=100,
-        simulated=800,
+        simulated=1200,
         share=0.65,
     ),
     "standard": TrainingConfig("respeckle", steps=12_000, simulated=6000, share=0.35),
