@@ -66,11 +66,11 @@ NO_FANS = {
 
 
 @pytest.mark.parametrize("region", NO_FANS.values(), ids=NO_FANS)
-def test_nothing_else_is_taken_for_a_fan(region):
+def test_nothing_else_is_mistaken_for_a_fan(region):
     assert find_fan(region) is None
 
 
-def test_an_image_comes_back_from_the_beams_as_it_was():
+def test_resampling_along_beams_and_back_restores_the_image():
     region, depth, angle = fan()
     image = torch.from_numpy((np.sin(depth / 6) * np.cos(angle * 9)).astype(np.float32))[None, None]
     resampling = Resampling(region, (1.0, 1.0), FAST_GRAIN)

@@ -102,7 +102,7 @@ def grey_images():
     ("name", "frames"), list(grey_images()), ids=lambda value: value if isinstance(value, str) else ""
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.int16])
-def test_grey_values_are_not_taken_for_signals(name, frames, dtype):
+def test_grey_values_are_not_mistaken_for_signals(name, frames, dtype):
     values = frames * (2000 if dtype == np.int16 and np.abs(frames).max() < 100 else 1)
     assert signals.kind_of(values.astype(dtype)) is None
 
@@ -113,7 +113,7 @@ def test_values_that_may_be_an_envelope_are_reported(tmp_path, caplog):
     assert ["may hold a linear envelope" in record.message for record in caplog.records] == [True]
 
 
-def test_real_recordings_stay_grey_values_in_any_type(shared_data):
+def test_real_recordings_are_read_as_grey_values_in_any_type(shared_data):
     for path in sorted((shared_data / "plus").glob("*.mha")):
         frames = files.read(path).frames
         assert signals.kind_of(frames.astype(np.float32)) is None and signals.kind_of(frames) is None
@@ -137,7 +137,7 @@ def test_an_envelope_is_despeckled_as_a_whole_with_a_warning(shared_data, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["out.npy", "out.mha", "out.nrrd", "out.tif", "out.nii.gz"])
-def test_decibels_of_an_array_are_written_wherever_floating_point_is_held(tmp_path, name):
+def test_decibels_of_an_array_are_written_to_every_format_with_floating_point(tmp_path, name):
     np.save(tmp_path / "in.npy", VALUES)
     recording = files.read(tmp_path / "in.npy")
     files.write(tmp_path / name, recording.frames, recording)

@@ -64,7 +64,7 @@ def test_fragments_are_found():
 
 
 @each_source
-def test_docstrings_are_no_fragments(source):
+def test_docstrings_are_not_fragments(source):
     assert not fragments(tree_of(source))
 
 
@@ -120,7 +120,7 @@ def test_private_names_of_torch_are_used_only_to_run_networks_fast(source):
 
 
 @each_source
-def test_no_recipe_is_asked_for_by_name(source):
+def test_no_recipe_is_checked_for_by_name(source):
     if Path(source).name in BY_NAME:
         return
     asked = []

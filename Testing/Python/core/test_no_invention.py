@@ -79,14 +79,14 @@ def flat(grain):
 
 
 @pytest.mark.parametrize("grain", FLAT)
-def test_flat_tissue_stays_flat(grain):
+def test_flat_tissue_remains_flat(grain):
     left, mean, slope = flat(grain)
     most_left, most_mean, most_slope = FLAT[grain]
     assert left <= most_left and mean <= most_mean and slope <= most_slope
 
 
 @pytest.mark.parametrize("grain", FLAT)
-def test_no_blob_in_flat_tissue_is_made_stronger_than_the_input_has_it(grain):
+def test_no_blob_in_flat_tissue_is_stronger_than_in_the_input(grain):
     simulated, output = phantom(grain=grain)
     for width in (3, 5, 9, 17, 33):
         before, after = (np.abs(local_mean(x - simulated.truth, width)).max() for x in (simulated.frames, output))
@@ -150,14 +150,14 @@ def points(level, frames=5):
 
 
 @pytest.mark.parametrize("level", [20, 25, 30])
-def test_isolated_bright_points_stay(level):
+def test_isolated_bright_points_are_kept(level):
     share, _, counts = points(level)
     assert share.min() > 0.85 and share.max() < 1.1
     assert min(counts) >= len(PLACES)
 
 
 @pytest.mark.parametrize("level", [10, 15, 20, 25, 30])
-def test_no_point_is_made_up_or_made_brighter(level):
+def test_no_point_is_invented_or_made_brighter(level):
     share, grown, counts = points(level, frames=60)
     assert share.max() < 1.3
     assert np.mean(counts) <= len(PLACES) + 0.25 and grown <= 0
@@ -170,7 +170,7 @@ def spots(grain, frames=30):
 
 
 @pytest.mark.parametrize("grain", SPECKLED)
-def test_few_grains_of_speckle_stay_as_spots_and_hardly_any_grows(grain):
+def test_few_grains_of_speckle_remain_as_spots_and_hardly_any_grows(grain):
     count, growth = spots(grain)
     assert count < 0.3 and growth <= 0.02  # 1 dB
 
@@ -194,7 +194,7 @@ def layer(height, width):
 
 
 @pytest.mark.parametrize(("height", "width"), [(12, 1.0), (12, 2.0), (20, 1.0)])
-def test_thin_layers_stay_one_layer_in_their_place(height, width):
+def test_thin_layers_remain_single_layers_in_their_place(height, width):
     share, echo, moved = layer(height, width)
     assert share.min() > 0.85 and share.max() < 1.2
     assert echo < 0.03, "no second layer"
@@ -216,7 +216,7 @@ def shadow(drop):
 
 
 @pytest.mark.parametrize("drop", [10, 20, 30])
-def test_a_shadow_stays_dark_and_empty(drop):
+def test_a_shadow_remains_dark_and_empty(drop):
     depth, mean, left = shadow(drop)
     assert depth.min() > 0.9 and depth.max() < 1.1
     assert mean < 0.05 and left < 0.3

@@ -74,7 +74,7 @@ def test_the_reconstructed_volume(shared_data, tmp_path):
     assert roughness(after.frames, region) < 0.8 * roughness(before.frames, region)
 
 
-def test_the_colour_recording(shared_data, tmp_path):
+def test_the_color_recording(shared_data, tmp_path):
     source = shared_data / "plus" / "ColorNrrdSample.igs.nrrd"
     before, after = run(source, tmp_path)
     coloured = ~grey(before.frames)
@@ -108,7 +108,7 @@ def test_the_carotid_frames(shared_data):
 
 
 @pytest.mark.parametrize("layout", ["phantom", "vessel", "layers", "organ"])
-def test_simulated_frames_come_nearer_to_their_truth_than_any_filter_brings_them(layout):
+def test_simulated_frames_get_closer_to_their_truth_than_with_any_filter(layout):
     simulated = simulate(SimulationConfig((160, 160), 2, (1.3, 2.0), layout), np.random.default_rng(2024))
 
     def error(model):

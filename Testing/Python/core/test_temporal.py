@@ -86,7 +86,7 @@ def test_a_moving_edge_leaves_no_ghost(moving):
                 assert abs(error[number, places[other]]) < 0.04
 
 
-def test_a_frame_is_despeckled_as_if_it_were_alone(moving):
+def test_a_frame_is_despeckled_independently_of_its_cine(moving):
     """Nothing but the grey mapping and the grain is shared by the frames of a cine."""
     frames, _, output = moving
     whole = np.ones(frames.shape[1:], bool)

@@ -53,7 +53,7 @@ def test_a_tinted_recording_is_despeckled_throughout_and_keeps_its_hue(speckled,
     assert np.abs(luminance(result)[inside] - luminance(tinted(plain, name))[inside]).mean() < 3
 
 
-def test_strength_and_gamma_keep_the_hue_too(speckled):
+def test_strength_and_gamma_also_keep_the_hue(speckled):
     frames = tinted(speckled, "sepia")
     region = np.ones(frames.shape[1:3], bool)
     result = despeckle(frames, "median", region=None)
@@ -62,7 +62,7 @@ def test_strength_and_gamma_keep_the_hue_too(speckled):
     assert np.quantile(away, 0.99) <= 4
 
 
-def test_grey_recordings_and_doppler_colour_have_no_tint(speckled):
+def test_grey_recordings_and_doppler_color_have_no_tint(speckled):
     assert find_tint(speckled) is None
     assert find_tint(speckled[..., None].repeat(3, -1)) is None
     rng = np.random.default_rng(0)
@@ -75,7 +75,7 @@ def test_grey_recordings_and_doppler_colour_have_no_tint(speckled):
         assert find_tint(files.read(pydicom.examples.get_path(name)).frames) is None, name
 
 
-def test_doppler_colour_on_a_tinted_image_stays_as_it_is(speckled):
+def test_doppler_color_on_a_tinted_image_is_kept(speckled):
     frames = tinted(speckled, "sepia")
     frames[:, 50:70, 60:90] = (40, 60, 220)
     result = despeckle(frames, "median")

@@ -98,7 +98,7 @@ def test_outside_the_region_and_where_nothing_is_changed_it_is_zero(cine):
     assert not uncertainty[:, 20:24, 20:24].any() and (uncertainty[:, 5:15, 10:15] > 0).all()
 
 
-def test_it_comes_back_at_the_frames_own_resolution_and_along_beams():
+def test_it_is_returned_at_the_resolution_of_the_frames_and_along_beams():
     frames = np.random.default_rng(0).integers(20, 220, (2, 120, 160)).astype(np.uint8)
     rows, columns = np.mgrid[:120, :160]
     depth, angle = np.hypot(rows + 20, columns - 80), np.arctan2(columns - 80, rows + 20)
@@ -110,7 +110,7 @@ def test_it_comes_back_at_the_frames_own_resolution_and_along_beams():
         assert not uncertainty[:, ~region].any()
 
 
-def test_a_single_frame_takes_a_single_map_and_others_are_refused(cine, whole):
+def test_a_single_frame_needs_a_single_map_and_others_are_refused(cine, whole):
     _, uncertainty = told(cine[0], make(), whole)
     assert uncertainty.shape == (40, 48) and (uncertainty > 0).all()
     for wrong in (np.zeros((40, 48), np.float32), np.zeros(cine.shape), np.zeros((48, 40, 3), np.float32).T):
@@ -203,7 +203,7 @@ def test_recordings_of_all_kinds_have_one_with_their_geometry(folder, cine, kind
 
 
 @pytest.mark.parametrize("axis", ["j", "average"])
-def test_volumes_have_one_whichever_way_they_are_cut(folder, axis):
+def test_volumes_have_one_along_any_axis(folder, axis):
     volume = np.random.default_rng(0).integers(20, 220, (16, 24, 32)).astype(np.uint8)
     np.save("volume.npy", volume)
     assert run("volume.npy", "out.npy", "--axis", axis, "--uncertainty", "told.npy") == 0

@@ -151,7 +151,7 @@ def finished(sequence, folder):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("plane", PLANES)
-def test_show_fills_its_views_and_they_come_back(desk, train, layout, plane, tmp_path):
+def test_show_fills_its_views_and_restores_them(desk, train, layout, plane, tmp_path):
     desk.arrange(layout)
     before = turns()
     train.logic.trainer.jobs.append(finished(recording(desk, plane), tmp_path))

@@ -362,7 +362,7 @@ def test_too_little_memory_is_reported_and_leaves_nothing(room, model, tmp_path,
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
-def test_a_worker_with_too_little_memory_reports_it_and_takes_the_next_job(tmp_path):
+def test_a_worker_with_too_little_memory_reports_it_and_does_the_next_job(tmp_path):
     first = Worker(python=sys.executable)  # without Slicer's launcher, whose own memory would be measured
     finish(first, first.despeckle(FRAMES, model="median"))
     status = Path(f"/proc/{first.pid}/status").read_text()
@@ -536,7 +536,7 @@ def test_a_clock_that_is_set_back_changes_nothing(worker, monkeypatch):
     assert job.state == "done" and 0 < job.rate < np.inf
 
 
-def test_after_all_this_nothing_runs_on(trainer, job):
+def test_no_process_is_left_running_after_these_tests(trainer, job):
     """A run that is closed leaves no process, whatever state it is in."""
     run = trainer.add("run", [np.repeat(FRAMES, 2, 1)[:, :64, :48]], replace(job, steps=10**6))
     pid = run._child.process.pid

@@ -592,7 +592,7 @@ def test_unusual_but_good_files_are_read(tmp_path):
 
 @pytest.mark.parametrize("field", ["FrameTime", "FrameTimeVector", "CineRate"])
 @pytest.mark.parametrize("value", [b"-5 ", b"nan ", b"inf ", b"ab", b"0 ", b"1e400 "])
-def test_impossible_times_do_not_keep_a_recording_from_being_read(field, value, tmp_path):
+def test_a_recording_with_impossible_times_is_read(field, value, tmp_path):
     dataset = pydicom.dcmread(io.BytesIO(dicom(FrameTime=None)))
     tag = pydicom.tag.Tag(field)
     vr = {"FrameTime": "DS", "FrameTimeVector": "DS", "CineRate": "IS"}[field]
@@ -602,7 +602,7 @@ def test_impossible_times_do_not_keep_a_recording_from_being_read(field, value, 
     assert np.array_equal(files.read(tmp_path / "a.dcm").frames, FRAMES)
 
 
-def test_a_description_in_latin_1_does_not_keep_an_image_from_being_written(tmp_path):
+def test_an_image_with_a_description_in_latin_1_is_written(tmp_path):
     data = bytearray(image(".nii", tmp_path))
     data[148:154] = b"Gef\xe4ss"  # NIfTI's field descrip
     recording = files.read(write(tmp_path, "a.nii", data))
@@ -612,7 +612,7 @@ def test_a_description_in_latin_1_does_not_keep_an_image_from_being_written(tmp_
 
 
 @pytest.mark.parametrize("name, field", [("a.mha", b"ElementType = none\n"), ("a.nrrd", b"type: none\n")])
-def test_a_type_that_is_told_twice_is_written_as_it_was_taken(name, field, tmp_path):
+def test_a_type_that_is_declared_twice_is_written_as_it_was_read(name, field, tmp_path):
     data = mha() if name == "a.mha" else nrrd()
     at = data.index(b"\n") + 1
     recording = files.read(write(tmp_path, name, data[:at] + field + data[at:]))
@@ -680,7 +680,7 @@ def test_an_impossible_seed_is_refused_at_once():
 
 
 @pytest.mark.parametrize("values", [[], {}, 3, {"config": {}, "model": {}}, {"config": 3, "model": None}])
-def test_a_training_state_of_nonsense_is_refused(values, tmp_path, monkeypatch, capsys):
+def test_a_nonsensical_training_state_is_refused(values, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     np.save("in.npy", FRAMES.repeat(4, 1).repeat(4, 2))
     checkpoint.save("start.model", ModelConfig(width=4), build(ModelConfig(width=4)), {})
@@ -781,7 +781,7 @@ def test_whole_numbers_of_thousands_of_digits_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["job.json", "log.jsonl", "name.txt"])
-def test_damaged_folders_of_runs_are_passed_over(name, tmp_path):
+def test_damaged_folders_of_runs_are_skipped(name, tmp_path):
     for number, nonsense in enumerate([b"", b"3\n", b"[" * 100_000, b"\xff\xfe", b"null\n{}\n", b"[1]\n"]):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -842,7 +842,7 @@ ANSWERS = [
 ]  # fmt: skip
 
 
-def test_nonsense_of_the_worker_never_reaches_the_application(monkeypatch):
+def test_nonsense_from_the_worker_never_reaches_the_application(monkeypatch):
     monkeypatch.setattr(worker_module.Worker, "warm_up", lambda self: None)
     failed = 0
     for number in numbers("answers"):
@@ -924,7 +924,7 @@ def test_nonsense_for_the_worker_is_answered_or_ends_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("line", [b"hello\n", b"[1, 2]\n", b"[" * 100_000 + b"\n", b'{"command": 3}\n{}\n', b"\xff\n"])
-def test_a_worker_that_hears_nonsense_ends(line):
+def test_a_worker_that_receives_nonsense_ends(line):
     command = [sys.executable, "-m", "Speckle2SelfLib.worker_process"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdin.write(line)

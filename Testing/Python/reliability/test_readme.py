@@ -45,7 +45,7 @@ def test_every_make_target_that_is_named_exists(project):
             subprocess.run(["make", "--dry-run", target], cwd=project, check=True, capture_output=True)
 
 
-def test_the_reference_is_what_the_parser_says(project):
+def test_the_reference_is_generated_from_the_parser(project):
     reference = runpy.run_path(str(project / "Testing" / "make_reference.py"))["reference"]
     assert (project / "Documentation/command_line.md").read_text() == reference()
 

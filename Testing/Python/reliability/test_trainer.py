@@ -79,7 +79,7 @@ def test_a_run_that_another_application_trains_is_left_to_it(trainer, job):
     assert not list(trainer.folder.iterdir())
 
 
-def test_reports_of_steps_that_were_done_anew_are_kept_once(tmp_path):
+def test_reports_of_repeated_steps_are_kept_once(tmp_path):
     lines = [{"config": {}, "from_step": 0}, *({"step": step} for step in range(5)), {"config": {}, "from_step": 2}]
     lines += [{"step": 3}, {"message": "x"}, {"step": 4}, {"config": {}, "from_step": "?"}, {"step": "?"}]
     (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '{"step": ')
@@ -87,7 +87,7 @@ def test_reports_of_steps_that_were_done_anew_are_kept_once(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x" * 90, "-cardiac", "心" * 90, "default"])
-def test_a_name_that_no_model_can_have_ends_no_run(trainer, job, name):
+def test_an_invalid_model_name_ends_no_run(trainer, job, name):
     run = trainer.add(name, [FRAMES], replace(job, steps=1))
     with pytest.raises(InputError, match="unfinished run"):
         trainer.add(name, [FRAMES], job)
@@ -96,7 +96,7 @@ def test_a_name_that_no_model_can_have_ends_no_run(trainer, job, name):
     assert run.model in library.own_models()
 
 
-def test_a_run_that_ended_unseen_is_not_done_again(trainer, job):
+def test_a_run_that_ended_unseen_is_not_repeated(trainer, job):
     """The application was killed between the end of the process and its next look."""
     run = trainer.add("unseen", [FRAMES], job)
     assert run._child.process.wait(60) == 0
@@ -120,7 +120,7 @@ def test_a_finished_run_does_not_touch_another_of_its_name(trainer, job):
     assert second.resumable and done.state == "done"
 
 
-def test_a_stopped_run_whose_model_is_worse_than_its_start_says_so(trainer, job):
+def test_a_stopped_run_reports_a_model_that_is_worse_than_its_start(trainer, job):
     run = trainer.add("worse", [FRAMES], replace(job, steps=100_000))
     until(lambda: len(run.reports) > 2, trainer.poll)
     run.pause()
@@ -166,7 +166,7 @@ def test_a_run_that_was_killed_before_it_reported_can_be_removed(tmp_path, job):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["start.model"]
 
 
-def test_the_region_to_train_on_is_found_in_the_colours_as_recorded(tmp_path):
+def test_the_region_to_train_on_is_found_in_the_recorded_colors(tmp_path):
     grey = FRAMES[..., None].repeat(3, -1)
     colour = grey.copy()
     colour[:, 20:40, 20:40, 0] = 255
@@ -197,7 +197,7 @@ def test_a_run_whose_files_are_being_read_is_exported_or_leaves_nothing(trainer,
 
 
 @pytest.mark.parametrize(("content", "words"), [(b"no array", "file.npy"), (None, "file.npy")])
-def test_files_that_cannot_be_exported_are_told(trainer, job, tmp_path, content, words):
+def test_files_that_cannot_be_exported_are_reported(trainer, job, tmp_path, content, words):
     heard = []
     if content is not None:
         (tmp_path / "file.npy").write_bytes(content)
@@ -224,7 +224,7 @@ def made(folder):
     return folder
 
 
-def test_bad_input_is_told_in_the_words_of_the_core(trainer, job):
+def test_bad_input_is_reported_in_the_words_of_the_core(trainer, job):
     run = trainer.add("flat", [np.zeros((4, 64, 64), np.uint8)], job)
     assert trainer.wait(run, 60) and run.state == "failed"
     assert run.message.startswith("Nothing can be learned"), run.message
@@ -242,7 +242,7 @@ def test_an_unwritable_folder_is_refused_at_once(tmp_path, job):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
-def test_a_run_that_the_system_ends_for_its_memory_says_so(trainer, job):
+def test_a_run_that_the_system_ends_for_its_memory_reports_it(trainer, job):
     run = trainer.add("large", [FRAMES], replace(job, steps=100_000))
     until(lambda: run.reports, trainer.poll)
     os.kill(run._child.process.pid, signal.SIGKILL)
@@ -251,7 +251,7 @@ def test_a_run_that_the_system_ends_for_its_memory_says_so(trainer, job):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_behind_slicers_launcher_a_run_that_the_system_ends_says_so(trainer, job, tmp_path):
+def test_behind_slicers_launcher_a_run_that_the_system_ends_reports_it(trainer, job, tmp_path):
     """CTK's launcher stays as the parent, and returns 1 where a signal ended the program."""
     launcher = tmp_path / "PythonSlicer"
     launcher.write_text(f"""#!/bin/sh
@@ -275,7 +275,7 @@ exit $code
     run.cancel()
 
 
-def test_what_the_panel_says_names_no_option_of_the_command_line(trainer, job):
+def test_messages_of_the_panel_name_no_option_of_the_command_line(trainer, job):
     run = trainer.add("words", [FRAMES], replace(job, steps=100_000))
     until(lambda: len(run.reports) > 2, trainer.poll)
     run.pause()
@@ -284,7 +284,7 @@ def test_what_the_panel_says_names_no_option_of_the_command_line(trainer, job):
     assert run.state == "done" and "--" not in run.message
 
 
-def test_what_a_run_says_names_no_option_of_the_command_line(project):
+def test_messages_of_a_run_name_no_option_of_the_command_line(project):
     """It says what is; the command line adds its options, and the panel has buttons."""
     for name in ("runs", "training", "dataset", "system", "checkpoint", "library"):
         text = (project / "Speckle2Self" / "Speckle2SelfLib" / f"{name}.py").read_text()

@@ -55,7 +55,7 @@ def test_a_cine_is_a_sequence_with_its_times_in_slicer(tmp_path, name, frames):
 
 
 @pytest.mark.parametrize("name", ["out.seq.nrrd", "out.igs.nrrd"])
-def test_frames_of_five_thousand_a_second_are_all_there_in_slicer(tmp_path, name):
+def test_frames_of_five_thousand_a_second_are_all_kept_in_slicer(tmp_path, name):
     files.write(tmp_path / name, FRAMES, cine(tmp_path, times=np.arange(4) / 5000))
     arrays, values, sequence, *_ = loaded(tmp_path / name)
     assert np.array_equal(arrays, FRAMES) and values == pytest.approx([0, 0.2, 0.4, 0.6])
@@ -102,7 +102,7 @@ def test_a_cine_has_the_fields_of_plus_in_a_metaimage(tmp_path, name, frames):
     files.write(tmp_path / f"again{''.join((tmp_path / name).suffixes)}", again.frames, again)
 
 
-def test_a_volume_is_no_sequence(tmp_path):
+def test_a_volume_is_not_a_sequence(tmp_path):
     import SimpleITK as sitk
 
     sitk.WriteImage(sitk.GetImageFromArray(FRAMES), str(tmp_path / "in.nii.gz"))
@@ -112,7 +112,7 @@ def test_a_volume_is_no_sequence(tmp_path):
             files.check_output(tmp_path / name, recording)
 
 
-def test_a_type_that_a_sequence_does_not_hold_is_refused(tmp_path):
+def test_a_type_that_a_sequence_cannot_hold_is_refused(tmp_path):
     for name in ("out.seq.nrrd", "out.igs.mha"):
         with pytest.raises(InputError, match="does not hold frames of type float16"):
             files.check_output(tmp_path / name, cine(tmp_path, FRAMES.astype(np.float16)))
@@ -130,7 +130,7 @@ DICOM = {  # frames of each kind that is written compressed
 
 
 @pytest.mark.parametrize("kind", DICOM)
-def test_compressed_dicom_is_what_slicer_reads(tmp_path, kind):
+def test_compressed_dicom_is_read_by_slicer(tmp_path, kind):
     frames = DICOM[kind]
     dataset = pydicom.Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()

@@ -51,7 +51,7 @@ def receive(volume, message):
     volume.Modified()
 
 
-def test_image_and_place_of_a_message_stay_together_at_30_a_second(client, slicer_app):
+def test_image_and_position_of_a_message_are_kept_together_at_30_a_second(client, slicer_app):
     from Speckle2SelfSlicer.live import Live
     from Speckle2SelfSlicer.worker import Worker
 

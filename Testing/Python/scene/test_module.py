@@ -98,7 +98,7 @@ def test_parameters_are_kept_in_the_scene():
     assert again.inputNode is None
 
 
-def test_the_module_says_what_it_is(project):
+def test_the_metadata_of_the_module_are_complete(project):
     from Speckle2Self import Speckle2Self
 
     class Parent:
@@ -139,7 +139,7 @@ def test_a_self_test_on_the_dashboard_installs_nothing_and_skips_what_needs_torc
     assert any(text.startswith("Skipped") for text in said) and len(said) > 1, "the rest is tested"
 
 
-def test_nothing_is_installed_where_all_is_there(monkeypatch):
+def test_nothing_is_installed_if_all_packages_are_there(monkeypatch):
     from Speckle2SelfSlicer import dependencies
 
     def fail(*arguments, **options):
@@ -156,7 +156,7 @@ PACKAGES = {  # imported name -> what is installed
 }  # fmt: skip
 
 
-def test_missing_packages_are_asked_for_and_installed(monkeypatch):
+def test_missing_packages_are_requested_and_installed(monkeypatch):
     from Speckle2SelfSlicer import dependencies
 
     there, installed = {"torch", "scipy"}, []
@@ -184,7 +184,7 @@ def test_a_declined_installation_is_one_clear_sentence(monkeypatch):
         dependencies.ensure()
 
 
-def test_without_the_pytorch_extension_it_is_named(monkeypatch):
+def test_a_missing_pytorch_extension_is_named(monkeypatch):
     from Speckle2SelfLib.system import InputError
     from Speckle2SelfSlicer import dependencies
 
@@ -230,7 +230,7 @@ def newer_slicer(monkeypatch, answer):
     return asked
 
 
-def test_newer_slicer_asks_and_installs_by_itself(monkeypatch):
+def test_newer_slicer_versions_ask_and_install_themselves(monkeypatch):
     from Speckle2SelfLib.system import InputError
     from Speckle2SelfSlicer import dependencies
 
@@ -241,7 +241,7 @@ def test_newer_slicer_asks_and_installs_by_itself(monkeypatch):
     assert asked == [([*PACKAGES.values()], "Speckle2Self")]
 
 
-def test_newer_slicer_lets_the_user_keep_an_older_version(monkeypatch):
+def test_newer_slicer_versions_let_the_user_keep_an_older_package(monkeypatch):
     from Speckle2SelfSlicer import dependencies
 
     asked = newer_slicer(monkeypatch, "no")
