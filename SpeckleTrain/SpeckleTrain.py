@@ -495,11 +495,11 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         """Return the queue of training runs."""
         return self.session.trainer
 
-    def start(self, nodes: list, preset: str = "adapt", *, onReport=None, **options: Any):
+    def start(self, nodes: Any, preset: str = "adapt", *, onReport=None, **options: Any):
         """Train a model on volumes and recordings; return the job at once.
 
-        nodes: volumes, sequences, proxies of recordings, or their ids or names; a pathlib.Path is a file or a folder of
-            files on disk, read by the training process.
+        nodes: volumes, sequences, proxies of recordings, or their ids or names, one or a list; a pathlib.Path is a
+            file or a folder of files on disk, read by the training process.
         preset: "adapt" (fine-tune an existing model on these recordings, in minutes) and "standard" (train from
             scratch) also use simulated frames with the recordings' speckle size and known truth; "default" does as
             well, and takes very long: it made the bundled model; "paper" is the published method, only on recordings.

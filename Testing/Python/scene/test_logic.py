@@ -255,6 +255,16 @@ def test_an_unknown_name_is_refused_by_name(logic):
         logic.process("Nobody")
 
 
+def test_unknown_arguments_are_refused_with_the_known_ones(logic):
+    node = add_volume(FRAMES[:1])
+    for call in (logic.process, logic.start):
+        with pytest.raises(InputError, match="Unknown options of despeckling: sharpness; known are .*strength"):
+            call(node, sharpness=2)
+    for call in (logic.process, logic.start, logic.live):
+        with pytest.raises(InputError, match="'3' is not a node, nor the id or name of one"):
+            call(3)
+
+
 def test_a_given_output_keeps_its_id(logic):
     node, output = add_volume(FRAMES[:1]), add_volume(FRAMES[:1] * 0, "Mine")
     before = node_ids()

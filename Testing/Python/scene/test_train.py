@@ -177,6 +177,34 @@ def test_nodes_that_cannot_be_trained_on_are_refused(logic, volume, box, tmp_pat
     assert logic.trainer.jobs == [] and not logic.trainer.folder.exists()
 
 
+def test_unknown_and_ill_typed_arguments_are_refused_in_one_sentence(logic, volume, tmp_path):
+    calls = {
+        "start": logic.start,
+        "estimate": lambda nodes, **options: logic.estimate(nodes, print, **options),
+        "export": lambda nodes, **options: logic.exportJob(nodes, tmp_path / "run", **options),
+        "export in the background": lambda nodes, **o: logic.startExport(nodes, tmp_path / "run", print, **o),
+    }
+    for options, expected in (
+        ({"simulated": 10}, "'simulated' is not an argument here; use preset, name, heldOut, .*minutes"),
+        ({"steps": "three"}, "steps cannot be 'three'"),
+        ({"minutes": [1]}, r"minutes cannot be \[1\]"),
+        ({"seed": {}}, "seed cannot be {}"),
+    ):
+        for name, call in calls.items():
+            with pytest.raises(InputError, match=expected):
+                call([volume], **options)
+                pytest.fail(name)
+    for nodes in (3, [3], None, [None]):
+        with pytest.raises(InputError, match=r"^[A-Z'][^\n]*\.$"):
+            logic.start(nodes)
+    assert logic.trainer.jobs == [] and not list(tmp_path.glob("run*"))
+
+
+def test_a_single_recording_needs_no_list(logic, volume):
+    job = logic.start(volume.GetName(), init="start", steps=2, region="none")
+    assert job.nodes == [volume]
+
+
 def test_the_scene_may_be_closed_during_a_run(logic, volume):
     job = logic.start([volume], init="start", steps=4, region="none")
     slicer.mrmlScene.Clear()
