@@ -418,9 +418,8 @@ class SpeckleTrainWidget(ExportPart, ModelsPart, Panel):
         """Return the state of a run, for the user."""
         last = job.reports[-1] if job.reports else {}
         if job.state == "done" and job.worse:
-            return _("Done, but '{model}' is worse than the model it started from: {worse}.").format(
-                model=job.model, worse=job.worse
-            )
+            words = _("Done, but '{model}' is worse than the model it started from: {worse}.")
+            return words.format(model=job.model, worse=job.worse) + job.message.partition(f"{job.worse}.")[2]
         words = {
             "waiting": _("Queued."), "running": _("Loading..."), "stopped": _("Paused."),
             "done": _("Done: the model '{model}' is available.").format(model=job.model), "failed": _("Failed."),

@@ -138,7 +138,7 @@ def test_a_model_is_worse_only_beyond_a_figures_tolerance():
         (blind, "homogeneity", -0.004), (blind, "structure", -0.004), (blind, "holes", 0.0009),
         (known, "rms", 0.00019), (known, "world", 0.0009),
     ):  # fmt: skip
-        for times, told in ((1, ""), (2, name), (-2, "")):
+        for times, told in ((1, ""), (2, metrics.FIGURES[name].label or name), (-2, "")):
             end = start | {name: start[name] + times * change}
             assert library.worse_than_start({"figures_at_start": start, "figures": end}).startswith(told)
             assert bool(library.worse_than_start({"figures_at_start": start, "figures": end})) == bool(told)
@@ -159,8 +159,8 @@ assert metrics.FIGURES["snr"].text(2) == "2.00" and round(metrics.snr([1, 3]), 6
 
 
 def test_the_reference_figures_of_natural_anatomy_are_reproduced(shared_data):
-    """By an implementation of their own, for the input and a blur: rms, SSIM, repeat, slopes kept. Its SSIM is after a
-    monotone mapping of 256 steps."""
+    """The reference is a separate implementation, for the input and a blur: rms, SSIM, repeat, slopes kept. Its SSIM is
+    after a monotone mapping of 256 steps."""
     stored = np.load(shared_data / "natural" / "natural.npz")
     images, truths, echogenicities = (stored[n].astype(float) for n in ("bmode", "mean30", "echogenicity"))
     expected = {0: (0.09408, 0.46251, 0.09416, 0.8637), 2: (0.04093, 0.64245, 0.03505, 0.57309)}

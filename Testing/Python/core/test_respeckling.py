@@ -158,7 +158,7 @@ def test_only_some_frames_of_a_long_recording_are_used(tmp_path, small_crops):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, small_crops):
-    """A cine, and a model to start from that is good, in the current folder."""
+    """Return a cine, and a model to start from that is good, in the current folder."""
     monkeypatch.chdir(tmp_path)
     frames = simulate(SimulationConfig((64, 64), 24, (1.3, 1.3), "organ"), np.random.default_rng(0)).frames
     np.save("cine.npy", np.round(frames * 255).astype(np.uint8))
@@ -189,8 +189,8 @@ def test_a_run_that_makes_the_model_worse_keeps_the_start_with_a_message(folder,
     start = library.load_model("default").network.state_dict()
     assert all(torch.equal(tensor, start[name]) for name, tensor in kept.network.state_dict().items())
     assert kept.card["steps"] == 0 and not library.worse_than_start(kept.card)
-    assert "Training did not improve the model (rms" in lines[-2]["message"]
-    assert lines[-1]["worse"].startswith("rms 0.")
+    assert "Training did not improve the model (error on your recordings" in lines[-2]["message"]
+    assert lines[-1]["worse"].startswith("error on your recordings 0.")
 
 
 @pytest.mark.parametrize("start", ["start.model", None])

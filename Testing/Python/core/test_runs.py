@@ -36,7 +36,7 @@ def cine():
 
 @pytest.fixture
 def folder(cine, tmp_path, monkeypatch, small_crops):
-    """A cine of 24 frames and a small model to start from, in the current folder."""
+    """Return a cine of 24 frames and a small model to start from, in the current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes started here
     np.save("Doe^Jane.npy", cine)
@@ -71,7 +71,7 @@ def last_step(lines):
 
 
 def stopped(given, at=5):
-    """A run that was stopped at a step. It also asks after each simulated anatomy."""
+    """Return a run that was stopped at a step. It also asks after each simulated anatomy."""
     asked = iter(range(1, 100))
     with pytest.raises(Cancelled):
         runs.run(given, stop=lambda: next(asked) == at + given.training.simulated)
@@ -151,7 +151,7 @@ def test_a_run_resumes_without_the_model_that_it_started_from(folder, short_inte
 
 
 def test_a_resumed_run_draws_the_same_curve(folder):
-    """Of recorded and simulated frames in turn, whose terms of the loss are others."""
+    """Recorded and simulated frames alternate, and their loss terms differ."""
     mixed = {"preset": "standard", "simulated": 4, "steps": 8}
     runs.run(job(output="whole.model", **mixed))
     for at in (1, 3, 4, 6):
@@ -261,7 +261,7 @@ def test_the_recording_that_cannot_be_used_is_named(folder):
 
 
 def test_a_run_does_not_resume_with_other_data(folder, short_interval):
-    """Of the same shape; trained on, or held out."""
+    """The other data have the same shape and are trained on or held out."""
     frames = np.load("Doe^Jane.npy")
     np.save("held.npy", frames[:6])
     stopped(job(held_out=["held.npy"]))
@@ -547,6 +547,24 @@ def test_the_training_time_is_kept_although_the_pace_changes(folder, monkeypatch
     assert rates[-1] < 0.1 * highest, "the learning rate has come down at the end"
 
 
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (40, "Only 1 step fitted into 1 minute, too few to judge by (the preset has 500): "),
+        (2, "Only 30 steps fitted into 1 minute, too few to judge by (the preset has 500): "),
+        (0.5, None),
+    ],
+)
+def test_a_time_in_which_few_steps_fit_is_reported(folder, monkeypatch, short_interval, seconds, expected):
+    monkeypatch.setitem(config.PRESETS, "adapt", replace(config.PRESETS["adapt"], steps=500))
+    Clock(monkeypatch, lambda done: seconds)
+    lines = []
+    runs.run(job(steps=None, minutes=1.0), lines.append)
+    said = [line["message"] for line in lines if "message" in line]
+    assert [text for text in said if "fitted into" in text] == said[-1:] * bool(expected)
+    assert not expected or said[-1].endswith(f"{expected}allow more time, or use a faster device."), "after the result"
+
+
 def test_a_resumed_run_uses_the_rest_of_its_time(folder, monkeypatch, short_interval):
     clock, lines = Clock(monkeypatch, lambda done: 0.5), []
     stop = lambda: len(lines) > 42  # noqa: E731
@@ -649,7 +667,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def original():
-    """The process whose copies run commands; a function that gives it an order, and returns its answer."""
+    """Start the process whose copies run commands; return a function that sends it an order and returns its answer."""
     command = [sys.executable, "-c", COPIED]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
@@ -759,7 +777,7 @@ def torchrun(count, *arguments):
 
 
 def test_two_processes_train_as_one_does(folder, original, capsys):
-    """The same losses at the same global batch; and what one process began two can finish."""
+    """The losses are the same for the same global batch, and two processes can finish a run that one began."""
     arguments = ["train", "Doe^Jane.npy", "--init", "start.model", "--batch", "4", "--steps", "8", "--region", "none",
                  "--simulated", "8", "--device", "cpu", "--report", "1", "--output"]  # fmt: skip
     assert main([*arguments, "1.model"]) == 0

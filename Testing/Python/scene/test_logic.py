@@ -73,7 +73,7 @@ def logic(fake):
 
 @pytest.fixture
 def real(logic):
-    """The logic over the real core."""
+    """Return the logic over the real core."""
     return type(logic)()
 
 
@@ -258,7 +258,7 @@ def test_an_unknown_name_is_refused_by_name(logic):
 def test_unknown_arguments_are_refused_with_the_known_ones(logic):
     node = add_volume(FRAMES[:1])
     for call in (logic.process, logic.start):
-        with pytest.raises(InputError, match="Unknown options of despeckling: sharpness; known are .*strength"):
+        with pytest.raises(InputError, match=r"Unknown options of despeckling: sharpness; known are .*strength"):
             call(node, sharpness=2)
     for call in (logic.process, logic.start, logic.live):
         with pytest.raises(InputError, match="'3' is not a node, nor the id or name of one"):

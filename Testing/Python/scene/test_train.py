@@ -47,7 +47,7 @@ def volume(slicer_app):
 
 @pytest.fixture
 def box(volume):
-    """A box on the first 48 of the volume's 64 columns."""
+    """Return a box on the first 48 of the volume's 64 columns."""
     box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
     box.SetCenter(23.5, 32, 8)
     box.SetSize(48, 100, 100)
@@ -99,6 +99,9 @@ def test_curves_and_previews_are_nodes_that_are_kept_up_to_date(logic, volume):
     terms = nodes["loss"].GetNumberOfPlotSeriesNodes()
     assert rows >= 3 and terms == 4, "two of simulated frames; each held out too"
     assert nodes["errors"].GetNumberOfPlotSeriesNodes() == 3, "of the recording, of other anatomies, and repeat"
+    legend = [nodes["errors"].GetNthPlotSeriesNode(i).GetName() for i in range(3)]
+    plain = ["error on your recordings", "error on other anatomies", "difference between two draws of speckle"]
+    assert sorted(legend) == sorted(plain), "not the names of the columns"
     assert nodes["figures"].GetNumberOfPlotSeriesNodes() == 3, "those that need no truth"
     names = [nodes["table"].GetColumnName(i) for i in range(nodes["table"].GetNumberOfColumns())]
     assert names[0] == "step" and {"truth", "slopes", "held-out truth", "homogeneity", "rms", "world"} <= set(names)
