@@ -18,7 +18,7 @@ def until(condition, poll=lambda: None, seconds=60):
 
 
 def alive(pid):
-    """Whether a process runs; one that has ended and is not waited for does not."""
+    """Return whether a process runs; one that has ended and is not waited for does not."""
     try:
         os.kill(pid, 0)
         return not Path("/proc").exists() or Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
@@ -56,7 +56,7 @@ def add_sequence(frames, name="Cine", browser="Browser"):
 
 
 def frames_of(sequence):
-    """The first slice of each item of a sequence, (N, H, W[, C])."""
+    """Return the first slice of each item of a sequence, (N, H, W[, C])."""
     import slicer
 
     nodes = [sequence.GetNthDataNode(number) for number in range(sequence.GetNumberOfDataNodes())]

@@ -1,4 +1,4 @@
-"""How frames are laid out for a network: at its grain, and a fan along its beams."""
+"""The layout of frames for a network: at its grain, and a fan along its beams."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from Speckle2SelfLib.simulation import SimulationConfig, simulate
 
 
 def fan(shape=(240, 320), apex=(-30.0, 160.0), depths=(40.0, 260.0), half=0.6):
-    """The mask of a fan, and each pixel's depth and angle."""
+    """Return the mask of a fan, and each pixel's depth and angle."""
     y, x = np.mgrid[: shape[0], : shape[1]] - np.array(apex)[:, None, None]
     depth, angle = np.hypot(y, x), np.arctan2(x, y)
     return (depth >= depths[0]) & (depth <= depths[1]) & (np.abs(angle) <= half), depth, angle

@@ -143,7 +143,7 @@ def test_both_loops_of_the_published_recipe_run():
 
 
 def test_the_picture_shows_the_steepest_place_within_the_image_not_its_border():
-    """A bright fan with a faint step in it: the border of the fan is far steeper."""
+    """In a bright fan with a faint step, the border of the fan is far steeper than the step."""
     y, x = np.mgrid[:120, :120]
     inside = np.abs(x - 60) < 0.45 * y
     truth = (0.8 + 0.1 * (y > 80)) * inside

@@ -131,7 +131,7 @@ def test_the_axis_of_a_volume_is_chosen(folder):
 
 
 def test_a_recording_is_despeckled_frame_by_frame_for_any_spacing(folder, monkeypatch):
-    """A coarse lateral spacing tells how volumes were acquired; frames that carry time stamps are frames."""
+    """A coarse lateral spacing shows how volumes were acquired; frames with time stamps are frames."""
     header = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 48 40 3\nkinds: domain domain {}\nencoding: raw\n"
     header += "space dimension: 2\nspace directions: (3,0) (0,1) none\n\n"
     (folder / "cine.nrrd").write_bytes(header.format("list").encode() + FRAMES.tobytes())

@@ -30,18 +30,18 @@ def recording(size, count=2, geometry="linear"):
 
 
 def both(frames, model="default", **options):
-    """The processor's result and the device's, float64, in 32 bits."""
+    """Return the processor's result and the device's, float64, in 32 bits."""
     options = {"region": None, "precision": torch.float32} | options
     return [despeckle(frames, model, device=device, **options).astype(float) for device in ("cpu", "cuda")]
 
 
 def found_in(frames, mapping=(0.0, 255.0)):
-    """The same for any part of a recording."""
+    """Return the calibration, which is the same for any part of a recording."""
     return Calibration(np.ones(frames.shape[1:3], bool), mapping, (1.2, 1.8))
 
 
 def begun(recipe, **settings):
-    """A training on the device, which has not taken a step yet."""
+    """Return a training on the device before its first step."""
     model, simulated = ModelConfig(grain=(0.65, 1.45)), 16
     if recipe == "published":
         model, simulated = ModelConfig("published", normalisation="frame"), 0

@@ -23,7 +23,7 @@ from Speckle2SelfLib.system import Cancelled, InputError, out_of_memory
 
 
 def blur(frames):
-    """A filter that any image survives recognisably: the mean of 5 x 5 pixels."""
+    """Return a filter that any image survives recognisably: the mean of 5 x 5 pixels."""
     x = torch.nn.functional.avg_pool2d(torch.from_numpy(frames)[:, None], 5, 1, 2, count_include_pad=False)
     return x[:, 0].numpy()
 

@@ -1,4 +1,4 @@
-"""Where networks run."""
+"""The devices on which networks run."""
 
 import pytest
 import torch

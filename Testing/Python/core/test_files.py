@@ -1,4 +1,4 @@
-"""Files in and out: what they held must still be there, and what is no image is refused."""
+"""Files in and out: their content is kept, and files that are not images are refused."""
 
 import sys
 import zlib
@@ -49,7 +49,8 @@ NRRD = ["NRRD0004", "type: uint8", "dimension: 3", "sizes: 30 20 3"]
 
 
 def write_bare(path, *extra, data=None, pixels="LOCAL", end="\n"):
-    """A file of the fewest fields and `extra`; pixels: the name of the file with the data, beside a detached header."""
+    """Write a file with the required fields and `extra`; pixels: the name of the file with the data, next to a detached
+    header."""
     if path.suffix in (".mha", ".mhd"):
         lines, end = [*META, *extra, f"ElementDataFile = {pixels}"], ""
     else:

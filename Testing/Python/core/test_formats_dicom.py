@@ -19,7 +19,7 @@ LOSSLESS = {"JPEG": "1.2.840.10008.1.2.4.70", "JPEG2000": "1.2.840.10008.1.2.4.9
 
 
 def compressed(folder, compressor, frames=SMOOTH):
-    """A file that GDCM has compressed."""
+    """Return a file that GDCM has compressed."""
     writer, path = sitk.ImageFileWriter(), folder / f"{compressor}.dcm"
     writer.SetFileName(str(path))
     writer.UseCompressionOn()
@@ -29,7 +29,7 @@ def compressed(folder, compressor, frames=SMOOTH):
 
 
 def run_length_encoded(folder, frames, **tags):
-    """A file that pydicom has compressed."""
+    """Return a file that pydicom has compressed."""
     dataset = pydicom.dcmread(plain(folder, frames=frames, **tags))
     dataset.compress(pydicom.uid.RLELossless)
     dataset.save_as(folder / "RLE.dcm")
@@ -37,7 +37,7 @@ def run_length_encoded(folder, frames, **tags):
 
 
 def plain(folder, name="in.dcm", frames=SMOOTH, **tags):
-    """An uncompressed file with the fields of one from a scanner."""
+    """Return an uncompressed file with the fields of one from a scanner."""
     dataset = pydicom.Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
@@ -98,7 +98,8 @@ def test_signed_values_equal_those_of_the_uncompressed_file(tmp_path, name):
 
 
 def by_pydicom(path):
-    """The values in a file; of signed JPEG 2000, which pydicom 2.4 does not decode with numpy 2, by our reader."""
+    """Return the values in a file; signed JPEG 2000, which pydicom 2.4 does not decode with numpy 2, is read by our
+    reader."""
     dataset = pydicom.dcmread(path)
     old = not hasattr(dataset, "set_pixel_data")
     signed = old and dataset.PixelRepresentation and dataset.file_meta.TransferSyntaxUID == LOSSLESS["JPEG2000"]
@@ -118,7 +119,7 @@ def test_other_compressions_are_decoded_as_gdcm_does(name, capfd):
 
 
 def by_ffmpeg(path):
-    """The frames of a file with JPEG 2000, by a decoder that shares nothing with those of Pillow and GDCM."""
+    """Return the frames of a file with JPEG 2000, by a decoder that shares nothing with those of Pillow and GDCM."""
     av, dataset = pytest.importorskip("av"), pydicom.dcmread(path)
     data, frames, at = dataset.PixelData, [], 0
     while data[at : at + 4] == b"\xfe\xff\x00\xe0":

@@ -24,7 +24,7 @@ RATE = Fraction(30000, 1001)
 
 
 def film(path, frames=FRAMES, codec="ffv1", pixels="gray", rate=RATE, pts=None, sound=False, **options):
-    """A film as another program writes it."""
+    """Return a film as another program writes it."""
     with av.open(str(path), "w") as container:
         container.metadata["title"] = "left lobe"
         stream = container.add_stream(codec, rate=rate)

@@ -1,4 +1,4 @@
-"""What files of each kind held is still there in what is written, as readers that are not ours find."""
+"""Written files of each kind keep the content of their input, as other readers confirm."""
 
 import locale
 import shutil
@@ -283,7 +283,7 @@ def test_the_pixel_size_texts_and_color_profile_of_a_png_are_kept(tmp_path, mode
 
 
 def png(path, bits, kind, rows, *others):
-    """A PNG of 64 x 48 pixels with other chunks before its pixels."""
+    """Return a PNG of 64 x 48 pixels with other chunks before its pixels."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

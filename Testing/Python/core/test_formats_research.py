@@ -16,7 +16,7 @@ COLOUR = np.random.default_rng(1).integers(1, 255, (4, 20, 30, 3)).astype(np.uin
 
 
 def mat73(path, name, array, complex_values=False):
-    """A file as MATLAB writes version 7.3: HDF5 behind a text, axes the other way round."""
+    """Write a file as MATLAB writes version 7.3: HDF5 after a text, with reversed axes."""
     with h5py.File(path, "w", userblock_size=512) as file:
         stored = array.transpose()
         if complex_values:

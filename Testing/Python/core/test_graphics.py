@@ -91,7 +91,7 @@ def test_missing_matplotlib_and_pixels_of_another_type_are_reported(monkeypatch)
 
 
 def test_most_graphics_are_kept_hardly_any_tissue_is_and_nothing_outside_is_painted():
-    """In fonts that the detector was not trained on; the bounds are what it reaches, and a little more."""
+    """The fonts were not used to train the detector; the bounds are a little wider than what it reaches."""
     cases = graphics_cases(1, (200, 260), lengths=(1, 4))
     rows = [case.measure(despeckle(case.frames, shift)) for case in cases]
     changed, left, painted = (np.mean([row[name] for row in rows]) for name in rows[0])

@@ -1,4 +1,4 @@
-"""Networks that run fast give what they give as they are written; CUDA graphs with a stand-in for the device.
+"""Fast networks match the networks as written; CUDA graphs are tested with a stand-in for the device.
 
 The device itself is in `test_cuda.py`.
 """
@@ -45,7 +45,7 @@ def test_the_fast_form_matches_the_network_as_written(network, architecture):
 
 
 def with_heads(deep):
-    """A model of random weights with a deeper level and a head for the uncertainty."""
+    """Return a model of random weights with a deeper level and a head for the uncertainty."""
     torch.manual_seed(3)
     config = ModelConfig(width=8, deep=deep, uncertainty=True)
     network = build(config).eval()
@@ -193,7 +193,7 @@ def test_half_precision_is_used_only_where_its_results_agree(network, monkeypatc
 
 
 class Recorded:
-    """In place of CUDA graphs: what was recorded, and when streams waited for one another."""
+    """A stand-in for CUDA graphs that keeps what was recorded and when streams waited for each other."""
 
     def __init__(self, monkeypatch):
         self.shapes, self.events, self.error = [], [], None

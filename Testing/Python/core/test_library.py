@@ -1,4 +1,4 @@
-"""The user's models: found by name beside the bundled ones, and never outside their folder."""
+"""The user's models are found by name next to the bundled ones, and never outside their folder."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from Speckle2SelfLib.system import InputError, file_lock
 
 @pytest.fixture
 def file(tmp_path, monkeypatch):
-    """A model file, and an empty home for models."""
+    """Return a model file, and an empty home for models."""
     monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path / "home"))
     config = ModelConfig(width=4, grain=(0.75, 1.7))
     checkpoint.save(tmp_path / "mine.safetensors", config, build(config), {"description": "x"})

@@ -1,4 +1,4 @@
-"""Strength and gamma changed afterwards give what despeckling with them gives."""
+"""Strength and gamma changed afterwards match despeckling with them."""
 
 import numpy as np
 import pytest

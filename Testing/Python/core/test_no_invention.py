@@ -36,7 +36,7 @@ FAINT = {-6: (0.7, 1.0), -3: (0.35, 1.0), 3: (0.35, 1.0), 6: (0.7, 1.0)}
 
 
 def grey(envelope):
-    """A display of 60 dB, tissue at two thirds of it."""
+    """Return a display of 60 dB, tissue at two thirds of it."""
     return np.clip((20 * np.log10(np.maximum(envelope, 1e-9)) + 40) / 60, 0, 1)
 
 
@@ -94,7 +94,7 @@ def test_no_blob_in_flat_tissue_is_stronger_than_in_the_input(grain):
 
 
 def disc(contrast):
-    """The share of a disc's contrast that is left, for each frame; and how many deviations it stands out by."""
+    """Return the share of a disc's contrast that is left in each frame, and by how many deviations it stands out."""
 
     def put(anatomy):
         anatomy.put(step(np.hypot(Y - 64, X - 64) - 16), contrast)
@@ -125,7 +125,7 @@ PLACES = [(24, 30), (30, 90), (64, 64), (90, 36), (100, 100)]
 
 
 def peaks(simulated, output):
-    """Where spots of 6 dB and more above the tissue have their peaks, by how much each pixel grew, and how many spots
+    """Return where spots of at least 6 dB above the tissue peak, by how much each pixel grew, and how many spots
     each frame has."""
     found = np.array([(frame == maximum_filter(frame, 9)) & (frame > np.median(frame) + 0.1) for frame in output])
     growth = output - maximum_filter(simulated.frames, (0, 3, 3))
@@ -164,7 +164,8 @@ def test_no_point_is_invented_or_made_brighter(level):
 
 
 def spots(grain, frames=30):
-    """How many grains of flat tissue stay as spots of 6 dB and more, a frame; and by how much the brightest grew."""
+    """Return how many grains of flat tissue remain as spots of at least 6 dB per frame, and by how much the brightest
+    grew."""
     found, growth, counts = peaks(*phantom(grain=grain, frames=frames, seed=7))
     return np.mean(counts), growth[found].max(initial=-1)
 
@@ -223,7 +224,7 @@ def test_a_shadow_remains_dark_and_empty(drop):
 
 
 def print_table():
-    """What the bounds above were set from."""
+    """Print the figures that the bounds above were set from."""
     for grain in [*FLAT, (4.0, 8.0)]:
         print("flat, grain", grain, "left {:.3f}, 9 x 9 mean {:.3f}, step {:.3f}".format(*flat(grain)))
     for contrast in sorted(DISCS | FAINT):

@@ -20,7 +20,7 @@ FIELD_THAT_DIFFERS = b"CompressedDataSize"
 
 
 def run(source, folder):
-    """Both recordings, before and after the command line."""
+    """Return both recordings, before and after the command line."""
     target = folder / source.name
     assert main(["despeckle", str(source), str(target)]) == 0
     return files.read(source), files.read(target)
@@ -32,7 +32,7 @@ def header(path):
 
 
 def roughness(frames, mask):
-    """The mean step from pixel to pixel."""
+    """Return the mean step from pixel to pixel."""
     return np.abs(np.diff(frames.astype(float), axis=2))[:, mask[:, 1:]].mean()
 
 
@@ -120,7 +120,7 @@ def test_simulated_frames_get_closer_to_their_truth_than_with_any_filter(layout)
 
 
 def test_a_flat_phantom_gains_no_structure():
-    """What is left of the speckle in tissue without anatomy, root mean square: less than a fifth."""
+    """In tissue without anatomy, less than a fifth of the speckle (root mean square) is left."""
     errors = []
     for seed in range(4):
         flat = simulate(SimulationConfig((160, 160), 1, (1.3, 2.0), "flat"), np.random.default_rng(seed))

@@ -1,4 +1,4 @@
-"""Only ultrasound is despeckled: what the region takes in and what it leaves out."""
+"""Only ultrasound is despeckled: what the region includes and excludes."""
 
 import io
 from dataclasses import replace
@@ -20,7 +20,7 @@ from Speckle2SelfLib.simulation import SimulationConfig, simulate
 
 @pytest.fixture(scope="module")
 def sector():
-    """A simulated sector cine with a white letter-like cross outside and one inside, and a grey bar."""
+    """Return a simulated sector cine with a white letter-like cross outside and one inside, and a grey bar."""
     simulated = simulate(
         SimulationConfig((240, 320), 6, (1.5, 2.5), "organ", "sector", np.inf), np.random.default_rng(4)
     )
@@ -211,13 +211,13 @@ def tissue(size, seed, frames=1, layout="organ"):
 
 
 def trapezoid(size, lean):
-    """A linear probe's image with steered sides, in the middle of a black screen (H, W) bool."""
+    """Return a linear probe's image with steered sides, in the middle of a black screen (H, W) bool."""
     y, x = np.mgrid[: size[0], : size[1]]
     return (np.abs(x - size[1] / 2) < size[1] / 3 + lean * (y - size[0] / 2)) & (y >= 12) & (y < size[0] - 12)
 
 
 def fan(size, center, inner, outer, half):
-    """A curved probe's image with its arc on top (H, W) bool; center (x, y) of the arcs, half its opening (rad)."""
+    """Return a curved probe's image with its arc on top (H, W) bool; center (x, y) of the arcs, half its opening (rad)."""
     y, x = np.mgrid[: size[0], : size[1]]
     depth, angle = np.hypot(y - center[1], x - center[0]), np.arctan2(x - center[0], y - center[1])
     return (depth >= inner) & (depth < outer) & (np.abs(angle) < half)
@@ -254,7 +254,7 @@ def test_a_box_over_a_name_is_kept_black_with_its_rim(frames):
 
 
 def test_a_straight_fascia_is_tissue():
-    """As bright as a ruled line, but its brightness varies along it, and it fades over some pixels."""
+    """It is as bright as a ruled line, but its brightness varies along it, and it fades over some pixels."""
     frames = tissue((160, 200), 7, layout="flat") * 0.6
     along = 0.75 + 0.06 * ndimage.gaussian_filter1d(np.random.default_rng(1).standard_normal(200), 2, mode="wrap") * 3
     for row, share in zip(range(76, 83), (0.3, 0.6, 0.9, 1.0, 0.9, 0.6, 0.3), strict=True):
@@ -324,9 +324,9 @@ def test_ticks_at_the_edge_of_the_image_are_kept():
 
 
 def changeable(frames, region=None):
-    """Where despeckling may change frames (N, H, W), bool: by a filter that changes all that it is given.
+    """Return where despeckling may change frames (N, H, W), bool, found with a filter that changes every pixel.
 
-    region: that of the recording that the frames are of; None: it is found in them.
+    region: the region of the frames' recording; None: it is detected in them.
     """
     found = calibrate(frames, with_grain=False)
     found = found if region is None else replace(found, region=region)

@@ -77,7 +77,8 @@ def recorded(seed):
 
 
 def test_the_processing_of_a_frame_is_applied_to_its_truth():
-    """Else what is left of the truth would go along with its detail (edges enhanced) or its slopes (moved)."""
+    """Otherwise the remaining error would correlate with the detail of the truth (edges enhanced) or its slopes
+    (moved)."""
     pairs = [recorded(seed) for seed in range(150)]
     rest = np.array([frame - truth for frame, truth in pairs])
     detail = np.array([truth - gaussian_filter(truth, 2) for _, truth in pairs])
@@ -123,7 +124,7 @@ def test_radii_of_leaves_fall_with_the_third_power():
 
 
 def test_natural_anatomies_are_calm_with_few_steep_edges():
-    """As photographs, and unlike a Gaussian field, whose slopes have a kurtosis of 3."""
+    """They resemble photographs, not a Gaussian field, whose slopes have a kurtosis of 3."""
     kurtosis = []
     for seed in range(12):
         slopes = np.diff(anatomy.draw_anatomy((128, 128), np.random.default_rng(seed)).decibels, axis=1)

@@ -86,7 +86,7 @@ def one_thread():
 
 
 def test_nothing_does_more_than_the_machine_can(one_thread):
-    """One library's matrix product is no limit: on some processors another one's is three times as fast."""
+    """One library's matrix product is not the limit: on some processors that of another is three times as fast."""
     size = (192, 192)
     entries = [e for e in speed.entries(size, 0, True, CPU, [torch.float32], speed.published_pair()) if e.work]
     limits = [speed.machine_rates(CPU, 0.2)]

@@ -85,13 +85,13 @@ def test_a_run_makes_a_model_that_estimates_its_uncertainty_also_when_adapted(tm
 
 
 def runs_held_out(given):
-    """The frames that a run of these settings holds out."""
+    """Return the frames that a run of these settings holds out."""
     config = Job("m", **given).training
     return Training([], config, ModelConfig(width=4, grain=recipes.FAST_GRAIN)).held_out
 
 
 def test_the_averaged_weights_of_a_short_run_are_the_mean_of_its_steps_and_are_judged():
-    """A network that starts at random: after 30 steps hardly anything of that is left."""
+    """The network starts from random weights, of which hardly anything is left after 30 steps."""
     config = TrainingConfig(steps=30, batch=4, crop=32, simulated=32, averaging=0.995)
     training = Training([], config, FAST)
     before = [parameter.clone() for parameter in training.network.parameters()]
@@ -159,7 +159,7 @@ def test_a_run_continues_as_if_it_had_not_been_stopped_or_validated(cine, recipe
 
 
 def test_training_on_one_recording_reduces_its_speckle(cine):
-    """No clean image and no second recording: the truth serves to judge, not to train."""
+    """Neither a clean image nor a second recording is used: the truth only judges."""
     frames, truth = cine
     config = TrainingConfig(steps=150, batch=4, crop=64, averaging=0.9, simulated=60, share=1.0)
     teacher = load_model("default").network
@@ -180,7 +180,7 @@ def test_the_same_seed_trains_the_same_weights(cine, recipe):
 
 
 def test_the_test_of_the_precision_draws_no_random_numbers():
-    """Else the first run of a process would begin with other weights than the second of the same seed."""
+    """Otherwise the first run of a process would begin with other weights than a second one with the same seed."""
     before = torch.get_rng_state()
     devices.choose_precision.cache_clear()
     devices.choose_precision(torch.device("cpu"))

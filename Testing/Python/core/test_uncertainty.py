@@ -1,4 +1,4 @@
-"""What models tell of their uncertainty: in which units, where, and what caution makes of it."""
+"""The uncertainty of models: its units, where it is defined, and what caution makes of it."""
 
 from dataclasses import replace
 
@@ -22,7 +22,8 @@ EXACT = {"precision": torch.float32, "device": "cpu"}
 
 
 def make(deviation=UNSURE, spread=0.0, **config):
-    """A model of random weights that tells `deviation` everywhere, or around it with a spread of its logarithm."""
+    """Return a model of random weights that estimates `deviation` everywhere, or around it with a spread of its
+    logarithm."""
     torch.manual_seed(0)
     config = ModelConfig(width=8, uncertainty=True, **config)
     network = build(config).eval()

@@ -29,7 +29,7 @@ def test_after_an_error_of_any_kind_the_panel_can_be_used_again(desk, panel, mon
 
 
 def test_messages_of_the_core_are_shown_in_the_users_language(desk, panel, monkeypatch):
-    """From another process, with a file before it, or raised here; its values are in the sentence."""
+    """They come from another process, follow a file name or are raised here; their values are in the sentence."""
     from Speckle2SelfLib import library
     from Speckle2SelfSlicer import words
     from Speckle2SelfSlicer.panel import reporting_errors
@@ -71,7 +71,7 @@ def test_one_failure_shows_one_box_and_no_timer_runs_while_it_is_open(desk, pane
     boxes, steps = [], []
 
     def box(*arguments, **options):
-        """A modal box: events happen while it is open."""
+        """Show a modal box: events are processed while it is open."""
         boxes.append(arguments[0])
         before, end = len(steps), time.monotonic() + 0.3
         while time.monotonic() < end:
@@ -143,7 +143,7 @@ def test_a_panel_keeps_one_wrapper_and_one_connection_for_a_parameter_node(desk,
 
 
 def kept(kind) -> int:
-    """How many wrappers of a kind there are: one that is still observed is there."""
+    """Return the number of wrappers of a kind, including those that are still observed."""
     gc.collect()
     return sum(type(one) is kind for one in gc.get_objects())
 

@@ -1,4 +1,4 @@
-"""The panel of Speckle2Self: its buttons are clicked, and what comes of it is looked at in the scene."""
+"""The panel of Speckle2Self: its buttons are clicked, and the results are checked in the scene."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def apply(desk, panel):
 
 @pytest.fixture
 def done(desk, panel):
-    """A cine that has been despeckled."""
+    """Return a cine that has been despeckled."""
     choose(panel, desk.cine())
     apply(desk, panel)
     return panel._parameterNode.outputNode
@@ -497,7 +497,7 @@ def test_live_can_be_switched_off_and_the_output_is_kept(desk, panel):
 
 
 def test_live_follows_a_stream_of_encoded_images(desk, panel):
-    """As video that comes through OpenIGTLink: each image is another frame of the same node."""
+    """Video arrives through OpenIGTLink like this: each image is another frame of the same node."""
 
     def encoded(image):
         node, pixels = slicer.vtkMRMLStreamingVolumeNode(), slicer.vtkMRMLVectorVolumeNode()

@@ -1,4 +1,4 @@
-"""The panel of SpeckleTrain: its buttons are clicked, real processes train, and the scene shows how it goes."""
+"""The panel of SpeckleTrain: its buttons are clicked, real processes train, and the scene shows their progress."""
 
 import json
 import os
@@ -22,7 +22,7 @@ FRAMES = np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype
 
 @pytest.fixture
 def train(desk, monkeypatch):
-    """The panel, with a home of its own in which there is a small model `start`, and a cine in the scene."""
+    """Return the panel, with a home of its own in which there is a small model `start`, and a cine in the scene."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     from Speckle2SelfSlicer import training_data
     from Speckle2SelfSlicer.session import shared
@@ -56,7 +56,7 @@ def choose(panel):
 
 
 def start(desk, panel, reports: int = 2):
-    """A run that has reported something."""
+    """Return a run that has reported something."""
     choose(panel)
     panel.ui.trainButton.click()
     desk.wait(lambda: panel.job.ended or len(panel.job.reports) >= reports)
@@ -122,7 +122,7 @@ def sector(count=16):
 
 
 def outlined():
-    """The pixels inside the outline; None where there is none."""
+    """Return the pixels inside the outline; None where there is none."""
     composite = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSliceCompositeNode")
     node = slicer.mrmlScene.GetNodeByID(composite.GetLabelVolumeID() or "")
     assert (node is None) == (slicer.mrmlScene.GetFirstNodeByName("Outline of the region") is None)
@@ -666,7 +666,7 @@ def test_a_run_is_exported_as_a_folder_with_recipe_steps_and_region(desk, train,
 
 
 def test_writing_a_large_recording_does_not_block_the_panel(desk, train):
-    """It is put on the disk in pieces, and can be abandoned in between; nothing of it is left then."""
+    """The recording is written in pieces, and writing can be abandoned in between without leaving anything."""
     large = desk.cine(np.random.default_rng(0).integers(0, 255, (100, 1000, 1000)).astype(np.uint8), "Large")
     folder = train.logic.trainer.folder
     for _ in range(2):
@@ -698,7 +698,7 @@ def test_writing_a_large_recording_does_not_block_the_panel(desk, train):
 
 
 def test_exporting_a_large_recording_does_not_block_the_panel(desk, train, tmp_path):
-    """It is put on the disk in pieces, files by another process, and can be abandoned in between."""
+    """The recording is written in pieces, files by another process, and the export can be abandoned in between."""
     large = np.random.default_rng(0).integers(0, 255, (100, 1000, 1000)).astype(np.uint8)
     (tmp_path / "files").mkdir()
     np.save(tmp_path / "files" / "one.npy", large[:40])

@@ -1,4 +1,4 @@
-"""What a model tells of its uncertainty, in the panel of Speckle2Self: colors over the views, and caution."""
+"""A model's uncertainty in the panel of Speckle2Self: colors over the views, and caution."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ LEVEL = 2  # of the colors; that of twice UNSURE
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A file of a model that tells twice UNSURE everywhere."""
+    """Return a file of a model that estimates twice UNSURE everywhere."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("models") / "told"
     config = ModelConfig(width=8, uncertainty=True, uncertainty_scale=2)
@@ -38,7 +38,7 @@ def apply(desk, panel):
 
 
 def labels():
-    """The label maps that slice views show, by the views' names."""
+    """Return the label maps that slice views show, by the views' names."""
     nodes = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
     shown = {node.GetLayoutName(): slicer.mrmlScene.GetNodeByID(node.GetLabelVolumeID() or "") for node in nodes}
     return {name: slicer.util.arrayFromVolume(node) for name, node in shown.items() if node is not None}

@@ -21,7 +21,7 @@ SENTENCE = "PyTorch is installed, but does not start ("
 
 @pytest.fixture(params=FAULTS)
 def broken(request, tmp_path, monkeypatch):
-    """The environment of a process in which torch is broken."""
+    """Return the environment of a process in which torch is broken."""
     (tmp_path / "packages" / "torch").mkdir(parents=True)
     (tmp_path / "packages" / "torch" / "__init__.py").write_text(FAULTS[request.param] + "\n")
     path = os.pathsep.join([str(tmp_path / "packages"), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -40,7 +40,7 @@ def finish(worker, job):
 
 
 def python(code, *arguments, folder, **options):
-    """A process that runs `code` with the core on its path."""
+    """Return a process that runs `code` with the core on its path."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
@@ -69,7 +69,7 @@ def test_the_worker_is_killed_at_any_moment():
 
 @pytest.fixture
 def job(job):
-    """A run that does not end, with a checkpoint every other step."""
+    """Return a run that does not end, with a checkpoint every other step."""
     return replace(job, steps=10**6, interval=2)
 
 
@@ -177,7 +177,7 @@ def whole(folder, home, recording):
 
 
 def running(folder):
-    """Processes that the environment of a test gave this folder to: the application, and all that it started."""
+    """Return the processes whose environment names this folder: the application and all that it started."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):
@@ -238,7 +238,7 @@ while True:
 
 
 def recording(path, frames=FRAMES):
-    """A file of the format that the suffix says."""
+    """Return a file of the format that the suffix names."""
     if path.suffix in (".npy", ".npz"):
         np.save(path, frames) if path.suffix == ".npy" else np.savez(path, frames=frames)
     elif path.suffix == ".dcm":
@@ -317,7 +317,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path, project):
 
 
 def test_a_folder_that_cannot_be_written_is_reported(tmp_path, monkeypatch):
-    """A file in the folder's place, which stops the administrator as well."""
+    """A file is in the folder's place, which stops the administrator as well."""
     closed = tmp_path / "closed"
     closed.write_bytes(b"")
     monkeypatch.setenv("SPECKLE2SELF_HOME", str(closed))
@@ -537,7 +537,7 @@ def test_a_clock_that_is_set_back_changes_nothing(worker, monkeypatch):
 
 
 def test_no_process_is_left_running_after_these_tests(trainer, job):
-    """A run that is closed leaves no process, whatever state it is in."""
+    """A closed run leaves no process in any state."""
     run = trainer.add("run", [np.repeat(FRAMES, 2, 1)[:, :64, :48]], replace(job, steps=10**6))
     pid = run._child.process.pid
     trainer.close()

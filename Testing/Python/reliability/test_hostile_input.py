@@ -271,7 +271,7 @@ NUMBERS = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFF
 
 
 def damaged(good: list[bytes], rng) -> bytes:
-    """One of the files, cut, with bits flipped, numbers exchanged or parts of another moved into it."""
+    """Return one of the files, cut, with flipped bits, exchanged numbers or parts of another file."""
     data = bytearray(good[rng.integers(len(good))])
     for _ in range(rng.integers(1, 4)):
         end = len(data) if rng.random() < 0.5 else min(len(data), int(rng.choice([400, 1500])))  # headers more often
@@ -303,12 +303,12 @@ def damaged(good: list[bytes], rng) -> bytes:
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
-    """A part of a PNG, with its checksum."""
+    """Return a part of a PNG, with its checksum."""
     return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
 
 
 def png_opened(data: bytes) -> bytes:
-    """The header and the inflated rows of a PNG."""
+    """Return the header and the inflated rows of a PNG."""
     at, packed = 8, b""
     while at < len(data):
         length = int.from_bytes(data[at : at + 4], "big")
@@ -352,7 +352,7 @@ class TooLong(BaseException):
 
 @contextmanager
 def bounded():
-    """No case takes long, and none takes much memory: the address space is limited."""
+    """Limit the time and the address space of each case."""
 
     def stop(number, frame):
         raise TooLong
@@ -372,14 +372,14 @@ def bounded():
 
 
 def told(error) -> str:
-    """The one sentence of an InputError."""
+    """Return the one sentence of an InputError."""
     text = str(error.value if hasattr(error, "value") else error)
     assert text.strip() and "\n" not in text
     return text
 
 
 def resident():
-    """The most memory that the tests held so far, bytes."""
+    """Return the largest amount of memory that the tests have held until now, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -392,7 +392,7 @@ SHARES = {
 
 
 def numbers(kind):
-    """The seeds of the cases of a kind."""
+    """Return the seeds of the cases of a kind."""
     return range(max(1, round(CASES * SHARES[kind] / sum(SHARES.values()))))
 
 
@@ -515,7 +515,7 @@ def test_refused(name, tmp_path):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_kinds_of_elements_that_end_a_process_are_refused(packed, tmp_path):
-    """With these scipy's reader of MATLAB ends the whole process, which in Slicer is the application."""
+    """These would make scipy's reader of MATLAB files end the whole process, which in Slicer is the application."""
     buffer = io.BytesIO()
     savemat(buffer, {"frames": FRAMES.transpose(1, 2, 0), "info": {"probe": "L14", "parts": [1.0, "a"]}})
     good = buffer.getvalue()
@@ -692,7 +692,7 @@ def test_a_nonsensical_training_state_is_refused(values, tmp_path, monkeypatch, 
 
 @pytest.fixture(scope="module")
 def state(tmp_path_factory):
-    """A folder with a recording, a model to start from, and an unfinished run; its job, tensors and values."""
+    """Return a folder with a recording, a model to start from, and an unfinished run; its job, tensors and values."""
     folder = tmp_path_factory.mktemp("state")
     np.save(folder / "in.npy", FRAMES.repeat(3, 1).repeat(2, 2).repeat(5, 0))
     torch.manual_seed(0)

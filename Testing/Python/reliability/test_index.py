@@ -1,4 +1,4 @@
-"""What the reviewers of Slicer's Extensions Index look for, held by tests."""
+"""The requirements of the reviewers of Slicer's Extensions Index."""
 
 import ast
 import hashlib
@@ -17,7 +17,7 @@ NOT_BUNDLED = ("torch", "torchvision", "scipy", "skimage", "safetensors", "pydic
 
 
 def module_files(project):
-    """What runs inside Slicer's own process when it starts: the modules and what they share."""
+    """Return the files that run in Slicer's own process at startup: the modules and their shared packages."""
     return [*(project / m / f"{m}.py" for m in MODULES), *(project / "Speckle2Self/Speckle2SelfSlicer").glob("*.py")]
 
 
@@ -72,7 +72,7 @@ def test_at_file_level_only_what_slicer_bundles_is_imported(project):
 
 
 def only_defines(node):
-    """Whether an `if` only chooses what to import or define, as for type checkers."""
+    """Return whether an `if` only chooses what to import or define, as for type checkers."""
     kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef)
     return isinstance(node, ast.If) and all(isinstance(one, kinds) for one in (*node.body, *node.orelse))
 

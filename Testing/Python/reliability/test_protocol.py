@@ -1,4 +1,4 @@
-"""Messages between the processes: what fits comes back as it was sent, and nothing else is taken."""
+"""Messages between the processes: valid ones arrive unchanged, and no others are accepted."""
 
 import json
 from dataclasses import asdict, fields

@@ -68,7 +68,8 @@ def test_the_reference_names_every_command_and_option_and_no_other(project):
 
 @pytest.fixture
 def scene():
-    """A scene with volumes 'Liver', 'US' and 'Volume', a box 'Box' and a sequence 'Cine' in a browser; simulated."""
+    """Return a scene with volumes 'Liver', 'US' and 'Volume', a box 'Box' and a sequence 'Cine' in a browser;
+    simulated."""
     slicer = pytest.importorskip("slicer")
     slicer.mrmlScene.Clear()
     frames = simulate(SimulationConfig((64, 64), 3, (1.2, 1.6), "organ"), np.random.default_rng(0)).frames
@@ -97,7 +98,8 @@ COMMANDS = {  # row of the reference -> what is typed here, and what it leaves
 
 
 def test_every_command_of_the_reference_runs(project, tmp_path, small_crops, monkeypatch):
-    """The benchmarks, which take minutes, as far as their own function; core/test_benchmark.py and test_speed.py do."""
+    """The benchmarks run only up to their own functions, as they need minutes; core/test_benchmark.py and test_speed.py
+    run them."""
     text = (project / "Documentation/command_line.md").read_text()
     rows = re.findall(r"^\| `speckle2self ([^`]+)`", text, re.MULTILINE)
     assert set(rows) == set(COMMANDS)
@@ -142,7 +144,7 @@ EXPECTED = [  # what each recipe leaves in the scene, and prints
 
 
 def follow(slicer, live, timer):
-    """As a user looks on: the first image, and one more."""
+    """Follow as a user would: the first image, and one more."""
     us, end = slicer.util.getNode("US"), time.monotonic() + 60
     for _ in range(2):
         while live.waiting:

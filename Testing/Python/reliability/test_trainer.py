@@ -285,14 +285,14 @@ def test_messages_of_the_panel_name_no_option_of_the_command_line(trainer, job):
 
 
 def test_messages_of_a_run_name_no_option_of_the_command_line(project):
-    """It says what is; the command line adds its options, and the panel has buttons."""
+    """The message states the fact; the command line adds its options, and the panel has buttons."""
     for name in ("runs", "training", "dataset", "system", "checkpoint", "library"):
         text = (project / "Speckle2Self" / "Speckle2SelfLib" / f"{name}.py").read_text()
         assert not re.findall(r'"[^"\n]*--[a-z][^"\n]*"', text), name
 
 
 def test_the_end_of_a_run_does_not_keep_the_application_waiting(job, tmp_path):
-    """Nothing over 0.1 s on the main thread; torch, whose import takes a second, stays out of the application."""
+    """Nothing blocks the main thread for 0.1 s; torch, whose import needs a second, is not imported by the application."""
     code = """
 import sys, time, numpy as np
 from Speckle2SelfLib.config import Job
@@ -429,7 +429,7 @@ trainer.close()
 
 
 def test_a_small_disk_that_fills_ends_the_run_which_resumes_once_there_is_space(tmp_path, job, project):
-    """A disk in memory of 24 MB, in a namespace of its own; the state of a run takes 10, at times twice that."""
+    """The disk is one of 24 MB in memory, in its own namespace; a run's state has 10 MB, at times twice that."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["unshare", "--map-root-user", "--mount", "sh", "-c",
@@ -467,8 +467,8 @@ def test_sigterm_saves_and_leaves_cleanly(tmp_path, job):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes as Linux lists them")
 @pytest.mark.parametrize("whom", ["a rank", "the launcher"])
 def test_sigterm_under_torchrun_loses_no_step(tmp_path, job, whom):
-    """To one of two processes, not the one that writes: both save and are started again from there. To what started
-    them, as a cluster does at the end of its time: both save and end."""
+    """Sent to the one of two processes that does not write, both save and are restarted from there. Sent to torchrun,
+    as a cluster does when the time is up, both save and end."""
     folder = export(tmp_path / "job", [FRAMES], replace(job, steps=10**6, interval=10**6))
     environment = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "DEVICES": "2", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([folder / "run.sh"], env=environment, stdout=subprocess.PIPE,
@@ -491,20 +491,20 @@ def test_sigterm_under_torchrun_loses_no_step(tmp_path, job, whom):
 
 
 def write_folder(tmp_path, job):
-    """A folder with the frames and the job file of a long run."""
+    """Return a folder with the frames and the job file of a long run."""
     folder = made(tmp_path / "run")
     complete(job_in_steps(folder, [FRAMES], replace(job, steps=10**6, interval=10**6)))
     return folder
 
 
 def reached(process) -> int:
-    """A step that a training process has told of, once it has gone some."""
+    """Return a step that a training process has reported, after some steps."""
     return next(line["step"] for line in map(json.loads, process.stdout) if "rate" in line and line["step"] > 2)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes as Linux lists them")
 def test_a_killed_rank_of_an_exported_run_restarts_it_from_its_last_checkpoint(tmp_path, job):
-    """It is the one that writes. Ten steps lie between two checkpoints, and at most these are lost."""
+    """The killed process is the one that writes. At most the ten steps between two checkpoints are lost."""
     folder = export(tmp_path / "job", [FRAMES], replace(job, steps=120, interval=10))
     environment = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "DEVICES": "2", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([folder / "run.sh"], env=environment, stdout=subprocess.PIPE, text=True) as run:

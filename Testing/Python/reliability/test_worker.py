@@ -29,7 +29,7 @@ WIDE = RNG.rayleigh(40, (40, 512, 640)).clip(1, 255).astype(np.uint8)  # takes l
 
 @pytest.fixture(scope="module")
 def shared():
-    """One process for the tests that do not end it."""
+    """Return one process for the tests that do not end it."""
     worker = Worker()
     yield worker
     worker.close()
@@ -364,7 +364,7 @@ def test_under_overload_older_frames_are_dropped_and_the_newest_is_despeckled(sh
 
 
 def test_a_stream_does_not_flicker(shared):
-    """The same frame, beside others that are darker or brighter, always gives the same result."""
+    """The result for a frame does not depend on darker or brighter frames around it."""
 
     def despeckled(frame):
         stream.push(frame)

@@ -13,7 +13,7 @@ slicer = pytest.importorskip("slicer")
 
 @pytest.fixture
 def pair(slicer_app):
-    """A noisy frame with a dark disc, and the frame without noise, at a place and spacing of their own."""
+    """Return a noisy frame with a dark disc, and the frame without noise, at a place and spacing of their own."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:64, :80]
     clean = np.where(np.hypot(y - 20, x - 20) < 12, 30.0, 120.0)
@@ -29,7 +29,7 @@ def pair(slicer_app):
 
 
 def box(name, columns, rows):
-    """A ROI over these columns and rows of the pair's frames."""
+    """Return a ROI over these columns and rows of the pair's frames."""
     roi = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", name)
     centre = [10 + 0.5 * sum(columns) / 2, -5 + 0.5 * sum(rows) / 2, 3]
     roi.SetCenter(centre)
@@ -218,7 +218,7 @@ ORIENTATIONS = {
 
 
 def placed_pair(orientation, shape=(1, 64, 80)):
-    """Two bright volumes of this orientation."""
+    """Return two bright volumes of this orientation."""
     volumes = [slicer.util.addVolumeFromArray(np.full(shape, value, np.uint8)) for value in (150, 200)]
     for volume in volumes:
         volume.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(ORIENTATIONS[orientation]))
@@ -229,7 +229,8 @@ def placed_pair(orientation, shape=(1, 64, 80)):
 
 
 def share_filled(name) -> float:
-    """How much of what the frame could fill of a slice view it fills: its area over that of 64 x 80 pixels, fitted."""
+    """Return the share of the area that the frame could fill in a slice view: its area over that of 64 x 80 pixels,
+    fitted."""
     from HeadlessSlicer.views import pixels
 
     seen = pixels(slicer.app.layoutManager().sliceWidget(name).sliceLogic())

@@ -12,7 +12,7 @@ from PIL import Image  # noqa: E402
 
 @pytest.fixture
 def demo(project, slicer_app, monkeypatch):
-    """The demo, which closes scenes; the process in the background, which takes seconds to start, outlives them."""
+    """Return the demo. It closes scenes; the background process, which needs seconds to start, outlives them."""
     from Speckle2SelfSlicer.session import Session
 
     monkeypatch.setattr(Session, "closeWorker", lambda session: None)
@@ -23,7 +23,7 @@ def demo(project, slicer_app, monkeypatch):
 
 
 def speckled(folder, count=3):
-    """A recording of two tissues under speckle, (count, 96, 128) uint8."""
+    """Return a recording of two tissues under speckle, (count, 96, 128) uint8."""
     rng = np.random.default_rng(0)
     tissue = np.full((count, 96, 128), 40.0)
     tissue[:, :, 64:] = 120

@@ -34,7 +34,7 @@ def no_complaints():
 
 
 def written(path, frames=FRAMES, times=TIMES, **changes):
-    """A file as the core writes it."""
+    """Return a file as the core writes it."""
     files.write(path, frames, Recording(frames, path.parent / "in", "DICOM", sequence=True, times=times, **changes))
     return path
 
@@ -246,7 +246,7 @@ def test_every_suffix_of_these_formats_is_offered():
 
 
 def refused(path, match):
-    """The message of a file that cannot be loaded; nothing is left of it."""
+    """Return the message for a file that cannot be loaded; nothing of it may be left."""
     before = nodes()
     with pytest.raises(RuntimeError, match=match) as error:
         slicer.util.loadNodeFromFile(str(path), KIND)
@@ -291,7 +291,7 @@ def test_too_little_memory_is_one_sentence(tmp_path, monkeypatch):
 
 @pytest.fixture
 def without(monkeypatch):
-    """A Slicer without a package: what was asked for, and an answer to give."""
+    """Simulate a Slicer without a package: keep the requests, and give an answer."""
     asked, there = [], {"answer": False, "lacking": {"av", "h5py"}}
     monkeypatch.setitem(sys.modules, "slicer.packaging", None)  # as in Slicer before 5.11
     monkeypatch.setattr(dependencies, "find_spec", lambda name: None if name in there["lacking"] else name)

@@ -24,7 +24,7 @@ def cine(tmp_path, frames=FRAMES, times=TIMES, **changes):
 
 
 def loaded(path):
-    """The arrays, index values and first node of a sequence as MRML reads it."""
+    """Return the arrays, index values and first node of a sequence as MRML reads it."""
     scene = slicer.vtkMRMLScene()
     sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode")
     storage = scene.AddNewNodeByClass("vtkMRMLVolumeSequenceStorageNode")

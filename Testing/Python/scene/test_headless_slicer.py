@@ -1,4 +1,4 @@
-"""The stand-in of Slicer's application: what it gives, how strict it is, and how recordings reach the scene."""
+"""The stand-in of Slicer's application: what it provides, how strict it is, and how recordings reach the scene."""
 
 import enum
 import os

@@ -37,7 +37,7 @@ def imported_with(project, path, seen):
 
 
 def test_only_what_slicer_bundles_is_imported_at_file_level(project):
-    """So that the modules load in a Slicer that has no torch yet."""
+    """The modules must load in a Slicer without torch."""
     seen = set()
     for module in ("Speckle2Self", "SpeckleTrain"):
         imported_with(project, project / module / f"{module}.py", seen)
@@ -61,7 +61,7 @@ def test_every_parameter_bound_in_the_panel_exists(project):
     ("Speckle2Self", ["input", "model", "look", "live", "compare"]), ("SpeckleTrain", ["data", "settings", "runs"]),
 ])  # fmt: skip
 def test_sections_that_are_rarely_needed_are_folded(project, module, opened):
-    """With Slicer's Data Probe open, a panel has a third of the height."""
+    """A panel has only a third of the height while Slicer's Data Probe is open."""
     widgets = ElementTree.parse(project / module / "Resources" / "UI" / f"{module}.ui").iter("widget")
     sections = [widget for widget in widgets if widget.get("class") == "ctkCollapsibleButton"]
     assert sections[0].get("name") == f"{opened[0]}CollapsibleButton"

@@ -17,7 +17,7 @@ DEEP = GREY.astype(np.uint16) * 200
 
 
 def stack(folder, suffix, frames, **options):
-    """A file for each frame, numbered; the first one, by which Slicer finds the others."""
+    """Write a numbered file for each frame; return the first one, by which Slicer finds the others."""
     for number, frame in enumerate(frames):
         Image.fromarray(frame).save(folder / f"scan_{number:03}{suffix}", **options)
     return folder / f"scan_000{suffix}"

@@ -29,7 +29,7 @@ def sequence(slicer_app):
 
 
 def make_sequence(frames):
-    """A sequence with browser and proxy; its item 3 is shown."""
+    """Return a sequence with browser and proxy; its item 3 is shown."""
     sequence, browser = add_sequence(frames)
     browser.SetSelectedItemNumber(3)
     return sequence
@@ -122,7 +122,7 @@ def look(result, strength):
 
 
 def test_the_look_finds_frames_by_their_index_value(worker, sequence, tmp_path):
-    """Where the browser's master is another sequence, such as of transforms, and where items of the output changed."""
+    """The browser's master is another sequence, such as one of transforms, and items of the output changed."""
     from Speckle2SelfSlicer import scene
     from Speckle2SelfSlicer.processing import Run
 
@@ -362,7 +362,7 @@ def test_live_follows_a_region_that_is_moved(slicer_app, kind, tmp_path, monkeyp
             slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, segment, volume)
 
     def changed_alone(at, frame):
-        """Whether what is shown is despeckled within the region at `at`, and nowhere else."""
+        """Return whether the shown image is despeckled within the region at `at` and nowhere else."""
         changed = slicer.util.arrayFromVolume(live.output)[0] != frame
         inside = changed[at - 7 : at + 8, at - 7 : at + 8]
         return inside.mean() > 0.5 and changed.sum() == inside.sum()
@@ -563,7 +563,7 @@ class Counter:
 
 
 def test_image_and_position_of_a_message_are_kept_together_and_each_image_is_pushed_once(worker, slicer_app):
-    """As OpenIGTLink does it: the same voxels are overwritten, that is reported, and the matrix is set after it."""
+    """OpenIGTLink overwrites the same voxels, reports it, and sets the matrix after that."""
     from Speckle2SelfSlicer.live import Live
 
     volume = slicer.util.addVolumeFromArray(np.full((1, 48, 56), 100, np.uint8), name="US")

@@ -19,7 +19,7 @@ DATA = {1: "vtkMRMLScalarVolumeNode", 3: "vtkMRMLVectorVolumeNode", 4: "vtkMRMLV
 
 @pytest.fixture
 def scene():
-    """A scene that Slicer's Sequences module watches, as in the application."""
+    """Return a scene that Slicer's Sequences module watches, as in the application."""
     scene, sequences = slicer.vtkMRMLScene(), slicer.vtkSlicerSequencesLogic()
     sequences.SetMRMLScene(scene)
     yield scene
@@ -83,7 +83,7 @@ def add_sequence(scene, arrays, values=("0.10", "0.2", "1e0"), kind=None, browse
 
 
 def despeckle(node, output=None, by=1):
-    """The glue's whole way round with a despeckling that adds `by` to each voxel."""
+    """Run the whole glue with a despeckling that adds `by` to each voxel."""
     source = Recording.of(node)
     results.checkOutput(source, output)
     return results.write(source, source.read() + np.uint8(by), output)
@@ -584,7 +584,7 @@ def test_the_spacing_is_in_the_order_of_the_arrays_axes(scene):
 
 
 def load(path, folder):
-    """The saved scene, with the Sequences module watching; the caller keeps both."""
+    """Load the saved scene, with the Sequences module watching; return both, which the caller must keep."""
     scene, sequences = slicer.vtkMRMLScene(), slicer.vtkSlicerSequencesLogic()
     sequences.SetMRMLScene(scene)
     (folder / ".slicer-cache").touch()  # Slicer's mark of a cache folder

@@ -1,4 +1,4 @@
-"""The stand-in of Slicer's application where the real one surprises: what passes here must run there."""
+"""The stand-in of Slicer's application where the real one surprises: code that passes here must run there."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ SCALAR, VECTOR = "vtkMRMLScalarVolumeNode", "vtkMRMLVectorVolumeNode"
 
 @pytest.fixture
 def heard():
-    """What Slicer complains of in its log."""
+    """Return the errors and warnings in Slicer's log."""
     complaints.heard.clear()
     yield complaints.heard
     complaints.heard.clear()
@@ -33,7 +33,7 @@ def heard():
 
 @pytest.fixture
 def shown(monkeypatch):
-    """The boxes that are shown, as to a user who is not testing."""
+    """Return the boxes that are shown outside of testing mode."""
     monkeypatch.setattr(slicer.app, "_testing", False)
     for kept in (dialogs.asked, dialogs.answers, pythonqt.errors):
         kept.clear()
@@ -391,7 +391,7 @@ class {name}(ScriptedLoadableModule):
 
 
 def loaded(tmp_path, capsys, **dependencies):
-    """What happens when modules with these dependencies are loaded."""
+    """Load modules with these dependencies; return what happened."""
     for name, needed in dependencies.items():
         (tmp_path / f"{name}.py").write_text(MODULE.format(name=name, dependencies=needed))
     slicer.app.moduleManager().load([tmp_path])

@@ -1,4 +1,4 @@
-"""The uncertainty of an output as a second node beside it."""
+"""The uncertainty of an output as a second node next to it."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ LOW, HIGH = calibrate(FRAMES, None, with_grain=False).mapping
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A file of a model that tells TOLD everywhere."""
+    """Return a file of a model that estimates TOLD everywhere."""
     torch.manual_seed(0)
     path, config = (
         tmp_path_factory.mktemp("models") / "told",
