@@ -52,7 +52,8 @@ def pytest_sessionstart(session):
 
 @pytest.fixture(autouse=True)
 def executable(request, monkeypatch):
-    """Set `sys.executable`: in Slicer it is a launcher; in tests of the core and of its processes, it is Python itself."""
+    """Set `sys.executable`: in Slicer it is a launcher; in tests of the core and of its processes, it is Python
+    itself."""
     if request.path.parent.name in ("scene", "panel"):
         monkeypatch.setattr(sys, "executable", request.session.launcher)
 
@@ -74,7 +75,7 @@ def project() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Return the folder of real recordings (SPECKLE2SELF_DATA, or ../shared/data beside the project)."""
+    """Return the folder of real recordings (SPECKLE2SELF_DATA, or ../shared/data next to the project)."""
     folder = Path(os.environ.get("SPECKLE2SELF_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip("the real recordings are not on this machine")

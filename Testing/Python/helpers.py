@@ -27,7 +27,7 @@ def alive(pid):
 
 
 def clear_scene():
-    """Close the scene, but not the process in the background, which takes seconds to start."""
+    """Close the scene, but not the process in the background, which needs seconds to start."""
     import slicer
 
     from Speckle2SelfSlicer.session import Session

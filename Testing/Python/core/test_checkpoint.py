@@ -74,7 +74,7 @@ def write_wrong_file(kind, path):
     if kind == "empty":
         path.write_bytes(b"")
     elif kind == "text":
-        path.write_text("this is no model, it only looks like one")
+        path.write_text("this is not a model, it only looks like one")
     elif kind == "truncated":
         checkpoint.save(path, config, build(config), {})
         path.write_bytes(path.read_bytes()[:-100])

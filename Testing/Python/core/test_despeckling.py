@@ -1,4 +1,4 @@
-"""Frames in, frames out: what changes, what must not, and what is refused."""
+"""Frames in, frames out: what changes, what is kept and what is refused."""
 
 import threading
 import time
@@ -243,7 +243,7 @@ def test_the_box_of_a_region_is_found_without_a_search():
 
 
 class Watched(torch.nn.Module):
-    """A network that does what the test says."""
+    """A network that returns what the test demands."""
 
     margin, multiple = 0, 8
 

@@ -482,7 +482,7 @@ def test_a_big_endian_dicom_becomes_little_endian_with_all_its_values(tmp_path, 
     assert np.array_equal(np.frombuffer(after.ModalityLUTSequence[0].LUTData, "<u2"), table)
     assert np.frombuffer(after[0x00091001].value, "<f4").tolist() == [1.5, -2]
     seen = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out.dcm")))
-    assert wide or np.array_equal(seen, frames[:, ::-1]), "GDCM reads it, too"
+    assert wide or np.array_equal(seen, frames[:, ::-1]), "GDCM also reads it"
     files.write(tmp_path / "out.mha", recording.frames, recording)
     assert np.array_equal(files.read(tmp_path / "out.mha").frames, recording.frames)
 

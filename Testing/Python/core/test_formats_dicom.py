@@ -1,4 +1,4 @@
-"""DICOM of every compression, without a preamble, in series; and what a derived image says of itself."""
+"""DICOM of every compression, without a preamble, in series; and the description of derived images."""
 
 import io
 import shutil
@@ -269,7 +269,7 @@ def test_a_series_of_slices_becomes_one_new_series(tmp_path):
         assert volume.GetSize() == (50, 40, 3) and volume.GetSpacing() == pytest.approx((0.5, 0.5, 2))
     (tmp_path / "one" / "1.dcm").unlink()
     assert main([*arguments[:2], str(tmp_path / "one"), *arguments[2:], "--strength", "0.5", "--skip-existing"]) == 0
-    assert len(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(tmp_path / "one"))) == 1, "what is gone on with joins it"
+    assert len(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(tmp_path / "one"))) == 1, "resumed files join it"
 
 
 @pytest.mark.parametrize("explicit", [True, False])

@@ -52,7 +52,7 @@ def test_a_tiff_keeps_its_type_shape_and_layout(tmp_path, layout):
     array, options = {
         "tiled": (WIDE, {"tile": (32, 32)}),
         "planar": (np.moveaxis(COLOUR[0], -1, 0).astype(np.uint16) * 9, planar),
-        "narrow planar": (np.moveaxis(COLOUR[0, :, :4], -1, 0), planar),  # whose last axis could be that of colors
+        "narrow planar": (np.moveaxis(COLOUR[0, :, :4], -1, 0), planar),  # the last axis could hold colors
         "deflated": (FRAMES, {"compression": "zlib"}),
         "half": (WIDE.astype(np.float16), {}),
         "double": (WIDE.astype(np.float64) / 3, {}),

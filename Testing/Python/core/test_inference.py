@@ -185,7 +185,7 @@ def test_half_precision_is_used_only_where_its_results_agree(network, monkeypatc
     sixteen, cpu = torch.bfloat16, torch.device("cpu")
     monkeypatch.setattr(inference, "choose_precision", lambda device: sixteen)
     assert inference.precision_of(load_model("default"), cpu) == sixteen
-    weights = {name: weight * 3e38 for name, weight in network.state_dict().items()}  # so that its output is no number
+    weights = {name: weight * 3e38 for name, weight in network.state_dict().items()}  # so that its output is NaN
     broken = FastNetwork(8).eval()
     broken.load_state_dict(weights)
     assert inference.precision_of(Model(ModelConfig(width=8), broken), cpu) == torch.float32
@@ -249,7 +249,7 @@ def test_only_the_allowed_number_of_the_latest_graphs_is_kept(gpu):
     run, calls = replayed(gpu, limit=10)
     for size in (4, 4, 5, 5, 4, 3, 3, 5, 5, 12, 12):
         assert torch.equal(run(torch.ones(size)), torch.full((size,), 2.0))
-    assert gpu.shapes == [(4,), (5,), (3,), (5,)], "3 took the place of 5, the least recent one; 12 is too large"
+    assert gpu.shapes == [(4,), (5,), (3,), (5,)], "3 replaced 5, the least recent one; 12 is too large"
     assert calls.count((12,)) == 2 and "first is waited for" in gpu.events
 
 

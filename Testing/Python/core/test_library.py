@@ -91,7 +91,7 @@ def test_any_name_is_changed_into_a_valid_one(file):
     assert library.free_name("///") == "model"
     assert library.free_name("") == "model"
     assert library.free_name("default") == "default 2" and library.free_name("SRAD") == "SRAD 2"
-    assert library.free_name("Runs", {"runs"}) == "Runs 2", "not told apart by every file system"
+    assert library.free_name("Runs", {"runs"}) == "Runs 2", "not distinguished by every file system"
 
 
 LONG = ["x" * 90, "x" * 79 + " y", "x" * 78 + ".y", "\u5fc3" * 90, "\U00020000" * 90]
@@ -126,7 +126,7 @@ def test_a_file_is_read_again_only_if_it_has_changed(tmp_path):
     checkpoint.save(path, ModelConfig(width=8), network, {})
     first = cached_model(path)
     assert cached_model(path) is first and cached_model(str(path)) is first
-    assert load_model(path) is not first, "training changes what it has loaded"
+    assert load_model(path) is not first, "training changes the loaded model"
     checkpoint.save(path, ModelConfig(width=8), network, {"name": "another"})
     assert cached_model(path).card["name"] == "another"
     path.unlink()

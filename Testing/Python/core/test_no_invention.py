@@ -20,13 +20,13 @@ SIZE = 128
 Y, X = np.mgrid[:SIZE, :SIZE].astype(float)
 GRAIN = (1.2, 2.0)  # pixels (axial, lateral)
 
-# Speckle grain -> what is left of speckle that no truth explains: standard deviation, share of the input's; largest
+# speckle grain -> remaining speckle that no truth explains: standard deviation, share of the input's; largest
 # mean over 9 x 9 pixels; largest step from pixel to pixel.
 FLAT = {
     (0.6, 0.8): (0.07, 0.04, 0.06),
     (0.8, 1.2): (0.07, 0.04, 0.08),
     (1.2, 2.0): (0.10, 0.04, 0.08),
-    (1.8, 3.5): (0.13, 0.07, 0.08),  # above the model's grain: speckle is taken for structure, not made up
+    (1.8, 3.5): (0.13, 0.07, 0.08),  # above the model's grain: speckle is mistaken for structure, not invented
     (2.5, 5.0): (0.15, 0.09, 0.06),
 }
 SPECKLED = ((0.9, 1.3), (1.2, 2.0), (1.8, 2.6))  # grains in which spots are counted

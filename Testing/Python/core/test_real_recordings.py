@@ -49,7 +49,7 @@ def test_the_linear_plus_recording(shared_data, tmp_path):
     assert roughness(after.frames, muscle) < 0.4 * roughness(before.frames, muscle)
     for frame, result in zip(before.frames[::5], after.frames[::5], strict=True):
         rows = [np.argmax(metrics.reference(x)[220:400, 240:500], axis=0) for x in (frame, result)]
-        assert np.median(np.abs(rows[0] - rows[1])) <= 2, "the bone's edge stays where it is"
+        assert np.median(np.abs(rows[0] - rows[1])) <= 2, "the bone's edge does not move"
         ridge = [x[220:400, 240:500].max(0).mean() for x in (frame, result)]
         assert ridge[1] > 0.7 * ridge[0], "and bright"
 

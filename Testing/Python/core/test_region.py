@@ -112,7 +112,7 @@ def test_the_cardiac_cine_is_found_without_its_text_and_is_grey():
         assert not region[top:bottom, left:right].any()
     assert region[40:190, 130:200].mean() > 0.99
     assert np.array_equal(region, ndimage.binary_fill_holes(region)), "the probe's face hardly moves"
-    assert ndimage.label(region)[1] == 1, "nothing of the ticks beside the sector"
+    assert ndimage.label(region)[1] == 1, "nothing of the ticks next to the sector"
     assert grey(frames)[:, 60:180, 120:210].mean() > 0.999
 
 
@@ -217,7 +217,8 @@ def trapezoid(size, lean):
 
 
 def fan(size, center, inner, outer, half):
-    """Return a curved probe's image with its arc on top (H, W) bool; center (x, y) of the arcs, half its opening (rad)."""
+    """Return a curved probe's image with its arc on top (H, W) bool; center (x, y) of the arcs, half its opening
+    (rad)."""
     y, x = np.mgrid[: size[0], : size[1]]
     depth, angle = np.hypot(y - center[1], x - center[0]), np.arctan2(x - center[0], y - center[1])
     return (depth >= inner) & (depth < outer) & (np.abs(angle) < half)
@@ -250,7 +251,7 @@ def test_a_box_over_a_name_is_kept_black_with_its_rim(frames):
     region = detect(screen)
     assert not region[130:152, 120:180].any()
     inside[126:156, 116:184] = False
-    assert region[inside].mean() > 0.94, "what is left out lies beside black"
+    assert region[inside].mean() > 0.94, "pixels that are left out are next to black"
 
 
 def test_a_straight_fascia_is_tissue():

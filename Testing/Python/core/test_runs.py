@@ -181,7 +181,7 @@ def test_a_finished_run_is_not_repeated(folder, short_interval):
     stopped(job(output="n.model"), 8)
     runs.state_path("n.model").unlink()
     runs.run(job(output="n.model", resume=True), lines.append)
-    assert last_step(lines) == 12, "what was stopped is not finished, with or without its state"
+    assert last_step(lines) == 12, "a stopped run is not finished, with or without its state"
 
 
 def test_two_runs_do_not_write_the_same_model(folder):
@@ -280,7 +280,7 @@ def test_a_model_that_was_replaced_during_a_pause_is_not_mistaken_for_the_runs_o
 ):
     stopped(job())
     Path("m.model").write_bytes(Path(other).read_bytes())
-    scores = iter(range(100, 200))  # worse than what was kept
+    scores = iter(range(100, 200))  # worse than the kept model
     monkeypatch.setattr(runs, "score", lambda *_: next(scores))
     lines = []
     runs.run(job(resume=True), lines.append)
@@ -301,7 +301,7 @@ def test_a_run_that_is_stopped_more_than_once_keeps_its_best(folder, short_inter
 
 
 def test_an_output_that_cannot_be_written_is_reported_before_the_run(folder, monkeypatch):
-    long = "m" * 245  # its state's name is longer than a file system takes
+    long = "m" * 245  # its state's name is too long for a file system
     for given in (job(output=long), job(preview="p" * 250)):
         lines = []
         with pytest.raises(InputError, match="cannot be written"):
@@ -400,7 +400,7 @@ def test_recordings_are_held_out_as_a_whole_where_there_are_several(folder):
     assert lines[-1]["estimate"]["held_out"] == 0
     lines = []
     runs.run(job(inputs=["0.npy", "Doe^Jane.npy"], steps=1), lines.append)
-    assert not lines[0]["seen"] and lines[0]["held_out"] == 4, "of the one that is long enough"
+    assert not lines[0]["seen"] and lines[0]["held_out"] == 4, "only of the long one"
     lines = []
     runs.run(job(inputs=["0.npy"], held_out=["3.npy"], steps=1), lines.append)
     assert not lines[0]["seen"] and lines[0]["held_out"] == 6
@@ -524,7 +524,7 @@ class Clock:
 
 @pytest.mark.parametrize("slower", [1, 8, 0.25])
 def test_the_training_time_is_kept_although_the_pace_changes(folder, monkeypatch, short_interval, slower):
-    """Steps become slower, or faster, after the first was measured; each validation takes two seconds."""
+    """Steps become slower, or faster, after the first was measured; each validation lasts two seconds."""
     clock = Clock(monkeypatch, lambda done: 0.5 if done < runs.WARM_UP + 3 else 0.5 * slower, 2.0)
     lines, rates = [], []
     rate = Training._train_step
@@ -624,7 +624,7 @@ def test_a_job_file_and_the_command_line_are_equivalent(folder, capsys):
         assert expected in capsys.readouterr().err
 
 
-# A process that has imported everything: commands run in copies of it, as imports take seconds each time. When a
+# A process that has imported everything: commands run in copies of it, as imports need seconds each time. When a
 # command is done, it looks at what still runs: a thread of the processes' group that is not over before the interpreter
 # is may abort the process as it ends, now and then.
 COPIED = """

@@ -1,4 +1,4 @@
-"""The speed benchmark: what it counts is right, its table is whole. No time is asked of a machine that others use."""
+"""The speed benchmark: its counts are right, its table is complete. No time is asked of a machine that others use."""
 
 import csv
 import os

@@ -29,7 +29,7 @@ def test_a_static_cine_flickers_far_less(layout, geometry):
     output = despeckle(simulated.frames, "default", **{**OPTIONS, "region": simulated.region})
     inside = simulated.region
     assert flicker(output[:, inside]) <= 0.3 * flicker(simulated.frames[:, inside])
-    assert np.abs(output.mean(0) - simulated.truth)[inside].mean() < 0.03, "not by going away from the truth"
+    assert np.abs(output.mean(0) - simulated.truth)[inside].mean() < 0.03, "not by leaving the truth"
 
 
 def interface(depth, contrast, seed):

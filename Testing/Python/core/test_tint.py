@@ -1,4 +1,4 @@
-"""Tinted B-mode is despeckled throughout, in its own hue; Doppler color is not taken for a tint."""
+"""Tinted B-mode is despeckled throughout, in its own hue; Doppler color is not mistaken for a tint."""
 
 import numpy as np
 import pydicom.examples
@@ -48,7 +48,7 @@ def test_a_tinted_recording_is_despeckled_throughout_and_keeps_its_hue(speckled,
     map_of = np.round(255 * MAPS[name])
     away = np.abs(result[inside].reshape(-1, 1, 3)[::7] - map_of).max(-1).min(1)
     assert np.quantile(away, 0.99) <= 4, "colors of the map"
-    assert not result[:, :10].any() and not result[:, :, :14].any(), "black stays black"
+    assert not result[:, :10].any() and not result[:, :, :14].any(), "black is kept"
     plain = despeckle(speckled, "median")
     assert np.abs(luminance(result)[inside] - luminance(tinted(plain, name))[inside]).mean() < 3
 

@@ -91,7 +91,7 @@ def runs_held_out(given):
 
 
 def test_the_averaged_weights_of_a_short_run_are_the_mean_of_its_steps_and_are_judged():
-    """The network starts from random weights, of which hardly anything is left after 30 steps."""
+    """The network starts from random weights, which have hardly any effect after 30 steps."""
     config = TrainingConfig(steps=30, batch=4, crop=32, simulated=32, averaging=0.995)
     training = Training([], config, FAST)
     before = [parameter.clone() for parameter in training.network.parameters()]

@@ -17,7 +17,7 @@ from Speckle2SelfLib.look import DOUBTFUL, UNKNOWN, look, uncertainty_of_look
 from Speckle2SelfLib.network import BEGINNING, MOST, UNSURE, build
 from Speckle2SelfLib.system import InputError
 
-MAPPING = (10.0, 210.0)  # the grey values that a model takes for 0 and 1
+MAPPING = (10.0, 210.0)  # the grey values that a model sees as 0 and 1
 EXACT = {"precision": torch.float32, "device": "cpu"}
 
 
@@ -218,7 +218,7 @@ def test_several_inputs_have_theirs_in_a_folder_of_the_same_layout(folder, cine,
     sitk.WriteImage(sitk.GetImageFromArray(cine[0]), "data/deep/b.png")
     assert run("data", "data/out", "--uncertainty", "data/told") == 0
     assert names(folder / "data" / "told") == ["a.npy", "deep/b.png.nrrd"]
-    assert run("data", "data/out", "--uncertainty", "data/told") == 0, "results are not taken for inputs"
+    assert run("data", "data/out", "--uncertainty", "data/told") == 0, "results are not used as inputs"
     assert names(folder / "data" / "out") == ["a.npy", "deep/b.png"]
     assert run("data", "other", "--uncertainty", "other") == 2
     assert "folder of their own" in capsys.readouterr().err and not (folder / "other").exists()

@@ -327,7 +327,7 @@ first = held.worker.pid
 slicer.modules.Speckle2SelfWidget.onReload()
 assert not alive(first)
 from Speckle2SelfSlicer import session as renewed
-assert renewed is not session, "the packages beside the modules are read again"
+assert renewed is not session, "the packages next to the modules are read again"
 one, two = slicer.modules.Speckle2SelfWidget, slicer.modules.SpeckleTrainWidget
 assert one.session is two.session is renewed.shared() and type(one).__mro__[3].__module__ in sys.modules
 volume = slicer.util.addVolumeFromArray(frames[:1], name="Liver")

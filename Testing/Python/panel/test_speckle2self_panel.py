@@ -327,7 +327,7 @@ def test_the_region_is_outlined_before_and_after_apply(desk, panel):
     panel.ui.showRegionCheckBox.checked = True
     assert composite.GetLabelVolumeID()
     slicer.util.selectModule("SpeckleTrain")
-    assert composite.GetLabelVolumeID() is None, "it would be taken for what is trained on"
+    assert composite.GetLabelVolumeID() is None, "it would look like the region that is trained on"
     slicer.util.selectModule("Speckle2Self")
     assert np.array_equal(slicer.util.array("Outline of the region")[0].astype(bool), first)
 
@@ -444,7 +444,7 @@ def test_preview_and_live_use_a_given_region(desk, panel, button):
     box.SetCenter(41.5, 23.5, 0)
     if button == "previewButton":
         desk.rest()
-        assert (after[:, :28] != before[:, :28]).any(), "a preview does not follow by itself"
+        assert (after[:, :28] != before[:, :28]).any(), "a preview does not update itself"
         panel.ui.previewButton.click()
     desk.wait(lambda: np.array_equal(after[:, :28], before[:, :28]) and (after[:, 28:] != before[:, 28:]).mean() > 0.5)
     assert not desk.asked
@@ -545,7 +545,7 @@ def test_live_reuses_its_output_when_switched_on_again_unless_that_was_renamed(d
     output = live(liver)
     panel.ui.outputSelector.setCurrentNode(output)
     apply(desk, panel)
-    assert live(liver) is not output, "what Apply made is no live image's any more"
+    assert live(liver) is not output, "the output of Apply is no longer used for live images"
 
 
 def test_live_changes_the_views_once_and_not_at_every_image(desk, panel):
@@ -558,7 +558,7 @@ def test_live_changes_the_views_once_and_not_at_every_image(desk, panel):
     slicer.util.updateVolumeFromArray(volume, FRAMES[2:3])
     desk.wait(lambda: not panel.live.waiting)
     desk.rest()
-    assert composites()["Red"].GetBackgroundVolumeID() == other.GetID(), "what the user chose meanwhile"
+    assert composites()["Red"].GetBackgroundVolumeID() == other.GetID(), "the user's later choice"
     panel.ui.liveCheckBox.click()
 
 

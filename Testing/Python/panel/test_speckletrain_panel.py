@@ -28,7 +28,7 @@ def train(desk, monkeypatch):
     from Speckle2SelfSlicer.session import shared
     from Speckle2SelfSlicer.trainer import Trainer
 
-    def quick(*arguments, **options):  # the 400 anatomies of the preset take ten seconds
+    def quick(*arguments, **options):  # the 400 anatomies of the preset need ten seconds
         few = {} if options["recipe"] == "published" or options["preset"] == "paper" else {"simulated": 20}
         return Job(*arguments, **few, **options)
 
@@ -152,7 +152,7 @@ def test_the_pixels_to_train_on_are_outlined(desk, train, tmp_path):
     assert np.array_equal(outlined(), region.detect(np.load(tmp_path / "run" / "recording-1.npy")))
     assert 0.3 < outlined().mean() < 0.5
     train.ui.recipeSelector.currentText = "published"
-    assert outlined().all(), "the published method takes whole frames"
+    assert outlined().all(), "the published method needs whole frames"
     train.ui.recipeSelector.currentText = "preset"
     train.ui.regionSelector.currentText = "given"
     assert outlined() is None and "none was used" in train.ui.dataLabel.text
@@ -334,7 +334,7 @@ def test_curve_and_preview_are_in_the_scene_and_the_model_is_available(desk, tra
     loss = slicer.util.getNode(f"{job.name} loss")
     assert loss.GetNumberOfPlotSeriesNodes() >= 2
     assert loss.GetLegendFontSize() <= 10, "else the legend covers half of the curves"
-    assert slicer.util.getNode(f"{job.name} true error").GetNumberOfPlotSeriesNodes() == 3, "a curve of what is judged"
+    assert slicer.util.getNode(f"{job.name} true error").GetNumberOfPlotSeriesNodes() == 3, "errors"
     assert "per second" in train.ui.runLabel.text and train.ui.progressBar.value > 0
     before, after = (slicer.util.getNode(f"{job.name} held-out frame{end}") for end in ("", " despeckled"))
     composites = {c.GetLayoutName(): c for c in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")}
@@ -726,7 +726,7 @@ def test_exporting_a_large_recording_does_not_block_the_panel(desk, train, tmp_p
         desk.wait(lambda: len(pieces) > 3)  # noqa: B023
         assert not (tmp_path / way).exists(), "only complete"
         if way == "abandoned":
-            train.endExport()  # as when the panel goes
+            train.endExport()  # as when the panel is closed
             train.updatePanel()
         desk.wait(lambda: train.exporting is None)
         assert max(pieces) < 0.1, "of processor time, as others may be at work"

@@ -44,7 +44,8 @@ def mapped() -> list[str]:
 
 
 def filled(desk, names=("Red", "Yellow")) -> dict[str, float]:
-    """Return how much of the area that a frame of this shape can fill in each view is lit; for a line, a tenth or less."""
+    """Return how much of the area that a frame of this shape can fill in each view is lit; for a line, a tenth or
+    less."""
     shares = {}
     for name in names:
         width, height = slicer.app.layoutManager().sliceWidget(name).mrmlSliceNode().GetDimensions()[:2]

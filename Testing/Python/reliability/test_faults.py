@@ -1,4 +1,4 @@
-"""Kills, full disks, little memory, nodes that go: the input stays, nothing half done is left, the next run works.
+"""Kills, full disks, little memory, removed nodes: the input is kept, nothing incomplete is left, the next run works.
 
 SPECKLE2SELF_FUZZ sets how many random moments are tried, one in 400, as in test_hostile_input.py; each is named by its
 seed.
@@ -454,7 +454,7 @@ def test_removing_the_input_ends_the_run_and_leaves_nothing(fault, moment, worke
     ends(run, worker)
     assert run.state == "failed" and "removed" in run.message and run.message.endswith(".")
     assert slicer.mrmlScene.GetNumberOfNodes() == count
-    assert np.array_equal(frames_of(sequence), FRAMES), "whoever still holds it has it as it was"
+    assert np.array_equal(frames_of(sequence), FRAMES), "an old reference still has the old values"
 
 
 @pytest.mark.parametrize("moment", MOMENTS_OF_A_RUN)
@@ -475,7 +475,7 @@ def test_removing_the_output_ends_the_run(moment, worker, sequence):
 
 @pytest.mark.parametrize("moment", MOMENTS_OF_A_RUN)
 def test_a_sequence_that_is_edited_keeps_its_edit(moment, worker, sequence):
-    """Items removed, added and changed: the result is of what was there, or the run ends with a sentence."""
+    """Items removed, added and changed: the result is of the original items, or the run ends with a sentence."""
     import slicer
 
     from Speckle2SelfSlicer.processing import Run

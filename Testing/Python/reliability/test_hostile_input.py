@@ -53,8 +53,8 @@ h5py, av = pytest.importorskip("h5py"), pytest.importorskip("av")
 CASES = int(os.environ.get("SPECKLE2SELF_FUZZ", "1500"))
 FRAMES = np.random.default_rng(0).integers(1, 255, (3, 24, 32)).astype(np.uint8)
 SIGNED = (FRAMES.astype(np.int16) - 99) * 50
-SECONDS = 10  # for one case; most take milliseconds
-ROOM = 3 * 2**30  # bytes of address space that the cases may take beyond what the tests hold
+SECONDS = 10  # for one case; most need milliseconds
+ROOM = 3 * 2**30  # bytes of address space that the cases may use in addition to the tests
 
 
 # --- Seeds: small good files
@@ -332,7 +332,7 @@ def zipped(data: bytes) -> bytes:
     return buffer.getvalue()
 
 
-SEALED = {  # files with checksums: what is inside is damaged as often, and sealed again
+SEALED = {  # files with checksums: their content is damaged as often, and the checksum renewed
     ".png": (png_opened, png_sealed),
     ".nii.gz": (gzip.decompress, gzip.compress),
     ".npz": (lambda data: zipfile.ZipFile(io.BytesIO(data)).read("frames.npy"), zipped),
@@ -566,7 +566,7 @@ def test_pages_of_a_tiff_in_a_circle_are_refused(count, tmp_path):
 
 def test_a_bmp_with_which_itk_ends_a_process_is_refused(tmp_path):
     data = bytearray(image(".bmp", tmp_path))
-    data[30], data[46:50] = 1, (2**29).to_bytes(4, "little")  # compressed, with so many colors
+    data[30], data[46:50] = 1, (2**29).to_bytes(4, "little")  # compressed, with this number of colors
     code = "import sys; from Speckle2SelfLib import files; files.read(sys.argv[1])"
     done = subprocess.run([sys.executable, "-c", code, write(tmp_path, "a.bmp", data)], capture_output=True, text=True)
     assert done.returncode == 1 and "InputError" in done.stderr
@@ -806,7 +806,7 @@ def test_nonsense_in_a_job_file_is_refused(tmp_path, monkeypatch, capsys):
         text = JOBS[number] if number < len(JOBS) else damaged([good.encode()], rng)
         (tmp_path / "job.json").write_bytes(text)
         with bounded():
-            assert main(["train", "--job", "job.json"]) == 2, number  # there is no none.npy
+            assert main(["train", "--job", "job.json"]) == 2, number  # none.npy does not exist
         assert len(capsys.readouterr().err.splitlines()) == 1, number
         assert [path.name for path in tmp_path.iterdir()] == ["job.json"], number
 
@@ -885,7 +885,7 @@ ODD = [*VALUES, "O", "|V8", [1e9, 1e9, 1e9], [3, 10**9, 10**9], [-3, 24, 32], [0
 
 def test_nonsense_for_the_worker_is_answered_or_ends_it(tmp_path, monkeypatch):
     """A request that can be answered fails on its own; one that has no number ends the process."""
-    monkeypatch.setattr(worker_process, "TORN", 0.02)  # the block holds nonsense, too
+    monkeypatch.setattr(worker_process, "TORN", 0.02)  # the block also holds nonsense
     block = tmp_path / "block"
     for number in numbers("requests"):
         rng = np.random.default_rng([number, 6])
@@ -930,7 +930,7 @@ def test_a_worker_that_receives_nonsense_ends(line):
     process.stdin.write(line)
     process.stdin.flush()
     try:
-        process.wait(120)  # its libraries take most of that on a busy machine
+        process.wait(120)  # its libraries need most of that on a busy machine
         assert process.returncode in (0, 1)
     finally:
         process.kill()

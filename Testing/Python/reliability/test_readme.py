@@ -40,7 +40,7 @@ def test_every_make_target_that_is_named_exists(project):
     targets = set(re.findall(r"^(\w+):", (project / "Makefile").read_text(), re.MULTILINE))
     for document in documents(project):
         assert set(re.findall(r"(?:`|^)make (\w+)", document.read_text(), re.MULTILINE)) <= targets
-    if (project / ".venv" / ".ready").exists():  # each target that is done finds what it needs; nothing is run
+    if (project / ".venv" / ".ready").exists():  # the requirements of each target exist; nothing is run
         for target in targets:
             subprocess.run(["make", "--dry-run", target], cwd=project, check=True, capture_output=True)
 
@@ -85,7 +85,7 @@ def scene():
     slicer.mrmlScene.Clear()
 
 
-COMMANDS = {  # row of the reference -> what is typed here, and what it leaves
+COMMANDS = {  # row of the reference -> the command typed here, and the files it leaves
     "despeckle INPUT... OUTPUT": ("despeckle in.npy more.npy out --model median", "out/more.npy"),
     "train INPUT... --output MODEL": (
         "train in.npy --output mine.model --preset adapt --init start.model --steps 1 --batch 1 --device cpu",

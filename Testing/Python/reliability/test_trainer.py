@@ -34,7 +34,7 @@ def test_runs_wait_for_their_turn_and_end_as_models(trainer, job):
     assert set(library.own_models()) == {one.model, two.model}
     assert [line["step"] for line in heard if "step" in line] == [0, 1, 2, 3] == [r["step"] for r in one.reports]
     assert one.settings["recordings"][0]["frames"] == 13
-    assert not list(trainer.folder.iterdir()), "the frames are gone with the run"
+    assert not list(trainer.folder.iterdir()), "the frames are removed with the run"
 
 
 def test_a_stopped_run_is_resumed_also_by_another_application(trainer, job):
@@ -52,7 +52,7 @@ def test_a_stopped_run_is_resumed_also_by_another_application(trainer, job):
     other.resume(found)
     until(lambda: found.reports and found.reports[-1]["step"] > reached, other.poll)
     steps = [report["step"] for report in found.reports]
-    assert steps == sorted(set(steps)), "the curve goes on where it was"
+    assert steps == sorted(set(steps)), "the curve continues where it was"
     found.cancel()
     assert not list(trainer.folder.iterdir()) and not other.unfinished()
 
@@ -252,7 +252,7 @@ def test_a_run_that_the_system_ends_for_its_memory_reports_it(trainer, job):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_behind_slicers_launcher_a_run_that_the_system_ends_reports_it(trainer, job, tmp_path):
-    """CTK's launcher stays as the parent, and returns 1 where a signal ended the program."""
+    """CTK's launcher remains the parent, and returns 1 where a signal ended the program."""
     launcher = tmp_path / "PythonSlicer"
     launcher.write_text(f"""#!/bin/sh
 exec 3<&0
@@ -292,7 +292,8 @@ def test_messages_of_a_run_name_no_option_of_the_command_line(project):
 
 
 def test_the_end_of_a_run_does_not_keep_the_application_waiting(job, tmp_path):
-    """Nothing blocks the main thread for 0.1 s; torch, whose import needs a second, is not imported by the application."""
+    """Nothing blocks the main thread for 0.1 s; torch, whose import needs a second, is not imported by the
+    application."""
     code = """
 import sys, time, numpy as np
 from Speckle2SelfLib.config import Job
@@ -376,7 +377,7 @@ time.sleep(600)
 
 
 def test_a_full_disk_ends_the_run_with_a_clear_message(trainer, job, tmp_path):
-    """The process may write files of 8 kB at most, less than a checkpoint takes."""
+    """The process may write files of 8 kB at most, less than a checkpoint needs."""
     if os.name == "nt":
         pytest.skip("needs POSIX limits")
     limited = tmp_path / "python"
@@ -438,7 +439,7 @@ def test_a_small_disk_that_fills_ends_the_run_which_resumes_once_there_is_space(
         if (tried := subprocess.run([*mount, "true"], capture_output=True, text=True)).returncode:
             pytest.skip(f"no disk can be mounted here: {tried.stderr.strip()}")
     except FileNotFoundError:
-        pytest.skip("no disk can be mounted here: there is no unshare")
+        pytest.skip("no disk can be mounted here: unshare is missing")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(project / "Speckle2Self")}
     command = [*mount, sys.executable, "-c", SMALL_DISK, job.init]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)

@@ -23,8 +23,8 @@ from Speckle2SelfSlicer.worker import Worker, _Block
 
 RNG = np.random.default_rng(0)
 FRAMES = RNG.rayleigh(40, (6, 48, 64)).clip(1, 255).astype(np.uint8)
-MANY = np.concatenate([FRAMES] * 100)  # takes long by "nlm", in blocks of some seconds
-WIDE = RNG.rayleigh(40, (40, 512, 640)).clip(1, 255).astype(np.uint8)  # takes long in blocks of 3 frames
+MANY = np.concatenate([FRAMES] * 100)  # needs long with "nlm", in blocks of some seconds
+WIDE = RNG.rayleigh(40, (40, 512, 640)).clip(1, 255).astype(np.uint8)  # needs long in blocks of 3 frames
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_released_memory_is_freed(worker):
     view = jobs[1].output
     worker.close()
     worker.close()
-    assert mapped() > 0 and view.any()  # a view that the caller still has stays good
+    assert mapped() > 0 and view.any()  # a view that the caller still holds remains valid
     del view
     assert mapped() == 0 and len(os.listdir("/proc/self/fd")) <= handles
 
@@ -253,7 +253,7 @@ def test_a_process_that_ends_early_reports_its_last_output(code, said):
 
 
 LAUNCHER = """#!/bin/sh
-# As CTK's launcher: it stays as the parent, and returns 1 where a signal ended the program.
+# Like CTK's launcher, it remains the parent, and returns 1 where a signal ended the program.
 exec 3<&0
 {python} "$@" <&3 &
 child=$!
@@ -378,7 +378,7 @@ def test_a_stream_does_not_flicker(shared):
     assert (first != FRAMES[0]).any()
     despeckled(FRAMES[1] // 3)
     half = FRAMES[0].copy()
-    half[:, 32:] //= 4  # one half darker: the other half is as it was, away from the border
+    half[:, 32:] //= 4  # one half darker: the other half is unchanged, away from the border
     assert np.abs(despeckled(half)[:, :8].astype(int) - first[:, :8]).max() <= 1
     assert np.array_equal(despeckled(FRAMES[0]), first)
     wide = FRAMES[0].repeat(2, 1)
@@ -387,12 +387,12 @@ def test_a_stream_does_not_flicker(shared):
 
 
 @pytest.mark.parametrize("region", ["auto", None])
-@pytest.mark.parametrize("first", ["the near field alone", "an eighth as bright"])
+@pytest.mark.parametrize("first", ["only the near field", "an eighth as bright"])
 def test_a_stream_that_begins_before_the_probe_touches_detects_its_region_again(shared, first, region):
     """Else the region, the grain or the grey mapping of that first frame would serve all that follow."""
     wide = FRAMES[0].repeat(2, 0).repeat(2, 1)
     start = wide // 8
-    if first == "the near field alone":
+    if first == "only the near field":
         start = wide.copy()
         start[40:] = 0
         if region is None:

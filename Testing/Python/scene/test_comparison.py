@@ -338,7 +338,7 @@ def test_fading_does_not_change_hidden_views_or_a_foreground_of_the_user(pair):
     assert layers == {"Red": (before, after), "Yellow": (own, own), "Green": (own, None)}
     again = slicer.util.addVolumeFromArray(np.zeros((1, 64, 80), np.uint8), name="second result")
     comparison.fade(pair[0], again, 0.5)
-    assert composite_node("Red").GetForegroundVolumeID() == again.GetID(), "what it put there itself"
+    assert composite_node("Red").GetForegroundVolumeID() == again.GetID(), "its own nodes"
     assert composite_node("Red").GetForegroundOpacity() == 0.5
 
 
@@ -384,7 +384,7 @@ def test_a_new_box_lies_in_a_recording_that_no_browser_shows(slicer_app):
 
     sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Cine")
     roi = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
-    regions.placeBox(roi, sequence)  # no image yet: it stays
+    regions.placeBox(roi, sequence)  # no image yet: it is kept
     volume = slicer.vtkMRMLScalarVolumeNode()
     slicer.util.updateVolumeFromArray(volume, np.ones((1, 64, 80), np.uint8))
     sequence.SetDataNodeAtValue(volume, "0")

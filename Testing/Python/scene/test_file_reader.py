@@ -189,7 +189,7 @@ def test_the_self_test_in_slicer_passes_and_fails_where_the_reader_is_wrong(monk
 
 
 #
-# What is Slicer's stays Slicer's
+# Slicer's own formats are left to Slicer
 #
 
 
@@ -291,7 +291,7 @@ def test_too_little_memory_is_one_sentence(tmp_path, monkeypatch):
 
 @pytest.fixture
 def without(monkeypatch):
-    """Simulate a Slicer without a package: keep the requests, and give an answer."""
+    """Simulate a Slicer without a package: keep the requests, and answer."""
     asked, there = [], {"answer": False, "lacking": {"av", "h5py"}}
     monkeypatch.setitem(sys.modules, "slicer.packaging", None)  # as in Slicer before 5.11
     monkeypatch.setattr(dependencies, "find_spec", lambda name: None if name in there["lacking"] else name)

@@ -66,7 +66,7 @@ def test_frames_of_five_thousand_a_second_are_all_kept_in_slicer(tmp_path, name)
 def test_frames_without_times_are_numbered(tmp_path):
     files.write(tmp_path / "out.seq.nrrd", FRAMES, cine(tmp_path, times=None))
     arrays, values, sequence, *_ = loaded(tmp_path / "out.seq.nrrd")
-    assert files.read(tmp_path / "out.seq.nrrd").times is None, "numbers are no seconds"
+    assert files.read(tmp_path / "out.seq.nrrd").times is None, "numbers are not seconds"
     assert np.array_equal(arrays, FRAMES) and values == [0, 1, 2, 3] and sequence.GetIndexName() == "frame"
 
 

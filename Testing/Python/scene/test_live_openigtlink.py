@@ -44,7 +44,8 @@ def send(server):
 
 
 def receive(volume, message):
-    """Receive as OpenIGTLinkIO does: the same voxels are overwritten and reported, and the volume is placed after that."""
+    """Receive as OpenIGTLinkIO does: the same voxels are overwritten and reported, and the volume is placed after
+    that."""
     slicer.util.arrayFromVolume(volume)[:] = message.image
     volume.GetImageData().Modified()
     volume.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(np.asarray(message.ijk_to_world_matrix, float)))

@@ -213,7 +213,7 @@ def test_a_recording_its_proxy_and_its_browser_are_found_by_one_name(logic, alik
     output = logic.process("Liver")
     assert output.IsA("vtkMRMLSequenceNode") and np.array_equal(frames_of(output), 255 - FRAMES)
     if not alike:
-        assert logic.process("Browser").IsA("vtkMRMLSequenceNode"), "though the output plays in it, too"
+        assert logic.process("Browser").IsA("vtkMRMLSequenceNode"), "although it also plays the output"
         assert logic.process("Shown").IsA("vtkMRMLScalarVolumeNode")
     with pytest.raises(InputError, match="the input itself"):
         logic.process("Liver", sequence.GetID())

@@ -1,4 +1,4 @@
-"""The module as Slicer loads it: metadata, panel, self-test; and what it may not import."""
+"""The module as Slicer loads it: metadata, panel, self-test; and its imports."""
 
 import ast
 import sys
@@ -150,7 +150,7 @@ def test_nothing_is_installed_if_all_packages_are_there(monkeypatch):
     dependencies.ensure()
 
 
-PACKAGES = {  # imported name -> what is installed
+PACKAGES = {  # imported name -> installed package
     "imageio": "imageio>=2.31", "PIL": "pillow>=10", "safetensors": "safetensors>=0.4", "skimage": "scikit-image>=0.22",
     "scipy": "scipy>=1.12", "tifffile": "tifffile>=2023.2.28", "tqdm": "tqdm>=4.60",
 }  # fmt: skip

@@ -158,7 +158,7 @@ def test_the_look_finds_frames_by_their_index_value(worker, sequence, tmp_path):
     shown = scene.proxyOf(output)
     slicer.mrmlScene.RemoveNode(browser)
     look(run.result, 1.0)
-    assert np.array_equal(slicer.util.arrayFromVolume(shown)[0], FRAMES[3]), "nothing tells what it shows now"
+    assert np.array_equal(slicer.util.arrayFromVolume(shown)[0], FRAMES[3]), "nothing reports the current content"
     run.result.release()
 
 
@@ -225,7 +225,7 @@ def test_live_despeckles_the_slice_in_the_view_and_shows_it_there(worker, slicer
     for position in (30, 31, 34):
         view.GetSliceToRAS().SetElement(2, 3, position)
         view.Modified()
-        live.step()  # as the timer does: the slice is taken here
+        live.step()  # as the timer does: the slice is read here
         end = time.monotonic() + 60
         while live.waiting and time.monotonic() < end:
             worker.poll()
@@ -390,10 +390,10 @@ def test_live_follows_a_region_that_is_moved(slicer_app, kind, tmp_path, monkeyp
             slicer.mrmlScene.RemoveNode(node)
             slicer.util.updateVolumeFromArray(volume, FRAMES[4:5, :40, :45])
             live_until(own.worker, live, lambda: not live.waiting)
-            assert changed_alone(20, FRAMES[4, :40, :45]), "what is removed is kept as it was last"
+            assert changed_alone(20, FRAMES[4, :40, :45]), "a removed region is kept in its last state"
             live.stop()
             given = own.region(volume)
-            assert given[20, 20] and not given[36, 36], "and comes back as what was given last"
+            assert given[20, 20] and not given[36, 36], "and is used again as the last one given"
     finally:
         own.close()
 

@@ -287,7 +287,7 @@ def test_a_sequence_keeps_index_and_per_frame_fields_verbatim(scene):
         "numeric",
     )
     assert output.GetAttribute("Device") == "L14"
-    assert output.GetAttribute("DICOM.instanceUIDs") is None, "the result is not what the DICOM files hold"
+    assert output.GetAttribute("DICOM.instanceUIDs") is None, "the result differs from the DICOM files"
     assert output.GetNthDataNode(0).GetAttribute("DICOM.instanceUIDs") is None
     for number in range(3):
         before, after = sequence.GetNthDataNode(number), output.GetNthDataNode(number)

@@ -27,7 +27,7 @@ def logic(slicer_app, tmp_path, monkeypatch):
     from Speckle2SelfSlicer.trainer import Trainer
     from SpeckleTrain import SpeckleTrainLogic
 
-    # the anatomies and batches of the preset take long
+    # the anatomies and batches of the preset need long
     monkeypatch.setattr(training_data, "Job", lambda *given, **options: Job(*given, simulated=4, batch=2, **options))
     model = ModelConfig(width=4, grain=(0.75, 1.7))
     (tmp_path / "home" / "models").mkdir(parents=True)
@@ -97,7 +97,7 @@ def test_curves_and_previews_are_nodes_that_are_kept_up_to_date(logic, volume):
     nodes = logic.showProgress(job)
     rows = nodes["table"].GetNumberOfRows()
     terms = nodes["loss"].GetNumberOfPlotSeriesNodes()
-    assert rows >= 3 and terms == 4, "two of simulated frames; each held out too"
+    assert rows >= 3 and terms == 4, "two of simulated frames, each also held out"
     assert nodes["errors"].GetNumberOfPlotSeriesNodes() == 3, "of the recording, of other anatomies, and repeat"
     legend = [nodes["errors"].GetNthPlotSeriesNode(i).GetName() for i in range(3)]
     plain = ["error on your recordings", "error on other anatomies", "difference between two draws of speckle"]
