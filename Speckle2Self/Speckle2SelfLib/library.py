@@ -224,7 +224,7 @@ def export(name: str, path: FilePath) -> None:
 
 
 def card(name_or_path: FilePath) -> dict:
-    """Return what is known of a model (description, recipe, figures) without loading it. Raises InputError."""
+    """Return a model's card (description, recipe, figures) without loading it. Raises InputError."""
     try:
         with path_of(name_or_path).open("rb") as file:
             size = int.from_bytes(file.read(8), "little")

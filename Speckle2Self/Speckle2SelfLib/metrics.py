@@ -180,7 +180,7 @@ def kept_slopes(outputs: np.ndarray, truth: np.ndarray, noise: float = 0.0, insi
 def dice(output: np.ndarray, objects: np.ndarray) -> float:
     """Return how well Otsu's threshold finds known objects, masks (K, H, W): their mean Dice coefficient.
 
-    Each is looked for in a box twice as wide and high as itself, as users draw around what they segment; they know
+    Each is looked for in a box twice as wide and high as itself, as users draw around objects; they know
     whether it is darker or brighter. NaN without objects.
     """
     from skimage.filters import threshold_otsu

@@ -11,12 +11,12 @@ from .detector import graphics_over_time, widen
 from .grey import HUE_NOISE, HUE_TOLERANCE, evenly_spaced, luminance
 from .tint import Tint, find_tint
 
-LINE = 9  # pixels: lines across an image are nowhere thicker, with the margin of what is found
-EVEN = 5  # pixels: speckle is nowhere of one value over so many rows and columns
-WATER = 0.3  # of the hull is light where tissue is imaged, and not a phantom in water
-GAP = 4  # pixels: what is black and outside is nowhere narrower
-AROUND = 2  # pixels around graphics and colors are left out as well: fringes, shadows, what JPEG blurs
-RIM = 5  # pixels: what is found at the edge of an image is no wider, and is compared with what is so near
+LINE = 9  # pixels; the largest thickness of a line across an image, with the margin around found graphics
+EVEN = 5  # pixels; speckle never has one value over this many rows and columns
+WATER = 0.3  # fraction of the hull; if less of it is light, the image shows a phantom in water, not tissue
+GAP = 4  # pixels; the smallest width of black areas outside the image
+AROUND = 2  # pixels around graphics and colors that are left out as well: fringes, shadows, JPEG's blur
+RIM = 5  # pixels; the largest width of graphics at the edge of an image, and the distance to compare them over
 SMALLEST = 64  # pixels of a part of the region; the inside of a letter has fewer
 
 
@@ -58,9 +58,9 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     """Return the imaged region (H, W) bool of a recording (N, H, W[, C]).
 
     Light parts are divided into image and graphics, which the network of `detector.py` finds, or which have a hue. The
-    region is the convex hull of the image parts (the whole rectangle where they fill nine tenths of one), less what is
-    black and joined to what is outside, and less the graphics that stand still and two pixels around them; dark cysts
-    belong to it. All False where nothing looks like ultrasound, such as constant frames or a screen of windows.
+    region is the convex hull of the image parts (the whole rectangle where they fill nine tenths of one), less black
+    areas connected to the surroundings, and less still graphics and two pixels around them; dark cysts belong to it.
+    All False where nothing looks like ultrasound, such as constant frames or a screen of windows.
 
     Args: within, (H, W) bool: search only there, for example where the file says that the image is.
     """
@@ -168,7 +168,7 @@ def _find_rims(found: np.ndarray, level: np.ndarray, lit: np.ndarray) -> np.ndar
 
 
 def _find_cysts(dark: np.ndarray) -> np.ndarray:
-    """Return the black parts (H, W) bool of an image that are no rectangles, and their borders."""
+    """Return the black parts (H, W) bool of an image that are not rectangles, and their borders."""
     labels, count = ndimage.label(ndimage.binary_opening(dark, np.ones((GAP, GAP))))
     parts = zip(range(1, count + 1), ndimage.find_objects(labels), strict=True)
     crooked = [label for label, box in parts if (labels[box] == label).mean() < 0.85]

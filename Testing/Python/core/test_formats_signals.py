@@ -56,7 +56,7 @@ def test_signals_become_decibels_with_a_warning(tmp_path, name, caplog):
     assert np.median(error) < (3 if "RF" in name else 0.01), "the band of lines that end at layers is wider than theirs"
     assert np.corrcoef(frames.ravel(), expected(VALUES).ravel())[0, 1] > 0.9
     (record,) = caplog.records
-    assert record.levelno == logging.WARNING and "taken to decibels, 60 dB" in record.message
+    assert record.levelno == logging.WARNING and "converted to decibels, 60 dB" in record.message
 
 
 @pytest.mark.parametrize("dynamic_range", [40, 80])
@@ -129,7 +129,7 @@ def test_an_envelope_is_despeckled_as_a_whole_with_a_warning(shared_data, tmp_pa
     assert main(["despeckle", str(source), str(tmp_path / "out.npy"), "--region", "none"]) == 0
     error = capsys.readouterr().err
     assert (
-        error.startswith(f"{source}: The file holds a linear envelope: taken to decibels")
+        error.startswith(f"{source}: The file holds a linear envelope: converted to decibels")
         and len(error.splitlines()) == 1
     )
     output, before = np.load(tmp_path / "out.npy"), files.read(source).frames

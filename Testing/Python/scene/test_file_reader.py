@@ -160,7 +160,7 @@ def test_signals_become_decibels_with_a_message_to_the_user(tmp_path):
     (sequence,) = slicer.util.getNodesByClass("vtkMRMLSequenceNode")
     assert shown(sequence).min() == -40 and shown(sequence).max() == 0
     assert messages.GetNumberOfMessagesOfType(vtk.vtkCommand.WarningEvent) == 1
-    assert "taken to decibels, 40 dB below the largest" in messages.GetNthMessageText(0)
+    assert "converted to decibels, 40 dB below the largest" in messages.GetNthMessageText(0)
 
 
 def test_a_loaded_film_is_despeckled_and_saved_with_the_scene(tmp_path):
