@@ -114,7 +114,7 @@ def precision_of(model: Model, device: torch.device) -> torch.dtype:
 def through_network(network: Runnable, x: torch.Tensor, tile: int = TILE) -> torch.Tensor:
     """Run (N, 1, H, W) of any size through a network, by reflection padding and, where possible, in tiles.
 
-    A tile includes its surroundings of `network.margin` pixels, so that tiles and whole frames give the same. Returns
+    A tile includes its surroundings of `network.margin` pixels, so that tiles match whole frames. Returns
     (N, C, H, W) float32.
     """
     height, width = int(x.shape[-2]), int(x.shape[-1])

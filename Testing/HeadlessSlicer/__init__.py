@@ -1,6 +1,6 @@
 """The application layer of 3D Slicer for tests and the demo, over the real MRML library of the slicer-core wheel.
 
-`start()` gives `import slicer` what the application adds: `slicer.app`, `slicer.mrmlScene`, `slicer.modules`,
+`start()` adds to `import slicer` the application's parts: `slicer.app`, `slicer.mrmlScene`, `slicer.modules`,
 `slicer.util` that works, `slicer.ScriptedLoadableModule`, `slicer.parameterNodeWrapper`, `slicer.i18n`. What is
 not modeled is missing, and raises AttributeError or ImportError. See README.md in this folder.
 """

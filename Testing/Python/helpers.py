@@ -1,4 +1,4 @@
-"""What tests of several folders need."""
+"""Helpers that tests of several folders share."""
 
 import os
 import time

@@ -56,7 +56,7 @@ def shown(path, format="gray"):
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".avi", ".mp4", ".mov"])
-@pytest.mark.parametrize("frames", [FRAMES, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize("frames", [FRAMES, COLOUR], ids=["grey", "color"])
 def test_a_film_keeps_its_frames_rate_and_title(tmp_path, suffix, frames):
     source = film(tmp_path / "in.mkv", frames, pixels="gray" if frames.ndim == 3 else "bgr0")
     recording = files.read(source)
@@ -297,10 +297,10 @@ def animation(path, frames, durations, **options):
 
 
 @pytest.mark.parametrize("name", ["in.gif", "in.webp"])
-@pytest.mark.parametrize("frames", [FRAMES, FRAMES[:1], COLOUR], ids=["cine", "one", "colour"])
+@pytest.mark.parametrize("frames", [FRAMES, FRAMES[:1], COLOUR], ids=["cine", "one", "color"])
 def test_an_animation_keeps_its_frames_and_times(tmp_path, name, frames):
     if name == "in.gif" and frames.ndim == 4:
-        pytest.skip("colours of a GIF are approximate")
+        pytest.skip("colors of a GIF are approximate")
     durations = [40, 80, 30, 50, 60][: len(frames)]
     options = {"lossless": True} if name == "in.webp" else {}
     recording = files.read(animation(tmp_path / name, frames, durations, **options))

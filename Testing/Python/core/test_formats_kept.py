@@ -157,7 +157,7 @@ def test_a_tiff_with_an_orientation_is_read_as_it_is_shown(tmp_path, orientation
     assert np.array_equal(made.recording.frames, shown)
     assert made.recording.spacing[1:] == pytest.approx((0.25, 0.2) if orientation < 5 else (0.2, 0.25))
     with tifffile.TiffFile(made.path) as file:
-        assert np.array_equal(file.asarray().reshape(frames.shape), frames // 2), "as it was stored"
+        assert np.array_equal(file.asarray().reshape(frames.shape), frames // 2), "as stored"
         assert file.pages[0].tags[274].value == orientation
     other = again(tmp_path, tmp_path / "in.tif", "out.mha")
     read = sitk.GetArrayFromImage(sitk.ReadImage(str(other.path)))

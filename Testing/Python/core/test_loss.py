@@ -29,7 +29,7 @@ def test_a_lost_point_costs_as_much_as_an_invented_one():
 
 
 def test_the_loss_is_smallest_at_the_mean_of_the_possible_truths():
-    """Of the anatomies, 60 % are dark and 40 % are bright at the same place."""
+    """At the same place, 60 % of the anatomies are dark and 40 % bright."""
     truths = torch.zeros(5, 1, 16, 16)
     truths[:2] = 1
     levels = (0.0, 0.2, 0.4, 0.6)

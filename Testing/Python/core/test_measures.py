@@ -68,6 +68,11 @@ def test_docstrings_are_not_fragments(source):
     assert not fragments(tree_of(source))
 
 
+def test_docstrings_of_tests_are_not_fragments():
+    found = {path: fragments(tree_of(path)) for path in (ROOT / "Testing").rglob("*.py")}
+    assert not {path: text for path, texts in found.items() for text in texts if not text.startswith("In ")}
+
+
 def private_names(tree):
     """Names of torch that it does not promise to keep: torch.ops, torch._C, and others that begin with one underscore.
 

@@ -1,4 +1,4 @@
-"""What both panels do in the same way: errors, message boxes, parameter nodes, reload."""
+"""The common behavior of both panels: errors, message boxes, parameter nodes, reload."""
 
 import gc
 import os

@@ -402,7 +402,7 @@ def test_a_color_dicom_cine_is_trained_on_paused_resumed_and_despeckled(desk, tr
 
     path = get_testdata_file("examples_ybr_color.dcm", download=False)
     if path is None:
-        pytest.skip("this pydicom comes without its colour cine")
+        pytest.skip("this pydicom comes without its color cine")
     slicer.mrmlScene.Clear()
     loaders.load(path)
     cine = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSequenceNode")

@@ -92,7 +92,7 @@ def test_after_apply_side_by_side_and_difference_the_image_fills_the_views(desk,
     desk.rest()
     assert min(filled(desk, mapped()).values()) > 0.9, filled(desk, mapped())
     slicer.util.selectModule("SpeckleTrain")
-    assert turns() == before, "the user's views come back when the module is left"
+    assert turns() == before, "the user's views are restored when the module is left"
     slicer.util.selectModule("Speckle2Self")
 
 
@@ -161,7 +161,7 @@ def test_show_fills_its_views_and_restores_them(desk, train, layout, plane, tmp_
     desk.rest()
     assert min(filled(desk).values()) > 0.9, filled(desk)
     slicer.util.selectModule("Speckle2Self")
-    assert turns() == before, "the user's views come back when the module is left"
+    assert turns() == before, "the user's views are restored when the module is left"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

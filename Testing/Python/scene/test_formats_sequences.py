@@ -41,7 +41,7 @@ def loaded(path):
 
 
 @pytest.mark.parametrize("name", ["out.seq.nrrd", "out.igs.nrrd", "out.seq.nhdr"])
-@pytest.mark.parametrize("frames", [FRAMES, COLOUR, FRAMES.astype(np.int16) - 99], ids=["grey", "colour", "signed"])
+@pytest.mark.parametrize("frames", [FRAMES, COLOUR, FRAMES.astype(np.int16) - 99], ids=["grey", "color", "signed"])
 def test_a_cine_is_a_sequence_with_its_times_in_slicer(tmp_path, name, frames):
     recording = cine(tmp_path, frames)
     files.write(tmp_path / name, frames, recording)
@@ -84,7 +84,7 @@ def test_volumes_in_time_are_a_sequence_of_volumes_in_their_place(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["out.seq.mha", "out.igs.mha", "out.igs.mhd"])
-@pytest.mark.parametrize("frames", [FRAMES, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize("frames", [FRAMES, COLOUR], ids=["grey", "color"])
 def test_a_cine_has_the_fields_of_plus_in_a_metaimage(tmp_path, name, frames):
     import SimpleITK as sitk
 
@@ -124,8 +124,8 @@ DICOM = {  # frames of each kind that is written compressed
     "grey": RAMP,
     "16 bits": RAMP.astype(np.uint16) * 250,
     "signed": (RAMP.astype(np.int16) - 99) * 250,
-    "colour": RAMPS,
-    "colour of 16 bits": RAMPS.astype(np.uint16) * 250,
+    "color": RAMPS,
+    "color of 16 bits": RAMPS.astype(np.uint16) * 250,
 }
 
 
@@ -138,8 +138,8 @@ def test_compressed_dicom_is_read_by_slicer(tmp_path, kind):
     dataset.SOPClassUID = pydicom.uid.UltrasoundMultiFrameImageStorage
     dataset.SOPInstanceUID = pydicom.uid.generate_uid()
     dataset.Rows, dataset.Columns, dataset.NumberOfFrames = *frames.shape[1:3], len(frames)
-    dataset.SamplesPerPixel = 3 if "colour" in kind else 1
-    dataset.PhotometricInterpretation = "RGB" if "colour" in kind else "MONOCHROME2"
+    dataset.SamplesPerPixel = 3 if "color" in kind else 1
+    dataset.PhotometricInterpretation = "RGB" if "color" in kind else "MONOCHROME2"
     dataset.BitsAllocated = dataset.BitsStored = 8 * frames.dtype.itemsize
     dataset.HighBit, dataset.PixelRepresentation = dataset.BitsStored - 1, int(kind == "signed")
     set_pixels(dataset, frames, dataset.PhotometricInterpretation, dataset.BitsStored, compressed=True)
@@ -147,7 +147,7 @@ def test_compressed_dicom_is_read_by_slicer(tmp_path, kind):
     path.write_bytes(encode(dataset, dataset.file_meta.TransferSyntaxUID))
     assert path.stat().st_size < frames.nbytes / 2
     reader = slicer.vtkITKArchetypeImageSeriesScalarReader()
-    if "colour" in kind:
+    if "color" in kind:
         reader = slicer.vtkITKArchetypeImageSeriesVectorReaderFile()
     reader.SetArchetype(str(path))
     reader.AddFileName(str(path))
