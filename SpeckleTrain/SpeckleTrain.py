@@ -340,10 +340,11 @@ class SpeckleTrainWidget(ExportPart, ModelsPart, Panel):
             self.ui.estimateLabel.text = str(found)
             return
         grains = ", ".join("{:.1f} x {:.1f}".format(*grain) for grain in found["grain"])
+        simulating = max(0.0, found["minutes"] - found["steps"] / found["rate"] / 60)
         self.ui.estimateLabel.text = _(
-            "{frames} frames to train on, {held_out} held out. Speckle size, down x across: {grains} pixels. {steps} "
-            "steps take about {minutes:.1f} min on {device} and {memory} MB of memory."
-        ).format(**{**found, "grains": grains})
+            "{frames} frames to train on, {held_out} held out. Speckle size, down x across: {grains} pixels. About "
+            "{minutes:.1f} min on {device}, with {memory} MB: {simulating:.1f} min of simulation, then {steps} steps."
+        ).format(**found, grains=grains, simulating=simulating)
         if found["correlation"]:
             self.ui.correlationLabel.setPixmap(curves.correlationPicture(found["correlation"][0]))
             self.ui.correlationLabel.visible = True

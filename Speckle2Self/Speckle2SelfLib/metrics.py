@@ -288,7 +288,7 @@ FIGURES = {
         Figure("flat", "flat rms", 4, "lower", "error where the truth is even", flat),
         Figure(
             "repeat", "repeat", 4, "lower", "difference between the results for two draws of speckle", repeat,
-            label=_("difference between two draws of speckle"),
+            label=_("difference of two speckle draws"),
         ),
         Figure("kept", "slopes kept", 2, "", "share of the true slopes that is left; 1 is best", kept_slopes),
         Figure("dice", "Dice", 3, "higher", "overlap of objects by Otsu's threshold with the true ones", dice),

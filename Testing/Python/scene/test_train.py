@@ -100,7 +100,7 @@ def test_curves_and_previews_are_nodes_that_are_kept_up_to_date(logic, volume):
     assert rows >= 3 and terms == 4, "two of simulated frames, each also held out"
     assert nodes["errors"].GetNumberOfPlotSeriesNodes() == 3, "of the recording, of other anatomies, and repeat"
     legend = [nodes["errors"].GetNthPlotSeriesNode(i).GetName() for i in range(3)]
-    plain = ["error on your recordings", "error on other anatomies", "difference between two draws of speckle"]
+    plain = ["error on your recordings", "error on other anatomies", "difference of two speckle draws"]
     assert sorted(legend) == sorted(plain), "not the names of the columns"
     assert nodes["figures"].GetNumberOfPlotSeriesNodes() == 3, "those that need no truth"
     names = [nodes["table"].GetColumnName(i) for i in range(nodes["table"].GetNumberOfColumns())]
