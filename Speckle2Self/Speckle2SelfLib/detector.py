@@ -22,6 +22,7 @@ LOGITS = 16.0  # by which the network's output, counted from 1/2, is multiplied
 ALONE = 1.5  # logit from which a pixel of one frame of a cine counts as drawn
 MIRRORED = (0.0, 1.0)  # logits from which a pixel of a still may be drawn, and certainly is; mean over mirror images
 TOGETHER = (-1.0, 0.5)  # the same for the mean over several frames; doubtful pixels count if connected to certain ones
+CERTAIN = 4.0  # logit from which bright pixels are not tissue; black cysts and their borders reach about 5
 MARGIN = 1  # pixels around found graphics that also count as drawn
 
 
@@ -60,8 +61,9 @@ def find_graphics(values: torch.Tensor, bounds: tuple[float, float]) -> torch.Te
 
 
 @torch.inference_mode()
-def graphics_over_time(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the graphics on frames (N, H, W) of any range: all the time, bool (H, W), and on each, bool (N, H, W).
+def graphics_over_time(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the graphics on frames (N, H, W) of any range: all the time, bool (H, W), on each, bool (N, H, W), and,
+    of the former, those that are certain, without a margin, bool (H, W).
 
     All the time is judged by the mean over frames, whose speckle differs, or of a single one over its mirror images.
     """
@@ -77,4 +79,4 @@ def graphics_over_time(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         total += sum(_logits(torch.from_numpy(frames).flip(axes), bounds).flip(axes) for axes in turns)
     mean, limits = (total / len(frames), TOGETHER) if len(frames) > 1 else (total / 4, MIRRORED)
     always = widen(apply_hysteresis_threshold(mean[0].numpy(), *limits), MARGIN)
-    return always, each | always
+    return always, each | always, mean[0].numpy() > CERTAIN

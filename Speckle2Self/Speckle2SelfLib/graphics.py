@@ -216,7 +216,7 @@ class _House:
         self.rng, self.size, self.font, self.letters = rng, size, font, letters
         self.layer = str(rng.choice(list(LAYERS), p=(0.35, 0.4, 0.1, 0.15)))
         self.level = float(
-            rng.choice([1.0, 1.0, 0.94, 0.82, 0.7, rng.uniform(0.4, 1)] if rng.random() < 0.96 else [0.0])
+            rng.choice([1.0, 1.0, 0.94, 0.82, 0.7, rng.uniform(0.4, 1)] if rng.random() < 0.96 else [1.0])
         )
 
     def other(self, font: str) -> _House:

@@ -14,6 +14,7 @@ from .tint import Tint, find_tint
 LINE = 9  # pixels; the largest thickness of a line across an image, with the margin around found graphics
 EVEN = 5  # pixels; speckle never has one value over this many rows and columns
 WATER = 0.3  # fraction of the hull; if less of it is light, the image shows a phantom in water, not tissue
+MARK = 0.25  # fraction of the span of grey values; graphics drawn on a cyst are brighter
 GAP = 4  # pixels; the smallest width of black areas outside the image
 AROUND = 2  # pixels around graphics and colors that are left out as well: fringes, shadows, JPEG's blur
 RIM = 5  # pixels; the largest width of graphics at the edge of an image, and the distance to compare them over
@@ -86,7 +87,7 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
         return nothing
 
     some = grey_values[evenly_spaced(len(chosen), 12)]
-    standing, moving = graphics_over_time(some)
+    standing, moving, certain = graphics_over_time(some)
     standing &= ~_find_rims(standing, steady - black, lit)
     for found, values in zip(moving, some, strict=True):
         found &= ~_find_rims(found, values - black, lit)
@@ -106,15 +107,17 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     dark = below <= black + max(0.008 * span, rounding)
     region = _find_outline(image, lit, dark | standing)
     if lit[region].mean() >= WATER:  # in water, all that is dark would count as one
-        standing &= ~_find_cysts((brightest <= black + max(0.008 * span, rounding)) & region)
+        marks = certain & (brightest > black + MARK * span)
+        cysts, grounds = _divide_dark((brightest <= black + max(0.008 * span, rounding)) & region, marks)
+        standing = (standing & (marks | ~cysts)) | grounds
     region &= ~_find_boxes(brightest, darkest, region)
     region = _remove_specks(region & ~ndimage.binary_dilation(standing | (lit & colored), iterations=AROUND), SMALLEST)
     return region if within is None else region & within
 
 
 def _find_still(change: np.ndarray, level: np.ndarray, lit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return what stands still while the recording moves, bool (H, W), and of it what is graphics for sure: frozen, or
-    standing out from a dark ground; tissue can be still by chance.
+    """Return the pixels that do not change while the recording moves, bool (H, W), and those of them that are certainly
+    graphics: frozen, or standing out from a dark ground; tissue can be still by chance.
 
     Args: the standard deviation over time and the mean, as shares of the span of grey values; lit, bool (H, W).
     """
@@ -135,8 +138,8 @@ def _darken_outside(grey_values: np.ndarray, within: np.ndarray | None) -> np.nd
 
 def _find_outline(image: np.ndarray, lit: np.ndarray, black: np.ndarray) -> np.ndarray:
     """Return the region (H, W) bool that holds the parts of an image: their hull, or its rectangle where they nearly
-    fill it, without what is black (or graphics) and joined to what is outside: beside sides that lean, above the arc of
-    a curved probe, between two images. Where nearly all is black, as of wires in water, it is the whole hull."""
+    fill it, without black areas (or graphics) connected to the surroundings: next to oblique sides, above the arc of a
+    curved probe, between two images. Where nearly all is black, as of wires in water, it is the whole hull."""
     region = convex_hull_image(image, offset_coordinates=False)
     box = box_of(region)
     if region[box].mean() > 0.9:
@@ -167,12 +170,18 @@ def _find_rims(found: np.ndarray, level: np.ndarray, lit: np.ndarray) -> np.ndar
     return rims[labels]
 
 
-def _find_cysts(dark: np.ndarray) -> np.ndarray:
-    """Return the black parts (H, W) bool of an image that are not rectangles, and their borders."""
+def _divide_dark(dark: np.ndarray, marks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which black parts of an image are cysts, with their borders, and which the ground of text, (H, W) bool.
+
+    With the letters on it, the ground of text is a rectangle, and a cyst is not. Args: marks, (H, W) bool: bright
+    graphics.
+    """
     labels, count = ndimage.label(ndimage.binary_opening(dark, np.ones((GAP, GAP))))
-    parts = zip(range(1, count + 1), ndimage.find_objects(labels), strict=True)
-    crooked = [label for label, box in parts if (labels[box] == label).mean() < 0.85]
-    return ndimage.binary_dilation(np.isin(labels, crooked), iterations=GAP)
+    crooked, ground = np.zeros((2, count + 1), bool)
+    for label, box in enumerate(ndimage.find_objects(labels), 1):
+        crooked[label] = ((labels[box] == label) | marks[box]).mean() < 0.85
+        ground[label] = not crooked[label] and marks[box].any()
+    return ndimage.binary_dilation(crooked[labels], iterations=GAP), ground[labels]
 
 
 def _find_boxes(brightest: np.ndarray, darkest: np.ndarray, within: np.ndarray) -> np.ndarray:

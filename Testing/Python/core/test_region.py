@@ -7,7 +7,7 @@ import numpy as np
 import pydicom.examples
 import pytest
 import SimpleITK as sitk
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from Speckle2SelfLib import files
@@ -72,6 +72,36 @@ def test_margins_are_excluded_and_a_dark_cyst_is_included():
     region = detect(frames)
     assert not region[:, :50].any() and not region[:, 210:].any()
     assert region[cyst].mean() > 0.96
+
+
+def test_marks_in_the_dark_and_on_the_wall_of_a_cyst_are_left_out():
+    frame = simulate(
+        SimulationConfig((240, 320), 1, (1.5, 3), "flat", roughness=np.inf), np.random.default_rng(2)
+    ).frames
+    frame = np.round(20 + frame * 180).astype(np.uint8)
+    y, x = np.mgrid[:240, :320]
+    cyst = np.hypot((y - 120) / 32, (x - 160) / 45) < 1
+    frame[:, cyst] = 0
+    marks = np.zeros(cyst.shape, bool)
+    for column in (115, 205):
+        marks[114:127, column] = marks[120, column - 6 : column + 7] = True
+    marks[120, 125:200:5] = True
+    frame[:, marks] = 255
+    region = detect(frame)
+    assert not region[marks].any()
+    assert region[cyst & ~ndimage.binary_dilation(marks, np.ones((3, 3)), 4)].mean() > 0.95
+
+
+def test_the_black_ground_of_white_text_is_left_out():
+    frame = simulate(
+        SimulationConfig((240, 320), 1, (1.5, 3), "flat", roughness=np.inf), np.random.default_rng(2)
+    ).frames
+    frame = np.round(20 + frame * 180).astype(np.uint8)
+    label = Image.new("L", (116, 22))
+    ImageDraw.Draw(label).text((6, 2), "WF WF RT", 255, ImageFont.load_default(16))
+    frame[:, 150:172, 90:206] = np.asarray(label)
+    region = detect(frame)
+    assert not region[150:172, 90:206].any() and region.mean() > 0.9
 
 
 def test_decibels_with_gaps_are_as_good_as_grey_values(sector):
