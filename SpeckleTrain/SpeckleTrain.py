@@ -340,10 +340,11 @@ class SpeckleTrainWidget(ExportPart, ModelsPart, Panel):
             self.ui.estimateLabel.text = str(found)
             return
         grains = ", ".join("{:.1f} x {:.1f}".format(*grain) for grain in found["grain"])
+        simulating = max(0.0, found["minutes"] - found["steps"] / found["rate"] / 60)
         self.ui.estimateLabel.text = _(
-            "{frames} frames to train on, {held_out} held out. Speckle size, down x across: {grains} pixels. {steps} "
-            "steps take about {minutes:.1f} min on {device} and {memory} MB of memory."
-        ).format(**{**found, "grains": grains})
+            "{frames} frames to train on, {held_out} held out. Speckle size, down x across: {grains} pixels. About "
+            "{minutes:.1f} min on {device}, with {memory} MB: {simulating:.1f} min of simulation, then {steps} steps."
+        ).format(**found, grains=grains, simulating=simulating)
         if found["correlation"]:
             self.ui.correlationLabel.setPixmap(curves.correlationPicture(found["correlation"][0]))
             self.ui.correlationLabel.visible = True
@@ -418,9 +419,8 @@ class SpeckleTrainWidget(ExportPart, ModelsPart, Panel):
         """Return the state of a run, for the user."""
         last = job.reports[-1] if job.reports else {}
         if job.state == "done" and job.worse:
-            return _("Done, but '{model}' is worse than the model it started from: {worse}.").format(
-                model=job.model, worse=job.worse
-            )
+            words = _("Done, but '{model}' is worse than the model it started from: {worse}.")
+            return words.format(model=job.model, worse=job.worse) + job.message.partition(f"{job.worse}.")[2]
         words = {
             "waiting": _("Queued."), "running": _("Loading..."), "stopped": _("Paused."),
             "done": _("Done: the model '{model}' is available.").format(model=job.model), "failed": _("Failed."),
@@ -495,11 +495,11 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         """Return the queue of training runs."""
         return self.session.trainer
 
-    def start(self, nodes: list, preset: str = "adapt", *, onReport=None, **options: Any):
+    def start(self, nodes: Any, preset: str = "adapt", *, onReport=None, **options: Any):
         """Train a model on volumes and recordings; return the job at once.
 
-        nodes: volumes, sequences, proxies of recordings, or their ids or names; a pathlib.Path is a file or a folder of
-            files on disk, read by the training process.
+        nodes: volumes, sequences, proxies of recordings, or their ids or names, one or a list; a pathlib.Path is a
+            file or a folder of files on disk, read by the training process.
         preset: "adapt" (fine-tune an existing model on these recordings, in minutes) and "standard" (train from
             scratch) also use simulated frames with the recordings' speckle size and known truth; "default" does as
             well, and takes very long: it made the bundled model; "paper" is the published method, only on recordings.

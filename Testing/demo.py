@@ -164,7 +164,8 @@ def browser_of(sequence):
 
 
 def picture(node, despeckled, path: Path) -> None:
-    """Draw slice views of the middle frame before and after, whole and closer; set the scene's views likewise."""
+    """Draw slice views of the middle frame before and after, whole and closer; set the scene's views in the same
+    way."""
     shown = [node, despeckled]
     if node.IsA("vtkMRMLSequenceNode"):
         browser = browser_of(node)

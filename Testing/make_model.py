@@ -28,7 +28,7 @@ ANATOMIES, SEED = 240, (0, 2)  # to fit the uncertainty and to measure on
 def mix(start: Model, trained: Model, share: float) -> Model:
     """Return the weighted mean of two networks; parts that the start lacks count as new ones, which change nothing.
 
-    The head of the uncertainty stays the trained one's.
+    The head of the uncertainty is the trained one's.
     """
     torch.manual_seed(0)
     begun = build(trained.config)

@@ -104,7 +104,7 @@ def long_cine(panel, count=500):
     panel.logic.worker.warm_up()
     wait(lambda: panel.logic.worker.poll() or panel.logic.worker.devices, 60)
     before = megabytes()
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    Path("/proc/self/clear_refs").write_text("5")  # forget the earlier peak
     panel.ui.applyButton.click()
     started = time.perf_counter()
     gap = wait(lambda: panel.run is None)
@@ -112,7 +112,7 @@ def long_cine(panel, count=500):
     peak = megabytes("VmHWM")
     print(f"{count} frames of 640 x 480, {size:.0f} MB: {panel.ui.statusLabel.text}")
     network = network_alone(panel.ui.modelSelector.currentText, (480, 640))
-    print(f"  {whole:.1f} ms a frame, the network alone {network:.1f} ms: {100 * network / whole:.0f} % (60 wanted)")
+    print(f"  {whole:.1f} ms a frame, only the network {network:.1f} ms: {100 * network / whole:.0f} % (60 wanted)")
     print(f"  longest gap of the event loop {1000 * gap:.0f} ms (allowed 100)")
     print(f"  memory {before:.0f} MB with the input, {peak:.0f} MB at most: {peak - before:.0f} MB more "
           f"(allowed: output {size:.0f} + 300)")  # fmt: skip

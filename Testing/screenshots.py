@@ -89,13 +89,13 @@ def training() -> None:
     panel = slicer.modules.Speckle2SelfWidget
     panel.ui.trainButton.click()
     train = slicer.modules.SpeckleTrainWidget
-    train.ui.minutesSpinBox.value = 1
+    train.ui.minutesSpinBox.value = 10
     train.ui.estimateButton.click()
     wait(lambda: train.estimate is None)
     train.ui.trainButton.click()
-    wait(lambda: len(train.job.reports) > 3)
+    wait(lambda: len(train.job.reports) > 3 or train.job.ended, 1200)
     train.ui.showButton.click()
-    wait(lambda: train.job.reports[-1]["step"] >= 150 or train.job.ended)
+    wait(lambda: train.job.ended or train.job.reports[-1]["step"] >= 150, 1200)
     fit()
     save("training")
     train.job.cancel()

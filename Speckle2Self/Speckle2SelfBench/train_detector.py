@@ -25,7 +25,7 @@ from Speckle2SelfLib.simulation import LAYOUTS, simulate_recorded
 
 SIZE = 256  # pixels of the frames of a pool
 PICTURES = 8  # of each tissue, with graphics of their own
-CROP = 192  # pixels of what a step sees of a frame
+CROP = 192  # pixels; the part of a frame that one step sees
 NOTHING, DRAWN, EITHER = 0, 1, 2  # labels of pixels; the last counts neither way
 VISIBLE = 3  # grey levels of 255 that a pixel changes by where it counts as drawn
 BLACK = 4  # grey levels of 255
@@ -141,13 +141,13 @@ def picture(frame: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np
         drawn, labels = _resize(drawn, labels, rng.uniform(0.75, 1.35))
     if rng.random() < 0.3:
         drawn = imread(imwrite("<bytes>", drawn, extension=".jpg", quality=int(rng.integers(45, 96))), extension=".jpg")
-    black = ndimage.maximum_filter(drawn, 7) <= BLACK  # as black as a cyst, or beside the image: for rules
+    black = ndimage.maximum_filter(drawn, 7) <= BLACK  # as black as a cyst or the surroundings: left to the rules
     labels[black & ~ndimage.maximum_filter((labels == DRAWN) & (drawn > WRITTEN), GROUND)] = NOTHING
     return drawn, labels
 
 
 def _resize(frame: np.ndarray, labels: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return what a frame grabber stores that scales the screen, cut or padded with black to its former size."""
+    """Return a frame as stored by a frame grabber that scales the screen, cut or padded with black to its size."""
     cut = tuple(slice(0, n) for n in frame.shape)
     values = torch.from_numpy(np.stack([frame, labels == DRAWN, labels == EITHER]).astype(np.float32))[None]
     values = F.interpolate(values, scale_factor=factor, mode="bilinear", antialias=True)[0].numpy()
@@ -190,7 +190,7 @@ def loss(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def train(pool: tuple[np.ndarray, np.ndarray], output: Path, steps: int, size: int, seed: int) -> FastNetwork:
-    """Train, or continue to, with a state beside the output every 200 steps."""
+    """Train, or resume, and save the state next to the output every 200 steps."""
     torch.manual_seed(seed)
     network, state = build(CONFIG), output.with_suffix(".state")
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3, weight_decay=1e-4)

@@ -212,7 +212,7 @@ class Echogenicity:
             self.specular = np.maximum(self.specular, height + self.decibels - 40 * (1 - profile))
 
     def lower(self, decibels: np.ndarray) -> None:
-        """Lower everything, including echoes, by so many decibels (H, W)."""
+        """Lower everything, including echoes, by `decibels` (H, W)."""
         self.decibels -= decibels
         self.specular -= decibels
         self.echoes *= 10 ** (decibels / -20)
@@ -264,7 +264,7 @@ class Echogenicity:
         raise NotImplementedError
 
     def fine_structure(self) -> None:
-        """Add strokes or points that a smoother would take for speckle."""
+        """Add strokes or points that a smoother would mistake for speckle."""
         kind = self.rng.random()
         if kind < 0.35:
             self.strokes(int(self.rng.integers(1, 9)), self.rng.uniform(3, 24))

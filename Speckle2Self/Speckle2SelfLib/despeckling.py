@@ -71,7 +71,7 @@ def despeckle(
         options: strength, gamma, cautious, device, see `DespeckleOptions`; precision, see `inference.precision_of`.
 
     Returns an array of the same shape, type and value range. Pixels outside the region, colored ones, graphics and
-    those that are not finite come back bit for bit. One grey mapping and one grain serve all frames (the published
+    those that are not finite are kept bit for bit. One grey mapping and one grain serve all frames (the published
     model normalizes each on its own). Raises InputError in one sentence, Cancelled.
     """
     chosen = _check_options(options)

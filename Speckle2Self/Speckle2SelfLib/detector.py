@@ -1,6 +1,6 @@
 """Find what a scanner drew, pixel by pixel, with a small network of its own; Documentation/method.md, section 5.
 
-It sees frames as they were recorded: at the grain of a model for despeckling, strokes of one pixel would be gone.
+It sees frames as recorded: at the grain of a model for despeckling, strokes of one pixel would be gone.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ LOGITS = 16.0  # by which the network's output, counted from 1/2, is multiplied
 ALONE = 1.5  # logit from which a pixel of one frame of a cine counts as drawn
 MIRRORED = (0.0, 1.0)  # logits from which a pixel of a still may be drawn, and certainly is; mean over mirror images
 TOGETHER = (-1.0, 0.5)  # the same for the mean over several frames; doubtful pixels count if connected to certain ones
-CERTAIN = 4.0  # logit from which what is bright is no tissue; black cysts and their borders reach about 5
-MARGIN = 1  # pixels around what is found that count as drawn, too
+CERTAIN = 4.0  # logit from which bright pixels are not tissue; black cysts and their borders reach about 5
+MARGIN = 1  # pixels around found graphics that also count as drawn
 
 
 @lru_cache(maxsize=1)
@@ -62,8 +62,8 @@ def find_graphics(values: torch.Tensor, bounds: tuple[float, float]) -> torch.Te
 
 @torch.inference_mode()
 def graphics_over_time(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return what is drawn on frames (N, H, W) of any range: all the time, bool (H, W), on each, bool (N, H, W), and,
-    of the former, what is certain, without a margin, bool (H, W).
+    """Return the graphics on frames (N, H, W) of any range: all the time, bool (H, W), on each, bool (N, H, W), and,
+    of the former, those that are certain, without a margin, bool (H, W).
 
     All the time is judged by the mean over frames, whose speckle differs, or of a single one over its mirror images.
     """

@@ -161,9 +161,9 @@ def check_map(path: Path, recording: Recording, output: Path) -> None:
     output: the file that its frames are written to.
     """
     if not base.has_suffix(path, FLOATING):
-        raise InputError(f"{path.name} cannot hold an uncertainty; give it the suffix .npy, .nrrd or .mha.")
+        raise InputError(f"{path.name} cannot hold an uncertainty; use the suffix .npy, .nrrd or .mha.")
     if path.resolve() == output.resolve():
-        raise InputError(f"{path} is the output already; give the uncertainty another file.")
+        raise InputError(f"{path} is the output already; choose another file for the uncertainty.")
     nothing = np.broadcast_to(np.float32(0), recording.frames.shape[:3])
     _format_of(path, _map_of(recording, path, nothing))
 

@@ -114,7 +114,7 @@ def precision_of(model: Model, device: torch.device) -> torch.dtype:
 def through_network(network: Runnable, x: torch.Tensor, tile: int = TILE) -> torch.Tensor:
     """Run (N, 1, H, W) of any size through a network, by reflection padding and, where possible, in tiles.
 
-    A tile includes its surroundings of `network.margin` pixels, so that tiles and whole frames give the same. Returns
+    A tile includes its surroundings of `network.margin` pixels, so that tiles match whole frames. Returns
     (N, C, H, W) float32.
     """
     height, width = int(x.shape[-2]), int(x.shape[-1])
@@ -136,7 +136,7 @@ def through_network(network: Runnable, x: torch.Tensor, tile: int = TILE) -> tor
 
 
 def through_mirrored(network: Runnable, x: torch.Tensor) -> torch.Tensor:
-    """Return the mean of what a network makes of (N, 1, H, W) and of its mirror images, whose errors differ in part.
+    """Return the mean of a network's outputs for (N, 1, H, W) and for its mirror images, whose errors differ in part.
 
     It is nearer to the truth than a single pass, at four times its cost ("self-ensemble"; Timofte, Rothe, Van Gool,
     "Seven ways to improve example-based single image super resolution", CVPR 2016).
@@ -399,7 +399,7 @@ class Replayed:
     graph): started one by one, they take several times as long to start as to run.
 
     A shape is recorded when it occurs for the second time; the latest are kept. If the device, its driver or its memory
-    does not allow it, the function is called directly. Threads take turns, and so do their streams.
+    does not allow it, the function is called directly. Threads take turns, as do their streams.
 
     Args: function, from tensors to one tensor; limit, total of the numbers in the first inputs of all recordings that
     are kept (larger inputs go to the function directly), None: any number, in SHAPES recordings; parameters, whose
@@ -459,7 +459,7 @@ class Replayed:
         stream, graph, current = torch.cuda.Stream(device), torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            self.function(*buffers)  # libraries set up what they need
+            self.function(*buffers)  # libraries set themselves up
             for parameter in self.parameters:
                 parameter.grad = None
             stream.synchronize()

@@ -140,7 +140,7 @@ def worse_than_start(card: dict) -> str:
     start, end = card.get("figures_at_start") or {}, card.get("figures") or {}
     known = [name for name in TRUE_ERRORS if name in start and name in end]
     worse = [
-        f"{name} {start[name]:.4f} -> {end[name]:.4f}"
+        f"{('world' in end and FIGURES[name].label) or name} {start[name]:.4f} -> {end[name]:.4f}"
         for name in known or JUDGED
         if name in start and name in end and FIGURES[name].is_worse(start[name], end[name])
     ]
@@ -165,6 +165,16 @@ def improvement(card: dict) -> str:
     return (
         f"The error on held-out simulated frames of your recordings {changed('rms')}, and on other anatomies with your "
         f"speckle it {changed('world')}. The true gain is usually between the two."
+    )
+
+
+def few_steps(steps: int, whole: int, minutes: float | None) -> str:
+    """Return a sentence if few of the preset's number of steps, `whole`, fitted into a training time; "" otherwise."""
+    if minutes is None or steps >= whole // 10:
+        return ""
+    return (
+        f"Only {steps} step{'s' * (steps != 1)} fitted into {minutes:g} minute{'s' * (minutes != 1)}, too few to judge "
+        f"by (the preset has {whole}): allow more time, or use a faster device."
     )
 
 
@@ -214,7 +224,7 @@ def export(name: str, path: FilePath) -> None:
 
 
 def card(name_or_path: FilePath) -> dict:
-    """Return what is known of a model (description, recipe, figures) without loading it. Raises InputError."""
+    """Return a model's card (description, recipe, figures) without loading it. Raises InputError."""
     try:
         with path_of(name_or_path).open("rb") as file:
             size = int.from_bytes(file.read(8), "little")

@@ -13,9 +13,9 @@ from operator import add
 import torch
 import torch.nn.functional as F
 
-TRUTH = 10.0  # keeps the numbers readable: Adam's steps are the same whatever it is
+TRUTH = 10.0  # keeps the numbers readable: Adam's steps do not depend on it
 SLOPES = 2.0  # weight of errors in the differences of neighboring pixels, relative to errors of grey values
-LIKELIHOOD = 0.01  # keeps the numbers readable, likewise, as the head is apart
+LIKELIHOOD = 0.01  # also keeps the numbers readable; the head has its own gradient
 
 
 def total(terms: Iterable[torch.Tensor]) -> torch.Tensor:

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from .system import _
+
 BLUR = 3.0  # pixels; the scale at which input and output are compared
 FLAT = 0.04 * 255  # grey levels within 9 x 9 pixels of the truth, up to which it counts as flat
 
@@ -178,7 +180,7 @@ def kept_slopes(outputs: np.ndarray, truth: np.ndarray, noise: float = 0.0, insi
 def dice(output: np.ndarray, objects: np.ndarray) -> float:
     """Return how well Otsu's threshold finds known objects, masks (K, H, W): their mean Dice coefficient.
 
-    Each is looked for in a box twice as wide and high as itself, as users draw around what they segment; they know
+    Each is looked for in a box twice as wide and high as itself, as users draw around objects; they know
     whether it is darker or brighter. NaN without objects.
     """
     from skimage.filters import threshold_otsu
@@ -241,6 +243,7 @@ class Figure:
     function: Callable[..., float] | None = None  # None: the benchmark measures it on its phantom or with its clock
     tolerance: float | None = None  # a trained model is worse than its start by more than this; None: not judged by it
     relative: bool = False  # whether the tolerance is a share of the start's value
+    label: str = ""  # for users who train; "": the name
 
     @cached_property
     def takes(self) -> dict[str, bool]:
@@ -272,15 +275,21 @@ class Figure:
 FIGURES = {
     figure.name: figure
     for figure in (
-        Figure("rms", "rms error", 4, "lower", "error against the expected grey value", rms, 0.01, relative=True),
+        Figure(
+            "rms", "rms error", 4, "lower", "error against the expected grey value", rms, 0.01, relative=True,
+            label=_("error on your recordings"),
+        ),
         Figure(
             "world", "rms error, other anatomies", 4, "lower", "the same error on anatomies of the simulator's own",
-            tolerance=0.05, relative=True,
+            tolerance=0.05, relative=True, label=_("error on other anatomies"),
         ),
         Figure("psnr", "PSNR dB", 2, "higher", "peak signal to noise against the truth", psnr),
         Figure("ssim", "SSIM", 3, "higher", "structural similarity with the truth; 1 is best", ssim),
         Figure("flat", "flat rms", 4, "lower", "error where the truth is even", flat),
-        Figure("repeat", "repeat", 4, "lower", "difference between the results for two draws of speckle", repeat),
+        Figure(
+            "repeat", "repeat", 4, "lower", "difference between the results for two draws of speckle", repeat,
+            label=_("difference of two speckle draws"),
+        ),
         Figure("kept", "slopes kept", 2, "", "share of the true slopes that is left; 1 is best", kept_slopes),
         Figure("dice", "Dice", 3, "higher", "overlap of objects by Otsu's threshold with the true ones", dice),
         Figure("edge", "edge width", 2, "", "width of edges over that of the truth's; 1 is best"),

@@ -1,4 +1,4 @@
-"""The recipes: what one way of training decides, a class each. The training loop asks for none of them by name.
+"""The recipes: what one way of training decides, a class each. The training loop never checks their names.
 
 A new recipe is a class here, its name in RECIPES and `config.RECIPES`, and a preset in `config.PRESETS`.
 Documentation/method.md, sections 1 and 2.

@@ -1,4 +1,4 @@
-"""The speckle of a recording, measured where a network takes it away, to be drawn again over any image.
+"""The speckle of a recording, measured where a network removes it, to be drawn again over any image.
 
 Measured are the distribution of its grey values around each grey level, and its correlation. Drawn is the power of a
 complex Gaussian field with that correlation, as the echoes of many scatterers give it (Goodman, "Some fundamental

@@ -11,13 +11,13 @@ from .detector import graphics_over_time, widen
 from .grey import HUE_NOISE, HUE_TOLERANCE, evenly_spaced, luminance
 from .tint import Tint, find_tint
 
-LINE = 9  # pixels: lines across an image are nowhere thicker, with the margin of what is found
-EVEN = 5  # pixels: speckle is nowhere of one value over so many rows and columns
-WATER = 0.3  # of the hull is light where tissue is imaged, and not a phantom in water
-MARK = 0.25  # of the span of grey values; what is drawn on a cyst is brighter
-GAP = 4  # pixels: what is black and outside is nowhere narrower
-AROUND = 2  # pixels around graphics and colors are left out as well: fringes, shadows, what JPEG blurs
-RIM = 5  # pixels: what is found at the edge of an image is no wider, and is compared with what is so near
+LINE = 9  # pixels; the largest thickness of a line across an image, with the margin around found graphics
+EVEN = 5  # pixels; speckle never has one value over this many rows and columns
+WATER = 0.3  # fraction of the hull; if less of it is light, the image shows a phantom in water, not tissue
+MARK = 0.25  # fraction of the span of grey values; graphics drawn on a cyst are brighter
+GAP = 4  # pixels; the smallest width of black areas outside the image
+AROUND = 2  # pixels around graphics and colors that are left out as well: fringes, shadows, JPEG's blur
+RIM = 5  # pixels; the largest width of graphics at the edge of an image, and the distance to compare them over
 SMALLEST = 64  # pixels of a part of the region; the inside of a letter has fewer
 
 
@@ -59,9 +59,9 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     """Return the imaged region (H, W) bool of a recording (N, H, W[, C]).
 
     Light parts are divided into image and graphics, which the network of `detector.py` finds, or which have a hue. The
-    region is the convex hull of the image parts (the whole rectangle where they fill nine tenths of one), less what is
-    black and joined to what is outside, and less the graphics that stand still and two pixels around them; dark cysts
-    belong to it. All False where nothing looks like ultrasound, such as constant frames or a screen of windows.
+    region is the convex hull of the image parts (the whole rectangle where they fill nine tenths of one), less black
+    areas connected to the surroundings, and less still graphics and two pixels around them; dark cysts belong to it.
+    All False where nothing looks like ultrasound, such as constant frames or a screen of windows.
 
     Args: within, (H, W) bool: search only there, for example where the file says that the image is.
     """
@@ -116,8 +116,8 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
 
 
 def _find_still(change: np.ndarray, level: np.ndarray, lit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return what stands still while the recording moves, bool (H, W), and of it what is graphics for sure: frozen, or
-    standing out from a dark ground; tissue can be still by chance.
+    """Return the pixels that do not change while the recording moves, bool (H, W), and those of them that are certainly
+    graphics: frozen, or standing out from a dark ground; tissue can be still by chance.
 
     Args: the standard deviation over time and the mean, as shares of the span of grey values; lit, bool (H, W).
     """
@@ -138,8 +138,8 @@ def _darken_outside(grey_values: np.ndarray, within: np.ndarray | None) -> np.nd
 
 def _find_outline(image: np.ndarray, lit: np.ndarray, black: np.ndarray) -> np.ndarray:
     """Return the region (H, W) bool that holds the parts of an image: their hull, or its rectangle where they nearly
-    fill it, without what is black (or graphics) and joined to what is outside: beside sides that lean, above the arc of
-    a curved probe, between two images. Where nearly all is black, as of wires in water, it is the whole hull."""
+    fill it, without black areas (or graphics) connected to the surroundings: next to oblique sides, above the arc of a
+    curved probe, between two images. Where nearly all is black, as of wires in water, it is the whole hull."""
     region = convex_hull_image(image, offset_coordinates=False)
     box = box_of(region)
     if region[box].mean() > 0.9:
@@ -173,8 +173,8 @@ def _find_rims(found: np.ndarray, level: np.ndarray, lit: np.ndarray) -> np.ndar
 def _divide_dark(dark: np.ndarray, marks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return which black parts of an image are cysts, with their borders, and which the ground of text, (H, W) bool.
 
-    With the letters on it, the ground of text is a rectangle, and no cyst is one. marks, (H, W) bool: what is drawn
-    brightly.
+    With the letters on it, the ground of text is a rectangle, and a cyst is not. Args: marks, (H, W) bool: bright
+    graphics.
     """
     labels, count = ndimage.label(ndimage.binary_opening(dark, np.ones((GAP, GAP))))
     crooked, ground = np.zeros((2, count + 1), bool)

@@ -31,7 +31,7 @@ from .config import Job, ModelConfig, TrainingConfig, from_dict, to_dict
 from .dataset import Cine, hold_out, read_cine
 from .devices import choose_device, choose_precision, memory_taken
 from .grain import speckle_correlation
-from .library import bundled_models, improvement, load_model, worse_than_start
+from .library import bundled_models, few_steps, improvement, load_model, worse_than_start
 from .metrics import TRUE_ERRORS
 from .network import build
 from .recipes import NEW, recipe_of
@@ -455,13 +455,15 @@ class Run:
         worse = worse_than_start(model.card)
         if card["steps"] == 0:
             worse = worse_than_start(card | {"figures": self.latest_figures})
-            self.say(
+            result = (
                 f"Training did not improve the model{f' ({worse})' if worse else ''}; the one it started from is kept."
             )
         elif worse:
-            self.say(f"This model is worse than the one it started from: {worse}.")
-        elif sentence := improvement(card):
-            self.say(sentence)
+            result = f"This model is worse than the one it started from: {worse}."
+        else:
+            result = improvement(card)
+        if message := f"{result} {few_steps(self.training.step, self.job.training.steps, self.minutes)}".strip():
+            self.say(message)
         minutes = round((time.monotonic() - began) / 60, 2)
         self.report({"model": str(self.output), "minutes": minutes, "worse": worse})
         return model

@@ -127,7 +127,7 @@ def replace_file(path: FilePath, content: bytes) -> None:
 
 @contextmanager
 def file_lock(path: FilePath) -> Iterator[None]:
-    """Reserve a file that takes long to write for this process: hold the system's lock on `<path>.lock`.
+    """Reserve a file that is slow to write for this process: hold the system's lock on `<path>.lock`.
 
     The lock ends with the process, however that ends; a file that remains locks nothing. File systems without locks
     are accepted. Raises InputError if another process holds the lock, or the folder does not exist or cannot be

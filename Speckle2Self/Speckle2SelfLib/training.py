@@ -53,7 +53,7 @@ class Training:
     Deterministic on the CPU for a given config and precision.
 
     Under `torch.distributed` every process draws the same batch and uses its share of it, so that any number of
-    processes gives the same losses. Raises InputError where there is nothing to train on.
+    processes has the same losses. Raises InputError where there is nothing to train on.
     """
 
     def __init__(

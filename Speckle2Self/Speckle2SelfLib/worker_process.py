@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 SLOTS = 3  # frames of a stream in shared memory, on either side
 HEADER = 2 * SLOTS + 2  # int64: the newest pushed number, that in each slot (inputs, outputs), how many regions came
 TORN = 5.0  # seconds until a frame that is being written must be complete
-SEARCHED = 4  # one of so many live frames is searched for graphics
+SEARCHED = 4  # live frames; one in this many is searched for graphics
 EVERY = 8  # px between the rows and columns of a stream's frame that are checked for changes
 GROWN = 0.3  # fraction of region pixels; if this many more light up, find region and grain again
 OVER = 0.02  # fraction of region pixels; if this many are brighter than the model's 1, find the mapping again

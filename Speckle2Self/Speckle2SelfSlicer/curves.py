@@ -19,6 +19,7 @@ from Speckle2SelfLib.system import InputError
 
 from . import comparison, scene
 from .session import Session
+from .words import translated
 
 RUN, ROLE = "SpeckleTrain.run", "SpeckleTrain.role"  # attributes of the nodes that show a run
 COMPARED = "SpeckleTrain.compared"  # attribute of a comparison's nodes: their name then, and the node they belong to
@@ -94,6 +95,12 @@ def _columns(reports: list[dict]) -> list[str]:
     return ["step", *(name for name in names if name not in left_out)]
 
 
+def _label(name: str) -> str:
+    """Return a column's name for a legend or a table, in the user's language where it has plain words."""
+    figure = metrics.FIGURES.get(name)
+    return translated(figure.label) if figure and figure.label else name
+
+
 def updateTable(node, reports: list[dict]) -> None:
     with slicer.util.NodeModify(node):
         node.RemoveAllColumns()
@@ -115,7 +122,7 @@ def updateCharts(mrmlScene, run: str, nodes: dict, reports: list[dict]) -> None:
     for role, names in charts.items():
         chart, terms = nodes[role], list(dict.fromkeys(name.removeprefix(HELD_OUT) for name in names))
         for name in names:
-            series = _node(mrmlScene, "vtkMRMLPlotSeriesNode", run, name, name)
+            series = _node(mrmlScene, "vtkMRMLPlotSeriesNode", run, name, _label(name))
             if series.GetTableNode() is not nodes["table"]:
                 series.SetAndObserveTableNodeID(nodes["table"].GetID())
                 series.SetXColumnName("step")
@@ -130,6 +137,8 @@ def updateCharts(mrmlScene, run: str, nodes: dict, reports: list[dict]) -> None:
         chart.SetLegendFontSize(LEGEND)
         chart.SetTitle(f"{run}: {ROLES[role][1]}")
         chart.SetXAxisTitle("step")
+        if role == "errors":
+            chart.SetYAxisTitle("fraction of the grey range")
 
 
 def updatePreview(nodes: dict, picture: np.ndarray, recordings: Iterable[vtkMRMLNode] = ()) -> None:
@@ -198,8 +207,10 @@ def comparisonTable(model: str) -> vtkMRMLTableNode:
     table = _findClaimed("vtkMRMLTableNode", name) or slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode")
     _claim(table, name)
     columns = (
-        ("figure", list(end)), ("start", [start.get(name, "") for name in end]), ("trained", list(end.values())),
-    )  # fmt: skip
+        ("figure", [_label(name) for name in end]),
+        ("start", [start.get(name, "") for name in end]),
+        ("trained", list(end.values())),
+    )
     with slicer.util.NodeModify(table):
         table.RemoveAllColumns()
         for title, values in columns:

@@ -19,7 +19,7 @@ from Speckle2SelfLib.system import InputError
 # chooses its build.
 REQUIREMENTS = Path(__file__).resolve().parent / "requirements.txt"
 IMPORTED_AS = {"scikit-image": "skimage", "pillow": "PIL"}
-READERS = {"av": "av>=12", "h5py": "h5py>=3.10"}  # likewise, for packages that only some files need
+READERS = {"av": "av>=12", "h5py": "h5py>=3.10"}  # requirements by import name, for packages that only some files need
 REQUESTER = "Speckle2Self"
 _lock = threading.Lock()  # one installation at a time
 

@@ -188,7 +188,7 @@ class UncertaintyPart:
         return {"strength": parameters.strength, "gamma": parameters.gamma, "cautious": cautious}
 
     def showUncertainty(self) -> None:
-        """Color uncertain places of the output in the slice views, or take the colors away."""
+        """Color uncertain places of the output in the slice views, or remove the colors."""
         parameters = self._parameterNode
         node = uncertainty.mapOf(parameters.outputNode)
         if not parameters.showUncertainty:

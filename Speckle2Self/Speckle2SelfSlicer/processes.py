@@ -172,7 +172,7 @@ class Child:
 
 
 def settle() -> None:
-    """Wait until all processes that were closed here are gone: then what they had locked is free."""
+    """Wait until all processes that were closed here are gone, so that their locks are free."""
     for ending in list(_ending):
         ending.join(3 * GRACE)
 

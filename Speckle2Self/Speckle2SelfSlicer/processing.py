@@ -259,7 +259,7 @@ class Result:
 
     @property
     def span(self) -> float:
-        """Return the grey values between what the model took for 0 and 1."""
+        """Return the difference of the grey values that the model saw as 0 and 1."""
         low, high = self._jobs[self._averaged[0]].mapping
         return high - low
 

@@ -323,6 +323,8 @@ def find(node: vtkMRMLNode | str | None) -> vtkMRMLNode | None:
     """
     if isinstance(node, str):
         node = slicer.mrmlScene.GetNodeByID(node) or _imageNamed(node)
+    if node is not None and not isinstance(node, vtkMRMLNode):
+        raise InputError(_("'{node!r:.100}' is not a node, nor the id or name of one.").format(node=node))
     return _recordingOfBrowser(node) if node is not None and node.IsA("vtkMRMLSequenceBrowserNode") else node
 
 

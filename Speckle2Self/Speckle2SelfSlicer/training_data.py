@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,14 +37,20 @@ class TrainingData:
 
 
 def gather(
-    session: Session, nodes: list, *, preset: str = "adapt", name: str | None = None, heldOut: Any = (),
+    session: Session, nodes: Any, *, preset: str = "adapt", name: str | None = None, heldOut: Any = (),
     recipe: str | None = None, init: str | Path | None = None, steps: int | None = None, minutes: float | None = None,
-    region: Any = "auto", device: str = "auto", seed: int = 0,
+    region: Any = "auto", device: str = "auto", seed: int = 0, **unknown: Any,
 ) -> TrainingData:  # fmt: skip
     """Return the data and settings of a run; for the arguments see `SpeckleTrainLogic.start`. Raises InputError."""
+    if unknown:
+        known = [each.name for each in inspect.signature(gather).parameters.values() if each.kind is each.KEYWORD_ONLY]
+        words = _("'{name}' is not an argument here; use {known}.")
+        raise InputError(words.format(name=next(iter(unknown)), known=", ".join(known)))
+    steps, minutes, seed = _number("steps", steps, int), _number("minutes", minutes, float), _number("seed", seed, int)
+    nodes = _listed(nodes)
     files = [node for node in nodes if isinstance(node, Path)]
     nodes = _recordingNodes(node for node in nodes if not isinstance(node, Path))
-    heldOut = _recordingNodes(heldOut)
+    heldOut = _recordingNodes(_listed(heldOut))
     if not nodes and not files:
         raise InputError(_("There is nothing to train on: choose at least one volume or recording."))
     for path in files:
@@ -64,6 +72,19 @@ def gather(
     recordings, heldOutFrames = ([scene.Recording.of(node).eachFrame() for node in some] for some in (nodes, heldOut))
     title = nodes[0].GetName() if nodes else files[0].stem
     return TrainingData(job, recordings, heldOutFrames, regions, name, title, [*heldOut, *nodes])
+
+
+def _listed(nodes: Any) -> list:
+    """Return nodes as a list; a single one may be given without."""
+    return list(nodes) if isinstance(nodes, Iterable) and not isinstance(nodes, str) else [nodes]
+
+
+def _number(name: str, value: Any, kind: type) -> Any:
+    """Return an argument as a number, or None. Raises InputError."""
+    try:
+        return None if value is None else kind(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(_("{name} cannot be {value!r:.100}.").format(name=name, value=value)) from error
 
 
 def _recordingNodes(nodes) -> list[vtkMRMLNode]:

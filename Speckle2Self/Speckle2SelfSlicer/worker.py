@@ -543,8 +543,10 @@ def checked_options(options: dict, size: tuple) -> tuple[DespeckleOptions, np.nd
     A region of None is "none". Raises InputError.
     """
     options = dict(options)
-    if unknown := set(options) - {each.name for each in fields(DespeckleOptions)}:
-        raise InputError(_("Unknown options of despeckling: {names}.").format(names=", ".join(sorted(unknown))))
+    known = [each.name for each in fields(DespeckleOptions)]
+    if unknown := sorted(set(options) - set(known)):
+        words = _("Unknown options of despeckling: {names}; known are {known}.")
+        raise InputError(words.format(names=", ".join(unknown), known=", ".join(known)))
     if not isinstance(options.get("model", ""), str | os.PathLike):
         raise InputError(_("Name a model by its name or file, or a filter by its name."))
     if (own := library.own_models().get(str(options.get("model")))) is not None:

@@ -1,6 +1,6 @@
 """The application layer of 3D Slicer for tests and the demo, over the real MRML library of the slicer-core wheel.
 
-`start()` gives `import slicer` what the application adds: `slicer.app`, `slicer.mrmlScene`, `slicer.modules`,
+`start()` adds to `import slicer` the application's parts: `slicer.app`, `slicer.mrmlScene`, `slicer.modules`,
 `slicer.util` that works, `slicer.ScriptedLoadableModule`, `slicer.parameterNodeWrapper`, `slicer.i18n`. What is
 not modeled is missing, and raises AttributeError or ImportError. See README.md in this folder.
 """
@@ -33,7 +33,8 @@ def start(
     window: with main window and panels, drawn offscreen by Qt (PySide6); without, `import qt` raises ImportError.
 
     With SLICER_SOURCE in the environment and a main window, Slicer's own Python layer of that checkout is run; see
-    `sources`. Raises SystemExit with one line where libraries of the system are missing, or that is no checkout.
+    `sources`. Raises SystemExit with one line where libraries of the system are missing, or that a folder is not a
+    checkout.
     """
     slicer = importSlicer()
     if window:

@@ -48,7 +48,7 @@ class CommandOptions:
 
 
 def temporaryFolder() -> tempfile.TemporaryDirectory:
-    """Return a new folder that is removed at exit; those of killed applications, which could not do that, go now."""
+    """Return a new folder that is removed at exit; remove folders that killed applications have left."""
     if os.name == "posix":  # elsewhere, the signal 0 ends the process
         for path in Path(tempfile.gettempdir()).glob("HeadlessSlicer-*-*"):
             with suppress(ValueError, PermissionError):  # another user's application
@@ -237,7 +237,7 @@ class Application:
         return self._testing
 
     def processEvents(self) -> None:
-        """Process queued events; without Qt there are only those of MRML, which happen at once."""
+        """Process queued events; without Qt, only MRML has events, and they happen at once."""
         if self._qt is not None:
             self._qt.processEvents()
 

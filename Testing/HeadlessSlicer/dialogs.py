@@ -21,7 +21,7 @@ def _ask(kind: str, text: str, default):
     asked.append((kind, text))
     end, turns = time.monotonic() + patience, 0
     while time.monotonic() < end or turns < 10:
-        QtCore.QCoreApplication.processEvents()  # no QEventLoop: it would delete what was given to deleteLater() before
+        QtCore.QCoreApplication.processEvents()  # a QEventLoop would delete objects passed to deleteLater()
         time.sleep(0.001)
         turns += 1
     return answers.get(kind, default)

@@ -97,26 +97,34 @@ class qMRMLPlotWidget(QtWidgets.QWidget):
             return
         points = np.concatenate([line[-1] for line in lines])
         low, span = points.min(0), np.maximum(np.ptp(points, 0), 1e-9)
-        left, top, wide, tall = 60, 26, self.width() - 220, self.height() - 60
+        chart = self.mrmlPlotViewNode().GetPlotChartNode()
+        left, top, wide, tall = 76, 26, self.width() - 96, self.height() - 72
         pen.drawRect(left, top, wide, tall)
-        pen.drawText(left, 18, self.mrmlPlotViewNode().GetPlotChartNode().GetTitle())
+        pen.drawText(left, 18, chart.GetTitle())
+        pen.drawText(left + wide // 2 - 12, top + tall + 34, chart.GetXAxisTitle())
+        pen.save()
+        pen.translate(14, top + tall)
+        pen.rotate(-90)
+        pen.drawText(0, 0, chart.GetYAxisTitle())
+        pen.restore()
         for share in (0, 0.5, 1):
             x, y = low + share * span
             pen.drawText(int(left + share * wide) - 12, top + tall + 16, f"{x:.3g}")
-            pen.drawText(4, int(top + (1 - share) * tall) + 4, f"{y:.3g}")
+            pen.drawText(24, int(top + (1 - share) * tall) + 4, f"{y:.3g}")
         pen.setRenderHint(QtGui.QPainter.RenderHint.Antialiasing)
-        for number, (name, colour, circles, values) in enumerate(lines):
-            pen.setPen(QtGui.QPen(QtGui.QColor.fromRgbF(*colour), 2))
+        legend = max(pen.fontMetrics().horizontalAdvance(line[0]) for line in lines) + 32  # inside, as VTK draws it
+        for number, (name, color, circles, values) in enumerate(lines):
+            pen.setPen(QtGui.QPen(QtGui.QColor.fromRgbF(*color), 2))
             places = [left, top + tall] + (values - low) / span * [wide, -tall]
             places = [QtCore.QPointF(*place) for place in places]
-            beside = left + wide + 10, top + 16 * (number + 1)
+            x, y = left + wide - legend, top + 16 * (number + 1)
             if circles:
-                for place in (*places, QtCore.QPointF(beside[0] + 8, beside[1] - 4)):
+                for place in (*places, QtCore.QPointF(x + 8, y - 4)):
                     pen.drawEllipse(place, 4, 4)
             else:
                 pen.drawPolyline(QtGui.QPolygonF(places))
-                pen.drawLine(beside[0], beside[1] - 4, beside[0] + 16, beside[1] - 4)
-            pen.drawText(beside[0] + 22, beside[1], name)
+                pen.drawLine(x, y - 4, x + 16, y - 4)
+            pen.drawText(x + 22, y, name)
 
 
 class qSlicerLayoutManager(QtCore.QObject):

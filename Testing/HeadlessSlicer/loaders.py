@@ -49,10 +49,10 @@ def _load(path: Path):
     manager = slicer.app.coreIOManager()
     kind = manager.fileType(str(path))
     if kind == "SceneFile":
-        raise ValueError(f"'{path}' is a scene; give a recording or a volume.")
+        raise ValueError(f"'{path}' is a scene; choose a recording or a volume.")
     if not manager.loadNodes(kind, {"fileName": str(path)}, nodes, messages):
         said = messages.GetNthMessageText(0).partition(" - ")[2] if kind == "UltrasoundRecordingFile" else ""
-        raise ValueError(said or f"'{path}' cannot be read as an image; give a DICOM, MetaImage, NRRD or image file.")
+        raise ValueError(said or f"'{path}' cannot be read as an image; choose a DICOM, MetaImage, NRRD or image file.")
     return nodes.GetItemAsObject(0)
 
 

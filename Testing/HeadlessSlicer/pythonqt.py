@@ -2,9 +2,9 @@
 
 A property is an attribute: it is read and set, never called. Slots and methods are called. A signal is connected by
 `widget.clicked.connect(f)` or `widget.connect("clicked(bool)", f)`, the signature as Qt declares it. What an object
-does not have can be neither read nor set. A slot that raises prints its traceback and the program continues; `errors`
-keeps it. Lists come as tuples, methods take no keywords, values of an enumeration belong to its class (`qt.Qt.Checked`,
-not `qt.Qt.CheckState.Checked`), and values such as QPainter and QColor have methods only.
+does not have can be neither read nor set. A slot that raises prints its traceback and the program continues;
+`errors` keeps it. Lists are returned as tuples, methods accept no keywords, values of an enumeration belong to its
+class (`qt.Qt.Checked`, not `qt.Qt.CheckState.Checked`), and values such as QPainter and QColor have methods only.
 """
 
 from __future__ import annotations

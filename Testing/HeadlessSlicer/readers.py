@@ -80,7 +80,7 @@ def patterns(nameFilter: str) -> list[str]:
 
 
 class SequencesReader(FileReader):
-    """Of NRRD files, those with an axis of time or a list."""
+    """Reader of NRRD files with an axis of time or a list."""
 
     def canLoadFileConfidence(self, path: str) -> float:
         confidence = super().canLoadFileConfidence(path)
@@ -101,7 +101,7 @@ def _looksLikeSequence(path: str) -> bool:
 
 
 class TransformsReader(FileReader):
-    """Of images, only those of displacements by default, which are not modeled."""
+    """Reader of transforms; of images, only displacement fields by default, which are not modeled."""
 
     def canLoadFileConfidence(self, path: str) -> float:
         confidence = super().canLoadFileConfidence(path)

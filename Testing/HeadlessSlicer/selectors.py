@@ -68,7 +68,7 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
         return self._baseNames.get(kinds[0], "") if kinds else ""
 
     def setBaseName(self, name: str, nodeType: str = "") -> None:
-        """Set the name of new nodes of a type, or of the types set so far."""
+        """Set the name of new nodes of a type, or of the types that are set."""
         kinds = [nodeType] if nodeType else self._settings["nodeTypes"]
         if not kinds:
             complain("qMRMLNodeComboBox::setBaseName failed: no node types have been set yet")
@@ -104,7 +104,7 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _onLeaving(self, caller, event, node) -> None:
-        """Remove the chosen node's row before the node is removed; the row that takes its place is chosen."""
+        """Remove the chosen node's row before the node is removed; the row that then has its place is chosen."""
         if caller.IsClosing() or node not in self._nodes():
             return
         row, self._leaving = self._nodes().index(node), node

@@ -20,7 +20,7 @@ EXAMPLES = ("jpeg2k", "palette_color", "rgb_color", "ybr_color")
 
 
 def examples() -> types.ModuleType:
-    """What stands for `pydicom.examples` where pydicom 2.4, as in Slicer 5.10, comes without: the files of a later one,
+    """Stand in for `pydicom.examples`, which pydicom 2.4 of Slicer 5.10 lacks, with the files of a later one,
     in the folder that PYDICOM_EXAMPLES names; tests that need them are skipped without."""
 
     def path_of(name: str) -> Path:
@@ -52,7 +52,8 @@ def pytest_sessionstart(session):
 
 @pytest.fixture(autouse=True)
 def executable(request, monkeypatch):
-    """In Slicer, `sys.executable` is a launcher; in tests of the core and of its processes, it is Python itself."""
+    """Set `sys.executable`: in Slicer it is a launcher; in tests of the core and of its processes, it is Python
+    itself."""
     if request.path.parent.name in ("scene", "panel"):
         monkeypatch.setattr(sys, "executable", request.session.launcher)
 
@@ -68,13 +69,13 @@ def small_crops(monkeypatch):
 
 @pytest.fixture(scope="session")
 def project() -> Path:
-    """The project's root folder."""
+    """Return the project's root folder."""
     return ROOT
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real recordings (SPECKLE2SELF_DATA, or ../shared/data beside the project)."""
+    """Return the folder of real recordings (SPECKLE2SELF_DATA, or ../shared/data next to the project)."""
     folder = Path(os.environ.get("SPECKLE2SELF_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip("the real recordings are not on this machine")

@@ -1,4 +1,4 @@
-"""What tests of several folders need."""
+"""Helpers that tests of several folders share."""
 
 import os
 import time
@@ -18,7 +18,7 @@ def until(condition, poll=lambda: None, seconds=60):
 
 
 def alive(pid):
-    """Whether a process runs; one that has ended and is not waited for does not."""
+    """Return whether a process runs; one that has ended and is not waited for does not."""
     try:
         os.kill(pid, 0)
         return not Path("/proc").exists() or Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
@@ -27,7 +27,7 @@ def alive(pid):
 
 
 def clear_scene():
-    """Close the scene, but not the process in the background, which takes seconds to start."""
+    """Close the scene, but not the process in the background, which needs seconds to start."""
     import slicer
 
     from Speckle2SelfSlicer.session import Session
@@ -56,7 +56,7 @@ def add_sequence(frames, name="Cine", browser="Browser"):
 
 
 def frames_of(sequence):
-    """The first slice of each item of a sequence, (N, H, W[, C])."""
+    """Return the first slice of each item of a sequence, (N, H, W[, C])."""
     import slicer
 
     nodes = [sequence.GetNthDataNode(number) for number in range(sequence.GetNumberOfDataNodes())]

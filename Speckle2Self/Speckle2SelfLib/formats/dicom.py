@@ -214,7 +214,7 @@ def _derived_file(frames: np.ndarray, recording: Recording) -> bytes:
                 dataset.pop(f"{keyword}PaletteColorLookupTable{part}", None)
     for keyword in STALE:
         dataset.pop(keyword, None)
-    if syntax == ExplicitVRBigEndian:  # which DICOM has given up
+    if syntax == ExplicitVRBigEndian:  # which DICOM has retired
         _swap_words(dataset)
     several = len(frames) > 1 or "NumberOfFrames" in dataset
     compressed = syntax.is_encapsulated or syntax.is_deflated

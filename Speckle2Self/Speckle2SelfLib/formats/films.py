@@ -159,7 +159,7 @@ class Animations(Format):
         first.save(path, save_all=True, append_images=images, duration=steps, loop=0, **how)
         with Image.open(path) as image:  # equal frames become one
             if getattr(image, "n_frames", 1) != len(frames):
-                raise RuntimeError("not what was written")
+                raise RuntimeError("not the written frames")
 
 
 def _pyav():

@@ -195,7 +195,7 @@ def _write(path: Path, array: np.ndarray, recording: Recording) -> None:
     image = sitk.ReadImage(str(path))
     again = sitk.GetArrayViewFromImage(image)
     if again.size % array.size or not all(map(_equal, again.reshape(*array.shape, -1), array)):
-        raise RuntimeError("not what was written")
+        raise RuntimeError("not the written frames")
     if again.dtype != array.dtype:
         raise RuntimeError(f"written as {again.dtype}")
 

@@ -1,5 +1,5 @@
 """NIfTI (.nii, .nii.gz). ITK rewrites the codes and matrices of the header, removes the scaling and refuses a shear;
-here the header and its extensions are written as they were read."""
+here the header and its extensions are written unchanged."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ WRITTEN = {
     "f4": "float",
     "f8": "double",
 }
-NEAREST = 2e-3  # s; MRML takes index values for the same that are 0.001 apart: nearer frames have theirs in ms
+NEAREST = 2e-3  # s; MRML treats index values 0.001 apart as equal: nearer frames have theirs in ms
 COLOUR_KINDS = {"vector", "rgb-color", "rgba-color", "3-color", "4-color", "3-vector", "4-vector"}
 
 

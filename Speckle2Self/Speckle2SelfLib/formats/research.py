@@ -60,7 +60,7 @@ class Matlab(Format):
         savemat(path, {OURS[0]: array, **_metadata(recording)}, do_compression=True)
 
     def _save(self, recording: Recording, array: np.ndarray, into: Path | None) -> None:
-        """Save all variables of the input with new frames. Raises InputError if scipy cannot write what it read."""
+        """Save all variables of the input with new frames. Raises InputError if scipy cannot write them."""
         from scipy.io import loadmat, savemat
 
         try:

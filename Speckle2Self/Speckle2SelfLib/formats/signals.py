@@ -41,11 +41,13 @@ def to_decibels(recording: Recording, dynamic_range: float | None, generic: str)
         kind = "envelope"
     if kind is None:
         if suspect:
-            logger.warning("The file may hold a linear envelope; if so, give a dynamic range: --dynamic-range 60.")
+            logger.warning("The file may hold a linear envelope; if so, set its dynamic range: --dynamic-range 60.")
         return recording
     dynamic_range = dynamic_range or DYNAMIC_RANGE
     logger.warning(
-        "The file holds %s: taken to decibels, %g dB below the largest (--dynamic-range).", NAMES[kind], dynamic_range
+        "The file holds %s: converted to decibels, %g dB below the largest (--dynamic-range).",
+        NAMES[kind],
+        dynamic_range,
     )
     return replace(recording, frames=_log_compress(frames, kind, dynamic_range), format=generic)
 

@@ -68,7 +68,7 @@ class Tiff(Format):
             with quiet("tifffile"):
                 (_write_again if own else _write_new)(path, frames, recording)
         except (ValueError, TypeError, KeyError) as error:  # tags that cannot be written
-            raise RuntimeError("not what was read") from error
+            raise RuntimeError("not the frames that were read") from error
 
 
 def _check_chain(file, path: Path) -> None:
@@ -289,7 +289,7 @@ def _write_again(path: Path, frames: np.ndarray, recording: Recording) -> None:
     with tifffile.TiffFile(path) as file:  # a layout of its own may have come out otherwise
         again = file.series[0]
         if math.prod(again.shape) != array.size or again.dtype != array.dtype:
-            raise RuntimeError("not what was written")
+            raise RuntimeError("not the written frames")
 
 
 def _has_imagej(frames: np.ndarray) -> bool:

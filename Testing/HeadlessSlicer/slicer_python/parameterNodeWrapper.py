@@ -144,7 +144,7 @@ class _Text:
 
 
 class _Number(_Text):
-    def takes(self, kind) -> bool:  # in a union, the first number type takes both
+    def takes(self, kind) -> bool:  # in a union, the first number type is used for both
         return kind in (int, float)
 
 

@@ -1,4 +1,4 @@
-"""What several tests of the core need."""
+"""Fixtures that several tests of the core share."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from Speckle2SelfLib.network import FastNetwork
 
 @pytest.fixture(scope="module")
 def network():
-    """A small network whose weights are all random."""
+    """Return a small network whose weights are all random."""
     torch.manual_seed(0)
     network = FastNetwork(8).eval()
     for parameter in network.parameters():

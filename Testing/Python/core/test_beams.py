@@ -1,4 +1,4 @@
-"""How frames are laid out for a network: at its grain, and a fan along its beams."""
+"""The layout of frames for a network: at its grain, and a fan along its beams."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from Speckle2SelfLib.simulation import SimulationConfig, simulate
 
 
 def fan(shape=(240, 320), apex=(-30.0, 160.0), depths=(40.0, 260.0), half=0.6):
-    """The mask of a fan, and each pixel's depth and angle."""
+    """Return the mask of a fan, and each pixel's depth and angle."""
     y, x = np.mgrid[: shape[0], : shape[1]] - np.array(apex)[:, None, None]
     depth, angle = np.hypot(y, x), np.arctan2(x, y)
     return (depth >= depths[0]) & (depth <= depths[1]) & (np.abs(angle) <= half), depth, angle
@@ -66,11 +66,11 @@ NO_FANS = {
 
 
 @pytest.mark.parametrize("region", NO_FANS.values(), ids=NO_FANS)
-def test_nothing_else_is_taken_for_a_fan(region):
+def test_nothing_else_is_mistaken_for_a_fan(region):
     assert find_fan(region) is None
 
 
-def test_an_image_comes_back_from_the_beams_as_it_was():
+def test_resampling_along_beams_and_back_restores_the_image():
     region, depth, angle = fan()
     image = torch.from_numpy((np.sin(depth / 6) * np.cos(angle * 9)).astype(np.float32))[None, None]
     resampling = Resampling(region, (1.0, 1.0), FAST_GRAIN)

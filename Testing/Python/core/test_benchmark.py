@@ -54,7 +54,7 @@ def test_the_truth_keeps_all_of_a_phantom_and_a_blur_does_not(drawn):
     assert linear["points"] == pytest.approx(1) and linear["edge"] == pytest.approx(1)
 
 
-def test_the_figures_of_a_region_do_not_see_the_rest():
+def test_the_figures_of_a_region_ignore_the_rest():
     truth = np.tile(np.linspace(20, 220, 64), (64, 1))
     inside = np.zeros((64, 64), bool)
     inside[8:56, 8:56] = True
@@ -66,7 +66,7 @@ def test_the_figures_of_a_region_do_not_see_the_rest():
 
 
 @pytest.mark.parametrize("name", ["noise2void", "noise2self", "neighbor2neighbor", "zsn2n", "deep_image_prior"])
-def test_a_few_steps_of_each_method_give_frames(name, drawn):
+def test_a_few_steps_of_each_method_return_frames(name, drawn):
     frames = drawn.frames[:, :50, :61]
     outputs = getattr(baselines, name)(frames, 0.02)(frames[:1])
     assert outputs.shape == (1, 50, 61) and outputs.dtype == np.float32
@@ -85,7 +85,7 @@ def test_methods_trained_with_known_truth_lower_the_error(drawn, monkeypatch):
         assert np.mean((output - truth) ** 2) < np.mean((frames - truth) ** 2)
 
 
-def test_obnlm_takes_speckle_off_and_keeps_constants(drawn):
+def test_obnlm_removes_speckle_and_keeps_constants(drawn):
     output = baselines.obnlm(drawn.frames[:1])
     assert metrics.psnr(output[0] * 255, drawn.truth * 255) > metrics.psnr(drawn.frames[0] * 255, drawn.truth * 255) + 2
     assert np.allclose(baselines.obnlm(np.full((1, 40, 50), 0.3, np.float32)), 0.3, atol=1e-5)
@@ -143,7 +143,7 @@ def test_both_loops_of_the_published_recipe_run():
 
 
 def test_the_picture_shows_the_steepest_place_within_the_image_not_its_border():
-    """A bright fan with a faint step in it: the border of the fan is far steeper."""
+    """In a bright fan with a faint step, the border of the fan is far steeper than the step."""
     y, x = np.mgrid[:120, :120]
     inside = np.abs(x - 60) < 0.45 * y
     truth = (0.8 + 0.1 * (y > 80)) * inside
@@ -151,7 +151,7 @@ def test_the_picture_shows_the_steepest_place_within_the_image_not_its_border():
     assert detail.shape == (8, 8) and len(np.unique(detail)) == 2 and detail.min() > 100
 
 
-def test_the_natural_truth_is_the_mean_of_many_draws_and_no_two_draws_are_alike():
+def test_the_natural_truth_is_the_mean_of_many_draws_and_no_two_draws_are_equal():
     case = natural.natural_cases(SIZE, quick=True)[0]
     assert case.name == "astronaut" and not np.array_equal(*case.frames)
     further = natural.SCANNERS[0].frames(38 * (case.echogenicity - 1), 200, np.random.default_rng(5)) / 255
@@ -162,7 +162,7 @@ def test_the_natural_truth_is_the_mean_of_many_draws_and_no_two_draws_are_alike(
     assert found["rms"] == 0 and found["repeat"] == 0 and found["kept"] > 0.9
 
 
-def test_an_object_is_asked_for_where_the_truth_shows_it_within_the_frame():
+def test_an_object_is_measured_where_the_truth_shows_it_within_the_frame():
     labels = np.zeros((60, 60), int)
     labels[20:32, 20:34], labels[50:, 5:25], labels[5:8, 5:8], labels[40:50, 40:52] = 1, 2, 3, 4
     truth = np.where((labels > 0) & (labels != 4), 0.2, 0.7)
@@ -183,7 +183,7 @@ def test_a_lead_only_on_our_own_phantoms_is_reported():
     assert "**0.900**" in report.table(rows(0.7, 0.01), "simulated") and "**0.8" not in report.table([], "simulated")
 
 
-def test_without_matplotlib_it_is_said_before_anything_is_measured(monkeypatch, tmp_path):
+def test_missing_matplotlib_is_reported_before_anything_is_measured(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(InputError, match=r"speckle2self\[bench\]"):
         quality.run(tmp_path / "out")

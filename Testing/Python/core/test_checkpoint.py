@@ -13,7 +13,7 @@ from Speckle2SelfLib.network import SpeckleReductionNetwork, build
 from Speckle2SelfLib.system import InputError
 
 
-def test_a_file_from_before_the_heads_loads_as_a_network_without(tmp_path):
+def test_a_file_older_than_the_heads_loads_as_a_network_without_them(tmp_path):
     config = ModelConfig(width=8)
     known = {"architecture": "fast", "width": 8, "scales": 3, "normalisation": "cine", "grain": None}
     metadata = {"format": checkpoint.FORMAT, "config": json.dumps(known), "card": "{}"}
@@ -22,7 +22,7 @@ def test_a_file_from_before_the_heads_loads_as_a_network_without(tmp_path):
     assert found == config and network.deep is None and network.uncertainty is None
 
 
-def test_a_model_with_heads_comes_back_with_what_was_fitted(tmp_path):
+def test_a_model_with_heads_is_loaded_with_its_fitted_values(tmp_path):
     config = ModelConfig(width=8, deep=1, uncertainty=True, uncertainty_scale=1.25)
     checkpoint.save(tmp_path / "model", config, build(config), {})
     found, network, _ = checkpoint.load(tmp_path / "model")
@@ -31,7 +31,7 @@ def test_a_model_with_heads_comes_back_with_what_was_fitted(tmp_path):
         ModelConfig("published", uncertainty=True)
 
 
-def test_a_saved_model_comes_back_with_its_config_and_card(tmp_path):
+def test_a_saved_model_is_loaded_with_its_config_and_card(tmp_path):
     config = ModelConfig(width=8, grain=(0.8, 1.6))
     network = build(config)
     checkpoint.save(tmp_path / "model.any", config, network, {"description": "test"})
@@ -74,7 +74,7 @@ def write_wrong_file(kind, path):
     if kind == "empty":
         path.write_bytes(b"")
     elif kind == "text":
-        path.write_text("this is no model, it only looks like one")
+        path.write_text("this is not a model, it only looks like one")
     elif kind == "truncated":
         checkpoint.save(path, config, build(config), {})
         path.write_bytes(path.read_bytes()[:-100])
@@ -127,7 +127,7 @@ def test_a_wrong_file_is_refused_in_one_sentence_and_runs_nothing(tmp_path, monk
     assert not (tmp_path / "malicious").exists()
 
 
-def test_a_model_is_not_written_where_there_is_no_folder(tmp_path):
+def test_a_model_is_not_written_into_a_missing_folder(tmp_path):
     config = ModelConfig(width=8)
     with pytest.raises(InputError, match="cannot be written"):
         checkpoint.save(tmp_path / "nowhere" / "model", config, build(config), {})

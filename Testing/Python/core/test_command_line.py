@@ -48,7 +48,7 @@ def test_options_reach_the_engine(folder):
     assert np.array_equal(np.load("same.npy"), FRAMES)
 
 
-def test_a_folder_goes_to_a_folder_of_the_same_layout(folder):
+def test_a_folder_is_written_to_a_folder_of_the_same_layout(folder):
     os.makedirs("data/deep")
     np.save("data/a.npy", FRAMES)
     np.save("data/deep/b.npy", FRAMES[0])
@@ -130,8 +130,8 @@ def test_the_axis_of_a_volume_is_chosen(folder):
     assert np.array_equal(np.moveaxis(np.load("i.npy"), 2, 0), np.load("k.npy"))
 
 
-def test_a_recording_is_taken_frame_by_frame_whatever_its_spacing(folder, monkeypatch):
-    """A coarse lateral spacing tells how volumes were acquired; frames that carry time stamps are frames."""
+def test_a_recording_is_despeckled_frame_by_frame_for_any_spacing(folder, monkeypatch):
+    """A coarse lateral spacing shows how volumes were acquired; frames with time stamps are frames."""
     header = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 48 40 3\nkinds: domain domain {}\nencoding: raw\n"
     header += "space dimension: 2\nspace directions: (3,0) (0,1) none\n\n"
     (folder / "cine.nrrd").write_bytes(header.format("list").encode() + FRAMES.tobytes())
@@ -212,7 +212,7 @@ def test_bad_input_gets_one_line_and_exit_code_2_and_writes_nothing(folder, caps
 
 
 @pytest.mark.parametrize("arguments", [[], ["despeckle"], ["despeckle", "a", "b", "--modle", "x"], ["clean", "a"]])
-def test_wrong_options_get_one_line_too(capsys, arguments):
+def test_wrong_options_also_get_one_line(capsys, arguments):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     error = capsys.readouterr().err
@@ -303,7 +303,7 @@ def test_results_inside_the_input_folder_are_not_despeckled_again(folder):
     assert names(folder / "data") == ["a.npy", "out/a.npy"]
 
 
-def test_a_single_file_goes_into_a_folder_and_is_left_out_when_it_is_there(folder):
+def test_a_single_file_is_written_into_a_folder_and_skipped_if_it_exists_there(folder):
     os.makedirs("out")
     arguments = ["despeckle", "in.npy", "out", "--model", "median", "--region", "none", "--skip-existing"]
     assert main(arguments) == 0 and names(folder / "out") == ["in.npy"]
@@ -327,7 +327,7 @@ def test_a_mask_fits_the_frames_as_they_are_cut(folder, capsys):
     assert "along its coarsest axis, i" in capsys.readouterr().err
 
 
-def test_an_interruption_that_a_library_swallows_still_stops_the_run(folder, monkeypatch):
+def test_an_interruption_that_a_library_catches_still_stops_the_run(folder, monkeypatch):
     def swallowing(path, **options):
         try:
             signal.raise_signal(signal.SIGINT)
@@ -355,7 +355,7 @@ def test_an_interrupted_run_stops_and_leaves_nothing(folder):
 
 
 @pytest.mark.parametrize("suffix", ["igs.mha", "nrrd", "npy"])
-def test_a_large_recording_stays_on_the_disk_and_gives_the_same(folder, monkeypatch, suffix):
+def test_a_large_recording_is_kept_on_the_disk_with_the_same_result(folder, monkeypatch, suffix):
     if suffix == "npy":
         np.save("long.npy", FRAMES)
     elif suffix == "nrrd":

@@ -30,18 +30,18 @@ def recording(size, count=2, geometry="linear"):
 
 
 def both(frames, model="default", **options):
-    """The processor's result and the device's, float64, in 32 bits."""
+    """Return the processor's result and the device's, float64, in 32 bits."""
     options = {"region": None, "precision": torch.float32} | options
     return [despeckle(frames, model, device=device, **options).astype(float) for device in ("cpu", "cuda")]
 
 
 def found_in(frames, mapping=(0.0, 255.0)):
-    """The same for any part of a recording."""
+    """Return the calibration, which is the same for any part of a recording."""
     return Calibration(np.ones(frames.shape[1:3], bool), mapping, (1.2, 1.8))
 
 
 def begun(recipe, **settings):
-    """A training on the device, which has not taken a step yet."""
+    """Return a training on the device before its first step."""
     model, simulated = ModelConfig(grain=(0.65, 1.45)), 16
     if recipe == "published":
         model, simulated = ModelConfig("published", normalisation="frame"), 0
@@ -50,12 +50,12 @@ def begun(recipe, **settings):
 
 
 @pytest.mark.parametrize("size", [(256, 256), (123, 201), (20, 300), (1300, 1250)])
-def test_frames_of_any_size_come_out_alike(size):
+def test_frames_of_any_size_match_the_processors_result(size):
     cpu, cuda = both(recording(size)[0])
     assert np.abs(cpu - cuda).max() <= 2 and np.sqrt(np.mean((cpu - cuda) ** 2)) < 0.2
 
 
-def test_the_uncertainty_comes_out_alike_also_when_it_is_replayed():
+def test_the_uncertainty_matches_the_processors_result_also_when_replayed():
     torch.manual_seed(0)
     settings = ModelConfig(deep=1, uncertainty=True)
     network = build(settings).eval()
@@ -70,7 +70,7 @@ def test_the_uncertainty_comes_out_alike_also_when_it_is_replayed():
 
 
 @pytest.mark.parametrize("kind", ["int16", "float32", "not finite", "colour", "sector", "one frame", "weak and dark"])
-def test_frames_of_any_kind_come_out_alike(kind):
+def test_frames_of_any_kind_match_the_processors_result(kind):
     frames, region = recording((160, 200), geometry="sector" if kind == "sector" else "linear")
     options, unit = {}, 1.0
     if kind == "int16":
@@ -98,14 +98,14 @@ def test_frames_of_any_kind_come_out_alike(kind):
 
 
 @pytest.mark.parametrize(("precision", "most", "rms"), [(torch.bfloat16, 8, 0.7), (torch.float16, 2, 0.2)])
-def test_sixteen_bits_come_near(precision, most, rms):
+def test_half_precision_is_close(precision, most, rms):
     frames = recording((300, 400), 3)[0]
     cpu, cuda = (despeckle(frames, region=None, device=d, precision=p).astype(float) for d, p in
                  (("cpu", torch.float32), ("cuda", precision)))  # fmt: skip
     assert np.abs(cpu - cuda).max() <= most and np.sqrt(np.mean((cpu - cuda) ** 2)) < rms
 
 
-def test_the_published_network_gives_what_it_does_on_the_processor():
+def test_the_published_network_matches_its_result_on_the_processor():
     torch.manual_seed(0)
     model = Model(ModelConfig("published", scales=1, normalisation="frame"), SpeckleReductionNetwork(scales=1).eval())
     frames = recording((256, 256))[0].astype(np.float32) / 255
@@ -113,7 +113,7 @@ def test_the_published_network_gives_what_it_does_on_the_processor():
     assert np.abs(cpu - cuda).max() < 2e-4
 
 
-def test_a_single_frame_gives_the_same_result_as_in_a_cine():
+def test_a_single_frame_has_the_same_result_as_in_a_cine():
     """Single frames are replayed; a cine is processed in blocks of many."""
     frames = recording((512, 512), 3)[0]
     cine = np.concatenate([frames] * 9)
@@ -125,7 +125,7 @@ def test_a_single_frame_gives_the_same_result_as_in_a_cine():
     assert np.abs(whole[0].astype(int) - whole[1]).mean() > 1, "or the same result would pass for all"
 
 
-def test_replayed_frames_of_many_shapes_and_threads_keep_apart():
+def test_replayed_frames_of_many_shapes_and_threads_are_kept_apart():
     model, wrong = load_model("default"), []
     sizes = [(96 + 8 * n, 128) for n in range(7)]  # more than are kept
     expected = {size: both(recording(size)[0], model)[0] for size in sizes}
@@ -147,7 +147,7 @@ def test_replayed_frames_of_many_shapes_and_threads_keep_apart():
 
 @pytest.mark.parametrize("kind", ["uint8", "int16", "colour", "published"])
 @pytest.mark.parametrize("side", [64, 160])
-def test_blocks_in_streams_of_their_own_give_what_each_gives_alone(monkeypatch, kind, side):
+def test_blocks_in_separate_streams_have_the_same_results_as_one_by_one(monkeypatch, kind, side):
     """Small ones are replayed, large ones are not; nothing is read before it is there or after it is overwritten."""
     frames = recording((side, side), 61)[0]
     model, mapping = "default", (0.0, 255.0)
@@ -183,7 +183,7 @@ def test_a_cancel_is_heard_and_memory_does_not_grow():
 
 
 @pytest.mark.parametrize("recipe", ["respeckle", "published"])
-def test_training_learns_and_goes_on_from_its_state(recipe):
+def test_training_learns_and_resumes_from_its_state(recipe):
     first, again = (begun(recipe, steps=60, share=1.0) for _ in range(2))
     losses = []
     for report in first.run():

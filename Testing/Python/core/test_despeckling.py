@@ -1,4 +1,4 @@
-"""Frames in, frames out: what changes, what must not, and what is refused."""
+"""Frames in, frames out: what changes, what is kept and what is refused."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ from Speckle2SelfLib.system import Cancelled, InputError, out_of_memory
 
 
 def blur(frames):
-    """A filter that any image survives recognisably: the mean of 5 x 5 pixels."""
+    """Return a filter that any image survives recognisably: the mean of 5 x 5 pixels."""
     x = torch.nn.functional.avg_pool2d(torch.from_numpy(frames)[:, None], 5, 1, 2, count_include_pad=False)
     return x[:, 0].numpy()
 
@@ -51,11 +51,11 @@ def test_type_shape_and_range_of_the_input_are_kept(rng, dtype):
     assert output.std() < 0.5 * frames.std()
 
 
-def test_a_filter_that_does_nothing_gives_the_input_back(cine):
+def test_a_filter_that_does_nothing_returns_the_input(cine):
     assert np.array_equal(despeckle(cine, nothing, region=None), cine)
 
 
-def test_the_published_network_on_the_processor_leaves_cudas_settings_alone(cine, monkeypatch):
+def test_the_published_network_on_the_processor_does_not_change_cudas_settings(cine, monkeypatch):
     """They belong to the process: frames side by side would put them back in the wrong order."""
     monkeypatch.setattr(torch.backends.cudnn, "flags", None)
     model = Model(ModelConfig("published", scales=1, normalisation="frame"), SpeckleReductionNetwork(scales=1).eval())
@@ -66,7 +66,7 @@ def test_a_filter_has_a_name(cine):
     assert np.array_equal(despeckle(cine, "median", region=None), despeckle(cine, median, region=None))
 
 
-def test_a_device_may_be_torchs_own(cine):
+def test_a_device_may_be_a_torch_device(cine):
     given = despeckle(cine, "default", region=None, device=torch.device("cpu"))
     assert np.array_equal(given, despeckle(cine, "default", region=None, device="cpu"))
 
@@ -77,7 +77,7 @@ def test_the_input_is_not_changed(cine):
     assert np.array_equal(cine, before)
 
 
-def test_a_copy_on_write_mapping_keeps_its_changes(cine, tmp_path):
+def test_the_changes_of_a_copy_on_write_mapping_are_seen(cine, tmp_path):
     np.save(tmp_path / "cine.npy", cine)
     frames = np.load(tmp_path / "cine.npy", mmap_mode="c")
     frames[:, :9, :9] = 0
@@ -93,7 +93,7 @@ def test_flipped_frames_need_no_copy(cine):
     assert np.array_equal(despeckle(flipped, model, region=None), expected)
 
 
-def test_a_two_dimensional_frame_gives_a_two_dimensional_result(cine):
+def test_a_two_dimensional_frame_has_a_two_dimensional_result(cine):
     assert np.array_equal(despeckle(cine[0], blur, region=None), despeckle(cine[:1], blur, region=None)[0])
 
 
@@ -106,7 +106,7 @@ def test_outside_the_region_nothing_changes(cine):
     assert np.mean(output[:, region] != cine[:, region]) > 0.9
 
 
-def test_what_is_outside_the_region_does_not_leak_in(cine):
+def test_nothing_outside_the_region_leaks_in(cine):
     region = np.ones((40, 48), bool)
     region[:, :10] = False
     marked = cine.copy()
@@ -142,7 +142,7 @@ def test_few_bright_echoes_keep_their_brightness(rng, network):
     assert output[0, 61, 61] == pytest.approx(250, abs=1)
 
 
-def test_pixels_that_are_not_finite_stay_and_do_not_spread(rng):
+def test_pixels_that_are_not_finite_are_kept_and_do_not_spread(rng):
     frames = rng.uniform(0, 1, (2, 32, 32)).astype(np.float32)
     holes = frames.copy()
     holes[0, 10, 10], holes[0, 20, 5], holes[1, 3, 3] = np.nan, np.inf, -np.inf
@@ -153,14 +153,14 @@ def test_pixels_that_are_not_finite_stay_and_do_not_spread(rng):
 
 
 @pytest.mark.filterwarnings("error")
-def test_colours_that_are_not_finite_stay_without_a_warning(rng):
+def test_colors_that_are_not_finite_are_kept_without_a_warning(rng):
     frames = rng.uniform(0, 1, (3, 32, 32, 1)).repeat(3, -1)
     frames[0, 10, 10, 1], frames[1, 20, 5], frames[2] = np.nan, np.inf, np.nan
     output = despeckle(frames, blur, region=None)
     assert np.array_equal(np.isfinite(output), np.isfinite(frames)) and (output != frames)[:2].mean() > 0.9
 
 
-def test_a_constant_frame_within_a_cine_stays_constant(rng, network):
+def test_a_constant_frame_within_a_cine_remains_constant(rng, network):
     frames = rng.integers(20, 220, (3, 64, 64)).astype(np.uint8)
     frames[1] = 77
     for normalisation in ("cine", "frame"):
@@ -169,13 +169,13 @@ def test_a_constant_frame_within_a_cine_stays_constant(rng, network):
         assert np.isfinite(despeckle(frames, model, region=None)).all()
 
 
-def test_where_nothing_looks_like_ultrasound_nothing_changes(network):
+def test_without_an_ultrasound_region_nothing_changes(network):
     screen = np.full((2, 64, 64), 200, np.uint8)
     screen[:, 10:20, 10:50] = 30
     assert np.array_equal(despeckle(screen, Model(ModelConfig(width=8), network)), screen)
 
 
-def test_coloured_pixels_and_alpha_stay_and_grey_ones_keep_their_hue(rng):
+def test_colored_pixels_and_alpha_are_kept_and_grey_ones_keep_their_hue(rng):
     grey = rng.integers(40, 200, (2, 40, 40, 1)).astype(np.uint8)
     frames = np.concatenate([grey, grey, grey, np.full_like(grey, 255)], -1)
     frames[:, 10:20, 10:20, 0] = 250
@@ -190,7 +190,7 @@ def test_coloured_pixels_and_alpha_stay_and_grey_ones_keep_their_hue(rng):
 
 @pytest.mark.parametrize("shape", [(8, 8), (9, 70), (65, 31), (100, 8)])
 @pytest.mark.parametrize("architecture", ["fast", "published"])
-def test_any_size_goes_through(rng, network, shape, architecture):
+def test_frames_of_any_size_are_despeckled(rng, network, shape, architecture):
     frames = rng.uniform(0, 255, (2, *shape)).astype(np.float32)
     if architecture == "fast":
         model = Model(ModelConfig(width=8, grain=(0.75, 1.7)), network)
@@ -229,7 +229,7 @@ def test_progress_counts_all_frames_and_cancel_stops_between_blocks(rng):
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (2, [1, 1]), (10, [3, 3, 2, 2]), (16, [4] * 4), (5, [3, 2])])
-def test_blocks_are_alike_so_that_no_core_waits_at_the_end(monkeypatch, count, sizes):
+def test_blocks_are_of_similar_size_so_that_no_core_waits_at_the_end(monkeypatch, count, sizes):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     blocks, at_once = despeckling._split_into_blocks(count, 256 * 256, torch.device("cpu"), one_by_one=False)
     assert [block.stop - block.start for block in blocks] == sizes and at_once == 2
@@ -243,7 +243,7 @@ def test_the_box_of_a_region_is_found_without_a_search():
 
 
 class Watched(torch.nn.Module):
-    """A network that does what the test says."""
+    """A network that returns what the test demands."""
 
     margin, multiple = 0, 8
 
@@ -265,7 +265,7 @@ def three_at_once(monkeypatch):
     torch.set_num_threads(threads)
 
 
-def test_blocks_that_are_worked_on_at_once_give_what_each_gives_alone(rng, network, three_at_once):
+def test_blocks_in_parallel_have_the_same_results_as_one_by_one(rng, network, three_at_once):
     model, frames, steps = Model(ModelConfig(), network), rng.integers(20, 220, (7, 40, 48)).astype(np.uint8), []
     found = replace(calibrate(frames, None), mapping=(0, 255), bounds=None)
     together = despeckle(frames, model, calibration=found, progress=lambda *step: steps.append(step))
@@ -320,7 +320,7 @@ def test_a_thread_that_starts_during_a_run_and_ends_last_leaves_all_cores_to_lat
     assert seen == [4]
 
 
-def test_a_thread_that_cannot_start_is_told_at_once(cine, network, three_at_once, monkeypatch):
+def test_a_thread_that_cannot_start_is_reported_at_once(cine, network, three_at_once, monkeypatch):
     start, started = threading.Thread.start, []
 
     def second_fails(thread):
@@ -370,7 +370,7 @@ def test_a_calibration_without_valid_lengths_or_grey_values_is_refused(wrong):
         Calibration(**{"region": np.ones((32, 32), bool), "mapping": (0, 255), **wrong})
 
 
-def test_the_result_can_go_into_the_callers_array(cine):
+def test_the_result_can_be_written_into_the_callers_array(cine):
     output = np.zeros_like(cine)
     assert despeckle(cine, blur, output=output) is output
     np.testing.assert_array_equal(output, despeckle(cine, blur))
@@ -382,7 +382,7 @@ def test_the_result_can_go_into_the_callers_array(cine):
 
 
 @pytest.mark.parametrize("moves", [False, True])
-def test_graphics_come_back_and_leave_no_trace_in_the_tissue_beside_them(cine, monkeypatch, moves):
+def test_graphics_are_kept_and_leave_no_trace_in_the_tissue_next_to_them(cine, monkeypatch, moves):
     """Whatever is drawn: the tissue around it becomes the same."""
     drawn = np.zeros(cine.shape, bool)
     for number, mask in enumerate(drawn):
@@ -402,7 +402,7 @@ def test_a_given_region_and_whole_frames_are_not_searched_for_graphics(cine, mon
         assert (despeckle(cine, blur, region=region) != cine).mean() > 0.9
 
 
-def test_with_a_given_mapping_a_frame_does_not_depend_on_its_neighbours(cine):
+def test_with_a_given_mapping_a_frame_does_not_depend_on_its_neighbors(cine):
     found = replace(calibrate(cine, None), mapping=(0, 255), bounds=None)
     alone = despeckle(cine[1], blur, calibration=found)
     together = despeckle(cine, blur, calibration=found)[1]
@@ -429,7 +429,7 @@ def test_decibels_for_no_signal_do_not_flatten_the_rest(rng, floor):
     assert grey_mapping(frames, None)[0] <= -90
 
 
-def test_colours_of_16_bits_come_out_alike_whatever_is_in_other_frames(rng, network, monkeypatch):
+def test_colors_of_16_bits_do_not_depend_on_other_frames(rng, network, monkeypatch):
     frames = rng.integers(0, 4000, (4, 48, 48, 1)).repeat(3, -1).astype(np.uint16)
     frames[..., 0] += 300
     frames[3, 10:20, 10:20] = 60000

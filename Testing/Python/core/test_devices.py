@@ -1,4 +1,4 @@
-"""Where networks run."""
+"""The devices on which networks run."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from Speckle2SelfLib import devices
 from Speckle2SelfLib.system import InputError
 
 
-def test_a_device_that_is_not_there_is_refused():
+def test_an_unavailable_device_is_refused():
     assert devices.choose_device("cpu") == torch.device("cpu")
     with pytest.raises(InputError, match=r"There is no device 'cuda:7' here; available are .*cpu"):
         devices.choose_device("cuda:7")

@@ -1,4 +1,4 @@
-"""Files in and out: what they held must still be there, and what is no image is refused."""
+"""Files in and out: their content is kept, and files that are not images are refused."""
 
 import sys
 import zlib
@@ -49,7 +49,8 @@ NRRD = ["NRRD0004", "type: uint8", "dimension: 3", "sizes: 30 20 3"]
 
 
 def write_bare(path, *extra, data=None, pixels="LOCAL", end="\n"):
-    """A file of the fewest fields and `extra`; pixels: the name of the file with the data, beside a detached header."""
+    """Write a file with the required fields and `extra`; pixels: the name of the file with the data, next to a detached
+    header."""
     if path.suffix in (".mha", ".mhd"):
         lines, end = [*META, *extra, f"ElementDataFile = {pixels}"], ""
     else:
@@ -86,7 +87,7 @@ def test_frames_of_a_plus_recording_may_have_a_third_axis_of_one(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["v.mha", "v.nrrd", "v.nii.gz"])
-def test_volumes_in_time_are_read_slice_after_slice_and_written_as_they_were(tmp_path, name):
+def test_volumes_in_time_are_read_slice_by_slice_and_written_back_unchanged(tmp_path, name):
     volumes = np.random.default_rng(0).integers(0, 255, (2, 5, 20, 3)).astype(np.uint8)  # as wide as colors are deep
     path = str(tmp_path / name)
     image = sitk.JoinSeries([sitk.GetImageFromArray(volume) for volume in volumes])
@@ -216,7 +217,7 @@ def test_no_file_of_the_input_is_overwritten(tmp_path, source, data, target):
         ("in.nrrd", "byte skip: 0", 0),
     ],
 )
-def test_bytes_before_the_pixels_are_passed_over_as_itk_does(tmp_path, name, skip, before):
+def test_bytes_before_the_pixels_are_skipped_as_by_itk(tmp_path, name, skip, before):
     extra = [skip] if name.startswith("in.mh") else ["encoding: raw", skip]
     pixels = "in.raw" if name in ("in.mhd", "in.nhdr") else "LOCAL"
     source = write_bare(tmp_path / name, *extra, pixels=pixels, data=b"H" * before + FRAMES.tobytes())
@@ -276,7 +277,7 @@ def test_booleans_of_a_metaimage_are_read_as_itk_reads_them(tmp_path, true):
         ("a.nrrd", ["space: LPS", "space directions: (0, 0.1, 0) (0.4, 0, 0) (0, 0, -0.2)"]),
     ],
 )
-def test_the_spacing_is_the_one_that_itk_reads(tmp_path, name, extra):
+def test_the_spacing_is_read_as_by_itk(tmp_path, name, extra):
     source = write_bare(tmp_path / name, *extra, *(["encoding: raw"] if name == "a.nrrd" else []))
     spacing = files.read(source).spacing
     assert spacing == pytest.approx(sitk.ReadImage(str(source)).GetSpacing()[::-1])
@@ -332,7 +333,7 @@ def test_arrays_round_trip(tmp_path, suffix, array):
     assert again.dtype == array.dtype and np.array_equal(again, array)
 
 
-def test_a_png_keeps_its_colours(tmp_path):
+def test_a_png_keeps_its_colors(tmp_path):
     sitk.WriteImage(sitk.GetImageFromArray(COLOUR[0], isVector=True), str(tmp_path / "in.png"))
     recording = files.read(tmp_path / "in.png")
     assert recording.single and recording.frames.shape == (1, 20, 30, 3)
@@ -355,7 +356,7 @@ def test_a_dicom_cine_becomes_a_derived_series_with_its_times(tmp_path):
     assert list(after.ImageType)[:2] == ["DERIVED", "SECONDARY"]
 
 
-def test_a_palette_of_16_bits_gives_its_colours(tmp_path):
+def test_a_palette_of_16_bits_is_read_as_colors(tmp_path):
     recording = files.read(pydicom.examples.get_path("palette_color"))
     assert recording.frames.dtype == np.uint8 and recording.frames.shape == (1, 350, 800, 3)
     assert recording.frames.max() == 255 and (recording.frames[0, 20, 200:300] == (37, 62, 94)).all(1).any()
@@ -379,7 +380,7 @@ def monochrome(tmp_path, name="in.dcm", **tags):
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
-def test_monochrome_dicom_round_trips_with_echoes_bright(tmp_path, photometric):
+def test_monochrome_dicom_round_trips_with_bright_echoes(tmp_path, photometric):
     source = monochrome(tmp_path, PhotometricInterpretation=photometric)
     recording = files.read(source)
     bright = photometric == "MONOCHROME2"
@@ -434,7 +435,7 @@ def test_the_pixel_size_of_a_single_dicom_frame_reaches_a_flat_image(tmp_path):
 
 
 @pytest.mark.parametrize("count", [3, 1])
-def test_a_written_dicom_says_nothing_of_the_compressed_frames(tmp_path, count):
+def test_a_written_dicom_does_not_mention_the_compressed_frames(tmp_path, count):
     source = monochrome(tmp_path, NumberOfFrames=count, PixelData=FRAMES[:count].tobytes())
     dataset = pydicom.dcmread(source)
     dataset.compress(pydicom.uid.RLELossless, encapsulate_ext=True)
@@ -449,7 +450,7 @@ def test_a_written_dicom_says_nothing_of_the_compressed_frames(tmp_path, count):
 
 
 @pytest.mark.parametrize("wide", [False, True])
-def test_a_big_endian_dicom_becomes_little_endian_with_all_its_words(tmp_path, wide):
+def test_a_big_endian_dicom_becomes_little_endian_with_all_its_values(tmp_path, wide):
     source = monochrome(tmp_path)
     dataset = pydicom.dcmread(source)
     table = np.arange(6, dtype=">u2")
@@ -481,12 +482,12 @@ def test_a_big_endian_dicom_becomes_little_endian_with_all_its_words(tmp_path, w
     assert np.array_equal(np.frombuffer(after.ModalityLUTSequence[0].LUTData, "<u2"), table)
     assert np.frombuffer(after[0x00091001].value, "<f4").tolist() == [1.5, -2]
     seen = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out.dcm")))
-    assert wide or np.array_equal(seen, frames[:, ::-1]), "GDCM reads it, too"
+    assert wide or np.array_equal(seen, frames[:, ::-1]), "GDCM also reads it"
     files.write(tmp_path / "out.mha", recording.frames, recording)
     assert np.array_equal(files.read(tmp_path / "out.mha").frames, recording.frames)
 
 
-def test_an_image_that_cannot_be_decoded_is_told_in_a_sentence(tmp_path):
+def test_an_image_that_cannot_be_decoded_is_reported_in_one_sentence(tmp_path):
     source = monochrome(tmp_path)
     dataset = pydicom.dcmread(source)
     dataset.PixelData = pydicom.encaps.encapsulate([b"no image"] * 3)
@@ -498,12 +499,12 @@ def test_an_image_that_cannot_be_decoded_is_told_in_a_sentence(tmp_path):
             files.read(source)
 
 
-def test_the_region_of_a_dicom_file_is_taken(tmp_path):
+def test_the_region_of_a_dicom_file_is_used(tmp_path):
     region = files.read(monochrome(tmp_path, SequenceOfUltrasoundRegions=[ultrasound_region()])).region
     assert region.sum() == 20 * 16 and region[2:18, 5:25].all()
 
 
-def test_a_folder_is_searched_and_other_files_in_it_are_passed_over(tmp_path):
+def test_a_folder_is_searched_and_other_files_in_it_are_skipped(tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / ".hidden.npy").write_text("no image")
@@ -543,7 +544,7 @@ def test_a_mask_may_be_of_booleans_or_hold_nan(tmp_path):
     ],
     ids=["float64 bmp", "float32 png", "float16 mha", "colour gipl"],
 )
-def test_a_format_that_does_not_hold_the_type_is_told_before_the_work(tmp_path, array, target):
+def test_a_format_that_cannot_hold_the_type_is_reported_before_the_work(tmp_path, array, target):
     np.save(tmp_path / "in.npy", array)
     with pytest.raises(InputError, match=f"does not hold .*frames of type {array.dtype}"):
         files.check_output(tmp_path / target, files.read(tmp_path / "in.npy"))
@@ -591,7 +592,7 @@ SUFFIXES = {"n": ".npy", "m": ".mha", "d": ".dcm", "r": ".nrrd", "p": ".png"}
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_what_is_no_recording_is_refused_in_one_sentence(tmp_path, kind):
+def test_files_that_are_not_recordings_are_refused_in_one_sentence(tmp_path, kind):
     path = tmp_path / f"wrong{SUFFIXES[kind[0]]}"
     WRONG[kind](path)
     with pytest.raises(InputError) as error:
@@ -627,7 +628,7 @@ def test_a_failing_write_keeps_the_earlier_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
-def test_a_cine_on_the_disk_becomes_an_array_file_without_being_taken_into_memory(tmp_path):
+def test_a_cine_on_the_disk_becomes_an_array_file_without_being_read_into_memory(tmp_path):
     np.save(tmp_path / "in.npy", np.zeros((256, 512, 512), np.uint8))
     recording = files.read(tmp_path / "in.npy")
     frames = np.memmap(tmp_path / "cine", np.uint8, "w+", shape=(256, 512, 512))  # 64 MB

@@ -13,7 +13,7 @@ def speckle():
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_a_constant_frame_stays(name):
+def test_a_constant_frame_is_kept(name):
     frames = np.full((2, 32, 40), 0.5, np.float32)
     result = FILTERS[name](frames)
     assert result.dtype == np.float32
@@ -21,7 +21,7 @@ def test_a_constant_frame_stays(name):
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_speckle_is_reduced_without_a_change_of_level(name, speckle):
+def test_speckle_is_reduced_without_changing_the_level(name, speckle):
     result = FILTERS[name](speckle.frames)
     assert result.shape == speckle.frames.shape
     before, after = ((x - speckle.truth).std() for x in (speckle.frames, result))

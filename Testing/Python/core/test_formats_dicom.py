@@ -1,4 +1,4 @@
-"""DICOM of every compression, without a preamble, in series; and what a derived image says of itself."""
+"""DICOM of every compression, without a preamble, in series; and the description of derived images."""
 
 import io
 import shutil
@@ -19,7 +19,7 @@ LOSSLESS = {"JPEG": "1.2.840.10008.1.2.4.70", "JPEG2000": "1.2.840.10008.1.2.4.9
 
 
 def compressed(folder, compressor, frames=SMOOTH):
-    """A file that GDCM has compressed."""
+    """Return a file that GDCM has compressed."""
     writer, path = sitk.ImageFileWriter(), folder / f"{compressor}.dcm"
     writer.SetFileName(str(path))
     writer.UseCompressionOn()
@@ -29,7 +29,7 @@ def compressed(folder, compressor, frames=SMOOTH):
 
 
 def run_length_encoded(folder, frames, **tags):
-    """A file that pydicom has compressed."""
+    """Return a file that pydicom has compressed."""
     dataset = pydicom.dcmread(plain(folder, frames=frames, **tags))
     dataset.compress(pydicom.uid.RLELossless)
     dataset.save_as(folder / "RLE.dcm")
@@ -37,7 +37,7 @@ def run_length_encoded(folder, frames, **tags):
 
 
 def plain(folder, name="in.dcm", frames=SMOOTH, **tags):
-    """An uncompressed file with the fields of one from a scanner."""
+    """Return an uncompressed file with the fields of one from a scanner."""
     dataset = pydicom.Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
@@ -88,7 +88,7 @@ def test_lossless_compressions_are_decoded_and_written_compressed(tmp_path, comp
 
 
 @pytest.mark.parametrize("name", ["MR_small_jpeg_ls_lossless.dcm", "MR_small_RLE.dcm", "MR_small_jp2klossless.dcm"])
-def test_signed_values_are_those_of_the_uncompressed_file(tmp_path, name):
+def test_signed_values_equal_those_of_the_uncompressed_file(tmp_path, name):
     recording = files.read(get_testdata_file(name))
     assert np.array_equal(recording.frames, files.read(get_testdata_file("MR_small.dcm")).frames)
     files.write(tmp_path / "out.dcm", recording.frames, recording)
@@ -98,7 +98,8 @@ def test_signed_values_are_those_of_the_uncompressed_file(tmp_path, name):
 
 
 def by_pydicom(path):
-    """The values in a file; of signed JPEG 2000, which pydicom 2.4 does not decode with numpy 2, by our reader."""
+    """Return the values in a file; signed JPEG 2000, which pydicom 2.4 does not decode with numpy 2, is read by our
+    reader."""
     dataset = pydicom.dcmread(path)
     old = not hasattr(dataset, "set_pixel_data")
     signed = old and dataset.PixelRepresentation and dataset.file_meta.TransferSyntaxUID == LOSSLESS["JPEG2000"]
@@ -118,7 +119,7 @@ def test_other_compressions_are_decoded_as_gdcm_does(name, capfd):
 
 
 def by_ffmpeg(path):
-    """The frames of a file with JPEG 2000, by a decoder that shares nothing with those of Pillow and GDCM."""
+    """Return the frames of a file with JPEG 2000, by a decoder that shares nothing with those of Pillow and GDCM."""
     av, dataset = pytest.importorskip("av"), pydicom.dcmread(path)
     data, frames, at = dataset.PixelData, [], 0
     while data[at : at + 4] == b"\xfe\xff\x00\xe0":
@@ -131,7 +132,7 @@ def by_ffmpeg(path):
 
 
 @pytest.mark.parametrize("kind", ["grey", "12 bits", "16 bits", "colour", "signed, 8 bits", "signed"])
-def test_decoders_of_other_families_agree_on_what_is_written_compressed(tmp_path, kind):
+def test_other_decoders_agree_on_the_files_that_are_written_compressed(tmp_path, kind):
     colours = np.stack([SMOOTH, SMOOTH[::-1], 255 - SMOOTH], -1)
     factor = {"12 bits": 16, "16 bits": 250}.get(kind)
     frames = colours if kind == "colour" else SMOOTH.astype(np.uint16) * factor if factor else SMOOTH
@@ -206,7 +207,7 @@ def test_a_deflated_file_is_written_compressed(tmp_path):
     assert np.array_equal(written.pixel_array, SMOOTH)
 
 
-def test_compressed_colours_of_16_bits_are_deflated(tmp_path):
+def test_compressed_colors_of_16_bits_are_deflated(tmp_path):
     """Pillow writes no such JPEG 2000, and GDCM reads such RLE with its bytes in another order."""
     frames = np.stack([SMOOTH, SMOOTH[::-1], 255 - SMOOTH], -1).astype(np.uint16) * 250
     colours = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
@@ -214,13 +215,13 @@ def test_compressed_colours_of_16_bits_are_deflated(tmp_path):
     deflated(tmp_path / "out.dcm", recording, frames[:, ::-1].copy())
 
 
-def test_an_uncompressed_file_stays_so(tmp_path):
+def test_an_uncompressed_file_is_written_uncompressed(tmp_path):
     recording = files.read(plain(tmp_path))
     files.write(tmp_path / "out.dcm", recording.frames, recording)
     assert not pydicom.dcmread(tmp_path / "out.dcm").file_meta.TransferSyntaxUID.is_compressed
 
 
-def test_a_compressed_colour_cine_does_not_grow_to_its_pixels(tmp_path):
+def test_a_compressed_color_cine_does_not_grow_to_its_uncompressed_size(tmp_path):
     source = pydicom.examples.get_path("ybr_color")
     recording = files.read(source)
     files.write(tmp_path / "out.dcm", recording.frames, recording)
@@ -230,7 +231,7 @@ def test_a_compressed_colour_cine_does_not_grow_to_its_pixels(tmp_path):
     assert np.array_equal(files.read(tmp_path / "out.dcm").frames, recording.frames)
 
 
-def test_a_derived_image_says_what_it_was_made_of_and_by_whom(tmp_path):
+def test_a_derived_image_names_its_source_and_its_software(tmp_path):
     recording = files.read(plain(tmp_path))
     files.write(tmp_path / "out.dcm", recording.frames // 2, recording)
     made = pydicom.dcmread(tmp_path / "out.dcm")
@@ -248,7 +249,7 @@ def test_a_derived_image_says_what_it_was_made_of_and_by_whom(tmp_path):
     assert made.PatientID == "4711" and made.StudyInstanceUID == "1.2.3" and made.FrameTime == 40
 
 
-def test_a_series_of_slices_stays_one_new_series(tmp_path):
+def test_a_series_of_slices_becomes_one_new_series(tmp_path):
     earlier = {"1.2.3.4"}
     (tmp_path / "in").mkdir()
     for number in range(3):
@@ -268,7 +269,7 @@ def test_a_series_of_slices_stays_one_new_series(tmp_path):
         assert volume.GetSize() == (50, 40, 3) and volume.GetSpacing() == pytest.approx((0.5, 0.5, 2))
     (tmp_path / "one" / "1.dcm").unlink()
     assert main([*arguments[:2], str(tmp_path / "one"), *arguments[2:], "--strength", "0.5", "--skip-existing"]) == 0
-    assert len(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(tmp_path / "one"))) == 1, "what is gone on with joins it"
+    assert len(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(tmp_path / "one"))) == 1, "resumed files join it"
 
 
 @pytest.mark.parametrize("explicit", [True, False])
@@ -289,7 +290,7 @@ def test_a_bare_cine_without_preamble_and_meta_information_is_read(tmp_path, exp
     assert np.array_equal(pydicom.dcmread(tmp_path / "out.dcm").pixel_array, SMOOTH // 2)
 
 
-def test_a_dicomdir_and_reports_beside_images_are_named_and_passed_over(tmp_path, capsys):
+def test_a_dicomdir_and_reports_next_to_images_are_named_and_skipped(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     plain(tmp_path / "in", "IM1")
     shutil.copy(get_testdata_file("DICOMDIR"), tmp_path / "in" / "DICOMDIR")
@@ -334,13 +335,13 @@ def region(**tags):
 @pytest.mark.parametrize(
     "tags", [{}, {"RegionLocationMaxX1": 50}, {"RegionLocationMaxX1": 50, "RegionLocationMaxY1": 40}]
 )
-def test_a_region_that_ends_at_the_number_of_columns_is_believed(tmp_path, tags):
+def test_a_region_that_ends_at_the_number_of_columns_is_accepted(tmp_path, tags):
     recording = files.read(plain(tmp_path, SequenceOfUltrasoundRegions=[region(**tags)]))
     assert recording.region[:, 25:].all() and not recording.region[:, :25].any()
     assert recording.spacing == pytest.approx((1, 0.2, 0.2))
 
 
-def test_the_faults_of_dicom_files_are_gone(shared_data, tmp_path):
+def test_known_faults_of_dicom_files_do_not_return(shared_data, tmp_path):
     faults = Path(shared_data) / "faults"
     if not faults.is_dir():
         pytest.skip("the faults are not on this machine")

@@ -24,7 +24,7 @@ RATE = Fraction(30000, 1001)
 
 
 def film(path, frames=FRAMES, codec="ffv1", pixels="gray", rate=RATE, pts=None, sound=False, **options):
-    """A film as another program writes it."""
+    """Return a film as another program writes it."""
     with av.open(str(path), "w") as container:
         container.metadata["title"] = "left lobe"
         stream = container.add_stream(codec, rate=rate)
@@ -56,7 +56,7 @@ def shown(path, format="gray"):
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".avi", ".mp4", ".mov"])
-@pytest.mark.parametrize("frames", [FRAMES, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize("frames", [FRAMES, COLOUR], ids=["grey", "color"])
 def test_a_film_keeps_its_frames_rate_and_title(tmp_path, suffix, frames):
     source = film(tmp_path / "in.mkv", frames, pixels="gray" if frames.ndim == 3 else "bgr0")
     recording = files.read(source)
@@ -73,14 +73,14 @@ def test_a_film_keeps_its_frames_rate_and_title(tmp_path, suffix, frames):
     assert np.array_equal(again.frames, frames[:, ::-1]) and again.times == pytest.approx(recording.times)
 
 
-def test_grey_pictures_in_a_film_of_colours_are_grey(tmp_path):
+def test_grey_pictures_in_a_color_film_are_grey(tmp_path):
     source = film(tmp_path / "in.mp4", np.repeat(FRAMES[..., None], 3, -1), "libx264", "yuv420p", crf="4")
     recording = files.read(source)
     assert recording.frames.shape == FRAMES.shape
     assert np.abs(recording.frames.astype(int) - FRAMES).mean() < 6, "in the full range of grey values"
 
 
-def test_a_film_that_becomes_coloured_late_is_coloured(tmp_path):
+def test_a_film_whose_color_begins_late_is_read_in_color(tmp_path):
     frames = np.repeat(FRAMES[..., None], 3, -1)
     frames[4] = COLOUR[4]
     recording = files.read(film(tmp_path / "in.mkv", frames, pixels="bgr0"))
@@ -96,7 +96,7 @@ def test_grey_values_of_16_bits_are_kept(tmp_path):
         files.check_output(tmp_path / "out.mp4", recording)
 
 
-def test_frames_that_are_not_equally_far_apart_keep_their_times(tmp_path):
+def test_unevenly_spaced_frames_keep_their_times(tmp_path):
     pts = [0, 40, 130, 150, 300]
     recording = files.read(film(tmp_path / "in.mkv", pts=pts))
     assert recording.times == pytest.approx(np.array(pts) / 1000)
@@ -136,13 +136,13 @@ def test_high_rates_are_kept(tmp_path, suffix, rate):
     assert files.read(tmp_path / f"out{suffix}").times == pytest.approx(recording.times, rel=1e-6)
 
 
-def test_milliseconds_of_an_animation_do_not_add_up(tmp_path):
+def test_rounded_milliseconds_of_an_animation_do_not_accumulate(tmp_path):
     recording = Recording(FRAMES, tmp_path / "in.dcm", "DICOM", sequence=True, times=np.arange(5) / 30)
     files.write(tmp_path / "out.webp", FRAMES, recording)
     assert files.read(tmp_path / "out.webp").times == pytest.approx([0, 0.033, 0.067, 0.1, 0.133])
 
 
-def test_a_film_that_begins_late_is_whole(tmp_path):
+def test_a_film_that_begins_late_is_read_whole(tmp_path):
     recording = files.read(film(tmp_path / "in.mkv", rate=Fraction(25), pts=[5000, 5040, 5080, 5120, 5160]))
     assert np.array_equal(recording.frames, FRAMES) and recording.times == pytest.approx(np.arange(5) * 0.04, abs=1e-3)
 
@@ -167,7 +167,7 @@ def test_films_keep_pixels_that_are_not_square(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("turn", [0, 90, 180, 270])
-def test_a_film_of_a_phone_is_taken_as_it_is_shown(tmp_path, turn):
+def test_a_film_of_a_phone_is_read_in_the_orientation_that_is_shown(tmp_path, turn):
     frames = np.broadcast_to(np.arange(50, dtype=np.uint8) * 5, (3, 34, 50))
     data = bytearray(film(tmp_path / "in.mov", frames, "png").read_bytes())
     cosine, sine = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[turn]
@@ -202,7 +202,7 @@ def test_a_film_becomes_a_sequence_and_a_cine_a_film(tmp_path):
     assert np.array_equal(shown(tmp_path / "out.mp4")[0], FRAMES)
 
 
-def test_sound_is_left_out_and_told(tmp_path, caplog):
+def test_sound_is_left_out_with_a_message(tmp_path, caplog):
     assert np.array_equal(files.read(film(tmp_path / "in.mkv", sound=True)).frames, FRAMES)
     assert [record.message for record in caplog.records] == ["The sound of the film is left out."]
 
@@ -217,14 +217,14 @@ def test_a_format_that_loses_detail_is_refused(tmp_path, name):
 @pytest.mark.parametrize(
     "frames", [FRAMES.astype(np.float32), np.repeat(COLOUR, 2, -1)[..., :4]], ids=["float", "alpha"]
 )
-def test_types_that_no_film_holds_are_refused(tmp_path, frames):
+def test_types_that_no_film_can_hold_are_refused(tmp_path, frames):
     np.save(tmp_path / "in.npy", frames)
     for name in ("out.mkv", "out.mp4", "out.avi", "out.mov"):
         with pytest.raises(InputError, match="does not hold frames"):
             files.check_output(tmp_path / name, files.read(tmp_path / "in.npy"))
 
 
-def test_a_film_that_is_cut_or_no_film_is_refused_without_a_word_of_the_library(tmp_path, capfd):
+def test_a_cut_film_and_a_file_that_is_not_one_are_refused_without_library_messages(tmp_path, capfd):
     data = film(tmp_path / "in.avi").read_bytes()
     (tmp_path / "cut.avi").write_bytes(data[: len(data) // 2])
     (tmp_path / "text.mp4").write_text("no film")
@@ -247,7 +247,7 @@ def test_a_cut_film_without_the_number_of_its_frames_is_refused(tmp_path, name, 
             files.read(tmp_path / name)
 
 
-def test_damaged_frames_within_a_film_are_told(tmp_path, caplog):
+def test_damaged_frames_within_a_film_are_reported(tmp_path, caplog):
     data = bytearray(film(tmp_path / "in.mpg", np.repeat(FRAMES, 5, 0), "mpeg1video", "yuv420p").read_bytes())
     middle = len(data) // 2
     data[middle : middle + 40] = bytes(40)
@@ -256,7 +256,7 @@ def test_damaged_frames_within_a_film_are_told(tmp_path, caplog):
     assert "damaged frames" in caplog.text
 
 
-def test_without_pyav_it_is_named(tmp_path, monkeypatch):
+def test_missing_pyav_is_named(tmp_path, monkeypatch):
     source, imported = film(tmp_path / "in.mkv"), builtins.__import__
 
     def without(name, *arguments):
@@ -271,7 +271,7 @@ def test_without_pyav_it_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
 @pytest.mark.parametrize("shape", [(400, 480, 640), (10_000, 96, 128)])  # 123 MB
-def test_a_long_film_stays_on_the_disk(tmp_path, monkeypatch, shape):
+def test_a_long_film_is_kept_on_the_disk(tmp_path, monkeypatch, shape):
     monkeypatch.setattr(base, "LARGE", 2**20)
     source, still = tmp_path / "in.mkv", np.zeros((1, *shape[1:]), np.uint8)
     film(source, np.broadcast_to(still, shape))
@@ -297,10 +297,10 @@ def animation(path, frames, durations, **options):
 
 
 @pytest.mark.parametrize("name", ["in.gif", "in.webp"])
-@pytest.mark.parametrize("frames", [FRAMES, FRAMES[:1], COLOUR], ids=["cine", "one", "colour"])
+@pytest.mark.parametrize("frames", [FRAMES, FRAMES[:1], COLOUR], ids=["cine", "one", "color"])
 def test_an_animation_keeps_its_frames_and_times(tmp_path, name, frames):
     if name == "in.gif" and frames.ndim == 4:
-        pytest.skip("colours of a GIF are approximate")
+        pytest.skip("colors of a GIF are approximate")
     durations = [40, 80, 30, 50, 60][: len(frames)]
     options = {"lossless": True} if name == "in.webp" else {}
     recording = files.read(animation(tmp_path / name, frames, durations, **options))
@@ -319,7 +319,7 @@ def test_an_animation_keeps_its_frames_and_times(tmp_path, name, frames):
     assert again.times is None if len(frames) == 1 else again.times == pytest.approx(recording.times)
 
 
-def test_a_gif_that_would_lose_colours_or_times_is_refused(tmp_path):
+def test_a_gif_that_would_lose_colors_or_times_is_refused(tmp_path):
     times = np.arange(5) * 0.033
     recording = Recording(FRAMES, tmp_path / "in.dcm", "DICOM", sequence=True, times=times)
     with pytest.raises(InputError, match="hundredths of a second"):

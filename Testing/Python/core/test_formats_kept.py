@@ -1,4 +1,4 @@
-"""What files of each kind held is still there in what is written, as readers that are not ours find."""
+"""Written files of each kind keep the content of their input, as other readers confirm."""
 
 import locale
 import shutil
@@ -52,7 +52,7 @@ def test_a_tiff_keeps_its_type_shape_and_layout(tmp_path, layout):
     array, options = {
         "tiled": (WIDE, {"tile": (32, 32)}),
         "planar": (np.moveaxis(COLOUR[0], -1, 0).astype(np.uint16) * 9, planar),
-        "narrow planar": (np.moveaxis(COLOUR[0, :, :4], -1, 0), planar),  # whose last axis could be that of colors
+        "narrow planar": (np.moveaxis(COLOUR[0, :, :4], -1, 0), planar),  # the last axis could hold colors
         "deflated": (FRAMES, {"compression": "zlib"}),
         "half": (WIDE.astype(np.float16), {}),
         "double": (WIDE.astype(np.float64) / 3, {}),
@@ -78,7 +78,7 @@ def test_a_tiff_keeps_its_type_shape_and_layout(tmp_path, layout):
         assert (file.pages[0].compression == 1) == (before.pages[0].compression == 1)
 
 
-def test_white_that_is_stored_as_0_is_bright_inside_and_is_stored_so_again(tmp_path):
+def test_white_stored_as_0_is_read_as_bright_and_written_as_0_again(tmp_path):
     tifffile.imwrite(tmp_path / "in.tif", 255 - FRAMES, photometric="MINISWHITE")
     made = again(tmp_path, tmp_path / "in.tif", change=lambda frames: frames // 2)
     assert np.array_equal(made.recording.frames, FRAMES)
@@ -87,7 +87,7 @@ def test_white_that_is_stored_as_0_is_bright_inside_and_is_stored_so_again(tmp_p
         assert np.array_equal(255 - file.asarray(), FRAMES // 2)
 
 
-def test_imagej_keeps_the_size_of_pixels_the_rate_and_the_axes(tmp_path):
+def test_imagej_files_keep_their_pixel_size_rate_and_axes(tmp_path):
     told = {
         "axes": "TYX",
         "unit": "mm",
@@ -118,7 +118,7 @@ def test_a_hyperstack_is_written_as_a_hyperstack(tmp_path, axes):
         assert file.series[0].axes == axes and np.array_equal(file.asarray(), array)
 
 
-def test_ome_keeps_its_description(tmp_path):
+def test_ome_files_keep_their_description(tmp_path):
     told = {"axes": "TYX", "PhysicalSizeX": 200.0, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 0.25,
             "PhysicalSizeYUnit": "mm", "TimeIncrement": 40.0, "TimeIncrementUnit": "ms"}  # fmt: skip
     tifffile.imwrite(tmp_path / "in.ome.tif", FRAMES, metadata=told)
@@ -143,7 +143,7 @@ def test_texts_orientation_and_private_tags_of_a_tiff_are_kept(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("frames", [FRAMES[:1], FRAMES, COLOUR], ids=["one", "stack", "colour"])
-def test_a_tiff_with_an_orientation_is_taken_as_it_is_shown(tmp_path, orientation, frames):
+def test_a_tiff_with_an_orientation_is_read_as_it_is_shown(tmp_path, orientation, frames):
     tags = [(274, "H", 1, orientation, True)]
     kind = "rgb" if frames.ndim == 4 else "minisblack"
     tifffile.imwrite(tmp_path / "in.tif", frames, extratags=tags, photometric=kind, metadata=None,
@@ -157,7 +157,7 @@ def test_a_tiff_with_an_orientation_is_taken_as_it_is_shown(tmp_path, orientatio
     assert np.array_equal(made.recording.frames, shown)
     assert made.recording.spacing[1:] == pytest.approx((0.25, 0.2) if orientation < 5 else (0.2, 0.25))
     with tifffile.TiffFile(made.path) as file:
-        assert np.array_equal(file.asarray().reshape(frames.shape), frames // 2), "as it was stored"
+        assert np.array_equal(file.asarray().reshape(frames.shape), frames // 2), "as stored"
         assert file.pages[0].tags[274].value == orientation
     other = again(tmp_path, tmp_path / "in.tif", "out.mha")
     read = sitk.GetArrayFromImage(sitk.ReadImage(str(other.path)))
@@ -179,7 +179,7 @@ def test_a_tiff_of_several_stacks_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["lzw", "packbits", "jpeg"])
-def test_other_compressions_of_a_tiff_are_read_without_a_word(tmp_path, name, capfd):
+def test_other_compressions_of_a_tiff_are_read_without_messages(tmp_path, name, capfd):
     image = Image.fromarray(FRAMES[0])
     image.save(tmp_path / "in.tif", compression={"lzw": "tiff_lzw", "packbits": "packbits", "jpeg": "jpeg"}[name])
     frames = files.read(tmp_path / "in.tif").frames
@@ -187,7 +187,7 @@ def test_other_compressions_of_a_tiff_are_read_without_a_word(tmp_path, name, ca
     assert capfd.readouterr().err == ""
 
 
-def test_compressed_planes_of_colours_that_itk_orders_otherwise_are_refused(tmp_path):
+def test_compressed_color_planes_that_itk_orders_differently_are_refused(tmp_path):
     planes = np.repeat(np.arange(4, dtype=np.uint8), 48 * 64).reshape(4, 48, 64)
     layout = {"photometric": "RGB", "planarconfig": "SEPARATE", "extrasamples": ["UNASSALPHA"], "metadata": None}
     tifffile.imwrite(tmp_path / "in.tif", planes, **layout)
@@ -207,7 +207,7 @@ def test_compressed_planes_of_colours_that_itk_orders_otherwise_are_refused(tmp_
         files.read(tmp_path / "in.tif")
 
 
-def test_a_cine_becomes_a_tiff_with_its_rate_and_size_of_pixels(tmp_path):
+def test_a_cine_becomes_a_tiff_with_its_rate_and_pixel_size(tmp_path):
     recording = files.read(cine(tmp_path, PixelSpacing=[0.25, 0.2]))
     files.write(tmp_path / "out.tif", recording.frames, recording)
     with tifffile.TiffFile(tmp_path / "out.tif") as file:
@@ -244,7 +244,7 @@ def test_a_jpeg_is_read_as_pillow_and_itk_read_it(tmp_path, mode):
     assert recording.spacing[:0:-1] == pytest.approx(itk.GetSpacing()) == (0.254, 0.508)
 
 
-def test_a_library_prints_nothing_of_a_damaged_jpeg(tmp_path):
+def test_a_library_prints_nothing_about_a_damaged_jpeg(tmp_path):
     Image.fromarray(FRAMES[0]).save(tmp_path / "in.jpg")
     data = (tmp_path / "in.jpg").read_bytes()
     (tmp_path / "in.jpg").write_bytes(data.replace(b"\xff\xda", b"\1" * 20 + b"\xff\xda", 1))
@@ -267,7 +267,7 @@ def test_grey_with_transparency_keeps_it_or_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "LA"])
-def test_the_size_of_pixels_texts_and_the_colour_profile_of_a_png_are_kept(tmp_path, mode):
+def test_the_pixel_size_texts_and_color_profile_of_a_png_are_kept(tmp_path, mode):
     texts = PngInfo()
     texts.add_text("Description", "left lobe")
     texts.add_itxt("Probe", "L14 \u00b5")
@@ -283,7 +283,7 @@ def test_the_size_of_pixels_texts_and_the_colour_profile_of_a_png_are_kept(tmp_p
 
 
 def png(path, bits, kind, rows, *others):
-    """A PNG of 64 x 48 pixels with other chunks before its pixels."""
+    """Return a PNG of 64 x 48 pixels with other chunks before its pixels."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -294,7 +294,7 @@ def png(path, bits, kind, rows, *others):
     return path
 
 
-def test_grey_of_which_one_value_is_transparent_is_read_with_its_transparency(tmp_path):
+def test_grey_with_one_transparent_value_is_read_with_its_transparency(tmp_path):
     rows = b"".join(b"\0" + row.tobytes() for row in FRAMES[0])
     recording = files.read(png(tmp_path / "in.png", 8, 0, rows, (b"tRNS", b"\0\x05")))
     assert np.array_equal(recording.frames[0], FRAMES[0])
@@ -311,7 +311,7 @@ def test_an_animated_png_is_refused_and_not_read_as_one_frame(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["colour", "transparent"])
-def test_colours_of_16_bits_are_kept_in_a_png(tmp_path, kind):
+def test_colors_of_16_bits_are_kept_in_a_png(tmp_path, kind):
     array = COLOUR[0].astype(np.uint16) * 257
     array = array if kind == "colour" else np.dstack([array, array[..., 0]])
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
@@ -320,7 +320,7 @@ def test_colours_of_16_bits_are_kept_in_a_png(tmp_path, kind):
     assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(made.path))), array)
 
 
-def test_libraries_say_nothing_of_damaged_or_missing_fields(tmp_path, capfd):
+def test_libraries_print_nothing_about_damaged_or_missing_fields(tmp_path, capfd):
     Image.fromarray(FRAMES[0]).save(tmp_path / "in.png", dpi=(254, 254))
     data = bytearray((tmp_path / "in.png").read_bytes())
     data[data.index(b"pHYs") + 4] ^= 1
@@ -362,7 +362,7 @@ def test_a_file_that_is_cut_short_is_refused(tmp_path, suffix, missing):
         files.read(path)
 
 
-def test_reading_leaves_the_locale_of_the_process_alone(tmp_path):
+def test_reading_does_not_change_the_locale_of_the_process(tmp_path):
     try:
         locale.setlocale(locale.LC_ALL, "C.UTF-8")
     except locale.Error:
@@ -534,7 +534,7 @@ def test_files_named_by_their_uid_are_despeckled_as_all_others(tmp_path, capsys)
     assert capsys.readouterr().err == ""
 
 
-def test_a_folder_names_once_what_it_passed_over(tmp_path, capsys):
+def test_skipped_files_of_a_folder_are_named_once(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     sitk.WriteImage(sitk.GetImageFromArray(FRAMES), str(tmp_path / "in" / "volume.mhd"))
     (tmp_path / "in" / "notes.txt").write_text("no image")
@@ -546,7 +546,7 @@ def test_a_folder_names_once_what_it_passed_over(tmp_path, capsys):
     assert "volume.raw" not in error and ".hidden" not in error
 
 
-def test_the_content_of_a_file_decides_not_its_name(tmp_path):
+def test_the_content_of_a_file_matters_and_not_its_name(tmp_path):
     np.save(tmp_path / "a.npy", FRAMES)
     (tmp_path / "a.npy").rename(tmp_path / "a.dcm")
     sitk.WriteImage(sitk.GetImageFromArray(FRAMES[0]), str(tmp_path / "b.png"))
@@ -557,7 +557,7 @@ def test_the_content_of_a_file_decides_not_its_name(tmp_path):
     assert files.read(tmp_path / "c").frames.dtype == np.uint16
 
 
-def test_ten_of_twelve_files_are_done_and_the_two_broken_ones_named(tmp_path, capsys):
+def test_ten_of_twelve_files_are_despeckled_and_the_two_broken_ones_are_named(tmp_path, capsys):
     folder = tmp_path / "in"
     folder.mkdir()
     cine(folder, "a.dcm")

@@ -16,7 +16,7 @@ COLOUR = np.random.default_rng(1).integers(1, 255, (4, 20, 30, 3)).astype(np.uin
 
 
 def mat73(path, name, array, complex_values=False):
-    """A file as MATLAB writes version 7.3: HDF5 behind a text, axes the other way round."""
+    """Write a file as MATLAB writes version 7.3: HDF5 after a text, with reversed axes."""
     with h5py.File(path, "w", userblock_size=512) as file:
         stored = array.transpose()
         if complex_values:
@@ -33,7 +33,7 @@ def mat73(path, name, array, complex_values=False):
 
 @pytest.mark.parametrize("version", ["5", "7.3"])
 @pytest.mark.parametrize("kind", ["cine", "image", "colour", "signed"])
-def test_a_file_of_matlab_keeps_its_order_of_axes_and_its_other_variables(tmp_path, version, kind):
+def test_a_matlab_file_keeps_its_order_of_axes_and_its_other_variables(tmp_path, version, kind):
     frames = {"cine": FRAMES, "image": FRAMES[0], "colour": COLOUR, "signed": FRAMES.astype(np.int16) - 99}[kind]
     stored = np.moveaxis(frames, 0, -1) if frames.ndim > 2 else frames  # (H, W, N) or (H, W, 3, N)
     source, struct = tmp_path / "in.mat", {"probe": "L14", "depth": np.arange(5.0)}
@@ -69,7 +69,7 @@ def test_complex_values_of_matlab_become_decibels(tmp_path):
         assert np.allclose(files.read(tmp_path / f"out {name}").frames, expected, atol=1e-3)
 
 
-def test_an_hdf5_file_as_of_zea_keeps_all_that_it_holds(tmp_path):
+def test_an_hdf5_file_of_zea_keeps_its_other_content(tmp_path):
     with h5py.File(tmp_path / "in.hdf5", "w") as file:
         file["data/image"] = FRAMES.astype(np.float32)
         file["data/image"].attrs["unit"] = "dB"
@@ -137,7 +137,7 @@ def test_several_arrays_need_a_name_and_a_file_without_frames_is_refused(tmp_pat
 
 @pytest.mark.parametrize("name", ["out.mat", "out.h5"])
 @pytest.mark.parametrize("frames", [FRAMES, COLOUR, FRAMES[:1]], ids=["grey", "colour", "one"])
-def test_a_cine_keeps_its_times_and_size_of_pixels(tmp_path, name, frames):
+def test_a_cine_keeps_its_times_and_pixel_size(tmp_path, name, frames):
     times = np.arange(4) * 0.04 if len(frames) > 1 else None
     recording = Recording(frames, tmp_path / "in.dcm", "DICOM", single=len(frames) == 1, sequence=True, times=times,
                           spacing=(1.0, 0.2, 0.3))  # fmt: skip
@@ -148,7 +148,7 @@ def test_a_cine_keeps_its_times_and_size_of_pixels(tmp_path, name, frames):
     assert again.times is None if times is None else again.times == pytest.approx(times)
 
 
-def test_without_h5py_it_is_named(tmp_path, monkeypatch):
+def test_missing_h5py_is_named(tmp_path, monkeypatch):
     with h5py.File(tmp_path / "in.h5", "w") as file:
         file["frames"] = FRAMES
     imported = builtins.__import__
@@ -164,7 +164,7 @@ def test_without_h5py_it_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["in.mat", "in.h5", "in73.mat"])
-def test_a_damaged_file_is_refused_in_a_sentence(tmp_path, name):
+def test_a_damaged_file_is_refused_in_one_sentence(tmp_path, name):
     if name == "in.mat":
         savemat(tmp_path / name, {"frames": FRAMES.transpose(1, 2, 0)})
     elif name == "in.h5":

@@ -56,7 +56,7 @@ def test_signals_become_decibels_with_a_warning(tmp_path, name, caplog):
     assert np.median(error) < (3 if "RF" in name else 0.01), "the band of lines that end at layers is wider than theirs"
     assert np.corrcoef(frames.ravel(), expected(VALUES).ravel())[0, 1] > 0.9
     (record,) = caplog.records
-    assert record.levelno == logging.WARNING and "taken to decibels, 60 dB" in record.message
+    assert record.levelno == logging.WARNING and "converted to decibels, 60 dB" in record.message
 
 
 @pytest.mark.parametrize("dynamic_range", [40, 80])
@@ -102,7 +102,7 @@ def grey_images():
     ("name", "frames"), list(grey_images()), ids=lambda value: value if isinstance(value, str) else ""
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.int16])
-def test_grey_values_are_not_taken_for_signals(name, frames, dtype):
+def test_grey_values_are_not_mistaken_for_signals(name, frames, dtype):
     values = frames * (2000 if dtype == np.int16 and np.abs(frames).max() < 100 else 1)
     assert signals.kind_of(values.astype(dtype)) is None
 
@@ -113,7 +113,7 @@ def test_values_that_may_be_an_envelope_are_reported(tmp_path, caplog):
     assert ["may hold a linear envelope" in record.message for record in caplog.records] == [True]
 
 
-def test_real_recordings_stay_grey_values_in_any_type(shared_data):
+def test_real_recordings_are_read_as_grey_values_in_any_type(shared_data):
     for path in sorted((shared_data / "plus").glob("*.mha")):
         frames = files.read(path).frames
         assert signals.kind_of(frames.astype(np.float32)) is None and signals.kind_of(frames) is None
@@ -129,7 +129,7 @@ def test_an_envelope_is_despeckled_as_a_whole_with_a_warning(shared_data, tmp_pa
     assert main(["despeckle", str(source), str(tmp_path / "out.npy"), "--region", "none"]) == 0
     error = capsys.readouterr().err
     assert (
-        error.startswith(f"{source}: The file holds a linear envelope: taken to decibels")
+        error.startswith(f"{source}: The file holds a linear envelope: converted to decibels")
         and len(error.splitlines()) == 1
     )
     output, before = np.load(tmp_path / "out.npy"), files.read(source).frames
@@ -137,7 +137,7 @@ def test_an_envelope_is_despeckled_as_a_whole_with_a_warning(shared_data, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["out.npy", "out.mha", "out.nrrd", "out.tif", "out.nii.gz"])
-def test_decibels_of_an_array_are_written_wherever_floating_point_is_held(tmp_path, name):
+def test_decibels_of_an_array_are_written_to_every_format_with_floating_point(tmp_path, name):
     np.save(tmp_path / "in.npy", VALUES)
     recording = files.read(tmp_path / "in.npy")
     files.write(tmp_path / name, recording.frames, recording)

@@ -9,7 +9,7 @@ from Speckle2SelfLib.simulation import TEXTBOOK, SimulationConfig, simulate
 
 @pytest.mark.parametrize("layout", TEXTBOOK)
 @pytest.mark.parametrize("grain", [(0.9, 2.0), (2.0, 5.0), (3.2, 4.5), (6.0, 12.0)])
-def test_the_grain_is_measured_whatever_the_anatomy(layout, grain):
+def test_the_grain_is_measured_on_any_anatomy(layout, grain):
     """Log compression shortens it to about 0.8 of the intensities' own."""
     frames = simulate(SimulationConfig((288, 288), 2, grain, layout), np.random.default_rng(3)).frames
     found = np.array(estimate_grain(frames)) / grain

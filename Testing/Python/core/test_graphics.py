@@ -28,20 +28,20 @@ def test_each_kind_changes_the_pixels_of_its_mask_and_no_others(kind):
     assert drawn >= 3
 
 
-def test_one_seed_gives_one_picture_and_another_seed_another():
+def test_equal_seeds_draw_equal_pictures_and_others_do_not():
     one, same, other = (draw_graphics(GROUND, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert np.array_equal(one.frames, same.frames) and np.array_equal(one.mask, same.mask)
     assert not np.array_equal(one.mask, other.mask)
 
 
-def test_a_single_frame_in_floating_point_comes_back_as_one():
+def test_a_single_frame_in_floating_point_is_returned_as_one():
     frame = np.full((64, 64), 0.3, np.float32)
     frames, mask = draw_graphics(frame, np.random.default_rng(3), jpeg=0)
     assert frames.shape == mask.shape == (64, 64) and frames.dtype == np.float32
     assert mask.any() and np.abs(frames[~mask] - 0.3).max() < 1e-6 and frames.min() >= 0 and frames.max() <= 1
 
 
-def test_clocks_and_traces_move_and_names_stand_still():
+def test_clocks_and_traces_move_and_names_do_not():
     for kind, moves in (("clock", True), ("trace", True), ("text", False), ("panel", False)):
         masks = [draw_graphics(GROUND, np.random.default_rng(s), kinds=(kind,), count=1).mask for s in range(5)]
         assert any((mask != mask[:1]).any() for mask in masks) == moves, kind
@@ -70,7 +70,7 @@ def test_every_font_writes_every_letter():
         assert (np.asarray(canvas.image) > 100).sum() > 150, font
 
 
-def test_a_crop_takes_milliseconds():
+def test_a_crop_is_drawn_within_milliseconds():
     crop = np.zeros((128, 128), np.float32)
     draw_graphics(crop, np.random.default_rng(0))
     began = time.perf_counter()
@@ -90,8 +90,8 @@ def test_missing_matplotlib_and_pixels_of_another_type_are_reported(monkeypatch)
             draw_graphics(GROUND[:1], np.random.default_rng(seed), kinds=("text",))
 
 
-def test_most_graphics_stay_as_they_are_hardly_any_tissue_does_and_nothing_outside_is_painted():
-    """In fonts that the detector was not trained on; the bounds are what it reaches, and a little more."""
+def test_most_graphics_are_kept_hardly_any_tissue_is_and_nothing_outside_is_painted():
+    """The fonts were not used to train the detector; the bounds are a little wider than what it reaches."""
     cases = graphics_cases(1, (200, 260), lengths=(1, 4))
     rows = [case.measure(despeckle(case.frames, shift)) for case in cases]
     changed, left, painted = (np.mean([row[name] for row in rows]) for name in rows[0])
@@ -99,7 +99,7 @@ def test_most_graphics_stay_as_they_are_hardly_any_tissue_does_and_nothing_outsi
 
 
 @pytest.mark.parametrize(("size", "searched"), [((127, 200), False), ((128, 200), True)])
-def test_moving_graphics_are_searched_for_on_screens_and_not_in_slices_of_small_volumes(size, searched):
+def test_moving_graphics_are_searched_for_on_screens_but_not_in_slices_of_small_volumes(size, searched):
     frames = np.random.default_rng(0).rayleigh(40, (3, *size)).clip(0, 255).astype(np.uint8)
     assert calibrate(frames).graphics is searched
     assert calibrate(frames[:1]).graphics is False and calibrate(frames, None).graphics is False

@@ -88,7 +88,7 @@ def imports(folder, path, known):
 @pytest.mark.parametrize(("package", "ranks"), [
     ("Speckle2SelfLib", RANKS), ("Speckle2SelfBench", BENCH), ("Speckle2SelfSlicer", SLICER),
 ])  # fmt: skip
-def test_imports_point_one_way(project, package, ranks):
+def test_imports_point_in_one_direction(project, package, ranks):
     rank = {name: number for number, names in enumerate(ranks) for name in names}
     assert set(scripts(project, package)) == {*rank, "__init__"}
     for own, path in scripts(project, package).items():

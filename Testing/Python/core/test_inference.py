@@ -1,4 +1,4 @@
-"""Networks that run fast give what they give as they are written; CUDA graphs with a stand-in for the device.
+"""Fast networks match the networks as written; CUDA graphs are tested with a stand-in for the device.
 
 The device itself is in `test_cuda.py`.
 """
@@ -31,7 +31,7 @@ def cine(rng):
 
 
 @pytest.mark.parametrize("architecture", ["fast", "published"])
-def test_the_fast_form_gives_what_the_network_as_written_gives(network, architecture):
+def test_the_fast_form_matches_the_network_as_written(network, architecture):
     torch.manual_seed(1)
     network = network if architecture == "fast" else SpeckleReductionNetwork(1).eval()
     frames = torch.rand(2, 1, 96, 64)
@@ -45,7 +45,7 @@ def test_the_fast_form_gives_what_the_network_as_written_gives(network, architec
 
 
 def with_heads(deep):
-    """A model of random weights with a deeper level and a head for the uncertainty."""
+    """Return a model of random weights with a deeper level and a head for the uncertainty."""
     torch.manual_seed(3)
     config = ModelConfig(width=8, deep=deep, uncertainty=True)
     network = build(config).eval()
@@ -56,7 +56,7 @@ def with_heads(deep):
 
 @pytest.mark.parametrize("precision, close", [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
 @pytest.mark.parametrize("deep", [0, 1, 2])
-def test_one_fast_pass_gives_the_grey_value_and_its_uncertainty(deep, precision, close):
+def test_one_fast_pass_returns_the_grey_value_and_its_uncertainty(deep, precision, close):
     model, frames = with_heads(deep), torch.rand(2, 1, 96, 64)
     with torch.inference_mode():
         grey, log_deviation = model.network.maps(frames)
@@ -68,7 +68,7 @@ def test_one_fast_pass_gives_the_grey_value_and_its_uncertainty(deep, precision,
     assert torch.equal(only, both[:, :1]), "the grey value does not depend on whether the uncertainty is asked for"
 
 
-def test_the_deepest_level_begins_as_if_it_were_not_there():
+def test_the_deepest_level_has_no_effect_at_first():
     torch.manual_seed(0)
     deep, frames = FastNetwork(8, deep=1, uncertainty=True), torch.rand(1, 1, 64, 64)
     shallow = FastNetwork(8)
@@ -82,7 +82,7 @@ def test_the_deepest_level_begins_as_if_it_were_not_there():
 
 
 @pytest.mark.parametrize("deep", [0, 1, 2])
-def test_tiles_of_several_maps_give_the_same_as_the_whole_frame(deep):
+def test_tiles_of_several_maps_match_the_whole_frame(deep):
     network = fast_network(with_heads(deep), CPU, torch.float32, uncertainty=True)
     x = torch.rand(1, 1, 300, 331, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -106,7 +106,7 @@ def test_no_pixel_beyond_the_margin_matters_to_any_map(deep):
 
 
 @pytest.mark.parametrize("sixteen", [False, True])
-def test_the_fast_normalization_is_instance_normalization_in_training_too(sixteen):
+def test_the_fast_normalization_is_instance_normalization_also_in_training(sixteen):
     torch.manual_seed(0)
     frames, slopes, found = torch.randn(3, 4, 20, 24), torch.randn(3, 8, 20, 24), []
     frames[1] *= 7
@@ -126,7 +126,7 @@ def test_the_fast_normalization_is_instance_normalization_in_training_too(sixtee
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_tiles_give_the_same_as_the_whole_frame(network, fast):
+def test_tiles_match_the_whole_frame(network, fast):
     network = fast_network(Model(ModelConfig(width=8), network), CPU, torch.float32) if fast else network
     x = torch.rand(1, 1, 300, 331, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -170,7 +170,7 @@ def test_bfloat16_and_float32_agree(rng, network, monkeypatch, instructions):
     assert np.abs(one - two).max() < 0.02 * 255
 
 
-def test_weights_that_training_has_changed_count_at_once(cine):
+def test_weights_that_training_has_changed_are_used_at_once(cine):
     model, options = Model(ModelConfig(width=8), FastNetwork(8)), {"region": None, "precision": torch.float32}
     before = despeckle(cine, model, **options)
     optimizer = torch.optim.Adam(model.network.parameters(), lr=0.1)
@@ -181,11 +181,11 @@ def test_weights_that_training_has_changed_count_at_once(cine):
     assert not np.array_equal(after, before)
 
 
-def test_sixteen_bits_are_taken_only_where_they_give_the_same(network, monkeypatch, caplog):
+def test_half_precision_is_used_only_where_its_results_agree(network, monkeypatch, caplog):
     sixteen, cpu = torch.bfloat16, torch.device("cpu")
     monkeypatch.setattr(inference, "choose_precision", lambda device: sixteen)
     assert inference.precision_of(load_model("default"), cpu) == sixteen
-    weights = {name: weight * 3e38 for name, weight in network.state_dict().items()}  # so that its output is no number
+    weights = {name: weight * 3e38 for name, weight in network.state_dict().items()}  # so that its output is NaN
     broken = FastNetwork(8).eval()
     broken.load_state_dict(weights)
     assert inference.precision_of(Model(ModelConfig(width=8), broken), cpu) == torch.float32
@@ -193,7 +193,7 @@ def test_sixteen_bits_are_taken_only_where_they_give_the_same(network, monkeypat
 
 
 class Recorded:
-    """In place of CUDA graphs: what was recorded, and when streams waited for one another."""
+    """A stand-in for CUDA graphs that keeps what was recorded and when streams waited for each other."""
 
     def __init__(self, monkeypatch):
         self.shapes, self.events, self.error = [], [], None
@@ -237,7 +237,7 @@ def replayed(gpu, **options):
     return made, calls
 
 
-def test_a_shape_is_recorded_when_it_comes_again(gpu):
+def test_a_shape_is_recorded_the_second_time_it_occurs(gpu):
     run, calls = replayed(gpu)
     for number in range(4):
         x = torch.full((1, 3), float(number))
@@ -245,15 +245,15 @@ def test_a_shape_is_recorded_when_it_comes_again(gpu):
     assert calls == [(1, 3)] and gpu.shapes == [(1, 3)]
 
 
-def test_at_most_the_allowed_number_of_graphs_is_kept_and_the_latest_ones_are(gpu):
+def test_only_the_allowed_number_of_the_latest_graphs_is_kept(gpu):
     run, calls = replayed(gpu, limit=10)
     for size in (4, 4, 5, 5, 4, 3, 3, 5, 5, 12, 12):
         assert torch.equal(run(torch.ones(size)), torch.full((size,), 2.0))
-    assert gpu.shapes == [(4,), (5,), (3,), (5,)], "3 took the place of 5, the least recent one; 12 is too large"
+    assert gpu.shapes == [(4,), (5,), (3,), (5,)], "3 replaced 5, the least recent one; 12 is too large"
     assert calls.count((12,)) == 2 and "first is waited for" in gpu.events
 
 
-def test_without_a_limit_as_many_shapes_as_training_may_have(gpu):
+def test_without_a_limit_training_may_record_any_number_of_shapes(gpu):
     run, _ = replayed(gpu)
     for size in [*range(1, inference.SHAPES + 2)] * 2:
         run(torch.ones(size))
@@ -262,7 +262,7 @@ def test_without_a_limit_as_many_shapes_as_training_may_have(gpu):
     assert gpu.shapes == [(inference.SHAPES + 1,)]
 
 
-def test_a_stream_waits_for_the_one_that_had_the_inputs_before(gpu):
+def test_a_stream_waits_for_the_previous_user_of_the_inputs(gpu):
     run, _ = replayed(gpu)
     for _ in range(3):
         run(torch.ones(2))
@@ -274,7 +274,7 @@ def test_a_stream_waits_for_the_one_that_had_the_inputs_before(gpu):
 
 
 @pytest.mark.parametrize("parameters", [(), (torch.nn.Parameter(torch.zeros(1)),)])
-def test_what_cannot_be_recorded_is_run(gpu, parameters):
+def test_operations_that_cannot_be_recorded_are_run(gpu, parameters):
     run, calls = replayed(gpu, parameters=parameters)
     gpu.error = RuntimeError("no graphs here")
     run(torch.ones(2))
@@ -284,7 +284,7 @@ def test_what_cannot_be_recorded_is_run(gpu, parameters):
     assert len(calls) == 3 and not gpu.shapes, "it is not tried again"
 
 
-def test_where_memory_is_short_for_a_recording_it_is_run_and_tried_again(gpu):
+def test_without_memory_for_a_recording_the_operations_run_and_it_is_tried_again(gpu):
     run, calls = replayed(gpu)
     gpu.error = RuntimeError("CUDA out of memory")
     for _ in range(2):
@@ -295,7 +295,7 @@ def test_where_memory_is_short_for_a_recording_it_is_run_and_tried_again(gpu):
     assert len(calls) == 3 and gpu.shapes == [(2,)]
 
 
-def test_gradients_are_those_of_the_recording(gpu):
+def test_gradients_equal_those_of_the_recording(gpu):
     weight = torch.nn.Parameter(torch.zeros(1))
     run, _ = replayed(gpu, parameters=[weight])
     for _ in range(2):

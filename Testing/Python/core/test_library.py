@@ -1,4 +1,4 @@
-"""The user's models: found by name beside the bundled ones, and never outside their folder."""
+"""The user's models are found by name next to the bundled ones, and never outside their folder."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from Speckle2SelfLib.system import InputError, file_lock
 
 @pytest.fixture
 def file(tmp_path, monkeypatch):
-    """A model file, and an empty home for models."""
+    """Return a model file, and an empty home for models."""
     monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path / "home"))
     config = ModelConfig(width=4, grain=(0.75, 1.7))
     checkpoint.save(tmp_path / "mine.safetensors", config, build(config), {"description": "x"})
@@ -49,7 +49,7 @@ def test_a_name_cannot_lead_out_of_the_folder_or_hide_a_bundled_model_or_filter(
 
 
 @pytest.mark.parametrize("name", ["srad", "NLM"])
-def test_no_model_is_called_as_a_classical_filter_which_would_hide_it(file, tmp_path, name):
+def test_no_model_may_have_the_name_of_a_classical_filter_which_would_hide_it(file, tmp_path, name):
     library.add(file, "mine")
     refused = pytest.raises(InputError, match=f"^'{name}' is a classical filter; choose another name for the model.$")
     with refused:
@@ -67,7 +67,7 @@ def test_no_model_is_called_as_a_classical_filter_which_would_hide_it(file, tmp_
     assert set(library.own_models()) == {"mine", "yours"}
 
 
-def test_missing_models_taken_names_and_bad_files_are_refused(file, tmp_path):
+def test_missing_models_used_names_and_bad_files_are_refused(file, tmp_path):
     library.add(file, "mine")
     for wrong in (
         lambda: library.add(file, "mine"),
@@ -86,25 +86,25 @@ def test_missing_models_taken_names_and_bad_files_are_refused(file, tmp_path):
     assert set(library.own_models()) == {"mine"}
 
 
-def test_any_name_becomes_one_that_can_be_used(file):
+def test_any_name_is_changed_into_a_valid_one(file):
     assert library.free_name("  Carotid: 3/4 ") == "Carotid 3 4"
     assert library.free_name("///") == "model"
     assert library.free_name("") == "model"
     assert library.free_name("default") == "default 2" and library.free_name("SRAD") == "SRAD 2"
-    assert library.free_name("Runs", {"runs"}) == "Runs 2", "not told apart by every file system"
+    assert library.free_name("Runs", {"runs"}) == "Runs 2", "not distinguished by every file system"
 
 
 LONG = ["x" * 90, "x" * 79 + " y", "x" * 78 + ".y", "\u5fc3" * 90, "\U00020000" * 90]
 
 
 @pytest.mark.parametrize("wanted", ["-5 dB", "+x", "- . +", *LONG], ids=repr)
-def test_a_free_name_can_be_used_however_often_it_is_asked_for(file, wanted):
+def test_a_free_name_can_be_used_however_often_it_is_requested(file, wanted):
     names = [library.add(file, library.free_name(wanted)) for _ in range(2)]
     assert names[1].endswith(" 2") and set(library.own_models()) == set(names)
     library.rename(names[1], library.free_name(f"new {wanted}"))
 
 
-def test_a_file_that_a_process_makes_is_its_own_until_that_ends_even_killed(tmp_path):
+def test_a_file_is_reserved_for_its_process_until_that_ends_or_is_killed(tmp_path):
     path = tmp_path / "x.model"
     code = "import sys, time; from Speckle2SelfLib.system import file_lock\n"
     code += "with file_lock(sys.argv[1]): print(flush=True); time.sleep(600)"
@@ -126,7 +126,7 @@ def test_a_file_is_read_again_only_if_it_has_changed(tmp_path):
     checkpoint.save(path, ModelConfig(width=8), network, {})
     first = cached_model(path)
     assert cached_model(path) is first and cached_model(str(path)) is first
-    assert load_model(path) is not first, "training changes what it has loaded"
+    assert load_model(path) is not first, "training changes the loaded model"
     checkpoint.save(path, ModelConfig(width=8), network, {"name": "another"})
     assert cached_model(path).card["name"] == "another"
     path.unlink()
@@ -144,7 +144,7 @@ def test_a_region_is_remembered_for_its_kind_of_recording(file):
 
 
 @pytest.mark.parametrize("content", [b"", b"PNG", "numbers", "objects", "one dimension"])
-def test_a_file_that_is_not_a_region_is_as_if_there_were_none(file, content):
+def test_a_file_that_is_not_a_region_is_ignored(file, content):
     library.remember_region("a", np.ones((4, 5), bool))
     (path,) = (library.home() / "regions").iterdir()
     if isinstance(content, bytes):

@@ -1,4 +1,4 @@
-"""Strength and gamma changed afterwards give what despeckling with them gives."""
+"""Strength and gamma changed afterwards match despeckling with them."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def test_without_strength_it_is_the_input_bit_for_bit():
 
 @pytest.mark.parametrize("strength, gamma", [(1, 1), (0.5, 1), (1, 1.8), (0.3, 0.6), (0, 2)])
 @pytest.mark.parametrize("kind", ["grey", "colour", "float"])
-def test_a_look_is_what_despeckling_gives(kind, strength, gamma):
+def test_a_look_matches_despeckling_with_the_same_settings(kind, strength, gamma):
     frames = FRAMES
     if kind == "colour":
         frames = np.repeat(FRAMES[..., None], 3, -1)

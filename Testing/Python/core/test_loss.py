@@ -22,14 +22,14 @@ def test_a_ripple_costs_more_than_a_wrong_level_of_its_size():
     assert costs[0] > 3 * costs[1]
 
 
-def test_a_point_that_is_lost_costs_as_much_as_one_that_is_invented():
+def test_a_lost_point_costs_as_much_as_an_invented_one():
     point = NOTHING.clone()
     point[..., 16, 16] = 1
     assert truth_loss(NOTHING, None, point) == truth_loss(point, None, NOTHING)
 
 
-def test_the_loss_is_least_at_the_mean_of_what_may_be_true():
-    """An edge that is as often here as there: 60 % of the anatomies are dark, 40 % bright."""
+def test_the_loss_is_smallest_at_the_mean_of_the_possible_truths():
+    """At the same place, 60 % of the anatomies are dark and 40 % bright."""
     truths = torch.zeros(5, 1, 16, 16)
     truths[:2] = 1
     levels = (0.0, 0.2, 0.4, 0.6)
@@ -37,7 +37,7 @@ def test_the_loss_is_least_at_the_mean_of_what_may_be_true():
     assert np.argmin(costs) == 2
 
 
-def test_the_likelihood_is_best_at_the_errors_own_deviation_and_moves_the_grey_value_by_nothing():
+def test_the_likelihood_is_best_at_the_errors_deviation_and_does_not_move_the_grey_value():
     grey = torch.full_like(NOTHING, 0.05).requires_grad_()
     costs = []
     for deviation in (0.025, 0.05, 0.1):

@@ -64,8 +64,13 @@ def test_fragments_are_found():
 
 
 @each_source
-def test_docstrings_are_no_fragments(source):
+def test_docstrings_are_not_fragments(source):
     assert not fragments(tree_of(source))
+
+
+def test_docstrings_of_tests_are_not_fragments():
+    found = {path: fragments(tree_of(path)) for path in (ROOT / "Testing").rglob("*.py")}
+    assert not {path: text for path, texts in found.items() for text in texts if not text.startswith("In ")}
 
 
 def private_names(tree):
@@ -120,7 +125,7 @@ def test_private_names_of_torch_are_used_only_to_run_networks_fast(source):
 
 
 @each_source
-def test_no_recipe_is_asked_for_by_name(source):
+def test_no_recipe_is_checked_for_by_name(source):
     if Path(source).name in BY_NAME:
         return
     asked = []

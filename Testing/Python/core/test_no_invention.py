@@ -20,13 +20,13 @@ SIZE = 128
 Y, X = np.mgrid[:SIZE, :SIZE].astype(float)
 GRAIN = (1.2, 2.0)  # pixels (axial, lateral)
 
-# Speckle grain -> what is left of speckle that no truth explains: standard deviation, share of the input's; largest
+# speckle grain -> remaining speckle that no truth explains: standard deviation, share of the input's; largest
 # mean over 9 x 9 pixels; largest step from pixel to pixel.
 FLAT = {
     (0.6, 0.8): (0.07, 0.04, 0.06),
     (0.8, 1.2): (0.07, 0.04, 0.08),
     (1.2, 2.0): (0.10, 0.04, 0.08),
-    (1.8, 3.5): (0.13, 0.07, 0.08),  # above the model's grain: speckle is taken for structure, not made up
+    (1.8, 3.5): (0.13, 0.07, 0.08),  # above the model's grain: speckle is mistaken for structure, not invented
     (2.5, 5.0): (0.15, 0.09, 0.06),
 }
 SPECKLED = ((0.9, 1.3), (1.2, 2.0), (1.8, 2.6))  # grains in which spots are counted
@@ -36,7 +36,7 @@ FAINT = {-6: (0.7, 1.0), -3: (0.35, 1.0), 3: (0.35, 1.0), 6: (0.7, 1.0)}
 
 
 def grey(envelope):
-    """A display of 60 dB, tissue at two thirds of it."""
+    """Return a display of 60 dB, tissue at two thirds of it."""
     return np.clip((20 * np.log10(np.maximum(envelope, 1e-9)) + 40) / 60, 0, 1)
 
 
@@ -79,14 +79,14 @@ def flat(grain):
 
 
 @pytest.mark.parametrize("grain", FLAT)
-def test_flat_tissue_stays_flat(grain):
+def test_flat_tissue_remains_flat(grain):
     left, mean, slope = flat(grain)
     most_left, most_mean, most_slope = FLAT[grain]
     assert left <= most_left and mean <= most_mean and slope <= most_slope
 
 
 @pytest.mark.parametrize("grain", FLAT)
-def test_no_blob_in_flat_tissue_is_made_stronger_than_the_input_has_it(grain):
+def test_no_blob_in_flat_tissue_is_stronger_than_in_the_input(grain):
     simulated, output = phantom(grain=grain)
     for width in (3, 5, 9, 17, 33):
         before, after = (np.abs(local_mean(x - simulated.truth, width)).max() for x in (simulated.frames, output))
@@ -94,7 +94,7 @@ def test_no_blob_in_flat_tissue_is_made_stronger_than_the_input_has_it(grain):
 
 
 def disc(contrast):
-    """The share of a disc's contrast that is left, for each frame; and how many deviations it stands out by."""
+    """Return the share of a disc's contrast that is left in each frame, and by how many deviations it stands out."""
 
     def put(anatomy):
         anatomy.put(step(np.hypot(Y - 64, X - 64) - 16), contrast)
@@ -125,7 +125,7 @@ PLACES = [(24, 30), (30, 90), (64, 64), (90, 36), (100, 100)]
 
 
 def peaks(simulated, output):
-    """Where spots of 6 dB and more above the tissue have their peaks, by how much each pixel grew, and how many spots
+    """Return where spots of at least 6 dB above the tissue peak, by how much each pixel grew, and how many spots
     each frame has."""
     found = np.array([(frame == maximum_filter(frame, 9)) & (frame > np.median(frame) + 0.1) for frame in output])
     growth = output - maximum_filter(simulated.frames, (0, 3, 3))
@@ -150,27 +150,28 @@ def points(level, frames=5):
 
 
 @pytest.mark.parametrize("level", [20, 25, 30])
-def test_isolated_bright_points_stay(level):
+def test_isolated_bright_points_are_kept(level):
     share, _, counts = points(level)
     assert share.min() > 0.85 and share.max() < 1.1
     assert min(counts) >= len(PLACES)
 
 
 @pytest.mark.parametrize("level", [10, 15, 20, 25, 30])
-def test_no_point_is_made_up_or_made_brighter(level):
+def test_no_point_is_invented_or_made_brighter(level):
     share, grown, counts = points(level, frames=60)
     assert share.max() < 1.3
     assert np.mean(counts) <= len(PLACES) + 0.25 and grown <= 0
 
 
 def spots(grain, frames=30):
-    """How many grains of flat tissue stay as spots of 6 dB and more, a frame; and by how much the brightest grew."""
+    """Return how many grains of flat tissue remain as spots of at least 6 dB per frame, and by how much the brightest
+    grew."""
     found, growth, counts = peaks(*phantom(grain=grain, frames=frames, seed=7))
     return np.mean(counts), growth[found].max(initial=-1)
 
 
 @pytest.mark.parametrize("grain", SPECKLED)
-def test_few_grains_of_speckle_stay_as_spots_and_hardly_any_grows(grain):
+def test_few_grains_of_speckle_remain_as_spots_and_hardly_any_grows(grain):
     count, growth = spots(grain)
     assert count < 0.3 and growth <= 0.02  # 1 dB
 
@@ -194,7 +195,7 @@ def layer(height, width):
 
 
 @pytest.mark.parametrize(("height", "width"), [(12, 1.0), (12, 2.0), (20, 1.0)])
-def test_thin_layers_stay_one_layer_in_their_place(height, width):
+def test_thin_layers_remain_single_layers_in_their_place(height, width):
     share, echo, moved = layer(height, width)
     assert share.min() > 0.85 and share.max() < 1.2
     assert echo < 0.03, "no second layer"
@@ -216,14 +217,14 @@ def shadow(drop):
 
 
 @pytest.mark.parametrize("drop", [10, 20, 30])
-def test_a_shadow_stays_dark_and_empty(drop):
+def test_a_shadow_remains_dark_and_empty(drop):
     depth, mean, left = shadow(drop)
     assert depth.min() > 0.9 and depth.max() < 1.1
     assert mean < 0.05 and left < 0.3
 
 
 def print_table():
-    """What the bounds above were set from."""
+    """Print the figures that the bounds above were set from."""
     for grain in [*FLAT, (4.0, 8.0)]:
         print("flat, grain", grain, "left {:.3f}, 9 x 9 mean {:.3f}, step {:.3f}".format(*flat(grain)))
     for contrast in sorted(DISCS | FAINT):

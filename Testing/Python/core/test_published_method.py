@@ -61,7 +61,7 @@ def test_the_authors_reference_is_reproduced(shared_data):
     check_against(np.load(shared_data / "parity" / "official_reference.npz"), network)
 
 
-def test_despeckling_with_the_authors_file_gives_the_reference_inference(shared_data):
+def test_despeckling_with_the_authors_file_matches_the_reference_inference(shared_data):
     """Min-max of every frame on its own, the full-scale branch, cut to [0, 1]; here on the input's own scale."""
     numbers = np.load(shared_data / "parity" / "official_reference.npz")
     frames = numbers["frames"].astype(np.float32)
@@ -71,14 +71,14 @@ def test_despeckling_with_the_authors_file_gives_the_reference_inference(shared_
     assert np.abs(result - numbers["inference"]).max() <= 1e-4
 
 
-def test_it_runs_in_32_bits_whatever_the_device_does_faster(monkeypatch):
+def test_it_runs_in_single_precision_even_where_half_would_be_faster(monkeypatch):
     monkeypatch.setattr(inference, "choose_precision", lambda device: torch.bfloat16)
     model = Model(ModelConfig("published", normalisation="frame"), None)
     assert inference.precision_of(model, torch.device("cpu")) == torch.float32
 
 
 @pytest.mark.parametrize("linear", [True, False])
-def test_training_in_16_bits_normalises_each_frame_by_itself_too(linear):
+def test_training_in_half_precision_also_normalizes_each_frame_separately(linear):
     torch.manual_seed(0)
     layer = inference.accelerate(NormalisedConvolution(torch.nn.Conv2d(4, 8, 3, padding=1), linear))
     frames = torch.randn(3, 4, 20, 24)
@@ -100,7 +100,7 @@ def test_the_network_has_the_published_size():
     assert sum(p.numel() for p in SpeckleReductionNetwork(1).parameters()) == 3_910_785
 
 
-def test_a_constant_frame_gives_identical_views():
+def test_a_constant_frame_has_identical_views():
     views = published_views(torch.full((1, 1, 32, 32), 7, dtype=torch.uint8))
     assert all(torch.equal(view, torch.zeros(1, 1, 32, 32)) for view in views)
 
@@ -112,7 +112,7 @@ def test_views_fill_the_unit_range_each_on_its_own():
         assert torch.equal(view.amin((1, 2, 3)), torch.zeros(3)) and torch.equal(view.amax((1, 2, 3)), torch.ones(3))
 
 
-def test_equal_predictions_give_zero_consistency():
+def test_equal_predictions_have_zero_consistency_loss():
     same = (torch.ones(1, 1, 8, 8),) * 3
     terms = published_loss(same, (torch.zeros(1, 1, 8, 8), *same[1:]))
     assert terms["consistency"] == 0

@@ -20,7 +20,7 @@ FIELD_THAT_DIFFERS = b"CompressedDataSize"
 
 
 def run(source, folder):
-    """Both recordings, before and after the command line."""
+    """Return both recordings, before and after the command line."""
     target = folder / source.name
     assert main(["despeckle", str(source), str(target)]) == 0
     return files.read(source), files.read(target)
@@ -32,7 +32,7 @@ def header(path):
 
 
 def roughness(frames, mask):
-    """The mean step from pixel to pixel."""
+    """Return the mean step from pixel to pixel."""
     return np.abs(np.diff(frames.astype(float), axis=2))[:, mask[:, 1:]].mean()
 
 
@@ -49,7 +49,7 @@ def test_the_linear_plus_recording(shared_data, tmp_path):
     assert roughness(after.frames, muscle) < 0.4 * roughness(before.frames, muscle)
     for frame, result in zip(before.frames[::5], after.frames[::5], strict=True):
         rows = [np.argmax(metrics.reference(x)[220:400, 240:500], axis=0) for x in (frame, result)]
-        assert np.median(np.abs(rows[0] - rows[1])) <= 2, "the bone's edge stays where it is"
+        assert np.median(np.abs(rows[0] - rows[1])) <= 2, "the bone's edge does not move"
         ridge = [x[220:400, 240:500].max(0).mean() for x in (frame, result)]
         assert ridge[1] > 0.7 * ridge[0], "and bright"
 
@@ -74,7 +74,7 @@ def test_the_reconstructed_volume(shared_data, tmp_path):
     assert roughness(after.frames, region) < 0.8 * roughness(before.frames, region)
 
 
-def test_the_colour_recording(shared_data, tmp_path):
+def test_the_color_recording(shared_data, tmp_path):
     source = shared_data / "plus" / "ColorNrrdSample.igs.nrrd"
     before, after = run(source, tmp_path)
     coloured = ~grey(before.frames)
@@ -108,7 +108,7 @@ def test_the_carotid_frames(shared_data):
 
 
 @pytest.mark.parametrize("layout", ["phantom", "vessel", "layers", "organ"])
-def test_simulated_frames_come_nearer_to_their_truth_than_any_filter_brings_them(layout):
+def test_simulated_frames_get_closer_to_their_truth_than_with_any_filter(layout):
     simulated = simulate(SimulationConfig((160, 160), 2, (1.3, 2.0), layout), np.random.default_rng(2024))
 
     def error(model):
@@ -120,7 +120,7 @@ def test_simulated_frames_come_nearer_to_their_truth_than_any_filter_brings_them
 
 
 def test_a_flat_phantom_gains_no_structure():
-    """What is left of the speckle in tissue without anatomy, root mean square: less than a fifth."""
+    """In tissue without anatomy, less than a fifth of the speckle (root mean square) is left."""
     errors = []
     for seed in range(4):
         flat = simulate(SimulationConfig((160, 160), 1, (1.3, 2.0), "flat"), np.random.default_rng(seed))

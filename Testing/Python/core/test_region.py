@@ -1,4 +1,4 @@
-"""Only ultrasound is despeckled: what the region takes in and what it leaves out."""
+"""Only ultrasound is despeckled: what the region includes and excludes."""
 
 import io
 from dataclasses import replace
@@ -20,7 +20,7 @@ from Speckle2SelfLib.simulation import SimulationConfig, simulate
 
 @pytest.fixture(scope="module")
 def sector():
-    """A simulated sector cine with a white letter-like cross outside and one inside, and a grey bar."""
+    """Return a simulated sector cine with a white letter-like cross outside and one inside, and a grey bar."""
     simulated = simulate(
         SimulationConfig((240, 320), 6, (1.5, 2.5), "organ", "sector", np.inf), np.random.default_rng(4)
     )
@@ -33,7 +33,7 @@ def sector():
 
 
 @pytest.mark.filterwarnings("error")
-def test_colours_that_are_not_finite_hide_nothing(sector):
+def test_colors_that_are_not_finite_do_not_hide_the_region(sector):
     frames = (sector[0][..., None].repeat(3, -1) / 255).astype(np.float32)
     found = detect(frames)
     frames[0, 130, 130, 1], frames[1, 140, 150], frames[2] = np.nan, np.inf, np.nan
@@ -55,12 +55,12 @@ def test_a_still_overlay_amid_moving_speckle_is_left_out(sector):
     assert region[100:150, 140:190].mean() > 0.8
 
 
-def test_a_frame_full_of_tissue_is_taken_whole():
+def test_a_frame_full_of_tissue_is_one_region():
     frames = simulate(SimulationConfig((128, 128), 6, (1.2, 2.4), "vessel"), np.random.default_rng(0)).frames
     assert detect(np.round(frames * 255).astype(np.uint8)).mean() > 0.97
 
 
-def test_margins_stay_out_and_a_dark_cyst_stays_in():
+def test_margins_are_excluded_and_a_dark_cyst_is_included():
     frames = np.zeros((5, 200, 260), np.uint8)
     tissue = simulate(
         SimulationConfig((200, 160), 5, (1.5, 3), "flat", roughness=np.inf), np.random.default_rng(2)
@@ -141,14 +141,14 @@ CINE_TEXT = [(0, 30, 0, 40), (10, 34, 300, 320), (60, 100, 300, 320), (115, 145,
              (225, 240, 36, 285)]  # fmt: skip
 
 
-def test_the_cardiac_cine_keeps_its_text_out_and_its_tissue_grey():
+def test_the_cardiac_cine_is_found_without_its_text_and_is_grey():
     frames = files.read(pydicom.examples.get_path("ybr_color")).frames
     region = detect(frames)
     for top, bottom, left, right in CINE_TEXT:
         assert not region[top:bottom, left:right].any()
     assert region[40:190, 130:200].mean() > 0.99
     assert np.array_equal(region, ndimage.binary_fill_holes(region)), "the probe's face hardly moves"
-    assert ndimage.label(region)[1] == 1, "nothing of the ticks beside the sector"
+    assert ndimage.label(region)[1] == 1, "nothing of the ticks next to the sector"
     assert grey(frames)[:, 60:180, 120:210].mean() > 0.999
 
 
@@ -156,7 +156,7 @@ FRAME_GRABBER_TEXT = [(20, 50, 20, 110), (34, 50, 230, 380), (10, 260, 518, 640)
                       (80, 360, 48, 58), (243, 258, 57, 68), (360, 378, 325, 342), (400, 480, 0, 640)]  # fmt: skip
 
 
-def test_the_frame_grabber_recording_keeps_its_text_out(shared_data):
+def test_the_frame_grabber_recording_is_found_without_its_text(shared_data):
     path = shared_data / "plus" / "USTC_FrameGrabber_ProbeTranslationData.igs.mha"
     frames = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
     region = detect(frames)
@@ -167,19 +167,19 @@ def test_the_frame_grabber_recording_keeps_its_text_out(shared_data):
     assert region[200:350, 150:400].mean() > 0.6
 
 
-def test_the_linear_recording_loses_its_margins_alone(shared_data):
+def test_the_linear_recording_loses_only_its_margins(shared_data):
     path = shared_data / "plus" / "BoneUltrasound_L14.igs.mha"
     region = detect(sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
     assert not region[:, :175].any() and not region[:, 644:].any()
     assert region[10:610, 180:640].mean() > 0.99
 
 
-def test_a_screen_of_windows_is_no_ultrasound(shared_data):
+def test_a_screen_of_windows_is_not_ultrasound(shared_data):
     path = shared_data / "plus" / "ColorNrrdSample.igs.nrrd"
     assert not detect(sitk.GetArrayFromImage(sitk.ReadImage(str(path)))[None]).any()
 
 
-def test_tissue_that_hardly_moves_is_not_taken_for_graphics():
+def test_tissue_that_hardly_moves_is_not_mistaken_for_graphics():
     """Six frames of a probe that is held still: some pixels do not change by chance, and letters never do."""
     rng = np.random.default_rng(0)
     speckle = rng.rayleigh(50, (200, 200))
@@ -201,7 +201,7 @@ def test_tissue_that_hardly_moves_is_not_taken_for_graphics():
     ("rgb_color", [(66, 75, 4, 20), (108, 116, 4, 20), (66, 75, 300, 316)],
      [(76, 146, 43, 44), (76, 146, 158, 159), (76, 146, 273, 274), (147, 148, 180, 270)]),
 ])  # fmt: skip
-def test_text_scales_and_a_doppler_window_on_a_still_image_stay_as_they_are(name, text, lines):
+def test_text_scales_and_a_doppler_window_on_a_still_image_are_kept(name, text, lines):
     frames = getattr(pydicom.examples, name).pixel_array[None]
     region = detect(frames)
     bright = frames[0].min(-1) > 140
@@ -220,13 +220,13 @@ def test_a_doppler_window_survives_compression():
         assert not region[152:290, column].any()
 
 
-def test_a_coloured_bar_across_the_screen_hides_nothing():
+def test_a_colored_bar_across_the_screen_does_not_hide_the_region():
     region = detect(files.read(pydicom.examples.get_path("palette_color")).frames)
     assert region[100:140, 360:560].mean() > 0.95
     assert not region[:62].any() and not region[:, :320].any() and not region[200:].any()
 
 
-def test_hardly_any_tissue_is_taken_for_graphics_in_a_single_frame():
+def test_hardly_any_tissue_is_mistaken_for_graphics_in_a_single_frame():
     taken = []
     for seed in range(12):
         made = simulate(SimulationConfig((200, 200), 1, (1.0, 1.6)), np.random.default_rng(seed))
@@ -247,13 +247,14 @@ def tissue(size, seed, frames=1, layout="organ"):
 
 
 def trapezoid(size, lean):
-    """A linear probe's image with steered sides, in the middle of a black screen (H, W) bool."""
+    """Return a linear probe's image with steered sides, in the middle of a black screen (H, W) bool."""
     y, x = np.mgrid[: size[0], : size[1]]
     return (np.abs(x - size[1] / 2) < size[1] / 3 + lean * (y - size[0] / 2)) & (y >= 12) & (y < size[0] - 12)
 
 
 def fan(size, center, inner, outer, half):
-    """A curved probe's image with its arc on top (H, W) bool; center (x, y) of the arcs, half its opening (rad)."""
+    """Return a curved probe's image with its arc on top (H, W) bool; center (x, y) of the arcs, half its opening
+    (rad)."""
     y, x = np.mgrid[: size[0], : size[1]]
     depth, angle = np.hypot(y - center[1], x - center[0]), np.arctan2(x - center[0], y - center[1])
     return (depth >= inner) & (depth < outer) & (np.abs(angle) < half)
@@ -279,18 +280,18 @@ def test_nothing_is_painted_outside_an_image_of_any_shape(shape, frames):
 
 
 @pytest.mark.parametrize("frames", [1, 5])
-def test_a_box_over_a_name_stays_black_with_its_rim(frames):
+def test_a_box_over_a_name_is_kept_black_with_its_rim(frames):
     inside = trapezoid((200, 260), 0)
     screen = placed(tissue((200, 260), 5, frames), (200, 260), inside)
     screen[:, 130:152, 120:180] = 0
     region = detect(screen)
     assert not region[130:152, 120:180].any()
     inside[126:156, 116:184] = False
-    assert region[inside].mean() > 0.94, "what is left out lies beside black"
+    assert region[inside].mean() > 0.94, "pixels that are left out are next to black"
 
 
 def test_a_straight_fascia_is_tissue():
-    """As bright as a ruled line, but its brightness varies along it, and it fades over some pixels."""
+    """It is as bright as a ruled line, but its brightness varies along it, and it fades over some pixels."""
     frames = tissue((160, 200), 7, layout="flat") * 0.6
     along = 0.75 + 0.06 * ndimage.gaussian_filter1d(np.random.default_rng(1).standard_normal(200), 2, mode="wrap") * 3
     for row, share in zip(range(76, 83), (0.3, 0.6, 0.9, 1.0, 0.9, 0.6, 0.3), strict=True):
@@ -310,7 +311,7 @@ def test_a_screen_of_panels_around_an_image_is_left_as_it_is():
 
 
 @pytest.mark.parametrize("name, lost", [("trapezoid/trapezoid", "outside"), ("blackout_box/box", "box")])
-def test_the_shared_inputs_with_black_parts_keep_them(shared_data, name, lost):
+def test_the_black_parts_of_the_shared_inputs_are_kept(shared_data, name, lost):
     path = shared_data / "faults" / f"{name}.png"
     region = detect(np.asarray(Image.open(path))[None])
     if lost == "outside":
@@ -337,7 +338,7 @@ def crossed(frames, y, x, reach):
 
 
 @pytest.mark.parametrize("count", [1, 8])
-def test_calipers_and_dotted_lines_on_tissue_stay_as_they_are(count):
+def test_calipers_and_dotted_lines_on_tissue_are_kept(count):
     frames = np.round(tissue((160, 200), 4, count) * 190).astype(np.uint8)
     drawn = crossed(frames, 60, 50, 12) | crossed(frames, 110, 150, 12)
     for step in np.linspace(0.15, 0.85, 14):
@@ -349,7 +350,7 @@ def test_calipers_and_dotted_lines_on_tissue_stay_as_they_are(count):
     assert region[~ndimage.binary_dilation(drawn, iterations=5)].mean() > 0.98
 
 
-def test_ticks_at_the_edge_of_the_image_stay_as_they_are():
+def test_ticks_at_the_edge_of_the_image_are_kept():
     frames = np.zeros((1, 180, 240), np.uint8)
     frames[:, 15:165, 20:] = np.round(tissue((150, 220), 9) * 190)
     drawn = np.zeros((180, 240), bool)
@@ -360,9 +361,9 @@ def test_ticks_at_the_edge_of_the_image_stay_as_they_are():
 
 
 def changeable(frames, region=None):
-    """Where despeckling may change frames (N, H, W), bool: by a filter that changes all that it is given.
+    """Return where despeckling may change frames (N, H, W), bool, found with a filter that changes every pixel.
 
-    region: that of the recording that the frames are of; None: it is found in them.
+    region: the region of the frames' recording; None: it is detected in them.
     """
     found = calibrate(frames, with_grain=False)
     found = found if region is None else replace(found, region=region)
@@ -382,7 +383,7 @@ def test_a_scrolling_trace_is_preserved_in_every_frame_and_the_tissue_that_it_cr
     assert changes[:, :90].mean() > 0.95 and changes[:, 108:126].mean() > 0.7
 
 
-def test_the_shared_graphics_stay_as_they_are(shared_data):
+def test_the_shared_graphics_are_kept(shared_data):
     faults = shared_data / "faults"
     overlays, mask = (np.load(faults / "cine_overlays" / f"{name}.npz")["arr_0"] for name in ("overlays", "mask"))
     changes = changeable(overlays)
@@ -396,7 +397,7 @@ def test_the_shared_graphics_stay_as_they_are(shared_data):
     assert (detect(lines[None]) & white).sum() < 0.1 * white.sum()
 
 
-def test_the_sharp_edge_of_an_image_is_tissue_and_what_is_drawn_along_it_is_not():
+def test_the_sharp_edge_of_an_image_is_tissue_and_lines_along_it_are_not():
     level = np.zeros((60, 80))
     level[:40] = 90 + 20 * np.random.default_rng(0).standard_normal((40, 80))
     level[38:40] *= 0.8
@@ -407,7 +408,7 @@ def test_the_sharp_edge_of_an_image_is_tissue_and_what_is_drawn_along_it_is_not(
     assert rims[38:43, 5:35].all() and rims.sum() == 150
 
 
-def test_the_cardiac_fan_is_taken_to_its_lower_edge():
+def test_the_cardiac_fan_is_found_down_to_its_lower_edge():
     frames = files.read(pydicom.examples.get_path("ybr_color")).frames
     region, lit = detect(frames), frames[..., 0].max(0) > 12
     assert region[190:201, 136:200][lit[190:201, 136:200]].all()

@@ -36,7 +36,7 @@ def cine():
 
 @pytest.fixture
 def folder(cine, tmp_path, monkeypatch, small_crops):
-    """A cine of 24 frames and a small model to start from, in the current folder."""
+    """Return a cine of 24 frames and a small model to start from, in the current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes started here
     np.save("Doe^Jane.npy", cine)
@@ -71,7 +71,7 @@ def last_step(lines):
 
 
 def stopped(given, at=5):
-    """A run that was stopped at a step. It also asks after each simulated anatomy."""
+    """Return a run that was stopped at a step. It also asks after each simulated anatomy."""
     asked = iter(range(1, 100))
     with pytest.raises(Cancelled):
         runs.run(given, stop=lambda: next(asked) == at + given.training.simulated)
@@ -105,7 +105,7 @@ def test_a_stopped_run_resumes_bit_for_bit(folder, short_interval):
         assert not runs.state_path("m.model").exists()
 
 
-def test_what_is_simulated_first_is_reported_and_can_be_stopped(folder, monkeypatch):
+def test_the_simulation_before_a_run_is_reported_and_can_be_stopped(folder, monkeypatch):
     monkeypatch.setattr(runs, "SIMULATION_REPORTS", -1)
     lines = []
     runs.run(job(simulated=3, steps=3), lines.append)
@@ -151,7 +151,7 @@ def test_a_run_resumes_without_the_model_that_it_started_from(folder, short_inte
 
 
 def test_a_resumed_run_draws_the_same_curve(folder):
-    """Of recorded and simulated frames in turn, whose terms of the loss are others."""
+    """Recorded and simulated frames alternate, and their loss terms differ."""
     mixed = {"preset": "standard", "simulated": 4, "steps": 8}
     runs.run(job(output="whole.model", **mixed))
     for at in (1, 3, 4, 6):
@@ -169,7 +169,7 @@ def test_a_card_keeps_a_curve_of_few_points_to_its_end(folder, monkeypatch):
     assert [point[0] for point in card["curve"]] == [1, 2, 3]
 
 
-def test_a_finished_run_is_not_done_again(folder, short_interval):
+def test_a_finished_run_is_not_repeated(folder, short_interval):
     runs.run(job())
     content, lines = Path("m.model").read_bytes(), []
     again = runs.run(job(resume=True), lines.append)
@@ -181,7 +181,7 @@ def test_a_finished_run_is_not_done_again(folder, short_interval):
     stopped(job(output="n.model"), 8)
     runs.state_path("n.model").unlink()
     runs.run(job(output="n.model", resume=True), lines.append)
-    assert last_step(lines) == 12, "what was stopped is not finished, with or without its state"
+    assert last_step(lines) == 12, "a stopped run is not finished, with or without its state"
 
 
 def test_two_runs_do_not_write_the_same_model(folder):
@@ -260,8 +260,8 @@ def test_the_recording_that_cannot_be_used_is_named(folder):
             runs.run(job(inputs=["Doe^Jane.npy", name]))
 
 
-def test_a_run_does_not_go_on_with_other_data(folder, short_interval):
-    """Of the same shape; trained on, or held out."""
+def test_a_run_does_not_resume_with_other_data(folder, short_interval):
+    """The other data have the same shape and are trained on or held out."""
     frames = np.load("Doe^Jane.npy")
     np.save("held.npy", frames[:6])
     stopped(job(held_out=["held.npy"]))
@@ -275,12 +275,12 @@ def test_a_run_does_not_go_on_with_other_data(folder, short_interval):
 
 
 @pytest.mark.parametrize("other", ["start.model", "Doe^Jane.npy"])
-def test_a_model_that_was_replaced_during_a_pause_is_not_taken_for_the_runs_own(
+def test_a_model_that_was_replaced_during_a_pause_is_not_mistaken_for_the_runs_own(
     folder, short_interval, other, monkeypatch
 ):
     stopped(job())
     Path("m.model").write_bytes(Path(other).read_bytes())
-    scores = iter(range(100, 200))  # worse than what was kept
+    scores = iter(range(100, 200))  # worse than the kept model
     monkeypatch.setattr(runs, "score", lambda *_: next(scores))
     lines = []
     runs.run(job(resume=True), lines.append)
@@ -300,8 +300,8 @@ def test_a_run_that_is_stopped_more_than_once_keeps_its_best(folder, short_inter
     assert checkpoint.load("m.model")[2]["steps"] == 4 and same(weights("m.model"), weights("whole.model"))
 
 
-def test_what_cannot_be_written_is_told_before_the_run(folder, monkeypatch):
-    long = "m" * 245  # its state's name is longer than a file system takes
+def test_an_output_that_cannot_be_written_is_reported_before_the_run(folder, monkeypatch):
+    long = "m" * 245  # its state's name is too long for a file system
     for given in (job(output=long), job(preview="p" * 250)):
         lines = []
         with pytest.raises(InputError, match="cannot be written"):
@@ -324,7 +324,7 @@ def test_options_without_effect_are_refused_or_reported(folder):
     assert not any("seed" in line.get("message", "") for line in lines), "none was asked for"
 
 
-def test_a_model_is_given_a_deeper_level_and_the_uncertainty_without_a_change_of_its_output(folder):
+def test_a_deeper_level_and_the_uncertainty_can_be_added_without_changing_the_output(folder):
     start = runs._start(job(deep=1, uncertainty=True))
     assert start.model == ModelConfig(width=4, deep=1, uncertainty=True, grain=(0.75, 1.7))
     frame, plain = torch.rand(1, 1, 32, 32), checkpoint.load("start.model")[1]
@@ -343,7 +343,7 @@ def test_processes_that_torchrun_did_not_start_are_refused(folder, monkeypatch):
             runs.run(job())
 
 
-def test_weights_that_are_no_numbers_keep_the_last_good_files(folder, short_interval, monkeypatch):
+def test_nan_weights_keep_the_last_good_files(folder, short_interval, monkeypatch):
     """A gradient may overflow where the loss is still a number."""
     step = Training._train_step
 
@@ -362,7 +362,7 @@ def test_weights_that_are_no_numbers_keep_the_last_good_files(folder, short_inte
     checkpoint.load("m.model")
 
 
-def test_a_run_that_cannot_be_validated_for_want_of_memory_loses_nothing(folder, short_interval, monkeypatch):
+def test_a_run_without_enough_memory_to_validate_loses_nothing(folder, short_interval, monkeypatch):
     runs.run(job(output="whole.model"))
     validate = Training.validate
 
@@ -400,7 +400,7 @@ def test_recordings_are_held_out_as_a_whole_where_there_are_several(folder):
     assert lines[-1]["estimate"]["held_out"] == 0
     lines = []
     runs.run(job(inputs=["0.npy", "Doe^Jane.npy"], steps=1), lines.append)
-    assert not lines[0]["seen"] and lines[0]["held_out"] == 4, "of the one that is long enough"
+    assert not lines[0]["seen"] and lines[0]["held_out"] == 4, "only of the long one"
     lines = []
     runs.run(job(inputs=["0.npy"], held_out=["3.npy"], steps=1), lines.append)
     assert not lines[0]["seen"] and lines[0]["held_out"] == 6
@@ -416,7 +416,7 @@ def test_single_frames_next_to_those_held_out_are_left_out(folder):
     assert len(lines[0]["recordings"]) == 34 and lines[0]["held_out"] == 4
 
 
-def test_nothing_outside_a_given_region_is_learnt_from(folder, capsys):
+def test_nothing_outside_a_given_region_is_trained_on(folder, capsys):
     mask = np.zeros((64, 64), np.uint8)
     mask[8:56, 4:50] = 1
     mask[8:20, 4:20] = 0
@@ -439,7 +439,7 @@ def test_nothing_outside_a_given_region_is_learnt_from(folder, capsys):
     assert not Path("m.model").exists()
 
 
-def test_where_memory_is_short_the_batch_is_halved_and_it_says_so(folder, monkeypatch):
+def test_without_enough_memory_the_batch_is_halved_with_a_message(folder, monkeypatch):
     step = Training._train_step
 
     def short(self):
@@ -456,7 +456,7 @@ def test_where_memory_is_short_the_batch_is_halved_and_it_says_so(folder, monkey
         runs.run(job(output="n.model", steps=2), lambda line: None)
 
 
-def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(folder, short_interval, monkeypatch):
+def test_a_nan_loss_keeps_the_last_good_checkpoint(folder, short_interval, monkeypatch):
     draw = Training._draw
 
     def broken(self):
@@ -481,7 +481,7 @@ def test_a_model_and_its_state_hold_no_name_of_a_patient_or_file(folder, short_i
             assert secret not in content
 
 
-def test_a_result_that_is_worse_than_its_start_is_said_to_be_so():
+def test_a_result_that_is_worse_than_its_start_is_reported():
     start = {"homogeneity": 0.8, "structure": 0.99, "holes": 0.0}
     assert not runs.worse_than_start({"figures_at_start": start, "figures": start | {"homogeneity": 0.9}})
     worse = runs.worse_than_start({"figures_at_start": start, "figures": start | {"structure": 0.95, "holes": 0.02}})
@@ -523,8 +523,8 @@ class Clock:
 
 
 @pytest.mark.parametrize("slower", [1, 8, 0.25])
-def test_a_time_to_train_for_is_kept_although_the_pace_changes(folder, monkeypatch, short_interval, slower):
-    """Steps become slower, or faster, after the first was measured; each validation takes two seconds."""
+def test_the_training_time_is_kept_although_the_pace_changes(folder, monkeypatch, short_interval, slower):
+    """Steps become slower, or faster, after the first was measured; each validation lasts two seconds."""
     clock = Clock(monkeypatch, lambda done: 0.5 if done < runs.WARM_UP + 3 else 0.5 * slower, 2.0)
     lines, rates = [], []
     rate = Training._train_step
@@ -547,7 +547,25 @@ def test_a_time_to_train_for_is_kept_although_the_pace_changes(folder, monkeypat
     assert rates[-1] < 0.1 * highest, "the learning rate has come down at the end"
 
 
-def test_a_resumed_run_keeps_what_is_left_of_its_time(folder, monkeypatch, short_interval):
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (40, "Only 1 step fitted into 1 minute, too few to judge by (the preset has 500): "),
+        (2, "Only 30 steps fitted into 1 minute, too few to judge by (the preset has 500): "),
+        (0.5, None),
+    ],
+)
+def test_a_time_in_which_few_steps_fit_is_reported(folder, monkeypatch, short_interval, seconds, expected):
+    monkeypatch.setitem(config.PRESETS, "adapt", replace(config.PRESETS["adapt"], steps=500))
+    Clock(monkeypatch, lambda done: seconds)
+    lines = []
+    runs.run(job(steps=None, minutes=1.0), lines.append)
+    said = [line["message"] for line in lines if "message" in line]
+    assert [text for text in said if "fitted into" in text] == said[-1:] * bool(expected)
+    assert not expected or said[-1].endswith(f"{expected}allow more time, or use a faster device."), "after the result"
+
+
+def test_a_resumed_run_uses_the_rest_of_its_time(folder, monkeypatch, short_interval):
     clock, lines = Clock(monkeypatch, lambda done: 0.5), []
     stop = lambda: len(lines) > 42  # noqa: E731
     with pytest.raises(Cancelled):
@@ -561,7 +579,7 @@ def test_a_resumed_run_keeps_what_is_left_of_its_time(folder, monkeypatch, short
     assert lines[-1]["model"] and not [line for line in lines if "message" in line and "ignored" in line["message"]]
 
 
-def test_the_estimate_of_a_run_with_a_time_is_that_time(folder):
+def test_the_estimate_of_a_run_with_a_training_time_is_that_time(folder):
     lines = []
     runs.run(job(steps=None, minutes=0.5, estimate=True), lines.append)
     estimate = lines[0]["estimate"]
@@ -578,7 +596,7 @@ def test_time_and_memory_of_a_run_are_estimated_before_it(folder):
     assert not Path("m.model").exists()
 
 
-def test_a_recordings_grain_is_told_in_its_own_pixels(folder):
+def test_the_grain_is_reported_in_pixels_of_the_recording(folder):
     made = simulate(SimulationConfig((128, 128), 14, (1.2, 5.0), "flat"), np.random.default_rng(0)).frames
     np.save("coarse.npy", np.round(made * 255).astype(np.uint8))
     recorded = estimate_grain(made)
@@ -593,7 +611,7 @@ def test_a_recordings_grain_is_told_in_its_own_pixels(folder):
     assert lines[1]["recordings"][0]["grain"] == pytest.approx(recorded, abs=0.2)
 
 
-def test_a_job_file_and_the_command_line_say_the_same(folder, capsys):
+def test_a_job_file_and_the_command_line_are_equivalent(folder, capsys):
     Path("job.json").write_text(json.dumps({"inputs": ["Doe^Jane.npy"], "output": "m.model", "init": "start.model",
                                             "steps": 3, "batch": 2, "region": "none", "simulated": 2}))  # fmt: skip
     assert main(["train", "--job", "job.json", "--steps", "2"]) == 0
@@ -606,7 +624,7 @@ def test_a_job_file_and_the_command_line_say_the_same(folder, capsys):
         assert expected in capsys.readouterr().err
 
 
-# A process that has imported everything: commands run in copies of it, as imports take seconds each time. When a
+# A process that has imported everything: commands run in copies of it, as imports need seconds each time. When a
 # command is done, it looks at what still runs: a thread of the processes' group that is not over before the interpreter
 # is may abort the process as it ends, now and then.
 COPIED = """
@@ -649,7 +667,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def original():
-    """The process whose copies run commands; a function that gives it an order, and returns its answer."""
+    """Start the process whose copies run commands; return a function that sends it an order and returns its answer."""
     command = [sys.executable, "-c", COPIED]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
@@ -719,7 +737,7 @@ def test_ctrl_c_saves_and_leaves_cleanly(folder, original):
 
 
 @pytest.mark.parametrize("gone", ["reader", "terminal"])
-def test_a_run_whose_reader_or_terminal_is_gone_saves_and_ends(folder, original, gone):
+def test_a_run_whose_reader_or_terminal_closes_saves_and_ends(folder, original, gone):
     if gone == "terminal" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         pytest.skip("the signal is ignored, as under nohup")
     process = Copy(original, [*ENDLESS, "--report", "1"])
@@ -734,7 +752,7 @@ def test_a_run_whose_reader_or_terminal_is_gone_saves_and_ends(folder, original,
     assert checkpoint.load_state("m.model.state")[1]["step"] >= 5
 
 
-def test_a_kill_at_any_moment_leaves_checkpoints_that_load(folder, original):
+def test_after_a_kill_at_any_moment_the_checkpoints_load(folder, original):
     """A process trains and writes a checkpoint every step; it is killed at random moments and resumed."""
     chance, reached = random.Random(0), 0
     for _ in range(4):
@@ -759,7 +777,7 @@ def torchrun(count, *arguments):
 
 
 def test_two_processes_train_as_one_does(folder, original, capsys):
-    """The same losses at the same global batch; and what one process began two can finish."""
+    """The losses are the same for the same global batch, and two processes can finish a run that one began."""
     arguments = ["train", "Doe^Jane.npy", "--init", "start.model", "--batch", "4", "--steps", "8", "--region", "none",
                  "--simulated", "8", "--device", "cpu", "--report", "1", "--output"]  # fmt: skip
     assert main([*arguments, "1.model"]) == 0

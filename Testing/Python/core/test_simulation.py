@@ -23,7 +23,7 @@ def test_the_mean_of_many_frames_is_the_truth(layout, tails):
     assert np.abs(error.mean()) < 0.005
 
 
-def test_frames_share_the_anatomy_and_nothing_of_the_speckle():
+def test_frames_share_the_anatomy_but_not_the_speckle():
     simulated = run(frames=60, layout="organ")
     speckle = (simulated.frames - simulated.truth)[:, 5:-5, 5:-5]
     together = np.corrcoef(speckle.reshape(60, -1))
@@ -32,7 +32,7 @@ def test_frames_share_the_anatomy_and_nothing_of_the_speckle():
 
 
 @pytest.mark.parametrize("tails", [0, 0.5])
-def test_the_grain_is_where_the_intensity_correlates_by_half_and_tails_reach_further(tails):
+def test_the_grain_is_where_the_correlation_of_intensity_is_one_half_and_tails_reach_further(tails):
     pulse, rng = simulation._Pulse((2.0, 3.0), tails), np.random.default_rng(0)
     power = (simulation._echo(simulation._scatterers((300, 300), np.inf, rng), pulse, 0, power=False) ** 2).sum(0)
     assert power.mean() == pytest.approx(1, abs=0.05)
@@ -42,19 +42,19 @@ def test_the_grain_is_where_the_intensity_correlates_by_half_and_tails_reach_fur
     assert (far > 0.1) == bool(tails)
 
 
-def test_equal_seeds_give_equal_frames_and_others_do_not():
+def test_equal_seeds_draw_equal_frames_and_others_do_not():
     assert np.array_equal(run(1).frames, run(1).frames)
     assert not np.array_equal(run(1).frames, run(2).frames)
 
 
-def test_outside_a_sector_there_is_nothing():
+def test_outside_a_sector_everything_is_zero():
     simulated = run(frames=2, geometry="sector")
     assert 0.2 < simulated.region.mean() < 0.95
     assert not simulated.frames[:, ~simulated.region].any() and not simulated.truth[~simulated.region].any()
     assert simulated.frames[:, simulated.region].std() > 0.02
 
 
-def test_phantoms_have_labelled_objects_and_everything_fits_the_unit_range():
+def test_phantoms_have_labeled_objects_and_fit_the_unit_range():
     simulated = run(layout="phantom")
     assert simulated.labels.max() >= 1
     for image in (simulated.frames, simulated.truth):
@@ -77,7 +77,8 @@ def recorded(seed):
 
 
 def test_the_processing_of_a_frame_is_applied_to_its_truth():
-    """Else what is left of the truth would go along with its detail (edges enhanced) or its slopes (moved)."""
+    """Otherwise the remaining error would correlate with the detail of the truth (edges enhanced) or its slopes
+    (moved)."""
     pairs = [recorded(seed) for seed in range(150)]
     rest = np.array([frame - truth for frame, truth in pairs])
     detail = np.array([truth - gaussian_filter(truth, 2) for _, truth in pairs])
@@ -88,7 +89,7 @@ def test_the_processing_of_a_frame_is_applied_to_its_truth():
         assert abs((rest * slope).sum() / (slope**2).sum()) < 0.06  # pixels
 
 
-def test_the_truth_of_enhanced_frames_knows_what_was_cut_off(monkeypatch):
+def test_the_truth_of_enhanced_frames_includes_the_clipping(monkeypatch):
     """Overshoots are cut at black and white: near black the mean of the frames is brighter than without."""
     monkeypatch.setattr(simulation, "ENHANCED", 1.0)
     frames, truths = np.swapaxes([recorded(seed) for seed in range(120)], 0, 1)
@@ -96,7 +97,7 @@ def test_the_truth_of_enhanced_frames_knows_what_was_cut_off(monkeypatch):
         assert abs((frames - truths)[dark].mean()) < most
 
 
-def test_some_recorded_frames_are_in_8_bits_some_compressed_and_all_in_range():
+def test_some_recorded_frames_have_8_bits_some_are_compressed_and_all_are_in_range():
     whole = []
     for seed in range(40):
         frame, truth = recorded(seed)
@@ -123,7 +124,7 @@ def test_radii_of_leaves_fall_with_the_third_power():
 
 
 def test_natural_anatomies_are_calm_with_few_steep_edges():
-    """As photographs, and unlike a Gaussian field, whose slopes have a kurtosis of 3."""
+    """They resemble photographs, not a Gaussian field, whose slopes have a kurtosis of 3."""
     kurtosis = []
     for seed in range(12):
         slopes = np.diff(anatomy.draw_anatomy((128, 128), np.random.default_rng(seed)).decibels, axis=1)
@@ -137,7 +138,7 @@ def test_the_depth_within_an_outline_is_the_distance_to_it():
     assert depth == pytest.approx(7 - np.hypot(y, x), abs=1e-4)
 
 
-def test_vessels_are_darker_than_what_they_run_through():
+def test_vessels_are_darker_than_their_surroundings():
     lowest = []
     for seed in range(8):
         drawn = anatomy.Anatomy((128, 128), np.random.default_rng(seed))

@@ -1,4 +1,4 @@
-"""The speed benchmark: what it counts is right, its table is whole. No time is asked of a machine that others use."""
+"""The speed benchmark: its counts are right, its table is complete. No time is asked of a machine that others use."""
 
 import csv
 import os
@@ -66,7 +66,7 @@ def test_all_methods_are_in_the_table_and_the_ratios_fit_the_times(found):
     assert [row["method"] for row in written] == [row["method"] for row in rows]
 
 
-def test_the_page_says_what_was_measured_and_the_plot_is_drawn(found):
+def test_the_page_contains_the_measurements_and_the_plot_is_drawn(found):
     folder, rows = found
     page = (folder / "speed.md").read_text()
     assert page.count("\n| ") == len(rows) + 2
@@ -86,7 +86,7 @@ def one_thread():
 
 
 def test_nothing_does_more_than_the_machine_can(one_thread):
-    """One library's matrix product is no limit: on some processors another one's is three times as fast."""
+    """One library's matrix product is not the limit: on some processors that of another is three times as fast."""
     size = (192, 192)
     entries = [e for e in speed.entries(size, 0, True, CPU, [torch.float32], speed.published_pair()) if e.work]
     limits = [speed.machine_rates(CPU, 0.2)]
@@ -106,7 +106,7 @@ def test_a_share_above_100_percent_is_reported_as_a_fault():
     assert "WRONG LIMIT" in line and "200% of the limit" in line
 
 
-def test_bm3d_takes_part_where_it_is_installed(monkeypatch):
+def test_bm3d_is_timed_where_it_is_installed(monkeypatch):
     for spec, there in ((None, False), (object(), True)):
         monkeypatch.setattr(speed, "find_spec", lambda name, spec=spec: spec)
         all_of_one = speed.entries(
@@ -115,11 +115,11 @@ def test_bm3d_takes_part_where_it_is_installed(monkeypatch):
         assert ("BM3D" in {entry.method for entry in all_of_one}) == there
 
 
-def test_our_engine_gives_what_the_script_gives():
+def test_our_engine_matches_the_script():
     assert speed.differences(speed.published_pair(), CPU, [torch.float32], size=48)["float32"] < 1e-4
 
 
-def test_a_slower_default_shows(tmp_path):
+def test_a_slower_default_is_reported(tmp_path):
     def rows(ratio):
         both = {"method": speed.DEFAULT, "size": "512 x 512", "threads": 2}
         return [{**both, "frames": 1, "ratio": ratio}, {**both, "frames": 8, "ratio": 2 * ratio}]
@@ -139,7 +139,7 @@ def test_the_history_of_the_project_can_be_read(project):
     assert lines and all(float(line["ratio"]) > 0 and " x " in line["size"] for line in lines)
 
 
-def test_what_cannot_be_measured_is_refused(tmp_path, capsys):
+def test_impossible_measurements_are_refused(tmp_path, capsys):
     with pytest.raises(InputError, match="history file"):
         speed.run(tmp_path / "out", history=tmp_path / "none.csv")
     assert main(["benchmark", "speed", str(tmp_path / "out"), "--minutes", "1"]) == 2

@@ -17,7 +17,7 @@ OPTIONS = {"region": None, "device": "cpu", "precision": torch.float32}
 
 
 def flicker(frames):
-    """The temporal standard deviation, averaged over the pixels."""
+    """Return the temporal standard deviation, averaged over the pixels."""
     return frames.std(0).mean()
 
 
@@ -29,11 +29,11 @@ def test_a_static_cine_flickers_far_less(layout, geometry):
     output = despeckle(simulated.frames, "default", **{**OPTIONS, "region": simulated.region})
     inside = simulated.region
     assert flicker(output[:, inside]) <= 0.3 * flicker(simulated.frames[:, inside])
-    assert np.abs(output.mean(0) - simulated.truth)[inside].mean() < 0.03, "not by going away from the truth"
+    assert np.abs(output.mean(0) - simulated.truth)[inside].mean() < 0.03, "not by leaving the truth"
 
 
 def interface(depth, contrast, seed):
-    """One frame of two tissues that meet at `depth` pixels, and its truth."""
+    """Return one frame of two tissues that meet at `depth` pixels, and its truth."""
 
     def draw(layout, size, rng):
         anatomy = simulation.Textbook(size, rng)
@@ -49,7 +49,7 @@ def interface(depth, contrast, seed):
 
 
 def edge(image):
-    """Where the profile in depth, averaged over the columns, crosses the mean of its two levels; pixels."""
+    """Return where the profile in depth, averaged over the columns, crosses the mean of its two levels, in pixels."""
     profile = image.mean(1)
     middle = (profile[10:40].mean() + profile[-40:-10].mean()) / 2
     above = profile > middle
@@ -61,7 +61,7 @@ def edge(image):
 
 @pytest.fixture(scope="module", params=[20, 12, -12])
 def moving(request):
-    """A cine whose interface goes 0.7 pixels deeper from frame to frame: frames (N, H, W), truths, output."""
+    """Return a cine whose interface moves 0.7 pixels deeper per frame: frames (N, H, W), truths, output."""
     cine = [interface(55 + 0.7 * number, request.param, number) for number in range(14)]
     frames, truths = map(np.array, zip(*cine, strict=True))
     return frames, truths, despeckle(frames, "default", **OPTIONS)
@@ -76,7 +76,7 @@ def test_a_moving_edge_is_found_at_its_place(moving):
 
 
 def test_a_moving_edge_leaves_no_ghost(moving):
-    """Where it was frames ago, and where it will be, there is nothing of it."""
+    """Nothing of the edge is seen where it was some frames ago or where it will be."""
     _, truths, output = moving
     error = (output - truths).mean(2)  # (N, H), averaged over the columns
     places = [round(edge(truth)) for truth in truths]
@@ -86,8 +86,8 @@ def test_a_moving_edge_leaves_no_ghost(moving):
                 assert abs(error[number, places[other]]) < 0.04
 
 
-def test_a_frame_is_despeckled_as_if_it_were_alone(moving):
-    """Nothing but the grey mapping and the grain is shared by the frames of a cine."""
+def test_a_frame_is_despeckled_independently_of_its_cine(moving):
+    """The frames of a cine share only the grey mapping and the grain."""
     frames, _, output = moving
     whole = np.ones(frames.shape[1:], bool)
     grain = estimate_grain(frames[:: max(1, len(frames) // 8)], whole)

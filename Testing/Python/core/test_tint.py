@@ -1,4 +1,4 @@
-"""Tinted B-mode is despeckled throughout, in its own hue; Doppler color is not taken for a tint."""
+"""Tinted B-mode is despeckled throughout, in its own hue; Doppler color is not mistaken for a tint."""
 
 import numpy as np
 import pydicom.examples
@@ -27,7 +27,7 @@ def tinted(values, name):
 
 
 def changed(before, after):
-    """Where a pixel changed, or one beside it: some are right by chance."""
+    """Return where a pixel or one next to it changed, as some are right by chance."""
     return ndimage.maximum_filter((before != after).any(-1), (1, 3, 3))
 
 
@@ -48,12 +48,12 @@ def test_a_tinted_recording_is_despeckled_throughout_and_keeps_its_hue(speckled,
     map_of = np.round(255 * MAPS[name])
     away = np.abs(result[inside].reshape(-1, 1, 3)[::7] - map_of).max(-1).min(1)
     assert np.quantile(away, 0.99) <= 4, "colors of the map"
-    assert not result[:, :10].any() and not result[:, :, :14].any(), "black stays black"
+    assert not result[:, :10].any() and not result[:, :, :14].any(), "black is kept"
     plain = despeckle(speckled, "median")
     assert np.abs(luminance(result)[inside] - luminance(tinted(plain, name))[inside]).mean() < 3
 
 
-def test_strength_and_gamma_keep_the_hue_too(speckled):
+def test_strength_and_gamma_also_keep_the_hue(speckled):
     frames = tinted(speckled, "sepia")
     region = np.ones(frames.shape[1:3], bool)
     result = despeckle(frames, "median", region=None)
@@ -62,7 +62,7 @@ def test_strength_and_gamma_keep_the_hue_too(speckled):
     assert np.quantile(away, 0.99) <= 4
 
 
-def test_grey_recordings_and_doppler_colour_have_no_tint(speckled):
+def test_grey_recordings_and_doppler_color_have_no_tint(speckled):
     assert find_tint(speckled) is None
     assert find_tint(speckled[..., None].repeat(3, -1)) is None
     rng = np.random.default_rng(0)
@@ -75,7 +75,7 @@ def test_grey_recordings_and_doppler_colour_have_no_tint(speckled):
         assert find_tint(files.read(pydicom.examples.get_path(name)).frames) is None, name
 
 
-def test_doppler_colour_on_a_tinted_image_stays_as_it_is(speckled):
+def test_doppler_color_on_a_tinted_image_is_kept(speckled):
     frames = tinted(speckled, "sepia")
     frames[:, 50:70, 60:90] = (40, 60, 220)
     result = despeckle(frames, "median")

@@ -41,14 +41,14 @@ def finish(training):
     return list(training.run()), training.network
 
 
-def test_what_is_held_out_of_simulated_frames_was_not_trained_on():
+def test_held_out_simulated_frames_were_not_trained_on():
     for seed in (0, 5):
         training = Training([], TrainingConfig(steps=8, batch=4, crop=32, simulated=32, seed=seed), FAST)
         (held,) = training.held_out
         assert not any((held.frames[:, None] == training.simulated.frames[None]).flatten(2).all(-1).any(1))
 
 
-def test_a_head_for_the_uncertainty_learns_and_changes_nothing_of_the_grey_values():
+def test_a_head_for_the_uncertainty_learns_without_changing_the_grey_values():
     config = TrainingConfig(steps=90, batch=4, crop=32, simulated=32, averaging=0)
     plain, told = (Training([], config, replace(FAST, width=8, deep=1, uncertainty=u)) for u in (False, True))
     reports = [list(training.run()) for training in (plain, told)]
@@ -72,7 +72,7 @@ def test_estimated_deviations_are_fitted_to_held_out_simulated_frames():
     assert fit_uncertainty(network, [Cine(frames)]) == 1
 
 
-def test_a_run_makes_a_model_that_estimates_its_uncertainty_and_so_does_an_adapted_one(tmp_path, small_crops):
+def test_a_run_makes_a_model_that_estimates_its_uncertainty_also_when_adapted(tmp_path, small_crops):
     given = {"preset": "default", "simulated": 2, "steps": 2, "batch": 2, "device": "cpu"}
     first = runs.run(Job(str(tmp_path / "first"), width=4, deep=1, uncertainty=True, **given))
     assert (first.config.width, first.config.deep, first.config.uncertainty) == (4, 1, True)
@@ -85,13 +85,13 @@ def test_a_run_makes_a_model_that_estimates_its_uncertainty_and_so_does_an_adapt
 
 
 def runs_held_out(given):
-    """The frames that a run of these settings holds out."""
+    """Return the frames that a run of these settings holds out."""
     config = Job("m", **given).training
     return Training([], config, ModelConfig(width=4, grain=recipes.FAST_GRAIN)).held_out
 
 
-def test_the_averaged_weights_of_a_short_run_are_those_of_its_steps_and_are_what_is_judged():
-    """A network that starts at random: after 30 steps hardly anything of that is left."""
+def test_the_averaged_weights_of_a_short_run_are_the_mean_of_its_steps_and_are_judged():
+    """The network starts from random weights, which have hardly any effect after 30 steps."""
     config = TrainingConfig(steps=30, batch=4, crop=32, simulated=32, averaging=0.995)
     training = Training([], config, FAST)
     before = [parameter.clone() for parameter in training.network.parameters()]
@@ -121,7 +121,7 @@ def test_the_published_recipe_judges_the_averaged_network_that_is_kept(cine):
         assert figures[f"held-out {name}"] == pytest.approx(np.mean([term[name].item() for term in terms]), rel=1e-4)
 
 
-def test_a_training_leaves_the_callers_random_numbers_alone():
+def test_training_does_not_change_the_callers_random_numbers():
     before = torch.get_rng_state()
     Training([], TrainingConfig(steps=1, batch=1, crop=32, simulated=1, seed=3), FAST)
     assert torch.equal(torch.get_rng_state(), before)
@@ -137,7 +137,7 @@ def test_a_rotated_square_remains_a_square_in_frames_that_are_not_square():
 
 
 @pytest.mark.parametrize("recipe", ["respeckle", "published"])
-def test_a_run_goes_on_as_if_it_had_not_been_stopped_and_judged(cine, recipe):
+def test_a_run_continues_as_if_it_had_not_been_stopped_or_validated(cine, recipe):
     model = ModelConfig("published", normalisation="frame") if recipe == "published" else FAST
     of_recipe = {"averaging": 0.0} if recipe == "published" else {"averaging": 0.99, "simulated": 4}
     config = TrainingConfig(recipe, steps=4, batch=2, crop=32, **of_recipe)
@@ -158,8 +158,8 @@ def test_a_run_goes_on_as_if_it_had_not_been_stopped_and_judged(cine, recipe):
     assert all(torch.equal(one, two) for one, two in zip(*(m.state_dict().values() for m in made), strict=True))
 
 
-def test_a_recording_alone_teaches_to_reduce_its_speckle(cine):
-    """No clean image and no second recording: the truth serves to judge, not to train."""
+def test_training_on_one_recording_reduces_its_speckle(cine):
+    """Neither a clean image nor a second recording is used: the truth only judges."""
     frames, truth = cine
     config = TrainingConfig(steps=150, batch=4, crop=64, averaging=0.9, simulated=60, share=1.0)
     teacher = load_model("default").network
@@ -171,7 +171,7 @@ def test_a_recording_alone_teaches_to_reduce_its_speckle(cine):
 
 
 @pytest.mark.parametrize("recipe", ["respeckle", "published"])
-def test_the_same_seed_gives_the_same_weights(cine, recipe):
+def test_the_same_seed_trains_the_same_weights(cine, recipe):
     model, simulated = (FAST, 4) if recipe == "respeckle" else (ModelConfig("published", normalisation="frame"), 0)
     config = TrainingConfig(recipe=recipe, steps=2, batch=2, crop=32, simulated=simulated, averaging=0.0)
     networks = [finish(Training([prepare_cine(cine[0], None, model)], config, model))[1] for _ in range(2)]
@@ -179,15 +179,15 @@ def test_the_same_seed_gives_the_same_weights(cine, recipe):
         assert torch.equal(one, two)
 
 
-def test_the_probe_for_the_precision_draws_nothing():
-    """Else the first run of a process would begin with other weights than the second of the same seed."""
+def test_the_test_of_the_precision_draws_no_random_numbers():
+    """Otherwise the first run of a process would begin with other weights than a second one with the same seed."""
     before = torch.get_rng_state()
     devices.choose_precision.cache_clear()
     devices.choose_precision(torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_simulated_frames_bring_their_truth(cine):
+def test_simulated_frames_include_their_truth(cine):
     config = TrainingConfig(steps=2, batch=2, crop=32, simulated=3, share=1.0)
     reports, _ = finish(Training([], config, FAST))
     assert set(reports[-1].terms) == {"truth", "slopes"}
@@ -201,7 +201,7 @@ def test_simulated_frames_have_the_recordings_grain(grain):
     assert found == pytest.approx(grain, rel=0.25)
 
 
-def test_anatomies_are_the_same_however_many_threads_make_them():
+def test_anatomies_do_not_depend_on_the_number_of_threads():
     threads, made = torch.get_num_threads(), []
     for count in (1, 3):
         torch.set_num_threads(count)
@@ -222,7 +222,7 @@ def test_training_starts_from_a_given_network_and_leaves_it_trained(cine):
     assert not network.training
 
 
-def test_a_loss_that_is_no_number_ends_training_with_an_explanation(cine):
+def test_a_nan_loss_ends_training_with_an_explanation(cine):
     broken = Cine(torch.full((1, 1, 64, 64), float("nan")))
     with pytest.raises(InputError, match="became NaN"):
         finish(Training([broken], TrainingConfig("published", 2, 2, 32), ModelConfig("published")))
@@ -244,14 +244,14 @@ def test_small_frames_of_a_coarse_grain_are_refused():
 
 
 @pytest.mark.parametrize("model", [FAST, ModelConfig("published", normalisation="frame")])
-def test_values_that_are_no_numbers_are_filled(cine, model):
+def test_nan_values_are_filled(cine, model):
     frames = cine[0].copy()
     frames[0, 10:20], frames[1, 3, 3] = np.nan, np.inf
     prepared, whole = (prepare_cine(each, None, model).frames for each in (frames, cine[0]))
     assert prepared.isfinite().all() and torch.allclose(prepared[2:], whole[2:], atol=0.01)
 
 
-def test_frames_are_cut_to_their_region_and_brought_to_the_models_grain():
+def test_frames_are_cut_to_their_region_and_resampled_to_the_models_grain():
     frames = simulate(
         SimulationConfig((96, 128), 2, (1.5, 6.0), "flat", roughness=np.inf), np.random.default_rng(0)
     ).frames
@@ -263,7 +263,7 @@ def test_frames_are_cut_to_their_region_and_brought_to_the_models_grain():
 
 
 @pytest.mark.parametrize("recipe", ["respeckle", "published"])
-def test_one_drawn_augmentation_always_gives_the_same_result(recipe):
+def test_one_drawn_augmentation_always_has_the_same_result(recipe):
     x = torch.rand(5, 1, 24, 24)
     drawn = RECIPES[recipe](TrainingConfig(recipe)).draw_augmentation(np.random.default_rng(3), 5)
     assert torch.equal(augment(x, drawn), augment(x.clone(), drawn))
@@ -271,7 +271,7 @@ def test_one_drawn_augmentation_always_gives_the_same_result(recipe):
     assert not torch.equal(augment(x, drawn), x)
 
 
-def test_a_sector_is_learnt_along_its_beams_and_shown_as_recorded():
+def test_a_sector_is_trained_on_along_its_beams_and_shown_as_recorded():
     made = simulate(SimulationConfig((150, 180), 2, (1.2, 2.4), "organ", "sector"), np.random.default_rng(1))
     cine = prepare_cine(made.frames, made.region, FAST)
     rows, columns = made.region.any(1), made.region.any(0)
@@ -338,7 +338,7 @@ def test_every_recipe_of_the_config_is_a_class():
     assert all(RECIPES[preset.recipe].model for preset in configs.PRESETS.values())
 
 
-def test_nothing_in_the_core_asks_for_a_recipe_by_name(project):
+def test_nothing_in_the_core_checks_for_a_recipe_by_name(project):
     for path in (project / "Speckle2Self" / "Speckle2SelfLib").glob("*.py"):
         asks = re.findall(r"recipe (?:==|!=|in) .*", path.read_text())
         assert not asks or path.stem in ("config", "recipes"), f"{path.name}: {asks}"

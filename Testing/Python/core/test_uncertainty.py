@@ -1,4 +1,4 @@
-"""What models tell of their uncertainty: in which units, where, and what caution makes of it."""
+"""The uncertainty of models: its units, where it is defined, and what caution makes of it."""
 
 from dataclasses import replace
 
@@ -17,12 +17,13 @@ from Speckle2SelfLib.look import DOUBTFUL, UNKNOWN, look, uncertainty_of_look
 from Speckle2SelfLib.network import BEGINNING, MOST, UNSURE, build
 from Speckle2SelfLib.system import InputError
 
-MAPPING = (10.0, 210.0)  # the grey values that a model takes for 0 and 1
+MAPPING = (10.0, 210.0)  # the grey values that a model sees as 0 and 1
 EXACT = {"precision": torch.float32, "device": "cpu"}
 
 
 def make(deviation=UNSURE, spread=0.0, **config):
-    """A model of random weights that tells `deviation` everywhere, or around it with a spread of its logarithm."""
+    """Return a model of random weights that estimates `deviation` everywhere, or around it with a spread of its
+    logarithm."""
     torch.manual_seed(0)
     config = ModelConfig(width=8, uncertainty=True, **config)
     network = build(config).eval()
@@ -98,7 +99,7 @@ def test_outside_the_region_and_where_nothing_is_changed_it_is_zero(cine):
     assert not uncertainty[:, 20:24, 20:24].any() and (uncertainty[:, 5:15, 10:15] > 0).all()
 
 
-def test_it_comes_back_at_the_frames_own_resolution_and_along_beams():
+def test_it_is_returned_at_the_resolution_of_the_frames_and_along_beams():
     frames = np.random.default_rng(0).integers(20, 220, (2, 120, 160)).astype(np.uint8)
     rows, columns = np.mgrid[:120, :160]
     depth, angle = np.hypot(rows + 20, columns - 80), np.arctan2(columns - 80, rows + 20)
@@ -110,7 +111,7 @@ def test_it_comes_back_at_the_frames_own_resolution_and_along_beams():
         assert not uncertainty[:, ~region].any()
 
 
-def test_a_single_frame_takes_a_single_map_and_others_are_refused(cine, whole):
+def test_a_single_frame_needs_a_single_map_and_others_are_refused(cine, whole):
     _, uncertainty = told(cine[0], make(), whole)
     assert uncertainty.shape == (40, 48) and (uncertainty > 0).all()
     for wrong in (np.zeros((40, 48), np.float32), np.zeros(cine.shape), np.zeros((48, 40, 3), np.float32).T):
@@ -203,7 +204,7 @@ def test_recordings_of_all_kinds_have_one_with_their_geometry(folder, cine, kind
 
 
 @pytest.mark.parametrize("axis", ["j", "average"])
-def test_volumes_have_one_whichever_way_they_are_cut(folder, axis):
+def test_volumes_have_one_along_any_axis(folder, axis):
     volume = np.random.default_rng(0).integers(20, 220, (16, 24, 32)).astype(np.uint8)
     np.save("volume.npy", volume)
     assert run("volume.npy", "out.npy", "--axis", axis, "--uncertainty", "told.npy") == 0
@@ -217,7 +218,7 @@ def test_several_inputs_have_theirs_in_a_folder_of_the_same_layout(folder, cine,
     sitk.WriteImage(sitk.GetImageFromArray(cine[0]), "data/deep/b.png")
     assert run("data", "data/out", "--uncertainty", "data/told") == 0
     assert names(folder / "data" / "told") == ["a.npy", "deep/b.png.nrrd"]
-    assert run("data", "data/out", "--uncertainty", "data/told") == 0, "results are not taken for inputs"
+    assert run("data", "data/out", "--uncertainty", "data/told") == 0, "results are not used as inputs"
     assert names(folder / "data" / "out") == ["a.npy", "deep/b.png"]
     assert run("data", "other", "--uncertainty", "other") == 2
     assert "folder of their own" in capsys.readouterr().err and not (folder / "other").exists()

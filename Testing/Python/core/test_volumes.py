@@ -23,7 +23,7 @@ def test_frames_follow_the_axis_of_acquisition(shape, spacing, axis, expected):
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((9, 9, 9), "x"), ((1, 9, 9), "average")])
-def test_an_axis_that_is_not_there_is_refused(shape, axis):
+def test_an_unknown_axis_is_refused(shape, axis):
     with pytest.raises(InputError):
         volumes.slicing_axes(shape, (1, 1, 1), axis)
 
@@ -44,7 +44,7 @@ def test_each_frame_is_cut_across_the_axis_and_put_back():
     assert told[0] == (6, 18)
 
 
-def test_an_orientation_in_which_nothing_changes_is_left_out_of_the_mean_and_told(caplog):
+def test_an_orientation_in_which_nothing_changes_is_left_out_of_the_mean_with_a_message(caplog):
     volume = np.random.default_rng(0).normal(size=(2, 9, 10, 11))
     across_j = (9, 11)
     result = volumes.process(volume, [0, 1, 2], lambda frames, progress: frames + (frames.shape[1:] != across_j))
@@ -54,7 +54,7 @@ def test_an_orientation_in_which_nothing_changes_is_left_out_of_the_mean_and_tol
     assert len(caplog.records) == 1  # if no orientation works, each is reported
 
 
-def test_the_mean_is_rounded_and_keeps_what_is_not_finite():
+def test_the_mean_is_rounded_and_keeps_values_that_are_not_finite():
     a, b, c = (np.array([[[x]]], np.uint8) for x in (10, 11, 11))
     assert volumes.average([a, b, c]).item() == 11
     assert volumes.average([a, a, c]).item() == 10 and volumes.average([b, c]).item() == 11

@@ -41,14 +41,14 @@ class Desk:
         return longest
 
     def arrange(self, layout: str) -> None:
-        """The views as they are at first in that layout: Red axial, Yellow sagittal, Green coronal."""
+        """Set the views to their defaults in that layout: Red axial, Yellow sagittal, Green coronal."""
         manager = self.slicer.app.layoutManager()
         manager.setLayout(getattr(self.slicer.vtkMRMLLayoutNode, f"SlicerLayout{layout}View"))
         for name, orientation in (("Red", "Axial"), ("Yellow", "Sagittal"), ("Green", "Coronal")):
             manager.sliceWidget(name).mrmlSliceNode().SetOrientation(orientation)
 
     def filled(self, name: str) -> float:
-        """The share of a slice view, 0 to 1, that images fill."""
+        """Return the share of a slice view, 0 to 1, that images fill."""
         return self.slicer.app.layoutManager().sliceWidget(name).filled()
 
     def rest(self, seconds: float = 0.1) -> None:
@@ -60,7 +60,7 @@ class Desk:
         return self.slicer.util.addVolumeFromArray(frames, name=name)
 
     def cine(self, frames=FRAMES, name: str = "Cine"):
-        """A sequence with browser and proxy."""
+        """Return a sequence with browser and proxy."""
         sequence, _ = add_sequence(frames, name, f"{name} browser")
         return sequence
 
@@ -73,10 +73,10 @@ class Desk:
 
 @pytest.fixture
 def desk(monkeypatch, tmp_path, tmp_path_factory):
-    """The application with an empty scene, with message boxes that are kept and answered; no slot may raise, and Slicer
-    may find no error."""
+    """Start the application with an empty scene and message boxes that are kept and answered; no slot may raise, and
+    Slicer may find no error."""
     slicer = pytest.importorskip("slicer")
-    home = tmp_path_factory.getbasetemp() / "home"  # by one name, for the process in the background, which stays
+    home = tmp_path_factory.getbasetemp() / "home"  # one path for all tests, as the process in the background is kept
     home.unlink(missing_ok=True)
     (tmp_path / "home").mkdir()
     home.symlink_to(tmp_path / "home")
@@ -98,7 +98,7 @@ def desk(monkeypatch, tmp_path, tmp_path_factory):
 
 @pytest.fixture
 def panel(desk):
-    """The panel of Speckle2Self."""
+    """Return the panel of Speckle2Self."""
     desk.slicer.util.selectModule("Speckle2Self")
     panel = desk.slicer.modules.Speckle2SelfWidget
     panel.initializeParameterNode()

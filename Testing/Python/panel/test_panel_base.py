@@ -1,4 +1,4 @@
-"""What both panels do in the same way: errors, message boxes, parameter nodes, reload."""
+"""The common behavior of both panels: errors, message boxes, parameter nodes, reload."""
 
 import gc
 import os
@@ -28,8 +28,8 @@ def test_after_an_error_of_any_kind_the_panel_can_be_used_again(desk, panel, mon
     assert panel.ui.statusLabel.text == "" and panel.ui.applyButton.visible and panel.ui.applyButton.enabled
 
 
-def test_what_the_core_says_is_shown_in_the_users_language(desk, panel, monkeypatch):
-    """From another process, with a file before it, or raised here; its values are in the sentence."""
+def test_messages_of_the_core_are_shown_in_the_users_language(desk, panel, monkeypatch):
+    """They come from another process, follow a file name or are raised here; their values are in the sentence."""
     from Speckle2SelfLib import library
     from Speckle2SelfSlicer import words
     from Speckle2SelfSlicer.panel import reporting_errors
@@ -53,7 +53,7 @@ def test_what_the_core_says_is_shown_in_the_users_language(desk, panel, monkeypa
     assert words.translated("There is no region.") == "There is no region."
 
 
-def test_every_marked_sentence_of_the_core_is_found_again_with_its_values(monkeypatch):
+def test_every_marked_sentence_of_the_core_is_recognized_with_its_values(monkeypatch):
     from Speckle2SelfSlicer import words
 
     monkeypatch.setattr(words, "translate", lambda context, text: f"{context}>{text}")
@@ -66,12 +66,12 @@ def test_every_marked_sentence_of_the_core_is_found_again_with_its_values(monkey
         assert words.translated(template.format(**values)) == f"{context}>{template.format(**values)}"
 
 
-def test_one_failure_is_one_box_and_no_timer_steps_while_it_is_open(desk, panel, monkeypatch):
+def test_one_failure_shows_one_box_and_no_timer_runs_while_it_is_open(desk, panel, monkeypatch):
     panel.ui.inputSelector.setCurrentNode(desk.volume())
     boxes, steps = [], []
 
     def box(*arguments, **options):
-        """A modal box: events happen while it is open."""
+        """Show a modal box: events are processed while it is open."""
         boxes.append(arguments[0])
         before, end = len(steps), time.monotonic() + 0.3
         while time.monotonic() < end:
@@ -100,7 +100,7 @@ def test_one_failure_is_one_box_and_no_timer_steps_while_it_is_open(desk, panel,
 
 
 @pytest.mark.parametrize("opens", ["an error", "a sentence", "a question"])
-def test_no_timer_steps_while_a_box_of_a_button_is_open(desk, panel, monkeypatch, opens):
+def test_no_timer_runs_while_a_box_of_a_button_is_open(desk, panel, monkeypatch, opens):
     """Qt itself lets no timer interrupt its own step, but the steps of all others."""
     from Speckle2SelfLib.system import InputError
     from Speckle2SelfSlicer.panel import confirmed, reporting_errors
@@ -143,7 +143,7 @@ def test_a_panel_keeps_one_wrapper_and_one_connection_for_a_parameter_node(desk,
 
 
 def kept(kind) -> int:
-    """How many wrappers of a kind there are: one that is still observed is there."""
+    """Return the number of wrappers of a kind, including those that are still observed."""
     gc.collect()
     return sum(type(one) is kind for one in gc.get_objects())
 
@@ -166,7 +166,7 @@ def test_closing_and_importing_scenes_leaves_no_observer_of_the_panel_behind(des
     slicer.util.selectModule("Speckle2Self")
 
 
-def test_what_another_wrapper_or_a_script_sets_is_seen_at_once(desk, panel):
+def test_changes_by_another_wrapper_or_a_script_are_seen_at_once(desk, panel):
     """Wrappers keep values, and are notified of changes in another order than they were created."""
     node, volume = panel._parameterNode.parameterNode, desk.volume()
     wrapper = type(panel._parameterNode)(node)
@@ -185,7 +185,7 @@ def broken(*_arguments, **_options):
 
 
 @pytest.mark.parametrize("what", ["worker", "live", "look", "region"])
-def test_work_that_fails_at_every_step_is_one_box(desk, panel, monkeypatch, what):
+def test_work_that_fails_at_every_step_shows_one_box(desk, panel, monkeypatch, what):
     panel.ui.inputSelector.setCurrentNode(desk.volume())
     panel.ui.modelSelector.currentText = "median"
     panel.ui.regionSelector.currentText = "none"
@@ -205,7 +205,7 @@ def test_work_that_fails_at_every_step_is_one_box(desk, panel, monkeypatch, what
     panel.endAll()
 
 
-def test_reports_of_training_that_cannot_be_taken_are_one_box(desk, panel, monkeypatch):
+def test_training_reports_that_cannot_be_read_show_one_box(desk, panel, monkeypatch):
     slicer.util.selectModule("SpeckleTrain")
     train = slicer.modules.SpeckleTrainWidget
     monkeypatch.setattr(train.logic, "poll", broken)
@@ -216,7 +216,7 @@ def test_reports_of_training_that_cannot_be_taken_are_one_box(desk, panel, monke
     slicer.util.selectModule("Speckle2Self")
 
 
-def test_entries_of_selectors_are_shown_in_the_users_language_and_kept_as_they_are(desk, panel, monkeypatch):
+def test_entries_of_selectors_are_shown_in_the_users_language_and_stored_in_english(desk, panel, monkeypatch):
     from Speckle2SelfSlicer import panel as base
 
     monkeypatch.setattr(base, "_", lambda text: {"none": "keine", "given": "gegeben"}.get(text, text))
@@ -285,7 +285,7 @@ def test_the_modules_name_the_modules_whose_nodes_they_need():
     assert needed | {"Plots"} <= set(slicer.modules.speckletrain.dependencies)
 
 
-def test_the_modules_do_not_ask_for_each_other(project):
+def test_the_modules_do_not_look_for_each_other(project):
     for name in ("Speckle2Self", "SpeckleTrain"):
         text = (project / name / f"{name}.py").read_text()
         assert f"import {other(name)}" not in text and f"from {other(name)} " not in text
@@ -327,7 +327,7 @@ first = held.worker.pid
 slicer.modules.Speckle2SelfWidget.onReload()
 assert not alive(first)
 from Speckle2SelfSlicer import session as renewed
-assert renewed is not session, "the packages beside the modules are read again"
+assert renewed is not session, "the packages next to the modules are read again"
 one, two = slicer.modules.Speckle2SelfWidget, slicer.modules.SpeckleTrainWidget
 assert one.session is two.session is renewed.shared() and type(one).__mro__[3].__module__ in sys.modules
 volume = slicer.util.addVolumeFromArray(frames[:1], name="Liver")
@@ -337,7 +337,7 @@ print("well")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_reload_loses_no_training_starts_no_second_worker_and_reads_the_packages_again(project, tmp_path):
+def test_reload_keeps_training_starts_no_second_worker_and_reads_the_packages_again(project, tmp_path):
     (tmp_path / "reload.py").write_text(RELOAD)
     command = [project / "Testing" / "headless-slicer", "--main-window", tmp_path / "reload.py"]
     environment = {**os.environ, "SPECKLE2SELF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}

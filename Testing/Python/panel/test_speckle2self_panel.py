@@ -1,4 +1,4 @@
-"""The panel of Speckle2Self: its buttons are clicked, and what comes of it is looked at in the scene."""
+"""The panel of Speckle2Self: its buttons are clicked, and the results are checked in the scene."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def apply(desk, panel):
 
 @pytest.fixture
 def done(desk, panel):
-    """A cine that has been despeckled."""
+    """Return a cine that has been despeckled."""
     choose(panel, desk.cine())
     apply(desk, panel)
     return panel._parameterNode.outputNode
@@ -110,7 +110,7 @@ def test_a_selector_and_its_parameter_follow_each_other(desk, panel, widget, kin
 #
 
 
-def test_apply_despeckles_beside_the_input(desk, panel, done):
+def test_apply_despeckles_into_a_node_next_to_the_input(desk, panel, done):
     assert done.GetName() == "Cine despeckled"
     assert done.GetNthIndexValue(3) == "0.30"
     assert desk.frames(done).std() < 0.8 * FRAMES.std()
@@ -119,7 +119,7 @@ def test_apply_despeckles_beside_the_input(desk, panel, done):
     assert np.array_equal(desk.frames(panel._parameterNode.inputNode), FRAMES)
 
 
-def test_the_bundled_model_and_the_found_region_are_what_is_used_at_first(desk, panel):
+def test_the_bundled_model_and_the_detected_region_are_the_defaults(desk, panel):
     assert (panel._parameterNode.model, panel._parameterNode.region) == ("default", "auto")
     panel.ui.inputSelector.setCurrentNode(desk.volume())
     assert "imulated" in panel.ui.modelDescriptionLabel.text
@@ -140,7 +140,7 @@ def test_another_input_never_fills_the_former_ones_output(desk, panel, done):
     assert panel._parameterNode.outputNode is None
 
 
-def test_progress_is_shown_and_cancel_leaves_the_scene_as_it_was(desk, panel):
+def test_progress_is_shown_and_cancel_leaves_the_scene_unchanged(desk, panel):
     choose(panel, desk.cine(np.kron(FRAMES, np.ones((1, 8, 8), np.uint8))), "nlm")
     before = desk.names()
     panel.ui.applyButton.click()
@@ -168,7 +168,7 @@ def test_finished_frames_are_kept_after_cancel_if_asked_for(desk, panel):
     assert not any("partial" in name for name in desk.names())
 
 
-def test_a_killed_process_is_one_message_and_the_next_apply_works(desk, panel):
+def test_a_killed_process_shows_one_message_and_the_next_apply_works(desk, panel):
     choose(panel, desk.cine(np.kron(FRAMES, np.ones((1, 8, 8), np.uint8))), "nlm")
     before = desk.names()
     panel.ui.applyButton.click()
@@ -181,7 +181,7 @@ def test_a_killed_process_is_one_message_and_the_next_apply_works(desk, panel):
     assert panel._parameterNode.outputNode.GetName() == "Cine despeckled"
 
 
-def test_what_cannot_be_despeckled_is_one_clear_sentence(desk, panel):
+def test_nodes_that_cannot_be_despeckled_are_refused_in_one_clear_sentence(desk, panel):
     panel.ui.inputSelector.setCurrentNode(slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Empty"))
     panel.ui.applyButton.click()
     desk.rest()
@@ -198,7 +198,7 @@ def test_an_unchanged_output_is_reported(desk, panel):
     assert "No ultrasound region was found" in panel.ui.statusLabel.text
 
 
-def test_missing_packages_are_told_before_anything_starts(desk, panel, monkeypatch):
+def test_missing_packages_are_reported_before_anything_starts(desk, panel, monkeypatch):
     from Speckle2SelfSlicer import dependencies
 
     monkeypatch.setattr(dependencies, "find_spec", lambda name: None if name == "torch" else name)
@@ -290,7 +290,7 @@ def box(center, size):
     return node
 
 
-def test_a_given_region_alone_is_changed_and_comes_back_for_the_next_recording(desk, panel):
+def test_only_a_given_region_is_changed_and_it_is_reused_for_the_next_recording(desk, panel):
     choose(panel, desk.volume(), region="given")
     assert panel.ui.regionNodeSelector.enabled
     panel.ui.regionNodeSelector.setCurrentNode(box((20, 20, 0), (20, 20, 4)))
@@ -305,7 +305,7 @@ def test_a_given_region_alone_is_changed_and_comes_back_for_the_next_recording(d
     assert again.any() and not again[~np.pad(np.ones((21, 21), bool), ((10, 17), (10, 25)))].any()
 
 
-def test_a_region_that_was_never_given_is_asked_for(desk, panel):
+def test_a_region_that_was_never_given_is_requested(desk, panel):
     choose(panel, desk.volume("Odd", FRAMES[:1, :40, :37]), region="given")
     panel.ui.applyButton.click()
     assert "Choose a segmentation or a box" in desk.asked[-1][1]
@@ -327,7 +327,7 @@ def test_the_region_is_outlined_before_and_after_apply(desk, panel):
     panel.ui.showRegionCheckBox.checked = True
     assert composite.GetLabelVolumeID()
     slicer.util.selectModule("SpeckleTrain")
-    assert composite.GetLabelVolumeID() is None, "it would be taken for what is trained on"
+    assert composite.GetLabelVolumeID() is None, "it would look like the region that is trained on"
     slicer.util.selectModule("Speckle2Self")
     assert np.array_equal(slicer.util.array("Outline of the region")[0].astype(bool), first)
 
@@ -339,7 +339,7 @@ def island():
     return frames
 
 
-def test_the_region_of_a_run_on_whole_frames_is_not_taken_for_a_detected_one(desk, panel):
+def test_the_region_of_a_run_on_whole_frames_is_not_mistaken_for_a_detected_one(desk, panel):
     choose(panel, desk.cine(island()), "median")
     apply(desk, panel)
     panel.ui.regionSelector.currentText = "auto"
@@ -352,7 +352,7 @@ def test_the_region_of_a_run_on_whole_frames_is_not_taken_for_a_detected_one(des
 
 
 @pytest.mark.parametrize("axes", [("average", "average"), ("k", "j")])
-def test_what_a_run_found_along_another_axis_does_not_keep_live_from_starting(desk, panel, axes):
+def test_the_result_of_a_run_along_another_axis_does_not_keep_live_from_starting(desk, panel, axes):
     choose(panel, desk.volume("Volume", np.repeat(FRAMES, 2, 0)), "median", "auto")
     panel.ui.axisSelector.currentText = axes[0]
     apply(desk, panel)
@@ -405,7 +405,7 @@ def test_the_outline_follows_a_box_that_is_moved(desk, panel):
 #
 
 
-def test_the_preview_is_the_shown_frame_alone_and_follows_the_look(desk, panel):
+def test_the_preview_is_only_the_shown_frame_and_follows_the_look(desk, panel):
     choose(panel, desk.cine())
     browser = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSequenceBrowserNode")
     browser.SetSelectedItemNumber(5)
@@ -430,7 +430,7 @@ def test_the_preview_is_the_shown_frame_alone_and_follows_the_look(desk, panel):
 
 
 @pytest.mark.parametrize("button", ["previewButton", "liveCheckBox"])
-def test_preview_and_live_take_a_given_region(desk, panel, button):
+def test_preview_and_live_use_a_given_region(desk, panel, button):
     volume = desk.volume()
     choose(panel, volume, region="given")
     box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
@@ -444,20 +444,20 @@ def test_preview_and_live_take_a_given_region(desk, panel, button):
     box.SetCenter(41.5, 23.5, 0)
     if button == "previewButton":
         desk.rest()
-        assert (after[:, :28] != before[:, :28]).any(), "a preview does not follow by itself"
+        assert (after[:, :28] != before[:, :28]).any(), "a preview does not update itself"
         panel.ui.previewButton.click()
     desk.wait(lambda: np.array_equal(after[:, :28], before[:, :28]) and (after[:, 28:] != before[:, 28:]).mean() > 0.5)
     assert not desk.asked
 
 
-def test_live_that_cannot_start_is_off(desk, panel):
+def test_live_is_off_if_it_cannot_start(desk, panel):
     choose(panel, desk.volume(), region="given")
     panel.ui.liveCheckBox.click()
     desk.rest()
     assert desk.asked and panel.live is None and not panel.ui.liveCheckBox.checked
 
 
-def test_a_preview_whose_output_was_removed_is_made_again(desk, panel):
+def test_a_preview_whose_output_was_removed_is_created_again(desk, panel):
     choose(panel, desk.volume())
     panel.ui.previewButton.click()
     desk.wait(lambda: panel.live.output is not None)
@@ -469,7 +469,7 @@ def test_a_preview_whose_output_was_removed_is_made_again(desk, panel):
     desk.wait(lambda: panel.live.hasOutput)
 
 
-def test_live_follows_the_recording_until_its_node_goes(desk, panel):
+def test_live_follows_the_recording_until_its_node_is_removed(desk, panel):
     choose(panel, desk.cine())
     panel.ui.strengthSlider.value = 0  # identifies the frame
     browser = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSequenceBrowserNode")
@@ -484,7 +484,7 @@ def test_live_follows_the_recording_until_its_node_goes(desk, panel):
     assert not panel.ui.liveCheckBox.checked
 
 
-def test_live_can_be_switched_off_and_the_output_stays(desk, panel):
+def test_live_can_be_switched_off_and_the_output_is_kept(desk, panel):
     volume = desk.volume()
     choose(panel, volume)
     panel.ui.liveCheckBox.click()
@@ -497,7 +497,7 @@ def test_live_can_be_switched_off_and_the_output_stays(desk, panel):
 
 
 def test_live_follows_a_stream_of_encoded_images(desk, panel):
-    """As video that comes through OpenIGTLink: each image is another frame of the same node."""
+    """Video arrives through OpenIGTLink like this: each image is another frame of the same node."""
 
     def encoded(image):
         node, pixels = slicer.vtkMRMLStreamingVolumeNode(), slicer.vtkMRMLVectorVolumeNode()
@@ -522,7 +522,7 @@ def test_live_follows_a_stream_of_encoded_images(desk, panel):
     desk.rest()
 
 
-def test_live_that_is_switched_on_again_reuses_its_output_unless_that_was_renamed(desk, panel):
+def test_live_reuses_its_output_when_switched_on_again_unless_that_was_renamed(desk, panel):
     """Other modules may have been given that volume, and each time another one would fill the scene."""
 
     def live(node):
@@ -545,10 +545,10 @@ def test_live_that_is_switched_on_again_reuses_its_output_unless_that_was_rename
     output = live(liver)
     panel.ui.outputSelector.setCurrentNode(output)
     apply(desk, panel)
-    assert live(liver) is not output, "what Apply made is no live image's any more"
+    assert live(liver) is not output, "the output of Apply is no longer used for live images"
 
 
-def test_live_takes_the_views_once_and_not_at_every_image(desk, panel):
+def test_live_changes_the_views_once_and_not_at_every_image(desk, panel):
     volume, other = desk.volume(), desk.volume("Other", FRAMES[1:2])
     choose(panel, volume)
     panel.ui.liveCheckBox.click()
@@ -558,7 +558,7 @@ def test_live_takes_the_views_once_and_not_at_every_image(desk, panel):
     slicer.util.updateVolumeFromArray(volume, FRAMES[2:3])
     desk.wait(lambda: not panel.live.waiting)
     desk.rest()
-    assert composites()["Red"].GetBackgroundVolumeID() == other.GetID(), "what the user chose meanwhile"
+    assert composites()["Red"].GetBackgroundVolumeID() == other.GetID(), "the user's later choice"
     panel.ui.liveCheckBox.click()
 
 
@@ -594,7 +594,7 @@ def test_side_by_side_flicker_fade_and_difference(desk, panel, done):
     assert np.array_equal(slicer.util.arrayFromVolume(difference)[0], expected)
 
 
-def test_a_recording_that_no_browser_shows_any_more_is_told_once_and_not_at_every_fade(desk, panel, done):
+def test_a_recording_that_no_browser_shows_any_longer_is_reported_once_and_not_at_every_fade(desk, panel, done):
     slicer.mrmlScene.RemoveNode(slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSequenceBrowserNode"))
     panel.ui.fadeSlider.value = 0.5
     panel.ui.flickerButton.click()
@@ -604,7 +604,7 @@ def test_a_recording_that_no_browser_shows_any_more_is_told_once_and_not_at_ever
     assert "is not shown; choose" in desk.asked[0][1] and len(desk.asked) == 1
 
 
-def test_figures_come_into_a_table_and_into_a_file(desk, panel, done, tmp_path):
+def test_figures_are_written_into_a_table_and_a_file(desk, panel, done, tmp_path):
     panel.ui.tissueSelector.addNode("vtkMRMLMarkupsROINode")
     assert panel._parameterNode.tissueNode.GetSize()[0] == pytest.approx(56 / 4)
     panel.ui.filterSelector.currentText = "median"
@@ -617,7 +617,7 @@ def test_figures_come_into_a_table_and_into_a_file(desk, panel, done, tmp_path):
     assert (tmp_path / "figures.csv").read_text().startswith("method,mean,std,SNR")
 
 
-def test_when_the_output_goes_the_views_show_the_input_again(desk, panel, done):
+def test_when_the_output_is_removed_the_views_show_the_input_again(desk, panel, done):
     from Speckle2SelfSlicer import scene
 
     panel.ui.sideBySideButton.click()
@@ -663,7 +663,7 @@ def test_an_output_that_no_browser_shows_can_be_removed(desk, panel, done):
 #
 
 
-def test_a_model_file_is_taken_among_the_models(desk, panel, project):
+def test_a_model_file_is_imported_among_the_models(desk, panel, project):
     desk.answers["open"] = str(project / "Speckle2Self" / "Resources" / "Models" / "default.safetensors")
     panel.ui.modelFileButton.click()
     assert panel._parameterNode.model == "default 2" == panel.ui.modelSelector.currentText
@@ -672,7 +672,7 @@ def test_a_model_file_is_taken_among_the_models(desk, panel, project):
     assert "not a model file" in desk.asked[-1][1] and panel._parameterNode.model == "default 2"
 
 
-def test_the_card_of_every_model_can_be_read(desk, panel):
+def test_the_card_of_every_model_can_be_shown(desk, panel):
     for model in panel.logic.models():
         panel.ui.modelSelector.currentText = model
         panel.ui.modelCardButton.click()
@@ -717,7 +717,7 @@ def test_an_imported_scene_changes_no_choice(desk, panel, done, tmp_path):
 
 
 @pytest.mark.parametrize("to", [None, "Liver"])
-def test_a_run_whose_input_is_no_longer_chosen_ends_well(desk, panel, to):
+def test_a_run_whose_input_is_no_longer_chosen_completes(desk, panel, to):
     other = to and desk.volume(to)
     choose(panel, desk.cine(np.kron(FRAMES, np.ones((1, 8, 8), np.uint8))))
     panel.ui.applyButton.click()
@@ -739,7 +739,7 @@ def test_closing_the_scene_ends_a_run_and_its_process(desk, panel):
     assert "Cine despeckled" not in desk.names() and panel._parameterNode is not None
 
 
-def test_a_run_goes_on_while_another_module_is_open(desk, panel):
+def test_a_run_continues_while_another_module_is_open(desk, panel):
     choose(panel, desk.cine())
     panel.ui.applyButton.click()
     slicer.util.selectModule("SpeckleTrain")

@@ -1,4 +1,4 @@
-"""The panel of SpeckleTrain: its buttons are clicked, real processes train, and the scene shows how it goes."""
+"""The panel of SpeckleTrain: its buttons are clicked, real processes train, and the scene shows their progress."""
 
 import json
 import os
@@ -22,13 +22,13 @@ FRAMES = np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype
 
 @pytest.fixture
 def train(desk, monkeypatch):
-    """The panel, with a home of its own in which there is a small model `start`, and a cine in the scene."""
+    """Return the panel, with a home of its own in which there is a small model `start`, and a cine in the scene."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     from Speckle2SelfSlicer import training_data
     from Speckle2SelfSlicer.session import shared
     from Speckle2SelfSlicer.trainer import Trainer
 
-    def quick(*arguments, **options):  # the 400 anatomies of the preset take ten seconds
+    def quick(*arguments, **options):  # the 400 anatomies of the preset need ten seconds
         few = {} if options["recipe"] == "published" or options["preset"] == "paper" else {"simulated": 20}
         return Job(*arguments, **few, **options)
 
@@ -56,7 +56,7 @@ def choose(panel):
 
 
 def start(desk, panel, reports: int = 2):
-    """A run that has reported something."""
+    """Return a run that has reported something."""
     choose(panel)
     panel.ui.trainButton.click()
     desk.wait(lambda: panel.job.ended or len(panel.job.reports) >= reports)
@@ -106,7 +106,7 @@ def test_each_recording_is_listed_with_its_frames(desk, train, tmp_path):
     assert len(train.ui.dataLabel.text.splitlines()) == 10 and "and 8 more" in train.ui.dataLabel.text
 
 
-def test_the_files_of_a_large_folder_are_counted_for_a_moment_only(tmp_path):
+def test_the_files_of_a_large_folder_are_counted_only_for_a_moment(tmp_path):
     from Speckle2SelfSlicer.trainer import count_files
 
     for number in range(4):
@@ -122,7 +122,7 @@ def sector(count=16):
 
 
 def outlined():
-    """The pixels inside the outline; None where there is none."""
+    """Return the pixels inside the outline; None where there is none."""
     composite = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSliceCompositeNode")
     node = slicer.mrmlScene.GetNodeByID(composite.GetLabelVolumeID() or "")
     assert (node is None) == (slicer.mrmlScene.GetFirstNodeByName("Outline of the region") is None)
@@ -136,7 +136,7 @@ def box(center, size, name="Box"):
     return node
 
 
-def test_what_would_be_trained_on_is_outlined(desk, train, tmp_path):
+def test_the_pixels_to_train_on_are_outlined(desk, train, tmp_path):
     sequence = desk.cine(sector(), "Sector")
     train.ui.inputsSelector.check(sequence)
     train.ui.showRegionCheckBox.checked = True
@@ -152,7 +152,7 @@ def test_what_would_be_trained_on_is_outlined(desk, train, tmp_path):
     assert np.array_equal(outlined(), region.detect(np.load(tmp_path / "run" / "recording-1.npy")))
     assert 0.3 < outlined().mean() < 0.5
     train.ui.recipeSelector.currentText = "published"
-    assert outlined().all(), "the published method takes whole frames"
+    assert outlined().all(), "the published method needs whole frames"
     train.ui.recipeSelector.currentText = "preset"
     train.ui.regionSelector.currentText = "given"
     assert outlined() is None and "none was used" in train.ui.dataLabel.text
@@ -169,7 +169,7 @@ def test_what_would_be_trained_on_is_outlined(desk, train, tmp_path):
     assert slicer.mrmlScene.GetNodeByID(composite.GetBackgroundVolumeID()).GetName() == "Sector"
 
 
-def test_where_nothing_looks_like_ultrasound_whole_frames_are_trained_on_and_outlined(desk, train):
+def test_without_an_ultrasound_region_whole_frames_are_trained_on_and_outlined(desk, train):
     squares = np.kron(np.eye(2, dtype=np.uint8), np.full((1, 40, 40), 90, np.uint8))
     train.ui.inputsSelector.check(desk.volume("Flat", squares))
     train.ui.regionSelector.currentText = "auto"
@@ -178,7 +178,7 @@ def test_where_nothing_looks_like_ultrasound_whole_frames_are_trained_on_and_out
     assert outlined().all()
 
 
-def test_the_outline_is_of_the_chosen_recording_that_is_seen(desk, train):
+def test_the_outline_is_of_the_chosen_recording_in_the_views(desk, train):
     choose(train)
     train.ui.inputsSelector.check(desk.cine(sector(), "Sector"))
     train.ui.showRegionCheckBox.checked = True
@@ -215,7 +215,7 @@ def test_the_outline_is_removed(desk, train, way):
 
 
 @pytest.mark.parametrize("kind", ["box", "segments"])
-def test_a_recording_that_no_browser_shows_takes_a_given_region(desk, train, tmp_path, kind):
+def test_a_given_region_is_used_for_a_recording_that_no_browser_shows(desk, train, tmp_path, kind):
     sequence = desk.cine(sector(), "Bare")
     item = sequence.GetNthDataNode(0)
     if kind == "box":
@@ -275,7 +275,7 @@ def test_choices_are_kept_in_the_scene(desk, train, tmp_path):
     assert [node.GetName() for node in train.ui.inputsSelector.checkedNodes()] == ["Cine"]
 
 
-def test_an_imported_scene_and_a_node_that_goes_change_no_choice(desk, train, tmp_path):
+def test_an_imported_scene_and_a_removed_node_change_no_choice(desk, train, tmp_path):
     other = slicer.vtkMRMLScene()
     other.AddNewNodeByClass("vtkMRMLTextNode", "Note")
     other.SetURL(str(tmp_path / "other.mrml"))
@@ -312,7 +312,7 @@ def test_a_folder_of_files_is_trained_on_and_exported(desk, train, tmp_path):
     assert "There is no file or folder" in desk.asked[-1][1]
 
 
-def test_what_a_run_would_take_is_told(desk, train):
+def test_the_time_and_memory_of_a_run_are_estimated(desk, train):
     choose(train)
     train.ui.estimateButton.click()
     desk.wait(lambda: train.estimate is None)
@@ -324,7 +324,7 @@ def test_what_a_run_would_take_is_told(desk, train):
     assert not train.ui.estimateLabel.visible and not train.ui.correlationLabel.visible, "it was of another scene"
 
 
-def test_curve_and_preview_fill_the_scene_and_the_model_is_at_hand(desk, train):
+def test_curve_and_preview_are_in_the_scene_and_the_model_is_available(desk, train):
     job = start(desk, train)
     train.ui.showButton.click()
     desk.rest()  # plots and views are painted for the first time
@@ -334,7 +334,7 @@ def test_curve_and_preview_fill_the_scene_and_the_model_is_at_hand(desk, train):
     loss = slicer.util.getNode(f"{job.name} loss")
     assert loss.GetNumberOfPlotSeriesNodes() >= 2
     assert loss.GetLegendFontSize() <= 10, "else the legend covers half of the curves"
-    assert slicer.util.getNode(f"{job.name} true error").GetNumberOfPlotSeriesNodes() == 3, "a curve of what is judged"
+    assert slicer.util.getNode(f"{job.name} true error").GetNumberOfPlotSeriesNodes() == 3, "errors"
     assert "per second" in train.ui.runLabel.text and train.ui.progressBar.value > 0
     before, after = (slicer.util.getNode(f"{job.name} held-out frame{end}") for end in ("", " despeckled"))
     composites = {c.GetLayoutName(): c for c in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")}
@@ -379,7 +379,7 @@ def test_a_run_that_is_done_still_shows_its_last_preview(desk, train):
     assert shown[0].std() > 5 and not np.array_equal(*shown)
 
 
-def test_what_is_simulated_before_the_first_step_is_told_and_can_be_paused(desk, train, monkeypatch):
+def test_the_simulation_before_the_first_step_is_reported_and_can_be_paused(desk, train, monkeypatch):
     from Speckle2SelfSlicer import training_data
 
     monkeypatch.setattr(training_data, "Job", lambda *given, **options: Job(*given, **options, simulated=4000))
@@ -394,7 +394,7 @@ def test_what_is_simulated_before_the_first_step_is_told_and_can_be_paused(desk,
     assert train.ui.resumeButton.enabled and not train.ui.progressBar.visible
 
 
-def test_a_colour_cine_of_dicom_is_trained_on_paused_resumed_and_despeckled(desk, train):
+def test_a_color_dicom_cine_is_trained_on_paused_resumed_and_despeckled(desk, train):
     """Twenty seconds of training on the cine that comes with pydicom; these end, however slow the computer is."""
     from pydicom.data import get_testdata_file
 
@@ -402,7 +402,7 @@ def test_a_colour_cine_of_dicom_is_trained_on_paused_resumed_and_despeckled(desk
 
     path = get_testdata_file("examples_ybr_color.dcm", download=False)
     if path is None:
-        pytest.skip("this pydicom comes without its colour cine")
+        pytest.skip("this pydicom comes without its color cine")
     slicer.mrmlScene.Clear()
     loaders.load(path)
     cine = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSequenceNode")
@@ -493,7 +493,7 @@ def test_a_paused_run_resumes_where_it_was_even_after_a_restart_of_the_applicati
     assert steps == sorted(set(steps))
 
 
-def test_a_run_that_goes_on_in_another_application_is_not_touched(desk, train):
+def test_a_run_of_another_application_is_not_touched(desk, train):
     from Speckle2SelfSlicer.trainer import Trainer
 
     job = start(desk, train)
@@ -522,7 +522,7 @@ def test_closing_the_scene_and_leaving_the_panel_do_not_stop_a_run(desk, train):
     assert train.job is job and train.ui.pauseButton.enabled
 
 
-def test_a_killed_process_is_one_message_and_the_run_can_be_resumed_or_removed(desk, train):
+def test_a_killed_process_shows_one_message_and_the_run_can_be_resumed_or_removed(desk, train):
     job = start(desk, train)
     os.kill(job._child.process.pid, signal.SIGKILL)
     desk.wait(lambda: job.ended)
@@ -567,7 +567,7 @@ def test_models_are_renamed_exported_imported_and_deleted(desk, train, tmp_path)
     assert train.ui.modelSelector.currentText == "out"
 
 
-def test_no_model_is_called_as_a_classical_filter(desk, train):
+def test_no_model_may_have_the_name_of_a_classical_filter(desk, train):
     choose(train)
     train.ui.nameLineEdit.text = " srad "
     train.ui.trainButton.click()
@@ -575,7 +575,7 @@ def test_no_model_is_called_as_a_classical_filter(desk, train):
     assert train.job is None and not list(library.home().glob("runs/*"))
 
 
-def test_an_imported_model_that_is_worse_than_its_start_is_said_to_be_so(desk, train, tmp_path):
+def test_an_imported_model_that_is_worse_than_its_start_is_reported(desk, train, tmp_path):
     model = ModelConfig(width=4, grain=(0.75, 1.7))
     card = {"figures_at_start": {"structure": 0.99}, "figures": {"structure": 0.9}}
     checkpoint.save(tmp_path / "model.safetensors", model, build(model), card)
@@ -622,7 +622,7 @@ def test_a_model_is_compared_with_its_start_in_the_views(desk, train):
     assert slicer.mrmlScene.GetNumberOfNodes() == count
 
 
-def test_a_model_that_cannot_be_compared_is_reported_and_no_former_image_is_taken_for_its_own(desk, train):
+def test_a_model_that_cannot_be_compared_is_reported_without_showing_a_former_image(desk, train):
     choose(train)
     compare(train, {"start": "start", "figures": {"structure": 1.0}})
     desk.wait(lambda: train._compared is None)
@@ -665,8 +665,8 @@ def test_a_run_is_exported_as_a_folder_with_recipe_steps_and_region(desk, train,
     assert "no result" in desk.asked[-1][1]
 
 
-def test_a_large_recording_is_written_without_holding_up_the_panel(desk, train):
-    """It is put on the disk in pieces, and can be abandoned in between; nothing of it is left then."""
+def test_writing_a_large_recording_does_not_block_the_panel(desk, train):
+    """The recording is written in pieces, and writing can be abandoned in between without leaving anything."""
     large = desk.cine(np.random.default_rng(0).integers(0, 255, (100, 1000, 1000)).astype(np.uint8), "Large")
     folder = train.logic.trainer.folder
     for _ in range(2):
@@ -697,8 +697,8 @@ def test_a_large_recording_is_written_without_holding_up_the_panel(desk, train):
     assert [len(frames) for frames in written] == [16, 100] and np.array_equal(written[1], desk.frames(large))
 
 
-def test_a_large_recording_is_exported_without_holding_up_the_panel(desk, train, tmp_path):
-    """It is put on the disk in pieces, files by another process, and can be abandoned in between."""
+def test_exporting_a_large_recording_does_not_block_the_panel(desk, train, tmp_path):
+    """The recording is written in pieces, files by another process, and the export can be abandoned in between."""
     large = np.random.default_rng(0).integers(0, 255, (100, 1000, 1000)).astype(np.uint8)
     (tmp_path / "files").mkdir()
     np.save(tmp_path / "files" / "one.npy", large[:40])
@@ -726,7 +726,7 @@ def test_a_large_recording_is_exported_without_holding_up_the_panel(desk, train,
         desk.wait(lambda: len(pieces) > 3)  # noqa: B023
         assert not (tmp_path / way).exists(), "only complete"
         if way == "abandoned":
-            train.endExport()  # as when the panel goes
+            train.endExport()  # as when the panel is closed
             train.updatePanel()
         desk.wait(lambda: train.exporting is None)
         assert max(pieces) < 0.1, "of processor time, as others may be at work"
@@ -736,7 +736,7 @@ def test_a_large_recording_is_exported_without_holding_up_the_panel(desk, train,
     assert [kind for kind, _ in desk.asked] == ["save", "save"] and train.ui.exportJobButton.enabled
 
 
-def test_files_that_cannot_be_exported_are_one_message(desk, train, tmp_path):
+def test_files_that_cannot_be_exported_show_one_message(desk, train, tmp_path):
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "one.npy").write_bytes(b"no array")
     train.ui.folderLineEdit.text = str(tmp_path / "files")

@@ -1,4 +1,4 @@
-"""What a model tells of its uncertainty, in the panel of Speckle2Self: colors over the views, and caution."""
+"""A model's uncertainty in the panel of Speckle2Self: colors over the views, and caution."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ LEVEL = 2  # of the colors; that of twice UNSURE
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A file of a model that tells twice UNSURE everywhere."""
+    """Return a file of a model that estimates twice UNSURE everywhere."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("models") / "told"
     config = ModelConfig(width=8, uncertainty=True, uncertainty_scale=2)
@@ -38,7 +38,7 @@ def apply(desk, panel):
 
 
 def labels():
-    """The label maps that slice views show, by the views' names."""
+    """Return the label maps that slice views show, by the views' names."""
     nodes = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
     shown = {node.GetLayoutName(): slicer.mrmlScene.GetNodeByID(node.GetLabelVolumeID() or "") for node in nodes}
     return {name: slicer.util.arrayFromVolume(node) for name, node in shown.items() if node is not None}
@@ -57,7 +57,7 @@ def test_uncertain_places_are_colored_in_the_views_of_the_layout_until_the_box_i
     assert (labels()["Red"] == LEVEL).all(), "without running the network again"
 
 
-def test_applied_again_it_fills_the_same_node(desk, panel, model):
+def test_a_second_apply_fills_the_same_node(desk, panel, model):
     choose(panel, desk.volume(), model)
     panel.ui.showUncertaintyCheckBox.click()
     for _ in range(2):
@@ -81,7 +81,7 @@ def test_the_colors_follow_the_frame_that_is_shown(desk, panel, model):
     assert (labels()["Red"] == LEVEL).all()
 
 
-def test_live_images_and_previews_are_colored_too(desk, panel, model):
+def test_live_images_and_previews_are_also_colored(desk, panel, model):
     volume = desk.volume()
     choose(panel, volume, model)
     panel.ui.previewButton.click()
@@ -98,7 +98,7 @@ def test_live_images_and_previews_are_colored_too(desk, panel, model):
     assert not labels()
 
 
-def test_a_label_map_of_the_user_stays(desk, panel, model):
+def test_a_label_map_of_the_user_is_kept(desk, panel, model):
     mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "Mine")
     slicer.util.updateVolumeFromArray(mine, np.ones((1, 48, 56), np.uint8))
     composites = {n.GetLayoutName(): n for n in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")}
@@ -111,7 +111,7 @@ def test_a_label_map_of_the_user_stays(desk, panel, model):
     assert set(labels()) == {"Red"}
 
 
-def test_another_module_finds_the_views_as_they_were(desk, panel, model):
+def test_another_module_finds_the_views_unchanged(desk, panel, model):
     choose(panel, desk.volume(), model)
     panel.ui.showUncertaintyCheckBox.click()
     apply(desk, panel)

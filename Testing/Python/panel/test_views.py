@@ -1,4 +1,4 @@
-"""What the views show, by their pixels: recordings in any plane, in the layouts that users have, from every button."""
+"""The content of the views, by their pixels: recordings in any plane, in users' layouts, from every button."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ PLANES = {  # directions of the columns, of the rows and across the frames, in R
 
 
 def recording(desk, plane: str):
-    """A cine of small pixels, far from the origin, in one of the planes."""
+    """Return a cine of small pixels, far from the origin, in one of the planes."""
     import vtk
 
     sequence = desk.cine(FRAMES, plane)
@@ -44,7 +44,8 @@ def mapped() -> list[str]:
 
 
 def filled(desk, names=("Red", "Yellow")) -> dict[str, float]:
-    """The share of each view that is lit, of what a frame of this shape can light there; a line has a tenth or less."""
+    """Return how much of the area that a frame of this shape can fill in each view is lit; for a line, a tenth or
+    less."""
     shares = {}
     for name in names:
         width, height = slicer.app.layoutManager().sliceWidget(name).mrmlSliceNode().GetDimensions()[:2]
@@ -54,7 +55,7 @@ def filled(desk, names=("Red", "Yellow")) -> dict[str, float]:
 
 
 def turns() -> dict:
-    """How each view is turned, and what it shows."""
+    """Return each view's orientation and content."""
     from Speckle2SelfSlicer import views
 
     found = {}
@@ -91,7 +92,7 @@ def test_after_apply_side_by_side_and_difference_the_image_fills_the_views(desk,
     desk.rest()
     assert min(filled(desk, mapped()).values()) > 0.9, filled(desk, mapped())
     slicer.util.selectModule("SpeckleTrain")
-    assert turns() == before, "the user's views come back when the module is left"
+    assert turns() == before, "the user's views are restored when the module is left"
     slicer.util.selectModule("Speckle2Self")
 
 
@@ -118,7 +119,7 @@ def test_a_preview_across_another_axis_is_an_image_in_every_view(desk, panel):
 
 @pytest.fixture
 def train(desk):
-    """The panel of SpeckleTrain, and two small models."""
+    """Return the panel of SpeckleTrain, and two small models."""
     import torch
 
     from Speckle2SelfSlicer.session import shared
@@ -138,7 +139,7 @@ def train(desk):
 
 
 def finished(sequence, folder):
-    """A run on a recording that is done, with its preview."""
+    """Return a run on a recording that is done, with its preview."""
     from imageio.v3 import imwrite
 
     from Speckle2SelfSlicer.trainer import TrainingJob
@@ -151,7 +152,7 @@ def finished(sequence, folder):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("plane", PLANES)
-def test_show_fills_its_views_and_they_come_back(desk, train, layout, plane, tmp_path):
+def test_show_fills_its_views_and_restores_them(desk, train, layout, plane, tmp_path):
     desk.arrange(layout)
     before = turns()
     train.logic.trainer.jobs.append(finished(recording(desk, plane), tmp_path))
@@ -160,7 +161,7 @@ def test_show_fills_its_views_and_they_come_back(desk, train, layout, plane, tmp
     desk.rest()
     assert min(filled(desk).values()) > 0.9, filled(desk)
     slicer.util.selectModule("Speckle2Self")
-    assert turns() == before, "the user's views come back when the module is left"
+    assert turns() == before, "the user's views are restored when the module is left"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

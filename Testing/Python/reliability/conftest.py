@@ -28,7 +28,7 @@ def trainer(tmp_path, monkeypatch):
 
 @pytest.fixture
 def job(tmp_path):
-    """A short adaptation of a small model."""
+    """Return a short adaptation of a small model."""
     from Speckle2SelfLib import checkpoint
     from Speckle2SelfLib.config import Job, ModelConfig
     from Speckle2SelfLib.network import build

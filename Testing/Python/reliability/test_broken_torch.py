@@ -21,7 +21,7 @@ SENTENCE = "PyTorch is installed, but does not start ("
 
 @pytest.fixture(params=FAULTS)
 def broken(request, tmp_path, monkeypatch):
-    """The environment of a process in which torch is broken."""
+    """Return the environment of a process in which torch is broken."""
     (tmp_path / "packages" / "torch").mkdir(parents=True)
     (tmp_path / "packages" / "torch" / "__init__.py").write_text(FAULTS[request.param] + "\n")
     path = os.pathsep.join([str(tmp_path / "packages"), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -31,7 +31,7 @@ def broken(request, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command", [["despeckle", "in.npy", "out.npy"], ["train", "in.npy", "--output", "a.model"]])
-def test_the_command_line_says_so_in_one_line(broken, command):
+def test_the_command_line_reports_it_in_one_line(broken, command):
     done = subprocess.run(
         [sys.executable, "-m", "Speckle2SelfLib", *command], cwd=broken, capture_output=True, text=True
     )
@@ -73,5 +73,5 @@ sys.exit(main(["despeckle", {source!r}, {target!r}, "--model", "median", "--regi
     assert [path.name for path in tmp_path.iterdir()] == [source]
 
 
-def test_a_pytorch_that_starts_has_no_fault():
+def test_a_pytorch_that_starts_is_not_reported():
     assert torch_fault() is None

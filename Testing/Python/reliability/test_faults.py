@@ -1,4 +1,4 @@
-"""Kills, full disks, little memory, nodes that go: the input stays, nothing half done is left, the next run works.
+"""Kills, full disks, little memory, removed nodes: the input is kept, nothing incomplete is left, the next run works.
 
 SPECKLE2SELF_FUZZ sets how many random moments are tried, one in 400, as in test_hostile_input.py; each is named by its
 seed.
@@ -40,7 +40,7 @@ def finish(worker, job):
 
 
 def python(code, *arguments, folder, **options):
-    """A process that runs `code` with the core on its path."""
+    """Return a process that runs `code` with the core on its path."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
@@ -69,7 +69,7 @@ def test_the_worker_is_killed_at_any_moment():
 
 @pytest.fixture
 def job(job):
-    """A run that does not end, with a checkpoint every other step."""
+    """Return a run that does not end, with a checkpoint every other step."""
     return replace(job, steps=10**6, interval=2)
 
 
@@ -177,7 +177,7 @@ def whole(folder, home, recording):
 
 
 def running(folder):
-    """Processes that the environment of a test gave this folder to: the application, and all that it started."""
+    """Return the processes whose environment names this folder: the application and all that it started."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):
@@ -238,7 +238,7 @@ while True:
 
 
 def recording(path, frames=FRAMES):
-    """A file of the format that the suffix says."""
+    """Return a file of the format that the suffix names."""
     if path.suffix in (".npy", ".npz"):
         np.save(path, frames) if path.suffix == ".npy" else np.savez(path, frames=frames)
     elif path.suffix == ".dcm":
@@ -317,7 +317,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path, project):
 
 
 def test_a_folder_that_cannot_be_written_is_reported(tmp_path, monkeypatch):
-    """A file in the folder's place, which stops the administrator as well."""
+    """A file is in the folder's place, which stops the administrator as well."""
     closed = tmp_path / "closed"
     closed.write_bytes(b"")
     monkeypatch.setenv("SPECKLE2SELF_HOME", str(closed))
@@ -362,7 +362,7 @@ def test_too_little_memory_is_reported_and_leaves_nothing(room, model, tmp_path,
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
-def test_a_worker_with_too_little_memory_reports_it_and_takes_the_next_job(tmp_path):
+def test_a_worker_with_too_little_memory_reports_it_and_does_the_next_job(tmp_path):
     first = Worker(python=sys.executable)  # without Slicer's launcher, whose own memory would be measured
     finish(first, first.despeckle(FRAMES, model="median"))
     status = Path(f"/proc/{first.pid}/status").read_text()
@@ -454,7 +454,7 @@ def test_removing_the_input_ends_the_run_and_leaves_nothing(fault, moment, worke
     ends(run, worker)
     assert run.state == "failed" and "removed" in run.message and run.message.endswith(".")
     assert slicer.mrmlScene.GetNumberOfNodes() == count
-    assert np.array_equal(frames_of(sequence), FRAMES), "whoever still holds it has it as it was"
+    assert np.array_equal(frames_of(sequence), FRAMES), "an old reference still has the old values"
 
 
 @pytest.mark.parametrize("moment", MOMENTS_OF_A_RUN)
@@ -475,7 +475,7 @@ def test_removing_the_output_ends_the_run(moment, worker, sequence):
 
 @pytest.mark.parametrize("moment", MOMENTS_OF_A_RUN)
 def test_a_sequence_that_is_edited_keeps_its_edit(moment, worker, sequence):
-    """Items removed, added and changed: the result is of what was there, or the run ends with a sentence."""
+    """Items removed, added and changed: the result is of the original items, or the run ends with a sentence."""
     import slicer
 
     from Speckle2SelfSlicer.processing import Run
@@ -536,8 +536,8 @@ def test_a_clock_that_is_set_back_changes_nothing(worker, monkeypatch):
     assert job.state == "done" and 0 < job.rate < np.inf
 
 
-def test_after_all_this_nothing_runs_on(trainer, job):
-    """A run that is closed leaves no process, whatever state it is in."""
+def test_no_process_is_left_running_after_these_tests(trainer, job):
+    """A closed run leaves no process in any state."""
     run = trainer.add("run", [np.repeat(FRAMES, 2, 1)[:, :64, :48]], replace(job, steps=10**6))
     pid = run._child.process.pid
     trainer.close()

@@ -53,8 +53,8 @@ h5py, av = pytest.importorskip("h5py"), pytest.importorskip("av")
 CASES = int(os.environ.get("SPECKLE2SELF_FUZZ", "1500"))
 FRAMES = np.random.default_rng(0).integers(1, 255, (3, 24, 32)).astype(np.uint8)
 SIGNED = (FRAMES.astype(np.int16) - 99) * 50
-SECONDS = 10  # for one case; most take milliseconds
-ROOM = 3 * 2**30  # bytes of address space that the cases may take beyond what the tests hold
+SECONDS = 10  # for one case; most need milliseconds
+ROOM = 3 * 2**30  # bytes of address space that the cases may use in addition to the tests
 
 
 # --- Seeds: small good files
@@ -271,7 +271,7 @@ NUMBERS = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFF
 
 
 def damaged(good: list[bytes], rng) -> bytes:
-    """One of the files, cut, with bits flipped, numbers exchanged or parts of another moved into it."""
+    """Return one of the files, cut, with flipped bits, exchanged numbers or parts of another file."""
     data = bytearray(good[rng.integers(len(good))])
     for _ in range(rng.integers(1, 4)):
         end = len(data) if rng.random() < 0.5 else min(len(data), int(rng.choice([400, 1500])))  # headers more often
@@ -303,12 +303,12 @@ def damaged(good: list[bytes], rng) -> bytes:
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
-    """A part of a PNG, with its checksum."""
+    """Return a part of a PNG, with its checksum."""
     return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
 
 
 def png_opened(data: bytes) -> bytes:
-    """The header and the inflated rows of a PNG."""
+    """Return the header and the inflated rows of a PNG."""
     at, packed = 8, b""
     while at < len(data):
         length = int.from_bytes(data[at : at + 4], "big")
@@ -332,7 +332,7 @@ def zipped(data: bytes) -> bytes:
     return buffer.getvalue()
 
 
-SEALED = {  # files with checksums: what is inside is damaged as often, and sealed again
+SEALED = {  # files with checksums: their content is damaged as often, and the checksum renewed
     ".png": (png_opened, png_sealed),
     ".nii.gz": (gzip.decompress, gzip.compress),
     ".npz": (lambda data: zipfile.ZipFile(io.BytesIO(data)).read("frames.npy"), zipped),
@@ -352,7 +352,7 @@ class TooLong(BaseException):
 
 @contextmanager
 def bounded():
-    """No case takes long, and none takes much memory: the address space is limited."""
+    """Limit the time and the address space of each case."""
 
     def stop(number, frame):
         raise TooLong
@@ -372,14 +372,14 @@ def bounded():
 
 
 def told(error) -> str:
-    """The one sentence of an InputError."""
+    """Return the one sentence of an InputError."""
     text = str(error.value if hasattr(error, "value") else error)
     assert text.strip() and "\n" not in text
     return text
 
 
 def resident():
-    """The most memory that the tests held so far, bytes."""
+    """Return the largest amount of memory that the tests have held until now, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -392,7 +392,7 @@ SHARES = {
 
 
 def numbers(kind):
-    """The seeds of the cases of a kind."""
+    """Return the seeds of the cases of a kind."""
     return range(max(1, round(CASES * SHARES[kind] / sum(SHARES.values()))))
 
 
@@ -515,7 +515,7 @@ def test_refused(name, tmp_path):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_kinds_of_elements_that_end_a_process_are_refused(packed, tmp_path):
-    """With these scipy's reader of MATLAB ends the whole process, which in Slicer is the application."""
+    """These would make scipy's reader of MATLAB files end the whole process, which in Slicer is the application."""
     buffer = io.BytesIO()
     savemat(buffer, {"frames": FRAMES.transpose(1, 2, 0), "info": {"probe": "L14", "parts": [1.0, "a"]}})
     good = buffer.getvalue()
@@ -566,7 +566,7 @@ def test_pages_of_a_tiff_in_a_circle_are_refused(count, tmp_path):
 
 def test_a_bmp_with_which_itk_ends_a_process_is_refused(tmp_path):
     data = bytearray(image(".bmp", tmp_path))
-    data[30], data[46:50] = 1, (2**29).to_bytes(4, "little")  # compressed, with so many colors
+    data[30], data[46:50] = 1, (2**29).to_bytes(4, "little")  # compressed, with this number of colors
     code = "import sys; from Speckle2SelfLib import files; files.read(sys.argv[1])"
     done = subprocess.run([sys.executable, "-c", code, write(tmp_path, "a.bmp", data)], capture_output=True, text=True)
     assert done.returncode == 1 and "InputError" in done.stderr
@@ -592,7 +592,7 @@ def test_unusual_but_good_files_are_read(tmp_path):
 
 @pytest.mark.parametrize("field", ["FrameTime", "FrameTimeVector", "CineRate"])
 @pytest.mark.parametrize("value", [b"-5 ", b"nan ", b"inf ", b"ab", b"0 ", b"1e400 "])
-def test_impossible_times_do_not_keep_a_recording_from_being_read(field, value, tmp_path):
+def test_a_recording_with_impossible_times_is_read(field, value, tmp_path):
     dataset = pydicom.dcmread(io.BytesIO(dicom(FrameTime=None)))
     tag = pydicom.tag.Tag(field)
     vr = {"FrameTime": "DS", "FrameTimeVector": "DS", "CineRate": "IS"}[field]
@@ -602,7 +602,7 @@ def test_impossible_times_do_not_keep_a_recording_from_being_read(field, value, 
     assert np.array_equal(files.read(tmp_path / "a.dcm").frames, FRAMES)
 
 
-def test_a_description_in_latin_1_does_not_keep_an_image_from_being_written(tmp_path):
+def test_an_image_with_a_description_in_latin_1_is_written(tmp_path):
     data = bytearray(image(".nii", tmp_path))
     data[148:154] = b"Gef\xe4ss"  # NIfTI's field descrip
     recording = files.read(write(tmp_path, "a.nii", data))
@@ -612,7 +612,7 @@ def test_a_description_in_latin_1_does_not_keep_an_image_from_being_written(tmp_
 
 
 @pytest.mark.parametrize("name, field", [("a.mha", b"ElementType = none\n"), ("a.nrrd", b"type: none\n")])
-def test_a_type_that_is_told_twice_is_written_as_it_was_taken(name, field, tmp_path):
+def test_a_type_that_is_declared_twice_is_written_as_it_was_read(name, field, tmp_path):
     data = mha() if name == "a.mha" else nrrd()
     at = data.index(b"\n") + 1
     recording = files.read(write(tmp_path, name, data[:at] + field + data[at:]))
@@ -680,7 +680,7 @@ def test_an_impossible_seed_is_refused_at_once():
 
 
 @pytest.mark.parametrize("values", [[], {}, 3, {"config": {}, "model": {}}, {"config": 3, "model": None}])
-def test_a_training_state_of_nonsense_is_refused(values, tmp_path, monkeypatch, capsys):
+def test_a_nonsensical_training_state_is_refused(values, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     np.save("in.npy", FRAMES.repeat(4, 1).repeat(4, 2))
     checkpoint.save("start.model", ModelConfig(width=4), build(ModelConfig(width=4)), {})
@@ -692,7 +692,7 @@ def test_a_training_state_of_nonsense_is_refused(values, tmp_path, monkeypatch, 
 
 @pytest.fixture(scope="module")
 def state(tmp_path_factory):
-    """A folder with a recording, a model to start from, and an unfinished run; its job, tensors and values."""
+    """Return a folder with a recording, a model to start from, and an unfinished run; its job, tensors and values."""
     folder = tmp_path_factory.mktemp("state")
     np.save(folder / "in.npy", FRAMES.repeat(3, 1).repeat(2, 2).repeat(5, 0))
     torch.manual_seed(0)
@@ -781,7 +781,7 @@ def test_whole_numbers_of_thousands_of_digits_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["job.json", "log.jsonl", "name.txt"])
-def test_damaged_folders_of_runs_are_passed_over(name, tmp_path):
+def test_damaged_folders_of_runs_are_skipped(name, tmp_path):
     for number, nonsense in enumerate([b"", b"3\n", b"[" * 100_000, b"\xff\xfe", b"null\n{}\n", b"[1]\n"]):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -806,7 +806,7 @@ def test_nonsense_in_a_job_file_is_refused(tmp_path, monkeypatch, capsys):
         text = JOBS[number] if number < len(JOBS) else damaged([good.encode()], rng)
         (tmp_path / "job.json").write_bytes(text)
         with bounded():
-            assert main(["train", "--job", "job.json"]) == 2, number  # there is no none.npy
+            assert main(["train", "--job", "job.json"]) == 2, number  # none.npy does not exist
         assert len(capsys.readouterr().err.splitlines()) == 1, number
         assert [path.name for path in tmp_path.iterdir()] == ["job.json"], number
 
@@ -842,7 +842,7 @@ ANSWERS = [
 ]  # fmt: skip
 
 
-def test_nonsense_of_the_worker_never_reaches_the_application(monkeypatch):
+def test_nonsense_from_the_worker_never_reaches_the_application(monkeypatch):
     monkeypatch.setattr(worker_module.Worker, "warm_up", lambda self: None)
     failed = 0
     for number in numbers("answers"):
@@ -885,7 +885,7 @@ ODD = [*VALUES, "O", "|V8", [1e9, 1e9, 1e9], [3, 10**9, 10**9], [-3, 24, 32], [0
 
 def test_nonsense_for_the_worker_is_answered_or_ends_it(tmp_path, monkeypatch):
     """A request that can be answered fails on its own; one that has no number ends the process."""
-    monkeypatch.setattr(worker_process, "TORN", 0.02)  # the block holds nonsense, too
+    monkeypatch.setattr(worker_process, "TORN", 0.02)  # the block also holds nonsense
     block = tmp_path / "block"
     for number in numbers("requests"):
         rng = np.random.default_rng([number, 6])
@@ -924,13 +924,13 @@ def test_nonsense_for_the_worker_is_answered_or_ends_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("line", [b"hello\n", b"[1, 2]\n", b"[" * 100_000 + b"\n", b'{"command": 3}\n{}\n', b"\xff\n"])
-def test_a_worker_that_hears_nonsense_ends(line):
+def test_a_worker_that_receives_nonsense_ends(line):
     command = [sys.executable, "-m", "Speckle2SelfLib.worker_process"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdin.write(line)
     process.stdin.flush()
     try:
-        process.wait(120)  # its libraries take most of that on a busy machine
+        process.wait(120)  # its libraries need most of that on a busy machine
         assert process.returncode in (0, 1)
     finally:
         process.kill()

@@ -1,4 +1,4 @@
-"""What the reviewers of Slicer's Extensions Index look for, held by tests."""
+"""The requirements of the reviewers of Slicer's Extensions Index."""
 
 import ast
 import hashlib
@@ -17,7 +17,7 @@ NOT_BUNDLED = ("torch", "torchvision", "scipy", "skimage", "safetensors", "pydic
 
 
 def module_files(project):
-    """What runs inside Slicer's own process when it starts: the modules and what they share."""
+    """Return the files that run in Slicer's own process at startup: the modules and their shared packages."""
     return [*(project / m / f"{m}.py" for m in MODULES), *(project / "Speckle2Self/Speckle2SelfSlicer").glob("*.py")]
 
 
@@ -72,12 +72,12 @@ def test_at_file_level_only_what_slicer_bundles_is_imported(project):
 
 
 def only_defines(node):
-    """Whether an `if` only chooses what to import or define, as for type checkers."""
+    """Return whether an `if` only chooses what to import or define, as for type checkers."""
     kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef)
     return isinstance(node, ast.If) and all(isinstance(one, kinds) for one in (*node.body, *node.orelse))
 
 
-def test_at_file_level_nothing_is_done(project):
+def test_no_work_is_done_at_file_level(project):
     for path in module_files(project):
         body = [node for node in ast.parse(path.read_text()).body if not only_defines(node)]
         for node in body:
@@ -148,7 +148,7 @@ def test_pictures_that_the_metadata_name_are_in_the_repository(project):
         picture_size(project / url.removeprefix(root))
 
 
-def test_the_icons_are_as_the_index_wants_them(project):
+def test_the_icons_meet_the_requirements_of_the_index(project):
     icons = [project / "Resources/Speckle2Self.png", *(project / m / f"Resources/Icons/{m}.png" for m in MODULES)]
     assert [picture_size(icon) for icon in icons] == [(128, 128)] * 3
 
@@ -164,7 +164,7 @@ def test_the_version_is_in_one_place(project):
     assert re.search(rf"^## {re.escape(version)}\b", (project / "CHANGELOG.md").read_text(), re.MULTILINE)
 
 
-def test_the_repository_is_small_and_its_licence_permissive(project):
+def test_the_repository_is_small_and_its_license_permissive(project):
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=project, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("not a clone")
@@ -178,7 +178,7 @@ def test_the_repository_is_small_and_its_licence_permissive(project):
 #
 
 
-def test_what_the_panels_say_can_be_translated(project):
+def test_the_texts_of_the_panels_can_be_translated(project):
     for path in (project / module / f"{module}.py" for module in MODULES):
         for panel in ast.walk(ast.parse(path.read_text())):
             if not (isinstance(panel, ast.ClassDef) and panel.name.endswith("Widget")):
@@ -203,7 +203,7 @@ def test_what_the_panels_say_can_be_translated(project):
                     assert not node.value.value, f"{path.name}:{node.lineno} {node.value.value!r}"
 
 
-def test_what_the_glue_says_of_errors_can_be_translated(project):
+def test_the_error_messages_of_the_glue_can_be_translated(project):
     """Sentences of `InputError`, and constants that are sentences; the core marks its own, see `words.translated`."""
     for path in (project / "Speckle2Self" / "Speckle2SelfSlicer").glob("*.py"):
         tree = ast.parse(path.read_text())
@@ -219,7 +219,7 @@ def test_what_the_glue_says_of_errors_can_be_translated(project):
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_the_help_names_the_publication_the_documentation_and_that_it_is_no_medical_device(name):
+def test_the_help_names_the_publication_the_documentation_and_that_this_is_not_a_medical_device(name):
     slicer = pytest.importorskip("slicer")
     module = getattr(slicer.modules, name.lower())
     text = " ".join(module.helpText.split())
@@ -228,7 +228,7 @@ def test_the_help_names_the_publication_the_documentation_and_that_it_is_no_medi
     assert module.acknowledgementText and module.contributors and tuple(module.categories) == ("Ultrasound",)
 
 
-def test_the_readme_tells_what_reviewers_ask(project):
+def test_the_readme_answers_the_questions_of_reviewers(project):
     text = " ".join((project / "README.md").read_text().split())
     for module in MODULES:
         assert re.search(rf"\*\*{module}\*\* \(module\): [^.]+\.", text)
@@ -247,7 +247,7 @@ def test_paths_that_the_documents_name_exist(project):
             assert (project / name).exists(), f"{document.name} names {name}"
 
 
-def test_the_workflow_names_files_and_packages_that_are_there(project):
+def test_the_workflow_names_files_and_packages_that_exist(project):
     import HeadlessSlicer
 
     named = (project / "Testing/HeadlessSlicer/README.md").read_text().partition("## System libraries")[2]
@@ -316,7 +316,7 @@ def test_it_is_registered_once_the_application_has_started(sample_data):
     assert sample_data.register in slicer.app._onStarted
 
 
-def test_the_recording_is_that_of_our_simulator(project, sample_data):
+def test_the_recording_comes_from_our_simulator(project, sample_data):
     maker = made(project)
     assert f"{maker.NAME}.seq.nrrd" == sample_data.FILE
     kept, new = (project / "Testing" / "Data" / sample_data.FILE).read_bytes(), maker.sequence(maker.frames())

@@ -20,7 +20,7 @@ def cmake(*arguments):
 
 @pytest.fixture(scope="module")
 def installed(project, tmp_path_factory):
-    """The flat folder of modules that installing the extension makes."""
+    """Return the flat folder of modules that installing the extension makes."""
     build, prefix = tmp_path_factory.mktemp("build"), tmp_path_factory.mktemp("installed")
     stand_in = project / "Testing" / "CMake"
     done = cmake("-S", project, "-B", build, f"-DSlicer_DIR={stand_in}", "-DBUILD_TESTING=ON")

@@ -1,4 +1,4 @@
-"""Messages between the processes: what fits comes back as it was sent, and nothing else is taken."""
+"""Messages between the processes: valid ones arrive unchanged, and no others are accepted."""
 
 import json
 from dataclasses import asdict, fields
@@ -32,18 +32,18 @@ def normalized(message):
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=lambda message: type(message).__name__)
-def test_a_request_comes_through_as_it_was_sent(request_):
+def test_a_request_arrives_unchanged(request_):
     received = protocol.decode_request(through_json(request_))
     assert type(received) is type(request_) and normalized(received) == normalized(request_)
 
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=lambda message: type(message).__name__)
-def test_an_answer_comes_through_as_it_was_sent(answer):
+def test_an_answer_arrives_unchanged(answer):
     received = protocol.decode_answer(through_json(answer))
     assert type(received) is type(answer) and normalized(received) == normalized(answer)
 
 
-def test_every_message_is_tried_here():
+def test_every_message_is_tested_here():
     assert {type(message) for message in REQUESTS} == set(protocol.REQUESTS.values())
     assert {type(message) for message in ANSWERS} == set(protocol.ANSWERS.values())
 
@@ -65,12 +65,12 @@ def test_a_request_carries_every_option_of_despeckling():
         '{"event": "failed", "job": 1, "message": [1]}', '{"event": "devices", "devices": "cpu"}',
     ],
 )  # fmt: skip
-def test_what_is_no_answer_is_refused(line):
+def test_a_message_that_is_not_an_answer_is_refused(line):
     with pytest.raises(InputError):
         protocol.decode_answer(line)
 
 
-def test_a_message_for_the_user_is_cut():
+def test_a_long_message_for_the_user_is_cut():
     assert len(protocol.decode_answer({"event": "failed", "job": 1, "message": "x" * 10_000}).message) == 500
 
 
@@ -82,7 +82,7 @@ def test_a_training_line_with_an_entry_of_the_wrong_type_is_refused(values):
         protocol.training_line(values)
 
 
-def test_a_training_line_says_what_it_is_and_keeps_what_else_it_has():
+def test_a_training_line_has_its_kind_and_keeps_its_other_entries():
     report = protocol.training_line({"step": 3, "steps": 9, "truth": 0.5, "simulated": 0.25})
     assert (report.step, report.simulated, report.values["simulated"]) == (3, None, 0.25), "a term of the loss"
     assert protocol.training_line({"simulated": 3, "anatomies": 9}).anatomies == 9

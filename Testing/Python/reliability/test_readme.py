@@ -40,12 +40,12 @@ def test_every_make_target_that_is_named_exists(project):
     targets = set(re.findall(r"^(\w+):", (project / "Makefile").read_text(), re.MULTILINE))
     for document in documents(project):
         assert set(re.findall(r"(?:`|^)make (\w+)", document.read_text(), re.MULTILINE)) <= targets
-    if (project / ".venv" / ".ready").exists():  # each target that is done finds what it needs; nothing is run
+    if (project / ".venv" / ".ready").exists():  # the requirements of each target exist; nothing is run
         for target in targets:
             subprocess.run(["make", "--dry-run", target], cwd=project, check=True, capture_output=True)
 
 
-def test_the_reference_is_what_the_parser_says(project):
+def test_the_reference_is_generated_from_the_parser(project):
     reference = runpy.run_path(str(project / "Testing" / "make_reference.py"))["reference"]
     assert (project / "Documentation/command_line.md").read_text() == reference()
 
@@ -68,7 +68,8 @@ def test_the_reference_names_every_command_and_option_and_no_other(project):
 
 @pytest.fixture
 def scene():
-    """A scene with volumes 'Liver', 'US' and 'Volume', a box 'Box' and a sequence 'Cine' in a browser; simulated."""
+    """Return a scene with volumes 'Liver', 'US' and 'Volume', a box 'Box' and a sequence 'Cine' in a browser;
+    simulated."""
     slicer = pytest.importorskip("slicer")
     slicer.mrmlScene.Clear()
     frames = simulate(SimulationConfig((64, 64), 3, (1.2, 1.6), "organ"), np.random.default_rng(0)).frames
@@ -84,7 +85,7 @@ def scene():
     slicer.mrmlScene.Clear()
 
 
-COMMANDS = {  # row of the reference -> what is typed here, and what it leaves
+COMMANDS = {  # row of the reference -> the command typed here, and the files it leaves
     "despeckle INPUT... OUTPUT": ("despeckle in.npy more.npy out --model median", "out/more.npy"),
     "train INPUT... --output MODEL": (
         "train in.npy --output mine.model --preset adapt --init start.model --steps 1 --batch 1 --device cpu",
@@ -97,7 +98,8 @@ COMMANDS = {  # row of the reference -> what is typed here, and what it leaves
 
 
 def test_every_command_of_the_reference_runs(project, tmp_path, small_crops, monkeypatch):
-    """The benchmarks, which take minutes, as far as their own function; core/test_benchmark.py and test_speed.py do."""
+    """The benchmarks run only up to their own functions, as they need minutes; core/test_benchmark.py and test_speed.py
+    run them."""
     text = (project / "Documentation/command_line.md").read_text()
     rows = re.findall(r"^\| `speckle2self ([^`]+)`", text, re.MULTILINE)
     assert set(rows) == set(COMMANDS)
@@ -142,7 +144,7 @@ EXPECTED = [  # what each recipe leaves in the scene, and prints
 
 
 def follow(slicer, live, timer):
-    """As a user looks on: the first image, and one more."""
+    """Follow as a user would: the first image, and one more."""
     us, end = slicer.util.getNode("US"), time.monotonic() + 60
     for _ in range(2):
         while live.waiting:

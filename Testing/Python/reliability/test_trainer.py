@@ -34,7 +34,7 @@ def test_runs_wait_for_their_turn_and_end_as_models(trainer, job):
     assert set(library.own_models()) == {one.model, two.model}
     assert [line["step"] for line in heard if "step" in line] == [0, 1, 2, 3] == [r["step"] for r in one.reports]
     assert one.settings["recordings"][0]["frames"] == 13
-    assert not list(trainer.folder.iterdir()), "the frames are gone with the run"
+    assert not list(trainer.folder.iterdir()), "the frames are removed with the run"
 
 
 def test_a_stopped_run_is_resumed_also_by_another_application(trainer, job):
@@ -52,7 +52,7 @@ def test_a_stopped_run_is_resumed_also_by_another_application(trainer, job):
     other.resume(found)
     until(lambda: found.reports and found.reports[-1]["step"] > reached, other.poll)
     steps = [report["step"] for report in found.reports]
-    assert steps == sorted(set(steps)), "the curve goes on where it was"
+    assert steps == sorted(set(steps)), "the curve continues where it was"
     found.cancel()
     assert not list(trainer.folder.iterdir()) and not other.unfinished()
 
@@ -79,7 +79,7 @@ def test_a_run_that_another_application_trains_is_left_to_it(trainer, job):
     assert not list(trainer.folder.iterdir())
 
 
-def test_reports_of_steps_that_were_done_anew_are_kept_once(tmp_path):
+def test_reports_of_repeated_steps_are_kept_once(tmp_path):
     lines = [{"config": {}, "from_step": 0}, *({"step": step} for step in range(5)), {"config": {}, "from_step": 2}]
     lines += [{"step": 3}, {"message": "x"}, {"step": 4}, {"config": {}, "from_step": "?"}, {"step": "?"}]
     (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '{"step": ')
@@ -87,7 +87,7 @@ def test_reports_of_steps_that_were_done_anew_are_kept_once(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x" * 90, "-cardiac", "心" * 90, "default"])
-def test_a_name_that_no_model_can_have_ends_no_run(trainer, job, name):
+def test_an_invalid_model_name_ends_no_run(trainer, job, name):
     run = trainer.add(name, [FRAMES], replace(job, steps=1))
     with pytest.raises(InputError, match="unfinished run"):
         trainer.add(name, [FRAMES], job)
@@ -96,7 +96,7 @@ def test_a_name_that_no_model_can_have_ends_no_run(trainer, job, name):
     assert run.model in library.own_models()
 
 
-def test_a_run_that_ended_unseen_is_not_done_again(trainer, job):
+def test_a_run_that_ended_unseen_is_not_repeated(trainer, job):
     """The application was killed between the end of the process and its next look."""
     run = trainer.add("unseen", [FRAMES], job)
     assert run._child.process.wait(60) == 0
@@ -120,7 +120,7 @@ def test_a_finished_run_does_not_touch_another_of_its_name(trainer, job):
     assert second.resumable and done.state == "done"
 
 
-def test_a_stopped_run_whose_model_is_worse_than_its_start_says_so(trainer, job):
+def test_a_stopped_run_reports_a_model_that_is_worse_than_its_start(trainer, job):
     run = trainer.add("worse", [FRAMES], replace(job, steps=100_000))
     until(lambda: len(run.reports) > 2, trainer.poll)
     run.pause()
@@ -166,7 +166,7 @@ def test_a_run_that_was_killed_before_it_reported_can_be_removed(tmp_path, job):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["start.model"]
 
 
-def test_the_region_to_train_on_is_found_in_the_colours_as_recorded(tmp_path):
+def test_the_region_to_train_on_is_found_in_the_recorded_colors(tmp_path):
     grey = FRAMES[..., None].repeat(3, -1)
     colour = grey.copy()
     colour[:, 20:40, 20:40, 0] = 255
@@ -197,7 +197,7 @@ def test_a_run_whose_files_are_being_read_is_exported_or_leaves_nothing(trainer,
 
 
 @pytest.mark.parametrize(("content", "words"), [(b"no array", "file.npy"), (None, "file.npy")])
-def test_files_that_cannot_be_exported_are_told(trainer, job, tmp_path, content, words):
+def test_files_that_cannot_be_exported_are_reported(trainer, job, tmp_path, content, words):
     heard = []
     if content is not None:
         (tmp_path / "file.npy").write_bytes(content)
@@ -224,7 +224,7 @@ def made(folder):
     return folder
 
 
-def test_bad_input_is_told_in_the_words_of_the_core(trainer, job):
+def test_bad_input_is_reported_in_the_words_of_the_core(trainer, job):
     run = trainer.add("flat", [np.zeros((4, 64, 64), np.uint8)], job)
     assert trainer.wait(run, 60) and run.state == "failed"
     assert run.message.startswith("Nothing can be learned"), run.message
@@ -242,7 +242,7 @@ def test_an_unwritable_folder_is_refused_at_once(tmp_path, job):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
-def test_a_run_that_the_system_ends_for_its_memory_says_so(trainer, job):
+def test_a_run_that_the_system_ends_for_its_memory_reports_it(trainer, job):
     run = trainer.add("large", [FRAMES], replace(job, steps=100_000))
     until(lambda: run.reports, trainer.poll)
     os.kill(run._child.process.pid, signal.SIGKILL)
@@ -251,8 +251,8 @@ def test_a_run_that_the_system_ends_for_its_memory_says_so(trainer, job):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_behind_slicers_launcher_a_run_that_the_system_ends_says_so(trainer, job, tmp_path):
-    """CTK's launcher stays as the parent, and returns 1 where a signal ended the program."""
+def test_behind_slicers_launcher_a_run_that_the_system_ends_reports_it(trainer, job, tmp_path):
+    """CTK's launcher remains the parent, and returns 1 where a signal ended the program."""
     launcher = tmp_path / "PythonSlicer"
     launcher.write_text(f"""#!/bin/sh
 exec 3<&0
@@ -275,7 +275,7 @@ exit $code
     run.cancel()
 
 
-def test_what_the_panel_says_names_no_option_of_the_command_line(trainer, job):
+def test_messages_of_the_panel_name_no_option_of_the_command_line(trainer, job):
     run = trainer.add("words", [FRAMES], replace(job, steps=100_000))
     until(lambda: len(run.reports) > 2, trainer.poll)
     run.pause()
@@ -284,15 +284,16 @@ def test_what_the_panel_says_names_no_option_of_the_command_line(trainer, job):
     assert run.state == "done" and "--" not in run.message
 
 
-def test_what_a_run_says_names_no_option_of_the_command_line(project):
-    """It says what is; the command line adds its options, and the panel has buttons."""
+def test_messages_of_a_run_name_no_option_of_the_command_line(project):
+    """The message states the fact; the command line adds its options, and the panel has buttons."""
     for name in ("runs", "training", "dataset", "system", "checkpoint", "library"):
         text = (project / "Speckle2Self" / "Speckle2SelfLib" / f"{name}.py").read_text()
         assert not re.findall(r'"[^"\n]*--[a-z][^"\n]*"', text), name
 
 
 def test_the_end_of_a_run_does_not_keep_the_application_waiting(job, tmp_path):
-    """Nothing over 0.1 s on the main thread; torch, whose import takes a second, stays out of the application."""
+    """Nothing blocks the main thread for 0.1 s; torch, whose import needs a second, is not imported by the
+    application."""
     code = """
 import sys, time, numpy as np
 from Speckle2SelfLib.config import Job
@@ -376,7 +377,7 @@ time.sleep(600)
 
 
 def test_a_full_disk_ends_the_run_with_a_clear_message(trainer, job, tmp_path):
-    """The process may write files of 8 kB at most, less than a checkpoint takes."""
+    """The process may write files of 8 kB at most, less than a checkpoint needs."""
     if os.name == "nt":
         pytest.skip("needs POSIX limits")
     limited = tmp_path / "python"
@@ -429,7 +430,7 @@ trainer.close()
 
 
 def test_a_small_disk_that_fills_ends_the_run_which_resumes_once_there_is_space(tmp_path, job, project):
-    """A disk in memory of 24 MB, in a namespace of its own; the state of a run takes 10, at times twice that."""
+    """The disk is one of 24 MB in memory, in its own namespace; a run's state has 10 MB, at times twice that."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["unshare", "--map-root-user", "--mount", "sh", "-c",
@@ -438,7 +439,7 @@ def test_a_small_disk_that_fills_ends_the_run_which_resumes_once_there_is_space(
         if (tried := subprocess.run([*mount, "true"], capture_output=True, text=True)).returncode:
             pytest.skip(f"no disk can be mounted here: {tried.stderr.strip()}")
     except FileNotFoundError:
-        pytest.skip("no disk can be mounted here: there is no unshare")
+        pytest.skip("no disk can be mounted here: unshare is missing")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(project / "Speckle2Self")}
     command = [*mount, sys.executable, "-c", SMALL_DISK, job.init]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
@@ -467,8 +468,8 @@ def test_sigterm_saves_and_leaves_cleanly(tmp_path, job):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes as Linux lists them")
 @pytest.mark.parametrize("whom", ["a rank", "the launcher"])
 def test_sigterm_under_torchrun_loses_no_step(tmp_path, job, whom):
-    """To one of two processes, not the one that writes: both save and are started again from there. To what started
-    them, as a cluster does at the end of its time: both save and end."""
+    """Sent to the one of two processes that does not write, both save and are restarted from there. Sent to torchrun,
+    as a cluster does when the time is up, both save and end."""
     folder = export(tmp_path / "job", [FRAMES], replace(job, steps=10**6, interval=10**6))
     environment = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "DEVICES": "2", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([folder / "run.sh"], env=environment, stdout=subprocess.PIPE,
@@ -491,20 +492,20 @@ def test_sigterm_under_torchrun_loses_no_step(tmp_path, job, whom):
 
 
 def write_folder(tmp_path, job):
-    """A folder with the frames and the job file of a long run."""
+    """Return a folder with the frames and the job file of a long run."""
     folder = made(tmp_path / "run")
     complete(job_in_steps(folder, [FRAMES], replace(job, steps=10**6, interval=10**6)))
     return folder
 
 
 def reached(process) -> int:
-    """A step that a training process has told of, once it has gone some."""
+    """Return a step that a training process has reported, after some steps."""
     return next(line["step"] for line in map(json.loads, process.stdout) if "rate" in line and line["step"] > 2)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes as Linux lists them")
 def test_a_killed_rank_of_an_exported_run_restarts_it_from_its_last_checkpoint(tmp_path, job):
-    """It is the one that writes. Ten steps lie between two checkpoints, and at most these are lost."""
+    """The killed process is the one that writes. At most the ten steps between two checkpoints are lost."""
     folder = export(tmp_path / "job", [FRAMES], replace(job, steps=120, interval=10))
     environment = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "DEVICES": "2", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([folder / "run.sh"], env=environment, stdout=subprocess.PIPE, text=True) as run:

@@ -23,13 +23,13 @@ from Speckle2SelfSlicer.worker import Worker, _Block
 
 RNG = np.random.default_rng(0)
 FRAMES = RNG.rayleigh(40, (6, 48, 64)).clip(1, 255).astype(np.uint8)
-MANY = np.concatenate([FRAMES] * 100)  # takes long by "nlm", in blocks of some seconds
-WIDE = RNG.rayleigh(40, (40, 512, 640)).clip(1, 255).astype(np.uint8)  # takes long in blocks of 3 frames
+MANY = np.concatenate([FRAMES] * 100)  # needs long with "nlm", in blocks of some seconds
+WIDE = RNG.rayleigh(40, (40, 512, 640)).clip(1, 255).astype(np.uint8)  # needs long in blocks of 3 frames
 
 
 @pytest.fixture(scope="module")
 def shared():
-    """One process for the tests that do not end it."""
+    """Return one process for the tests that do not end it."""
     worker = Worker()
     yield worker
     worker.close()
@@ -54,7 +54,7 @@ def mapped(pid="self"):
     return sum(int(end, 16) - int(start, 16) for start, end in spans)
 
 
-def test_the_process_gives_what_a_direct_call_gives(shared):
+def test_the_process_returns_the_same_as_a_direct_call(shared):
     job = finish(shared, shared.despeckle(FRAMES))
     assert (job.state, job.message, job.done, job.total) == ("done", "", 6, 6)
     assert job.rate > 0 and job.device and job.region.shape == (48, 64)
@@ -62,7 +62,7 @@ def test_the_process_gives_what_a_direct_call_gives(shared):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32", "float64"])
-def test_filters_masks_colours_and_types(shared, dtype):
+def test_filters_masks_colors_and_types_match_a_direct_call(shared, dtype):
     frames = FRAMES[..., None].repeat(3, -1).astype(dtype)
     region = np.zeros((48, 64), bool)
     region[8:40, 8:50] = True
@@ -72,7 +72,7 @@ def test_filters_masks_colours_and_types(shared, dtype):
     assert np.array_equal(job.output, expected)
 
 
-def test_frames_are_filled_in_place_and_two_jobs_take_turns(shared):
+def test_frames_are_filled_in_place_and_two_jobs_alternate(shared):
     first, second = shared.allocate(FRAMES.shape, np.uint8), shared.allocate(FRAMES.shape, np.uint8)
     for job in (first, second):
         for row, frame in zip(job.input, FRAMES, strict=True):
@@ -83,7 +83,7 @@ def test_frames_are_filled_in_place_and_two_jobs_take_turns(shared):
     assert first.state == "done" and np.array_equal(first.output, second.output)
 
 
-def test_errors_are_one_sentence_and_the_process_stays(shared):
+def test_an_error_is_one_sentence_and_the_process_continues(shared):
     pid = shared.pid
     job = finish(shared, shared.despeckle(np.full_like(FRAMES, 7)))
     assert job.state == "failed" and "constant" in job.message
@@ -110,7 +110,7 @@ def test_errors_are_one_sentence_and_the_process_stays(shared):
         (KeyError(), "Despeckling failed: KeyError: "),
     ],
 )
-def test_what_goes_wrong_in_the_process_becomes_a_sentence(error, sentence):
+def test_a_failure_in_the_process_becomes_a_sentence(error, sentence):
     def work():
         raise error
 
@@ -176,7 +176,7 @@ print(worker.pid, flush=True)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_released_memory_is_gone(worker):
+def test_released_memory_is_freed(worker):
     assert mapped() == 0
     handles = len(os.listdir("/proc/self/fd"))
     jobs = [worker.despeckle(FRAMES, model="median") for _ in range(3)]
@@ -188,7 +188,7 @@ def test_released_memory_is_gone(worker):
     view = jobs[1].output
     worker.close()
     worker.close()
-    assert mapped() > 0 and view.any()  # a view that the caller still has stays good
+    assert mapped() > 0 and view.any()  # a view that the caller still holds remains valid
     del view
     assert mapped() == 0 and len(os.listdir("/proc/self/fd")) <= handles
 
@@ -253,7 +253,7 @@ def test_a_process_that_ends_early_reports_its_last_output(code, said):
 
 
 LAUNCHER = """#!/bin/sh
-# As CTK's launcher: it stays as the parent, and returns 1 where a signal ended the program.
+# Like CTK's launcher, it remains the parent, and returns 1 where a signal ended the program.
 exec 3<&0
 {python} "$@" <&3 &
 child=$!
@@ -273,7 +273,7 @@ def launcher(tmp_path):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_behind_slicers_launcher_a_killed_process_is_still_said_to_be_killed(launcher):
+def test_behind_slicers_launcher_a_killed_process_is_still_reported_as_killed(launcher):
     worker = Worker(python=str(launcher))
     job = worker.despeckle(MANY, model="nlm")
     until(lambda: job.region is not None or job.ended, worker.poll)
@@ -296,7 +296,7 @@ def test_slicers_own_python_is_what_child_processes_run(launcher, monkeypatch):
         assert python_executable() == str(launcher)
 
 
-def test_on_apple_silicon_without_rosetta_it_says_why_nothing_starts(monkeypatch):
+def test_on_apple_silicon_without_rosetta_the_reason_is_reported(monkeypatch):
     from Speckle2SelfSlicer import processes
 
     monkeypatch.setattr(sys, "platform", "darwin")
@@ -308,7 +308,7 @@ def test_on_apple_silicon_without_rosetta_it_says_why_nothing_starts(monkeypatch
     assert job.state == "failed" and "could not be started" in job.message and "softwareupdate" in job.message
 
 
-def test_a_process_that_cannot_be_started():
+def test_a_process_that_cannot_be_started_is_reported():
     worker = Worker(python="/no/such/python")
     job = worker.despeckle(FRAMES)
     assert job.state == "failed" and "could not be started" in job.message
@@ -332,7 +332,7 @@ def test_poll_and_push_never_wait_for_a_silent_process(tmp_path):
     assert (job.state, stream.state) == ("cancelled", "stopped")
 
 
-def test_a_stream_gives_every_frame_when_there_is_time(shared):
+def test_a_stream_despeckles_every_frame_when_there_is_time(shared):
     stream = shared.live((48, 64), np.uint8, {"model": "median", "region": None})
     for number, frame in enumerate(FRAMES, 1):
         assert stream.push(frame) == number
@@ -348,7 +348,7 @@ def test_a_stream_gives_every_frame_when_there_is_time(shared):
     assert stream.state == "stopped" and stream.push(FRAMES[0]) == 6 and stream.take() is None
 
 
-def test_under_overload_older_frames_are_dropped_and_the_newest_comes(shared):
+def test_under_overload_older_frames_are_dropped_and_the_newest_is_despeckled(shared):
     stream = shared.live((48, 64), np.uint8, {"model": "nlm"})
     numbers = []
     for count in range(200):
@@ -364,7 +364,7 @@ def test_under_overload_older_frames_are_dropped_and_the_newest_comes(shared):
 
 
 def test_a_stream_does_not_flicker(shared):
-    """The same frame, beside others that are darker or brighter, always gives the same result."""
+    """The result for a frame does not depend on darker or brighter frames around it."""
 
     def despeckled(frame):
         stream.push(frame)
@@ -378,7 +378,7 @@ def test_a_stream_does_not_flicker(shared):
     assert (first != FRAMES[0]).any()
     despeckled(FRAMES[1] // 3)
     half = FRAMES[0].copy()
-    half[:, 32:] //= 4  # one half darker: the other half is as it was, away from the border
+    half[:, 32:] //= 4  # one half darker: the other half is unchanged, away from the border
     assert np.abs(despeckled(half)[:, :8].astype(int) - first[:, :8]).max() <= 1
     assert np.array_equal(despeckled(FRAMES[0]), first)
     wide = FRAMES[0].repeat(2, 1)
@@ -387,12 +387,12 @@ def test_a_stream_does_not_flicker(shared):
 
 
 @pytest.mark.parametrize("region", ["auto", None])
-@pytest.mark.parametrize("first", ["the near field alone", "an eighth as bright"])
-def test_a_stream_that_begins_before_the_probe_touches_looks_again(shared, first, region):
+@pytest.mark.parametrize("first", ["only the near field", "an eighth as bright"])
+def test_a_stream_that_begins_before_the_probe_touches_detects_its_region_again(shared, first, region):
     """Else the region, the grain or the grey mapping of that first frame would serve all that follow."""
     wide = FRAMES[0].repeat(2, 0).repeat(2, 1)
     start = wide // 8
-    if first == "the near field alone":
+    if first == "only the near field":
         start = wide.copy()
         start[40:] = 0
         if region is None:
@@ -407,7 +407,7 @@ def test_a_stream_that_begins_before_the_probe_touches_looks_again(shared, first
     stream.stop()
 
 
-def test_a_menu_across_a_stream_stays_as_it_is_and_the_region_is_kept(shared):
+def test_a_menu_across_a_stream_is_preserved_and_the_region_is_kept(shared):
     wide = FRAMES[0].repeat(2, 0).repeat(2, 1)
     menu = np.full_like(wide, 250)
     menu[20:22, 10:-10] = menu[50:60, 30:34] = 0
@@ -423,7 +423,7 @@ def test_a_menu_across_a_stream_stays_as_it_is_and_the_region_is_kept(shared):
     stream.stop()
 
 
-def test_a_stream_goes_on_beside_a_job_and_after_its_process_was_ended(worker):
+def test_a_stream_continues_during_a_job_and_after_its_process_was_ended(worker):
     stream = worker.live((48, 64), np.uint8, {"model": "median"})
     stream.push(FRAMES[0])
     until(lambda: stream.done == 1, worker.poll)

@@ -18,7 +18,7 @@ if find_spec("slicer") is not None:  # else the tests skip themselves
 
 @pytest.fixture
 def slicer_app():
-    """The running application with an empty scene, in its first layout."""
+    """Return the running application with an empty scene, in its first layout."""
     slicer = pytest.importorskip("slicer")
     clear_scene()
     slicer.app.layoutManager().setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutInitialView)

@@ -13,7 +13,7 @@ slicer = pytest.importorskip("slicer")
 
 @pytest.fixture
 def pair(slicer_app):
-    """A noisy frame with a dark disc, and the frame without noise, at a place and spacing of their own."""
+    """Return a noisy frame with a dark disc, and the frame without noise, at a place and spacing of their own."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:64, :80]
     clean = np.where(np.hypot(y - 20, x - 20) < 12, 30.0, 120.0)
@@ -29,7 +29,7 @@ def pair(slicer_app):
 
 
 def box(name, columns, rows):
-    """A ROI over these columns and rows of the pair's frames."""
+    """Return a ROI over these columns and rows of the pair's frames."""
     roi = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", name)
     centre = [10 + 0.5 * sum(columns) / 2, -5 + 0.5 * sum(rows) / 2, 3]
     roi.SetCenter(centre)
@@ -37,7 +37,7 @@ def box(name, columns, rows):
     return roi
 
 
-def test_a_box_takes_the_voxels_that_lie_in_it(pair):
+def test_a_box_covers_the_voxels_that_lie_in_it(pair):
     from Speckle2SelfSlicer import regions
 
     mask = regions.voxelsInside(pair[0], box("tissue", (50, 70), (30, 50)))
@@ -58,7 +58,7 @@ def test_a_box_on_an_image_under_a_warp_is_refused(pair):
         regions.voxelsInside(pair[0], box("tissue", (50, 70), (30, 50)))
 
 
-def test_figures_before_and_after_go_into_a_table_a_plot_and_a_file(pair, tmp_path):
+def test_figures_before_and_after_are_written_to_a_table_a_plot_and_a_file(pair, tmp_path):
     from Speckle2SelfSlicer import comparison
 
     tissue, lumen = box("tissue", (50, 70), (30, 50)), box("lumen", (14, 26), (14, 26))
@@ -77,7 +77,7 @@ def test_figures_before_and_after_go_into_a_table_a_plot_and_a_file(pair, tmp_pa
         comparison.evaluate(*pair, None)
 
 
-def test_figures_are_of_a_slice_that_both_boxes_share_and_of_values_that_there_are(slicer_app):
+def test_figures_use_a_slice_that_both_boxes_share_and_only_finite_values(slicer_app):
     from Speckle2SelfSlicer import comparison
 
     voxels = np.random.default_rng(0).rayleigh(40, (3, 32, 32)).astype(np.float32)
@@ -132,7 +132,7 @@ def test_views_show_input_and_output(pair):
     assert composites[0].GetLabelVolumeID() is None
 
 
-def test_the_views_own_label_map_comes_back(pair):
+def test_the_label_map_of_a_view_is_restored(pair):
     from Speckle2SelfSlicer import regions, views
 
     for kind in ("vtkMRMLSliceNode", "vtkMRMLSliceCompositeNode"):
@@ -150,7 +150,7 @@ def test_the_views_own_label_map_comes_back(pair):
     slicer.mrmlScene.RemoveNode(mine)
 
 
-def test_a_segmentation_gives_a_mask(pair):
+def test_a_segmentation_becomes_a_mask(pair):
     from Speckle2SelfSlicer import regions
 
     segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Regions")
@@ -218,7 +218,7 @@ ORIENTATIONS = {
 
 
 def placed_pair(orientation, shape=(1, 64, 80)):
-    """Two bright volumes of this orientation."""
+    """Return two bright volumes of this orientation."""
     volumes = [slicer.util.addVolumeFromArray(np.full(shape, value, np.uint8)) for value in (150, 200)]
     for volume in volumes:
         volume.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(ORIENTATIONS[orientation]))
@@ -229,7 +229,8 @@ def placed_pair(orientation, shape=(1, 64, 80)):
 
 
 def share_filled(name) -> float:
-    """How much of what the frame could fill of a slice view it fills: its area over that of 64 x 80 pixels, fitted."""
+    """Return the share of the area that the frame could fill in a slice view: its area over that of 64 x 80 pixels,
+    fitted."""
     from HeadlessSlicer.views import pixels
 
     seen = pixels(slicer.app.layoutManager().sliceWidget(name).sliceLogic())
@@ -254,7 +255,7 @@ def set_layout(name):
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("layout", ["FourUp", "Conventional"])
-def test_frames_side_by_side_fill_their_views_whatever_their_orientation(slicer_app, layout, orientation):
+def test_frames_side_by_side_fill_their_views_in_any_orientation(slicer_app, layout, orientation):
     from Speckle2SelfSlicer import comparison
 
     set_layout(layout)
@@ -295,7 +296,7 @@ def test_frames_that_are_stacked_in_a_volume_are_seen_from_their_front(slicer_ap
         assert abs(view_node(name).GetSliceToRAS().GetElement(1, 3) - (-30 + 7)) < 1e-6
 
 
-def test_side_by_side_takes_a_reformatted_view_as_it_is_and_keeps_each_views_aspect(pair):
+def test_side_by_side_keeps_a_reformatted_view_and_each_views_aspect(pair):
     from HeadlessSlicer import complaints
     from Speckle2SelfSlicer import comparison
 
@@ -319,7 +320,7 @@ def test_side_by_side_takes_a_reformatted_view_as_it_is_and_keeps_each_views_asp
         assert np.allclose(*turned)
 
 
-def test_fading_leaves_hidden_views_and_a_foreground_of_the_users_own(pair):
+def test_fading_does_not_change_hidden_views_or_a_foreground_of_the_user(pair):
     from Speckle2SelfSlicer import comparison
 
     set_layout("SideBySide")  # red and yellow
@@ -337,11 +338,11 @@ def test_fading_leaves_hidden_views_and_a_foreground_of_the_users_own(pair):
     assert layers == {"Red": (before, after), "Yellow": (own, own), "Green": (own, None)}
     again = slicer.util.addVolumeFromArray(np.zeros((1, 64, 80), np.uint8), name="second result")
     comparison.fade(pair[0], again, 0.5)
-    assert composite_node("Red").GetForegroundVolumeID() == again.GetID(), "what it put there itself"
+    assert composite_node("Red").GetForegroundVolumeID() == again.GetID(), "its own nodes"
     assert composite_node("Red").GetForegroundOpacity() == 0.5
 
 
-def test_the_users_views_come_back(pair):
+def test_the_users_views_are_restored(pair):
     from Speckle2SelfSlicer import comparison, views
 
     set_layout("FourUp")
@@ -383,7 +384,7 @@ def test_a_new_box_lies_in_a_recording_that_no_browser_shows(slicer_app):
 
     sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Cine")
     roi = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
-    regions.placeBox(roi, sequence)  # no image yet: it stays
+    regions.placeBox(roi, sequence)  # no image yet: it is kept
     volume = slicer.vtkMRMLScalarVolumeNode()
     slicer.util.updateVolumeFromArray(volume, np.ones((1, 64, 80), np.uint8))
     sequence.SetDataNodeAtValue(volume, "0")

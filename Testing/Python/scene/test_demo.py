@@ -12,7 +12,7 @@ from PIL import Image  # noqa: E402
 
 @pytest.fixture
 def demo(project, slicer_app, monkeypatch):
-    """The demo, which closes scenes; the process in the background, which takes seconds to start, outlives them."""
+    """Return the demo. It closes scenes; the background process, which needs seconds to start, outlives them."""
     from Speckle2SelfSlicer.session import Session
 
     monkeypatch.setattr(Session, "closeWorker", lambda session: None)
@@ -23,7 +23,7 @@ def demo(project, slicer_app, monkeypatch):
 
 
 def speckled(folder, count=3):
-    """A recording of two tissues under speckle, (count, 96, 128) uint8."""
+    """Return a recording of two tissues under speckle, (count, 96, 128) uint8."""
     rng = np.random.default_rng(0)
     tissue = np.full((count, 96, 128), 40.0)
     tissue[:, :, 64:] = 120
@@ -75,7 +75,7 @@ def test_the_saved_scene_holds_both_recordings_in_one_browser(demo, tmp_path):
     assert slicer.mrmlScene.GetNodeByID(shown) is browser.GetProxyNode(recordings[1])
 
 
-def test_a_volume_is_despeckled_too(demo, tmp_path):
+def test_a_volume_is_despeckled_as_well(demo, tmp_path):
     volume = slicer.util.addVolumeFromArray(np.load(speckled(tmp_path)))
     assert slicer.util.saveNode(volume, str(tmp_path / "volume.nrrd"))
     slicer.mrmlScene.Clear()
@@ -112,7 +112,7 @@ def test_an_output_that_cannot_be_written_is_one_line(demo, tmp_path, capsys):
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_a_failed_run_leaves_the_last_ones_files(demo, tmp_path, monkeypatch):
+def test_a_failed_run_keeps_the_files_of_the_last_one(demo, tmp_path, monkeypatch):
     output = tmp_path / "demo"
     arguments = [str(speckled(tmp_path)), "--model", "median", "--output", str(output)]
     assert demo.main(arguments) == 0

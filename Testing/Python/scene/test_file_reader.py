@@ -34,7 +34,7 @@ def no_complaints():
 
 
 def written(path, frames=FRAMES, times=TIMES, **changes):
-    """A file as the core writes it."""
+    """Return a file as the core writes it."""
     files.write(path, frames, Recording(frames, path.parent / "in", "DICOM", sequence=True, times=times, **changes))
     return path
 
@@ -98,7 +98,7 @@ def test_a_dropped_file_is_a_sequence_with_times_in_a_browser(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["cine.mkv", "cine.webp", "cine.npy"])
-def test_colours_are_vector_volumes(tmp_path, name):
+def test_color_recordings_are_vector_volumes(tmp_path, name):
     sequence = slicer.util.loadNodeFromFile(str(MADE[name](tmp_path / name, COLOUR)))
     assert np.array_equal(shown(sequence), COLOUR)
     assert sequence.GetDataNodeClassName() == "vtkMRMLVectorVolumeNode"
@@ -112,7 +112,7 @@ def test_a_single_frame_is_a_volume(tmp_path, name):
     assert slicer.app.applicationLogic().GetSelectionNode().GetActiveVolumeID() == volume.GetID()
 
 
-def test_frames_lie_upright_with_their_size_of_pixels(tmp_path):
+def test_frames_lie_upright_with_their_pixel_size(tmp_path):
     sequence = slicer.util.loadNodeFromFile(str(written(tmp_path / "cine.h5", spacing=(1.0, 0.25, 0.5))))
     volume = sequence.GetNthDataNode(4)
     assert volume.GetSpacing() == pytest.approx((0.5, 0.25, 1))
@@ -138,20 +138,20 @@ def test_times_that_two_frames_share_become_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [">u2", ">f4", "f2", "g", "i8", "u8", "i1"])
-def test_values_of_every_type_are_those_of_the_file(tmp_path, kind):
+def test_values_of_every_type_equal_those_of_the_file(tmp_path, kind):
     frames = (FRAMES // 2).astype(kind)
     sequence = slicer.util.loadNodeFromFile(str(array(tmp_path / "cine.npy", frames)))
     assert np.array_equal(shown(sequence), FRAMES // 2)
 
 
-def test_the_name_and_whether_it_is_shown_are_asked_for_as_of_other_readers(tmp_path):
+def test_the_name_and_the_display_are_requested_as_from_other_readers(tmp_path):
     path = str(array(tmp_path / "cine.npy"))
     (sequence,) = slicer.util.loadNodesFromFile(path, KIND, {"name": "Liver", "show": False})
     assert sequence.GetName() == "Liver" and not slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode")
     assert slicer.util.loadNodeFromFile(path, KIND, {"name": "Liver"}).GetName() == "Liver_1"
 
 
-def test_signals_become_decibels_and_the_user_is_told(tmp_path):
+def test_signals_become_decibels_with_a_message_to_the_user(tmp_path):
     signals = np.random.default_rng(0).normal(size=(3, 64, 48, 2)) @ [1, 1j]
     np.save(tmp_path / "iq.npy", signals)
     messages = slicer.vtkMRMLMessageCollection()
@@ -160,7 +160,7 @@ def test_signals_become_decibels_and_the_user_is_told(tmp_path):
     (sequence,) = slicer.util.getNodesByClass("vtkMRMLSequenceNode")
     assert shown(sequence).min() == -40 and shown(sequence).max() == 0
     assert messages.GetNumberOfMessagesOfType(vtk.vtkCommand.WarningEvent) == 1
-    assert "taken to decibels, 40 dB below the largest" in messages.GetNthMessageText(0)
+    assert "converted to decibels, 40 dB below the largest" in messages.GetNthMessageText(0)
 
 
 def test_a_loaded_film_is_despeckled_and_saved_with_the_scene(tmp_path):
@@ -189,7 +189,7 @@ def test_the_self_test_in_slicer_passes_and_fails_where_the_reader_is_wrong(monk
 
 
 #
-# What is Slicer's stays Slicer's
+# Slicer's own formats are left to Slicer
 #
 
 
@@ -225,7 +225,7 @@ def test_streams_with_transforms_are_left_to_the_extension_that_reads_them(tmp_p
     assert slicer.app.coreIOManager().fileType(str(path)) == KIND, "where that extension is not there"
 
 
-def test_other_files_of_our_suffixes_are_not_ours(tmp_path):
+def test_other_files_with_our_suffixes_are_not_claimed(tmp_path):
     manager = slicer.app.coreIOManager()
     for suffixes in file_reader.SUFFIXES.values():
         for suffix in suffixes:
@@ -246,7 +246,7 @@ def test_every_suffix_of_these_formats_is_offered():
 
 
 def refused(path, match):
-    """The message of a file that cannot be loaded; nothing is left of it."""
+    """Return the message for a file that cannot be loaded; nothing of it may be left."""
     before = nodes()
     with pytest.raises(RuntimeError, match=match) as error:
         slicer.util.loadNodeFromFile(str(path), KIND)
@@ -263,7 +263,7 @@ def test_a_damaged_file_is_one_sentence_and_leaves_nothing(tmp_path, name):
     assert str(path) in refused(path, "Failed to load node from file")
 
 
-def test_an_array_that_is_no_recording_is_refused(tmp_path):
+def test_an_array_that_is_not_a_recording_is_refused(tmp_path):
     refused(array(tmp_path / "cine.npy", np.zeros((2, 3, 4, 5))), r"an array of shape \(2, 3, 4, 5\)")
 
 
@@ -291,7 +291,7 @@ def test_too_little_memory_is_one_sentence(tmp_path, monkeypatch):
 
 @pytest.fixture
 def without(monkeypatch):
-    """A Slicer without a package: what was asked for, and an answer to give."""
+    """Simulate a Slicer without a package: keep the requests, and answer."""
     asked, there = [], {"answer": False, "lacking": {"av", "h5py"}}
     monkeypatch.setitem(sys.modules, "slicer.packaging", None)  # as in Slicer before 5.11
     monkeypatch.setattr(dependencies, "find_spec", lambda name: None if name in there["lacking"] else name)
@@ -310,7 +310,7 @@ def without(monkeypatch):
 
 
 @pytest.mark.parametrize("name, package", [("cine.mkv", "av>=12"), ("cine.h5", "h5py>=3.10")])
-def test_a_package_is_asked_for_when_a_file_needs_it_and_only_then(tmp_path, without, name, package):
+def test_a_package_is_requested_only_when_a_file_needs_it(tmp_path, without, name, package):
     asked, there = without
     path = MADE[name](tmp_path / name)
     slicer.util.loadNodeFromFile(str(array(tmp_path / "other.npy")))
@@ -335,7 +335,7 @@ def test_a_package_that_cannot_be_installed_is_one_sentence(tmp_path, without, m
     refused(written(tmp_path / "cine.avi"), "Speckle2Self cannot run without av: Command .* exit status 1")
 
 
-def test_newer_slicer_asks_by_itself(tmp_path, without, monkeypatch):
+def test_newer_slicer_versions_ask_themselves(tmp_path, without, monkeypatch):
     asked, packaging = [], type(sys)("slicer.packaging")
 
     def pip_ensure(requirements, requester):
@@ -348,7 +348,7 @@ def test_newer_slicer_asks_by_itself(tmp_path, without, monkeypatch):
     assert asked == [(["av>=12"], "Speckle2Self")]
 
 
-def test_the_packages_are_those_of_the_extras(project):
+def test_the_packages_match_the_extras(project):
     extras = tomllib.loads((project / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert sorted(dependencies.READERS.values()) == sorted([*extras["films"], *extras["hdf5"]])
 
@@ -367,7 +367,7 @@ import Speckle2SelfLib.files
     subprocess.run([sys.prefix + "/bin/python" if sys.platform != "win32" else python, "-c", code], check=True)
 
 
-def test_a_film_on_the_disk_is_taken_frame_by_frame(tmp_path, monkeypatch):
+def test_a_film_on_the_disk_is_read_frame_by_frame(tmp_path, monkeypatch):
     monkeypatch.setattr(base, "LARGE", 2**10)
     released = []
     monkeypatch.setattr(files, "release", lambda frames: released.append(type(frames)))
@@ -399,7 +399,7 @@ def test_answers_of_another_type_are_ignored_and_logged(methods, call, nothing):
     complaints.heard.clear()
 
 
-def test_a_readers_parent_has_only_what_slicers_has():
+def test_the_parent_of_a_reader_has_only_the_attributes_that_slicers_has():
     reader = scripted()
     with pytest.raises(AttributeError):
         reader.nodes = []
@@ -412,7 +412,7 @@ def test_a_readers_parent_has_only_what_slicers_has():
         reader.supportedNameFilters(slicer)
 
 
-def test_without_a_confidence_of_its_own_a_reader_has_that_of_the_suffix(tmp_path):
+def test_a_reader_without_a_confidence_gets_the_confidence_of_the_suffix(tmp_path):
     path = tmp_path / "X.SEQ.MFT"
     path.touch()
     reader = scripted(extensions=lambda self: ["Ours (*.mft *.seq.mft)", "All (*)"])
@@ -422,7 +422,7 @@ def test_without_a_confidence_of_its_own_a_reader_has_that_of_the_suffix(tmp_pat
     assert scripted().fileType() == "" and scripted().load({}) is False
 
 
-def test_messages_of_a_reader_come_with_the_file_before_them(tmp_path):
+def test_messages_of_a_reader_begin_with_the_file(tmp_path):
     messages = slicer.vtkMRMLMessageCollection()
     (tmp_path / "x.mha").write_text("no image")
     assert not slicer.app.coreIOManager().loadNodes("NoFile", {"fileName": "none.mft"}, None, messages)

@@ -24,7 +24,7 @@ def cine(tmp_path, frames=FRAMES, times=TIMES, **changes):
 
 
 def loaded(path):
-    """The arrays, index values and first node of a sequence as MRML reads it."""
+    """Return the arrays, index values and first node of a sequence as MRML reads it."""
     scene = slicer.vtkMRMLScene()
     sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode")
     storage = scene.AddNewNodeByClass("vtkMRMLVolumeSequenceStorageNode")
@@ -41,7 +41,7 @@ def loaded(path):
 
 
 @pytest.mark.parametrize("name", ["out.seq.nrrd", "out.igs.nrrd", "out.seq.nhdr"])
-@pytest.mark.parametrize("frames", [FRAMES, COLOUR, FRAMES.astype(np.int16) - 99], ids=["grey", "colour", "signed"])
+@pytest.mark.parametrize("frames", [FRAMES, COLOUR, FRAMES.astype(np.int16) - 99], ids=["grey", "color", "signed"])
 def test_a_cine_is_a_sequence_with_its_times_in_slicer(tmp_path, name, frames):
     recording = cine(tmp_path, frames)
     files.write(tmp_path / name, frames, recording)
@@ -55,7 +55,7 @@ def test_a_cine_is_a_sequence_with_its_times_in_slicer(tmp_path, name, frames):
 
 
 @pytest.mark.parametrize("name", ["out.seq.nrrd", "out.igs.nrrd"])
-def test_frames_of_five_thousand_a_second_are_all_there_in_slicer(tmp_path, name):
+def test_frames_of_five_thousand_a_second_are_all_kept_in_slicer(tmp_path, name):
     files.write(tmp_path / name, FRAMES, cine(tmp_path, times=np.arange(4) / 5000))
     arrays, values, sequence, *_ = loaded(tmp_path / name)
     assert np.array_equal(arrays, FRAMES) and values == pytest.approx([0, 0.2, 0.4, 0.6])
@@ -66,7 +66,7 @@ def test_frames_of_five_thousand_a_second_are_all_there_in_slicer(tmp_path, name
 def test_frames_without_times_are_numbered(tmp_path):
     files.write(tmp_path / "out.seq.nrrd", FRAMES, cine(tmp_path, times=None))
     arrays, values, sequence, *_ = loaded(tmp_path / "out.seq.nrrd")
-    assert files.read(tmp_path / "out.seq.nrrd").times is None, "numbers are no seconds"
+    assert files.read(tmp_path / "out.seq.nrrd").times is None, "numbers are not seconds"
     assert np.array_equal(arrays, FRAMES) and values == [0, 1, 2, 3] and sequence.GetIndexName() == "frame"
 
 
@@ -84,7 +84,7 @@ def test_volumes_in_time_are_a_sequence_of_volumes_in_their_place(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["out.seq.mha", "out.igs.mha", "out.igs.mhd"])
-@pytest.mark.parametrize("frames", [FRAMES, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize("frames", [FRAMES, COLOUR], ids=["grey", "color"])
 def test_a_cine_has_the_fields_of_plus_in_a_metaimage(tmp_path, name, frames):
     import SimpleITK as sitk
 
@@ -102,7 +102,7 @@ def test_a_cine_has_the_fields_of_plus_in_a_metaimage(tmp_path, name, frames):
     files.write(tmp_path / f"again{''.join((tmp_path / name).suffixes)}", again.frames, again)
 
 
-def test_a_volume_is_no_sequence(tmp_path):
+def test_a_volume_is_not_a_sequence(tmp_path):
     import SimpleITK as sitk
 
     sitk.WriteImage(sitk.GetImageFromArray(FRAMES), str(tmp_path / "in.nii.gz"))
@@ -112,7 +112,7 @@ def test_a_volume_is_no_sequence(tmp_path):
             files.check_output(tmp_path / name, recording)
 
 
-def test_a_type_that_a_sequence_does_not_hold_is_refused(tmp_path):
+def test_a_type_that_a_sequence_cannot_hold_is_refused(tmp_path):
     for name in ("out.seq.nrrd", "out.igs.mha"):
         with pytest.raises(InputError, match="does not hold frames of type float16"):
             files.check_output(tmp_path / name, cine(tmp_path, FRAMES.astype(np.float16)))
@@ -124,13 +124,13 @@ DICOM = {  # frames of each kind that is written compressed
     "grey": RAMP,
     "16 bits": RAMP.astype(np.uint16) * 250,
     "signed": (RAMP.astype(np.int16) - 99) * 250,
-    "colour": RAMPS,
-    "colour of 16 bits": RAMPS.astype(np.uint16) * 250,
+    "color": RAMPS,
+    "color of 16 bits": RAMPS.astype(np.uint16) * 250,
 }
 
 
 @pytest.mark.parametrize("kind", DICOM)
-def test_compressed_dicom_is_what_slicer_reads(tmp_path, kind):
+def test_compressed_dicom_is_read_by_slicer(tmp_path, kind):
     frames = DICOM[kind]
     dataset = pydicom.Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
@@ -138,8 +138,8 @@ def test_compressed_dicom_is_what_slicer_reads(tmp_path, kind):
     dataset.SOPClassUID = pydicom.uid.UltrasoundMultiFrameImageStorage
     dataset.SOPInstanceUID = pydicom.uid.generate_uid()
     dataset.Rows, dataset.Columns, dataset.NumberOfFrames = *frames.shape[1:3], len(frames)
-    dataset.SamplesPerPixel = 3 if "colour" in kind else 1
-    dataset.PhotometricInterpretation = "RGB" if "colour" in kind else "MONOCHROME2"
+    dataset.SamplesPerPixel = 3 if "color" in kind else 1
+    dataset.PhotometricInterpretation = "RGB" if "color" in kind else "MONOCHROME2"
     dataset.BitsAllocated = dataset.BitsStored = 8 * frames.dtype.itemsize
     dataset.HighBit, dataset.PixelRepresentation = dataset.BitsStored - 1, int(kind == "signed")
     set_pixels(dataset, frames, dataset.PhotometricInterpretation, dataset.BitsStored, compressed=True)
@@ -147,7 +147,7 @@ def test_compressed_dicom_is_what_slicer_reads(tmp_path, kind):
     path.write_bytes(encode(dataset, dataset.file_meta.TransferSyntaxUID))
     assert path.stat().st_size < frames.nbytes / 2
     reader = slicer.vtkITKArchetypeImageSeriesScalarReader()
-    if "colour" in kind:
+    if "color" in kind:
         reader = slicer.vtkITKArchetypeImageSeriesVectorReaderFile()
     reader.SetArchetype(str(path))
     reader.AddFileName(str(path))

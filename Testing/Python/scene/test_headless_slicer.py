@@ -1,4 +1,4 @@
-"""The stand-in of Slicer's application: what it gives, how strict it is, and how recordings reach the scene."""
+"""The stand-in of Slicer's application: what it provides, how strict it is, and how recordings reach the scene."""
 
 import enum
 import os
@@ -54,7 +54,7 @@ def cine_file(folder, array=CINE):
 # The application
 
 
-def test_the_scene_starts_with_the_nodes_that_slicer_puts_there():
+def test_the_scene_starts_with_the_same_nodes_as_in_slicer():
     for identity in (
         "vtkMRMLSelectionNodeSingleton",
         "vtkMRMLInteractionNodeSingleton",
@@ -78,7 +78,7 @@ def test_there_is_always_one_subject_hierarchy(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["pauseRender", "isInstalled", "nonsense"])
-def test_what_is_not_modelled_raises(name):
+def test_attributes_that_are_not_modeled_raise(name):
     with pytest.raises(AttributeError, match=name):
         getattr(slicer.app, name)
 
@@ -90,7 +90,7 @@ def test_an_unknown_module_raises():
         slicer.util.getModule("Nonsense")
 
 
-def test_our_module_is_there_with_all_its_names():
+def test_our_module_has_all_its_names():
     module = slicer.modules.speckle2self
     assert slicer.util.getModule("Speckle2Self") is module
     assert slicer.util.modulePath("Speckle2Self") == module.path
@@ -103,7 +103,7 @@ def test_our_module_is_there_with_all_its_names():
         module.titel = "a slip"
 
 
-def test_the_logic_is_made_once_and_kept():
+def test_the_logic_is_created_once_and_kept():
     logic = slicer.util.getModuleLogic("Speckle2Self")
     assert type(logic).__name__ == "Speckle2SelfLogic"
     assert slicer.util.getModuleLogic(slicer.modules.speckle2self) is logic
@@ -116,7 +116,7 @@ def test_the_logics_of_core_modules_are_the_real_ones():
     assert slicer.modules.volumes.logic().GetMRMLScene() is slicer.mrmlScene
 
 
-def test_errors_are_shown_and_pass_on(caplog, monkeypatch):
+def test_errors_are_shown_and_raised_again(caplog, monkeypatch):
     monkeypatch.setattr(slicer.app, "_testing", False)
     with pytest.raises(ValueError, match="broken"), slicer.util.tryWithErrorDisplay("It failed."):
         raise ValueError("broken")
@@ -285,7 +285,7 @@ def test_values_are_reached_by_name():
 
 
 @pytest.mark.skipif("SLICER_SOURCE" in os.environ, reason="Slicer's own layer stores lists; ours does not model them")
-def test_what_cannot_be_stored_is_refused_with_the_class():
+def test_types_that_cannot_be_stored_are_refused_with_the_class():
     with pytest.raises(TypeError, match="list"):
 
         @parameterNodeWrapper
@@ -301,7 +301,7 @@ def test_a_reserved_name_is_refused_with_the_class():
             default: int
 
 
-def test_parameters_come_back_with_the_saved_scene(tmp_path):
+def test_parameters_are_restored_with_the_saved_scene(tmp_path):
     p, _ = parameters()
     p.volume = slicer.util.addVolumeFromArray(CINE, name="US")
     p.factor = 0.25
@@ -332,7 +332,7 @@ def test_a_volume_is_saved_and_loaded_by_its_real_storage(tmp_path):
     assert active == again.GetID()
 
 
-def test_a_sequence_file_comes_back_with_browser_and_proxy(tmp_path):
+def test_a_sequence_file_is_loaded_with_browser_and_proxy(tmp_path):
     sequence = loaders.load(cine_file(tmp_path))
     storage = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLVolumeSequenceStorageNode")
     storage.SetFileName(str(tmp_path / "cine.seq.nrrd"))
@@ -345,7 +345,7 @@ def test_a_sequence_file_comes_back_with_browser_and_proxy(tmp_path):
     assert browser.GetProxyNode(again).IsA("vtkMRMLScalarVolumeNode")
 
 
-def test_the_type_of_a_nrrd_file_is_told_by_its_header(tmp_path):
+def test_the_type_of_a_nrrd_file_is_found_in_its_header(tmp_path):
     head = "NRRD0004\ntype: uint8\ndimension: {}\nkinds: {}\n\n"
     manager = slicer.app.coreIOManager()
     for dimension, kinds, kind in (
@@ -358,7 +358,7 @@ def test_the_type_of_a_nrrd_file_is_told_by_its_header(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["none.mha", "text.mha", "text.dcm", "text.npy", "text.igs.mha", "empty.nrrd"])
-def test_what_cannot_be_read_is_told_in_one_sentence(tmp_path, capfd, name):
+def test_unreadable_files_are_reported_in_one_sentence(tmp_path, capfd, name):
     (tmp_path / "text.mha").write_text("no image")
     (tmp_path / "text.dcm").write_bytes(bytes(128) + b"DICM")
     (tmp_path / "text.npy").write_text("no array")
@@ -379,7 +379,7 @@ def test_an_array_without_frames_is_refused(tmp_path):
 # Recordings
 
 
-def test_a_dicom_cine_is_a_sequence_of_colour_volumes_turned_upright():
+def test_a_dicom_cine_is_a_sequence_of_color_volumes_turned_upright():
     import pydicom.examples
 
     path = pydicom.examples.get_path("ybr_color")
@@ -403,7 +403,7 @@ def test_a_dicom_cine_is_a_sequence_of_colour_volumes_turned_upright():
     assert np.array_equal(voxels(sequence, 29), frame)
 
 
-def test_a_dicom_cine_has_times_where_the_reader_tells_them(monkeypatch):
+def test_a_dicom_cine_has_times_where_the_reader_reports_them(monkeypatch):
     import pydicom.examples
 
     monkeypatch.setattr(loaders, "_dicomFrames", lambda path, grey: (CINE, 40.0))
@@ -501,7 +501,7 @@ def test_a_slice_view_shows_the_image_upright_in_its_window():
     assert seen[60, 60].tolist() == [0, 0, 0]
 
 
-def test_a_closer_view_is_centred_where_asked():
+def test_a_closer_view_is_centered_where_requested():
     image = np.zeros((1, 40, 60), np.uint8)
     image[0, 10, 45] = 255
     seen = views.sliceView(slicer.util.addVolumeFromArray(image), (60, 40), 4, (45 / 59, 10 / 39))
@@ -563,7 +563,7 @@ def test_nothing_is_left_in_the_temporary_folder(project, tmp_path):
     assert not left.exists() and running.exists() and (temporary / "HeadlessSlicer-of-mine").exists()
 
 
-def test_without_window_there_is_no_qt(project, tmp_path):
+def test_without_a_window_qt_is_not_available(project, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "print(slicer.app.layoutManager(), slicer.app.topLevelWidgets(), slicer.util.mainWindow())\n"
@@ -575,7 +575,7 @@ def test_without_window_there_is_no_qt(project, tmp_path):
     assert "ModuleNotFoundError: No module named 'qt'" in done.stderr
 
 
-def test_other_module_folders_take_the_place_of_ours(project, tmp_path):
+def test_other_module_folders_replace_ours(project, tmp_path):
     modules = tmp_path / "modules"
     modules.mkdir()
     (modules / "Other.py").write_text(
@@ -596,7 +596,7 @@ def test_other_module_folders_take_the_place_of_ours(project, tmp_path):
     assert done.returncode == 1
 
 
-def test_a_missing_system_library_is_one_line_with_its_package(project, tmp_path):
+def test_a_missing_system_library_is_reported_in_one_line_with_its_package(project, tmp_path):
     (tmp_path / "slicer.py").write_text(
         "raise ImportError('libGL.so.1: cannot open shared object file: No such file or directory')"
     )
@@ -612,7 +612,7 @@ def test_a_missing_system_library_is_one_line_with_its_package(project, tmp_path
 # Slicer's own Python layer
 
 
-def test_a_checkout_of_slicer_takes_the_place_of_our_python_layer(project, tmp_path):
+def test_a_checkout_of_slicer_replaces_our_python_layer(project, tmp_path):
     python = tmp_path / "Base" / "Python" / "slicer"
     shutil.copytree(project / "Testing" / "HeadlessSlicer" / "slicer_python", python)
     (python / "util.py").write_text(pathlib.Path(slicer.util.__file__).read_text() + "\nmark = 'the checkout'\n")
@@ -627,7 +627,7 @@ def test_a_checkout_of_slicer_takes_the_place_of_our_python_layer(project, tmp_p
     assert done.stdout.splitlines() == ["the checkout 5.12.0", "True"]
 
 
-def test_a_folder_that_is_no_checkout_is_one_line(project, tmp_path):
+def test_a_folder_that_is_not_a_checkout_is_reported_in_one_line(project, tmp_path):
     script = tmp_path / "script.py"
     script.write_text("print('started')")
     done = launch(project, "--main-window", script, SLICER_SOURCE=str(tmp_path / "none"))

@@ -17,7 +17,7 @@ SIZE = (1, 48, 56)
 
 @pytest.fixture
 def client():
-    """A client that is connected to a server which, once `client.begin()` is called, sends images that move."""
+    """Return a client that is connected to a server which, once `client.begin()` is called, sends images that move."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     server = pyigtl.OpenIGTLinkServer(port=0, local_server=True)
     client = pyigtl.OpenIGTLinkClient("127.0.0.1", server.server_address[1])
@@ -44,14 +44,15 @@ def send(server):
 
 
 def receive(volume, message):
-    """As OpenIGTLinkIO: the same voxels are overwritten and reported, and the volume gets its place after that."""
+    """Receive as OpenIGTLinkIO does: the same voxels are overwritten and reported, and the volume is placed after
+    that."""
     slicer.util.arrayFromVolume(volume)[:] = message.image
     volume.GetImageData().Modified()
     volume.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(np.asarray(message.ijk_to_world_matrix, float)))
     volume.Modified()
 
 
-def test_image_and_place_of_a_message_stay_together_at_30_a_second(client, slicer_app):
+def test_image_and_position_of_a_message_are_kept_together_at_30_a_second(client, slicer_app):
     from Speckle2SelfSlicer.live import Live
     from Speckle2SelfSlicer.worker import Worker
 

@@ -73,7 +73,7 @@ def logic(fake):
 
 @pytest.fixture
 def real(logic):
-    """The logic over the real core."""
+    """Return the logic over the real core."""
     return type(logic)()
 
 
@@ -94,7 +94,7 @@ def node_ids():
     return [slicer.mrmlScene.GetNthNode(i).GetID() for i in range(slicer.mrmlScene.GetNumberOfNodes())]
 
 
-def test_a_volume_is_despeckled_with_the_settings_given(logic, fake):
+def test_a_volume_is_despeckled_with_the_given_settings(logic, fake):
     region = np.ones((32, 24), bool)
     output = logic.process(add_volume(FRAMES[:1]), model="m", strength=0.5, gamma=2.0, region=region, device="cpu")
     expected = look(FRAMES[:1], 255 - FRAMES[:1], region, (0, 255), strength=0.5, gamma=2.0)
@@ -105,7 +105,7 @@ def test_a_volume_is_despeckled_with_the_settings_given(logic, fake):
     assert call == {"shape": (1, 32, 24), "model": "m", "device": "cpu"}
 
 
-def test_none_stands_for_whole_frames(logic, fake):
+def test_none_means_whole_frames(logic, fake):
     node = add_volume(FRAMES[:1])
     logic.process(node)
     logic.process(node, region="none")
@@ -127,7 +127,7 @@ def test_a_proxy_is_answered_with_a_proxy(logic):
     assert np.array_equal(frames_of(browser.GetSequenceNode(output)), 255 - FRAMES)
 
 
-def test_colour_frames_reach_the_core_in_colour(logic, fake):
+def test_color_frames_reach_the_core_in_color(logic, fake):
     frames = np.stack([FRAMES, FRAMES, 255 - FRAMES], axis=-1)
     sequence, *_ = add_recording(frames)
     output = logic.process(sequence)
@@ -135,21 +135,21 @@ def test_colour_frames_reach_the_core_in_colour(logic, fake):
     assert np.array_equal(frames_of(output), 255 - frames)
 
 
-def test_a_volume_is_cut_along_the_axis_asked_for(logic, fake):
+def test_a_volume_is_cut_along_the_requested_axis(logic, fake):
     volume = add_volume(FRAMES)
     for axis in ("auto", "K", "J", "I"):
         assert np.array_equal(voxels(logic.process(volume, axis=axis)), 255 - FRAMES)
     assert [call["shape"] for call in fake.calls] == [(3, 32, 24), (3, 32, 24), (32, 3, 24), (24, 3, 32)]
 
 
-def test_by_itself_it_is_cut_along_the_axis_of_acquisition(logic, fake):
+def test_by_default_a_volume_is_cut_along_the_axis_of_acquisition(logic, fake):
     volume = add_volume(FRAMES)
     volume.SetSpacing(0.2, 1.0, 0.2)  # millimetres along I, J, K
     logic.process(volume)
     assert fake.calls[0]["shape"] == (32, 3, 24)
 
 
-def test_the_average_takes_all_three_axes_with_one_progress(logic, fake):
+def test_the_average_uses_all_three_axes_with_one_progress(logic, fake):
     volume, steps = np.repeat(FRAMES, 3, axis=0), []
     output = logic.process(add_volume(volume), axis="average", progress=lambda *step: steps.append(step))
     assert [call["shape"] for call in fake.calls] == [(9, 32, 24), (32, 9, 24), (24, 9, 32)]
@@ -170,7 +170,7 @@ def test_the_average_with_a_region_of_one_orientation_is_refused(logic):
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_the_region_can_be_a_box_and_then_the_one_that_was_given_last(logic, fake, named, tmp_path, monkeypatch):
+def test_the_region_can_be_a_box_and_later_the_last_one_given(logic, fake, named, tmp_path, monkeypatch):
     monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path))
     node = add_volume(FRAMES[:1])
     with pytest.raises(InputError, match="none was used"):
@@ -206,20 +206,20 @@ def test_a_name_refers_to_the_node_that_can_be_despeckled(logic):
 
 
 @pytest.mark.parametrize("alike", [True, False])
-def test_a_recording_its_proxy_and_its_browser_are_one_by_name(logic, alike):
+def test_a_recording_its_proxy_and_its_browser_are_found_by_one_name(logic, alike):
     sequence, browser, proxy = add_recording(FRAMES, "Liver")
     proxy.SetName("Liver" if alike else "Shown")
     browser.SetName("Liver" if alike else "Browser")
     output = logic.process("Liver")
     assert output.IsA("vtkMRMLSequenceNode") and np.array_equal(frames_of(output), 255 - FRAMES)
     if not alike:
-        assert logic.process("Browser").IsA("vtkMRMLSequenceNode"), "though the output plays in it, too"
+        assert logic.process("Browser").IsA("vtkMRMLSequenceNode"), "although it also plays the output"
         assert logic.process("Shown").IsA("vtkMRMLScalarVolumeNode")
     with pytest.raises(InputError, match="the input itself"):
         logic.process("Liver", sequence.GetID())
 
 
-def test_a_browser_stands_for_its_only_recording_of_images(logic):
+def test_a_browser_means_its_only_recording_of_images(logic):
     sequence, browser, _ = add_recording(FRAMES)
     master = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Transforms")
     master.SetDataNodeAtValue(slicer.vtkMRMLLinearTransformNode(), "0.00")
@@ -255,6 +255,16 @@ def test_an_unknown_name_is_refused_by_name(logic):
         logic.process("Nobody")
 
 
+def test_unknown_arguments_are_refused_with_the_known_ones(logic):
+    node = add_volume(FRAMES[:1])
+    for call in (logic.process, logic.start):
+        with pytest.raises(InputError, match=r"Unknown options of despeckling: sharpness; known are .*strength"):
+            call(node, sharpness=2)
+    for call in (logic.process, logic.start, logic.live):
+        with pytest.raises(InputError, match="'3' is not a node, nor the id or name of one"):
+            call(3)
+
+
 def test_a_given_output_keeps_its_id(logic):
     node, output = add_volume(FRAMES[:1]), add_volume(FRAMES[:1] * 0, "Mine")
     before = node_ids()
@@ -278,7 +288,7 @@ def test_wrong_input_is_refused_before_any_work_and_leaves_no_node(logic, fake):
     assert node_ids() == before
 
 
-def test_cancelling_leaves_the_scene_as_it_was(logic):
+def test_canceling_leaves_the_scene_unchanged(logic):
     sequence, *_ = add_recording(FRAMES)
     before, asked = node_ids(), []
 
@@ -294,7 +304,7 @@ def test_cancelling_leaves_the_scene_as_it_was(logic):
     assert node_ids() == before
 
 
-def test_an_error_of_the_core_passes_and_leaves_the_scene_as_it_was(logic):
+def test_an_error_of_the_core_is_raised_and_leaves_the_scene_unchanged(logic):
     node = add_volume(FRAMES[:1])
     before = node_ids()
     with pytest.raises(ValueError, match=r"^The frames are constant; record an image.$"):
@@ -325,7 +335,7 @@ def test_a_filter_of_the_real_core_smooths_a_recording(real):
     assert np.array_equal(frames_of(sequence), FRAMES)
 
 
-def test_no_strength_gives_the_input_back(real):
+def test_zero_strength_returns_the_input(real):
     assert np.array_equal(voxels(real.process(add_volume(FRAMES), model="median", strength=0)), FRAMES)
 
 

@@ -1,4 +1,4 @@
-"""The module as Slicer loads it: metadata, panel, self-test; and what it may not import."""
+"""The module as Slicer loads it: metadata, panel, self-test; and its imports."""
 
 import ast
 import sys
@@ -37,7 +37,7 @@ def imported_with(project, path, seen):
 
 
 def test_only_what_slicer_bundles_is_imported_at_file_level(project):
-    """So that the modules load in a Slicer that has no torch yet."""
+    """The modules must load in a Slicer without torch."""
     seen = set()
     for module in ("Speckle2Self", "SpeckleTrain"):
         imported_with(project, project / module / f"{module}.py", seen)
@@ -61,7 +61,7 @@ def test_every_parameter_bound_in_the_panel_exists(project):
     ("Speckle2Self", ["input", "model", "look", "live", "compare"]), ("SpeckleTrain", ["data", "settings", "runs"]),
 ])  # fmt: skip
 def test_sections_that_are_rarely_needed_are_folded(project, module, opened):
-    """With Slicer's Data Probe open, a panel has a third of the height."""
+    """A panel has only a third of the height while Slicer's Data Probe is open."""
     widgets = ElementTree.parse(project / module / "Resources" / "UI" / f"{module}.ui").iter("widget")
     sections = [widget for widget in widgets if widget.get("class") == "ctkCollapsibleButton"]
     assert sections[0].get("name") == f"{opened[0]}CollapsibleButton"
@@ -98,7 +98,7 @@ def test_parameters_are_kept_in_the_scene():
     assert again.inputNode is None
 
 
-def test_the_module_says_what_it_is(project):
+def test_the_metadata_of_the_module_are_complete(project):
     from Speckle2Self import Speckle2Self
 
     class Parent:
@@ -139,7 +139,7 @@ def test_a_self_test_on_the_dashboard_installs_nothing_and_skips_what_needs_torc
     assert any(text.startswith("Skipped") for text in said) and len(said) > 1, "the rest is tested"
 
 
-def test_nothing_is_installed_where_all_is_there(monkeypatch):
+def test_nothing_is_installed_if_all_packages_are_there(monkeypatch):
     from Speckle2SelfSlicer import dependencies
 
     def fail(*arguments, **options):
@@ -150,13 +150,13 @@ def test_nothing_is_installed_where_all_is_there(monkeypatch):
     dependencies.ensure()
 
 
-PACKAGES = {  # imported name -> what is installed
+PACKAGES = {  # imported name -> installed package
     "imageio": "imageio>=2.31", "PIL": "pillow>=10", "safetensors": "safetensors>=0.4", "skimage": "scikit-image>=0.22",
     "scipy": "scipy>=1.12", "tifffile": "tifffile>=2023.2.28", "tqdm": "tqdm>=4.60",
 }  # fmt: skip
 
 
-def test_missing_packages_are_asked_for_and_installed(monkeypatch):
+def test_missing_packages_are_requested_and_installed(monkeypatch):
     from Speckle2SelfSlicer import dependencies
 
     there, installed = {"torch", "scipy"}, []
@@ -184,7 +184,7 @@ def test_a_declined_installation_is_one_clear_sentence(monkeypatch):
         dependencies.ensure()
 
 
-def test_without_the_pytorch_extension_it_is_named(monkeypatch):
+def test_a_missing_pytorch_extension_is_named(monkeypatch):
     from Speckle2SelfLib.system import InputError
     from Speckle2SelfSlicer import dependencies
 
@@ -230,7 +230,7 @@ def newer_slicer(monkeypatch, answer):
     return asked
 
 
-def test_newer_slicer_asks_and_installs_by_itself(monkeypatch):
+def test_newer_slicer_versions_ask_and_install_themselves(monkeypatch):
     from Speckle2SelfLib.system import InputError
     from Speckle2SelfSlicer import dependencies
 
@@ -241,7 +241,7 @@ def test_newer_slicer_asks_and_installs_by_itself(monkeypatch):
     assert asked == [([*PACKAGES.values()], "Speckle2Self")]
 
 
-def test_newer_slicer_lets_the_user_keep_an_older_version(monkeypatch):
+def test_newer_slicer_versions_let_the_user_keep_an_older_package(monkeypatch):
     from Speckle2SelfSlicer import dependencies
 
     asked = newer_slicer(monkeypatch, "no")

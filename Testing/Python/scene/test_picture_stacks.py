@@ -17,7 +17,7 @@ DEEP = GREY.astype(np.uint16) * 200
 
 
 def stack(folder, suffix, frames, **options):
-    """A file for each frame, numbered; the first one, by which Slicer finds the others."""
+    """Write a numbered file for each frame; return the first one, by which Slicer finds the others."""
     for number, frame in enumerate(frames):
         Image.fromarray(frame).save(folder / f"scan_{number:03}{suffix}", **options)
     return folder / f"scan_000{suffix}"
@@ -57,7 +57,7 @@ def test_a_numbered_stack_of_grey_pictures_is_a_volume(tmp_path, suffix, frames)
     assert suffix == ".jpg" or np.array_equal(before, frames)
 
 
-def test_grey_pictures_saved_in_colors_stay_grey(tmp_path):
+def test_grey_pictures_saved_in_colors_are_read_as_grey(tmp_path):
     volume, _, before, found = despeckled(stack(tmp_path, ".png", np.repeat(GREY[..., None], 3, -1)))
     assert volume.GetClassName() == "vtkMRMLVectorVolumeNode" and np.array_equal(before[..., 0], GREY)
     assert np.array_equal(found[..., 0], found[..., 1]) and np.array_equal(found[..., 0], found[..., 2])
@@ -72,7 +72,7 @@ def test_a_numbered_stack_of_colored_pictures_is_a_vector_volume(tmp_path, suffi
     assert output.GetNumberOfDisplayNodes() == 1
 
 
-def test_the_last_number_that_makes_a_series_numbers_its_slices(tmp_path):
+def test_the_last_number_that_varies_orders_the_slices(tmp_path):
     for number, frame in enumerate(GREY):
         Image.fromarray(frame).save(tmp_path / f"day{9 + number}_probe2.png")
     _, _, before, _ = despeckled(tmp_path / "day10_probe2.png")

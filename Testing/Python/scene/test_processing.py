@@ -29,7 +29,7 @@ def sequence(slicer_app):
 
 
 def make_sequence(frames):
-    """A sequence with browser and proxy; its item 3 is shown."""
+    """Return a sequence with browser and proxy; its item 3 is shown."""
     sequence, browser = add_sequence(frames)
     browser.SetSelectedItemNumber(3)
     return sequence
@@ -77,7 +77,7 @@ def test_a_volume_is_cut_and_put_together_as_the_console_does_it(worker, slicer_
     assert np.array_equal(slicer.util.arrayFromVolume(run.result.node), expected)
 
 
-def test_an_orientation_without_ultrasound_is_left_out_of_the_mean_and_told(worker, slicer_app, caplog):
+def test_an_orientation_without_ultrasound_is_left_out_of_the_mean_with_a_message(worker, slicer_app, caplog):
     from Speckle2SelfSlicer.processing import Run
 
     speckle = np.random.default_rng(0).rayleigh(40, (48, 48, 48)).clip(0, 255).astype(np.uint8)
@@ -94,7 +94,7 @@ def test_an_orientation_without_ultrasound_is_left_out_of_the_mean_and_told(work
     assert np.abs(np.mean(halves, 0) - expected).max() <= 0.5
 
 
-def test_the_look_changes_the_output_without_the_network_and_what_is_shown_first(worker, sequence):
+def test_the_look_changes_the_output_without_the_network_and_the_shown_frame_first(worker, sequence):
     from Speckle2SelfSlicer.processing import Run
 
     run = Run(worker, sequence, model="lee", region="none")
@@ -122,7 +122,7 @@ def look(result, strength):
 
 
 def test_the_look_finds_frames_by_their_index_value(worker, sequence, tmp_path):
-    """Where the browser's master is another sequence, such as of transforms, and where items of the output changed."""
+    """The browser's master is another sequence, such as one of transforms, and items of the output changed."""
     from Speckle2SelfSlicer import scene
     from Speckle2SelfSlicer.processing import Run
 
@@ -158,11 +158,11 @@ def test_the_look_finds_frames_by_their_index_value(worker, sequence, tmp_path):
     shown = scene.proxyOf(output)
     slicer.mrmlScene.RemoveNode(browser)
     look(run.result, 1.0)
-    assert np.array_equal(slicer.util.arrayFromVolume(shown)[0], FRAMES[3]), "nothing tells what it shows now"
+    assert np.array_equal(slicer.util.arrayFromVolume(shown)[0], FRAMES[3]), "nothing reports the current content"
     run.result.release()
 
 
-def test_a_stream_that_goes_on_during_a_run_changes_nothing_of_it(worker, slicer_app):
+def test_a_stream_that_continues_during_a_run_does_not_change_it(worker, slicer_app):
     from Speckle2SelfSlicer.processing import Run
 
     stream = slicer.util.addVolumeFromArray(FRAMES[:1], name="US")
@@ -183,7 +183,7 @@ def test_a_stream_that_goes_on_during_a_run_changes_nothing_of_it(worker, slicer
     run.result.release()
 
 
-def test_a_sequence_of_transforms_is_no_output(worker, sequence):
+def test_a_sequence_of_transforms_is_refused_as_output(worker, sequence):
     from Speckle2SelfSlicer.processing import Run
 
     transforms = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Transforms")
@@ -210,7 +210,7 @@ def test_the_outline_lies_where_the_recording_is_shown(worker, sequence):
     own.close()
 
 
-def test_live_takes_the_slice_at_which_the_view_stands_and_shows_it_there(worker, slicer_app):
+def test_live_despeckles_the_slice_in_the_view_and_shows_it_there(worker, slicer_app):
     from Speckle2SelfSlicer.live import Live
 
     volume = slicer.util.addVolumeFromArray(np.repeat(np.arange(40, dtype=np.uint8), 48 * 56).reshape(40, 48, 56))
@@ -225,7 +225,7 @@ def test_live_takes_the_slice_at_which_the_view_stands_and_shows_it_there(worker
     for position in (30, 31, 34):
         view.GetSliceToRAS().SetElement(2, 3, position)
         view.Modified()
-        live.step()  # as the timer does: the slice is taken here
+        live.step()  # as the timer does: the slice is read here
         end = time.monotonic() + 60
         while live.waiting and time.monotonic() < end:
             worker.poll()
@@ -237,7 +237,7 @@ def test_live_takes_the_slice_at_which_the_view_stands_and_shows_it_there(worker
     live.stop()
 
 
-def test_live_waits_while_there_is_no_image(worker, slicer_app):
+def test_live_waits_for_a_first_image(worker, slicer_app):
     from Speckle2SelfSlicer.live import Live
 
     volume = slicer.util.addVolumeFromArray(FRAMES[:1], name="US")
@@ -257,7 +257,7 @@ def test_live_waits_while_there_is_no_image(worker, slicer_app):
     live.stop()
 
 
-def test_a_cancelled_run_leaves_nothing_or_if_asked_what_is_done(worker, sequence):
+def test_a_canceled_run_leaves_nothing_or_the_finished_part_if_requested(worker, sequence):
     from Speckle2SelfSlicer.processing import Run
 
     count = slicer.mrmlScene.GetNumberOfNodes()
@@ -281,7 +281,7 @@ def test_a_cancelled_run_leaves_nothing_or_if_asked_what_is_done(worker, sequenc
     assert "first" in run.message
 
 
-def test_nodes_that_go_meanwhile_end_the_run_with_a_sentence(worker, sequence):
+def test_nodes_that_are_removed_during_a_run_end_it_with_a_sentence(worker, sequence):
     from Speckle2SelfSlicer.processing import Run
 
     run = Run(worker, sequence, model="lee", region="none")
@@ -362,7 +362,7 @@ def test_live_follows_a_region_that_is_moved(slicer_app, kind, tmp_path, monkeyp
             slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, segment, volume)
 
     def changed_alone(at, frame):
-        """Whether what is shown is despeckled within the region at `at`, and nowhere else."""
+        """Return whether the shown image is despeckled within the region at `at` and nowhere else."""
         changed = slicer.util.arrayFromVolume(live.output)[0] != frame
         inside = changed[at - 7 : at + 8, at - 7 : at + 8]
         return inside.mean() > 0.5 and changed.sum() == inside.sum()
@@ -390,16 +390,16 @@ def test_live_follows_a_region_that_is_moved(slicer_app, kind, tmp_path, monkeyp
             slicer.mrmlScene.RemoveNode(node)
             slicer.util.updateVolumeFromArray(volume, FRAMES[4:5, :40, :45])
             live_until(own.worker, live, lambda: not live.waiting)
-            assert changed_alone(20, FRAMES[4, :40, :45]), "what is removed is kept as it was last"
+            assert changed_alone(20, FRAMES[4, :40, :45]), "a removed region is kept in its last state"
             live.stop()
             given = own.region(volume)
-            assert given[20, 20] and not given[36, 36], "and comes back as what was given last"
+            assert given[20, 20] and not given[36, 36], "and is used again as the last one given"
     finally:
         own.close()
 
 
 @pytest.mark.parametrize("wrong", [{"strength": 2}, {"strength": float("nan")}, {"gamma": 0}])
-def test_a_strength_or_gamma_that_is_none_is_refused_before_any_work(worker, sequence, wrong):
+def test_an_invalid_strength_or_gamma_is_refused_before_any_work(worker, sequence, wrong):
     from Speckle2SelfSlicer.live import Live
     from Speckle2SelfSlicer.processing import Run
 
@@ -433,7 +433,7 @@ def test_an_image_that_changes_its_size_during_a_run_is_reported(worker, sequenc
         assert run.state == "failed" and "was changed during the run" in run.message
 
 
-def test_live_finds_grain_and_grey_values_anew_in_a_region_that_is_moved(slicer_app, tmp_path, monkeypatch):
+def test_live_measures_grain_and_grey_values_again_in_a_region_that_is_moved(slicer_app, tmp_path, monkeypatch):
     monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path))
     frame = FRAMES[:1].copy()
     frame[..., 28:] //= 8
@@ -459,7 +459,7 @@ def test_live_finds_grain_and_grey_values_anew_in_a_region_that_is_moved(slicer_
     assert np.array_equal(*shown), "as if it had been there from the start"
 
 
-def test_live_follows_a_volume_that_changes_and_stops_when_it_goes(worker, sequence):
+def test_live_follows_a_volume_that_changes_and_stops_when_it_is_removed(worker, sequence):
     from Speckle2SelfSlicer.live import Live
 
     browser = slicer.mrmlScene.GetFirstNodeByName("Browser")
@@ -501,7 +501,7 @@ def test_a_preview_is_one_slice_in_its_place(worker, slicer_app):
     assert preview.output.GetOrigin() == (0, 0, 15)
 
 
-def test_live_drops_what_it_cannot_keep_up_with(worker, slicer_app):
+def test_live_drops_images_that_it_cannot_keep_up_with(worker, slicer_app):
     from Speckle2SelfSlicer.live import Live
 
     large = np.kron(FRAMES, np.ones((8, 8), np.uint8))
@@ -515,7 +515,7 @@ def test_live_drops_what_it_cannot_keep_up_with(worker, slicer_app):
     live.stop()
 
 
-def test_a_run_can_be_waited_for(worker, sequence):
+def test_waiting_for_a_run_returns_its_output(worker, sequence):
     from Speckle2SelfSlicer.processing import Run
     from Speckle2SelfSlicer.scene import proxyOf
 
@@ -562,8 +562,8 @@ class Counter:
         monkeypatch.setattr(scene, name, Counted, raising=False)
 
 
-def test_image_and_place_of_one_message_stay_together_and_each_image_is_pushed_once(worker, slicer_app):
-    """As OpenIGTLink does it: the same voxels are overwritten, that is reported, and the matrix is set after it."""
+def test_image_and_position_of_a_message_are_kept_together_and_each_image_is_pushed_once(worker, slicer_app):
+    """OpenIGTLink overwrites the same voxels, reports it, and sets the matrix after that."""
     from Speckle2SelfSlicer.live import Live
 
     volume = slicer.util.addVolumeFromArray(np.full((1, 48, 56), 100, np.uint8), name="US")

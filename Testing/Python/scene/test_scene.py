@@ -19,7 +19,7 @@ DATA = {1: "vtkMRMLScalarVolumeNode", 3: "vtkMRMLVectorVolumeNode", 4: "vtkMRMLV
 
 @pytest.fixture
 def scene():
-    """A scene that Slicer's Sequences module watches, as in the application."""
+    """Return a scene that Slicer's Sequences module watches, as in the application."""
     scene, sequences = slicer.vtkMRMLScene(), slicer.vtkSlicerSequencesLogic()
     sequences.SetMRMLScene(scene)
     yield scene
@@ -83,7 +83,7 @@ def add_sequence(scene, arrays, values=("0.10", "0.2", "1e0"), kind=None, browse
 
 
 def despeckle(node, output=None, by=1):
-    """The glue's whole way round with a despeckling that adds `by` to each voxel."""
+    """Run the whole glue with a despeckling that adds `by` to each voxel."""
     source = Recording.of(node)
     results.checkOutput(source, output)
     return results.write(source, source.read() + np.uint8(by), output)
@@ -101,7 +101,7 @@ def index_values(sequence):
 
 
 @pytest.mark.parametrize("shape", [(1, 9, 8), (5, 9, 8), (1, 9, 8, 3)])
-def test_a_volume_gives_a_volume_of_the_same_kind_and_place(scene, shape):
+def test_the_output_of_a_volume_is_a_volume_of_the_same_kind_and_place(scene, shape):
     node = add_volume(scene, ramp(*shape))
     output = despeckle(node)
     assert output.GetName() == "US despeckled"
@@ -131,7 +131,7 @@ def test_the_parent_transform_is_copied(scene):
     assert despeckle(node).GetTransformNodeID() == transform.GetID()
 
 
-def test_display_settings_are_copied_and_stay_put(scene):
+def test_display_settings_are_copied_and_do_not_change(scene):
     node = add_volume(scene, ramp(1, 9, 8))
     node.CreateDefaultDisplayNodes()
     colours = scene.AddNewNodeByClass("vtkMRMLColorTableNode", "Rainbow")
@@ -148,7 +148,7 @@ def test_display_settings_are_copied_and_stay_put(scene):
     assert not copy.GetInterpolate()
 
 
-def test_an_automatic_window_is_copied_as_it_is_now(scene):
+def test_an_automatic_window_is_copied_with_its_current_values(scene):
     node = add_volume(scene, ramp(1, 9, 8))
     node.CreateDefaultDisplayNodes()
     display = node.GetDisplayNode()
@@ -158,7 +158,7 @@ def test_an_automatic_window_is_copied_as_it_is_now(scene):
     assert not copy.GetAutoWindowLevel()
 
 
-def test_the_input_is_left_as_it_was(scene):
+def test_the_input_is_not_changed_by_a_run(scene):
     node = add_volume(scene, ramp(3, 9, 8))
     node.CreateDefaultDisplayNodes()
     image, before = node.GetImageData(), voxels_of(node).copy()
@@ -207,7 +207,7 @@ def test_the_input_is_refused_as_output(scene):
         despeckle(node, node)
 
 
-def test_the_result_stands_beside_the_input_in_the_subject_hierarchy(scene):
+def test_the_result_is_next_to_the_input_in_the_subject_hierarchy(scene):
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
     study = hierarchy.CreateStudyItem(hierarchy.GetSceneItemID(), "study")
     node = add_volume(scene, ramp(1, 9, 8))
@@ -287,7 +287,7 @@ def test_a_sequence_keeps_index_and_per_frame_fields_verbatim(scene):
         "numeric",
     )
     assert output.GetAttribute("Device") == "L14"
-    assert output.GetAttribute("DICOM.instanceUIDs") is None, "the result is not what the DICOM files hold"
+    assert output.GetAttribute("DICOM.instanceUIDs") is None, "the result differs from the DICOM files"
     assert output.GetNthDataNode(0).GetAttribute("DICOM.instanceUIDs") is None
     for number in range(3):
         before, after = sequence.GetNthDataNode(number), output.GetNthDataNode(number)
@@ -297,7 +297,7 @@ def test_a_sequence_keeps_index_and_per_frame_fields_verbatim(scene):
         assert after.GetName() == before.GetName()
 
 
-def test_times_closer_than_the_tolerance_stay_apart(scene):
+def test_times_closer_than_the_tolerance_are_kept_apart(scene):
     sequence, *_ = add_sequence(scene, CINE, ("0", "0.002", "0.004"))
     sequence.SetNumericIndexValueTolerance(0.1)
     output = despeckle(sequence)
@@ -314,7 +314,7 @@ def test_equal_time_stamps_in_a_file_are_merged_only_by_slicer(slicer_app, proje
     assert index_values(despeckle(sequence)) == index_values(sequence)
 
 
-def test_a_text_index_stays_one(scene):
+def test_a_text_index_is_kept_as_text(scene):
     sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode", "Views")
     sequence.SetIndexType(slicer.vtkMRMLSequenceNode.TextIndex)
     for value in ("systole", "diastole"):
@@ -352,7 +352,7 @@ def test_slicers_sequences_logic_plays_the_output_in_step(scene):
     assert np.array_equal(voxels_of(browser.GetProxyNode(output)), CINE[1] + 1)
 
 
-def test_writing_a_long_recording_never_holds_up_the_panel(scene):
+def test_writing_a_long_recording_never_blocks_the_panel(scene):
     """500 frames of 640 x 480, three times, the last two into the output that is there."""
     frame, output, longest = ramp(1, 480, 640), None, []
     sequence, *_ = add_sequence(scene, [frame] * 500, [str(number) for number in range(500)])
@@ -385,7 +385,7 @@ def test_a_sequence_without_browser_gets_one_for_input_and_output(scene):
     assert np.array_equal(voxels_of(browser.GetProxyNode(output)), CINE[0] + 1)
 
 
-def test_a_proxy_stands_for_its_whole_sequence(scene):
+def test_a_proxy_means_its_whole_sequence(scene):
     sequence, browser, proxy = add_sequence(scene, CINE)
     shown = despeckle(proxy)
     output = browser.GetSequenceNode(shown)
@@ -394,7 +394,7 @@ def test_a_proxy_stands_for_its_whole_sequence(scene):
     assert np.array_equal(voxels_of(output.GetNthDataNode(2)), CINE[2] + 1)
 
 
-def test_a_sequence_of_three_dimensional_colour_volumes_works(scene):
+def test_a_sequence_of_three_dimensional_color_volumes_works(scene):
     arrays = [ramp(4, 9, 8, 3, start=i) for i in range(2)]
     sequence, *_ = add_sequence(scene, arrays, ("0", "1"))
     output = despeckle(sequence)
@@ -415,7 +415,7 @@ def test_a_given_output_sequence_is_refilled_in_place(scene):
     assert np.array_equal(voxels_of(browser.GetProxyNode(output)), CINE[1] + 7)
 
 
-def test_the_proxy_of_an_earlier_output_can_be_given_again(scene):
+def test_the_proxy_of_an_earlier_output_can_be_reused(scene):
     _, browser, proxy = add_sequence(scene, CINE)
     shown = despeckle(proxy)
     before = nodes(scene)
@@ -424,7 +424,7 @@ def test_the_proxy_of_an_earlier_output_can_be_given_again(scene):
     assert np.array_equal(voxels_of(browser.GetSequenceNode(shown).GetNthDataNode(1)), CINE[1] + 7)
 
 
-def test_an_empty_volume_given_for_a_proxy_becomes_the_outputs_proxy(scene):
+def test_an_empty_volume_becomes_the_proxy_of_the_output(scene):
     _, browser, proxy = add_sequence(scene, CINE)
     mine = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Mine")
     assert despeckle(proxy, mine) is mine
@@ -435,7 +435,7 @@ def test_an_empty_volume_given_for_a_proxy_becomes_the_outputs_proxy(scene):
 
 @pytest.mark.parametrize("which", ["sequence", "proxy"])
 @pytest.mark.parametrize("asked", ["sequence", "proxy"])
-def test_neither_sequence_nor_proxy_of_the_input_is_taken_as_output(scene, asked, which):
+def test_neither_sequence_nor_proxy_of_the_input_is_accepted_as_output(scene, asked, which):
     sequence, _, proxy = add_sequence(scene, CINE)
     both = {"sequence": sequence, "proxy": proxy}
     with pytest.raises(InputError, match="is the input itself"):
@@ -451,7 +451,7 @@ def test_the_proxy_of_another_recording_is_refused_as_output(scene):
         despeckle(add_volume(scene, CINE[0]), other)
 
 
-def test_a_sequence_leaves_its_input_as_it_was(scene):
+def test_despeckling_a_sequence_does_not_change_it(scene):
     sequence, _, proxy = add_sequence(scene, CINE)
     watched = [sequence.GetNthDataNode(i) for i in range(3)]
     times = [(node.GetMTime(), node.GetImageData().GetMTime()) for node in watched]
@@ -540,14 +540,14 @@ def test_nodes_that_are_not_ultrasound_are_refused_in_one_sentence_and_add_no_no
     assert nodes(scene) == before
 
 
-def test_no_node_at_all_is_refused():
+def test_a_missing_node_is_refused():
     for node in (None, slicer.vtkMRMLScalarVolumeNode()):
         with pytest.raises(InputError, match="no input node"):
             Recording.of(node)
 
 
 @pytest.mark.parametrize("which", ["sequence", "proxy"])
-def test_an_input_that_was_removed_meanwhile_is_no_crash(scene, which):
+def test_an_input_that_is_removed_during_a_run_causes_no_crash(scene, which):
     sequence, _, proxy = add_sequence(scene, CINE)
     source = Recording.of({"sequence": sequence, "proxy": proxy}[which])
     frames = source.read()
@@ -558,7 +558,7 @@ def test_an_input_that_was_removed_meanwhile_is_no_crash(scene, which):
     assert nodes(scene) == before
 
 
-def test_a_failure_halfway_takes_back_what_was_added(scene, monkeypatch):
+def test_a_failure_halfway_removes_the_nodes_that_were_added(scene, monkeypatch):
     sequence, browser, _ = add_sequence(scene, CINE)
     before = nodes(scene)
 
@@ -584,7 +584,7 @@ def test_the_spacing_is_in_the_order_of_the_arrays_axes(scene):
 
 
 def load(path, folder):
-    """The saved scene, with the Sequences module watching; the caller keeps both."""
+    """Load the saved scene, with the Sequences module watching; return both, which the caller must keep."""
     scene, sequences = slicer.vtkMRMLScene(), slicer.vtkSlicerSequencesLogic()
     sequences.SetMRMLScene(scene)
     (folder / ".slicer-cache").touch()  # Slicer's mark of a cache folder

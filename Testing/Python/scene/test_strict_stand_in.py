@@ -1,4 +1,4 @@
-"""The stand-in of Slicer's application where the real one surprises: what passes here must run there."""
+"""The stand-in of Slicer's application where the real one surprises: code that passes here must run there."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ SCALAR, VECTOR = "vtkMRMLScalarVolumeNode", "vtkMRMLVectorVolumeNode"
 
 @pytest.fixture
 def heard():
-    """What Slicer complains of in its log."""
+    """Return the errors and warnings in Slicer's log."""
     complaints.heard.clear()
     yield complaints.heard
     complaints.heard.clear()
@@ -33,7 +33,7 @@ def heard():
 
 @pytest.fixture
 def shown(monkeypatch):
-    """The boxes that are shown, as to a user who is not testing."""
+    """Return the boxes that are shown outside of testing mode."""
     monkeypatch.setattr(slicer.app, "_testing", False)
     for kept in (dialogs.asked, dialogs.answers, pythonqt.errors):
         kept.clear()
@@ -68,7 +68,7 @@ def test_the_launcher_passes_exit_codes_on(code):
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV", "SIGTERM"])
-def test_a_child_that_is_killed_arrives_as_exit_code_1(name):
+def test_a_killed_child_is_reported_as_exit_code_1(name):
     done = launched(f"import os, signal\nos.kill(os.getpid(), signal.{name})")
     assert done.returncode == 1
     assert done.stderr.endswith("exit abnormally - Report the problem.\n")
@@ -79,7 +79,7 @@ def test_the_launcher_passes_standard_input_and_output_on():
     assert done.stdout == "cba"
 
 
-def test_a_kill_of_only_the_launcher_leaves_the_child_and_one_of_the_group_does_not():
+def test_killing_only_the_launcher_leaves_the_child_and_killing_the_group_does_not():
     code = "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)"
     for whole in (False, True):
         command = [sys.executable, "-c", code]
@@ -139,7 +139,7 @@ def test_a_step_of_a_timer_may_open_a_second_box_over_the_first(shown):
     assert [text for _, text in shown][:2] == ["First.", "Second."]
 
 
-def test_file_dialogs_let_timers_run_and_give_what_the_user_chooses(shown):
+def test_file_dialogs_let_timers_run_and_return_the_users_choice(shown):
     ticks, timer = [], qt.QTimer()
     timer.timeout.connect(lambda: ticks.append(1))
     timer.start(1)
@@ -167,7 +167,7 @@ def test_lists_of_nodes_widgets_and_texts_are_tuples():
     assert isinstance(slicer.app.layoutManager().sliceViewNames(), tuple)
 
 
-def test_methods_take_no_keywords():
+def test_methods_refuse_keywords():
     with pytest.raises(ValueError, match="does not support kwargs"):
         qt.QLabel().setText(text="a")
     assert qt.QLabel(text="a").text == "a"
@@ -181,7 +181,7 @@ def test_values_of_an_enumeration_belong_to_its_class():
         _ = qt.Qt.CheckState.Checked
 
 
-def test_a_painter_has_methods_only_and_must_be_ended():
+def test_a_painter_has_only_methods_and_must_be_ended():
     picture = qt.QPixmap(8, 6)
     picture.fill(qt.QColor("white"))
     pen = qt.QPainter(picture)
@@ -225,7 +225,7 @@ def click(selector, text):
     selector._qt._chosen(rows(selector).index(text))
 
 
-def test_below_the_nodes_are_rows_that_do_something(selector):
+def test_rows_below_the_nodes_are_actions(selector):
     volume("US")
     scalar, vector = (f"Create new {slicer.mrmlScene.GetTypeDisplayNameByClassName(kind)}" for kind in (SCALAR, VECTOR))
     assert rows(selector) == ["None", "US", "", scalar, vector, "Delete current node"]
@@ -235,7 +235,7 @@ def test_below_the_nodes_are_rows_that_do_something(selector):
     assert selector.nodeCount() == 1
 
 
-def test_a_row_that_deletes_takes_the_node_off_the_scene(selector):
+def test_a_row_that_deletes_removes_the_node_from_the_scene(selector):
     node = volume("US")
     selector.setCurrentNode(node)
     click(selector, "Delete current node")
@@ -243,7 +243,7 @@ def test_a_row_that_deletes_takes_the_node_off_the_scene(selector):
     assert selector.currentNode() is None
 
 
-def test_a_row_that_creates_says_so_twice_in_the_oldest_release(selector, monkeypatch):
+def test_a_row_that_creates_signals_twice_in_the_oldest_release(selector, monkeypatch):
     added = []
     selector.connect("nodeAddedByUser(vtkMRMLNode*)", added.append)
     monkeypatch.setattr(slicer.app, "minorVersion", 12)
@@ -255,7 +255,7 @@ def test_a_row_that_creates_says_so_twice_in_the_oldest_release(selector, monkey
     assert added[1:] == [selector.currentNode()] * 2
 
 
-def test_a_base_name_before_the_node_types_is_lost(selector, heard):
+def test_a_base_name_set_before_the_node_types_is_lost(selector, heard):
     early = slicer.qMRMLNodeComboBox()
     early.baseName = "Box"
     assert len(heard) == 1 and "no node types have been set yet" in heard[0]
@@ -291,7 +291,7 @@ def test_the_rows_follow_the_scene_in_batch_processing(selector):
     slicer.mrmlScene.EndState(slicer.mrmlScene.BatchProcessState)
 
 
-def test_what_is_chosen_before_there_is_a_scene_is_chosen_then():
+def test_a_choice_made_before_the_scene_is_set_is_kept():
     early, node = slicer.qMRMLNodeComboBox(), volume()
     early.nodeTypes = [SCALAR]
     early.noneEnabled = True
@@ -301,7 +301,7 @@ def test_what_is_chosen_before_there_is_a_scene_is_chosen_then():
     assert early.currentNode() is node
 
 
-def test_a_checked_node_that_goes_is_noticed_with_the_next_change():
+def test_the_removal_of_a_checked_node_is_noticed_with_the_next_change():
     selector, told = slicer.qMRMLCheckableNodeComboBox(), []
     selector.nodeTypes = [SCALAR]
     selector.setMRMLScene(slicer.mrmlScene)
@@ -332,7 +332,7 @@ class ThingLogic(ScriptedLoadableModuleLogic):
     pass
 
 
-def test_values_are_kept_until_the_node_tells_that_it_was_modified():
+def test_values_are_cached_until_the_node_signals_that_it_was_modified():
     node = ThingLogic().getParameterNode()
     one, two = Parameters(node), Parameters(node)
     with slicer.util.NodeModify(node):
@@ -348,7 +348,7 @@ def test_values_are_kept_until_the_node_tells_that_it_was_modified():
     assert Parameters(node).isCached("factor")
 
 
-def test_who_observes_later_is_called_first_and_still_sees_the_old_value():
+def test_a_later_observer_is_called_first_and_still_sees_the_old_value():
     node = ThingLogic().getParameterNode()
     wrapper = Parameters(node)
     seen = []
@@ -391,7 +391,7 @@ class {name}(ScriptedLoadableModule):
 
 
 def loaded(tmp_path, capsys, **dependencies):
-    """What happens when modules with these dependencies are loaded."""
+    """Load modules with these dependencies; return what happened."""
     for name, needed in dependencies.items():
         (tmp_path / f"{name}.py").write_text(MODULE.format(name=name, dependencies=needed))
     slicer.app.moduleManager().load([tmp_path])
@@ -399,13 +399,13 @@ def loaded(tmp_path, capsys, **dependencies):
     return capsys.readouterr().out.splitlines()
 
 
-def test_all_modules_are_made_before_the_first_is_loaded_and_after_what_they_need(tmp_path, capsys):
+def test_all_modules_are_created_before_the_first_is_loaded_and_after_their_dependencies(tmp_path, capsys):
     said = loaded(tmp_path, capsys, StrictA=["StrictB", "Sequences"], StrictB=[])
     assert said == ["made StrictA", "made StrictB", "loaded StrictB", "loaded StrictA"]
 
 
 @pytest.mark.parametrize("needed", [["Nonsense"], ["sequences"]])
-def test_a_module_whose_dependency_is_missing_or_misspelt_is_refused(tmp_path, capsys, heard, needed):
+def test_a_module_whose_dependency_is_missing_or_misspelled_is_refused(tmp_path, capsys, heard, needed):
     name = f"StrictRefused{needed[0]}"
     assert loaded(tmp_path, capsys, **{name: needed}) == [f"made {name}"]
     assert not hasattr(slicer.modules, name.lower()) and name not in slicer.util.moduleNames()
@@ -419,7 +419,7 @@ def test_a_modules_folder_comes_last_on_the_path(tmp_path, monkeypatch):
     assert sys.path == [*before, str(tmp_path)]
 
 
-def test_properties_of_a_module_are_those_of_qt():
+def test_properties_of_a_module_are_qt_properties():
     module = slicer.modules.sampledata
     assert module.categories == ("Informatics",)
     with pytest.raises(TypeError, match="title"):
@@ -428,7 +428,7 @@ def test_properties_of_a_module_are_those_of_qt():
         module.dependencies = "Sequences"
 
 
-def test_reload_reads_the_module_file_and_no_package_beside_it(tmp_path, capsys):
+def test_reload_reads_only_the_module_file_and_no_package(tmp_path, capsys):
     (tmp_path / "strictbeside").mkdir()
     beside = tmp_path / "strictbeside" / "__init__.py"
     beside.write_text("value = 1")
@@ -503,7 +503,7 @@ def test_the_user_is_asked_once_before_packages_are_installed(packaging, monkeyp
 #
 
 
-def test_a_dicom_database_that_is_closed_complains(heard):
+def test_a_closed_dicom_database_logs_an_error(heard):
     assert slicer.dicomDatabase is slicer.app.dicomDatabase()
     assert not slicer.dicomDatabase.isOpen
     assert slicer.dicomDatabase.instanceValue("1.2", "0008,0070") == ""
@@ -543,7 +543,7 @@ def test_new_nodes_have_an_item_in_the_subject_hierarchy(tmp_path):
 #
 
 
-def test_the_application_starts_with_four_views_of_which_one_is_axial():
+def test_the_application_starts_with_four_views_and_one_is_axial():
     manager = slicer.app.layoutManager()
     layouts = slicer.vtkMRMLLayoutNode
     for layout in (
@@ -564,7 +564,7 @@ def test_the_application_starts_with_four_views_of_which_one_is_axial():
     manager.setLayout(layouts.SlicerLayoutInitialView)
 
 
-def test_there_is_no_view_of_an_unknown_name():
+def test_an_unknown_view_name_returns_none():
     assert slicer.app.layoutManager().sliceWidget("Purple") is None
 
 
@@ -584,7 +584,7 @@ def test_the_orientation_reformat_is_an_error_in_the_log(heard):
     assert view.GetOrientation() == "Axial"
 
 
-def test_a_view_that_is_resized_keeps_what_it_shows_from_top_to_bottom():
+def test_a_resized_view_keeps_its_vertical_field_of_view():
     widget = slicer.app.layoutManager().sliceWidget("Red")
     view = widget.mrmlSliceNode()
     widget.resize(200, 100)
@@ -593,6 +593,6 @@ def test_a_view_that_is_resized_keeps_what_it_shows_from_top_to_bottom():
     assert view.GetFieldOfView()[:2] == pytest.approx((40, 40))
 
 
-def test_a_widget_of_ctk_that_is_not_modelled_cannot_be_made():
+def test_a_ctk_widget_that_is_not_modeled_cannot_be_created():
     with pytest.raises((AttributeError, NotImplementedError), match="ctkRangeWidget"):
         ctk.ctkRangeWidget()

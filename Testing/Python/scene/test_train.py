@@ -27,7 +27,7 @@ def logic(slicer_app, tmp_path, monkeypatch):
     from Speckle2SelfSlicer.trainer import Trainer
     from SpeckleTrain import SpeckleTrainLogic
 
-    # the anatomies and batches of the preset take long
+    # the anatomies and batches of the preset need long
     monkeypatch.setattr(training_data, "Job", lambda *given, **options: Job(*given, simulated=4, batch=2, **options))
     model = ModelConfig(width=4, grain=(0.75, 1.7))
     (tmp_path / "home" / "models").mkdir(parents=True)
@@ -47,7 +47,7 @@ def volume(slicer_app):
 
 @pytest.fixture
 def box(volume):
-    """A box on the first 48 of the volume's 64 columns."""
+    """Return a box on the first 48 of the volume's 64 columns."""
     box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
     box.SetCenter(23.5, 32, 8)
     box.SetSize(48, 100, 100)
@@ -66,7 +66,7 @@ def test_a_recording_in_the_scene_becomes_a_model_that_despeckles(logic, volume)
     assert job.model in slicer.util.getModuleLogic("Speckle2Self").models()
 
 
-def test_recordings_with_the_same_long_name_are_trained_on_at_a_time(logic, slicer_app):
+def test_recordings_with_the_same_long_name_can_be_trained_on_at_the_same_time(logic, slicer_app):
     volume = slicer.util.addVolumeFromArray(FRAMES, name="Cardiac apical four chamber view cine loop of the year " * 2)
     jobs = [logic.start([volume], init="start", steps=10**6, region="none") for _ in range(3)]
     assert len({job.folder for job in jobs}) == 3 and jobs[2].name == f"{jobs[0].name[:78]} 3"
@@ -97,8 +97,11 @@ def test_curves_and_previews_are_nodes_that_are_kept_up_to_date(logic, volume):
     nodes = logic.showProgress(job)
     rows = nodes["table"].GetNumberOfRows()
     terms = nodes["loss"].GetNumberOfPlotSeriesNodes()
-    assert rows >= 3 and terms == 4, "two of simulated frames; each held out too"
+    assert rows >= 3 and terms == 4, "two of simulated frames, each also held out"
     assert nodes["errors"].GetNumberOfPlotSeriesNodes() == 3, "of the recording, of other anatomies, and repeat"
+    legend = [nodes["errors"].GetNthPlotSeriesNode(i).GetName() for i in range(3)]
+    plain = ["error on your recordings", "error on other anatomies", "difference of two speckle draws"]
+    assert sorted(legend) == sorted(plain), "not the names of the columns"
     assert nodes["figures"].GetNumberOfPlotSeriesNodes() == 3, "those that need no truth"
     names = [nodes["table"].GetColumnName(i) for i in range(nodes["table"].GetNumberOfColumns())]
     assert names[0] == "step" and {"truth", "slopes", "held-out truth", "homogeneity", "rms", "world"} <= set(names)
@@ -114,7 +117,7 @@ def test_curves_and_previews_are_nodes_that_are_kept_up_to_date(logic, volume):
     assert compared.GetColumnName(2) == "trained" and compared.GetNumberOfRows() == 8
 
 
-def test_a_comparison_updates_its_table_and_no_table_of_the_user(logic):
+def test_a_comparison_updates_its_own_table_and_not_the_users(logic):
     def save(name, structure):
         model = ModelConfig(width=4, grain=(0.75, 1.7))
         card = {"figures": {"structure": structure, "holes": 0.5}, "figures_are_of": name}
@@ -137,7 +140,7 @@ def test_a_comparison_updates_its_table_and_no_table_of_the_user(logic):
     assert trained(logic.compare("one"))[0] == "0.1250" and slicer.mrmlScene.GetNumberOfNodes() == count
 
 
-def test_the_preview_is_the_picture_of_a_frame_upright(logic, volume):
+def test_the_preview_shows_a_frame_upright(logic, volume):
     from Speckle2SelfSlicer.curves import runNodes, updatePreview
 
     picture = np.zeros((40, 60), np.uint8)
@@ -154,7 +157,7 @@ def test_the_preview_is_the_picture_of_a_frame_upright(logic, volume):
     assert matrix.GetElement(1, 1) < 0 and matrix.GetElement(0, 0) < 0, "first row anterior, first column to the right"
 
 
-def test_what_cannot_be_trained_on_is_refused(logic, volume, box, tmp_path):
+def test_nodes_that_cannot_be_trained_on_are_refused(logic, volume, box, tmp_path):
     empty = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Empty")
     other = slicer.util.addVolumeFromArray(FRAMES[:, 4:], name="Other")
     far = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Far")
@@ -177,13 +180,41 @@ def test_what_cannot_be_trained_on_is_refused(logic, volume, box, tmp_path):
     assert logic.trainer.jobs == [] and not logic.trainer.folder.exists()
 
 
-def test_the_scene_may_be_closed_while_a_run_goes_on(logic, volume):
+def test_unknown_and_ill_typed_arguments_are_refused_in_one_sentence(logic, volume, tmp_path):
+    calls = {
+        "start": logic.start,
+        "estimate": lambda nodes, **options: logic.estimate(nodes, print, **options),
+        "export": lambda nodes, **options: logic.exportJob(nodes, tmp_path / "run", **options),
+        "export in the background": lambda nodes, **o: logic.startExport(nodes, tmp_path / "run", print, **o),
+    }
+    for options, expected in (
+        ({"simulated": 10}, "'simulated' is not an argument here; use preset, name, heldOut, .*minutes"),
+        ({"steps": "three"}, "steps cannot be 'three'"),
+        ({"minutes": [1]}, r"minutes cannot be \[1\]"),
+        ({"seed": {}}, "seed cannot be {}"),
+    ):
+        for name, call in calls.items():
+            with pytest.raises(InputError, match=expected):
+                call([volume], **options)
+                pytest.fail(name)
+    for nodes in (3, [3], None, [None]):
+        with pytest.raises(InputError, match=r"^[A-Z'][^\n]*\.$"):
+            logic.start(nodes)
+    assert logic.trainer.jobs == [] and not list(tmp_path.glob("run*"))
+
+
+def test_a_single_recording_needs_no_list(logic, volume):
+    job = logic.start(volume.GetName(), init="start", steps=2, region="none")
+    assert job.nodes == [volume]
+
+
+def test_the_scene_may_be_closed_during_a_run(logic, volume):
     job = logic.start([volume], init="start", steps=4, region="none")
     slicer.mrmlScene.Clear()
     assert job.wait(90) and job.state == "done", job.message
 
 
-def test_what_training_would_take_is_told(logic, volume):
+def test_the_time_and_memory_of_training_are_estimated(logic, volume):
     told = []
     logic.estimate([volume], told.append, init="start", region="none", steps=50)
     logic.estimate([slicer.util.addVolumeFromArray(FRAMES * 0, name="flat")], told.append, init="start")
@@ -208,7 +239,7 @@ def test_a_region_covers_its_own_pixels_of_each_recording_and_is_remembered(logi
     assert all(np.array_equal(np.load(tmp_path / name / "region.npy"), masks[0]) for name in ("one", "again"))
 
 
-def test_a_model_file_to_start_from_is_found_from_wherever_and_goes_along(logic, volume, tmp_path, monkeypatch):
+def test_a_model_file_to_start_from_is_found_in_any_folder_and_copied(logic, volume, tmp_path, monkeypatch):
     (tmp_path / "file.model").write_bytes(library.own_path("start").read_bytes())
     monkeypatch.chdir(tmp_path)
     job = logic.start([volume], init="file.model", steps=1, region="none")
@@ -223,7 +254,7 @@ def test_a_model_file_to_start_from_is_found_from_wherever_and_goes_along(logic,
     assert not (tmp_path / "x").exists() and len(logic.trainer.jobs) == 1
 
 
-def test_an_exported_run_trains_elsewhere_and_its_result_comes_back(logic, volume, box, tmp_path):
+def test_an_exported_run_trains_elsewhere_and_its_result_is_imported(logic, volume, box, tmp_path):
     folder = logic.exportJob([volume], tmp_path / "job", preset="adapt", init="start", steps=3, region=box)
     content = {path.name for path in folder.iterdir()}
     scripts = {"run.sh", "run-hosts.sh", "run.slurm"}

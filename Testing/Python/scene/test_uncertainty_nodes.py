@@ -1,4 +1,4 @@
-"""The uncertainty of an output as a second node beside it."""
+"""The uncertainty of an output as a second node next to it."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ LOW, HIGH = calibrate(FRAMES, None, with_grain=False).mapping
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A file of a model that tells TOLD everywhere."""
+    """Return a file of a model that estimates TOLD everywhere."""
     torch.manual_seed(0)
     path, config = (
         tmp_path_factory.mktemp("models") / "told",
@@ -52,7 +52,7 @@ def voxels(node):
     return slicer.util.arrayFromVolume(node)
 
 
-def test_a_volume_has_it_as_a_volume_of_floating_point_in_its_place(logic, model):
+def test_the_uncertainty_of_a_volume_is_a_floating_point_volume_in_its_place(logic, model):
     node = slicer.util.addVolumeFromArray(FRAMES, name="US")
     node.SetSpacing(0.5, 0.25, 2)
     node.SetOrigin(1, 2, 3)
@@ -74,7 +74,7 @@ def test_the_uncertainty_of_a_color_volume_is_a_scalar_volume(logic, model):
     assert (voxels(told) > 0).all()
 
 
-def test_a_sequence_has_it_as_a_sequence_in_the_same_browser(logic, model):
+def test_the_uncertainty_of_a_sequence_is_a_sequence_in_the_same_browser(logic, model):
     sequence, browser = add_sequence(FRAMES)
     output = logic.process(sequence, model=model, region="none", uncertainty=True)
     told = next(n for n in slicer.util.getNodesByClass("vtkMRMLSequenceNode") if n.GetName() == "Cine uncertainty")
@@ -85,7 +85,7 @@ def test_a_sequence_has_it_as_a_sequence_in_the_same_browser(logic, model):
     assert all(proxies) and voxels(proxies[1]).dtype == np.float32
 
 
-def test_caution_keeps_the_input_in_the_scene_too(logic, model):
+def test_caution_also_keeps_the_input_in_the_scene(logic, model):
     node = slicer.util.addVolumeFromArray(FRAMES, name="US")
     options = {"model": model, "region": "none", "axis": "K", "device": "cpu"}
     output = logic.process(node, cautious=1.0, **options)
