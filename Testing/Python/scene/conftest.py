@@ -16,6 +16,19 @@ if find_spec("slicer") is not None:  # else the tests skip themselves
     HeadlessSlicer.start(testing=True, window=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def worker():
+    """The application's process that despeckles in the background: it takes seconds to start, and outlives scenes."""
+    pytest.importorskip("slicer")
+    from Speckle2SelfSlicer.session import Session, shared
+
+    worker = shared().worker
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "closeWorker", lambda session: None)
+        yield worker
+    worker.close()
+
+
 @pytest.fixture
 def slicer_app():
     """The running application with an empty scene, in its first layout."""

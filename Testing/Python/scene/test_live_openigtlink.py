@@ -51,11 +51,9 @@ def receive(volume, message):
     volume.Modified()
 
 
-def test_image_and_place_of_a_message_stay_together_at_30_a_second(client, slicer_app):
+def test_image_and_place_of_a_message_stay_together_at_30_a_second(client, worker, slicer_app):
     from Speckle2SelfSlicer.live import Live
-    from Speckle2SelfSlicer.worker import Worker
 
-    worker = Worker()
     volume = slicer.util.addVolumeFromArray(np.zeros(SIZE, np.uint8), name="US")
     live = Live(worker, volume, model="median", region="none", strength=0.0)  # identifies the image
     try:
@@ -81,7 +79,6 @@ def test_image_and_place_of_a_message_stay_together_at_30_a_second(client, slice
             time.sleep(0.004)
     finally:
         live.stop()
-        worker.close()
     assert received > COUNT / 2 and live._stream.pushed - before == received, "each image once"
     assert shown == sorted(set(shown)) and shown[-1] >= COUNT - 1 and len(shown) > received / 3
     print(f"{received} of {COUNT} messages received, each pushed once; {len(shown)} shown, each in its own place.")

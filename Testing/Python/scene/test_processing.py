@@ -14,15 +14,6 @@ slicer = pytest.importorskip("slicer")
 FRAMES = np.random.default_rng(0).rayleigh(40, (12, 48, 56)).clip(0, 255).astype(np.uint8)
 
 
-@pytest.fixture(scope="module")
-def worker():
-    from Speckle2SelfSlicer.worker import Worker
-
-    worker = Worker()
-    yield worker
-    worker.close()
-
-
 @pytest.fixture
 def sequence(slicer_app):
     return make_sequence(FRAMES)
@@ -207,7 +198,6 @@ def test_the_outline_lies_where_the_recording_is_shown(worker, sequence):
     node = slicer.mrmlScene.GetFirstNodeByName("Outline of the region")
     assert node.GetTransformNodeID() == transform.GetID()
     outline.hide()
-    own.close()
 
 
 def test_live_takes_the_slice_at_which_the_view_stands_and_shows_it_there(worker, slicer_app):
@@ -325,14 +315,12 @@ def test_a_box_is_the_region_of_a_run_and_of_live_images(sequence, tmp_path, mon
     box.SetCenter(20, 20, 0)
     box.SetSize(20, 20, 4)
     inside = logic().region(sequence, box)
-    try:
-        run = logic().start(sequence, model="median", region=box)
-        finish(logic().worker, run)
-        live = logic().live(sequence, model="median", region="given", once=True)
-        live_until(logic().worker, live, lambda: live.output is not None)
-        shown = slicer.util.arrayFromVolume(live.output)[0]
-    finally:
-        logic().close()
+    run = logic().start(sequence, model="median", region=box)
+    finish(logic().worker, run)
+    live = logic().live(sequence, model="median", region="given", once=True)
+    live_until(logic().worker, live, lambda: live.output is not None)
+    shown = slicer.util.arrayFromVolume(live.output)[0]
+    live.stop()
     for before, after in ((FRAMES, frames_of(run.result.node)), (FRAMES[3], shown)):
         changed = before != after
         assert changed.any() and not changed[..., ~inside].any()
@@ -395,7 +383,7 @@ def test_live_follows_a_region_that_is_moved(slicer_app, kind, tmp_path, monkeyp
             given = own.region(volume)
             assert given[20, 20] and not given[36, 36], "and comes back as what was given last"
     finally:
-        own.close()
+        live.stop()
 
 
 @pytest.mark.parametrize("wrong", [{"strength": 2}, {"strength": float("nan")}, {"gamma": 0}])
@@ -442,20 +430,17 @@ def test_live_finds_grain_and_grey_values_anew_in_a_region_that_is_moved(slicer_
     box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
     box.SetSize(18, 30, 4)
     own, shown = logic(), []
-    try:
-        for places in ((14, 42), (42,)):
-            live = None
-            for at in places:
-                box.SetCenter(at, 24, 0)
-                if live is None:
-                    live = own.live(volume, model="default", region=box)
-                live_until(own.worker, live, lambda live=live: live.output is not None)
-                slicer.util.updateVolumeFromArray(volume, frame)
-                live_until(own.worker, live, lambda live=live: not live.waiting)
-            shown.append(slicer.util.arrayFromVolume(live.output).copy())
-            live.stop()
-    finally:
-        own.close()
+    for places in ((14, 42), (42,)):
+        live = None
+        for at in places:
+            box.SetCenter(at, 24, 0)
+            if live is None:
+                live = own.live(volume, model="default", region=box)
+            live_until(own.worker, live, lambda live=live: live.output is not None)
+            slicer.util.updateVolumeFromArray(volume, frame)
+            live_until(own.worker, live, lambda live=live: not live.waiting)
+        shown.append(slicer.util.arrayFromVolume(live.output).copy())
+        live.stop()
     assert np.array_equal(*shown), "as if it had been there from the start"
 
 

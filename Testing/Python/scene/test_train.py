@@ -23,7 +23,7 @@ def logic(slicer_app, tmp_path, monkeypatch):
     """SpeckleTrain's logic with a home of its own, in which there is a small model `start`."""
     monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    from Speckle2SelfSlicer import session, training_data
+    from Speckle2SelfSlicer import training_data
     from Speckle2SelfSlicer.trainer import Trainer
     from SpeckleTrain import SpeckleTrainLogic
 
@@ -32,12 +32,9 @@ def logic(slicer_app, tmp_path, monkeypatch):
     model = ModelConfig(width=4, grain=(0.75, 1.7))
     (tmp_path / "home" / "models").mkdir(parents=True)
     checkpoint.save(library.own_path("start"), model, build(model), {})
-    session.shared().closeWorker()  # which has another home
     logic = SpeckleTrainLogic(Trainer())
     yield logic
     logic.trainer.close()
-    logic.session.closeWorker()
-    session.shared().closeWorker()
 
 
 @pytest.fixture
