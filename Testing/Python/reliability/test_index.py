@@ -204,7 +204,7 @@ def test_what_the_panels_say_can_be_translated(project):
 
 
 def test_what_the_glue_says_of_errors_can_be_translated(project):
-    """Sentences of `InputError`, and constants that are sentences; the core marks its own, see `words.translated`."""
+    """Sentences of `InputError`, and constants that are sentences; the core marks its own, see `words`."""
     for path in (project / "Speckle2Self" / "Speckle2SelfSlicer").glob("*.py"):
         tree = ast.parse(path.read_text())
         errors = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and dotted(node.func) == "InputError"]

@@ -20,9 +20,9 @@ if find_spec("slicer") is not None:  # else the tests skip themselves
 def worker():
     """The application's process that despeckles in the background: it takes seconds to start, and outlives scenes."""
     pytest.importorskip("slicer")
-    from Speckle2SelfSlicer.session import Session, shared
+    from Speckle2SelfSlicer.session import Session, applicationSession
 
-    worker = shared().worker
+    worker = applicationSession().worker
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Session, "closeWorker", lambda session: None)
         yield worker

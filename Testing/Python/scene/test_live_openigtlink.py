@@ -63,7 +63,7 @@ def test_image_and_place_of_a_message_stay_together_at_30_a_second(client, worke
             worker.poll()
             live.step()
             time.sleep(0.005)
-        before, received, shown = live._stream.pushed, 0, []
+        before, received, shown = live._stream.push_count, 0, []
         client.begin()
         end = time.monotonic() + COUNT / RATE + 30
         while (client.sending.is_alive() or live.waiting) and time.monotonic() < end:
@@ -79,6 +79,6 @@ def test_image_and_place_of_a_message_stay_together_at_30_a_second(client, worke
             time.sleep(0.004)
     finally:
         live.stop()
-    assert received > COUNT / 2 and live._stream.pushed - before == received, "each image once"
+    assert received > COUNT / 2 and live._stream.push_count - before == received, "each image once"
     assert shown == sorted(set(shown)) and shown[-1] >= COUNT - 1 and len(shown) > received / 3
     print(f"{received} of {COUNT} messages received, each pushed once; {len(shown)} shown, each in its own place.")

@@ -235,7 +235,7 @@ def test_live_waits_while_there_is_no_image(worker, slicer_app):
     with pytest.raises(InputError, match="is a recording"):
         Live(worker, volume, model="median", output=volume)
     volume.SetAndObserveImageData(None)
-    live.look(0.0, 1.0)
+    live.setLook(0.0, 1.0)
     slicer.util.updateVolumeFromArray(volume, FRAMES[1:2, :32, :40])
     assert live.state == "running", live.message
     end = time.monotonic() + 60
@@ -397,7 +397,7 @@ def test_a_strength_or_gamma_that_is_none_is_refused_before_any_work(worker, seq
             kind(worker, sequence, model="median", region="none", **wrong)
     live = Live(worker, sequence, model="median", region="none")
     with pytest.raises(InputError, match=f"{name} must be between"):
-        live.look(**{"strength": 1.0, "gamma": 1.0, **wrong})
+        live.setLook(**{"strength": 1.0, "gamma": 1.0, **wrong})
     live_until(worker, live, lambda: live.output is not None)
     live.stop()
 
@@ -496,7 +496,7 @@ def test_live_drops_what_it_cannot_keep_up_with(worker, slicer_app):
     for number in range(60):
         slicer.util.updateVolumeFromArray(volume, large[number % 12][None])
         live.step()
-    live_until(worker, live, lambda: live.dropped > 0)
+    live_until(worker, live, lambda: live.dropCount > 0)
     live.stop()
 
 
@@ -573,11 +573,11 @@ def test_image_and_place_of_one_message_stay_together_and_each_image_is_pushed_o
                 seen.add(int(value))
             time.sleep(0.002)
     live_until(worker, live, lambda: not live.waiting)
-    assert live._stream.pushed == 31 and len(seen) > 5
+    assert live._stream.push_count == 31 and len(seen) > 5
     for _ in range(5):  # a view that is moved shows the same frame
         live._onView()
         live.step()
-    assert live._stream.pushed == 31
+    assert live._stream.push_count == 31
     live.stop()
 
 
@@ -602,7 +602,7 @@ def test_encoded_images_are_decoded_once_by_their_own_node_and_pushed_once(worke
         stream.GetImageData().Modified()  # a view has decoded it, which is an event as well
         live_until(worker, live, lambda n=number: slicer.util.arrayFromVolume(live.output).max() == 100 + n)
         live_until(worker, live, lambda: not live.waiting)
-    assert live._stream.pushed == 6 and decoders.count == 0
+    assert live._stream.push_count == 6 and decoders.count == 0
     bad = slicer.vtkStreamingVolumeFrame()
     bad.SetCodecFourCC("XXXX")
     bad.SetDimensions(56, 48, 1)
