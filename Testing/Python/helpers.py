@@ -7,6 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+# What makes short runs take a fraction of the time: held-out anatomies, frames of a recording, and rounds of a fit.
+FEW = {"recipes.HELD_OUT_ANATOMIES": (2, 64), "respeckling.FRAMES": 2, "recorded_speckle.ROUNDS": 1,
+       "validation.FRAMES": 2}  # fmt: skip
+
 
 def until(condition, poll=lambda: None, seconds=60):
     """Poll until a condition holds."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import until
+from helpers import FEW, until
 
 from Speckle2SelfLib import checkpoint, config, runs
 from Speckle2SelfLib.__main__ import main
@@ -609,14 +609,20 @@ def test_a_job_file_and_the_command_line_say_the_same(folder, capsys):
 # A process that has imported everything: commands run in copies of it, as imports take seconds each time. When a
 # command is done, it looks at what still runs: a thread of the processes' group that is not over before the interpreter
 # is may abort the process as it ends, now and then.
-COPIED = """
+COPIED = f"""
 import json, os, sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 import torch
 from Speckle2SelfLib import config, runs
 from Speckle2SelfLib.__main__ import main
 
+for name, value in {FEW}.items():
+    module, name = name.split(".")
+    setattr(import_module("Speckle2SelfLib." + module), name, value)
+"""
+COPIED += """
 
 def run(arguments, **changes):
     config.PRESETS |= {name: replace(preset, crop=32, **changes) for name, preset in config.PRESETS.items()}
