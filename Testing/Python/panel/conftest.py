@@ -56,6 +56,21 @@ class Desk:
         end = time.monotonic() + seconds
         self.wait(lambda: time.monotonic() > end)
 
+    def check_controls(self, panel, width: int) -> None:
+        """Every control of a panel has a tooltip, and none is cut at this width in pixels."""
+        import qt
+
+        self.rest()
+        assert panel.parent.minimumSizeHint.width() <= width
+        for name, widget in vars(panel.ui).items():
+            kind = type(widget)
+            if not issubclass(kind, qt.QWidget) or kind in (qt.QLabel, self.slicer.qMRMLWidget) or not widget.visible:
+                continue
+            if name.endswith("CollapsibleButton") or name.startswith("qt_"):
+                continue
+            assert widget.toolTip, f"{name} has no tooltip"
+            assert widget.mapTo(panel.parent, qt.QPoint(widget.width, 0)).x() <= panel.parent.width, f"{name} is cut"
+
     def volume(self, name: str = "Liver", frames=FRAMES[:1]):
         return self.slicer.util.addVolumeFromArray(frames, name=name)
 

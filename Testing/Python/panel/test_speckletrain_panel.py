@@ -65,18 +65,8 @@ def start(desk, panel, reports: int = 2):
 
 
 def test_every_control_explains_itself_and_nothing_is_cut_at_400_pixels(desk, train):
-    import qt
 
-    desk.rest()
-    assert train.parent.minimumSizeHint.width() <= 400
-    for name, widget in train.ui.__dict__.items():
-        kind = type(widget)
-        if not issubclass(kind, qt.QWidget) or kind in (qt.QLabel, slicer.qMRMLWidget) or not widget.visible:
-            continue
-        if name.endswith("CollapsibleButton") or name.startswith("qt_"):
-            continue
-        assert widget.toolTip, f"{name} has no tooltip"
-        assert widget.mapTo(train.parent, qt.QPoint(widget.width, 0)).x() <= train.parent.width, f"{name} is cut"
+    desk.check_controls(train, 400)
 
 
 def test_nothing_can_be_started_without_data_and_the_data_are_counted(desk, train):
