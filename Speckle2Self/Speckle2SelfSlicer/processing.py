@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 
 import numpy as np
 import slicer
@@ -22,6 +23,7 @@ from .worker import DespeckleJob, Worker, checked_options
 PARTIAL = " (partial)"  # suffix of a result with only the first frames
 PIECE = 0.02  # seconds of work at most between two returns to the event loop
 PAUSE = 0.005  # seconds between two polls of the worker while a caller waits
+OWN_OPTIONS = ("axis", "strength", "gamma", "cautious")  # applied by `Run` and `Result`; the worker has the others
 
 
 class Run:
@@ -160,7 +162,8 @@ class Run:
 
     def _despeckle(self, number: int, job: DespeckleJob) -> Iterator[str]:
         """Run job `number` in the worker; yield while it runs. The look is applied to its output, by `Result`."""
-        request = {"model": self.options.model, "device": self.options.device, "region": self._region}
+        request = {name: value for name, value in asdict(self.options).items() if name not in OWN_OPTIONS}
+        request["region"] = self._region
         self._worker.start(job, request)
         while not job.ended:
             self._readRegion(number, job)
