@@ -1,14 +1,15 @@
 """What several tests of the core need."""
 
 import pytest
-import torch
-
-from Speckle2SelfLib.network import FastNetwork
 
 
 @pytest.fixture(scope="module")
 def network():
     """A small network whose weights are all random."""
+    import torch
+
+    from Speckle2SelfLib.network import FastNetwork
+
     torch.manual_seed(0)
     network = FastNetwork(8).eval()
     for parameter in network.parameters():

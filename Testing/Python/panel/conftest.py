@@ -1,20 +1,12 @@
 """The panel's tests: real widgets of Qt, real MRML, real processes, in the stand-in of the application."""
 
-import sys
 import time
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import add_sequence, clear_scene, frames_of
+from helpers import add_sequence, clear_scene, frames_of, start_application
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-if find_spec("slicer") is not None:  # else the tests skip themselves
-    import HeadlessSlicer
-
-    HeadlessSlicer.start(testing=True, window=True)
+pytest_configure = start_application
 
 FRAMES = np.random.default_rng(0).rayleigh(40, (12, 48, 56)).clip(0, 255).astype(np.uint8)
 

@@ -1,19 +1,9 @@
 """The scene's tests run inside the stand-in of the application, over real MRML."""
 
-import sys
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
-from helpers import clear_scene
+from helpers import clear_scene, start_application
 
-TESTING = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(TESTING))
-
-if find_spec("slicer") is not None:  # else the tests skip themselves
-    import HeadlessSlicer
-
-    HeadlessSlicer.start(testing=True, window=True)
+pytest_configure = start_application
 
 
 @pytest.fixture(scope="session", autouse=True)
