@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pydicom
 import pytest
+from copies import original  # noqa: F401
 from helpers import FEW
 
 # Threads that wait do not spin: tests share the machine with the processes that they start.

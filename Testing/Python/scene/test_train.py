@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from copies import Copy
 
 from Speckle2SelfLib import checkpoint, library
 from Speckle2SelfLib.config import Job, ModelConfig
@@ -35,6 +36,19 @@ def logic(slicer_app, tmp_path, monkeypatch):
     logic = SpeckleTrainLogic(Trainer())
     yield logic
     logic.trainer.close()
+
+
+@pytest.fixture
+def copies(original, monkeypatch):
+    """Training processes are copies of one that has imported everything."""
+    start = subprocess.Popen
+
+    def popen(command, **options):
+        if command[1:3] != ["-m", "Speckle2SelfLib"]:
+            return start(command, **options)
+        return Copy(original, command[3:], options["env"], options["cwd"], binary=True)
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
 
 
 @pytest.fixture
@@ -86,7 +100,7 @@ def test_recordings_are_distinguished_by_their_nodes_and_not_by_their_names(logi
         training_data.gather(logic.session, [volume], heldOut=[volume], region="none", device="cpu")
 
 
-def test_curves_and_previews_are_nodes_that_are_kept_up_to_date(logic, volume):
+def test_curves_and_previews_are_nodes_that_are_kept_up_to_date(logic, volume, copies):
     job = logic.start([volume], init="start", steps=16, region="none", name="Mine")
     while len(job.reports) < 3:
         logic.poll()
@@ -174,13 +188,13 @@ def test_what_cannot_be_trained_on_is_refused(logic, volume, box, tmp_path):
     assert logic.trainer.jobs == [] and not logic.trainer.folder.exists()
 
 
-def test_the_scene_may_be_closed_while_a_run_goes_on(logic, volume):
+def test_the_scene_may_be_closed_while_a_run_goes_on(logic, volume, copies):
     job = logic.start([volume], init="start", steps=4, region="none")
     slicer.mrmlScene.Clear()
     assert job.wait(90) and job.state == "done", job.message
 
 
-def test_what_training_would_take_is_told(logic, volume):
+def test_what_training_would_take_is_told(logic, volume, copies):
     told = []
     logic.estimate([volume], told.append, init="start", region="none", steps=50)
     logic.estimate([slicer.util.addVolumeFromArray(FRAMES * 0, name="flat")], told.append, init="start")
@@ -205,7 +219,7 @@ def test_a_region_covers_its_own_pixels_of_each_recording_and_is_remembered(logi
     assert all(np.array_equal(np.load(tmp_path / name / "region.npy"), masks[0]) for name in ("one", "again"))
 
 
-def test_a_model_file_to_start_from_is_found_from_wherever_and_goes_along(logic, volume, tmp_path, monkeypatch):
+def test_a_model_file_to_start_from_is_found_from_wherever_and_goes_along(logic, volume, copies, tmp_path, monkeypatch):
     (tmp_path / "file.model").write_bytes(library.own_path("start").read_bytes())
     monkeypatch.chdir(tmp_path)
     job = logic.start([volume], init="file.model", steps=1, region="none")
