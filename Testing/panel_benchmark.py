@@ -173,8 +173,8 @@ def live(panel, volume, frames, rate, seconds=15):
                 started = time.perf_counter()
                 receive()
                 slicer.app.processEvents()
-                if panel.live._stream.done != former:
-                    former = panel.live._stream.done
+                if panel.live._stream.result_count != former:
+                    former = panel.live._stream.result_count
                     shown.append(time.monotonic())
                 if time.monotonic() > warm:
                     gap = max(gap, time.perf_counter() - started)
