@@ -564,7 +564,8 @@ def test_the_estimate_of_a_run_with_a_time_is_that_time(folder):
     lines = []
     runs.run(job(steps=None, minutes=0.5, estimate=True), lines.append)
     estimate = lines[0]["estimate"]
-    assert estimate["minutes"] == 0.5 and estimate["steps"] == pytest.approx(30 * estimate["rate"], rel=0.02)
+    assert estimate["minutes"] == 0.5
+    assert -0.02 < 30 * estimate["rate"] - estimate["steps"] < 1.02, "rounded down"
 
 
 def test_time_and_memory_of_a_run_are_estimated_before_it(folder):
