@@ -33,7 +33,7 @@ from Speckle2SelfSlicer.file_reader import FileReaderTest, Speckle2SelfFileReade
 from Speckle2SelfSlicer.panel import Panel, WrapperCache, box, reporting_errors
 from Speckle2SelfSlicer.panel_parts import APPLY_AGAIN, ComparePart, LivePart, UncertaintyPart
 from Speckle2SelfSlicer.regions import RegionNode
-from Speckle2SelfSlicer.session import Session, shared
+from Speckle2SelfSlicer.session import Session, applicationSession
 
 UltrasoundNode = Union[  # noqa: UP007, see regions.RegionNode
     vtkMRMLScalarVolumeNode, vtkMRMLVectorVolumeNode, vtkMRMLStreamingVolumeNode, vtkMRMLSequenceNode, None
@@ -119,9 +119,9 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
         self.run = None  # the running processing.Run
         self.result = None  # processing.Result of the output, for changes of strength and gamma
         self._relook = None  # generator that updates the output's strength and gamma
-        self._outlined = self._rested = 0  # when the outlined node was changed, and at the last look
-        self._seen = {}  # parameters at the last look, to see what changed
-        self._described = None  # model whose description is shown
+        self._outlineTime = self._changeTime = 0  # of the outlined node's last change, and of the latest one seen
+        self._lastParameters = {}  # the last values, to find what changed
+        self._describedModel = None  # model whose description is shown
 
     def setup(self) -> None:
         super().setup()
@@ -163,10 +163,10 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
         self.ui.evaluateLabel.text = ""
 
     def onSceneEndImport(self, caller=None, event=None) -> None:
-        seen = self._seen
+        parameters = self._lastParameters
         super().onSceneEndImport()
         if self._parameterNode:
-            self._seen = seen
+            self._lastParameters = parameters
             self.onParameters()  # the scene may have brought other ones
 
     def endAll(self) -> None:
@@ -200,14 +200,14 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
         """Fill the selectors with the available models and devices, and those of the parameter node."""
         self.fillSelector(self.ui.modelSelector, self.logic.models(), parameterNode.model)
         self.fillSelector(self.ui.deviceSelector, self.logic.devices(), parameterNode.device)
-        self._seen = {}
-        self._described = None
+        self._lastParameters = {}
+        self._describedModel = None
 
     def onParameters(self, caller=None, event=None) -> None:
         """Follow changes by the panel or by a script."""
         now = self.parameters()
-        changed = {name for name, value in now.items() if value != self._seen.get(name)}
-        self._seen = now
+        changed = {name for name, value in now.items() if value != self._lastParameters.get(name)}
+        self._lastParameters = now
         if not changed:
             return
         if "inputNode" in changed:
@@ -219,11 +219,11 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
         if changed & {"strength", "gamma", "cautious"}:
             self.startRelook()
             if self.live is not None:
-                self.live.look(**self.look())
+                self.live.setLook(**self.look())
                 self.timer.start()
         if self.live is not None and (
             changed & {"model", "region", "regionNode", "axis", "device"}
-            or self.live.withUncertainty != self.showsUncertainty
+            or self.live.hasUncertainty != self.showsUncertainty
         ):
             self.startLive(self.live.once)
         if changed & {"showRegion", "region", "regionNode", "axis", "inputNode"}:
@@ -252,15 +252,15 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
             if selector.findText(chosen) < 0:
                 selector.addItem(chosen)
             selector.currentText = chosen
-        if self._described != parameters.model:  # reads the model's file
-            self._described = parameters.model
+        if self._describedModel != parameters.model:  # reads the model's file
+            self._describedModel = parameters.model
             self.ui.modelDescriptionLabel.text = self.logic.description(parameters.model)
             self.offerUncertainty(parameters.model)
 
     def setParameterNode(self, parameterNode) -> None:
         super().setParameterNode(parameterNode)
         if parameterNode:
-            self._seen = self.parameters()
+            self._lastParameters = self.parameters()
 
     def onModelSelected(self, name: str) -> None:
         self.onModelOrDevice("model", name)
@@ -278,7 +278,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
                 dependencies.ensure()
                 self._parameterNode.model = library.add(path)
                 self.fillSelectors(self._parameterNode)
-                self._seen = self.parameters()
+                self._lastParameters = self.parameters()
                 self.updatePanel()
 
     def onModelCard(self) -> None:
@@ -295,7 +295,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
         dialog.deleteLater()
 
     def onTrain(self) -> None:
-        self.session.toTrainOn = [self._parameterNode.inputNode]  # SpeckleTrain uses it when it is entered
+        self.session.trainingNodes = [self._parameterNode.inputNode]  # SpeckleTrain uses it when it is entered
         slicer.util.selectModule("SpeckleTrain")
 
     #
@@ -307,16 +307,16 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
         parameters = self._parameterNode
         names = {each.name for each in fields(DespeckleOptions)} & set(parameters.allParameters)
         options = {name: parameters.getValue(name) for name in names}
-        given = parameters.regionNode if parameters.region == "given" else None
+        regionNode = parameters.regionNode if parameters.region == "given" else None
         return {
-            **options, **self.look(), "region": given or parameters.region, "uncertainty": self.showsUncertainty
+            **options, **self.look(), "region": regionNode or parameters.region, "uncertainty": self.showsUncertainty
         }  # fmt: skip
 
     def onApply(self) -> None:
         with reporting_errors(_("Despeckling failed."), cleanUp=lambda: self.setStatus("")):
             parameters = self._parameterNode
             self.endLive()
-            self.setStatus(_("Installing Python packages...") if dependencies.missing() else "")
+            self.setStatus(_("Installing Python packages...") if dependencies.missing_packages() else "")
             self.run = self.logic.start(
                 parameters.inputNode, parameters.outputNode, keepPartial=parameters.keepPartial, **self.request()
             )
@@ -400,7 +400,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
             else:
                 parameters.outputNode = run.result.node
             if self._parameterNode and self.result is not None:
-                self._seen = self.parameters()
+                self._lastParameters = self.parameters()
                 if any(getattr(run.options, name) != value for name, value in self.look().items()):
                     self.startRelook()
                 self.showRegion()
@@ -426,7 +426,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
             self._relook = result.relook(**look)
             self.timer.start()
 
-    def found(self) -> np.ndarray | None:
+    def detectedRegion(self) -> np.ndarray | None:
         """Return the region (H, W) bool that the last run found in the whole input, if it would be found again."""
         parameters, result = self._parameterNode, self.result
         if result is None or parameters.region != "auto" or parameters.axis != result.automaticAxis:
@@ -438,18 +438,18 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
 
     def showRegion(self) -> None:
         """Outline the pixels to be despeckled, or remove the outline."""
-        parameters, found = self._parameterNode, self.found()
+        parameters, detected = self._parameterNode, self.detectedRegion()
         node, region = parameters.inputNode, parameters.region
         self.followTimer.stop()
         if not parameters.showRegion or node is None:
             self.outline.hide()
             return
         with reporting_errors(_("The region cannot be shown.")):
-            if found is not None:
-                regions.showOutline(scene.referenceVolume(node), found, self.result.axes[0])
+            if detected is not None:
+                regions.showOutline(scene.referenceVolume(node), detected, self.result.axes[0])
             else:
                 if region == "given" and parameters.regionNode is not None:
-                    self._outlined = self._rested = regions.lastChange(parameters.regionNode)
+                    self._outlineTime = self._changeTime = regions.lastChange(parameters.regionNode)
                     self.followTimer.start()
                 self.outline.show(node, region, parameters.regionNode, parameters.axis)
                 self.timer.start()
@@ -462,12 +462,12 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
         """Outline a box or a segmentation again once it rests after a change, unless it has left the image."""
         parameters = self._parameterNode
         node = parameters.regionNode if parameters else None
-        changed = regions.lastChange(node) if node is not None else self._outlined
-        if changed != self._outlined and changed == self._rested:
-            self._outlined = changed
+        changed = regions.lastChange(node) if node is not None else self._outlineTime
+        if changed != self._outlineTime and changed == self._changeTime:
+            self._outlineTime = changed
             with suppress(InputError):
                 self.outline.show(parameters.inputNode, "given", node, parameters.axis)
-        self._rested = changed
+        self._changeTime = changed
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def onNodeAboutToBeRemoved(self, caller, event, node: vtkMRMLNode) -> None:
@@ -495,7 +495,7 @@ class Speckle2SelfLogic(ScriptedLoadableModuleLogic):
 
     def __init__(self, session: Session | None = None, worker: Any = None) -> None:
         ScriptedLoadableModuleLogic.__init__(self)
-        self.session = session or (shared() if worker is None else Session(worker))
+        self.session = session or (applicationSession() if worker is None else Session(worker))
         self.wrappers = WrapperCache(Speckle2SelfParameterNode)
 
     @property

@@ -20,10 +20,10 @@ from Speckle2SelfLib import library
 from Speckle2SelfLib.config import PRESETS, RECIPES, WHOLE_FRAMES
 from Speckle2SelfLib.system import InputError
 from Speckle2SelfSlicer import curves, dependencies, regions, scene, training_data, views
-from Speckle2SelfSlicer.panel import Panel, WrapperCache, confirmed, reporting_errors
+from Speckle2SelfSlicer.panel import Panel, WrapperCache, confirm, reporting_errors
 from Speckle2SelfSlicer.panel_parts import ExportPart, ModelsPart
 from Speckle2SelfSlicer.regions import RegionNode
-from Speckle2SelfSlicer.session import Session, shared
+from Speckle2SelfSlicer.session import Session, applicationSession
 
 LISTED = 8  # recordings that the panel lists; it only counts further ones
 
@@ -85,16 +85,17 @@ class SpeckleTrainWidget(ExportPart, ModelsPart, Panel):
     def __init__(self, parent=None) -> None:
         super().__init__(parent)
         self.estimate = None  # the running trainer.Estimate
-        self._shown = None  # (run, number of its reports) that is shown in the scene
-        self._finished = set()  # runs whose model is listed
-        self._outlined = self._wanted = None  # the outlined data, and the data to outline at the last look
+        self._shownRun = None  # (run, number of its reports) that is shown in the scene
+        self._finishedRuns = set()  # runs whose model is listed
+        self._outlineData = None  # the outlined data
+        self._nextOutlineData = None  # the data to outline, at the timer's last step
         self._outlineError = ""
         self._folder = ("", "")  # the folder whose files were counted last, and the result
 
     def setup(self) -> None:
         super().setup()
         self.build(SpeckleTrainLogic())
-        self.outline = regions.Outline(self.session, orWhole=True)
+        self.outline = regions.Outline(self.session, wholeIfEmpty=True)
         self.hideEstimate()
         self.timer = self.makeTimer(100, self.onTimer)
         self.ui.inputsSelector.connect("checkedNodesChanged()", self.onNodesChecked)
@@ -113,11 +114,11 @@ class SpeckleTrainWidget(ExportPart, ModelsPart, Panel):
         super().cleanup()
 
     def enter(self) -> None:
-        if not dependencies.missing():
-            self.logic.trainer.unfinished()
+        if not dependencies.missing_packages():
+            self.logic.trainer.unfinished_runs()
         self._folder = ("", "")
         super().enter()
-        nodes, self.session.toTrainOn = self.session.toTrainOn, []
+        nodes, self.session.trainingNodes = self.session.trainingNodes, []
         if nodes:
             self.choose(nodes)
         self.fillRuns()
@@ -125,7 +126,7 @@ class SpeckleTrainWidget(ExportPart, ModelsPart, Panel):
         self.timer.start()
 
     def onSceneStartClose(self, caller=None, event=None) -> None:
-        self._shown = self._compared = None
+        self._shownRun = self._comparison = None
         super().onSceneStartClose()
         self.hideEstimate()
 
@@ -135,15 +136,15 @@ class SpeckleTrainWidget(ExportPart, ModelsPart, Panel):
             self.reconnect()
 
     def onSceneEndImport(self, caller=None, event=None) -> None:
-        self.letGo()
+        self.releaseParameters()
         self.onSceneEndClose()
 
     def reconnect(self) -> None:
         """Continue to show the run whose curve is in the scene, such as one that was loaded."""
         tables = {node.GetAttribute(curves.RUN) for node in slicer.util.getNodesByClass("vtkMRMLTableNode")}
         job = next((job for job in self.logic.trainer.jobs if job.name in tables and job.reports), None)
-        if job is not None and self._shown is None:
-            self._shown = job, 0
+        if job is not None and self._shownRun is None:
+            self._shownRun = job, 0
             self.timer.start()
 
     #
@@ -154,7 +155,7 @@ class SpeckleTrainWidget(ExportPart, ModelsPart, Panel):
         super().setParameterNode(parameterNode)
         if parameterNode is None:
             self.outline.hide()
-            self._outlined = None
+            self._outlineData = None
 
     def fillSelectors(self, parameterNode) -> None:
         for selector, role in ((self.ui.inputsSelector, "inputs"), (self.ui.heldOutSelector, "heldOut")):
@@ -240,32 +241,32 @@ class SpeckleTrainWidget(ExportPart, ModelsPart, Panel):
             lines.append(_("Detecting the region..."))
         return "\n".join([*lines, *([self._outlineError] if self._outlineError else [])])
 
-    def toOutline(self) -> tuple | None:
+    def outlineData(self) -> tuple | None:
         """Return the data to outline: the node, the region and its node, and the time of its last change."""
         parameters = self._parameterNode
         nodes = self.ui.inputsSelector.checkedNodes()
         if not parameters.showRegion or not nodes:
             return None
-        seen = [node for node in nodes if views.inViews(node)]
+        visible = [node for node in nodes if views.isInViews(node)]
         region, given = parameters.region, parameters.regionNode if parameters.region == "given" else None
         recipe = PRESETS[parameters.preset].recipe if parameters.recipe == "preset" else parameters.recipe
         if region == "auto" and recipe in WHOLE_FRAMES:
             region = "none"
-        return (seen or nodes)[0], region, given, regions.lastChange(given) if given is not None else 0
+        return (visible or nodes)[0], region, given, regions.lastChange(given) if given is not None else 0
 
     def showRegion(self) -> None:
         """Outline the pixels used for training, on the chosen recording in the slice views, else on the first one."""
-        wanted = self.toOutline()
-        if wanted == self._outlined:
+        data = self.outlineData()
+        if data == self._outlineData:
             return
-        self._outlined, self._outlineError = wanted, ""
-        if wanted is None:
+        self._outlineData, self._outlineError = data, ""
+        if data is None:
             self.outline.hide()
             return
         try:
-            self.outline.show(*wanted[:3])
-            volume = scene.referenceVolume(wanted[0])
-            if volume.GetScene() is slicer.mrmlScene and not views.inViews(volume):  # else no browser shows it
+            self.outline.show(*data[:3])
+            volume = scene.referenceVolume(data[0])
+            if volume.GetScene() is slicer.mrmlScene and not views.isInViews(volume):  # else no browser shows it
                 views.showInViews(volume)
         except InputError as error:
             self._outlineError = str(error)
@@ -274,7 +275,7 @@ class SpeckleTrainWidget(ExportPart, ModelsPart, Panel):
     def followRegion(self) -> None:
         """Update the outline: with a detected region, for another recording in the views, or for a box that was moved,
         once it rests."""
-        wanted = self.toOutline()
+        data = self.outlineData()
         if self.outline.searching:
             try:
                 self.outline.step()
@@ -282,10 +283,10 @@ class SpeckleTrainWidget(ExportPart, ModelsPart, Panel):
                 self._outlineError = str(error)
             if not self.outline.searching:
                 self.ui.dataLabel.text = self.description()
-        elif wanted != self._outlined and wanted == self._wanted:
+        elif data != self._outlineData and data == self._nextOutlineData:
             self.showRegion()
             self.ui.dataLabel.text = self.description()
-        self._wanted = wanted
+        self._nextOutlineData = data
 
     def onFolder(self) -> None:
         import qt
@@ -372,30 +373,30 @@ class SpeckleTrainWidget(ExportPart, ModelsPart, Panel):
     def onTimer(self) -> None:
         """Process the reports of the runs."""
         self.logic.poll()
-        if self._shown is not None and self._shown[0] in self.logic.trainer.jobs:
-            shown, count = self._shown
-            if len(shown.reports) != count:
-                self._shown = shown, len(shown.reports)
-                with reporting_errors(_("The run could not be shown."), cleanUp=self.endShown):
-                    self.logic.showProgress(shown)
-        ended = {each for each in self.logic.trainer.jobs if each.state == "done"} - self._finished
+        if self._shownRun is not None and self._shownRun[0] in self.logic.trainer.jobs:
+            run, count = self._shownRun
+            if len(run.reports) != count:
+                self._shownRun = run, len(run.reports)
+                with reporting_errors(_("The run could not be shown."), cleanUp=self.endProgress):
+                    self.logic.showProgress(run)
+        ended = {each for each in self.logic.trainer.jobs if each.state == "done"} - self._finishedRuns
         if ended:
-            self._finished |= ended
+            self._finishedRuns |= ended
             if self._parameterNode:
                 self.fillModels()
         if self.job is not None:
             self.showRun()
-        if self._outlined is not None:
+        if self._outlineData is not None:
             with reporting_errors(_("The region cannot be shown."), cleanUp=self.outline.hide):
                 self.followRegion()
-        if self._compared is not None:
-            with reporting_errors(_("The models could not be compared."), cleanUp=self.endCompared):
-                self.stepCompared()
-        if not self.session.training and not (self.estimate or self.exporting or self._compared or self._outlined):
+        if self._comparison is not None:
+            with reporting_errors(_("The models could not be compared."), cleanUp=self.endComparison):
+                self.stepComparison()
+        if not self.session.training and not (self.estimate or self.exporting or self._comparison or self._outlineData):
             self.timer.stop()
 
-    def endShown(self) -> None:
-        self._shown = None
+    def endProgress(self) -> None:
+        self._shownRun = None
 
     def showRun(self) -> None:
         """Show state, progress and figures of the chosen run."""
@@ -453,7 +454,7 @@ class SpeckleTrainWidget(ExportPart, ModelsPart, Panel):
 
     def onRemove(self) -> None:
         job, question = self.job, _("Remove the run '{name}'? What it has learned is lost.")
-        if job.state != "done" and not confirmed(question.format(name=job.name)):
+        if job.state != "done" and not confirm(question.format(name=job.name)):
             return
         with reporting_errors(_("The run could not be removed.")):
             job.remove()
@@ -463,7 +464,7 @@ class SpeckleTrainWidget(ExportPart, ModelsPart, Panel):
         with reporting_errors(_("The run could not be shown.")):
             self._parameterNode.showRegion = False  # it would cover the preview
             nodes = self.logic.showProgress(self.job)
-            self._shown = self.job, len(self.job.reports)
+            self._shownRun = self.job, len(self.job.reports)
             known = nodes["errors"].GetNumberOfPlotSeriesNodes()
             slicer.modules.plots.logic().ShowChartInLayout(nodes["errors" if known else "loss"])
             for name, role in (("Red", "before"), ("Yellow", "after")):
@@ -484,7 +485,7 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
 
     def __init__(self, trainer: Any = None, session: Session | None = None) -> None:
         ScriptedLoadableModuleLogic.__init__(self)
-        self.session = session or (shared() if trainer is None else Session(trainer=trainer))
+        self.session = session or (applicationSession() if trainer is None else Session(trainer=trainer))
         self.wrappers = WrapperCache(SpeckleTrainParameterNode)
 
     def getParameterNode(self) -> SpeckleTrainParameterNode:

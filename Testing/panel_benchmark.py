@@ -173,8 +173,8 @@ def live(panel, volume, frames, rate, seconds=15):
                 started = time.perf_counter()
                 receive()
                 slicer.app.processEvents()
-                if panel.live._stream.done != former:
-                    former = panel.live._stream.done
+                if panel.live._stream.result_count != former:
+                    former = panel.live._stream.result_count
                     shown.append(time.monotonic())
                 if time.monotonic() > warm:
                     gap = max(gap, time.perf_counter() - started)
@@ -183,7 +183,7 @@ def live(panel, volume, frames, rate, seconds=15):
             came, went = (sum(moment > warm for moment in moments) / seconds for moments in (received, shown))
             print(f"live, {rate:.0f} images per second sent, {came:.1f} received: {went:.1f} per second out, latency "
                   f"{1000 * stream.latency():.0f} ms median, {1000 * stream.latency(95):.0f} ms p95, "
-                  f"{panel.live.dropped} dropped, longest gap {1000 * gap:.0f} ms")  # fmt: skip
+                  f"{panel.live.dropCount} dropped, longest gap {1000 * gap:.0f} ms")  # fmt: skip
             panel.ui.liveCheckBox.click()
             client.stop()
         finally:

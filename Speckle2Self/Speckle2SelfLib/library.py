@@ -243,7 +243,7 @@ def estimates_uncertainty(name_or_path: FilePath) -> bool:
     return isinstance(config, dict) and config.get("uncertainty") is True
 
 
-def remember_region(key: str, region: np.ndarray) -> None:
+def save_region(key: str, region: np.ndarray) -> None:
     """Keep a region (H, W) bool for recordings of the same kind (scanner, frame size)."""
     path, content = _region_path(key), io.BytesIO()
     np.save(content, np.asarray(region, bool), allow_pickle=False)
@@ -252,7 +252,7 @@ def remember_region(key: str, region: np.ndarray) -> None:
     replace_file(path, content.getvalue())
 
 
-def recall_region(key: str) -> np.ndarray | None:
+def last_region(key: str) -> np.ndarray | None:
     """Return the region (H, W) bool that was kept last for this kind of recording; None if there is none."""
     try:
         with _region_path(key).open("rb") as file:

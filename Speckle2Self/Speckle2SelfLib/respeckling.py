@@ -59,8 +59,8 @@ def despeckle_anatomies(cines: Sequence[Cine], network: nn.Module) -> list[Recor
 def find_pairs(cine: Cine, speckle: RecordedSpeckle, network: nn.Module) -> np.ndarray:
     """Return the numbers n of the frames after which frame n + 1 shows the same anatomy below independent speckle.
 
-    Of two such frames, what the network removes does not correlate, and what it leaves differs about as much as where the
-    recording's speckle is drawn twice over one despeckled frame.
+    Of two such frames, what the network removes does not correlate, and the despeckled frames differ about as much as
+    where the recording's speckle is drawn twice over one of them.
     """
     device, inside = next(network.parameters()).device, cine.inside
 

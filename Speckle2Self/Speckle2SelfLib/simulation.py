@@ -7,6 +7,7 @@ and its Rayleigh envelope after Burckhardt (1978); a coherent part for specular 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -198,6 +199,7 @@ class _Pulse(NamedTuple):
     grain: tuple[float, float]  # pixels (axial, lateral) at which the intensity's correlation is 1/2
     tails: float = 0.0
 
+    @lru_cache(64)  # noqa: B019
     def sigma(self, axis: int) -> float:
         """Return the sigma of the central Gaussian, in pixels."""
         widths, areas = self._gaussians()
@@ -212,6 +214,7 @@ class _Pulse(NamedTuple):
         """Return `sigmas` standard deviations of the widest Gaussian, in pixels."""
         return int(np.ceil(sigmas * self.sigma(axis) * self._gaussians()[0][-1]))
 
+    @lru_cache(64)  # noqa: B019
     def taps(self, axis: int, wide: float = 1.0) -> np.ndarray:
         """Return the pulse's values along an axis, `wide` times as wide; their squares sum to 1."""
         widths, areas = self._gaussians()
@@ -310,7 +313,7 @@ def simulate(config: SimulationConfig, rng: np.random.Generator) -> Simulated:
     larger = PIECE_OF if config.geometry == "piece" else (1, 1)
     size = tuple(round(n * times) for n, times in zip(config.size, larger, strict=True))
     grain = config.grain or (rng.uniform(0.8, 2.5), rng.uniform(1.0, 5.0))
-    pulse = _Pulse(grain, config.tails)
+    pulse = _Pulse(tuple(grain), config.tails)
     layout = config.layout or str(rng.choice(TEXTBOOK, p=[0.13, 0.22, 0.22, 0.18, 0.25]))
     anatomy = _draw_anatomy(layout, size, rng)
     spread = rng.uniform(0, 0.8)

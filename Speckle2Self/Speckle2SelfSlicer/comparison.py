@@ -65,18 +65,18 @@ def fade(before: vtkMRMLNode, after: vtkMRMLNode, share: float) -> None:
     """
     before, after = proxyOf(before), proxyOf(after)
     for view in views.viewsOfLayout():
-        if not view.hasOwnForeground or view.composite.GetForegroundVolumeID() == after.GetID():
+        if not view.hasUserForeground or view.composite.GetForegroundVolumeID() == after.GetID():
             views.turnToSlice(view, after)
-            view.put(before.GetID(), after.GetID(), share)
+            view.setVolumes(before.GetID(), after.GetID(), share)
 
 
 def restoreViews(removed: vtkMRMLNode, replacement: vtkMRMLVolumeNode | None) -> None:
     """Let slice views that show `removed`, a volume or its sequence, show `replacement`."""
     removedIds = {node.GetID() for node in (removed, proxyOrNone(removed)) if node is not None}
     back = replacement.GetID() if replacement is not None else None
-    for view in views.everyView():
+    for view in views.allViews():
         if view.composite.GetForegroundVolumeID() in removedIds:
-            view.put(view.composite.GetBackgroundVolumeID())
+            view.setVolumes(view.composite.GetBackgroundVolumeID())
         if view.composite.GetBackgroundVolumeID() in removedIds:
             view.composite.SetBackgroundVolumeID(back)
 

@@ -22,7 +22,7 @@ from .session import Session
 from .words import translated
 
 RUN, ROLE = "SpeckleTrain.run", "SpeckleTrain.role"  # attributes of the nodes that show a run
-COMPARED = "SpeckleTrain.compared"  # attribute of a comparison's nodes: their name then, and the node they belong to
+COMPARISON = "SpeckleTrain.compared"  # attribute of a comparison's nodes: their name then, and the node they belong to
 ROLES = {  # role -> class and title
     "table": ("vtkMRMLTableNode", "curve"),
     "loss": ("vtkMRMLPlotChartNode", "loss"),
@@ -204,8 +204,8 @@ def comparisonTable(model: str) -> vtkMRMLTableNode:
     card = library.card(model)
     start, end = card.get("figures_at_start") or {}, card.get("figures") or {}
     name = f"{model} compared"
-    table = _findClaimed("vtkMRMLTableNode", name) or slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode")
-    _claim(table, name)
+    table = _findComparisonNode("vtkMRMLTableNode", name) or slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode")
+    _markComparisonNode(table, name)
     columns = (
         ("figure", [_label(name) for name in end]),
         ("start", [start.get(name, "") for name in end]),
@@ -236,7 +236,7 @@ class Comparison:
         kind = scene.VOLUMES.get(volume.GetClassName(), "")
         self.previews = {}
         for name in names:
-            earlier = _findClaimed(kind, _previewTitle(volume, name), volume)
+            earlier = _findComparisonNode(kind, _previewTitle(volume, name), volume)
             self.previews[name] = session.live(volume, once=True, model=name, output=earlier)
 
     def step(self) -> bool:
@@ -253,7 +253,7 @@ class Comparison:
             if preview.state == "failed":
                 raise InputError(preview.message)
             if preview.output is not None:
-                _claim(preview.output, _previewTitle(preview.node, name), preview.node)
+                _markComparisonNode(preview.output, _previewTitle(preview.node, name), preview.node)
                 outputs.append(preview.output)
         if len(outputs) == 2:
             comparison.sideBySide(*outputs)
@@ -263,16 +263,16 @@ def _previewTitle(volume, model: str) -> str:
     return f"{volume.GetName()} by {model}"
 
 
-def _findClaimed(kind: str, title: str, of=None):
+def _findComparisonNode(kind: str, title: str, of=None):
     """Return the node that a comparison (of the node `of`) created with this title, unless it was renamed; or None."""
     for node in slicer.util.getNodesByClass(kind) if kind else []:
-        if node.GetName() == title == node.GetAttribute(COMPARED) and node.GetNodeReference(COMPARED) is of:
+        if node.GetName() == title == node.GetAttribute(COMPARISON) and node.GetNodeReference(COMPARISON) is of:
             return node
     return None
 
 
-def _claim(node, title: str, of=None) -> None:
-    """Name and mark a comparison's node, so that `_findClaimed` finds it."""
+def _markComparisonNode(node, title: str, of=None) -> None:
+    """Name and mark a comparison's node, so that `_findComparisonNode` finds it."""
     node.SetName(title)
-    node.SetAttribute(COMPARED, title)
-    node.SetNodeReferenceID(COMPARED, of.GetID() if of is not None else None)
+    node.SetAttribute(COMPARISON, title)
+    node.SetNodeReferenceID(COMPARISON, of.GetID() if of is not None else None)

@@ -31,7 +31,7 @@ def packages() -> dict[str, str]:
     return {IMPORTED_AS.get(name, name): line for name, line in wanted.items()}
 
 
-def missing() -> list[str]:
+def missing_packages() -> list[str]:
     """Return the import names of the packages that are not installed."""
     return [name for name in ("torch", *packages()) if find_spec(name) is None]
 
@@ -39,7 +39,7 @@ def missing() -> list[str]:
 def missing_in_testing() -> list[str]:
     """Return the packages that a self-test lacks and must not install: in testing mode Slicer does not ask, and would
     install nothing or download gigabytes."""
-    return missing() if slicer.app.testingEnabled() else []
+    return missing_packages() if slicer.app.testingEnabled() else []
 
 
 def ensure() -> None:
@@ -53,10 +53,10 @@ def ensure() -> None:
             _installTorch()
         if find_spec("torch") is not None:
             _install(packages())
-    if missing():
+    if missing_packages():
         raise InputError(
             _("Python packages are missing: {missing}; install them and try again.").format(
-                missing=", ".join(missing())
+                missing=", ".join(missing_packages())
             )
         )
 

@@ -19,9 +19,9 @@ from Speckle2SelfLib import library
 from Speckle2SelfLib.config import Job
 from Speckle2SelfLib.system import InputError
 
-from .processes import Child, was_killed, why_not_started
+from .processes import Child, is_crash, start_failure
 from .run_files import PIECE, complete, complete_folder, job_in_steps, write_recordings
-from .words import _, translated
+from .words import _, translate_sentence
 
 # TORCH_DISABLE_SHARE_RDZV_TCP_STORE: each start gets its own store, through which the processes find each other.
 # Otherwise torchrun keeps one store, and processes that it restarts after a kill look there for the dead ones, and
@@ -140,7 +140,7 @@ def _write_files(folder: Path, paths, first: int, python: str | None) -> Generat
     try:
         child = Child(command, python, folder)
     except OSError as error:
-        raise InputError(_("The files could not be read: {reason}.").format(reason=why_not_started(error))) from error
+        raise InputError(_("The files could not be read: {reason}.").format(reason=start_failure(error))) from error
     try:
         while child.poll() is None:
             time.sleep(PIECE / 4)
@@ -151,8 +151,8 @@ def _write_files(folder: Path, paths, first: int, python: str | None) -> Generat
         errors = child.errors()
         last = "".join(errors[-1:])
         if last.startswith("speckle2self: "):
-            raise InputError(translated(last.removeprefix("speckle2self: ")))
-        if was_killed(child.poll(), errors):
+            raise InputError(translate_sentence(last.removeprefix("speckle2self: ")))
+        if is_crash(child.poll(), errors):
             last = _("the system stopped it, probably for lack of memory")
         raise InputError(_("The files could not be read: {reason}.").format(reason=last.rstrip(".")))
     finally:

@@ -51,9 +51,9 @@ class Live:
         self.node, self.output, self.once, self.state, self.message = node, output, once, "running", ""
         self._sliceNode, self._axis, self._worker, self._options = sliceNode, axis, worker, options
         self._region = MovingRegion(regionNode, options.get("region"))
-        self.withUncertainty, self.uncertainty = uncertainty, None
+        self.hasUncertainty, self.uncertainty = uncertainty, None
         self._stream, self._observed, self._moments = None, [], []
-        self._lastPushed, self._lastTaken, self._places, self._slice = 0, 0, {}, None
+        self._lastPush, self._lastResult, self._places, self._slice = 0, 0, {}, None
         self._imageChanged = self._viewMoved = False
         self.refresh()
         if not once:
@@ -72,10 +72,10 @@ class Live:
     def _onView(self, caller=None, event=None) -> None:
         self._viewMoved = True
 
-    def look(self, strength: float, gamma: float, cautious: float = 0.0) -> None:
+    def setLook(self, strength: float, gamma: float, cautious: float = 0.0) -> None:
         """Set strength, gamma and caution of the image shown now and of later ones. Raises InputError."""
         if self.state == "running":
-            self._stream.look(strength, gamma, cautious)
+            self._stream.set_look(strength, gamma, cautious)
             self._imageChanged = True
 
     @property
@@ -103,12 +103,12 @@ class Live:
         axis, number = self._sliceOf(voxels.shape)
         frame = np.moveaxis(voxels, axis, 0)[number]
         if self._stream is None:
-            self._stream = self._worker.live(frame.shape, frame.dtype, self._options, self.withUncertainty)
+            self._stream = self._worker.live(frame.shape, frame.dtype, self._options, self.hasUncertainty)
         region = self._region.update(self.node, frame.shape[:2], axis)
         if region is not None:
-            self._stream.give(region)
-        self._lastPushed = self._stream.push(frame)
-        self._places[self._lastPushed] = axis, scene.slicePlace(self.node, axis, number)
+            self._stream.set_region(region)
+        self._lastPush = self._stream.push(frame)
+        self._places[self._lastPush] = axis, scene.slicePlace(self.node, axis, number)
         self._slice = axis, number
 
     def _sliceOf(self, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -123,15 +123,15 @@ class Live:
         point = toIJK.MultiplyPoint([toRAS.GetElement(i, 3) for i in range(3)] + [1])
         return axis, int(np.clip(round(point[2 - axis]), 0, shape[axis] - 1))
 
-    def _hasNews(self) -> bool:
+    def _hasChanges(self) -> bool:
         """Return whether there is something to despeckle that was not pushed yet."""
         changed = self._imageChanged or (not self.once and self._region.changed)
-        if not (changed or self._viewMoved) or not self._imageIsWhole():
+        if not (changed or self._viewMoved) or not self._hasCompleteImage():
             return False
         self._viewMoved = False
         return changed or self._sliceOf(scene.shapeOf(self.node)) != self._slice
 
-    def _imageIsWhole(self) -> bool:
+    def _hasCompleteImage(self) -> bool:
         """Return whether the volume has a complete image; not after its size has changed, before its voxels have."""
         image = self._image()
         scalars = image.GetPointData().GetScalars() if image is not None else None
@@ -140,7 +140,7 @@ class Live:
     @property
     def waiting(self) -> bool:
         """Return whether a result is still to come."""
-        return self.state == "running" and (self._imageChanged or self._lastTaken < self._lastPushed)
+        return self.state == "running" and (self._imageChanged or self._lastResult < self._lastPush)
 
     def step(self) -> bool:
         """Submit changes, and put results into the scene; return whether there was a new result."""
@@ -150,7 +150,7 @@ class Live:
             self.stop()
             return False
         try:
-            if self._hasNews():
+            if self._hasChanges():
                 self.refresh()
         except InputError as error:
             self.stop("failed", str(error))
@@ -158,13 +158,13 @@ class Live:
         if self._stream.state == "failed":
             self.stop("failed", self._stream.message)
             return False
-        return self._take()
+        return self._writeResult()
 
-    def _take(self) -> bool:
+    def _writeResult(self) -> bool:
         frame = self._stream.take()
         if frame is None:
             return False
-        self._lastTaken = frame.number
+        self._lastResult = frame.number
         axis, place = self._places[frame.number]
         self._places = {number: place for number, place in self._places.items() if number > frame.number}
         voxels = np.expand_dims(frame.image, axis)  # (K, J, I[, C]) with one voxel along the axis
@@ -184,9 +184,9 @@ class Live:
         return (len(self._moments) - 1) / max(self._moments[-1] - self._moments[0], 1e-6)
 
     @property
-    def dropped(self) -> int:
+    def dropCount(self) -> int:
         """Return the number of images that were skipped."""
-        return self._stream.dropped if self._stream else 0
+        return self._stream.drop_count if self._stream else 0
 
     @property
     def latency(self) -> float:
@@ -203,7 +203,7 @@ class Live:
         for node, tag in self._observed:
             node.RemoveObserver(tag)
         self._observed = []
-        self._region.remember(self.node)
+        self._region.save(self.node)
         if self._stream is not None and self.state == "running":
             self._stream.stop()
         if self.state == "running":

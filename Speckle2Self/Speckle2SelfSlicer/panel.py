@@ -17,7 +17,7 @@ from Speckle2SelfLib.config import DespeckleOptions, help_of
 from Speckle2SelfLib.system import InputError
 
 from . import session, views
-from .words import translated
+from .words import translate_sentence
 
 WIDGETS, FOLLOWING = -1.0, -2.0  # priorities of observers of a parameter node; those of wrappers have 0
 
@@ -59,14 +59,14 @@ def reporting_errors(
                     cleanUp()
                 if not isinstance(error, InputError):
                     raise
-                slicer.util.errorDisplay(translated(str(error)))
+                slicer.util.errorDisplay(translate_sentence(str(error)))
     except Exception:
         logging.exception(message)
     finally:
         _Boxes.open -= failed
 
 
-def confirmed(question: str) -> bool:
+def confirm(question: str) -> bool:
     """Return whether the user agrees."""
     with box():
         return slicer.util.confirmOkCancelDisplay(question)
@@ -246,24 +246,24 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
     # The scene
     #
 
-    def letGo(self) -> None:
+    def releaseParameters(self) -> None:
         """Release the parameters while node selectors are emptied and nodes referred to by parameters are added."""
         self.setParameterNode(None)
         self.disconnectGui()
         self.logic.wrappers.forget()
 
     def onSceneStartClose(self, caller=None, event=None) -> None:
-        self.letGo()
+        self.releaseParameters()
 
     def onSceneEndClose(self, caller=None, event=None) -> None:
         if self.parent.isEntered:
             self.enter()
 
     def onSceneStartImport(self, caller=None, event=None) -> None:
-        self.letGo()
+        self.releaseParameters()
 
     def onSceneEndImport(self, caller=None, event=None) -> None:
-        self.letGo()
+        self.releaseParameters()
         if self.parent.isEntered:
             self.enter()
 

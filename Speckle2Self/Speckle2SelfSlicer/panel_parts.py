@@ -14,7 +14,7 @@ from Speckle2SelfLib import library
 from Speckle2SelfLib.system import InputError
 
 from . import comparison, regions, scene, uncertainty, views
-from .panel import box, confirmed, reporting_errors
+from .panel import box, confirm, reporting_errors
 
 APPLY_AGAIN = _("Click Apply again to estimate the uncertainty of the output.")
 
@@ -24,8 +24,8 @@ class LivePart:
 
     def setupLive(self) -> None:
         self.live = None  # the running processing.Live, or the preview that is shown
-        self._ended = None  # the last processing.Live, and the name of its output then
-        self._faded = False  # whether the views show its output
+        self._lastLive = None  # the last processing.Live, and the name of its output then
+        self._outputInViews = False  # whether the views show its output
         self.ui.liveLabel.visible = False
         self.ui.liveCheckBox.connect("toggled(bool)", self.onLiveToggled)
 
@@ -34,7 +34,7 @@ class LivePart:
         if live is not None and live.once and live.hasOutput:
             with reporting_errors(_("The preview failed.")):  # region, grey values and grain are known already
                 live.refresh()
-                self._faded = False
+                self._outputInViews = False
                 self.timer.start()
         else:
             self.startLive(once=True)
@@ -53,9 +53,9 @@ class LivePart:
         live, self.live = self.live, None
         if live is not None:
             live.stop()
-            if live.withUncertainty:
+            if live.hasUncertainty:
                 self.overlay.hide()
-            self._ended = (live, live.output.GetName()) if live.hasOutput else None
+            self._lastLive = (live, live.output.GetName()) if live.hasOutput else None
         self.ui.liveCheckBox.checked = False
         self.ui.liveLabel.visible = False
 
@@ -66,34 +66,35 @@ class LivePart:
             former.stop()
         with reporting_errors(_("Live despeckling failed.")):
             parameters, request = self._parameterNode, self.request()
-            if self.found() is not None and parameters.axis != "average":
-                request["region"] = self.found()  # in the whole recording, not in one frame
+            if self.detectedRegion() is not None and parameters.axis != "average":
+                request["region"] = self.detectedRegion()  # in the whole recording, not in one frame
             output = former.output if former is not None and former.hasOutput else self.lastOutput()
-            self.live, self._faded = self.logic.live(parameters.inputNode, once=once, output=output, **request), False
+            self.live = self.logic.live(parameters.inputNode, once=once, output=output, **request)
+            self._outputInViews = False
             self.timer.start()
 
     def lastOutput(self) -> vtkMRMLVolumeNode | None:
         """Return the output of the last live images or preview of this input; None if there is none, or if the user
         has renamed it or chosen it as the output of Apply."""
-        live, name = self._ended or (None, "")
+        live, name = self._lastLive or (None, "")
         parameters = self._parameterNode
         if live is None or not live.hasOutput or live.node is not scene.proxyOrNone(parameters.inputNode):
             return None
-        taken = live.output.GetName() != name or live.output is parameters.outputNode
-        return None if taken else live.output
+        isUsers = live.output.GetName() != name or live.output is parameters.outputNode
+        return None if isUsers else live.output
 
     def stepLive(self) -> None:
         live = self.live
         if live.step():
             if live.uncertainty is not None:
                 self.overlay.show(live.uncertainty, live.output)
-            if not self._faded:  # once: the views are the user's
-                self._faded = True
+            if not self._outputInViews:  # once: the views are the user's
+                self._outputInViews = True
                 comparison.fade(live.node, live.output, self.ui.fadeSlider.value)
             words = _("{latency:.0f} ms").format(latency=live.latency)
             if not live.once:
                 words += _(", {rate:.0f} images per second, {dropped} dropped").format(
-                    rate=live.rate, dropped=live.dropped
+                    rate=live.rate, dropped=live.dropCount
                 )
             self.ui.liveLabel.visible = True
             self.ui.liveLabel.text = _("'{name}': {words}, on {device}").format(
@@ -206,7 +207,7 @@ class ModelsPart:
     """The user's models: compare, rename, delete, import, export."""
 
     def setupModels(self) -> None:
-        self._compared = None  # the running curves.Comparison
+        self._comparison = None  # the running curves.Comparison
         self.ui.modelSelector.connect("currentIndexChanged(int)", self.onModelSelected)
 
     def onModelSelected(self, number=0) -> None:
@@ -226,18 +227,18 @@ class ModelsPart:
             nodes = self.ui.heldOutSelector.checkedNodes() or self.ui.inputsSelector.checkedNodes()
             if nodes:
                 with suppress(InputError):  # a recording without browser has only figures
-                    self._compared = self.logic.previews(nodes[0], name)
+                    self._comparison = self.logic.previews(nodes[0], name)
                     self.timer.start()
 
-    def endCompared(self) -> None:
-        self._compared = None
+    def endComparison(self) -> None:
+        self._comparison = None
 
-    def stepCompared(self) -> None:
+    def stepComparison(self) -> None:
         """Show the previews of both models side by side once they are complete."""
         self.session.worker.poll()
-        if self._compared.step():
-            compared, self._compared = self._compared, None
-            compared.show()
+        if self._comparison.step():
+            complete, self._comparison = self._comparison, None
+            complete.show()
 
     def onRename(self) -> None:
         import qt
@@ -252,7 +253,7 @@ class ModelsPart:
 
     def onDelete(self) -> None:
         name = self.ui.modelSelector.currentText
-        if confirmed(_("Delete the model '{name}' permanently?").format(name=name)):
+        if confirm(_("Delete the model '{name}' permanently?").format(name=name)):
             with reporting_errors(_("The model could not be deleted.")):
                 library.delete(name)
                 self.fillModels()
@@ -306,13 +307,13 @@ class ExportPart:
         if folder:
             with reporting_errors(_("The run could not be exported.")):
                 options = {name: value for name, value in self.options().items() if name != "device"}
-                self.exporting = self.logic.startExport(self.data(), folder, self.showExported, **options)
+                self.exporting = self.logic.startExport(self.data(), folder, self.showExportResult, **options)
                 self.ui.exportJobButton.enabled = False
                 slicer.util.showStatusMessage(_("Writing the run to {folder}...").format(folder=folder))
                 self.logic.poll()  # a small one is complete
                 self.timer.start()
 
-    def showExported(self, result: Path | Exception) -> None:
+    def showExportResult(self, result: Path | Exception) -> None:
         """Report that a run is exported, or why it is not."""
         self.exporting = None
         slicer.util.showStatusMessage("")

@@ -47,7 +47,7 @@ def python_executable() -> str:
     return str(next((path for path in found if path.exists()), here))
 
 
-def was_killed(code: int, errors: list[str]) -> bool:
+def is_crash(code: int, errors: list[str]) -> bool:
     """Return whether a process crashed or was stopped by the system, from its exit code and its last lines.
 
     Slicer's Python is started by a launcher, which remains its parent, and returns 1 and a message for any signal.
@@ -55,7 +55,7 @@ def was_killed(code: int, errors: list[str]) -> bool:
     return code < 0 or code in KILLED or (code == 1 and any(ABNORMAL in line for line in errors))
 
 
-def why_not_started(error: OSError) -> str:
+def start_failure(error: OSError) -> str:
     """Return why a process could not be started, and what to do if that is known."""
     if sys.platform == "darwin" and error.errno == BAD_CPU:
         return _("Slicer's Python needs Rosetta; install it with 'softwareupdate --install-rosetta' and try again")
@@ -89,7 +89,7 @@ class Child:
         self._ended = False  # whether the process's end was seen; its number may be reused afterwards
         _children.add(self)
 
-    def _newLines(self, stream) -> list[bytes]:
+    def _new_lines(self, stream) -> list[bytes]:
         """Return the complete lines since the last call, of 1 MB at most."""
         text = self._rest[stream]
         with suppress(OSError, ValueError):
@@ -113,7 +113,7 @@ class Child:
     def lines(self) -> list[dict]:
         """Return the JSON objects that the process printed since the last call, without other lines (a library's)."""
         taken = []
-        while lines := self._newLines(self.process.stdout):
+        while lines := self._new_lines(self.process.stdout):
             for text in lines:
                 with suppress(ValueError, RecursionError):
                     line = json.loads(text)
@@ -123,7 +123,7 @@ class Child:
 
     def errors(self) -> list[str]:
         """Return the last lines of its standard error."""
-        for line in self._newLines(self.process.stderr):
+        for line in self._new_lines(self.process.stderr):
             if line.strip():
                 self._errors.append(line.decode(errors="replace").strip()[:500])
         self._rest[self.process.stderr] = self._rest[self.process.stderr][-LONGEST:]
@@ -139,7 +139,7 @@ class Child:
         """End the process and its descendants at once.
 
         The system may be slow, for instance in freeing gigabytes. wait: until that is done, a second at most; else it
-        is done in the background after a moment, see `settle`.
+        is done in the background after a moment, see `wait_for_closed`.
         """
         if self.poll() is None:
             kill_tree(self.process)
@@ -154,12 +154,12 @@ class Child:
             self.process.wait(GRACE)
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             if stream is self.process.stdout:
-                self._wait_for_all()
+                self._wait_for_output_end()
             with suppress(OSError, ValueError):
                 stream.close()
         _ending.discard(threading.current_thread())
 
-    def _wait_for_all(self) -> None:
+    def _wait_for_output_end(self) -> None:
         """Wait until the standard output is closed by all: locks are then free, and files closed."""
         end = time.monotonic() + GRACE
         with suppress(OSError, ValueError):
@@ -171,7 +171,7 @@ class Child:
                     time.sleep(0.001)
 
 
-def settle() -> None:
+def wait_for_closed() -> None:
     """Wait until all processes that were closed here are gone, so that their locks are free."""
     for ending in list(_ending):
         ending.join(3 * GRACE)
@@ -191,4 +191,4 @@ def kill_tree(process: subprocess.Popen) -> None:
 def _close_all() -> None:
     for child in list(_children):
         child.close()
-    settle()
+    wait_for_closed()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 
 import numpy as np
 import slicer
@@ -16,12 +17,13 @@ from Speckle2SelfLib.system import Cancelled, InputError
 
 from . import results, uncertainty
 from .scene import CHANGED, Recording, browsers, sequenceOf, voxelsOf
-from .words import translated
+from .words import translate_sentence
 from .worker import DespeckleJob, Worker, checked_options
 
 PARTIAL = " (partial)"  # suffix of a result with only the first frames
 PIECE = 0.02  # seconds of work at most between two returns to the event loop
 PAUSE = 0.005  # seconds between two polls of the worker while a caller waits
+OWN_OPTIONS = ("axis", "strength", "gamma", "cautious")  # applied by `Run` and `Result`; the worker has the others
 
 
 class Run:
@@ -72,7 +74,7 @@ class Run:
         except Cancelled:
             self._end("cancelled")
         except InputError as error:
-            self._end("failed", translated(str(error)))
+            self._end("failed", translate_sentence(str(error)))
         except Exception as error:
             self._end("failed", _("Despeckling failed: {error}").format(error=f"{type(error).__name__}: {error}"))
             raise
@@ -160,10 +162,11 @@ class Run:
 
     def _despeckle(self, number: int, job: DespeckleJob) -> Iterator[str]:
         """Run job `number` in the worker; yield while it runs. The look is applied to its output, by `Result`."""
-        request = {"model": self.options.model, "device": self.options.device, "region": self._region}
+        request = {name: value for name, value in asdict(self.options).items() if name not in OWN_OPTIONS}
+        request["region"] = self._region
         self._worker.start(job, request)
         while not job.ended:
-            self._takeRegion(number, job)
+            self._readRegion(number, job)
             if self._onlyRegion and self.region is not None:
                 self._worker.cancel(job)
                 raise Cancelled
@@ -171,7 +174,7 @@ class Run:
             self.rate, self.seconds_left, self.device = job.rate, job.seconds_left, job.device
             yield "wait"
         self.device = job.device
-        self._takeRegion(number, job)
+        self._readRegion(number, job)
         if self._onlyRegion:
             raise Cancelled
         if job.state == "failed":
@@ -179,7 +182,7 @@ class Run:
         if job.state == "cancelled" and not (self.keepPartial and self._wholeVolumes(job)):
             raise Cancelled
 
-    def _takeRegion(self, number: int, job: DespeckleJob) -> None:
+    def _readRegion(self, number: int, job: DespeckleJob) -> None:
         if number == 0 and self.region is None:
             self.region = job.region
 
@@ -202,7 +205,7 @@ class Run:
         self.result.node, uncertaintyNode = node, None
         if self.uncertainty:
             maps = self.result.uncertainties(options.strength, options.gamma, count)
-            former = self._formerUncertainty()
+            former = self._previousUncertainty()
             for uncertaintyNode in results.writeInSteps(self.recording, maps, former, f"uncertainty{partial}"):  # noqa: B007
                 yield None
             results.showOwnWindow(uncertaintyNode)
@@ -211,7 +214,7 @@ class Run:
         if not cut:
             results.rename(node, lambda name: name.removesuffix(PARTIAL))
 
-    def _formerUncertainty(self) -> vtkMRMLNode | None:
+    def _previousUncertainty(self) -> vtkMRMLNode | None:
         """Return the previous output's uncertainty node, to be replaced as well; None if there is none that fits."""
         former = uncertainty.mapOf(self.output)
         try:
@@ -248,7 +251,7 @@ class Result:
         self._jobs, self._shape = jobs, shape
         self.region, self.axes = jobs[0].region, axes
         # Among several orientations, those without ultrasound are copies of the input.
-        self._averaged = [number for number, job in enumerate(jobs) if job.region.any()] or [0]
+        self._orientations = [number for number, job in enumerate(jobs) if job.region.any()] or [0]
         for job in jobs:
             job.release_input()
 
@@ -260,7 +263,7 @@ class Result:
     @property
     def span(self) -> float:
         """Return the difference of the grey values that the model saw as 0 and 1."""
-        low, high = self._jobs[self._averaged[0]].mapping
+        low, high = self._jobs[self._orientations[0]].mapping
         return high - low
 
     def images(
@@ -284,7 +287,7 @@ class Result:
 
     def _parts(self, number: int) -> Iterator[tuple[DespeckleJob, int, slice]]:
         """Yield the jobs of one volume, the axis across which each cuts it, and its frames there."""
-        for job, axis in ((self._jobs[orientation], self.axes[orientation]) for orientation in self._averaged):
+        for job, axis in ((self._jobs[orientation], self.axes[orientation]) for orientation in self._orientations):
             count = self._shape[1 + axis]
             yield job, axis, slice(number * count, (number + 1) * count)
 
@@ -310,10 +313,10 @@ class Result:
     def relook(self, strength: float, gamma: float, cautious: float = 0.0) -> Iterator[None]:
         """Update the output and its uncertainty, starting with the volume that is shown; yield between pieces. Items
         that were added to the output, or whose size was changed, are left unchanged."""
-        yield from self._renew(self.node, lambda number: self.image(number, strength, gamma, cautious))
-        yield from self._renew(self.uncertaintyNode, lambda number: self._uncertainty(number, strength, gamma))
+        yield from self._updateNode(self.node, lambda number: self.image(number, strength, gamma, cautious))
+        yield from self._updateNode(self.uncertaintyNode, lambda number: self._uncertainty(number, strength, gamma))
 
-    def _renew(self, node: vtkMRMLNode | None, imageOf: Callable[[int], np.ndarray]) -> Iterator[None]:
+    def _updateNode(self, node: vtkMRMLNode | None, imageOf: Callable[[int], np.ndarray]) -> Iterator[None]:
         if node is None or node.GetScene() is None:
             return
         if self.recording.sequence is None:
@@ -322,7 +325,7 @@ class Result:
         sequence = sequenceOf(node)
         if sequence is None:  # its browser was removed
             return
-        proxies = _shownItems(sequence)
+        proxies = _proxiesByItem(sequence)
         numbers = {value: number for number, value in enumerate(self.recording.indexValues)}
         for item in (*proxies, *(n for n in range(sequence.GetNumberOfDataNodes()) if n not in proxies)):
             number = numbers.get(sequence.GetNthIndexValue(item))
@@ -352,7 +355,7 @@ def _mean(orientations: list[np.ndarray]) -> np.ndarray:
     return volumes.average([volume[None] for volume in orientations])[0]
 
 
-def _shownItems(sequence: vtkMRMLNode) -> dict[int, vtkMRMLVolumeNode]:
+def _proxiesByItem(sequence: vtkMRMLNode) -> dict[int, vtkMRMLVolumeNode]:
     """Return the proxies that browsers show of a sequence, by the numbers of their items."""
     proxies = {}
     for browser in browsers(sequence.GetScene(), sequence):

@@ -20,7 +20,7 @@ from Speckle2SelfLib.system import InputError
 
 from . import scene
 from .scene import Recording, frameSize, shapeOf
-from .views import everyView
+from .views import allViews
 
 if TYPE_CHECKING:
     from .processing import Run
@@ -57,7 +57,7 @@ def nodeOf(region: object = "auto") -> vtkMRMLNode | None:
     return region if isinstance(region, vtk.vtkObject) else None
 
 
-def settle(node: vtkMRMLNode | Recording, region: object = "auto", axis: str = "auto") -> str | np.ndarray | None:
+def resolve(node: vtkMRMLNode | Recording, region: object = "auto", axis: str = "auto") -> str | np.ndarray | None:
     """Return a region of a recording as "auto", "none" or pixels (H, W). Raises InputError."""
     regionNode = nodeOf(region)
     if regionNode is not None or (isinstance(region, str) and region == "given"):
@@ -75,9 +75,9 @@ def pixels(node: vtkMRMLNode | Recording, regionNode: vtkMRMLNode | None = None,
     recording = Recording.of(node)
     volume, axis = recording.reference, recording.axis(axis)
     if regionNode is None:
-        return remembered(volume, frameSize(volume, axis))
+        return lastRegion(volume, frameSize(volume, axis))
     region = frameMask(volume, regionNode, axis)
-    remember(volume, region)
+    saveRegion(volume, region)
     return region
 
 
@@ -187,12 +187,12 @@ class MovingRegion:
     """
 
     def __init__(self, regionNode: vtkMRMLNode | None, region: object):
-        self._node, self._first, self._region, self._followed = regionNode, region, region, (None,)
+        self._node, self._initial, self._region, self._lastUpdate = regionNode, region, region, (None,)
 
     @property
     def changed(self) -> bool:
         """Return whether it was changed since `update`; False if there is none, or it was removed."""
-        return self._lastChange not in (None, self._followed[0])
+        return self._lastChange not in (None, self._lastUpdate[0])
 
     @property
     def _lastChange(self) -> int | None:
@@ -202,23 +202,23 @@ class MovingRegion:
     def update(self, volume: vtkMRMLVolumeNode, size: tuple[int, int], axis: int) -> np.ndarray | None:
         """Return the pixels (H, W) bool of a volume's frames of this size if they have changed, else None."""
         change = self._lastChange
-        if change is None or self._followed == (change, size, axis):
+        if change is None or self._lastUpdate == (change, size, axis):
             return None
         try:
             region = frameMask(volume, self._node, axis)
         except InputError:  # moved off the image: despeckle nothing
             region = np.zeros(size, bool)
-        self._followed = self._lastChange, size, axis  # afterwards: reading a segmentation can modify it
+        self._lastUpdate = self._lastChange, size, axis  # afterwards: reading a segmentation can modify it
         if np.array_equal(region, self._region):  # both have moved with the same transform
             return None
         self._region = region
         return region
 
-    def remember(self, volume: vtkMRMLVolumeNode) -> None:
+    def save(self, volume: vtkMRMLVolumeNode) -> None:
         """Remember its new place; call this at the end, as it writes a file."""
-        if self._region is not self._first and self._region.any():
+        if self._region is not self._initial and self._region.any():
             with suppress(InputError):
-                remember(volume, self._region)
+                saveRegion(volume, self._region)
 
 
 #
@@ -226,14 +226,14 @@ class MovingRegion:
 #
 
 
-def remember(volume: vtkMRMLVolumeNode, region: np.ndarray) -> None:
+def saveRegion(volume: vtkMRMLVolumeNode, region: np.ndarray) -> None:
     """Keep a region (H, W) bool for other recordings of this scanner with frames of this size. Raises InputError."""
-    library.remember_region(_key(volume, region.shape), region)
+    library.save_region(_key(volume, region.shape), region)
 
 
-def remembered(volume: vtkMRMLVolumeNode, size: tuple[int, int]) -> np.ndarray:
+def lastRegion(volume: vtkMRMLVolumeNode, size: tuple[int, int]) -> np.ndarray:
     """Return the region (H, W) bool kept last for this scanner and size of frames. Raises InputError without one."""
-    region = library.recall_region(_key(volume, size))
+    region = library.last_region(_key(volume, size))
     if region is None or region.shape != tuple(size):
         raise InputError(_("Choose a segmentation or a box (ROI) first; none was used for frames of this size before."))
     return region
@@ -262,7 +262,7 @@ def showOutline(volume: vtkMRMLVolumeNode, region: np.ndarray, axis: int) -> Non
     if region.shape not in ((1, 1), frameSize(volume, axis)):
         raise InputError(_("'{volume}' has changed its size; show its region again.").format(volume=volume.GetName()))
     labels = np.broadcast_to(np.expand_dims(region, axis), shapeOf(volume)).astype(np.uint8)
-    outline, views = _outline(), everyView()
+    outline, views = _outline(), allViews()
     if outline is None:
         outline = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "Outline of the region")
         outline.SetAttribute(OUTLINE, "1")
@@ -284,7 +284,7 @@ def hideOutline() -> None:
     outline = _outline()
     if outline is None:
         return
-    for view in everyView():
+    for view in allViews():
         if outline.GetAttribute(view.node.GetID()) == "filled":
             view.node.SetUseLabelOutline(False)
         if view.composite.GetLabelVolumeID() == outline.GetID():
@@ -303,12 +303,12 @@ class Outline:
     """The region of a node, outlined in the slice views. An automatic region is detected in the background: call
     `step` from a timer while it is `searching`.
 
-    session: the `Session` that despeckles in the background. orWhole: outline whole frames if no ultrasound region is
-    found.
+    session: the `Session` that despeckles in the background. wholeIfEmpty: outline whole frames if no ultrasound
+    region is found.
     """
 
-    def __init__(self, session: Session, orWhole: bool = False):
-        self._session, self._orWhole = session, orWhole
+    def __init__(self, session: Session, wholeIfEmpty: bool = False):
+        self._session, self._wholeIfEmpty = session, wholeIfEmpty
         self._search: Run | None = None
 
     @property
@@ -343,7 +343,7 @@ class Outline:
         if search.state == "failed":
             raise InputError(search.message)
         region = search.region
-        if self._orWhole and region is not None and not region.any():
+        if self._wholeIfEmpty and region is not None and not region.any():
             region = ~region
         if search.recording.scene is None:
             return

@@ -180,11 +180,11 @@ def _writeSequence(
     joined: list,
 ) -> vtkMRMLNode:
     mrmlScene, original = recording.scene, recording.sequence
-    givenProxy = None if output is None or output.IsA("vtkMRMLSequenceNode") else output
-    sequence = sequenceBehind(givenProxy) if givenProxy else output
+    outputProxy = None if output is None or output.IsA("vtkMRMLSequenceNode") else output
+    sequence = sequenceBehind(outputProxy) if outputProxy else output
     if sequence is None:
         sequence = template
-        _describe(sequence, original)
+        _copyIndex(sequence, original)
         _add(mrmlScene, sequence, freeName(original, suffix), added)
     else:
         with slicer.util.NodeModify(sequence):
@@ -193,7 +193,7 @@ def _writeSequence(
             for number in range(template.GetNumberOfDataNodes()):
                 item = template.GetNthDataNode(number)
                 sequence.SetDataNodeAtValue(item, template.GetNthIndexValue(number)).SetName(item.GetName())
-            _describe(sequence, original)
+            _copyIndex(sequence, original)
     placeBeside(original, sequence)
     result = sequence
     for browser in browsers(mrmlScene, original) or [_makeBrowser(original, added)]:
@@ -209,8 +209,8 @@ def _writeSequence(
                 browser.SetMissingItemMode(sequence, browser.GetMissingItemMode(original))
             inputProxy = browser.GetProxyNode(original)
             isInput = inputProxy is recording.node  # the input was this browser's proxy
-            if isInput and givenProxy is not None:
-                browser.AddProxyNode(givenProxy, sequence, False)
+            if isInput and outputProxy is not None:
+                browser.AddProxyNode(outputProxy, sequence, False)
             # Slicer gives a proxy its sequence's name.
             sameName = inputProxy is None or inputProxy.GetName() == original.GetName()
             name = sequence.GetName() if sameName else freeName(inputProxy, suffix)
@@ -230,7 +230,7 @@ def _makeBrowser(sequence: vtkMRMLSequenceNode, added: list) -> vtkMRMLSequenceB
     return browser
 
 
-def _describe(sequence: vtkMRMLSequenceNode, original: vtkMRMLSequenceNode) -> None:
+def _copyIndex(sequence: vtkMRMLSequenceNode, original: vtkMRMLSequenceNode) -> None:
     """Give a sequence the index and the attributes of another."""
     sequence.SetIndexName(original.GetIndexName())
     sequence.SetIndexUnit(original.GetIndexUnit())

@@ -32,7 +32,7 @@ class Session:
 
     def __init__(self, worker: Worker | None = None, trainer: Trainer | None = None) -> None:
         self._worker, self._trainer = worker, trainer
-        self.toTrainOn: list[vtkMRMLNode] = []  # nodes chosen in Speckle2Self for SpeckleTrain, which removes them
+        self.trainingNodes: list[vtkMRMLNode] = []  # nodes chosen in Speckle2Self for SpeckleTrain, which removes them
 
     @property
     def worker(self) -> Worker:
@@ -90,7 +90,7 @@ class Session:
         """
         nodes = scene.find(inputNode), scene.find(outputNode)
         scene.Recording.of(nodes[0])  # its checks come before those of the options
-        options["region"] = regions.settle(nodes[0], options.get("region", "auto"), options.get("axis", "auto"))
+        options["region"] = regions.resolve(nodes[0], options.get("region", "auto"), options.get("axis", "auto"))
         given = {"keepPartial": keepPartial, "onlyRegion": onlyRegion, "uncertainty": uncertainty}
         run = Run(self.worker, *nodes, **given, **options)
         dependencies.ensure()  # only for input that can be used; the process starts later
@@ -109,31 +109,31 @@ class Session:
         dependencies.ensure()
         node, view = scene.find(inputNode), slicer.mrmlScene.GetNodeByID("vtkMRMLSliceNodeRed")
         regionNode = regions.nodeOf(options.get("region", "auto"))
-        options["region"] = regions.settle(node, options.get("region", "auto"), options.get("axis", "auto"))
+        options["region"] = regions.resolve(node, options.get("region", "auto"), options.get("axis", "auto"))
         output = scene.find(output)
         given = {"once": once, "output": output, "regionNode": regionNode, "uncertainty": uncertainty}
         return Live(self.worker, node, sliceNode=view, **given, **options)
 
 
-_shared: Session | None = None
+_applicationSession: Session | None = None
 
 
-def shared() -> Session:
+def applicationSession() -> Session:
     """Return the application's session, which both modules hold and which outlives their panels."""
-    global _shared
-    if _shared is None:
-        _shared = Session()
-    return _shared
+    global _applicationSession
+    if _applicationSession is None:
+        _applicationSession = Session()
+    return _applicationSession
 
 
 def reloadModules(name: str) -> None:
     """Reload a module. If no training runs, reload both modules and the packages next to them, so that all code is
     equally new; else only the module's own file, as a run keeps the code that it was started with."""
-    if shared().training:
+    if applicationSession().training:
         logging.info("A training run is active: the packages next to the modules are not reloaded.")
         slicer.util.reloadScriptedModule(name)
         return
-    shared().closeWorker()
+    applicationSession().closeWorker()
     for package in [each for each in sys.modules if each.split(".")[0] in PACKAGES]:
         del sys.modules[package]
     importlib.invalidate_caches()

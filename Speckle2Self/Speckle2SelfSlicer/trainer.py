@@ -24,12 +24,14 @@ from Speckle2SelfLib.config import Job, from_dict, refuse_filter
 from Speckle2SelfLib.system import InputError, file_lock, replace_file
 
 from .exporting import Export
-from .processes import Child, settle, was_killed, why_not_started
+from .processes import Child, is_crash, start_failure, wait_for_closed
 from .run_files import PART, PIECE, complete_folder, job_in_steps
-from .words import _, translated
+from .words import _, translate_sentence
 
 STALE = 3600  # seconds after which an incomplete folder counts as abandoned
-GONE = _("The training process ended unexpectedly (exit code {code}). Resume continues from the last checkpoint.{last}")
+ENDED = _(
+    "The training process ended unexpectedly (exit code {code}). Resume continues from the last checkpoint.{last}"
+)
 NO_MEMORY = _(
     "The training process ended unexpectedly: the system stopped it, probably for lack of "
     "memory. Resume continues from the last checkpoint."
@@ -51,7 +53,7 @@ class TrainingJob:
         self.name, self.folder, self.job = name, Path(folder), job
         self.state, self.message, self.model, self.worse = "waiting", "", None, ""
         self.simulated: tuple[int, int] | None = None
-        self.settings, self.reports, self._finishing = {}, [], False
+        self.settings, self.reports, self._stop_requested = {}, [], False
         self._python, self._child = python, None
         self._picture: bytes | None = None  # preview of a finished run, whose files are removed
         self.preparation: Generator[None, None, Job] | None = None  # the remaining writing of its recordings
@@ -99,7 +101,7 @@ class TrainingJob:
         replace_file(self.folder / "job.json", json.dumps(asdict(job), indent=1).encode())
         arguments = ["-m", "Speckle2SelfLib", "train", "--job", "job.json", "--listen"]
         self._child = Child(arguments, python=self._python, folder=self.folder)
-        self.state, self.message, self.simulated, self._finishing = "running", "", None, False
+        self.state, self.message, self.simulated, self._stop_requested = "running", "", None, False
 
     def prepare(self) -> None:
         """Write more of its recordings, for a moment; the run can start once `preparation` is None."""
@@ -110,7 +112,7 @@ class TrainingJob:
         except StopIteration as done:
             self.preparation, self.message, self.job = None, "", done.value
         except InputError as error:
-            self.preparation, self.state, self.message = None, "failed", translated(str(error))
+            self.preparation, self.state, self.message = None, "failed", translate_sentence(str(error))
 
     def discard(self) -> None:
         """Leave nothing of recordings that are being written."""
@@ -126,12 +128,12 @@ class TrainingJob:
         ended = self._child.poll()  # before its lines are read, so that none is missed
         for line in self._child.lines():
             fresh.append(line)
-            self._take(line)
+            self._read_line(line)
         if ended is not None and self.state == "running":
             self._end(ended)
         return fresh
 
-    def _take(self, values: dict) -> None:
+    def _read_line(self, values: dict) -> None:
         with suppress(OSError), (self.folder / "log.jsonl").open("a") as log:  # the process reports a full disk
             log.write(json.dumps(values) + "\n")
         with suppress(InputError):  # a library may print JSON as well
@@ -140,12 +142,12 @@ class TrainingJob:
             if line.from_step is not None:
                 self.settings = values
             elif line.message is not None:
-                self.message = translated(line.message)
+                self.message = translate_sentence(line.message)
             add_report(self.reports, line)
 
     def _end(self, code: int) -> None:
         trained = self.folder / self.job.output
-        if code == 0 or (code == 130 and self._finishing and trained.exists()):
+        if code == 0 or (code == 130 and self._stop_requested and trained.exists()):
             try:
                 self.model, self._picture = keep_model(trained, library.free_name(self.name)), self.picture()
                 self.worse = library.worse_than_start(library.card(self.model))
@@ -163,11 +165,11 @@ class TrainingJob:
             errors = self._child.errors()
             last = [line for line in errors if line.startswith("speckle2self: ")][-1:] or errors[-1:]
             if last and last[0].startswith("speckle2self: "):
-                self.message = translated(last[0].removeprefix("speckle2self: "))
-            elif was_killed(code, errors):
+                self.message = translate_sentence(last[0].removeprefix("speckle2self: "))
+            elif is_crash(code, errors):
                 self.message = NO_MEMORY
             else:
-                self.message = GONE.format(
+                self.message = ENDED.format(
                     code=code, last="".join(_(" It said: {line}").format(line=line) for line in last)
                 )
         if self._child is not None:
@@ -176,7 +178,7 @@ class TrainingJob:
 
     def check(self) -> None:
         """Raise InputError if another application trains this run."""
-        if self._child is None and self.folder.exists() and _is_at_work(self.folder):
+        if self._child is None and self.folder.exists() and _is_active(self.folder):
             raise InputError(BUSY.format(name=self.name))
 
     def pause(self) -> None:
@@ -196,7 +198,7 @@ class TrainingJob:
         Raises InputError if another application trains it.
         """
         self.check()
-        self._finishing = True
+        self._stop_requested = True
         if self._child is not None:
             self.pause()
         elif self.state != "done":
@@ -257,7 +259,7 @@ class Trainer:
         folder = self.folder / name
         preparing = any(each.folder == folder and each.preparation is not None for each in self.jobs)
         if preparing or (folder / "job.json").exists():
-            if not preparing and _is_at_work(folder):
+            if not preparing and _is_active(folder):
                 raise InputError(
                     _("A run '{name}' is active in another application; choose another name.").format(name=name)
                 )
@@ -280,8 +282,8 @@ class Trainer:
 
     def free_name(self, wanted: str) -> str:
         """Return `wanted` as a valid run name, with a number if a model or an unfinished run has that name."""
-        taken = [path.parent.name for path in self.folder.glob("*/job.json")]
-        return library.free_name(wanted, [*taken, *(job.name for job in self.jobs if job.preparation is not None)])
+        runs = [path.parent.name for path in self.folder.glob("*/job.json")]
+        return library.free_name(wanted, [*runs, *(job.name for job in self.jobs if job.preparation is not None)])
 
     def estimate(self, recordings, job: Job, held_out, listener, regions=()) -> Estimate:
         """Measure the time and memory of a run; `listener` is called from `poll` with a dict or an InputError."""
@@ -297,7 +299,7 @@ class Trainer:
         self._tasks.append(Export(folder, recordings, job, held_out, listener, regions, self._python))
         return self._tasks[-1]
 
-    def unfinished(self) -> list[TrainingJob]:
+    def unfinished_runs(self) -> list[TrainingJob]:
         """Return the runs of earlier sessions that no other application trains; each is then among `jobs`, stopped.
         Incomplete folders of killed applications are removed."""
         folders = {job.folder for job in self.jobs}
@@ -306,7 +308,7 @@ class Trainer:
                 if time.time() > part.stat().st_mtime + STALE:
                     shutil.rmtree(part)
         for path in sorted(self.folder.glob("*/job.json")):
-            if path.parent in folders or path.parent.name.endswith(PART) or _is_at_work(path.parent):
+            if path.parent in folders or path.parent.name.endswith(PART) or _is_active(path.parent):
                 continue
             try:
                 job = from_dict(Job, json.loads(path.read_text()))
@@ -345,7 +347,7 @@ class Trainer:
                 try:
                     waiting.start()
                 except (OSError, InputError) as error:
-                    reason = why_not_started(error) if isinstance(error, OSError) else str(error).rstrip(".")
+                    reason = start_failure(error) if isinstance(error, OSError) else str(error).rstrip(".")
                     waiting.state, waiting.message = (
                         "failed",
                         _("Training could not be started: {reason}.").format(reason=reason),
@@ -395,13 +397,13 @@ class Estimate:
                 return False
         except (InputError, OSError) as error:
             self.close()
-            self._listener(error if isinstance(error, InputError) else InputError(why_not_started(error)))
+            self._listener(error if isinstance(error, InputError) else InputError(start_failure(error)))
             return True
         found = None
         for values in self._child.lines():
             with suppress(InputError):
                 found = found or protocol.training_line(values).estimate
-        message = translated("".join(self._child.errors()[-1:]).removeprefix("speckle2self: "))
+        message = translate_sentence("".join(self._child.errors()[-1:]).removeprefix("speckle2self: "))
         self.close()
         self._listener(found or InputError(message or _("The estimate ended unexpectedly.")))
         return True
@@ -447,9 +449,9 @@ def _remove(folder: Path) -> None:
     removal.join(PATIENCE)
 
 
-def _is_at_work(folder: Path) -> bool:
+def _is_active(folder: Path) -> bool:
     """Return whether a process trains the run in a folder, or the folder cannot be written."""
-    settle()  # it may be one of our ending processes
+    wait_for_closed()  # it may be one of our ending processes
     try:
         with file_lock(folder / "model.safetensors"):
             return False

@@ -39,30 +39,30 @@ class Overlay:
     """
 
     def __init__(self) -> None:
-        self._followed: tuple[vtkMRMLVolumeNode, int] | None = None  # volume, and the tag of its observer
+        self._observation: tuple[vtkMRMLVolumeNode, int] | None = None  # volume, and the tag of its observer
         self._span = 1.0
 
     def follow(self, node: vtkMRMLNode) -> None:
         """Color the places where an uncertainty node, or a sequence's current item, is high. Raises InputError for a
         sequence that no browser shows."""
         volume = scene.proxyOf(node)
-        self._unfollow()
+        self._stopFollowing()
         self._span = float(node.GetAttribute(RANGE) or 0) or 1.0
         tag = volume.AddObserver(slicer.vtkMRMLVolumeNode.ImageDataModifiedEvent, self._onImage)
-        self._followed = volume, tag
+        self._observation = volume, tag
         self._onImage()
 
     def show(self, voxels: np.ndarray, place: vtkMRMLVolumeNode) -> None:
         """Color the places where voxels (K, J, I), fractions of the grey range, are high; they lie at `place`."""
-        self._unfollow()
-        self._put(voxels, place)
+        self._stopFollowing()
+        self._update(voxels, place)
 
     def hide(self) -> None:
         """Remove the colors."""
-        self._unfollow()
+        self._stopFollowing()
         for kind in ("vtkMRMLLabelMapVolumeNode", "vtkMRMLColorTableNode"):
-            for node in _ownNodes(kind):
-                for view in views.everyView():
+            for node in _overlayNodes(kind):
+                for view in views.allViews():
                     if view.composite.GetLabelVolumeID() == node.GetID():
                         view.composite.SetLabelVolumeID(None)
                 display = node.GetDisplayNode() if kind == "vtkMRMLLabelMapVolumeNode" else None
@@ -70,22 +70,22 @@ class Overlay:
                 if display is not None:
                     slicer.mrmlScene.RemoveNode(display)
 
-    def _unfollow(self) -> None:
-        if self._followed is not None:
-            volume, tag = self._followed
+    def _stopFollowing(self) -> None:
+        if self._observation is not None:
+            volume, tag = self._observation
             volume.RemoveObserver(tag)
-        self._followed = None
+        self._observation = None
 
     def _onImage(self, caller=None, event=None) -> None:
-        if self._followed is None:
+        if self._observation is None:
             return
-        volume = self._followed[0]
+        volume = self._observation[0]
         if volume.GetScene() is None or volume.GetImageData() is None:
             return
-        self._put(scene.voxelsOf(volume) / self._span, volume)
+        self._update(scene.voxelsOf(volume) / self._span, volume)
 
-    def _put(self, shares: np.ndarray, place: vtkMRMLVolumeNode) -> None:
-        made = _ownNodes("vtkMRMLLabelMapVolumeNode")
+    def _update(self, shares: np.ndarray, place: vtkMRMLVolumeNode) -> None:
+        made = _overlayNodes("vtkMRMLLabelMapVolumeNode")
         node = made[0] if made else _makeLabels()
         labels = np.digitize(shares, LEVELS).astype(np.uint8)
         with slicer.util.NodeModify(node):
@@ -97,7 +97,7 @@ class Overlay:
                 view.composite.SetLabelOpacity(OPACITY)
 
 
-def _ownNodes(kind: str) -> list[vtkMRMLNode]:
+def _overlayNodes(kind: str) -> list[vtkMRMLNode]:
     return [node for node in views.nodesOf(kind) if node.GetAttribute(ROLE)]
 
 

@@ -23,19 +23,19 @@ class View:
     node: vtkMRMLSliceNode
     composite: vtkMRMLSliceCompositeNode
 
-    def put(self, background: str | None, foreground: str | None = None, share: float | None = None) -> None:
+    def setVolumes(self, background: str | None, foreground: str | None = None, share: float | None = None) -> None:
         """Show volumes by their ids; share: opacity of the foreground. The state to restore is kept."""
         self.composite.SetBackgroundVolumeID(background)
         self.composite.SetForegroundVolumeID(foreground)
         self.composite.SetAttribute(FOREGROUND, foreground or "")
         if share is not None:
             self.composite.SetForegroundOpacity(share)
-        before = _users.get(self.node.GetID())
+        before = _userViews.get(self.node.GetID())
         if before is not None:
-            before.ourBackground = background
+            before.moduleBackground = background
 
     @property
-    def hasOwnForeground(self) -> bool:
+    def hasUserForeground(self) -> bool:
         """Return whether there is a foreground that the user set."""
         foreground = self.composite.GetForegroundVolumeID()
         return foreground is not None and foreground != self.composite.GetAttribute(FOREGROUND)
@@ -94,13 +94,13 @@ class View:
 
 
 @dataclass
-class _Before:
+class _UserView:
     """The state of a view before we changed it."""
 
-    ourBackground: str | None  # the background that we set; if it is another, the user has changed the view
+    moduleBackground: str | None  # the background that we set; if it is another, the user has changed the view
     background: str | None
     foreground: str | None
-    ourForeground: str  # the foreground that we had set
+    moduleForeground: str  # the foreground that we had set
     share: float
     linked: bool
     sliceToRAS: vtk.vtkMatrix4x4
@@ -108,8 +108,8 @@ class _Before:
     content: bool  # whether to restore the volumes as well, or only the orientation
 
 
-_users: dict[str, _Before] = {}  # states to restore, by the ids of slice nodes
-_observed: list[int] = []  # observer of the scene's closing, once needed
+_userViews: dict[str, _UserView] = {}  # states to restore, by the ids of slice nodes
+_observers: list[int] = []  # observer of the scene's closing, once needed
 _layouts: list[int] = []  # the user's layout and the one that replaced it, if any
 
 
@@ -118,7 +118,7 @@ def nodesOf(kind: str) -> list[vtkMRMLNode]:
     return [slicer.mrmlScene.GetNthNodeByClass(i, kind) for i in range(slicer.mrmlScene.GetNumberOfNodesByClass(kind))]
 
 
-def everyView() -> list[View]:
+def allViews() -> list[View]:
     """Return all slice views of the scene, whether the layout has them or not."""
     composites = {composite.GetLayoutName(): composite for composite in nodesOf("vtkMRMLSliceCompositeNode")}
     nodes = {node.GetLayoutName(): node for node in nodesOf("vtkMRMLSliceNode")}
@@ -127,11 +127,11 @@ def everyView() -> list[View]:
 
 def viewsOfLayout(names: Iterable[str] | None = None) -> list[View]:
     """Return the slice views that the current layout has; of these names only, and in their order, if given."""
-    views = {view.node.GetLayoutName(): view for view in everyView() if view.node.IsMappedInLayout()}
+    views = {view.node.GetLayoutName(): view for view in allViews() if view.node.IsMappedInLayout()}
     return [views[name] for name in (views if names is None else names) if name in views]
 
 
-def inViews(node: vtkMRMLNode) -> bool:
+def isInViews(node: vtkMRMLNode) -> bool:
     """Return whether a slice view of the current layout shows a node."""
     volume = proxyOrNone(node)
     return volume is not None and any(
@@ -145,8 +145,8 @@ def showInViews(volume: vtkMRMLVolumeNode, names: Iterable[str] | None = None, a
     names: of the views; None: all. axis: see `View.face`. `restore` restores the user's views.
     """
     for view in viewsOfLayout(names):
-        _remember(view)
-        view.put(volume.GetID())
+        _saveUserView(view)
+        view.setVolumes(volume.GetID())
         view.face(volume, axis)
 
 
@@ -157,8 +157,8 @@ def turnToSlice(view: View, volume: vtkMRMLVolumeNode) -> None:
     """
     if volume.GetImageData() is None or 1 not in shapeOf(volume):
         return
-    if view.node.GetID() not in _users and not view.sees(volume):
-        _remember(view, content=False)
+    if view.node.GetID() not in _userViews and not view.sees(volume):
+        _saveUserView(view, content=False)
         view.face(volume)
 
 
@@ -176,68 +176,69 @@ def setLayout(layout: int) -> None:
 def _fitAgain() -> None:
     """Fit our volumes into views whose size has changed."""
     for view in viewsOfLayout():
-        before, background = _users.get(view.node.GetID()), view.composite.GetBackgroundVolumeID()
+        before, background = _userViews.get(view.node.GetID()), view.composite.GetBackgroundVolumeID()
         volume = slicer.mrmlScene.GetNodeByID(background) if background else None
-        if before and before.ourBackground == background and volume is not None and volume.GetImageData() is not None:
+        shows = before is not None and before.moduleBackground == background  # still our volume
+        if shows and volume is not None and volume.GetImageData() is not None:
             view.fit(volume)
 
 
 def restore() -> None:
     """Restore the user's views and layout, except for later changes by the user."""
-    for view in everyView():
-        before = _users.pop(view.node.GetID(), None)
-        if before is None or view.composite.GetBackgroundVolumeID() != before.ourBackground:
+    for view in allViews():
+        before = _userViews.pop(view.node.GetID(), None)
+        if before is None or view.composite.GetBackgroundVolumeID() != before.moduleBackground:
             continue
-        _turnBack(view.node, before)
+        _restoreOrientation(view.node, before)
         if not before.content:
             continue
-        there = [i if i and slicer.mrmlScene.GetNodeByID(i) else None for i in (before.background, before.foreground)]
-        view.composite.SetBackgroundVolumeID(there[0])
-        view.composite.SetForegroundVolumeID(there[1])
+        ids = [i if i and slicer.mrmlScene.GetNodeByID(i) else None for i in (before.background, before.foreground)]
+        view.composite.SetBackgroundVolumeID(ids[0])
+        view.composite.SetForegroundVolumeID(ids[1])
         view.composite.SetForegroundOpacity(before.share)
         view.composite.SetLinkedControl(before.linked)
-        view.composite.SetAttribute(FOREGROUND, before.ourForeground)
-    _users.clear()
+        view.composite.SetAttribute(FOREGROUND, before.moduleForeground)
+    _userViews.clear()
     manager = slicer.app.layoutManager()
     if _layouts and manager is not None and manager.layout == _layouts[1]:
         manager.setLayout(_layouts[0])
     _layouts.clear()
 
 
-def _turnBack(node: vtkMRMLSliceNode, before: _Before) -> None:
+def _restoreOrientation(node: vtkMRMLSliceNode, before: _UserView) -> None:
     node.GetSliceToRAS().DeepCopy(before.sliceToRAS)
     node.SetFieldOfView(*before.fieldOfView)
     node.UpdateMatrices()
 
 
-def _remember(view: View, content: bool = True) -> None:
+def _saveUserView(view: View, content: bool = True) -> None:
     """Remember the user's state of a view, unless the state is ours.
 
     content: whether the volumes will change; else only the orientation.
     """
-    composite, known = view.composite, _users.get(view.node.GetID())
+    composite, userView = view.composite, _userViews.get(view.node.GetID())
     background = composite.GetBackgroundVolumeID()
-    ours = known is not None and known.ourBackground == background
-    if ours and (known.content or not content):
+    isOurs = userView is not None and userView.moduleBackground == background
+    if isOurs and (userView.content or not content):
         return
-    if not _observed:
-        _observed.append(slicer.mrmlScene.AddObserver(slicer.mrmlScene.StartCloseEvent, _forget))
+    if not _observers:
+        _observers.append(slicer.mrmlScene.AddObserver(slicer.mrmlScene.StartCloseEvent, _discardUserViews))
     sliceToRAS = vtk.vtkMatrix4x4()
-    sliceToRAS.DeepCopy(known.sliceToRAS if ours else view.node.GetSliceToRAS())
-    _users[view.node.GetID()] = _Before(
-        ourBackground=background,
+    sliceToRAS.DeepCopy(userView.sliceToRAS if isOurs else view.node.GetSliceToRAS())
+    _userViews[view.node.GetID()] = _UserView(
+        moduleBackground=background,
         background=background,
         foreground=composite.GetForegroundVolumeID(),
-        ourForeground=composite.GetAttribute(FOREGROUND) or "",
+        moduleForeground=composite.GetAttribute(FOREGROUND) or "",
         share=composite.GetForegroundOpacity(),
         linked=composite.GetLinkedControl(),
         sliceToRAS=sliceToRAS,
-        fieldOfView=known.fieldOfView if ours else view.node.GetFieldOfView(),
+        fieldOfView=userView.fieldOfView if isOurs else view.node.GetFieldOfView(),
         content=content,
     )
 
 
-def _forget(mrmlScene: vtkMRMLScene, event: str) -> None:
+def _discardUserViews(mrmlScene: vtkMRMLScene, event: str) -> None:
     """Forget all states when the scene is closed: ids are reused."""
-    _users.clear()
+    _userViews.clear()
     _layouts.clear()

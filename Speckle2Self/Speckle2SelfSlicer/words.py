@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from string import Formatter
 
-__all__ = ["_", "translated"]
+__all__ = ["_", "translate_sentence"]
 
 if "slicer" in sys.modules:  # do not load it for this outside the application: it takes a second
     from slicer.i18n import tr as _
@@ -25,7 +25,7 @@ else:
         return text
 
 
-def translated(message: str) -> str:
+def translate_sentence(message: str) -> str:
     """Translate a sentence of the core, with its values, into the user's language; a file name before it is kept.
 
     The core knows no language, and most of it runs in other processes, which have no translations. So its sentences are

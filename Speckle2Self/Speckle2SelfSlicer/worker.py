@@ -28,8 +28,8 @@ from Speckle2SelfLib.config import DespeckleOptions
 from Speckle2SelfLib.system import InputError
 from Speckle2SelfLib.worker_process import SLOTS, job_arrays, offsets_of, stream_arrays, views
 
-from .processes import GRACE, LONGEST, Child, was_killed, why_not_started
-from .words import _, translated
+from .processes import GRACE, LONGEST, Child, is_crash, start_failure
+from .words import _, translate_sentence
 
 ENDED = _(
     "The despeckling process ended unexpectedly ({how}); nothing was changed. Apply again to start a fresh one.{last}"
@@ -46,7 +46,7 @@ class _Child(Child):
 
     def answers(self):
         """Yield the answers since the last call; raise InputError at the first line that is not an answer."""
-        for line in self._newLines(self.process.stdout):
+        for line in self._new_lines(self.process.stdout):
             yield protocol.decode_answer(line)
         if len(self._rest[self.process.stdout]) > LONGEST:
             raise InputError(_("An answer's line is incomplete."))
@@ -152,23 +152,23 @@ class DespeckleJob:
         self._hide()
         self._block = self.input = self.output = self._region = self.uncertainty = None
 
-    def _take(self, answer) -> None:
+    def _handle(self, answer) -> None:
         """Handle an answer about this job; raise ValueError if it is impossible."""
         if isinstance(answer, protocol.Started):
             self.device, self.precision, self.mapping = answer.device, answer.precision, answer.mapping
             self._region_known = True
             self._hide()
         elif isinstance(answer, protocol.Progress):
-            self.done = _within(answer.done, self.done, self.total)
+            self.done = _check_range(answer.done, self.done, self.total)
             self.rate = self.done / max(answer.seconds, 1e-6)
             self.seconds_left = (self.total - self.done) / self.rate if self.rate else None
         elif isinstance(answer, protocol.Done):
-            _within(self.done, self.total, self.total)
+            _check_range(self.done, self.total, self.total)
             self._end("done")
         elif isinstance(answer, protocol.Cancelled):
             self._end("cancelled")
         elif isinstance(answer, protocol.Failed):
-            self._end("failed", translated(answer.message))
+            self._end("failed", translate_sentence(answer.message))
         else:
             raise ValueError(f"a job cannot answer {answer!r:.100}")
 
@@ -194,79 +194,79 @@ class Frame(NamedTuple):
 class Stream:
     """A live image: the newest frame is despeckled, older ones that wait are dropped.
 
-    state: "running", "stopped", "failed" (message says why). pushed, done, dropped: counts of frames. Region, grey
-    mapping and grain are found in the first frame that shows something, and again when a frame shows far more, is far
-    brighter or has a new size, or when another region is given.
+    state: "running", "stopped", "failed" (message says why). push_count, result_count, drop_count: numbers of
+    frames. Region, grey mapping and grain are found in the first frame that shows something, and again when a frame
+    shows far more, is far brighter or has a new size, or when another region is given.
     """
 
     def __init__(
         self, worker: Worker, shape, dtype, options: DespeckleOptions, region: np.ndarray | None,
         uncertainty: bool = False,
     ):  # fmt: skip
-        self._worker, self._options, self._own_region = weakref.proxy(worker), asdict(options), region
-        self._with_uncertainty = uncertainty
+        self._worker, self._options, self._mask = weakref.proxy(worker), asdict(options), region
+        self._has_uncertainty = uncertainty
         self.state, self.message, self.device, self.precision = "running", "", "", ""
-        self.pushed = self.done = self.dropped = 0
-        self._last_done = self._last_taken = 0
+        self.push_count = self.result_count = self.drop_count = 0
+        self._last_done = self._last_returned = 0
         self._latencies: deque[float] = deque(maxlen=500)
         self._allocate(tuple(shape), np.dtype(dtype))
 
     def _allocate(self, shape, dtype) -> None:
-        arrays = stream_arrays(shape, dtype, self._with_uncertainty)
+        arrays = stream_arrays(shape, dtype, self._has_uncertainty)
         self.shape, self.dtype, self.number = shape, dtype, self._worker._next_number()
         self._block = _Block(offsets_of(*arrays)[1])
         self._header, self._inputs, self._outputs, self._region, *self._maps = views(self._block.map, *arrays)
         self._times: dict[int, float] = {}
-        if self._own_region is not None:
-            fits = self._own_region.shape == shape[:2]
+        if self._mask is not None:
+            fits = self._mask.shape == shape[:2]
             self._options["region"] = "given" if fits else "auto"
             if fits:
-                self._region[...] = self._own_region
-        self._wake_sent = False
+                self._region[...] = self._mask
+        self._wake_pending = False
 
     def _open(self) -> None:
         """Open the stream in the process."""
-        self._wake_sent = False
+        self._wake_pending = False
         block, inode = self._block.name
         self._worker._send(protocol.OpenStream(
             self.number, self.shape, self.dtype.str, block, inode, self._options, self._last_done,
-            self._with_uncertainty,
+            self._has_uncertainty,
         ))  # fmt: skip
         self._wake()
 
     def _wake(self) -> None:
         """Notify the process of a newer frame, unless the last notification is unanswered."""
-        if self.state == "running" and not self._wake_sent and self._last_done < self.pushed:
-            self._wake_sent = True
+        if self.state == "running" and not self._wake_pending and self._last_done < self.push_count:
+            self._wake_pending = True
             self._worker._send(protocol.Wake())
 
     def push(self, frame: np.ndarray) -> int:
         """Submit a frame without waiting; return its number, from 1. Another size or type restarts the stream."""
         frame = np.asarray(frame)
         if self.state != "running":
-            return self.pushed
+            return self.push_count
         if frame.shape != self.shape or frame.dtype != self.dtype:
             _check_frames((1, *frame.shape), frame.dtype)
             self._worker._send(protocol.Stop(self.number))
             self._worker._forget(self)
-            self.dropped += self.pushed - self._last_done
-            self._last_done = self._last_taken = self.pushed
+            self.drop_count += self.push_count - self._last_done
+            self._last_done = self._last_returned = self.push_count
             self._allocate(frame.shape, frame.dtype)
             self._worker._add(self)
-        self.pushed += 1
-        slot = self.pushed % SLOTS
+        self.push_count += 1
+        slot = self.push_count % SLOTS
         self._header[1 + slot] = 0
         self._inputs[slot] = frame
-        self._header[1 + slot] = self.pushed
-        self._times[self.pushed] = time.perf_counter()
-        self._header[0] = self.pushed
+        self._header[1 + slot] = self.push_count
+        self._times[self.push_count] = time.perf_counter()
+        self._header[0] = self.push_count
         self._worker.poll()  # after the header; the process reads the header after it has answered, so none is missed
         self._wake()
-        return self.pushed
+        return self.push_count
 
-    def give(self, region: np.ndarray) -> None:
+    def set_region(self, region: np.ndarray) -> None:
         """Use another region (H, W) bool from the next frame on; grain and grey values are measured again."""
-        self._own_region = region
+        self._mask = region
         if self.state == "running" and region.shape == self.shape[:2]:  # else wait for frames of its size
             self._region[...] = region
             self._header[-1] += 1
@@ -277,12 +277,12 @@ class Stream:
         for _attempt in range(2):
             self._worker.poll()
             number, slot = self._last_done, self._last_done % SLOTS
-            if self._block is None or number == self._last_taken:
+            if self._block is None or number == self._last_returned:
                 return None
             image = self._outputs[slot].copy()
             uncertainty = self._maps[0][slot].copy() if self._maps else None
             if self._header[1 + SLOTS + slot] == number:
-                self._last_taken = number
+                self._last_returned = number
                 return Frame(image, number, self._latency, uncertainty)
         return None
 
@@ -295,7 +295,7 @@ class Stream:
         """Return the region (H, W) bool that is despeckled; None until it is known."""
         return self._region.copy() if self._last_done and self._region is not None else None
 
-    def look(self, strength: float, gamma: float, cautious: float = 0.0) -> None:
+    def set_look(self, strength: float, gamma: float, cautious: float = 0.0) -> None:
         """Set strength, gamma and caution of the next frames. Raises InputError."""
         look = DespeckleOptions(strength=float(strength), gamma=float(gamma), cautious=float(cautious))
         self._options |= {"strength": look.strength, "gamma": look.gamma, "cautious": look.cautious}
@@ -317,21 +317,21 @@ class Stream:
         self._block = self._header = self._inputs = self._outputs = self._region = None
         self._maps = []
 
-    def _take(self, answer) -> None:
+    def _handle(self, answer) -> None:
         """Handle an answer about this stream; raise ValueError if it is impossible."""
         if isinstance(answer, protocol.Opened):
             self.device, self.precision = answer.device, answer.precision
         elif isinstance(answer, protocol.Frame):
-            number = _within(answer.number, self._last_done + 1, self.pushed)
-            self.done += 1
-            self.dropped += number - self._last_done - 1
-            self._last_done, self._wake_sent = number, False
+            number = _check_range(answer.number, self._last_done + 1, self.push_count)
+            self.result_count += 1
+            self.drop_count += number - self._last_done - 1
+            self._last_done, self._wake_pending = number, False
             self._latency = time.perf_counter() - self._times[number]
             self._times = {n: t for n, t in self._times.items() if n > number}
             self._latencies.append(self._latency)
             self._wake()
         elif isinstance(answer, protocol.Failed):
-            self._fail(translated(answer.message))
+            self._fail(translate_sentence(answer.message))
         else:
             raise ValueError(f"a stream cannot answer {answer!r:.100}")
 
@@ -417,14 +417,14 @@ class Worker:
             try:
                 child.errors()
                 for answer in child.answers():
-                    self._take(answer)
+                    self._handle(answer)
             except (ValueError, KeyError):
                 self._end_child()
                 self._fail(NONSENSE)
             else:
                 job = self._running
                 if code is not None:
-                    how = _how_it_ended(code, child.errors())
+                    how = _exit_message(code, child.errors())
                     self._end_child()
                     self._fail(how)
                 elif job is not None and job._deadline is not None and time.monotonic() > job._deadline:
@@ -442,9 +442,7 @@ class Worker:
                     job.state = "running"
                     self._send(job._request)
         except OSError as error:
-            self._fail(
-                _("The despeckling process could not be started: {reason}.").format(reason=why_not_started(error))
-            )
+            self._fail(_("The despeckling process could not be started: {reason}.").format(reason=start_failure(error)))
 
     def cancel(self, job: DespeckleJob) -> None:
         """Request a stop between two blocks of frames; end a process that does not stop within half a second."""
@@ -494,7 +492,7 @@ class Worker:
         if self._child is not None:
             self._child.send(json.dumps(protocol.encode(request)))
 
-    def _take(self, answer) -> None:
+    def _handle(self, answer) -> None:
         if isinstance(answer, protocol.Ready):
             return
         if isinstance(answer, protocol.Devices):
@@ -502,13 +500,13 @@ class Worker:
             return
         number = getattr(answer, "stream", None)
         if number is not None:
-            if _within(number, 1, self._numbers) in self._streams:  # else it has been stopped
-                self._streams[number]._take(answer)
+            if _check_range(number, 1, self._numbers) in self._streams:  # else it has been stopped
+                self._streams[number]._handle(answer)
             return
         job = self._running
         if job is None or answer.job != job.number:
             raise ValueError("an answer for no job")
-        job._take(answer)
+        job._handle(answer)
         if job.ended:
             self._running = None
 
@@ -571,10 +569,10 @@ def checked_options(options: dict, size: tuple) -> tuple[DespeckleOptions, np.nd
     return DespeckleOptions(**options), mask
 
 
-def _how_it_ended(code: int, errors: list[str]) -> str:
+def _exit_message(code: int, errors: list[str]) -> str:
     if code < 0:
         return ENDED.format(how=_("signal {number}").format(number=-code), last="")
-    if was_killed(code, errors):
+    if is_crash(code, errors):
         return ENDED.format(how=KILLED, last="")
     return ENDED.format(
         how=_("exit code {code}").format(code=code),
@@ -582,7 +580,7 @@ def _how_it_ended(code: int, errors: list[str]) -> str:
     )
 
 
-def _within(value: int, low: int, high: int) -> int:
+def _check_range(value: int, low: int, high: int) -> int:
     if not low <= value <= high:
         raise ValueError(f"{value} is not a number from {low} to {high}")
     return value

@@ -225,8 +225,6 @@ class Application:
 
         return qt.QSettings()
 
-    userSettings = settings
-
     def arguments(self) -> list[str]:
         return list(self._arguments)
 

@@ -31,9 +31,6 @@ class qMRMLSliceWidget(QtWidgets.QWidget):
     def mrmlSliceNode(self):
         return self.sliceLogic().GetSliceNode()
 
-    def mrmlSliceCompositeNode(self):
-        return self.sliceLogic().GetSliceCompositeNode()
-
     def fitSliceToBackground(self) -> None:
         self.sliceLogic().FitSliceToBackground()
 

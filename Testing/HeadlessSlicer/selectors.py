@@ -254,14 +254,8 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
         self.nodeAddedByUser.emit(node)
         return node
 
-    def setCurrentNodeIndex(self, index: int) -> None:
-        self._select(self._nodes()[index])
-
     def nodeCount(self) -> int:
         return len(self._nodes())
-
-    def nodeFromIndex(self, index: int):
-        return self._nodes()[index]
 
     def _currentID(self) -> str:
         return self._current.GetID() or "" if self._current is not None else ""
@@ -316,15 +310,6 @@ class qMRMLCheckableNodeComboBox(qMRMLNodeComboBox):
 
     def uncheckedNodes(self) -> list:
         return [node for node in self._nodes() if node not in self._checked]
-
-    def noneChecked(self) -> bool:
-        return not self._checked
-
-    def allChecked(self) -> bool:
-        return not self.uncheckedNodes()
-
-    def checkState(self, node):
-        return Qt.CheckState.Checked if node in self._checked else Qt.CheckState.Unchecked
 
     def setCheckState(self, node, state) -> None:
         wanted = state == Qt.CheckState.Checked

@@ -23,9 +23,6 @@ class qSlicerScriptedLoadableModuleWidget(qMRMLWidget):
 
     isEntered = Property(bool, lambda self: self._entered)
 
-    def pythonSource(self) -> str:
-        return self._source
-
     def setPythonSource(self, path: str) -> bool:
         """Create the class <file>Widget of a loaded module; its exceptions are passed on."""
         name = Path(path).stem

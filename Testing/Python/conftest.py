@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pydicom
 import pytest
+from copies import original  # noqa: F401
+from helpers import FEW
 
 # Threads that wait do not spin: tests share the machine with the processes that they start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -60,11 +62,13 @@ def executable(request, monkeypatch):
 
 @pytest.fixture
 def small_crops(monkeypatch):
-    """Presets whose crops are small: steps and simulated anatomies take a fraction of the time."""
+    """Presets whose crops are small, and few frames that validate: runs take a fraction of the time."""
     from Speckle2SelfLib import config
 
     for name, preset in config.PRESETS.items():
         monkeypatch.setitem(config.PRESETS, name, replace(preset, crop=32))
+    for name, value in FEW.items():
+        monkeypatch.setattr(f"Speckle2SelfLib.{name}", value)
 
 
 @pytest.fixture(scope="session")

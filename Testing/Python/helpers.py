@@ -1,11 +1,26 @@
 """Helpers that tests of several folders share."""
 
 import os
+import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+# What makes short runs take a fraction of the time: held-out anatomies, frames of a recording, and rounds of a fit.
+FEW = {"recipes.HELD_OUT_ANATOMIES": (2, 64), "respeckling.FRAMES": 2, "recorded_speckle.ROUNDS": 1,
+       "validation.FRAMES": 2}  # fmt: skip
+
+
+def start_application(config):
+    """Start the stand-in of the application if it is installed, but not where pytest only leads other processes."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    if find_spec("slicer") is not None and config.getoption("dist", "no") == "no":
+        import HeadlessSlicer
+
+        HeadlessSlicer.start(testing=True, window=True)
 
 
 def until(condition, poll=lambda: None, seconds=60):

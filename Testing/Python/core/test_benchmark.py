@@ -4,6 +4,7 @@ import csv
 import itertools
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,7 +100,8 @@ def test_bm3d_is_used_where_it_is_installed(monkeypatch, drawn):
     assert 0 < baselines.bm3d(drawn.frames).mean() < 0.5
 
 
-def test_all_files_are_written(tmp_path, monkeypatch, capsys):
+def test_all_files_are_written(tmp_path, monkeypatch, capsys, small_crops):
+    monkeypatch.setitem(quality.PRESETS, "adapt", replace(quality.PRESETS["adapt"], simulated=8))
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 255, (2, 64, 64), dtype=np.uint8)
     np.savez(tmp_path / "real.npz", input=frames, srad=frames // 2, other=np.zeros(3))

@@ -135,21 +135,21 @@ def test_a_file_is_read_again_only_if_it_has_changed(tmp_path):
 
 
 def test_a_region_is_remembered_for_its_kind_of_recording(file):
-    assert library.recall_region("scanner 40 x 30") is None
+    assert library.last_region("scanner 40 x 30") is None
     region = np.zeros((30, 40), bool)
     region[3:20, 5:9] = True
-    library.remember_region("scanner 40 x 30", region)
-    assert np.array_equal(library.recall_region("scanner 40 x 30"), region)
-    assert library.recall_region("scanner 41 x 30") is None
+    library.save_region("scanner 40 x 30", region)
+    assert np.array_equal(library.last_region("scanner 40 x 30"), region)
+    assert library.last_region("scanner 41 x 30") is None
 
 
 @pytest.mark.parametrize("content", [b"", b"PNG", "numbers", "objects", "one dimension"])
 def test_a_file_that_is_not_a_region_is_ignored(file, content):
-    library.remember_region("a", np.ones((4, 5), bool))
+    library.save_region("a", np.ones((4, 5), bool))
     (path,) = (library.home() / "regions").iterdir()
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
         wrong = {"numbers": np.ones((4, 5)), "objects": np.array([[{}]]), "one dimension": np.ones(5, bool)}
         np.save(path, wrong[content], allow_pickle=True)
-    assert library.recall_region("a") is None
+    assert library.last_region("a") is None

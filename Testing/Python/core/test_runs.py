@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import until
+from copies import COPIED, Copy
 
 from Speckle2SelfLib import checkpoint, config, runs
 from Speckle2SelfLib.__main__ import main
@@ -583,7 +582,8 @@ def test_the_estimate_of_a_run_with_a_training_time_is_that_time(folder):
     lines = []
     runs.run(job(steps=None, minutes=0.5, estimate=True), lines.append)
     estimate = lines[0]["estimate"]
-    assert estimate["minutes"] == 0.5 and estimate["steps"] == pytest.approx(30 * estimate["rate"], rel=0.02)
+    assert estimate["minutes"] == 0.5
+    assert -0.02 < 30 * estimate["rate"] - estimate["steps"] < 1.02, "rounded down"
 
 
 def test_time_and_memory_of_a_run_are_estimated_before_it(folder):
@@ -622,99 +622,6 @@ def test_a_job_file_and_the_command_line_are_equivalent(folder, capsys):
         Path("job.json").write_text(content)
         assert main(["train", "--job", "job.json"]) == 2
         assert expected in capsys.readouterr().err
-
-
-# A process that has imported everything: commands run in copies of it, as imports need seconds each time. When a
-# command is done, it looks at what still runs: a thread of the processes' group that is not over before the interpreter
-# is may abort the process as it ends, now and then.
-COPIED = """
-import json, os, sys
-from dataclasses import replace
-from pathlib import Path
-import torch
-from Speckle2SelfLib import config, runs
-from Speckle2SelfLib.__main__ import main
-
-
-def run(arguments, **changes):
-    config.PRESETS |= {name: replace(preset, crop=32, **changes) for name, preset in config.PRESETS.items()}
-    code = main(arguments)
-    threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").glob("*")]
-    if left := [name for name in threads if "gloo" in name]:
-        sys.exit(f"still running: {left}")
-    sys.exit(code)
-
-
-if sys.argv[1:]:
-    run(sys.argv[1:])
-torch.optim.Adam([torch.zeros(1)])  # the first one imports for seconds
-for line in sys.stdin:
-    order = json.loads(line)
-    if "pid" in order:
-        pid, status = os.waitpid(order["pid"], os.WNOHANG)
-        print(os.waitstatus_to_exitcode(status) if pid else None, flush=True)
-    elif child := os.fork():
-        print(child, flush=True)
-    else:
-        for number, path in enumerate(order["streams"]):
-            os.dup2(os.open(path, os.O_WRONLY if number else os.O_RDONLY), number)
-        sys.stdin = open(0)
-        os.chdir(order["folder"])
-        os.environ |= order["environment"]
-        run(order["arguments"], **order["changes"])
-"""
-
-
-@pytest.fixture(scope="module")
-def original():
-    """Start the process whose copies run commands; return a function that sends it an order and returns its answer."""
-    command = [sys.executable, "-c", COPIED]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-
-        def ask(**order):
-            print(json.dumps(order), file=process.stdin, flush=True)
-            return json.loads(process.stdout.readline().replace("None", "null"))
-
-        yield ask
-        process.kill()
-
-
-class Copy:
-    """A command in a copy of `original`, with as much of `subprocess.Popen` as is needed."""
-
-    def __init__(self, original, arguments, environment=None, **changes):
-        with tempfile.TemporaryDirectory() as folder:
-            streams = [f"{folder}/{number}" for number in range(3)]
-            for path in streams:
-                os.mkfifo(path)
-            order = {"streams": streams, "folder": os.getcwd(), "arguments": arguments, "changes": changes}
-            self.original, self.pid = original, original(**order, environment=environment or {})
-            self.stdin, self.stdout, self.stderr = map(open, streams, "wrr")
-        self.returncode = None
-
-    def poll(self):
-        if self.returncode is None:
-            self.returncode = self.original(pid=self.pid)
-        return self.returncode
-
-    def wait(self):
-        until(lambda: self.poll() is not None)
-        return self.returncode
-
-    def communicate(self):
-        self.stdin.close()
-        self.wait()
-        with self.stdout, self.stderr:
-            return self.stdout.read(), self.stderr.read()
-
-    def read_to(self, text):
-        """Read lines until one with this text, which is returned."""
-        while text not in (line := self.stdout.readline()):
-            assert self.poll() is None
-        return line
 
 
 ENDLESS = ["train", "Doe^Jane.npy", "--output", "m.model", "--init", "start.model", "--preset", "adapt",

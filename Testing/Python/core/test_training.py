@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from Speckle2SelfLib import config as configs
-from Speckle2SelfLib import devices, recipes, runs
+from Speckle2SelfLib import devices, recipes, runs, validation
 from Speckle2SelfLib.augmentation import Augmentation, augment
 from Speckle2SelfLib.checkpoint import Model
 from Speckle2SelfLib.config import Job, ModelConfig, TrainingConfig
@@ -27,8 +27,9 @@ from Speckle2SelfLib.system import Cancelled, InputError
 from Speckle2SelfLib.training import Training
 from Speckle2SelfLib.validation import fit_uncertainty, score
 
-FAST = ModelConfig(width=32, grain=(0.75, 1.7))
+FAST = ModelConfig(width=8, grain=(0.75, 1.7))
 CONFIG = TrainingConfig(steps=6, batch=2, crop=32, simulated=4)
+pytestmark = pytest.mark.usefixtures("small_crops")
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +44,14 @@ def finish(training):
 
 def test_held_out_simulated_frames_were_not_trained_on():
     for seed in (0, 5):
-        training = Training([], TrainingConfig(steps=8, batch=4, crop=32, simulated=32, seed=seed), FAST)
+        training = Training([], TrainingConfig(steps=8, batch=4, crop=32, simulated=8, seed=seed), FAST)
         (held,) = training.held_out
         assert not any((held.frames[:, None] == training.simulated.frames[None]).flatten(2).all(-1).any(1))
 
 
 def test_a_head_for_the_uncertainty_learns_without_changing_the_grey_values():
     config = TrainingConfig(steps=90, batch=4, crop=32, simulated=32, averaging=0)
-    plain, told = (Training([], config, replace(FAST, width=8, deep=1, uncertainty=u)) for u in (False, True))
+    plain, told = (Training([], config, replace(FAST, deep=1, uncertainty=u)) for u in (False, True))
     reports = [list(training.run()) for training in (plain, told)]
     weights = told.network.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in plain.network.state_dict().items())
@@ -113,7 +114,7 @@ def test_the_published_recipe_judges_the_averaged_network_that_is_kept(cine):
     training = Training([recording], config, model, held_out=[recording])
     _, network = finish(training)
     figures, _ = training.validate()
-    frames = recording.frames[evenly_spaced(len(recording.frames), 4)]
+    frames = recording.frames[evenly_spaced(len(recording.frames), validation.FRAMES)]
     with torch.no_grad():
         views = [published_views(frame[None]) for frame in frames]
         terms = [published_loss(network(view), view) for view in views]
@@ -161,11 +162,12 @@ def test_a_run_continues_as_if_it_had_not_been_stopped_or_validated(cine, recipe
 def test_training_on_one_recording_reduces_its_speckle(cine):
     """Neither a clean image nor a second recording is used: the truth only judges."""
     frames, truth = cine
+    model = replace(FAST, width=32)
     config = TrainingConfig(steps=150, batch=4, crop=64, averaging=0.9, simulated=60, share=1.0)
     teacher = load_model("default").network
-    reports, network = finish(Training([prepare_cine(frames, None, FAST)], config, FAST, teacher=teacher))
+    reports, network = finish(Training([prepare_cine(frames, None, model)], config, model, teacher=teacher))
     assert set(reports[0].terms) == {"truth", "slopes"}
-    result = despeckle(frames, Model(FAST, network), region=None)
+    result = despeckle(frames, Model(model, network), region=None)
     before, after = ((x - truth).std() for x in (frames, result))
     assert after < 0.6 * before
 

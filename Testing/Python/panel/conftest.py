@@ -1,20 +1,12 @@
 """The panel's tests: real widgets of Qt, real MRML, real processes, in the stand-in of the application."""
 
-import sys
 import time
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import add_sequence, clear_scene, frames_of
+from helpers import add_sequence, clear_scene, frames_of, start_application
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-if find_spec("slicer") is not None:  # else the tests skip themselves
-    import HeadlessSlicer
-
-    HeadlessSlicer.start(testing=True, window=True)
+pytest_configure = start_application
 
 FRAMES = np.random.default_rng(0).rayleigh(40, (12, 48, 56)).clip(0, 255).astype(np.uint8)
 
@@ -55,6 +47,21 @@ class Desk:
         """Lets events happen for a while."""
         end = time.monotonic() + seconds
         self.wait(lambda: time.monotonic() > end)
+
+    def check_controls(self, panel, width: int) -> None:
+        """Every control of a panel has a tooltip, and none is cut at this width in pixels."""
+        import qt
+
+        self.rest()
+        assert panel.parent.minimumSizeHint.width() <= width
+        for name, widget in vars(panel.ui).items():
+            kind = type(widget)
+            if not issubclass(kind, qt.QWidget) or kind in (qt.QLabel, self.slicer.qMRMLWidget) or not widget.visible:
+                continue
+            if name.endswith("CollapsibleButton") or name.startswith("qt_"):
+                continue
+            assert widget.toolTip, f"{name} has no tooltip"
+            assert widget.mapTo(panel.parent, qt.QPoint(widget.width, 0)).x() <= panel.parent.width, f"{name} is cut"
 
     def volume(self, name: str = "Liver", frames=FRAMES[:1]):
         return self.slicer.util.addVolumeFromArray(frames, name=name)

@@ -49,8 +49,8 @@ def test_messages_of_the_core_are_shown_in_the_users_language(desk, panel, monke
     with reporting_errors("It failed."):
         library.export("aucun", "model.safetensors")
     assert desk.asked[-1][1] == "Le modèle 'aucun' n'existe pas."
-    assert words.translated("a: b.npy: There is no model 'x'.") == "a: b.npy: Le modèle 'x' n'existe pas."
-    assert words.translated("There is no region.") == "There is no region."
+    assert words.translate_sentence("a: b.npy: There is no model 'x'.") == "a: b.npy: Le modèle 'x' n'existe pas."
+    assert words.translate_sentence("There is no region.") == "There is no region."
 
 
 def test_every_marked_sentence_of_the_core_is_recognized_with_its_values(monkeypatch):
@@ -63,7 +63,7 @@ def test_every_marked_sentence_of_the_core_is_recognized_with_its_values(monkeyp
     ]
     for context, template, pattern in sentences:
         values = {name: f"[{name}: 1.]" for name in pattern.groupindex}
-        assert words.translated(template.format(**values)) == f"{context}>{template.format(**values)}"
+        assert words.translate_sentence(template.format(**values)) == f"{context}>{template.format(**values)}"
 
 
 def test_one_failure_shows_one_box_and_no_timer_runs_while_it_is_open(desk, panel, monkeypatch):
@@ -103,7 +103,7 @@ def test_one_failure_shows_one_box_and_no_timer_runs_while_it_is_open(desk, pane
 def test_no_timer_runs_while_a_box_of_a_button_is_open(desk, panel, monkeypatch, opens):
     """Qt itself lets no timer interrupt its own step, but the steps of all others."""
     from Speckle2SelfLib.system import InputError
-    from Speckle2SelfSlicer.panel import confirmed, reporting_errors
+    from Speckle2SelfSlicer.panel import confirm, reporting_errors
 
     steps, during = [], []
     timer = panel.makeTimer(1, lambda: steps.append(1))
@@ -120,7 +120,7 @@ def test_no_timer_runs_while_a_box_of_a_button_is_open(desk, panel, monkeypatch,
         monkeypatch.setattr(slicer.util, name, box)
     with reporting_errors("It failed."):
         if opens == "a question":
-            assert confirmed("Really?")
+            assert confirm("Really?")
         else:
             raise RuntimeError("It broke.") if opens == "an error" else InputError("It is wrong.")
     after = len(steps)
@@ -171,11 +171,11 @@ def test_changes_by_another_wrapper_or_a_script_are_seen_at_once(desk, panel):
     node, volume = panel._parameterNode.parameterNode, desk.volume()
     wrapper = type(panel._parameterNode)(node)
     wrapper.strength = 0.25
-    assert panel._parameterNode.strength == 0.25 == panel.ui.strengthSlider.value == panel._seen["strength"]
+    assert panel._parameterNode.strength == 0.25 == panel.ui.strengthSlider.value == panel._lastParameters["strength"]
     wrapper.inputNode = volume
     assert panel.ui.inputSelector.currentNode() is volume and panel.ui.applyButton.enabled
     node.SetParameter("strength", "0.75")
-    assert panel._parameterNode.strength == 0.75 == panel.ui.strengthSlider.value == panel._seen["strength"]
+    assert panel._parameterNode.strength == 0.75 == panel.ui.strengthSlider.value == panel._lastParameters["strength"]
     panel.ui.strengthSlider.value = 0.5
     assert wrapper.strength == 0.5
 
@@ -220,7 +220,7 @@ def test_entries_of_selectors_are_shown_in_the_users_language_and_stored_in_engl
     from Speckle2SelfSlicer import panel as base
 
     monkeypatch.setattr(base, "_", lambda text: {"none": "keine", "given": "gegeben"}.get(text, text))
-    panel.letGo()
+    panel.releaseParameters()
     panel.enter()
     texts = [panel.ui.regionSelector.itemText(number) for number in range(panel.ui.regionSelector.count)]
     assert texts[1:] == ["keine", "gegeben"]
@@ -229,7 +229,7 @@ def test_entries_of_selectors_are_shown_in_the_users_language_and_stored_in_engl
     panel._parameterNode.region = "given"
     assert panel.ui.regionSelector.currentText == "gegeben"
     monkeypatch.undo()
-    panel.letGo()
+    panel.releaseParameters()
     panel.enter()
 
 
@@ -306,7 +306,7 @@ def alive(pid):
 
 slicer.util.selectModule("Speckle2Self")
 slicer.util.selectModule("SpeckleTrain")
-held = session.shared()
+held = session.applicationSession()
 train, despeckle = slicer.modules.SpeckleTrainWidget, slicer.modules.Speckle2SelfWidget
 held.worker.warm_up()
 frames = np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype(np.uint8)
@@ -329,7 +329,7 @@ assert not alive(first)
 from Speckle2SelfSlicer import session as renewed
 assert renewed is not session, "the packages next to the modules are read again"
 one, two = slicer.modules.Speckle2SelfWidget, slicer.modules.SpeckleTrainWidget
-assert one.session is two.session is renewed.shared() and type(one).__mro__[3].__module__ in sys.modules
+assert one.session is two.session is renewed.applicationSession() and type(one).__mro__[3].__module__ in sys.modules
 volume = slicer.util.addVolumeFromArray(frames[:1], name="Liver")
 one.logic.process(volume, model="median", region="none")
 print("well")

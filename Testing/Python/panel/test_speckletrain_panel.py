@@ -25,7 +25,7 @@ def train(desk, monkeypatch):
     """Return the panel, with a home of its own in which there is a small model `start`, and a cine in the scene."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     from Speckle2SelfSlicer import training_data
-    from Speckle2SelfSlicer.session import shared
+    from Speckle2SelfSlicer.session import applicationSession
     from Speckle2SelfSlicer.trainer import Trainer
 
     def quick(*arguments, **options):  # the 400 anatomies of the preset need ten seconds
@@ -38,7 +38,7 @@ def train(desk, monkeypatch):
     torch.manual_seed(6)  # some random networks make all of an image black
     library.own_path("start").parent.mkdir(parents=True)
     checkpoint.save(library.own_path("start"), model, build(model), {"description": "Small."})
-    shared().trainer = Trainer()
+    applicationSession().trainer = Trainer()
     desk.cine(FRAMES)
     slicer.util.selectModule("Speckle2Self")
     slicer.util.selectModule("SpeckleTrain")
@@ -48,7 +48,7 @@ def train(desk, monkeypatch):
     yield panel
     panel.logic.trainer.close()
     slicer.util.selectModule("Speckle2Self")
-    shared().trainer = None
+    applicationSession().trainer = None
 
 
 def choose(panel):
@@ -65,18 +65,8 @@ def start(desk, panel, reports: int = 2):
 
 
 def test_every_control_explains_itself_and_nothing_is_cut_at_400_pixels(desk, train):
-    import qt
 
-    desk.rest()
-    assert train.parent.minimumSizeHint.width() <= 400
-    for name, widget in train.ui.__dict__.items():
-        kind = type(widget)
-        if not issubclass(kind, qt.QWidget) or kind in (qt.QLabel, slicer.qMRMLWidget) or not widget.visible:
-            continue
-        if name.endswith("CollapsibleButton") or name.startswith("qt_"):
-            continue
-        assert widget.toolTip, f"{name} has no tooltip"
-        assert widget.mapTo(train.parent, qt.QPoint(widget.width, 0)).x() <= train.parent.width, f"{name} is cut"
+    desk.check_controls(train, 400)
 
 
 def test_nothing_can_be_started_without_data_and_the_data_are_counted(desk, train):
@@ -475,7 +465,7 @@ def test_a_scene_that_is_saved_during_a_run_shows_the_later_progress_when_it_is_
 
 
 def test_a_paused_run_resumes_where_it_was_even_after_a_restart_of_the_application(desk, train):
-    from Speckle2SelfSlicer.session import shared
+    from Speckle2SelfSlicer.session import applicationSession
     from Speckle2SelfSlicer.trainer import Trainer
 
     job = start(desk, train)
@@ -483,7 +473,7 @@ def test_a_paused_run_resumes_where_it_was_even_after_a_restart_of_the_applicati
     desk.wait(lambda: job.ended)
     assert job.state == "stopped" and train.ui.runLabel.text.startswith("Paused")
     step = job.reports[-1]["step"]
-    shared().trainer = Trainer()  # the application was started again
+    applicationSession().trainer = Trainer()  # the application was started again
     slicer.util.selectModule("Speckle2Self")
     slicer.util.selectModule("SpeckleTrain")
     assert train.job is not job and train.job.name == job.name and train.ui.resumeButton.enabled
@@ -500,7 +490,7 @@ def test_a_run_of_another_application_is_not_touched(desk, train):
     train.ui.pauseButton.click()
     desk.wait(lambda: job.ended)
     other = Trainer()
-    (run,) = other.unfinished()
+    (run,) = other.unfinished_runs()
     other.resume(run)
     desk.wait(lambda: other.poll() or run.settings)
     for button in (train.ui.resumeButton, train.ui.stopButton, train.ui.removeButton):
@@ -598,7 +588,7 @@ def test_a_model_is_compared_with_its_start_in_the_views(desk, train):
     choose(train)
     compare(train, {"start": "start", "figures": {"structure": 1.0}})
     assert "structure" in desk.asked[-1][1]
-    desk.wait(lambda: train._compared is None)
+    desk.wait(lambda: train._comparison is None)
     composites = {c.GetLayoutName(): c for c in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")}
     shown = [slicer.mrmlScene.GetNodeByID(composites[name].GetBackgroundVolumeID()) for name in ("Red", "Yellow")]
     assert [node.GetName() for node in shown] == ["Cine by start", "Cine by mine"]
@@ -606,30 +596,30 @@ def test_a_model_is_compared_with_its_start_in_the_views(desk, train):
     kept = slicer.util.arrayFromVolume(shown[1]).copy()
     slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSequenceBrowserNode").SetSelectedItemNumber(5)
     train.ui.compareButton.click()
-    desk.wait(lambda: train._compared is None)
+    desk.wait(lambda: train._comparison is None)
     again = [slicer.mrmlScene.GetNodeByID(composites[name].GetBackgroundVolumeID()) for name in ("Red", "Yellow")]
     assert again[0] is shown[0] and again[1] is not shown[1] and again[1].GetName() == "Cine by mine"
     assert np.array_equal(slicer.util.arrayFromVolume(shown[1]), kept), "a renamed one is the user's"
     train.ui.inputsSelector.uncheck(slicer.util.getFirstNodeByClassByName("vtkMRMLSequenceNode", "Cine"))
     train.ui.inputsSelector.check(desk.cine(FRAMES[::-1]))
     train.ui.compareButton.click()
-    desk.wait(lambda: train._compared is None)
+    desk.wait(lambda: train._comparison is None)
     names = [node.GetName() for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")]
     assert names.count("Cine by start") == 2, "another recording of the same name"
     count = slicer.mrmlScene.GetNumberOfNodes()
     train.ui.compareButton.click()
-    desk.wait(lambda: train._compared is None)
+    desk.wait(lambda: train._comparison is None)
     assert slicer.mrmlScene.GetNumberOfNodes() == count
 
 
 def test_a_model_that_cannot_be_compared_is_reported_without_showing_a_former_image(desk, train):
     choose(train)
     compare(train, {"start": "start", "figures": {"structure": 1.0}})
-    desk.wait(lambda: train._compared is None)
+    desk.wait(lambda: train._comparison is None)
     train.ui.compareButton.click()
-    for live in train._compared.previews.values():
+    for live in train._comparison.previews.values():
         live._stream._fail("It broke.")
-    desk.wait(lambda: train._compared is None)
+    desk.wait(lambda: train._comparison is None)
     assert "It broke." in desk.asked[-1][1]
 
 

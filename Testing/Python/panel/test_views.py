@@ -59,7 +59,7 @@ def turns() -> dict:
     from Speckle2SelfSlicer import views
 
     found = {}
-    for view in views.everyView():
+    for view in views.allViews():
         matrix = view.node.GetSliceToRAS()
         turned = [round(matrix.GetElement(row, column), 3) for row in range(3) for column in range(3)]
         found[view.node.GetLayoutName()] = turned
@@ -122,7 +122,7 @@ def train(desk):
     """Return the panel of SpeckleTrain, and two small models."""
     import torch
 
-    from Speckle2SelfSlicer.session import shared
+    from Speckle2SelfSlicer.session import applicationSession
     from Speckle2SelfSlicer.trainer import Trainer
 
     model = ModelConfig(width=4, grain=(0.75, 1.7))
@@ -130,12 +130,12 @@ def train(desk):
     library.own_path("start").parent.mkdir(parents=True)
     checkpoint.save(library.own_path("start"), model, build(model), {})
     checkpoint.save(library.own_path("mine"), model, build(model), {"start": "start", "figures": {"structure": 1.0}})
-    shared().trainer = Trainer()
+    applicationSession().trainer = Trainer()
     slicer.util.selectModule("Speckle2Self")
     slicer.util.selectModule("SpeckleTrain")
     yield slicer.modules.SpeckleTrainWidget
     slicer.util.selectModule("Speckle2Self")
-    shared().trainer = None
+    applicationSession().trainer = None
 
 
 def finished(sequence, folder):
@@ -174,7 +174,7 @@ def test_compare_fills_its_views(desk, train, layout):
             train.ui.inputsSelector.uncheck(node)
         train.ui.inputsSelector.check(recording(desk, plane))
         train.ui.compareButton.click()
-        desk.wait(lambda: train._compared is None)
+        desk.wait(lambda: train._comparison is None)
         desk.rest()
         assert set(mapped()) == {"Red", "Yellow"}
         assert min(filled(desk).values()) > 0.9, filled(desk)

@@ -1,18 +1,9 @@
 """Some of these tests run in the stand-in of the application, over real MRML."""
 
-import sys
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
-import torch
+from helpers import start_application
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-if find_spec("slicer") is not None:  # else the tests skip themselves
-    import HeadlessSlicer
-
-    HeadlessSlicer.start(testing=True, window=True)
+pytest_configure = start_application
 
 
 @pytest.fixture
@@ -29,6 +20,8 @@ def trainer(tmp_path, monkeypatch):
 @pytest.fixture
 def job(tmp_path):
     """Return a short adaptation of a small model."""
+    import torch
+
     from Speckle2SelfLib import checkpoint
     from Speckle2SelfLib.config import Job, ModelConfig
     from Speckle2SelfLib.network import build

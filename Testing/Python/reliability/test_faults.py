@@ -121,7 +121,7 @@ while True:
     slicer.mrmlScene.Clear()
     cine = slicer.util.loadSequence(str(source))
     now("starting to train")
-    train.trainer.unfinished()
+    train.trainer.unfinished_runs()
     for job in list(train.trainer.jobs):
         if job.resumable:
             train.trainer.resume(job)
@@ -140,7 +140,7 @@ while True:
             run.step()
         assert run.state == "done", run.message
     now("keeping region, figures and model")
-    regions.remember(scene.proxyOf(cine), frame)
+    regions.saveRegion(scene.proxyOf(cine), frame)
     figures = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", "figures")
     slicer.util.updateTableFromArray(figures, np.arange(3000.0).reshape(1000, 3), ["a", "b", "c"])
     comparison.writeTable(figures, folder / "figures.csv")
@@ -293,7 +293,7 @@ for recording in recordings:
     refused(lambda: files.write("out" + "".join(recording.path.suffixes), recording.frames, recording))
 refused(lambda: library.export("default", "out.safetensors"))
 refused(lambda: library.add(library.models()["default"], "mine"))
-refused(lambda: library.remember_region("a", np.ones((80, 80), bool)))
+refused(lambda: library.save_region("a", np.ones((80, 80), bool)))
 from Speckle2SelfLib.config import Job
 refused(lambda: export(Path("run"), [recordings[0].frames], Job("", preset="standard")))
 """
@@ -326,7 +326,7 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path, monkeypatch):
         lambda: files.write(closed / "out.npy", FRAMES, files.read(tmp_path / "in.npy")),
         lambda: checkpoint.save(closed / "a.model", ModelConfig(width=4), build(ModelConfig(width=4)), {}),
         lambda: library.add(library.models()["default"], "mine"),
-        lambda: library.remember_region("a", np.ones((8, 8), bool)),
+        lambda: library.save_region("a", np.ones((8, 8), bool)),
         lambda: library.export("default", closed / "out.safetensors"),
         lambda: export(closed / "run", [FRAMES], Job("")),
         lambda: Trainer().add("run", [FRAMES], Job("")),
@@ -335,7 +335,7 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path, monkeypatch):
             work()
         assert "closed" in str(error.value) and "\n" not in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["closed", "in.npy"]
-    assert library.own_models() == {} and Trainer().unfinished() == []
+    assert library.own_models() == {} and Trainer().unfinished_runs() == []
 
 
 LITTLE_MEMORY = """

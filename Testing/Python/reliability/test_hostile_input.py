@@ -790,7 +790,7 @@ def test_damaged_folders_of_runs_are_skipped(name, tmp_path):
         write(folder, "name.txt", b"run")
         write(folder, "model.safetensors.state", b"")
         write(folder, name, nonsense)
-    for run in Trainer(tmp_path).unfinished():
+    for run in Trainer(tmp_path).unfinished_runs():
         assert (run.job.output, run.job.preview) == ("model.safetensors", "preview.png"), "nothing leaves the folder"
         assert all(isinstance(report["step"], int) for report in run.reports)
 

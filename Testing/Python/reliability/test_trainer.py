@@ -47,26 +47,26 @@ def test_a_stopped_run_is_resumed_also_by_another_application(trainer, job):
     assert not alive(pid)
     reached = run.reports[-1]["step"]
     other = Trainer()
-    (found,) = other.unfinished()
+    (found,) = other.unfinished_runs()
     assert found.name == "long" and found.reports[-1]["step"] == reached
     other.resume(found)
     until(lambda: found.reports and found.reports[-1]["step"] > reached, other.poll)
     steps = [report["step"] for report in found.reports]
     assert steps == sorted(set(steps)), "the curve continues where it was"
     found.cancel()
-    assert not list(trainer.folder.iterdir()) and not other.unfinished()
+    assert not list(trainer.folder.iterdir()) and not other.unfinished_runs()
 
 
 def test_a_run_that_another_application_trains_is_left_to_it(trainer, job):
     run = trainer.add("shared", [FRAMES], replace(job, steps=100_000))
     until(lambda: len(run.reports) > 2, trainer.poll)
     other = Trainer()
-    assert not other.unfinished() and not other.jobs
+    assert not other.unfinished_runs() and not other.jobs
     with pytest.raises(InputError, match="'shared' is active in another application"):
         other.add("shared", [FRAMES], job)
     run.pause()
     assert trainer.wait(run, 30)
-    (seen,) = other.unfinished()
+    (seen,) = other.unfinished_runs()
     trainer.resume(run)
     until(lambda: run.settings.get("from_step"), trainer.poll)
     for tried in (lambda: other.resume(seen), seen.stop, seen.cancel):
@@ -101,7 +101,7 @@ def test_a_run_that_ended_unseen_is_not_repeated(trainer, job):
     run = trainer.add("unseen", [FRAMES], job)
     assert run._child.process.wait(60) == 0
     other = Trainer()
-    (left,) = other.unfinished()
+    (left,) = other.unfinished_runs()
     other.resume(left)
     assert other.wait(left, 60) and (left.state, left.model) == ("done", "unseen"), left.message
     assert not left.settings, "no process was started"
@@ -159,7 +159,7 @@ def test_a_run_that_was_killed_before_it_reported_can_be_removed(tmp_path, job):
     complete(job_in_steps(made(tmp_path / "early"), [FRAMES], job))
     (tmp_path / "early" / "name.txt").write_text("early")
     trainer = Trainer(tmp_path)
-    assert [left.name for left in trainer.unfinished()] == [left.name for left in trainer.jobs] == ["early"]
+    assert [left.name for left in trainer.unfinished_runs()] == [left.name for left in trainer.jobs] == ["early"]
     with pytest.raises(InputError, match="unfinished run 'early'"):
         trainer.add("early", [FRAMES], job)
     trainer.jobs[0].cancel()
@@ -214,7 +214,7 @@ def test_half_written_folders_of_a_killed_application_are_not_listed_and_are_rem
         (folder / "name.txt").write_text("half")
     os.utime(old, (0, 0))
     trainer = Trainer(tmp_path)
-    trainer.unfinished()
+    trainer.unfinished_runs()
     assert trainer.jobs == [] and not old.exists()
     assert new.exists(), "another application may be at work on it"
 

@@ -325,7 +325,7 @@ def test_poll_and_push_never_wait_for_a_silent_process(tmp_path):
         stream.push(FRAMES[0])
         stream.take()
         longest = max(longest, time.perf_counter() - started)
-    assert longest < 0.2 and job.state == "running" and stream.pushed == 300
+    assert longest < 0.2 and job.state == "running" and stream.push_count == 300
     worker.cancel(job)
     finish(worker, job)
     worker.close()
@@ -341,7 +341,7 @@ def test_a_stream_despeckles_every_frame_when_there_is_time(shared):
         image, took, latency, told = results[-1]
         assert took == number and 0 < latency < 30 and image.shape == (48, 64) and (image != frame).any()
         assert told is None and stream.take() is None
-    assert (stream.pushed, stream.done, stream.dropped) == (6, 6, 0)
+    assert (stream.push_count, stream.result_count, stream.drop_count) == (6, 6, 0)
     assert stream.latency(50) <= stream.latency(95) and stream.region.all()
     stream.stop()
     stream.stop()
@@ -358,8 +358,8 @@ def test_under_overload_older_frames_are_dropped_and_the_newest_is_despeckled(sh
         time.sleep(0.002)
     until(lambda: stream._last_done == 200, shared.poll)
     assert stream.take().number == 200
-    assert numbers == sorted(set(numbers)) and stream.dropped > 20
-    assert stream.pushed == stream.done + stream.dropped
+    assert numbers == sorted(set(numbers)) and stream.drop_count > 20
+    assert stream.push_count == stream.result_count + stream.drop_count
     stream.stop()
 
 
@@ -426,18 +426,18 @@ def test_a_menu_across_a_stream_is_preserved_and_the_region_is_kept(shared):
 def test_a_stream_continues_during_a_job_and_after_its_process_was_ended(worker):
     stream = worker.live((48, 64), np.uint8, {"model": "median"})
     stream.push(FRAMES[0])
-    until(lambda: stream.done == 1, worker.poll)
+    until(lambda: stream.result_count == 1, worker.poll)
     job = worker.despeckle(WIDE, model="median", region=None)
     until(lambda: job.done, worker.poll)
     stream.push(FRAMES[1])
-    until(lambda: stream.done == 2, worker.poll)
+    until(lambda: stream.result_count == 2, worker.poll)
     assert job.state == "running"
     pid = worker.pid
     os.killpg(pid, signal.SIGSTOP)  # the launcher and Python below it
     worker.cancel(job)
     finish(worker, job)
     stream.push(FRAMES[2])
-    until(lambda: stream.done == 3, worker.poll)
+    until(lambda: stream.result_count == 3, worker.poll)
     assert worker.pid != pid and stream.state == "running"
     os.kill(worker.pid, signal.SIGKILL)
     until(lambda: stream.state == "failed", worker.poll)

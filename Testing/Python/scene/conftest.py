@@ -1,19 +1,22 @@
 """The scene's tests run inside the stand-in of the application, over real MRML."""
 
-import sys
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
-from helpers import clear_scene
+from helpers import clear_scene, start_application
 
-TESTING = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(TESTING))
+pytest_configure = start_application
 
-if find_spec("slicer") is not None:  # else the tests skip themselves
-    import HeadlessSlicer
 
-    HeadlessSlicer.start(testing=True, window=True)
+@pytest.fixture(scope="session", autouse=True)
+def worker():
+    """The application's process that despeckles in the background: it takes seconds to start, and outlives scenes."""
+    pytest.importorskip("slicer")
+    from Speckle2SelfSlicer.session import Session, applicationSession
+
+    worker = applicationSession().worker
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "closeWorker", lambda session: None)
+        yield worker
+    worker.close()
 
 
 @pytest.fixture

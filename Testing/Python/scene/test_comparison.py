@@ -403,17 +403,17 @@ def test_a_dicom_database_is_asked_for_the_scanner_only_where_it_is_open(pair, m
     complaints.heard.clear()
     region = np.zeros((64, 80), bool)
     region[3:9, 4:40] = True
-    regions.remember(pair[0], region)
-    assert np.array_equal(regions.remembered(pair[0], (64, 80)), region) and not complaints.heard
+    regions.saveRegion(pair[0], region)
+    assert np.array_equal(regions.lastRegion(pair[0], (64, 80)), region) and not complaints.heard
     database.openWith({("1.2.3", "0008,0070"): "Acme", ("1.2.3", "0008,1090"): "Sono/1"})
     with pytest.raises(InputError, match="none was used"):
-        regions.remembered(pair[0], (64, 80))
-    regions.remember(pair[0], ~region)
-    assert np.array_equal(regions.remembered(pair[0], (64, 80)), ~region)
+        regions.lastRegion(pair[0], (64, 80))
+    regions.saveRegion(pair[0], ~region)
+    assert np.array_equal(regions.lastRegion(pair[0], (64, 80)), ~region)
     with pytest.raises(InputError, match="none was used"):
-        regions.remembered(pair[0], (80, 64))
+        regions.lastRegion(pair[0], (80, 64))
     database.closeDatabase()
-    assert np.array_equal(regions.remembered(pair[0], (64, 80)), region)
+    assert np.array_equal(regions.lastRegion(pair[0], (64, 80)), region)
 
 
 #

@@ -11,11 +11,7 @@ from PIL import Image  # noqa: E402
 
 
 @pytest.fixture
-def demo(project, slicer_app, monkeypatch):
-    """Return the demo. It closes scenes; the background process, which needs seconds to start, outlives them."""
-    from Speckle2SelfSlicer.session import Session
-
-    monkeypatch.setattr(Session, "closeWorker", lambda session: None)
+def demo(project, slicer_app):
     spec = importlib.util.spec_from_file_location("demo", project / "Testing" / "demo.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

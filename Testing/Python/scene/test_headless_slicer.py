@@ -552,15 +552,14 @@ def test_nothing_is_left_in_the_temporary_folder(project, tmp_path):
     script, temporary = tmp_path / "script.py", tmp_path / "temporary"
     temporary.mkdir()
     script.write_text("import os, sys\nprint(slicer.app.temporaryPath)\nos.kill(os.getpid(), int(sys.argv[1]))")
-    assert launch(project, script, 0, TMPDIR=str(temporary)).stdout.startswith(str(temporary))
-    assert not list(temporary.iterdir())
     assert launch(project, script, signal.SIGKILL.value, TMPDIR=str(temporary)).returncode != 0
     (left,) = temporary.iterdir()
-    (temporary / "HeadlessSlicer-of-mine").mkdir()
-    running = temporary / f"HeadlessSlicer-{os.getpid()}-x"
+    mine, running = temporary / "HeadlessSlicer-of-mine", temporary / f"HeadlessSlicer-{os.getpid()}-x"
+    mine.mkdir()
     running.mkdir()
-    assert launch(project, script, 0, TMPDIR=str(temporary)).returncode == 0
-    assert not left.exists() and running.exists() and (temporary / "HeadlessSlicer-of-mine").exists()
+    done = launch(project, script, 0, TMPDIR=str(temporary))
+    assert done.returncode == 0 and done.stdout.startswith(str(temporary))
+    assert not left.exists() and set(temporary.iterdir()) == {mine, running}
 
 
 def test_without_a_window_qt_is_not_available(project, tmp_path):

@@ -52,11 +52,9 @@ def receive(volume, message):
     volume.Modified()
 
 
-def test_image_and_position_of_a_message_are_kept_together_at_30_a_second(client, slicer_app):
+def test_image_and_position_of_a_message_are_kept_together_at_30_a_second(client, worker, slicer_app):
     from Speckle2SelfSlicer.live import Live
-    from Speckle2SelfSlicer.worker import Worker
 
-    worker = Worker()
     volume = slicer.util.addVolumeFromArray(np.zeros(SIZE, np.uint8), name="US")
     live = Live(worker, volume, model="median", region="none", strength=0.0)  # identifies the image
     try:
@@ -66,7 +64,7 @@ def test_image_and_position_of_a_message_are_kept_together_at_30_a_second(client
             worker.poll()
             live.step()
             time.sleep(0.005)
-        before, received, shown = live._stream.pushed, 0, []
+        before, received, shown = live._stream.push_count, 0, []
         client.begin()
         end = time.monotonic() + COUNT / RATE + 30
         while (client.sending.is_alive() or live.waiting) and time.monotonic() < end:
@@ -82,7 +80,6 @@ def test_image_and_position_of_a_message_are_kept_together_at_30_a_second(client
             time.sleep(0.004)
     finally:
         live.stop()
-        worker.close()
-    assert received > COUNT / 2 and live._stream.pushed - before == received, "each image once"
+    assert received > COUNT / 2 and live._stream.push_count - before == received, "each image once"
     assert shown == sorted(set(shown)) and shown[-1] >= COUNT - 1 and len(shown) > received / 3
     print(f"{received} of {COUNT} messages received, each pushed once; {len(shown)} shown, each in its own place.")

@@ -3,6 +3,7 @@
 import ast
 import sys
 import xml.etree.ElementTree as ElementTree
+from functools import cache
 
 import pytest
 
@@ -12,17 +13,20 @@ BUNDLED = {"slicer", "vtk", "qt", "ctk", "numpy", "SimpleITK", "pydicom", "reque
 OURS = {"Speckle2SelfLib", "Speckle2SelfSlicer"}
 
 
+@cache
 def imports_at_file_level(path):
     """Names of the modules that a file imports when it is imported; those of its own package with their full name."""
+    imports = []
     for statement in ast.parse(path.read_text()).body:
         if isinstance(statement, ast.Import):
-            yield from (alias.name for alias in statement.names)
+            imports += [alias.name for alias in statement.names]
         elif isinstance(statement, ast.ImportFrom):
             package = [path.parent.name] if statement.level else []
             names = [statement.module] if statement.module else [alias.name for alias in statement.names]
-            yield from (".".join([*package, name]) for name in names)
+            imports += [".".join([*package, name]) for name in names]
             if statement.module in OURS:
-                yield from (f"{statement.module}.{alias.name}" for alias in statement.names)
+                imports += [f"{statement.module}.{alias.name}" for alias in statement.names]
+    return imports
 
 
 def imported_with(project, path, seen):

@@ -14,15 +14,6 @@ slicer = pytest.importorskip("slicer")
 FRAMES = np.random.default_rng(0).rayleigh(40, (12, 48, 56)).clip(0, 255).astype(np.uint8)
 
 
-@pytest.fixture(scope="module")
-def worker():
-    from Speckle2SelfSlicer.worker import Worker
-
-    worker = Worker()
-    yield worker
-    worker.close()
-
-
 @pytest.fixture
 def sequence(slicer_app):
     return make_sequence(FRAMES)
@@ -207,7 +198,6 @@ def test_the_outline_lies_where_the_recording_is_shown(worker, sequence):
     node = slicer.mrmlScene.GetFirstNodeByName("Outline of the region")
     assert node.GetTransformNodeID() == transform.GetID()
     outline.hide()
-    own.close()
 
 
 def test_live_despeckles_the_slice_in_the_view_and_shows_it_there(worker, slicer_app):
@@ -245,7 +235,7 @@ def test_live_waits_for_a_first_image(worker, slicer_app):
     with pytest.raises(InputError, match="is a recording"):
         Live(worker, volume, model="median", output=volume)
     volume.SetAndObserveImageData(None)
-    live.look(0.0, 1.0)
+    live.setLook(0.0, 1.0)
     slicer.util.updateVolumeFromArray(volume, FRAMES[1:2, :32, :40])
     assert live.state == "running", live.message
     end = time.monotonic() + 60
@@ -325,14 +315,12 @@ def test_a_box_is_the_region_of_a_run_and_of_live_images(sequence, tmp_path, mon
     box.SetCenter(20, 20, 0)
     box.SetSize(20, 20, 4)
     inside = logic().region(sequence, box)
-    try:
-        run = logic().start(sequence, model="median", region=box)
-        finish(logic().worker, run)
-        live = logic().live(sequence, model="median", region="given", once=True)
-        live_until(logic().worker, live, lambda: live.output is not None)
-        shown = slicer.util.arrayFromVolume(live.output)[0]
-    finally:
-        logic().close()
+    run = logic().start(sequence, model="median", region=box)
+    finish(logic().worker, run)
+    live = logic().live(sequence, model="median", region="given", once=True)
+    live_until(logic().worker, live, lambda: live.output is not None)
+    shown = slicer.util.arrayFromVolume(live.output)[0]
+    live.stop()
     for before, after in ((FRAMES, frames_of(run.result.node)), (FRAMES[3], shown)):
         changed = before != after
         assert changed.any() and not changed[..., ~inside].any()
@@ -395,7 +383,7 @@ def test_live_follows_a_region_that_is_moved(slicer_app, kind, tmp_path, monkeyp
             given = own.region(volume)
             assert given[20, 20] and not given[36, 36], "and is used again as the last one given"
     finally:
-        own.close()
+        live.stop()
 
 
 @pytest.mark.parametrize("wrong", [{"strength": 2}, {"strength": float("nan")}, {"gamma": 0}])
@@ -409,7 +397,7 @@ def test_an_invalid_strength_or_gamma_is_refused_before_any_work(worker, sequenc
             kind(worker, sequence, model="median", region="none", **wrong)
     live = Live(worker, sequence, model="median", region="none")
     with pytest.raises(InputError, match=f"{name} must be between"):
-        live.look(**{"strength": 1.0, "gamma": 1.0, **wrong})
+        live.setLook(**{"strength": 1.0, "gamma": 1.0, **wrong})
     live_until(worker, live, lambda: live.output is not None)
     live.stop()
 
@@ -442,20 +430,17 @@ def test_live_measures_grain_and_grey_values_again_in_a_region_that_is_moved(sli
     box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
     box.SetSize(18, 30, 4)
     own, shown = logic(), []
-    try:
-        for places in ((14, 42), (42,)):
-            live = None
-            for at in places:
-                box.SetCenter(at, 24, 0)
-                if live is None:
-                    live = own.live(volume, model="default", region=box)
-                live_until(own.worker, live, lambda live=live: live.output is not None)
-                slicer.util.updateVolumeFromArray(volume, frame)
-                live_until(own.worker, live, lambda live=live: not live.waiting)
-            shown.append(slicer.util.arrayFromVolume(live.output).copy())
-            live.stop()
-    finally:
-        own.close()
+    for places in ((14, 42), (42,)):
+        live = None
+        for at in places:
+            box.SetCenter(at, 24, 0)
+            if live is None:
+                live = own.live(volume, model="default", region=box)
+            live_until(own.worker, live, lambda live=live: live.output is not None)
+            slicer.util.updateVolumeFromArray(volume, frame)
+            live_until(own.worker, live, lambda live=live: not live.waiting)
+        shown.append(slicer.util.arrayFromVolume(live.output).copy())
+        live.stop()
     assert np.array_equal(*shown), "as if it had been there from the start"
 
 
@@ -511,7 +496,7 @@ def test_live_drops_images_that_it_cannot_keep_up_with(worker, slicer_app):
     for number in range(60):
         slicer.util.updateVolumeFromArray(volume, large[number % 12][None])
         live.step()
-    live_until(worker, live, lambda: live.dropped > 0)
+    live_until(worker, live, lambda: live.dropCount > 0)
     live.stop()
 
 
@@ -588,11 +573,11 @@ def test_image_and_position_of_a_message_are_kept_together_and_each_image_is_pus
                 seen.add(int(value))
             time.sleep(0.002)
     live_until(worker, live, lambda: not live.waiting)
-    assert live._stream.pushed == 31 and len(seen) > 5
+    assert live._stream.push_count == 31 and len(seen) > 5
     for _ in range(5):  # a view that is moved shows the same frame
         live._onView()
         live.step()
-    assert live._stream.pushed == 31
+    assert live._stream.push_count == 31
     live.stop()
 
 
@@ -617,7 +602,7 @@ def test_encoded_images_are_decoded_once_by_their_own_node_and_pushed_once(worke
         stream.GetImageData().Modified()  # a view has decoded it, which is an event as well
         live_until(worker, live, lambda n=number: slicer.util.arrayFromVolume(live.output).max() == 100 + n)
         live_until(worker, live, lambda: not live.waiting)
-    assert live._stream.pushed == 6 and decoders.count == 0
+    assert live._stream.push_count == 6 and decoders.count == 0
     bad = slicer.vtkStreamingVolumeFrame()
     bad.SetCodecFourCC("XXXX")
     bad.SetDimensions(56, 48, 1)

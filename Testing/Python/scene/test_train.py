@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from copies import Copy
 
 from Speckle2SelfLib import checkpoint, library
 from Speckle2SelfLib.config import Job, ModelConfig
@@ -23,7 +24,7 @@ def logic(slicer_app, tmp_path, monkeypatch):
     """SpeckleTrain's logic with a home of its own, in which there is a small model `start`."""
     monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    from Speckle2SelfSlicer import session, training_data
+    from Speckle2SelfSlicer import training_data
     from Speckle2SelfSlicer.trainer import Trainer
     from SpeckleTrain import SpeckleTrainLogic
 
@@ -32,12 +33,22 @@ def logic(slicer_app, tmp_path, monkeypatch):
     model = ModelConfig(width=4, grain=(0.75, 1.7))
     (tmp_path / "home" / "models").mkdir(parents=True)
     checkpoint.save(library.own_path("start"), model, build(model), {})
-    session.shared().closeWorker()  # which has another home
     logic = SpeckleTrainLogic(Trainer())
     yield logic
     logic.trainer.close()
-    logic.session.closeWorker()
-    session.shared().closeWorker()
+
+
+@pytest.fixture
+def copies(original, monkeypatch):
+    """Training processes are copies of one that has imported everything."""
+    start = subprocess.Popen
+
+    def popen(command, **options):
+        if command[1:3] != ["-m", "Speckle2SelfLib"]:
+            return start(command, **options)
+        return Copy(original, command[3:], options["env"], options["cwd"], binary=True)
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
 
 
 @pytest.fixture
@@ -89,7 +100,7 @@ def test_recordings_are_distinguished_by_their_nodes_and_not_by_their_names(logi
         training_data.gather(logic.session, [volume], heldOut=[volume], region="none", device="cpu")
 
 
-def test_curves_and_previews_are_nodes_that_are_kept_up_to_date(logic, volume):
+def test_curves_and_previews_are_nodes_that_are_kept_up_to_date(logic, volume, copies):
     job = logic.start([volume], init="start", steps=16, region="none", name="Mine")
     while len(job.reports) < 3:
         logic.poll()
@@ -203,18 +214,18 @@ def test_unknown_and_ill_typed_arguments_are_refused_in_one_sentence(logic, volu
     assert logic.trainer.jobs == [] and not list(tmp_path.glob("run*"))
 
 
-def test_a_single_recording_needs_no_list(logic, volume):
+def test_a_single_recording_needs_no_list(logic, volume, copies):
     job = logic.start(volume.GetName(), init="start", steps=2, region="none")
     assert job.nodes == [volume]
 
 
-def test_the_scene_may_be_closed_during_a_run(logic, volume):
+def test_the_scene_may_be_closed_during_a_run(logic, volume, copies):
     job = logic.start([volume], init="start", steps=4, region="none")
     slicer.mrmlScene.Clear()
     assert job.wait(90) and job.state == "done", job.message
 
 
-def test_the_time_and_memory_of_training_are_estimated(logic, volume):
+def test_the_time_and_memory_of_training_are_estimated(logic, volume, copies):
     told = []
     logic.estimate([volume], told.append, init="start", region="none", steps=50)
     logic.estimate([slicer.util.addVolumeFromArray(FRAMES * 0, name="flat")], told.append, init="start")
@@ -239,7 +250,7 @@ def test_a_region_covers_its_own_pixels_of_each_recording_and_is_remembered(logi
     assert all(np.array_equal(np.load(tmp_path / name / "region.npy"), masks[0]) for name in ("one", "again"))
 
 
-def test_a_model_file_to_start_from_is_found_in_any_folder_and_copied(logic, volume, tmp_path, monkeypatch):
+def test_a_model_file_to_start_from_is_found_in_any_folder_and_copied(logic, volume, copies, tmp_path, monkeypatch):
     (tmp_path / "file.model").write_bytes(library.own_path("start").read_bytes())
     monkeypatch.chdir(tmp_path)
     job = logic.start([volume], init="file.model", steps=1, region="none")

@@ -32,20 +32,10 @@ def model(tmp_path_factory):
     return str(path)
 
 
-@pytest.fixture(scope="module")
-def module():
-    from Speckle2Self import Speckle2SelfLogic
-    from Speckle2SelfSlicer.worker import Worker
-
-    logic = Speckle2SelfLogic(worker=Worker())
-    yield logic
-    logic.close()
-
-
 @pytest.fixture
-def logic(module):
+def logic():
     slicer.mrmlScene.Clear()
-    return module
+    return slicer.util.getModuleLogic("Speckle2Self")
 
 
 def voxels(node):
