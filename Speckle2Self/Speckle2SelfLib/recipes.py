@@ -29,7 +29,7 @@ MOST_FRAMES = 60  # limit for a recording whose anatomy is used
 WARM_UP = 50  # steps while the learning rate rises
 PAIRED = 0.5  # pieces of pairs of frames, relative to the anatomies
 STILL = _(
-    "In {} of {} pairs of neighboring frames, the anatomy stands still while the speckle changes. Each frame of these "
+    "In {count} of {most} pairs of neighboring frames, the anatomy stands still while the speckle changes. Each frame of these "
     "pairs is also a training target for the other."
 )
 NEW = (
@@ -202,7 +202,7 @@ class Respeckled(Recipe):
             made.append(simulate_cines(count - own, config.crop, rng, grains, lambda n, _: progress(own + n, count)))
         if still := sum(map(len, pairs)):
             made.append(draw_pairs(cines, pairs, max(1, round(PAIRED * count)), config.crop, rng))
-            self.message = STILL.format(still, sum(len(cine.frames) - 1 for cine in cines))
+            self.message = STILL.format(count=still, most=sum(len(cine.frames) - 1 for cine in cines))
         one, two = (np.random.default_rng([config.seed, number]) for number in (1, 2))
         world = simulate_cines(few, config.crop, one, grains, speckles=speckles)
         if held_out:

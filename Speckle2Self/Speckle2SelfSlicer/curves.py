@@ -19,7 +19,7 @@ from Speckle2SelfLib.system import InputError
 
 from . import comparison, scene
 from .session import Session
-from .words import translated
+from .words import translate_sentence
 
 RUN, ROLE = "SpeckleTrain.run", "SpeckleTrain.role"  # attributes of the nodes that show a run
 COMPARISON = "SpeckleTrain.compared"  # attribute of a comparison's nodes: their name then, and the node they belong to
@@ -98,7 +98,7 @@ def _columns(reports: list[dict]) -> list[str]:
 def _label(name: str) -> str:
     """Return a column's name for a legend or a table, in the user's language where it has plain words."""
     figure = metrics.FIGURES.get(name)
-    return translated(figure.label) if figure and figure.label else name
+    return translate_sentence(figure.label) if figure and figure.label else name
 
 
 def updateTable(node, reports: list[dict]) -> None:

@@ -135,7 +135,7 @@ def test_each_frame_of_a_pair_is_the_target_of_the_other(cine):
         assert torch.equal(whole[1 - of, place], target)
 
 
-def test_a_still_cine_trains_on_its_pairs_and_says_so(still):
+def test_a_still_cine_trains_on_its_pairs_with_a_message(still):
     cine, network = still
     training = Training([cine], replace(CONFIG, crop=128, simulated=8), library.load_model("default").config, network)
     assert len(training.simulated.frames) == 12

@@ -101,7 +101,7 @@ def test_recordings_are_distinguished_by_their_nodes_and_not_by_their_names(logi
 
 
 def test_curves_and_previews_are_nodes_that_are_kept_up_to_date(logic, volume, copies):
-    job = logic.start([volume], init="start", steps=16, region="none", name="Mine")
+    job = logic.start([volume], init="start", steps=80, region="none", name="Mine")
     while len(job.reports) < 3:
         logic.poll()
         time.sleep(0.02)
