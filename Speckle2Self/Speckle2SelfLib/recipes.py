@@ -29,8 +29,8 @@ MOST_FRAMES = 60  # limit for a recording whose anatomy is used
 WARM_UP = 50  # steps while the learning rate rises
 PAIRED = 0.5  # pieces of pairs of frames, relative to the anatomies
 STILL = _(
-    "In {count} of {most} pairs of neighboring frames, the anatomy stands still while the speckle changes. Each frame of these "
-    "pairs is also a training target for the other."
+    "In {count} of {most} pairs of neighboring frames, the anatomy stands still while the speckle changes. Each frame "
+    "of these pairs is also a training target for the other."
 )
 NEW = (
     "--width applies only to a new network of ours, --deep and --uncertainty also to one that lacks the deeper level "

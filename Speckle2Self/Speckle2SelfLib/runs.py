@@ -262,7 +262,9 @@ class Run:
             self.cines, trial, self.start.model, copy.deepcopy(self.start.network), self.device,
             progress=lambda *_: moments.append(time.monotonic()), teacher=self.start.teacher,
         )  # fmt: skip
-        simulating = (moments[-1] - moments[0]) / len(moments) * min(config.simulated, config.steps * config.batch)
+        first, *others = np.diff(moments) if len(moments) > 1 else [0.0]  # the first one waits for what is done once
+        count = min(config.simulated, config.steps * config.batch)
+        simulating = first + (float(np.mean(others)) * (count - 1) if others else 0.0)
         steps = [time.monotonic() for _ in training.run()]
         half = len(steps) // 2
         rate = torch.tensor(half / (steps[-1] - steps[half - 1]))

@@ -20,7 +20,7 @@ class InputError(ValueError):
 
 
 def _(sentence: str) -> str:
-    """Mark a sentence for translation, and return it as it is: the panels translate it, see `words.translate_sentence`."""
+    """Mark a sentence for translation, and return it unchanged: panels translate it, see `words.translate_sentence`."""
     return sentence
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from copies import COPIED, Copy
 
-from Speckle2SelfLib import checkpoint, config, runs
+from Speckle2SelfLib import checkpoint, config, recipes, runs
 from Speckle2SelfLib.__main__ import main
 from Speckle2SelfLib.config import Job, ModelConfig
 from Speckle2SelfLib.dataset import read_cine
@@ -594,6 +594,16 @@ def test_time_and_memory_of_a_run_are_estimated_before_it(folder):
     assert estimate["minutes"] == pytest.approx(12 / estimate["rate"] / 60, abs=0.01)
     assert estimate["correlation"][0][0][0] == 1 and 0.7 < estimate["grain"][0][0] < 2
     assert not Path("m.model").exists()
+
+
+def test_what_is_done_once_before_the_simulation_is_estimated_once(folder, monkeypatch):
+    despeckle = recipes.despeckle_anatomies
+    monkeypatch.setattr(recipes, "despeckle_anatomies", lambda *given: time.sleep(1) or despeckle(*given))
+    lines = []
+    runs.run(job(simulated=500, steps=250, estimate=True), lines.append)
+    estimate = lines[0]["estimate"]
+    simulating = 60 * estimate["minutes"] - estimate["steps"] / estimate["rate"]
+    assert 1 < simulating < 30, "not once for every twelve anatomies: 40 s"
 
 
 def test_the_grain_is_reported_in_pixels_of_the_recording(folder):

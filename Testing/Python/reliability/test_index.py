@@ -204,7 +204,7 @@ def test_the_texts_of_the_panels_can_be_translated(project):
 
 
 def test_the_error_messages_of_the_glue_can_be_translated(project):
-    """Sentences of `InputError`, and constants that are sentences; the core marks its own, see `words.translate_sentence`."""
+    """Sentences of `InputError`, and constants that are sentences; the core marks its own."""
     for path in (project / "Speckle2Self" / "Speckle2SelfSlicer").glob("*.py"):
         tree = ast.parse(path.read_text())
         errors = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and dotted(node.func) == "InputError"]
