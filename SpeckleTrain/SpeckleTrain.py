@@ -434,7 +434,7 @@ class SpeckleTrainWidget(ExportPart, ModelsPart, Panel):
             words = _("Step {step} of {steps}, {rate:.1f} per second, {minutes:.1f} min left").format(
                 **last, minutes=last.get("seconds_left", 0) / 60
             )
-        return f"{words} {job.message}" if job.message else words
+        return f"{words}\n{job.message}" if job.message else words
 
     def onPause(self) -> None:
         self.job.pause()

@@ -177,11 +177,12 @@ def _divide_dark(dark: np.ndarray, marks: np.ndarray) -> tuple[np.ndarray, np.nd
     graphics.
     """
     labels, count = ndimage.label(ndimage.binary_opening(dark, np.ones((GAP, GAP))))
-    crooked, ground = np.zeros((2, count + 1), bool)
+    crooked, grounds = np.zeros(count + 1, bool), np.zeros_like(dark)
     for label, box in enumerate(ndimage.find_objects(labels), 1):
         crooked[label] = ((labels[box] == label) | marks[box]).mean() < 0.85
-        ground[label] = not crooked[label] and marks[box].any()
-    return ndimage.binary_dilation(crooked[labels], iterations=GAP), ground[labels]
+        if not crooked[label] and marks[box].any():
+            grounds[box] |= dark[box]  # also narrow parts between letters
+    return ndimage.binary_dilation(crooked[labels], iterations=GAP), grounds
 
 
 def _find_boxes(brightest: np.ndarray, darkest: np.ndarray, within: np.ndarray) -> np.ndarray:
