@@ -121,6 +121,9 @@ class TrainingConfig:
     averaging: float = option(
         0.995, "decay of the weights' exponential moving average; 0 keeps the last weights", low=0, high=1 - 1e-9
     )
+    start_share: float = option(
+        0.0, "share of the initial weights in the result, where a trained model is the start", low=0, high=1
+    )
     seed: int = option(0, "seed of all random choices", low=0, high=2**63 - 1)
     interval: int = option(100, "steps between two validations and checkpoints", low=1, high=10**6)
 
@@ -136,6 +139,7 @@ PRESETS = {
         steps=1000,
         learning_rate=5e-4,
         averaging=0.98,
+        start_share=0.1,
         interval=100,
         simulated=1200,
         share=0.65,

@@ -45,7 +45,8 @@ class Report:
 
 
 class Training:
-    """A run over `cines`. Iterate over `run()`; `network` is then the trained one, averaged over the last steps.
+    """A run over `cines`. Iterate over `run()`; `network` is then the trained one, averaged over the last steps, with
+    the config's share of the initial weights.
 
     Args: cines, recorded ones (may be empty if the config simulates); network, to start from, else a random one;
     held_out, cines that are used only for validation; progress, see `dataset.simulate_cines`, of those to train on;
@@ -93,9 +94,10 @@ class Training:
         self.learner = self.model = convert(self.learner, memory_format).train()
         if self.processes > 1:
             self.model = DistributedDataParallel(self.learner)
-        self.network, self._trained = network, network
-        if config.averaging:
-            self.network = copy.deepcopy(network)
+        self._trained = network
+        self._averaged = copy.deepcopy(network) if config.averaging else network
+        self._initial = self.start if config.start_share and not self._random else None
+        self.network = self._averaged if self._initial is None else copy.deepcopy(network)
         self.optimiser = torch.optim.Adam(
             self.learner.parameters(), config.learning_rate, self.recipe.betas, fused=cuda
         )
@@ -127,7 +129,7 @@ class Training:
             rate = (self.step - first) / max(time.monotonic() - started, 1e-9)
             yield Report(self.step, self.config.steps, terms, rate, message)
             message = ""
-        self.network.eval()
+        self._mix()
 
     def _train_step(self) -> dict[str, float]:
         self.optimiser.param_groups[0]["lr"] = self.recipe.learning_rate(self.step)
@@ -161,7 +163,19 @@ class Training:
             return
         if self._random:
             decay = min(decay, (1 + self.step) / (10 + self.step))
-        get_ema_multi_avg_fn(decay)(list(self.network.parameters()), list(self._trained.parameters()), None)
+        get_ema_multi_avg_fn(decay)(list(self._averaged.parameters()), list(self._trained.parameters()), None)
+
+    @torch.no_grad()
+    def _mix(self) -> None:
+        """Bring `network` up to date: the averaged weights, with a share of the initial ones where that is asked for.
+
+        Such means keep more of what a model could do before (WiSE-FT; Wortsman et al., CVPR 2022).
+        """
+        if self._initial is not None:
+            parts = (module.parameters() for module in (self.network, self._averaged, self._initial))
+            for result, averaged, initial in zip(*parts, strict=True):
+                result.copy_(averaged.lerp(initial, self.config.start_share))
+        self.network.eval()
 
     def _draw(self) -> Batch:
         """Draw a batch of crops of one cine, the same in every process, and return this process's share of it."""
@@ -208,9 +222,9 @@ class Training:
         return f"Not enough memory; the batch size was reduced to {self.batch}."
 
     def validate(self) -> tuple[dict[str, float], np.ndarray | None]:
-        """Return figures on the held-out cines and a picture, see `validation.validate`, of the averaged network: it is
-        the one that is saved. Raises InputError where the loss is NaN."""
-        self.network.eval()
+        """Return figures on the held-out cines and a picture, see `validation.validate`, of `network`: it is the one
+        that is saved. Raises InputError where the loss is NaN."""
+        self._mix()
         figures, picture = validation.validate(self.recipe, self.network, self.held_out, self.device)
         if not np.isfinite(list(figures.values())).all():
             raise InputError(NOT_A_NUMBER.format(step=self.step))
@@ -222,7 +236,7 @@ class Training:
         Raises InputError where a weight is NaN: a gradient can be NaN while the loss is still finite.
         """
         tensors = {f"learner.{name}": tensor for name, tensor in self.learner.state_dict().items()}
-        tensors |= {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        tensors |= {f"network.{name}": tensor for name, tensor in self._averaged.state_dict().items()}
         if self.start is not None:
             tensors |= {f"start.{name}": tensor for name, tensor in self.start.state_dict().items()}
         for number, moments in self.optimiser.state_dict()["state"].items():
@@ -243,7 +257,7 @@ class Training:
                 part, _, rest = name.partition(".")
                 parts[part][rest] = tensor
             self.learner.load_state_dict(parts["learner"])
-            self.network.load_state_dict(parts["network"])
+            self._averaged.load_state_dict(parts["network"])
             self.optimiser.load_state_dict(self._optimiser_state(parts["adam"]))
             self.rng.bit_generator.state = values["rng"]
             self.step, self.batch = values["step"], values["batch"]

@@ -107,6 +107,19 @@ def test_the_averaged_weights_of_a_short_run_are_the_mean_of_its_steps_and_are_j
     assert training.validate()[0] == figures and training.learner.training
 
 
+def test_the_result_of_an_adaptation_has_a_share_of_the_initial_weights(cine):
+    torch.manual_seed(0)
+    start = build(FAST).eval()
+    before = [parameter.clone() for parameter in start.parameters()]
+    config = TrainingConfig(steps=3, batch=2, crop=32, simulated=4, averaging=0.0, start_share=0.25)
+    training = Training([prepare_cine(cine[0], None, FAST)], config, FAST, start)
+    list(training.run())
+    parts = zip(training.network.parameters(), training.learner.network.parameters(), before, strict=True)
+    for result, trained, initial in parts:
+        assert torch.allclose(result, 0.75 * trained + 0.25 * initial, atol=1e-6)
+    assert any(not torch.equal(a, b) for a, b in zip(training.network.parameters(), before, strict=True))
+
+
 def test_the_published_recipe_judges_the_averaged_network_that_is_kept(cine):
     model = ModelConfig("published", normalisation="frame")
     recording = prepare_cine(cine[0], None, model)
