@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument(
         "model", nargs="?", help="a model or filter; without one, all that a model could change is counted"
     )
-    parser.add_argument("--count", type=int, default=3, help="cases of each shape and length")
+    parser.add_argument("--count", type=int, default=10, help="cases of each shape and length")
     parser.add_argument("--kinds", nargs="*", help="only graphics of these kinds")
     asked = parser.parse_args()
     rows: dict[str, list[dict[str, float]]] = {}

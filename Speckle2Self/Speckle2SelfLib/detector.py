@@ -19,8 +19,8 @@ from .inference import fast_network, through_network
 
 FILE = Path(__file__).resolve().parent.parent / "Resources" / "graphics.safetensors"  # no model for despeckling
 LOGITS = 16.0  # by which the network's output, counted from 1/2, is multiplied
-ALONE = 1.5  # logit from which a pixel of one frame of a cine counts as drawn
-MIRRORED = (0.0, 1.0)  # logits from which a pixel of a still may be drawn, and certainly is; mean over mirror images
+ALONE = 1.0  # logit from which a pixel of one frame of a cine counts as drawn
+MIRRORED = (-1.0, 1.0)  # logits from which a pixel of a still may be drawn, and certainly is; mean over mirror images
 TOGETHER = (-1.0, 0.5)  # the same for the mean over several frames; doubtful pixels count if connected to certain ones
 CERTAIN = 4.0  # logit from which bright pixels are not tissue; black cysts and their borders reach about 5
 MARGIN = 1  # pixels around found graphics that also count as drawn

@@ -164,7 +164,7 @@ def improvement(card: dict) -> str:
         return "The error on held-out simulated frames of your recordings did not change."
     return (
         f"The error on held-out simulated frames of your recordings {changed('rms')}, and on other anatomies with your "
-        f"speckle it {changed('world')}. The true gain is usually at least the smaller one."
+        f"speckle it {changed('world')}. The true change is usually better than the worse of the two."
     )
 
 
