@@ -263,11 +263,9 @@ class Run:
             progress=lambda *_: moments.append(time.monotonic()), teacher=self.start.teacher,
         )  # fmt: skip
         first, *others = np.diff(moments) if len(moments) > 1 else [0.0]  # the first one waits for what is done once
-        count = min(config.simulated, config.steps * config.batch)
-        simulating = first + (float(np.mean(others)) * (count - 1) if others else 0.0)
+        simulating = first + float(np.mean(others or [0.0])) * min(config.simulated, config.steps * config.batch)
         steps = [time.monotonic() for _ in training.run()]
-        half = len(steps) // 2
-        rate = torch.tensor(half / (steps[-1] - steps[half - 1]))
+        rate = torch.tensor(1 / np.diff(steps[len(steps) // 2 - 1 :]).mean())  # of the second half
         if dist.is_initialized():
             rate = rate.to(self.device)
             dist.broadcast(rate, 0)
@@ -302,8 +300,8 @@ class Run:
             self.cines, start.config, start.model, start.network, self.device, self.held_out, self.report_simulation,
             start.teacher,
         )  # fmt: skip
-        if training.recipe.message:
-            self.say(training.recipe.message)
+        if message := training.recipe.message:
+            self.say(message)
         return training
 
     def report_simulation(self, done: int, count: int) -> None:
