@@ -246,7 +246,7 @@ def test_a_stopped_run_simulates_the_same_frames_again(folder, start):
 def test_the_gain_is_summarized_in_a_sentence():
     card = {"figures_at_start": {"rms": 0.05, "world": 0.1}, "figures": {"rms": 0.046, "world": 0.1}}
     told = library.improvement(card)
-    assert "fell by 8.0%, and on other anatomies with your speckle it did not change. The true gain" in told
+    assert "fell by 8.0%, and on other anatomies with your speckle it did not change. The true change" in told
     back = {"figures_at_start": card["figures"], "figures": card["figures_at_start"]}
     assert "rose by 8.7%" in library.improvement(back)
     same = {"figures_at_start": card["figures"], "figures": card["figures"]}
