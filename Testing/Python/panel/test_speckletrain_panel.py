@@ -380,7 +380,7 @@ def test_the_simulation_before_the_first_step_is_reported_and_can_be_paused(desk
     assert train.ui.progressBar.maximum == 4000 and 0 < train.ui.progressBar.value < 4000
     train.ui.pauseButton.click()
     desk.wait(lambda: train.job.ended)
-    assert train.ui.runLabel.text.startswith("Paused. Stopped during simulation")
+    assert train.ui.runLabel.text.startswith("Paused.\nStopped during simulation")
     assert train.ui.resumeButton.enabled and not train.ui.progressBar.visible
 
 
