@@ -78,5 +78,6 @@ def graphics_over_time(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
         turns = ([1], [2], [1, 2])
         total += sum(_logits(torch.from_numpy(frames).flip(axes), bounds).flip(axes) for axes in turns)
     mean, limits = (total / len(frames), TOGETHER) if len(frames) > 1 else (total / 4, MIRRORED)
-    always = widen(apply_hysteresis_threshold(mean[0].numpy(), *limits), MARGIN)
-    return always, each | always, mean[0].numpy() > CERTAIN
+    average = mean[0].numpy()
+    always = widen(apply_hysteresis_threshold(average, *limits), MARGIN)
+    return always, each | always, average > CERTAIN

@@ -194,15 +194,15 @@ class Respeckled(Recipe):
         recorded = despeckle_anatomies(cines, network)
         speckles = [anatomy.speckle for anatomy in recorded]
         pairs = [
-            find_pairs(cine, speckle, network) if min(cine.frames.shape[-2:]) >= config.crop else np.array([], int)
-            for cine, speckle in zip(cines, speckles, strict=True)
-        ]
+            (cine, number) for cine, speckle in zip(cines, speckles, strict=True)
+            if min(cine.frames.shape[-2:]) >= config.crop for number in find_pairs(cine, speckle, network)
+        ]  # fmt: skip
         made = [respeckle(recorded, own, config.crop, rng, lambda n, _: progress(n, count))]
         if own < count:
             made.append(simulate_cines(count - own, config.crop, rng, grains, lambda n, _: progress(own + n, count)))
-        if still := sum(map(len, pairs)):
-            made.append(draw_pairs(cines, pairs, max(1, round(PAIRED * count)), config.crop, rng))
-            self.message = STILL.format(count=still, most=sum(len(cine.frames) - 1 for cine in cines))
+        if pairs:
+            made.append(draw_pairs(pairs, max(1, round(PAIRED * count)), config.crop, rng))
+            self.message = STILL.format(count=len(pairs), most=sum(len(cine.frames) - 1 for cine in cines))
         one, two = (np.random.default_rng([config.seed, number]) for number in (1, 2))
         world = simulate_cines(few, config.crop, one, grains, speckles=speckles)
         if held_out:

@@ -56,7 +56,7 @@ def despeckle_anatomies(cines: Sequence[Cine], network: nn.Module) -> list[Recor
 
 
 @torch.no_grad()
-def find_pairs(cine: Cine, speckle: RecordedSpeckle, network: nn.Module) -> np.ndarray:
+def find_pairs(cine: Cine, speckle: RecordedSpeckle, network: nn.Module) -> list[int]:
     """Return the numbers n of the frames after which frame n + 1 shows the same anatomy below independent speckle.
 
     Of two such frames, what the network removes does not correlate, and the despeckled frames differ about as much as
@@ -81,20 +81,17 @@ def find_pairs(cine: Cine, speckle: RecordedSpeckle, network: nn.Module) -> np.n
             continue
         if np.corrcoef(removed)[0, 1] < RELATED:
             found.append(number)
-    return np.array(found, int)
+    return found
 
 
-def draw_pairs(
-    cines: Sequence[Cine], pairs: Sequence[np.ndarray], count: int, crop: int, rng: np.random.Generator
-) -> Cine:
+def draw_pairs(pairs: Sequence[tuple[Cine, int]], count: int, crop: int, rng: np.random.Generator) -> Cine:
     """Return `count` pieces of frames, crop x crop pixels, and as their truth those of the other frame of their pair.
 
-    Args: pairs, what `find_pairs` returns for each of the cines; at least one, of frames of at least `crop` pixels.
+    Args: pairs, at least one: a cine of at least `crop` x `crop` pixels, and a number from `find_pairs`.
     """
-    every = [(cine, n) for cine, numbers in zip(cines, pairs, strict=True) for n in numbers]
     frames, truths = [], []
     for _ in range(count):
-        cine, number = every[int(rng.integers(len(every)))]
+        cine, number = pairs[int(rng.integers(len(pairs)))]
         y, x = (int(rng.integers(n - crop + 1)) for n in cine.frames.shape[-2:])
         pieces = cine.frames[number : number + 2, :, y : y + crop, x : x + crop]
         order = rng.permutation(2)
