@@ -96,7 +96,7 @@ class ModelConfig:
         if self.scales == 2:
             raise InputError("A published network has 3 encoders, or 1 only for inference, not 2.")
         if self.architecture != "fast" and (self.deep or self.uncertainty or self.equality):
-            raise InputError("A published network has no deeper level, no second input and no head for the uncertainty.")
+            raise InputError("A published network has no deeper level, second input or head for the uncertainty.")
         if self.grain is not None:
             object.__setattr__(self, "grain", tuple(float(g) for g in self.grain))
             if len(self.grain) != 2 or not 0.25 <= self.grain[0] <= self.grain[1] <= 64:
@@ -184,7 +184,11 @@ class Job:
     device: str = option("auto", "auto, cpu, cuda or mps")
     region: str = option("auto", "auto, none, a mask file, or a folder of masks named like the recordings")
     report: int = option(10, "steps between two JSON lines")
-    preview: str | None = option(None, "write a held-out frame before and after at every validation", metavar="PNG")
+    preview: str | None = option(
+        None,
+        "write a held-out frame before and after, and its uncertainty, at every validation",
+        metavar="PNG",
+    )
     resume: bool = option(False, "continue the interrupted run of this MODEL")
     estimate: bool = option(False, "do not train: report the time and memory needed")
 
