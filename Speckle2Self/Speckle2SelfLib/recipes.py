@@ -185,8 +185,8 @@ class Respeckled(Recipe):
     ) -> tuple[Cine | None, list[Cine]]:  # fmt: skip
         """Draw the recordings' own speckle over despeckled frames, and simulate anatomies of the simulator.
 
-        Others of both kinds are held out: of the recordings held out, two draws of speckle each, whose error is the
-        figure `rms`; that of the simulator's anatomies, with the recordings' speckle, is `world`.
+        Others of both kinds are held out: of all recordings, also those held out, two draws of speckle each, whose
+        error is the figure `rms`; that of the simulator's anatomies, with the recordings' speckle, is `world`.
         """
         config = self.config
         if not cines or not config.simulated:
@@ -212,9 +212,8 @@ class Respeckled(Recipe):
             made.append(draw_pairs(pairs, max(1, round(PAIRED * count)), config.crop, rng))
         one, two = (np.random.default_rng([config.seed, number]) for number in (1, 2))
         world = simulate_cines(few, config.crop, one, grains, speckles=speckles)
-        if held_out:
-            recorded = despeckle_anatomies(held_out, network)
-        apart = respeckle(recorded, few, config.crop, two, draws=2)
+        others = [cine for cine in held_out if all(cine is not known for known in cines)]
+        apart = respeckle([*recorded, *despeckle_anatomies(others, network)], few, config.crop, two, draws=2)
         return join_cines(made), [apart, replace(world, figure="world")]
 
 
