@@ -185,8 +185,8 @@ class Respeckled(Recipe):
     ) -> tuple[Cine | None, list[Cine]]:  # fmt: skip
         """Draw the recordings' own speckle over despeckled frames, and simulate anatomies of the simulator.
 
-        Others of both kinds are held out: of all recordings, also those held out, two draws of speckle each, whose
-        error is the figure `rms`; that of the simulator's anatomies, with the recordings' speckle, is `world`.
+        Others of both kinds are held out: of the recordings held out, if any, two draws of speckle each, whose error is
+        the figure `rms`; that of the simulator's anatomies, with the recordings' speckle, is `world`.
         """
         config = self.config
         if not cines or not config.simulated:
@@ -213,7 +213,7 @@ class Respeckled(Recipe):
         one, two = (np.random.default_rng([config.seed, number]) for number in (1, 2))
         world = simulate_cines(few, config.crop, one, grains, speckles=speckles)
         others = [cine for cine in held_out if all(cine is not known for known in cines)]
-        apart = respeckle([*recorded, *despeckle_anatomies(others, network)], few, config.crop, two, draws=2)
+        apart = respeckle(despeckle_anatomies(others, network) or recorded, few, config.crop, two, draws=2)
         return join_cines(made), [apart, replace(world, figure="world")]
 
 
