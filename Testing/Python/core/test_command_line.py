@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from copies import Copy
 
 from Speckle2SelfLib import checkpoint, files
 from Speckle2SelfLib.__main__ import main
@@ -89,16 +90,18 @@ def test_an_output_without_suffix_is_a_folder(folder, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1 and not (folder / "other").exists()
 
 
-def test_an_archive_is_shared_by_processes_and_resumed_after_a_kill(folder):
+def test_an_archive_is_shared_by_processes_and_resumed_after_a_kill(folder, original):
     """200 files by two processes, killed on the way and started again: each is done, and none twice; files of the one
     that cannot be read are reported at the end, and do not end the other."""
     os.makedirs("archive")
     for number in range(200):
         np.save(f"archive/{number:03}.npy", FRAMES[0])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
-               "Speckle2SelfLib", "despeckle", "archive", "out", "--model", "nlm", "--skip-existing"]  # fmt: skip
+    arguments = ["despeckle", "archive", "out", "--model", "nlm", "--skip-existing"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*launcher, "-m", "Speckle2SelfLib", *arguments], env=environment, stderr=subprocess.DEVNULL
+    )
     end = time.monotonic() + 120
     while time.monotonic() < end and len(list(folder.glob("out/*.npy"))) < 20:
         time.sleep(0.01)
@@ -115,9 +118,10 @@ def test_an_archive_is_shared_by_processes_and_resumed_after_a_kill(folder):
     bad = [name for name in (f"{number:03}.npy" for number in range(1, 200, 2)) if name not in done]
     for name in bad:
         (folder / "archive" / name).write_text("no array")
-    again = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert again.returncode == 1 and f"{len(bad)} of 200 files could not be despeckled" in again.stderr
-    assert all(f"{name}: " in again.stderr for name in bad)
+    again = Copy(original, arguments, processes=2)
+    _, error = again.communicate()
+    assert again.returncode == 1 and f"{len(bad)} of 200 files could not be despeckled" in error
+    assert all(f"{name}: " in error for name in bad)
     assert names(folder / "out") == [f"{number:03}.npy" for number in range(200) if f"{number:03}.npy" not in bad]
     assert all((folder / "out" / name).stat().st_mtime_ns == moment for name, moment in done.items())
     assert all(np.load(path).shape == FRAMES[0].shape for path in folder.glob("out/*.npy"))

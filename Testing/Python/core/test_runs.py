@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import socket
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from copies import COPIED, Copy
+from copies import Copy
 
 from Speckle2SelfLib import checkpoint, config, recipes, runs
 from Speckle2SelfLib.__main__ import main
@@ -686,22 +685,16 @@ def test_after_a_kill_at_any_moment_the_checkpoints_load(folder, original):
     assert reached > 0
 
 
-def torchrun(count, *arguments):
-    Path("command.py").write_text(COPIED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count),
-               "command.py", *arguments]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
-
-
 def test_two_processes_train_as_one_does(folder, original, capsys):
     """The losses are the same for the same global batch, and two processes can finish a run that one began."""
     arguments = ["train", "Doe^Jane.npy", "--init", "start.model", "--batch", "4", "--steps", "8", "--region", "none",
                  "--simulated", "8", "--device", "cpu", "--report", "1", "--output"]  # fmt: skip
     assert main([*arguments, "1.model"]) == 0
     one = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    done = torchrun(2, *arguments, "2.model")
-    assert done.returncode == 0, done.stderr
-    two, losses = [json.loads(line) for line in done.stdout.splitlines()], []
+    shared = Copy(original, [*arguments, "2.model"], processes=2)
+    output, error = shared.communicate()
+    assert shared.returncode == 0, error
+    two, losses = [json.loads(line) for line in output.splitlines()], []
     for count, lines in enumerate((one, two), 1):
         assert lines[0]["processes"] == count
         terms = ("truth", "slopes")
