@@ -97,16 +97,12 @@ def test_an_archive_is_shared_by_processes_and_resumed_after_a_kill(folder, orig
     for number in range(200):
         np.save(f"archive/{number:03}.npy", FRAMES[0])
     arguments = ["despeckle", "archive", "out", "--model", "nlm", "--skip-existing"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*launcher, "-m", "Speckle2SelfLib", *arguments], env=environment, stderr=subprocess.DEVNULL
-    )
+    process = Copy(original, arguments, processes=2)
     end = time.monotonic() + 120
     while time.monotonic() < end and len(list(folder.glob("out/*.npy"))) < 20:
         time.sleep(0.01)
     ranks = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
-    process.kill()
+    os.kill(process.pid, signal.SIGKILL)
     process.wait()
     while any(os.path.exists(f"/proc/{rank}/exe") for rank in ranks.split()):  # they end with it
         assert time.monotonic() < end
@@ -344,16 +340,15 @@ def test_an_interruption_that_a_library_catches_still_stops_the_run(folder, monk
     assert names(folder) == ["in.npy"]
 
 
-def test_an_interrupted_run_stops_and_leaves_nothing(folder):
+def test_an_interrupted_run_stops_and_leaves_nothing(folder, original):
     np.save("long.npy", np.random.default_rng(0).integers(0, 255, (400, 256, 256)).astype(np.uint8))
-    command = [sys.executable, "-m", "Speckle2SelfLib", "despeckle", "long.npy", "out.npy"]
-    process = subprocess.Popen([*command, "--model", "nlm", "--region", "none"], stderr=subprocess.PIPE, text=True)
+    process = Copy(original, ["despeckle", "long.npy", "out.npy", "--model", "nlm", "--region", "none"])
     libraries = Path(f"/proc/{process.pid}/maps")
     while libraries.exists() and "_nl_means" not in libraries.read_text() and process.poll() is None:
         time.sleep(0.05)  # until the filter is loaded
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=30)
+    os.kill(process.pid, signal.SIGINT)
+    _, error = process.communicate()
     assert process.returncode == 130 and error.strip().endswith("speckle2self: stopped.")
     assert names(folder) == ["in.npy", "long.npy"]
 
