@@ -52,6 +52,12 @@ def pytest_sessionstart(session):
     session.launcher, sys.executable = sys.executable, PYTHON
 
 
+def pytest_collection_modifyitems(items):
+    """Put the tests first that need a process which takes seconds to start: of pytest-xdist's processes, one starts it
+    then, and the others take tests that need none."""
+    items.sort(key=lambda item: not {"original", "worker"} & set(item.fixturenames))
+
+
 @pytest.fixture(autouse=True)
 def executable(request, monkeypatch):
     """Set `sys.executable`: in Slicer it is a launcher; in tests of the core and of its processes, it is Python
