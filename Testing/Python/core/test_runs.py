@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import socket
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -494,13 +493,18 @@ def test_a_training_time_becomes_a_number_of_steps(folder):
 
 
 class Clock:
-    """A clock that only the steps of a training and its validations move on."""
+    """A clock that only the steps of a training and its validations move on. Only the first step learns something."""
 
     def __init__(self, monkeypatch, pace, validation=0.0):
         from Speckle2SelfLib import training
 
         self.now, self.pace, self.done = 1000.0, pace, 0
-        train, validate = Training._train_step, Training.validate
+        train, learn, validate = Training._train_step, Training._learn, Training.validate
+
+        def learn_first(one, *views):
+            if not one._names:
+                self.terms = learn(one, *views)
+            return self.terms
 
         def step(one):
             self.now += self.pace(self.done)
@@ -511,6 +515,7 @@ class Clock:
             self.now += validation
             return validate(one)
 
+        monkeypatch.setattr(Training, "_learn", learn_first)
         monkeypatch.setattr(Training, "_train_step", step)
         monkeypatch.setattr(Training, "validate", check)
         for module in (runs, training):
@@ -605,7 +610,8 @@ def test_what_is_done_once_before_the_simulation_is_estimated_once(folder, monke
     assert 1 < simulating < 30, "not once for every twelve anatomies: 40 s"
 
 
-def test_the_grain_is_reported_in_pixels_of_the_recording(folder):
+def test_the_grain_is_reported_in_pixels_of_the_recording(folder, monkeypatch):
+    monkeypatch.setattr(runs, "WARM_UP", 2)
     made = simulate(SimulationConfig((128, 128), 14, (1.2, 5.0), "flat"), np.random.default_rng(0)).frames
     np.save("coarse.npy", np.round(made * 255).astype(np.uint8))
     recorded = estimate_grain(made)

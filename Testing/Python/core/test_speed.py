@@ -96,10 +96,12 @@ def test_nothing_does_more_than_the_machine_can(one_thread, pair):
     """One library's matrix product is not the limit: on some processors that of another is three times as fast."""
     size = (192, 192)
     entries = [e for e in speed.entries(size, 0, True, CPU, [torch.float32], pair) if e.work]
-    limits = [speed.machine_rates(CPU, 0.2)]
+    limits = speed.machine_rates(CPU, 0.2)
     rows = speed.measure(entries, size, 1, CPU, 0.1)
-    limits.append(speed.machine_rates(CPU, 0.2))  # as others may have been at work the first time
-    speed.add_shares(rows, {name: max(rates[name] for rates in limits) for name in limits[0]})
+    speed.add_shares(rows, limits)
+    if speed.beyond(rows):  # others may have been at work during the first measurement
+        again = speed.machine_rates(CPU, 0.2)
+        speed.add_shares(rows, {name: max(rate, again[name]) for name, rate in limits.items()})
     assert not speed.beyond(rows), "the benchmark's limit is wrong"
     script = next(row for row in rows if row["method"] == speed.SCRIPT)
     assert 0 < script["of_matrix"] <= 1

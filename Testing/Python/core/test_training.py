@@ -176,7 +176,7 @@ def test_training_on_one_recording_reduces_its_speckle(cine):
     """Neither a clean image nor a second recording is used: the truth only judges."""
     frames, truth = cine
     model = replace(FAST, width=32)
-    config = TrainingConfig(steps=150, batch=4, crop=64, averaging=0.9, simulated=60, share=1.0)
+    config = TrainingConfig(steps=100, batch=4, crop=64, averaging=0.9, simulated=60, share=1.0)
     teacher = load_model("default").network
     reports, network = finish(Training([prepare_cine(frames, None, model)], config, model, teacher=teacher))
     assert set(reports[0].terms) == {"truth", "slopes"}
