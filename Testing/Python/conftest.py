@@ -53,9 +53,10 @@ def pytest_sessionstart(session):
 
 
 def pytest_collection_modifyitems(items):
-    """Put the tests first that need a process which takes seconds to start: of pytest-xdist's processes, one starts it
-    then, and the others take tests that need none."""
-    items.sort(key=lambda item: not {"original", "worker"} & set(item.fixturenames))
+    """Put the tests of core and scene first that need a process which takes seconds to start: of pytest-xdist's
+    processes, one starts it then, and the others take tests that need none."""
+    slow = {"original", "worker"}
+    items.sort(key=lambda item: item.path.parent.name in ("core", "scene") and slow.isdisjoint(item.fixturenames))
 
 
 @pytest.fixture(autouse=True)
