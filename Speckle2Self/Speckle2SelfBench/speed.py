@@ -538,12 +538,13 @@ def run(output, *, quick=False, device="auto", history=None, record=False, sizes
         raise InputError(f"There is no history file {history}; --record makes one.")
     folder.mkdir(parents=True, exist_ok=True)
     most, networks, span = torch.get_num_threads(), published_pair(), 0.2 if quick else 1.0
-    precisions, skipped = _precisions(device, machine_rates(device, span))
+    measured = machine_rates(device, span)
+    precisions, skipped = _precisions(device, measured)
     sizes, rows, rates = sizes or (SIZES[:2] if quick else SIZES), [], {}
     try:
         for threads in [most] if quick or most == 1 or device.type != "cpu" else [most, 1]:
             torch.set_num_threads(threads)
-            limits, some = machine_rates(device, span), []
+            limits, some = measured if threads == most else machine_rates(device, span), []
             for size in sizes if threads == most else sizes[1:2]:
                 found = entries(size, most if threads == most else 0, quick, device, precisions, networks)
                 some += measure(found, size, threads, device, 1.0 if quick else 6.0)

@@ -138,14 +138,7 @@ class TrainingConfig:
 
 PRESETS = {
     "adapt": TrainingConfig(
-        "respeckle",
-        steps=1000,
-        learning_rate=5e-4,
-        averaging=0.98,
-        start_share=0.1,
-        interval=100,
-        simulated=1200,
-        share=0.65,
+        "respeckle", steps=1000, learning_rate=5e-4, averaging=0.98, start_share=0.1, simulated=1200, share=0.65
     ),
     "standard": TrainingConfig("respeckle", steps=12_000, simulated=6000, share=0.35),
     "default": TrainingConfig(steps=40_000, batch=16, simulated=24_000, interval=2000, averaging=0.999),

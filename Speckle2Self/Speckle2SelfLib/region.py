@@ -77,7 +77,8 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     if span <= 0:
         return nothing
     rounding = 1.5 if frames.dtype.kind != "f" else 0
-    lit = brightest > black + max(0.02 * span, rounding)
+    dimmest, blackest = (black + max(share * span, rounding) for share in (0.02, 0.008))  # of what is lit, what is dark
+    lit = brightest > dimmest
     uneven = ndimage.maximum_filter(steady, 3) - ndimage.minimum_filter(steady, 3)
     if ((uneven <= 0.004 * span) & (steady > black + 0.5 * span)).mean() > 0.2:  # windows of programs
         return nothing
@@ -94,7 +95,7 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     even = flat & (ndimage.maximum_filter(brightest, EVEN) == ndimage.minimum_filter(darkest, EVEN))
     standing |= ndimage.binary_dilation(even & (brightest < grey_values.max()), np.ones((EVEN, EVEN)))  # panels
     below = np.where(moving.any(0), np.where(moving, -np.inf, some).max(0), brightest)  # without what moves
-    tissue = (below > black + max(0.02 * span, rounding)) & ~standing & ~colored
+    tissue = (below > dimmest) & ~standing & ~colored
     change = grey_values.std(0) / span
     moves = len(chosen) > 4 and tissue.any() and np.median(change[tissue]) > 0.01
     if moves:
@@ -104,11 +105,11 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     image = _find_image_parts(tissue, lit & (standing | moving.any(0)), change if moves else None)
     if not image.any():
         return nothing
-    dark = below <= black + max(0.008 * span, rounding)
+    dark = below <= blackest
     region = _find_outline(image, lit, dark | standing)
     if lit[region].mean() >= WATER:  # in water, all that is dark would count as one
         marks = certain & (brightest > black + MARK * span)
-        cysts, grounds = _divide_dark((brightest <= black + max(0.008 * span, rounding)) & region, marks)
+        cysts, grounds = _divide_dark((brightest <= blackest) & region, marks)
         standing = (standing & (marks | ~cysts)) | grounds
     region &= ~_find_boxes(brightest, darkest, region)
     region = _remove_specks(region & ~ndimage.binary_dilation(standing | (lit & colored), iterations=AROUND), SMALLEST)

@@ -223,7 +223,7 @@ def writeTable(table: vtkMRMLTableNode, path: str | Path) -> None:
 
 def _nodeOfRole(kind: str, role: str, name: str, create: bool = True) -> vtkMRMLNode | None:
     """Return the node of this role; create it if there is none."""
-    for node in views.nodesOf(kind):
+    for node in slicer.util.getNodesByClass(kind):
         if node.GetAttribute(ROLE) == role:
             return node
     if not create:

@@ -341,8 +341,7 @@ def _imageNamed(name: str) -> vtkMRMLNode:
 
 def nodesNamed(name: str) -> list[vtkMRMLNode]:
     """Return all nodes of the scene with this name."""
-    nodes = slicer.mrmlScene.GetNodesByName(name)
-    return [nodes.GetItemAsObject(number) for number in range(nodes.GetNumberOfItems())]
+    return list(slicer.mrmlScene.GetNodesByName(name))
 
 
 def onlyNode(nodes: list[vtkMRMLNode], words: str, name: str) -> vtkMRMLNode:
@@ -368,8 +367,7 @@ def _recordingOfBrowser(browser: vtkMRMLSequenceBrowserNode) -> vtkMRMLSequenceN
     """Return the recording that a browser plays: its master sequence, or the only one that holds images. InputError."""
     sequences = vtk.vtkCollection()
     browser.GetSynchronizedSequenceNodes(sequences, True)  # the master is the first
-    nodes = [sequences.GetItemAsObject(number) for number in range(sequences.GetNumberOfItems())]
-    images = [each for each in nodes if holdsImages(each)]
+    images = [each for each in sequences if holdsImages(each)]
     if not images:
         raise InputError(
             _("'{browser}' does not play a recording of images; choose another.").format(browser=browser.GetName())

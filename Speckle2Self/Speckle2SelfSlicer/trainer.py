@@ -172,8 +172,11 @@ class TrainingJob:
                 self.message = ENDED.format(
                     code=code, last="".join(_(" It said: {line}").format(line=line) for line in last)
                 )
+        self._end_process(wait=False)
+
+    def _end_process(self, wait: bool) -> None:
         if self._child is not None:
-            self._child.close(wait=False)
+            self._child.close(wait)
             self._child = None
 
     def check(self) -> None:
@@ -219,9 +222,7 @@ class TrainingJob:
             return
         self.check()
         self.discard()
-        if self._child is not None:
-            self._child.close(wait=False)
-            self._child = None
+        self._end_process(wait=False)
         self.state, self.message = "stopped", _("Cancelled.")
         _remove(self.folder)
 
@@ -229,8 +230,7 @@ class TrainingJob:
         """End the process at once; the run can be resumed from its last checkpoint if its recordings were written."""
         self.discard()
         if self._child is not None:
-            self._child.close()
-            self._child = None
+            self._end_process(wait=True)
             self.state = "stopped"
 
 
@@ -314,9 +314,7 @@ class Trainer:
                 job = from_dict(Job, json.loads(path.read_text()))
                 name = (path.parent / "name.txt").read_text().strip()
                 log = path.parent / "log.jsonl"
-                reports = (
-                    read_reports(log) if log.exists() else []
-                )  # the application may have ended before the first one
+                reports = read_reports(log) if log.exists() else []  # the application may have ended before the first
             except (OSError, ValueError, RecursionError):
                 continue
             job = replace(job, output="model.safetensors", preview="preview.png")  # whatever the file contains

@@ -98,7 +98,7 @@ class Overlay:
 
 
 def _overlayNodes(kind: str) -> list[vtkMRMLNode]:
-    return [node for node in views.nodesOf(kind) if node.GetAttribute(ROLE)]
+    return [node for node in slicer.util.getNodesByClass(kind) if node.GetAttribute(ROLE)]
 
 
 def _makeLabels() -> vtkMRMLLabelMapVolumeNode:

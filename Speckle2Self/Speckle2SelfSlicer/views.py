@@ -9,6 +9,7 @@ import numpy as np
 import slicer
 import vtk
 from slicer import vtkMRMLNode, vtkMRMLScene, vtkMRMLSliceCompositeNode, vtkMRMLSliceNode, vtkMRMLVolumeNode
+from slicer.util import getNodesByClass
 
 from .scene import ijkToWorld, proxyOrNone, shapeOf
 
@@ -113,15 +114,10 @@ _observers: list[int] = []  # observer of the scene's closing, once needed
 _layouts: list[int] = []  # the user's layout and the one that replaced it, if any
 
 
-def nodesOf(kind: str) -> list[vtkMRMLNode]:
-    """Return the scene's nodes of a class."""
-    return [slicer.mrmlScene.GetNthNodeByClass(i, kind) for i in range(slicer.mrmlScene.GetNumberOfNodesByClass(kind))]
-
-
 def allViews() -> list[View]:
     """Return all slice views of the scene, whether the layout has them or not."""
-    composites = {composite.GetLayoutName(): composite for composite in nodesOf("vtkMRMLSliceCompositeNode")}
-    nodes = {node.GetLayoutName(): node for node in nodesOf("vtkMRMLSliceNode")}
+    composites = {composite.GetLayoutName(): composite for composite in getNodesByClass("vtkMRMLSliceCompositeNode")}
+    nodes = {node.GetLayoutName(): node for node in getNodesByClass("vtkMRMLSliceNode")}
     return [View(node, composites[name]) for name, node in nodes.items() if name in composites]
 
 

@@ -36,16 +36,17 @@ def start(
     `sources`. Raises SystemExit with one line where libraries of the system are missing, or that a folder is not a
     checkout.
     """
+    from . import sources
+
+    source = sources.checkout() if window else None  # first: the rest takes a second
     slicer = importSlicer()
     if window:
         importQt()
     if hasattr(slicer, "app"):
         return slicer.app
     slicer.__path__.append(str(HERE / "slicer_python"))
-    from . import sources
     from .application import Application
 
-    source = sources.checkout() if window else None
     ours = [folder for folder in MODULE_FOLDERS if folder.is_dir()]
     folders = ours if modulePaths is None else [Path(path) for path in modulePaths]
     slicer.app = Application(list(arguments), testing, window, source)

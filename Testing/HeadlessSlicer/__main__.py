@@ -40,9 +40,8 @@ def main(arguments: list[str]) -> int:
     if not script.is_file():
         print(f"Specified python script doesn't exist: {script}", file=sys.stderr)
         return 1
-    slicer = importSlicer()
     app = start(folders or None, ["Slicer", *arguments], testing, window)
-    return run(script, rest, slicer, app)
+    return run(script, rest, importSlicer(), app)
 
 
 def run(script: Path, argv: list[str], slicer, app) -> int:

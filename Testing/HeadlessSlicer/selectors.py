@@ -128,7 +128,7 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
         return node.GetClassName() in kinds
 
     def _nodes(self) -> list:
-        if self._scene is None:
+        if self._scene is None or not any(map(self._scene.GetNumberOfNodesByClass, self._settings["nodeTypes"])):
             return []
         nodes = (self._scene.GetNthNode(number) for number in range(self._scene.GetNumberOfNodes()))
         return [node for node in nodes if node is not self._leaving and self._accepts(node)]

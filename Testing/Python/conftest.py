@@ -52,6 +52,13 @@ def pytest_sessionstart(session):
     session.launcher, sys.executable = sys.executable, PYTHON
 
 
+def pytest_collection_modifyitems(items):
+    """Put the tests of core and scene first that need a process which takes seconds to start: of pytest-xdist's
+    processes, one starts it then, and the others take tests that need none."""
+    slow = {"original", "worker"}
+    items.sort(key=lambda item: item.path.parent.name in ("core", "scene") and slow.isdisjoint(item.fixturenames))
+
+
 @pytest.fixture(autouse=True)
 def executable(request, monkeypatch):
     """Set `sys.executable`: in Slicer it is a launcher; in tests of the core and of its processes, it is Python

@@ -38,8 +38,26 @@ def run(arguments, **changes):
     sys.exit(code)
 
 
-if sys.argv[1:]:
-    run(sys.argv[1:])
+def run_rank(arguments, changes):
+    try:
+        run(arguments, **changes)
+    except SystemExit as ended:  # torchrun's agent waits for what the function returns
+        if ended.code:
+            raise
+
+
+def run_shared(processes, arguments, changes):
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    place = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": str(os.getpid())}
+    agent = LaunchConfig(1, 1, processes, start_method="fork", max_restarts=0, **place)
+    try:
+        elastic_launch(agent, run_rank)(arguments, changes)
+    except ChildFailedError as error:
+        sys.exit(f"{error}")
+
+
 torch.optim.Adam([torch.zeros(1)])  # the first one imports for seconds
 for line in sys.stdin:
     order = json.loads(line)
@@ -55,7 +73,11 @@ for line in sys.stdin:
         sys.stdin = open(0)
         os.chdir(order["folder"])
         os.environ |= order["environment"]
-        run(order["arguments"], **order["changes"])
+        if order["processes"] > 1:
+            run_shared(order["processes"], order["arguments"], order["changes"])
+        else:
+            run(order["arguments"], **order["changes"])
+        sys.exit()
 """
 
 
@@ -79,16 +101,20 @@ def original():
 
 
 class Copy:
-    """A command in a copy of `original`, with as much of `subprocess.Popen` as is needed."""
+    """A command in a copy of `original`, with as much of `subprocess.Popen` as is needed.
 
-    def __init__(self, original, arguments, environment=None, folder=None, binary=False, **changes):
+    processes: how many share the command, under the agent of torchrun.
+    """
+
+    def __init__(self, original, arguments, environment=None, folder=None, binary=False, processes=1, **changes):
         place, mode = str(folder or os.getcwd()), "b" if binary else ""
         with tempfile.TemporaryDirectory() as folder:
             streams = [f"{folder}/{number}" for number in range(3)]
             for path in streams:
                 os.mkfifo(path)
             order = {"streams": streams, "folder": place, "arguments": arguments, "changes": changes}
-            self.original, self.pid = original, original(**order, environment=environment or {})
+            order |= {"processes": processes, "environment": environment or {}}
+            self.original, self.pid = original, original(**order)
             modes = ("w" + mode, "r" + mode, "r" + mode)
             self.stdin, self.stdout, self.stderr = map(open, streams, modes)
         self.returncode = None

@@ -148,10 +148,7 @@ def count_values(sizes: list[int], path) -> int:
     """Return the number of values. Raises InputError if a size is not positive."""
     if not sizes or min(sizes) < 1:
         raise InputError(f"{path} is damaged: its size is {sizes}.")
-    count = 1
-    for size in sizes:
-        count *= size
-    return count
+    return math.prod(sizes)
 
 
 def check_promise(count: int, size: int, path, packed: int = DEFLATE_LIMIT) -> None:

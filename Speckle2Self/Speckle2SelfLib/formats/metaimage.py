@@ -10,23 +10,7 @@ import numpy as np
 
 from ..system import InputError
 from . import base
-from .base import (
-    SEQUENCES,
-    Recording,
-    axes_of_sequence,
-    bytes_before_pixels,
-    check_dimensions,
-    count_values,
-    data_file,
-    frame_times,
-    has_suffix,
-    header_lines,
-    lengths,
-    numbers,
-    pixels,
-    sequence_times,
-    write_with_header,
-)
+from .base import SEQUENCES, Recording
 from .itk import SequenceFormat, write_image
 
 META_TYPES = {
@@ -52,14 +36,14 @@ class MetaImage(SequenceFormat):
 
     def read(self, path: Path, key: str) -> Recording:
         with path.open("rb") as file:
-            lines = header_lines(file, path, lambda line: line.split("=")[0].strip() == "ElementDataFile")
+            lines = base.header_lines(file, path, lambda line: line.split("=")[0].strip() == "ElementDataFile")
             end = file.tell()
         entries = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
-        sizes = numbers(entries.get("DimSize", ""), int, path, "DimSize")
-        channels = numbers(entries.get("ElementNumberOfChannels", "1"), int, path, "ElementNumberOfChannels")
+        sizes = base.numbers(entries.get("DimSize", ""), int, path, "DimSize")
+        channels = base.numbers(entries.get("ElementNumberOfChannels", "1"), int, path, "ElementNumberOfChannels")
         flat = len(sizes) == 4 and sizes[2] == 1  # PLUS can give flat frames a third axis
         sizes = [*sizes[:2], sizes[3]] if flat else sizes
-        check_dimensions(len(sizes), path)
+        base.check_dimensions(len(sizes), path)
         volumes = sizes.pop() if len(sizes) == 4 else 1
         if entries.get("ElementType") not in META_TYPES or len(channels) != 1 or len(sizes) < 2:
             raise InputError(f"{path} is not an image or a sequence of images of a known type.")
@@ -67,17 +51,17 @@ class MetaImage(SequenceFormat):
             raise InputError(f"{path} holds its pixels as text; save it with BinaryData = True.")
         order = entries.get("BinaryDataByteOrderMSB", entries.get("ElementByteOrderMSB", ""))
         dtype = np.dtype((">" if _is_true(order) else "<") + META_TYPES[entries["ElementType"]])
-        count = count_values([*channels, *sizes, volumes], path)
+        count = base.count_values([*channels, *sizes, volumes], path)
         packed = "zlib" if _is_true(entries.get("CompressedData", "")) else ""
-        skip = bytes_before_pixels(entries.get("HeaderSize", "0"), packed, path, "HeaderSize")
+        skip = base.bytes_before_pixels(entries.get("HeaderSize", "0"), packed, path, "HeaderSize")
         name = entries["ElementDataFile"]
-        data, end = (path, end) if name == "LOCAL" else (data_file(path, name), 0)
-        values = pixels(data, skip or end, count, dtype, packed, path)
+        data, end = (path, end) if name == "LOCAL" else (base.data_file(path, name), 0)
+        values = base.pixels(data, skip or end, count, dtype, packed, path)
         count = volumes * sizes[2] if len(sizes) == 3 else 1
         shape = [count, *sizes[1::-1], *(channels if channels[0] > 1 else [])]
         spacing = entries.get("ElementSpacing", entries.get("ElementSize", "1 1 1"))
-        spacing = numbers(spacing, float, path, "ElementSpacing")
-        spacing = (*lengths(spacing), 1.0)[:3][::-1] if len(spacing) >= 2 else (1.0, 1.0, 1.0)
+        spacing = base.numbers(spacing, float, path, "ElementSpacing")
+        spacing = (*base.lengths(spacing), 1.0)[:3][::-1] if len(spacing) >= 2 else (1.0, 1.0, 1.0)
         return Recording(
             values.astype(dtype.newbyteorder("="), copy=False).reshape(shape),
             path,
@@ -94,7 +78,7 @@ class MetaImage(SequenceFormat):
     def write(self, path: Path, frames: np.ndarray, recording: Recording) -> None:
         if self.verbatim(path, recording):
             lines, packed = recording.source["lines"], recording.source["packed"]
-        elif has_suffix(path, SEQUENCES):
+        elif base.has_suffix(path, SEQUENCES):
             packed = frames.nbytes < base.LARGE  # else part by part
             lines = _sequence_lines(frames, recording, packed)
         else:
@@ -118,7 +102,7 @@ class MetaImage(SequenceFormat):
             if key != "HeaderSize":
                 written.append(f"{key} = {changed[key]}" if key in changed else line)
         header = "".join(line + "\n" for line in written).encode("utf-8", "surrogateescape")
-        write_with_header(path, header, array, data, "" if local else name)
+        base.write_with_header(path, header, array, data, "" if local else name)
 
 
 def _is_true(text: str) -> bool:
@@ -128,20 +112,20 @@ def _is_true(text: str) -> bool:
 
 def _times(entries: dict[str, str], count: int) -> np.ndarray | None:
     """Return the time stamps of PLUS in seconds, one for each of `count` frames."""
-    return frame_times([entries.get(f"Seq_Frame{number:04}_Timestamp") for number in range(count)], count)
+    return base.frame_times([entries.get(f"Seq_Frame{number:04}_Timestamp") for number in range(count)], count)
 
 
 def _sequence_lines(frames: np.ndarray, recording: Recording, packed: bool) -> list[str]:
     """Return the header of a sequence as PLUS and SlicerIGSIO read it; the size of the data is inserted on writing."""
     volumes = recording.volumes
-    count, (directions, spacing, origin) = len(frames) // volumes, axes_of_sequence(recording)
+    count, (directions, spacing, origin) = len(frames) // volumes, base.axes_of_sequence(recording)
     axes = 4 if volumes > 1 else 3
     sizes = [frames.shape[2], frames.shape[1], *([count] if volumes > 1 else []), volumes if volumes > 1 else count]
     placed = np.eye(axes)
     placed[:3, :3] = directions.T  # a row for each axis
     origin = [*origin, 0.0][:axes]
     spacing = [*spacing[: axes - 1], 1.0]
-    times, _ = sequence_times(recording, sizes[-1])
+    times, _ = base.sequence_times(recording, sizes[-1])
     orientation = "MFA" if volumes > 1 else "MF"
     kind = "RGB_COLOR" if frames.ndim == 4 else "BRIGHTNESS"
     return [

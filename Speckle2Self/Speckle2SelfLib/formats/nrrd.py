@@ -12,24 +12,7 @@ import numpy as np
 
 from ..system import InputError
 from . import base
-from .base import (
-    SECONDS,
-    SEQUENCES,
-    Recording,
-    axes_of_sequence,
-    bytes_before_pixels,
-    check_dimensions,
-    count_values,
-    data_file,
-    frame_times,
-    has_suffix,
-    header_lines,
-    lengths,
-    numbers,
-    pixels,
-    sequence_times,
-    write_with_header,
-)
+from .base import SECONDS, SEQUENCES, Recording
 from .itk import SequenceFormat, write_image
 
 NRRD_TYPES = {
@@ -66,7 +49,7 @@ class Nrrd(SequenceFormat):
 
     def read(self, path: Path, key: str) -> Recording:
         with path.open("rb") as file:
-            lines = header_lines(file, path, lambda line: line == "", detached=True)
+            lines = base.header_lines(file, path, lambda line: line == "", detached=True)
             end = file.tell()
         if not lines[0].startswith("NRRD"):
             raise InputError(f"{path} is not a NRRD file.")
@@ -75,20 +58,20 @@ class Nrrd(SequenceFormat):
             if not line.startswith("#") and ": " in line and ":=" not in line.split(": ")[0]:
                 key, _, value = line.partition(": ")
                 fields[key.strip().lower()] = value.strip()
-        sizes = numbers(fields.get("sizes", ""), int, path, "sizes")
+        sizes = base.numbers(fields.get("sizes", ""), int, path, "sizes")
         encoding = fields.get("encoding", "raw").lower()
         if fields.get("type", "").lower() not in NRRD_TYPES or encoding not in ("raw", "gz", "gzip"):
             raise InputError(f"{path} has a pixel type or encoding that is not supported; save numbers, raw or gzip.")
         order = ">" if fields.get("endian", "little").lower() == "big" else "<"
         dtype = np.dtype(order + NRRD_TYPES[fields["type"].lower()])
-        count = count_values(sizes, path)
+        count = base.count_values(sizes, path)
         packed = "" if encoding == "raw" else "gzip"
-        if bytes_before_pixels(fields.get("line skip", fields.get("lineskip", "0")), packed, path, "line skip"):
+        if base.bytes_before_pixels(fields.get("line skip", fields.get("lineskip", "0")), packed, path, "line skip"):
             raise InputError(f"{path} has a line skip, which is not supported; use a byte skip.")
-        skip = bytes_before_pixels(fields.get("byte skip", fields.get("byteskip", "0")), packed, path, "byte skip")
+        skip = base.bytes_before_pixels(fields.get("byte skip", fields.get("byteskip", "0")), packed, path, "byte skip")
         name = fields.get("data file", fields.get("datafile"))
-        data, end = (path, end) if name is None else (data_file(path, name), 0)
-        values = pixels(data, skip if skip < 0 else end + skip, count, dtype, packed, path)
+        data, end = (path, end) if name is None else (base.data_file(path, name), 0)
+        values = base.pixels(data, skip if skip < 0 else end + skip, count, dtype, packed, path)
         array = values.astype(dtype.newbyteorder("="), copy=False).reshape(sizes[::-1])
         kinds = fields.get("kinds", "").lower().split() or ["domain"] * len(sizes)
         kinds = kinds if len(kinds) == len(sizes) else ["domain"] * len(sizes)
@@ -104,7 +87,7 @@ class Nrrd(SequenceFormat):
         elif len(listed + image) == 4:
             volumes = frames.shape[0] if frames.shape[1] > 1 else 1
             frames = frames.reshape(-1, *frames.shape[2:])
-        check_dimensions(len(listed + image), path)
+        base.check_dimensions(len(listed + image), path)
         source = {"lines": lines, "axes": listed + image + colour, "shape": array.shape}
         along = _lengths_of_axes(fields, len(sizes))
         spacing = (1.0, *(along[len(sizes) - 1 - axis] for axis in image))[-3:]
@@ -126,8 +109,8 @@ class Nrrd(SequenceFormat):
             axes, shape = recording.source["axes"], recording.source["shape"]
             array = frames.reshape([shape[axis] for axis in axes]).transpose(np.argsort(axes))
             given = recording.source["lines"]
-        elif has_suffix(path, SEQUENCES):
-            array, given = frames, _sequence_lines(frames, recording, has_suffix(path, (".igs.nrrd", ".igs.nhdr")))
+        elif base.has_suffix(path, SEQUENCES):
+            array, given = frames, _sequence_lines(frames, recording, base.has_suffix(path, (".igs.nrrd", ".igs.nhdr")))
         else:
             write_image(path, frames, recording)
             return
@@ -149,7 +132,7 @@ class Nrrd(SequenceFormat):
         lines += [f"data file: {name}", ""] if detached else [""]
         header = "".join(line + "\n" for line in lines).encode("utf-8", "surrogateescape")
         data = gzip.compress(np.ascontiguousarray(array), 3, mtime=0) if packed else b""
-        write_with_header(path, header, array, data, name if detached else "")
+        base.write_with_header(path, header, array, data, name if detached else "")
 
 
 def _lengths_of_axes(fields, count: int) -> tuple[float, ...]:
@@ -162,7 +145,7 @@ def _lengths_of_axes(fields, count: int) -> tuple[float, ...]:
             found = [float(word) for word in fields.get("spacings", "").split()]
     except ValueError:
         found = []
-    return (*lengths(found), *[1.0] * count)[:count]
+    return (*base.lengths(found), *[1.0] * count)[:count]
 
 
 def _times(lines: list[str], fields: dict[str, str], count: int) -> np.ndarray | None:
@@ -173,19 +156,19 @@ def _times(lines: list[str], fields: dict[str, str], count: int) -> np.ndarray |
             label, unit = (
                 (re.findall('"([^"]*)"', fields.get(name, "")) or [""])[place] for name in ("labels", "units")
             )
-            times = None if label == "frame" else frame_times(values.split(), count)  # else numbers
+            times = None if label == "frame" else base.frame_times(values.split(), count)  # else numbers
             return None if times is None else times * SECONDS.get(unit, 1.0)
-    return frame_times([pairs.get(f"Seq_Frame{number:04}_Timestamp") for number in range(count)], count)
+    return base.frame_times([pairs.get(f"Seq_Frame{number:04}_Timestamp") for number in range(count)], count)
 
 
 def _sequence_lines(frames: np.ndarray, recording: Recording, plus: bool) -> list[str]:
     """Return the header of a sequence as Slicer writes it; plus: with the fields of PLUS, as SlicerIGSIO reads them."""
-    volumes, (directions, spacing, origin) = recording.volumes, axes_of_sequence(recording)
+    volumes, (directions, spacing, origin) = recording.volumes, base.axes_of_sequence(recording)
     colour = [frames.shape[3]] if frames.ndim == 4 else []
     count = volumes if volumes > 1 else len(frames)
     sizes = [*colour, frames.shape[2], frames.shape[1], len(frames) // count, count]
     columns = [f"({','.join(f'{x:.9g}' for x in axis)})" for axis in (directions * spacing).T]
-    times, timed = sequence_times(recording, count)
+    times, timed = base.sequence_times(recording, count)
     unit, values = "s" if timed else "", times
     if timed and np.diff(recording.times).min() < NEAREST:
         unit, values = "ms", [f"{1000 * time:.9g}" for time in recording.times]

@@ -4,13 +4,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from copies import Copy
 
 from Speckle2SelfLib import checkpoint, files
 from Speckle2SelfLib.__main__ import main
@@ -89,21 +89,19 @@ def test_an_output_without_suffix_is_a_folder(folder, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1 and not (folder / "other").exists()
 
 
-def test_an_archive_is_shared_by_processes_and_resumed_after_a_kill(folder):
+def test_an_archive_is_shared_by_processes_and_resumed_after_a_kill(folder, original):
     """200 files by two processes, killed on the way and started again: each is done, and none twice; files of the one
     that cannot be read are reported at the end, and do not end the other."""
     os.makedirs("archive")
     for number in range(200):
         np.save(f"archive/{number:03}.npy", FRAMES[0])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
-               "Speckle2SelfLib", "despeckle", "archive", "out", "--model", "nlm", "--skip-existing"]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    arguments = ["despeckle", "archive", "out", "--model", "nlm", "--skip-existing"]
+    process = Copy(original, arguments, processes=2)
     end = time.monotonic() + 120
     while time.monotonic() < end and len(list(folder.glob("out/*.npy"))) < 20:
         time.sleep(0.01)
     ranks = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
-    process.kill()
+    os.kill(process.pid, signal.SIGKILL)
     process.wait()
     while any(os.path.exists(f"/proc/{rank}/exe") for rank in ranks.split()):  # they end with it
         assert time.monotonic() < end
@@ -115,9 +113,10 @@ def test_an_archive_is_shared_by_processes_and_resumed_after_a_kill(folder):
     bad = [name for name in (f"{number:03}.npy" for number in range(1, 200, 2)) if name not in done]
     for name in bad:
         (folder / "archive" / name).write_text("no array")
-    again = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert again.returncode == 1 and f"{len(bad)} of 200 files could not be despeckled" in again.stderr
-    assert all(f"{name}: " in again.stderr for name in bad)
+    again = Copy(original, arguments, processes=2)
+    _, error = again.communicate()
+    assert again.returncode == 1 and f"{len(bad)} of 200 files could not be despeckled" in error
+    assert all(f"{name}: " in error for name in bad)
     assert names(folder / "out") == [f"{number:03}.npy" for number in range(200) if f"{number:03}.npy" not in bad]
     assert all((folder / "out" / name).stat().st_mtime_ns == moment for name, moment in done.items())
     assert all(np.load(path).shape == FRAMES[0].shape for path in folder.glob("out/*.npy"))
@@ -340,16 +339,15 @@ def test_an_interruption_that_a_library_catches_still_stops_the_run(folder, monk
     assert names(folder) == ["in.npy"]
 
 
-def test_an_interrupted_run_stops_and_leaves_nothing(folder):
+def test_an_interrupted_run_stops_and_leaves_nothing(folder, original):
     np.save("long.npy", np.random.default_rng(0).integers(0, 255, (400, 256, 256)).astype(np.uint8))
-    command = [sys.executable, "-m", "Speckle2SelfLib", "despeckle", "long.npy", "out.npy"]
-    process = subprocess.Popen([*command, "--model", "nlm", "--region", "none"], stderr=subprocess.PIPE, text=True)
+    process = Copy(original, ["despeckle", "long.npy", "out.npy", "--model", "nlm", "--region", "none"])
     libraries = Path(f"/proc/{process.pid}/maps")
     while libraries.exists() and "_nl_means" not in libraries.read_text() and process.poll() is None:
         time.sleep(0.05)  # until the filter is loaded
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=30)
+    os.kill(process.pid, signal.SIGINT)
+    _, error = process.communicate()
     assert process.returncode == 130 and error.strip().endswith("speckle2self: stopped.")
     assert names(folder) == ["in.npy", "long.npy"]
 

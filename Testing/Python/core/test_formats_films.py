@@ -274,7 +274,7 @@ def test_missing_pyav_is_named(tmp_path, monkeypatch):
 def test_a_long_film_is_kept_on_the_disk(tmp_path, monkeypatch, shape):
     monkeypatch.setattr(base, "LARGE", 2**20)
     source, still = tmp_path / "in.mkv", np.zeros((1, *shape[1:]), np.uint8)
-    film(source, np.broadcast_to(still, shape))
+    film(source, np.broadcast_to(still, shape), codec="rawvideo")
     kept = []
     added = speed.peak_megabytes(lambda: kept.append(files.read(source)), torch.device("cpu"))
     assert kept[0].frames.shape == shape and isinstance(kept[0].frames, np.memmap)

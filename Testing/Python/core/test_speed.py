@@ -20,9 +20,23 @@ SIZES = ((32, 48), (64, 64))
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    folder, measure = tmp_path_factory.mktemp("speed"), speed.measure
+def pair():
+    return speed.published_pair()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory, pair):
+    folder, measure, rates = tmp_path_factory.mktemp("speed"), speed.measure, []
+    machine_rates = speed.machine_rates
+
+    def measured_twice(*given):
+        if len(rates) < 2:
+            rates.append(machine_rates(*given))
+        return rates[-1]
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, "published_pair", lambda: pair)
+        patch.setattr(speed, "machine_rates", measured_twice)
         patch.setattr(speed, "stages", partial(speed.stages, size=(48, 64)))
         patch.setattr(speed, "LENGTH_SIZES", ((48, 64),))
         patch.setattr(speed, "measure", lambda *given: measure(*given[:-1], 0.2))  # seconds
@@ -43,8 +57,8 @@ def test_multiply_adds_are_counted_from_the_layers():
     assert speed.count(network, torch.zeros(2, 1, 32, 32), 2048) == work
 
 
-def test_the_published_script_does_three_times_the_work_of_its_full_scale_half():
-    whole, half = speed.published_pair()
+def test_the_published_script_does_three_times_the_work_of_its_full_scale_half(pair):
+    whole, half = pair
     x = torch.zeros(1, 1, 32, 32)
     three, one = speed.count(whole, (x, x, x), 1024), speed.count(half.network, x, 1024)
     assert three.multiply_adds == 3 * one.multiply_adds
@@ -86,14 +100,16 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def test_nothing_does_more_than_the_machine_can(one_thread):
+def test_nothing_does_more_than_the_machine_can(one_thread, pair):
     """One library's matrix product is not the limit: on some processors that of another is three times as fast."""
     size = (192, 192)
-    entries = [e for e in speed.entries(size, 0, True, CPU, [torch.float32], speed.published_pair()) if e.work]
-    limits = [speed.machine_rates(CPU, 0.2)]
+    entries = [e for e in speed.entries(size, 0, True, CPU, [torch.float32], pair) if e.work]
+    limits = speed.machine_rates(CPU, 0.2)
     rows = speed.measure(entries, size, 1, CPU, 0.1)
-    limits.append(speed.machine_rates(CPU, 0.2))  # as others may have been at work the first time
-    speed.add_shares(rows, {name: max(rates[name] for rates in limits) for name in limits[0]})
+    speed.add_shares(rows, limits)
+    if speed.beyond(rows):  # others may have been at work during the first measurement
+        again = speed.machine_rates(CPU, 0.2)
+        speed.add_shares(rows, {name: max(rate, again[name]) for name, rate in limits.items()})
     assert not speed.beyond(rows), "the benchmark's limit is wrong"
     script = next(row for row in rows if row["method"] == speed.SCRIPT)
     assert 0 < script["of_matrix"] <= 1
@@ -107,17 +123,15 @@ def test_a_share_above_100_percent_is_reported_as_a_fault():
     assert "WRONG LIMIT" in line and "200% of the limit" in line
 
 
-def test_bm3d_is_timed_where_it_is_installed(monkeypatch):
+def test_bm3d_is_timed_where_it_is_installed(monkeypatch, pair):
     for spec, there in ((None, False), (object(), True)):
         monkeypatch.setattr(speed, "find_spec", lambda name, spec=spec: spec)
-        all_of_one = speed.entries(
-            (32, 32), torch.get_num_threads(), False, CPU, [torch.float32], speed.published_pair()
-        )
+        all_of_one = speed.entries((32, 32), torch.get_num_threads(), False, CPU, [torch.float32], pair)
         assert ("BM3D" in {entry.method for entry in all_of_one}) == there
 
 
-def test_our_engine_matches_the_script():
-    assert speed.differences(speed.published_pair(), CPU, [torch.float32], size=48)["float32"] < 1e-4
+def test_our_engine_matches_the_script(pair):
+    assert speed.differences(pair, CPU, [torch.float32], size=48)["float32"] < 1e-4
 
 
 def test_a_slower_default_is_reported(tmp_path):

@@ -112,12 +112,12 @@ def test_the_difference_has_a_fixed_scale_and_the_place_of_the_input(pair):
 
 
 def test_views_show_input_and_output(pair):
-    from Speckle2SelfSlicer import comparison, regions, views
+    from Speckle2SelfSlicer import comparison, regions
 
-    if not views.nodesOf("vtkMRMLSliceCompositeNode"):
+    if not slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
         slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
     comparison.fade(*pair, 0.25)
-    composites = views.nodesOf("vtkMRMLSliceCompositeNode")
+    composites = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
     assert composites
     for composite in composites:
         assert composite.GetBackgroundVolumeID() == pair[0].GetID()
@@ -127,18 +127,20 @@ def test_views_show_input_and_output(pair):
     regions.showOutline(pair[0], region, 0)
     labels = slicer.mrmlScene.GetNodeByID(composites[0].GetLabelVolumeID())
     assert np.array_equal(slicer.util.arrayFromVolume(labels)[0], region)
-    assert all(view.GetUseLabelOutline() for view in views.nodesOf("vtkMRMLSliceNode"))
+    assert all(view.GetUseLabelOutline() for view in slicer.util.getNodesByClass("vtkMRMLSliceNode"))
     regions.hideOutline()
     assert composites[0].GetLabelVolumeID() is None
 
 
 def test_the_label_map_of_a_view_is_restored(pair):
-    from Speckle2SelfSlicer import regions, views
+    from Speckle2SelfSlicer import regions
 
     for kind in ("vtkMRMLSliceNode", "vtkMRMLSliceCompositeNode"):
-        if not views.nodesOf(kind):
+        if not slicer.util.getNodesByClass(kind):
             slicer.mrmlScene.AddNewNodeByClass(kind)
-    view, composite = (views.nodesOf(kind)[0] for kind in ("vtkMRMLSliceNode", "vtkMRMLSliceCompositeNode"))
+    view, composite = (
+        slicer.util.getNodesByClass(kind)[0] for kind in ("vtkMRMLSliceNode", "vtkMRMLSliceCompositeNode")
+    )
     mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "Mine")
     view.SetUseLabelOutline(False)
     composite.SetLabelVolumeID(mine.GetID())

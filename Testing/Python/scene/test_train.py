@@ -66,7 +66,7 @@ def box(volume):
     return box
 
 
-def test_a_recording_in_the_scene_becomes_a_model_that_despeckles(logic, volume):
+def test_a_recording_in_the_scene_becomes_a_model_that_despeckles(logic, volume, copies):
     before = slicer.mrmlScene.GetNumberOfNodes()
     job = logic.start([volume], preset="adapt", init="start", steps=4, region="none")
     assert job.wait(90) and job.state == "done", job.message
@@ -78,7 +78,7 @@ def test_a_recording_in_the_scene_becomes_a_model_that_despeckles(logic, volume)
     assert job.model in slicer.util.getModuleLogic("Speckle2Self").models()
 
 
-def test_recordings_with_the_same_long_name_can_be_trained_on_at_the_same_time(logic, slicer_app):
+def test_recordings_with_the_same_long_name_can_be_trained_on_at_the_same_time(logic, copies):
     volume = slicer.util.addVolumeFromArray(FRAMES, name="Cardiac apical four chamber view cine loop of the year " * 2)
     jobs = [logic.start([volume], init="start", steps=10**6, region="none") for _ in range(3)]
     assert len({job.folder for job in jobs}) == 3 and jobs[2].name == f"{jobs[0].name[:78]} 3"
