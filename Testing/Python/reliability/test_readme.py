@@ -36,6 +36,12 @@ def test_every_link_within_the_project_leads_to_a_file(project):
                 assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
+def test_each_page_can_be_read_in_five_minutes(project):
+    for page in project.glob("Documentation/*.md"):
+        text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", " ", page.read_text(), flags=re.DOTALL)
+        assert len(re.findall(r"[A-Za-z]{2,}", text)) <= 1200, page.name
+
+
 def test_every_make_target_that_is_named_exists(project):
     targets = set(re.findall(r"^(\w+):", (project / "Makefile").read_text(), re.MULTILINE))
     for document in documents(project):
