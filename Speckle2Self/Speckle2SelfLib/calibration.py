@@ -1,4 +1,4 @@
-"""The calibration of a recording: found once, it serves all frames, so that nothing flickers."""
+"""Calibrate a recording: once for all its frames, so that nothing flickers."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ def as_stack(frames: np.ndarray) -> np.ndarray:
 
 
 def is_screen(stack: np.ndarray) -> bool:
-    """Return whether frames (N, H, W[, C]) are large enough for a scanner's screen, on which graphics can move."""
+    """Return whether frames (N, H, W[, C]) are large enough to be a scanner's screen, on which graphics can move."""
     return min(stack.shape[1:3]) >= SCREEN
 
 
 def find_region(stack: np.ndarray, region: np.ndarray | str | None, within: np.ndarray | None = None) -> np.ndarray:
-    """Return the region (H, W) bool of frames (N, H, W[, C]): detected ("auto", maybe `within`), everything (None) or
-    as given."""
+    """Return the region (H, W) bool of frames (N, H, W[, C]): detected ("auto", only `within` if given), everything
+    (None), or the given mask."""
     if isinstance(region, str):
         if region != "auto":
             raise InputError(f"A region is 'auto', None or a mask, not '{region}'.")
@@ -104,7 +104,7 @@ def grain_in(stack: np.ndarray, region: np.ndarray) -> tuple[float, float]:
 
 
 def value_range(stack: np.ndarray) -> tuple[float, float]:
-    """Return the smallest and largest finite grey or color value. Raises InputError where all are the same."""
+    """Return the smallest and largest finite grey or color value. Raises InputError if they are the same."""
     stack = stack[..., :3] if stack.ndim == 4 else stack
     lows, highs = [], []
     for frame in stack:  # one by one, to spare memory

@@ -36,7 +36,7 @@ def option(
 
 
 def check_limits(config: Any) -> None:
-    """Raise InputError where a field's value is outside its limits or is not one of its choices; None is allowed."""
+    """Raise InputError if a field's value is outside its limits or is not one of its choices; None is allowed."""
     for entry in fields(config):
         value, metadata = getattr(config, entry.name), entry.metadata
         if value is None or not metadata:
@@ -111,18 +111,18 @@ class TrainingConfig:
     batch: int = option(12, "crops in one step, over all processes", low=1, high=4096)
     crop: int = option(128, "side of a crop, pixels at the model's grain", low=32, high=4096)
     learning_rate: float = option(
-        1e-3, "of Adam; falls to 1 % along a cosine, except in the published recipe", low=1e-9, high=1
+        1e-3, "learning rate of Adam; falls to 1 % along a cosine, except in the published recipe", low=1e-9, high=1
     )
     simulated: int = option(0, "anatomies to simulate with known ground truth and to mix in", low=0, high=10**6)
     share: float = option(
-        0.5, "in the recipe respeckle, of the simulated anatomies that are the recordings' own; else of the steps that "
-        "use simulated frames", low=0, high=1,
+        0.5, "fraction of the simulated anatomies that come from the recordings (recipe respeckle), or of the steps "
+        "that use simulated frames", low=0, high=1,
     )  # fmt: skip
     averaging: float = option(
         0.995, "decay of the weights' exponential moving average; 0 keeps the last weights", low=0, high=1 - 1e-9
     )
     start_share: float = option(
-        0.0, "share of the initial weights in the result, where a trained model is the start", low=0, high=1
+        0.0, "share of the initial weights in the result, if training starts from a trained model", low=0, high=1
     )
     seed: int = option(0, "seed of all random choices", low=0, high=2**63 - 1)
     interval: int = option(100, "steps between two validations and checkpoints", low=1, high=10**6)
@@ -152,7 +152,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Job:
-    """One training run, as the command line, the panel and a cluster give it; as JSON, a job file."""
+    """One training run as configured on the command line, in the panel or, as JSON, in a job file."""
 
     output: str = option(help="the model file to write", metavar="MODEL")
     inputs: tuple[str, ...] = option((), "recordings: files or folders", metavar="INPUT")
@@ -201,7 +201,7 @@ class Job:
             raise InputError("The region must be 'auto', 'none' or a mask file.")
         if self.report < 1:
             raise InputError(f"`report` must be at least 1, not {self.report}.")
-        _ = self.training  # its own checks
+        _ = self.training  # runs its checks
 
     @property
     def training(self) -> TrainingConfig:

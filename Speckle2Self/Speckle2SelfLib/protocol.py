@@ -85,14 +85,14 @@ class Wake:
 
 @dataclass(frozen=True)
 class Ready:
-    """The process runs and reads requests."""
+    """The process is running and reads requests."""
 
     pid: int
 
 
 @dataclass(frozen=True)
 class Devices:
-    """The devices that it can compute on, the best one first."""
+    """The devices that the process can compute on, the best one first."""
 
     devices: tuple[str, ...]
 
@@ -134,7 +134,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Cancelled:
-    """A job was stopped as asked."""
+    """A job was stopped as requested."""
 
     job: int
 

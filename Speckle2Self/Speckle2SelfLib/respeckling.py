@@ -1,6 +1,6 @@
 """Recordings as anatomies: despeckled, and covered again by speckle like their own, so that the truth is known.
 
-Where neighboring frames show the same anatomy below independent speckle, each is also the target of the other, whose
+Where neighboring frames show the same anatomy with independent speckle, each is also a target for the other, whose
 mean over all speckle is the truth (Noise2Noise, Lehtinen et al., ICML 2018).
 
 Related: SAR2SAR (Dalsasso, Denis, Tupin, IEEE JSTARS 2021), noise as clean (Xu et al., IEEE TIP 2020), Noisier2Noise
@@ -59,8 +59,8 @@ def despeckle_anatomies(cines: Sequence[Cine], network: nn.Module) -> list[Recor
 def find_pairs(cine: Cine, speckle: RecordedSpeckle, network: nn.Module) -> list[int]:
     """Return the numbers n of the frames after which frame n + 1 shows the same anatomy below independent speckle.
 
-    Of two such frames, what the network removes does not correlate, and the despeckled frames differ about as much as
-    where the recording's speckle is drawn twice over one of them.
+    In such a pair, the speckle that the network removes is uncorrelated, and the despeckled frames differ about as much
+    as for two draws of the recording's speckle over one of them.
     """
     device, inside = next(network.parameters()).device, cine.inside
 

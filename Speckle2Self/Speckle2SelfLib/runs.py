@@ -49,7 +49,7 @@ OVERRIDES = ("recipe", "steps", "simulated", "batch", "interval", "seed")  # fie
 
 
 class Unfinished(InputError):
-    """A run of the same model is to be continued, or removed, first."""
+    """A run of the same model must be resumed or removed first."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class RunState:
     config: dict
     model: dict
     data: tuple[int, ...]  # digests of the recordings trained on, and of those held out
-    curve: tuple[tuple[float, ...], ...]  # of [step, loss]
+    curve: tuple[tuple[float, ...], ...]  # pairs of step and loss
     start: dict[str, float]  # figures of the model that it started from
     started_from: str
     step: int  # this and the next: see `Training.state`
@@ -203,7 +203,7 @@ class Run:
         self.report({"message": message})
 
     def finished_before(self) -> Model | None:
-        """Return the job's model where a run with its settings has ended with it."""
+        """Return the job's model if a run with the same settings has already finished."""
         if not self.output.exists():
             return None
         model = Model(*checkpoint.load(self.output))
@@ -262,10 +262,10 @@ class Run:
             self.cines, trial, self.start.model, copy.deepcopy(self.start.network), self.device,
             progress=lambda *_: moments.append(time.monotonic()), teacher=self.start.teacher,
         )  # fmt: skip
-        first, *others = np.diff(moments) if len(moments) > 1 else [0.0]  # the first one waits for what is done once
+        first, *others = np.diff(moments) if len(moments) > 1 else [0.0]  # the first one includes initial work
         simulating = first + float(np.mean(others or [0.0])) * min(config.simulated, config.steps * config.batch)
         steps = [time.monotonic() for _ in training.run()]
-        rate = torch.tensor(1 / np.diff(steps[len(steps) // 2 - 1 :]).mean())  # of the second half
+        rate = torch.tensor(1 / np.diff(steps[len(steps) // 2 - 1 :]).mean())  # mean of the second half
         if dist.is_initialized():
             rate = rate.to(self.device)
             dist.broadcast(rate, 0)
@@ -306,7 +306,7 @@ class Run:
 
     def report_simulation(self, done: int, count: int) -> None:
         """Report how many anatomies are simulated, now and then. Raises Cancelled if asked to stop."""
-        if not dist.is_initialized() and self.stop():  # processes that have to agree do so from the first step on
+        if not dist.is_initialized() and self.stop():  # several processes agree on stopping from the first step on
             self.say("Stopped during simulation. Resuming will simulate the anatomies again.")
             raise Cancelled
         if time.monotonic() > self.reported + SIMULATION_REPORTS:
@@ -325,7 +325,7 @@ class Run:
                 self.say(f"{self.output} is not the file that this run kept last, and will be overwritten.")
 
     def report_what_differs(self) -> None:
-        """Report what of the job has no effect."""
+        """Report the settings of the job that have no effect."""
         job, config = self.job, self.start.config
         if self.saved and (names := [n for n in OVERRIDES if getattr(job, n) not in (None, getattr(config, n))]):
             kept = ", ".join(f"{name} = {getattr(config, name)}" for name in names)
@@ -410,7 +410,7 @@ class Run:
         return {**figures, **shown}
 
     def keeps_start(self, figures: dict[str, float]) -> bool:
-        """Return whether the model to start from counts as the best so far: where its error to a truth is known."""
+        """Return whether the initial model counts as the best so far: if its error to a truth is known."""
         return self.start.name != RANDOM and any(name in figures for name in TRUE_ERRORS)
 
     def save(self) -> None:

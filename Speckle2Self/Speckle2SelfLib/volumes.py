@@ -1,4 +1,4 @@
-"""Three-dimensional volumes as stacks of frames along an axis; only numpy is needed."""
+"""Process three-dimensional volumes as stacks of frames along an axis; only numpy is needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .config import AXES as CHOICES
 from .system import InputError, Progress
 
 AXES = ("k", "j", "i")  # axes of an array (K, J, I), slowest first
-COARSER = 1.5  # times the next spacing: from here on, an axis is assumed to be the axis of acquisition
+COARSER = 1.5  # times the next spacing; from this ratio on, an axis is assumed to be the axis of acquisition
 logger = logging.getLogger(__name__)
 
 

@@ -1,4 +1,4 @@
-"""The progress of training runs in the scene: curves, charts, previews, and comparisons of trained models."""
+"""Show the progress of training runs in the scene: curves, charts, previews, and comparisons of trained models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .session import Session
 from .words import translate_sentence
 
 RUN, ROLE = "SpeckleTrain.run", "SpeckleTrain.role"  # attributes of the nodes that show a run
-COMPARISON = "SpeckleTrain.compared"  # attribute of a comparison's nodes: their name then, and the node they belong to
+COMPARISON = "SpeckleTrain.compared"  # attribute of a comparison's nodes: their first name, and the node they belong to
 ROLES = {  # role -> class and title
     "table": ("vtkMRMLTableNode", "curve"),
     "loss": ("vtkMRMLPlotChartNode", "loss"),
@@ -53,7 +53,7 @@ def showRun(job) -> dict[str, vtkMRMLNode]:
 
 
 def _pixels(png: bytes | None) -> np.ndarray | None:
-    """Return the pixels (H, 2 W) uint8 of a run's preview; None where it is not one."""
+    """Return the pixels (H, 2 W) uint8 of a run's preview; None if it cannot be read."""
     if not png:
         return None
     reader = vtk.vtkPNGReader()
@@ -69,7 +69,7 @@ def _pixels(png: bytes | None) -> np.ndarray | None:
     scalars = image.GetPointData().GetScalars()
     if scalars is None or scalars.GetNumberOfComponents() != 1 or not rows or columns % 2:
         return None
-    return vtk_to_numpy(scalars).reshape(rows, columns)[::-1]  # VTK's rows begin below
+    return vtk_to_numpy(scalars).reshape(rows, columns)[::-1]  # VTK's rows begin at the bottom
 
 
 def runNodes(mrmlScene, name: str) -> dict:
@@ -96,7 +96,7 @@ def _columns(reports: list[dict]) -> list[str]:
 
 
 def _label(name: str) -> str:
-    """Return a column's name for a legend or a table, in the user's language where it has plain words."""
+    """Return a column's name for a legend or a table, in plain words in the user's language if there are any."""
     figure = metrics.FIGURES.get(name)
     return translate_sentence(figure.label) if figure and figure.label else name
 
@@ -224,8 +224,8 @@ def comparisonTable(model: str) -> vtkMRMLTableNode:
 
 
 class Comparison:
-    """The image that a node shows now, despeckled by the model that `model` started from, if available, and by
-    `model`. Call `step` from a timer until it returns True, then `show`.
+    """Despeckle the image that a node shows now by `model` and, if available, by the model that it started from. Call
+    `step` from a timer until it returns True, then `show`.
 
     Images of an earlier comparison are updated, unless they were renamed. Raises InputError.
     """
@@ -264,7 +264,8 @@ def _previewTitle(volume, model: str) -> str:
 
 
 def _findComparisonNode(kind: str, title: str, of=None):
-    """Return the node that a comparison (of the node `of`) created with this title, unless it was renamed; or None."""
+    """Return the node that a comparison created with this title for the node `of`, unless it was renamed; None
+    without."""
     for node in slicer.util.getNodesByClass(kind) if kind else []:
         if node.GetName() == title == node.GetAttribute(COMPARISON) and node.GetNodeReference(COMPARISON) is of:
             return node
@@ -272,7 +273,7 @@ def _findComparisonNode(kind: str, title: str, of=None):
 
 
 def _markComparisonNode(node, title: str, of=None) -> None:
-    """Name and mark a comparison's node, so that `_findComparisonNode` finds it."""
+    """Set the name and the mark of a comparison's node, so that `_findComparisonNode` finds it."""
     node.SetName(title)
     node.SetAttribute(COMPARISON, title)
     node.SetNodeReferenceID(COMPARISON, of.GetID() if of is not None else None)
