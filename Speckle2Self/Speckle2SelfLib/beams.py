@@ -47,7 +47,7 @@ def _find_fan(inside: bytes, shape: tuple[int, int]) -> Fan | None:
         return None
     sides = []
     for edge, end in ((left, left.min()), (right, right.max())):
-        free = edge[straight] != end  # where the image is cut off, its side is no longer a beam
+        free = edge[straight] != end  # where the image is cut off, its side is not a beam
         if free.sum() < max(16, 0.3 * len(free)):
             return None
         sides.append(_fit_line(rows[straight][free].astype(float), edge[straight][free]))

@@ -17,7 +17,7 @@ from . import checkpoint
 from .devices import choose_precision
 from .inference import fast_network, through_network
 
-FILE = Path(__file__).resolve().parent.parent / "Resources" / "graphics.safetensors"  # not a despeckling model
+FILE = Path(__file__).resolve().parent.parent / "Resources" / "graphics.safetensors"  # this is not a despeckling model
 LOGITS = 16.0  # factor on the network's output minus 1/2
 ALONE = 1.0  # logit; from here on, a pixel of a single frame of a cine counts as drawn
 MIRRORED = (-1.0, 1.0)  # mean logits of a still's mirror images; a pixel may be drawn, and certainly is

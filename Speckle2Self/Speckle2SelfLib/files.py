@@ -27,7 +27,7 @@ __all__ = [
 ]  # fmt: skip
 FLOATING = (".npy", ".nrrd", ".mha")  # single files that hold floating point
 logger = logging.getLogger(__name__)
-BESIDE = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz"), ".hdr": (".img", ".img.gz")}  # of a header's data
+BESIDE = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz"), ".hdr": (".img", ".img.gz")}  # of separate data
 
 
 def find(inputs: Iterable[FilePath], other_files: list[Path] | None = None) -> list[Path]:

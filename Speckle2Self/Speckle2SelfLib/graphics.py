@@ -51,7 +51,7 @@ class Graphic:
 
     pen: Pen
     layer: str  # one of LAYERS
-    level: float  # in [0, 1], like all grey values here
+    level: float  # grey value in [0, 1]
     ground: str | None = None  # "shadow", "halo" or "box" below it
     ground_level: float = 0.0
     ground_opacity: float = 1.0

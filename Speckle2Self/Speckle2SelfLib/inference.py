@@ -279,7 +279,7 @@ class FastRunner(nn.Module):
         """Return the same as `FastNetwork.features`."""
         network = self.network
         x = to_cells((frames - GREY).to(self.precision))  # (N, 4, H / 2, W / 2)
-        missing = network.stem.weight.shape[1] - x.shape[1]  # on a GPU in 16 bits
+        missing = network.stem.weight.shape[1] - x.shape[1]  # channels to pad, on a GPU in 16 bits
         x = F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
         fine = convolve(network.stem, x.contiguous(memory_format=torch.channels_last), relu=True)
         middle = through_blocks([network.encoder], convolve(network.down_1, fine, relu=True))

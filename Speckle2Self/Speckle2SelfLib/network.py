@@ -177,7 +177,7 @@ class UncertaintyHead(nn.Module):
         coarse = double(F.pixel_shuffle(coarse.float(), CELL))  # (B, 1, H, W)
         detail = F.pixel_shuffle(self.fine(fine.detach()).float(), CELL)
         free = (smooth(detail) + coarse + BEGINNING).clamp(min=math.log(LEAST))
-        return free - F.softplus(2 * (free - math.log(MOST))) / 2  # of d: d / (1 + (d / MOST)^2)^(1/2)
+        return free - F.softplus(2 * (free - math.log(MOST))) / 2  # the logarithm of d / (1 + (d / MOST)^2)^(1/2)
 
 
 class FastNetwork(nn.Module):
@@ -260,7 +260,7 @@ class FrameLearner(nn.Module):
         return self.network.maps(views[0])
 
 
-NETWORKS = {"fast": FastNetwork, "published": SpeckleReductionNetwork}  # by `ModelConfig.architecture`
+NETWORKS = {"fast": FastNetwork, "published": SpeckleReductionNetwork}  # network classes by `ModelConfig.architecture`
 
 
 def build(config: ModelConfig) -> FastNetwork | SpeckleReductionNetwork:

@@ -17,7 +17,7 @@ LONGEST = 500  # characters of a message; a longer one is cut
 
 
 #
-# To the despeckling process
+# Messages to the despeckling process
 #
 
 
@@ -79,7 +79,7 @@ class Wake:
 
 
 #
-# From the despeckling process
+# Messages from the despeckling process
 #
 
 
@@ -219,7 +219,7 @@ def parse(line: str | bytes) -> dict:
 
 
 #
-# From the training process
+# Messages from the training process
 #
 
 

@@ -39,7 +39,7 @@ NEW = (
 
 
 class Recipe:
-    """One way of training; methods are in the order in which a run calls them.
+    """One way of training; the methods are in the order of their calls in a run.
 
     The three that carry the method are `views`, the learner that `wrap` returns, which is called with them, and `loss`.
     """

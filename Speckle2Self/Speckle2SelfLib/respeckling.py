@@ -25,11 +25,11 @@ from .resampling import resample
 from .system import Progress
 
 FRAMES = 24  # frames of all recordings together that are despeckled, at least one of each
-MEASURED = 8  # frames of a recording, at most, on which its speckle is measured
+MEASURED = 8  # largest number of frames of a recording to measure its speckle on
 SCALES = (0.75, 1.5)  # magnification of a piece of a frame
 SHARPENED, BLUR = 1.0, 1.5  # largest share of the difference to a blurred piece that is added; sigma, pixels
 CONTRASTS = (0.67, 1.5)  # factor on the contrast of half of the pieces
-RELATED = 0.2  # correlation of the speckle of two frames from which it counts as the same
+RELATED = 0.2  # correlation; from here on, the speckle of two frames counts as the same
 FAINT = 0.25  # times the recording's speckle; frames with less are black or blank
 CHANGED = 1.5  # times the difference that independent speckle makes between two despeckled frames; then anatomy moved
 

@@ -95,7 +95,7 @@ class Budget:
 
     @property
     def spent(self) -> float:
-        """Return the seconds for which the run was trained."""
+        """Return the training time so far, in seconds."""
         return self._spent + time.monotonic() - self._began
 
     @property
@@ -117,12 +117,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class Start:
-    """The settings and the network with which a run begins or continues."""
+    """The settings and the network that a run begins or continues with."""
 
     config: TrainingConfig
     model: ModelConfig
     network: torch.nn.Module | None  # None: random weights, or those of the saved run
-    name: str  # of the model that it started from
+    name: str  # name of the initial model
     teacher: torch.nn.Module | None = None  # despeckles the recordings, where the network to start from does not
 
 

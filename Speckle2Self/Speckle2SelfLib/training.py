@@ -32,7 +32,7 @@ NOT_A_NUMBER = _("The loss became NaN at step {step}. Train again with another s
 class Report:
     """One optimizer step."""
 
-    step: int  # from 1
+    step: int  # number of the step, from 1
     steps: int
     terms: dict[str, float]  # the loss by name
     rate: float  # steps per second

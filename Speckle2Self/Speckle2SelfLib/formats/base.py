@@ -300,7 +300,7 @@ def release(array: np.ndarray) -> None:
     """Free the memory that caches an array on disk. Do nothing for other arrays, or for those of mode "c", whose
     changes exist only in memory."""
     while isinstance(array, np.ndarray) and getattr(array, "mode", "") != "c":
-        if isinstance(array.base, mmap.mmap) and hasattr(array.base, "madvise"):  # not on Windows
+        if isinstance(array.base, mmap.mmap) and hasattr(array.base, "madvise"):  # Windows has none
             array.base.madvise(mmap.MADV_DONTNEED)
         array = array.base
 
