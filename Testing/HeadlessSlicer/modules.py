@@ -25,7 +25,7 @@ class CoreModule:
 
 
 class SequencesModule(CoreModule):
-    """The module Sequences; its tool bar is not there."""
+    """The module Sequences, without its tool bar."""
 
     def showSequenceBrowser(self, browser) -> bool:
         """Show a browser in the tool bar."""

@@ -229,7 +229,7 @@ def test_a_cut_film_and_a_file_that_is_not_one_are_refused_without_library_messa
     (tmp_path / "cut.avi").write_bytes(data[: len(data) // 2])
     (tmp_path / "text.mp4").write_text("no film")
     data = film(tmp_path / "in.mkv").read_bytes()
-    (tmp_path / "cut.mkv").write_bytes(data[: len(data) // 2])  # which has no index
+    (tmp_path / "cut.mkv").write_bytes(data[: len(data) // 2])  # it has no index
     for name in ("cut.avi", "cut.mkv", "text.mp4"):
         with pytest.raises(InputError) as error:
             files.read(tmp_path / name)

@@ -37,7 +37,7 @@ def cine():
 def folder(cine, tmp_path, monkeypatch, small_crops):
     """Return a cine of 24 frames and a small model to start from, in the current folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes started here
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # for the processes started here
     np.save("Doe^Jane.npy", cine)
     model = ModelConfig(width=4, grain=(0.75, 1.7))
     torch.manual_seed(0)
@@ -53,7 +53,7 @@ def job(**changes):
 
 @pytest.fixture
 def short_interval(monkeypatch, small_crops):
-    """Checkpoints after every 4 steps."""
+    """Write a checkpoint after every 4 steps."""
     monkeypatch.setitem(config.PRESETS, "adapt", replace(config.PRESETS["adapt"], interval=4))
 
 
@@ -649,7 +649,7 @@ def test_ctrl_c_saves_and_leaves_cleanly(folder, original):
     checkpoint.load("m.model")
     process = Copy(original, [*ENDLESS, "--resume", "--listen"])
     process.read_to('"step"')
-    process.communicate()  # closes the standard input: whoever started the run is gone
+    process.communicate()  # closes the standard input, as if the parent had ended
     assert process.returncode == 130
 
 
@@ -713,7 +713,7 @@ def test_two_processes_train_as_one_does(folder, original, capsys):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}  # as torchrun sets them
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}  # the variables of torchrun
     both = [
         Copy(original, [*arguments, "2.model", "--resume"], {**place, "RANK": rank, "LOCAL_RANK": rank})
         for rank in "01"

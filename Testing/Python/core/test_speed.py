@@ -34,7 +34,7 @@ def test_multiply_adds_are_counted_from_the_layers():
         torch.nn.Conv2d(1, 4, 3, padding=1),  # 16 x 16 pixels, 4 x 9 multiply-adds each
         torch.nn.ReLU(),
         torch.nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2),  # 8 x 8, 8 x 2 x 9
-        torch.nn.ConvTranspose2d(8, 2, 3, stride=2, padding=1, output_padding=1),  # from 8 x 8, 8 x 2 x 9
+        torch.nn.ConvTranspose2d(8, 2, 3, stride=2, padding=1, output_padding=1),  # 8 x 8 pixels, 8 x 2 x 9
     )
     work = speed.count(network, torch.zeros(1, 1, 16, 16), 256)
     assert work.multiply_adds * 256 == 256 * 36 + 64 * 144 + 64 * 144
@@ -79,7 +79,7 @@ def test_the_page_contains_the_measurements_and_the_plot_is_drawn(found):
 
 @pytest.fixture
 def one_thread():
-    """Several wait for other programs, which makes each measurement another one."""
+    """Use one thread: several wait for other programs, so that each measurement differs."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -92,7 +92,7 @@ def test_nothing_does_more_than_the_machine_can(one_thread):
     entries = [e for e in speed.entries(size, 0, True, CPU, [torch.float32], speed.published_pair()) if e.work]
     limits = [speed.machine_rates(CPU, 0.2)]
     rows = speed.measure(entries, size, 1, CPU, 0.1)
-    limits.append(speed.machine_rates(CPU, 0.2))  # as others may have been at work the first time
+    limits.append(speed.machine_rates(CPU, 0.2))  # other programs may have run the first time
     speed.add_shares(rows, {name: max(rates[name] for rates in limits) for name in limits[0]})
     assert not speed.beyond(rows), "the benchmark's limit is wrong"
     script = next(row for row in rows if row["method"] == speed.SCRIPT)

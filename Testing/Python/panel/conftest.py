@@ -21,7 +21,7 @@ class Desk:
         self.complaints = complaints.heard  # errors in the log
 
     def wait(self, condition, seconds: float = 60) -> float:
-        """Lets events happen until `condition`; the longest processor time in seconds that they took at once."""
+        """Process events until `condition`; return the longest processor time in seconds that they took at once."""
         end, longest = time.monotonic() + seconds, 0.0
         while not condition():
             assert time.monotonic() < end, "this did not happen in time"
@@ -44,12 +44,12 @@ class Desk:
         return self.slicer.app.layoutManager().sliceWidget(name).filled()
 
     def rest(self, seconds: float = 0.1) -> None:
-        """Lets events happen for a while."""
+        """Process events for a while."""
         end = time.monotonic() + seconds
         self.wait(lambda: time.monotonic() > end)
 
     def check_controls(self, panel, width: int) -> None:
-        """Every control of a panel has a tooltip, and none is cut at this width in pixels."""
+        """Check that every control of a panel has a tool tip, and that none is cut at this width in pixels."""
         import qt
 
         self.rest()

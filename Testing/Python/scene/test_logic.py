@@ -31,7 +31,7 @@ class FakeJob:
 
 
 class FakeWorker:
-    """Stands for the despeckling process: inverts one frame at each poll, and remembers how it was called."""
+    """Stand in for the despeckling process: invert one frame at each poll, and remember the calls."""
 
     def __init__(self, message=""):
         self.calls, self.devices, self._running, self._message = [], [], None, message

@@ -21,7 +21,7 @@ FRAMES = np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype
 
 @pytest.fixture
 def logic(slicer_app, tmp_path, monkeypatch):
-    """SpeckleTrain's logic with a home of its own, in which there is a small model `start`."""
+    """Return SpeckleTrain's logic with a home of its own, which holds a small model `start`."""
     monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     from Speckle2SelfSlicer import training_data
@@ -40,7 +40,7 @@ def logic(slicer_app, tmp_path, monkeypatch):
 
 @pytest.fixture
 def copies(original, monkeypatch):
-    """Training processes are copies of one that has imported everything."""
+    """Start training processes as copies of one that has imported everything."""
     start = subprocess.Popen
 
     def popen(command, **options):
