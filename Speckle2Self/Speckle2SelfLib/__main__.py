@@ -398,7 +398,7 @@ def _rois(path: str, shape: Sequence[int]) -> dict:
         if not all(len(box) == 5 and all(type(value) is int for value in box) for box in boxes):
             raise ValueError("a box does not consist of whole numbers")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path} is not a file of regions (JSON).") from error
+        raise InputError(f"{path} is not a JSON file of regions.") from error
     for number, x, y, wide, tall in boxes:
         inside = wide <= x <= shape[2] - wide and tall <= y <= shape[1] - tall
         if not (0 <= number < shape[0] and min(wide, tall) > 0 and inside):

@@ -72,7 +72,7 @@ def as_stack(frames: np.ndarray) -> np.ndarray:
         message = _("Frames of shape {shape} are too small; they need at least {smallest} x {smallest} pixels.")
         raise InputError(message.format(shape=frames.shape, smallest=SMALLEST))
     if frames.dtype.kind == "f" and not any(np.isfinite(frame).any() for frame in stack):
-        raise InputError(_("The frames hold no finite value."))
+        raise InputError(_("The frames contain no finite values."))
     return stack
 
 
@@ -86,7 +86,7 @@ def find_region(stack: np.ndarray, region: np.ndarray | str | None, within: np.n
     (None), or the given mask."""
     if isinstance(region, str):
         if region != "auto":
-            raise InputError(f"A region is 'auto', None or a mask, not '{region}'.")
+            raise InputError(f"The region must be 'auto', None or a mask, not '{region}'.")
         region = detect(stack, within)
     if region is None:
         region = np.ones(stack.shape[1:3], bool)

@@ -69,7 +69,7 @@ def load_state(path: FilePath) -> tuple[dict[str, torch.Tensor], dict]:
     except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}.") from error
     if not all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in tensors.values()):
-        raise InputError(f"{path} is damaged: it holds weights that are not finite or not of 32 bits.")
+        raise InputError(f"{path} is damaged: it holds weights that are not finite or not in single precision.")
     return tensors, values
 
 

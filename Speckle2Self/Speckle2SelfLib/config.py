@@ -46,7 +46,7 @@ def check_limits(config: Any) -> None:
             upper = f"between {low} and {high}" if high is not None else f"at least {low}"
             raise InputError(f"{entry.name} must be {upper}, not {value}.")
         if metadata["choices"] and value not in metadata["choices"]:
-            raise InputError(f"There is no {entry.name} '{value}'; known are {', '.join(metadata['choices'])}.")
+            raise InputError(f"Unknown {entry.name} '{value}'; choose one of {', '.join(metadata['choices'])}.")
 
 
 def help_of(kind: type, name: str) -> str:
@@ -129,7 +129,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
-            raise InputError(f"Unknown recipe '{self.recipe}'; known are {', '.join(RECIPES)}.")
+            raise InputError(f"Unknown recipe '{self.recipe}'; choose one of {', '.join(RECIPES)}.")
         check_limits(self)
 
 
@@ -188,11 +188,11 @@ class Job:
     def __post_init__(self) -> None:
         for name in ("inputs", "held_out"):
             if isinstance(getattr(self, name), str):
-                raise InputError(f"'{name}' is a list of files or folders.")
+                raise InputError(f"'{name}' must be a list of files or folders.")
             object.__setattr__(self, name, tuple(str(path) for path in getattr(self, name)))
         refuse_filter(Path(self.output).name.removesuffix(".safetensors"))
         if self.preset not in PRESETS:
-            raise InputError(f"Unknown preset '{self.preset}'; known are {', '.join(PRESETS)}.")
+            raise InputError(f"Unknown preset '{self.preset}'; choose one of {', '.join(PRESETS)}.")
         if self.minutes is not None and not 0 < self.minutes <= 10**6:
             raise InputError(f"Training time must be between 0 and 1,000,000 minutes, not {self.minutes}.")
         if self.minutes is not None and self.steps is not None:

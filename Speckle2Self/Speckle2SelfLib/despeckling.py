@@ -128,7 +128,7 @@ def check_uncertainty(model: Model | Filter) -> None:
 def _check_options(options: dict[str, Any]) -> DespeckleOptions:
     """Return the options of `despeckle`. Raises InputError for an unknown one, or a value outside its limits."""
     if unknown := sorted(set(options) - OPTIONS):
-        raise InputError(f"There is no option '{unknown[0]}'; known are {', '.join(sorted(OPTIONS))}.")
+        raise InputError(f"Unknown option '{unknown[0]}'; choose from {', '.join(sorted(OPTIONS))}.")
     return DespeckleOptions(**options | ({"device": str(options["device"])} if "device" in options else {}))
 
 

@@ -292,7 +292,7 @@ class Run:
             "held_out": self.count_held_out, "seen": self.trains_on_held_out, "from_step": reached["step"],
         })  # fmt: skip
         if self.trains_on_held_out:
-            self.say("Too few frames to hold any out: the figures are of frames that are trained on.")
+            self.say("There are too few frames to hold any out; the figures are from frames that are trained on.")
         self.reported = time.monotonic()
         if self.cines and recipe_of(start.config).despeckles and start.config.simulated:
             self.say(ESTIMATES.format(", ".join("{:.1f} x {:.1f}".format(*c.recorded_grain) for c in self.cines[:3])))

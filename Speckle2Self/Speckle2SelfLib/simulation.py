@@ -58,9 +58,9 @@ class SimulationConfig:
         if self.roughness is not None and not self.roughness > 0:
             raise InputError(f"The roughness must be above 0, not {self.roughness}.")
         if self.layout not in (None, *LAYOUTS):
-            raise InputError(f"Unknown layout '{self.layout}'; known are {', '.join(LAYOUTS)}.")
+            raise InputError(f"Unknown layout '{self.layout}'; choose one of {', '.join(LAYOUTS)}.")
         if self.geometry not in GEOMETRIES:
-            raise InputError(f"Unknown geometry '{self.geometry}'; known are {', '.join(GEOMETRIES)}.")
+            raise InputError(f"Unknown geometry '{self.geometry}'; choose one of {', '.join(GEOMETRIES)}.")
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def torch_fault() -> str | None:
 def _broken(error: Exception) -> str:
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(" .")
     message = _(
-        "PyTorch is installed, but does not start ({reason}); reinstall it, in Slicer by the extension PyTorch."
+        "PyTorch is installed, but does not start ({reason}); reinstall it, in Slicer with the PyTorch extension."
     )
     return message.format(reason=reason)
 

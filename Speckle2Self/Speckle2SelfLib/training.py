@@ -71,7 +71,7 @@ class Training:
         self.config, self.device, self.recipe = config, torch.device(device), recipe_of(config)
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if config.batch % self.processes:
-            raise InputError(f"A batch of {config.batch} cannot be shared by {self.processes} processes evenly.")
+            raise InputError(f"A batch of {config.batch} cannot be shared evenly by {self.processes} processes.")
         self.rng = np.random.default_rng(config.seed)
         self.step, self.batch, self.best = 0, config.batch, float("inf")
         self.precision = self._choose_precision()

@@ -23,10 +23,10 @@ def slicing_axes(shape: Sequence[int], spacing: Sequence[float], axis: str = "au
     """
     axis = axis.lower()
     if axis not in CHOICES:
-        raise InputError(f"There is no axis '{axis}'; known are {', '.join(CHOICES)}.")
+        raise InputError(f"Unknown axis '{axis}'; choose one of {', '.join(CHOICES)}.")
     if axis == "average":
         if min(shape[:3]) < 8:
-            raise InputError("Averaging over three orientations needs a volume of at least 8 voxels each way.")
+            raise InputError("Averaging over three orientations needs a volume of at least 8 voxels in each direction.")
         return [0, 1, 2]
     if axis in AXES:
         return [AXES.index(axis)]

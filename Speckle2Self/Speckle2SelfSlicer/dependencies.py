@@ -68,14 +68,14 @@ def ensure_reader(name: str) -> None:
     with _installing():
         _install({name: READERS[name]})
     if find_spec(name) is None:
-        message = _("This file needs the Python package {name}; load it again and agree to install that.")
+        message = _("This file needs the Python package {name}; load the file again and agree to the installation.")
         raise InputError(message.format(name=name))
 
 
 @contextmanager
 def _installing() -> Iterator[None]:
     if not _lock.acquire(blocking=False):
-        raise InputError(_("Python packages are being installed; wait until that is done."))
+        raise InputError(_("Python packages are being installed; wait until the installation ends."))
     try:
         yield
     finally:

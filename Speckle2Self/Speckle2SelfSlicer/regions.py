@@ -46,7 +46,7 @@ def find(region: vtkMRMLNode | str) -> vtkMRMLNode:
     nodes = [each for each in scene.nodesNamed(region) if _isRegion(each)]
     if not nodes:
         known = "auto, none, given, a segmentation or a box (ROI), or a bool array"
-        raise InputError(_("There is no region '{region}'; known are {known}.").format(region=region, known=known))
+        raise InputError(_("Unknown region '{region}'; choose {known}.").format(region=region, known=known))
     return scene.onlyNode(nodes, "regions are named", region)
 
 

@@ -222,7 +222,7 @@ class TrainingJob:
         if self._child is not None:
             self._child.close(wait=False)
             self._child = None
-        self.state, self.message = "stopped", _("Cancelled.")
+        self.state, self.message = "stopped", _("Canceled.")
         _remove(self.folder)
 
     def close(self) -> None:

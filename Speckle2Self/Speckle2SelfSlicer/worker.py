@@ -543,7 +543,7 @@ def checked_options(options: dict, size: tuple) -> tuple[DespeckleOptions, np.nd
     options = dict(options)
     known = [each.name for each in fields(DespeckleOptions)]
     if unknown := sorted(set(options) - set(known)):
-        words = _("Unknown options of despeckling: {names}; known are {known}.")
+        words = _("Unknown options of despeckling: {names}; choose from {known}.")
         raise InputError(words.format(names=", ".join(unknown), known=", ".join(known)))
     if not isinstance(options.get("model", ""), str | os.PathLike):
         raise InputError(_("Name a model by its name or file, or a filter by its name."))

@@ -206,7 +206,7 @@ def _decode(av, path: Path, colour: bool) -> tuple[np.ndarray, np.ndarray | None
         if len(moments) < promised:
             raise InputError(f"{path} is cut short: {len(moments)} of {promised} frames can be read.")
         if frame.is_corrupt:
-            raise InputError(f"{path} is cut short: its last frame, number {len(moments)}, is not whole.")
+            raise InputError(f"{path} is cut short: its last frame, number {len(moments)}, is incomplete.")
         if damaged:
             logger.warning("The film has %d damaged frames.", damaged)
         file.flush()

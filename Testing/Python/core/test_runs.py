@@ -393,7 +393,7 @@ def test_recordings_are_held_out_as_a_whole_where_there_are_several(folder):
     lines = []
     runs.run(job(inputs=["0.npy"], steps=1), lines.append)
     assert lines[0]["seen"] and not lines[0]["held_out"]
-    assert "figures are of frames that are trained on" in lines[1]["message"], "six frames are too few"
+    assert "figures are from frames that are trained on" in lines[1]["message"], "six frames are too few"
     lines = []
     runs.run(job(inputs=["0.npy"], estimate=True), lines.append)
     assert lines[-1]["estimate"]["held_out"] == 0

@@ -160,7 +160,7 @@ def test_the_average_uses_all_three_axes_with_one_progress(logic, fake):
 
 
 def test_the_average_of_a_single_frame_is_refused(logic):
-    with pytest.raises(InputError, match="at least 8 voxels each way"):
+    with pytest.raises(InputError, match="at least 8 voxels in each direction"):
         logic.process(add_volume(FRAMES[:1]), axis="average")
 
 
@@ -258,7 +258,7 @@ def test_an_unknown_name_is_refused_by_name(logic):
 def test_unknown_arguments_are_refused_with_the_known_ones(logic):
     node = add_volume(FRAMES[:1])
     for call in (logic.process, logic.start):
-        with pytest.raises(InputError, match=r"Unknown options of despeckling: sharpness; known are .*strength"):
+        with pytest.raises(InputError, match=r"Unknown options of despeckling: sharpness; choose from .*strength"):
             call(node, sharpness=2)
     for call in (logic.process, logic.start, logic.live):
         with pytest.raises(InputError, match="'3' is not a node, nor the id or name of one"):
