@@ -170,7 +170,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
             self.onParameters()  # the scene may have changed them
 
     def endAll(self) -> None:
-        """End all running work; the scene is left as it is."""
+        """End all running work; the scene is not changed."""
         self.endLive()
         self.ui.flickerButton.checked = False
         if self.run is not None:

@@ -21,7 +21,7 @@ STATE_FORMAT = "speckle2self-run-2"
 PRECISIONS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # data types that weights in a file may have
 
 
-@dataclass(frozen=True, eq=False)  # a copy is not equal to its original, as its weights may change
+@dataclass(frozen=True, eq=False)  # a copy is not equal to its original, because its weights may change
 class Model:
     """A network with its config and card."""
 

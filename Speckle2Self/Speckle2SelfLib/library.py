@@ -79,7 +79,7 @@ def load_model(name_or_path: FilePath) -> Model:
 def cached_model(name_or_path: FilePath) -> Model:
     """Return the same as `load_model`, but read a file again only if it has changed.
 
-    Only for inference, as all callers share the model.
+    For inference only, because all callers share the model.
     """
     path = path_of(name_or_path)
     try:

@@ -250,7 +250,7 @@ class Figure:
     def takes(self) -> dict[str, bool]:
         """Return the names of the function's arguments, and whether each is required.
 
-        image, output (H, W); tissue and lumen, matched values; values of a region, as they are; echogenicity, truth
+        image, output (H, W); tissue and lumen, matched values; values of a region, not matched; echogenicity, truth
         (H, W); outputs (N, H, W) of draws of speckle ...
         """
         names = inspect.signature(self.function).parameters.values() if self.function else ()

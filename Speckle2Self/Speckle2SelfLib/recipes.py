@@ -47,7 +47,7 @@ class Recipe:
     model: ModelConfig  # config of a new network; networks to start from must agree with it in part
     betas = (0.9, 0.99)  # decay rates of Adam
     learns_truth = True  # whether the known truth of simulated frames is used
-    learns_recorded = True  # whether recorded frames are trained on as they are
+    learns_recorded = True  # whether the recorded frames themselves are trained on
     despeckles = False  # whether `simulate` needs a network that despeckles already
     most_frames: int | None = None  # frames used of a recording, evenly spread; None: all
     message = ""  # a sentence for the user about what `simulate` found in the recordings

@@ -121,7 +121,7 @@ def respeckle(
     anatomies: Sequence[RecordedAnatomy], count: int, crop: int, rng: np.random.Generator,
     progress: Progress = lambda *_: None, draws: int = 1,
 ) -> Cine:  # fmt: skip
-    """Return `count` pieces of recorded anatomies, crop x crop pixels, as the truth below their recording's speckle.
+    """Return `count` pieces of recorded anatomies, crop x crop pixels, as truth, and with their recording's speckle.
 
     Args: draws, frames of each piece, one after another, with different speckle; progress, see
     `dataset.simulate_cines`.

@@ -170,7 +170,7 @@ class Run:
         self.saved: tuple[dict[str, torch.Tensor], dict] | None = None  # tensors and values of an unfinished run
         self.cines: list[Cine] = []
         self.held_out: list[Cine] = []
-        self.trains_on_held_out = False  # whether the held-out frames are also trained on, as there are too few
+        self.trains_on_held_out = False  # whether the held-out frames are also trained on, if there are too few
         self.curve: list[list[float]] = []
         self.figures_at_start: dict[str, float] = {}
         self.latest_figures: dict[str, float] = {}  # figures of the last validation
@@ -585,7 +585,7 @@ def _grow(start: Model, shape: dict[str, Any], seed: int) -> Model:
 
 
 def _read_data(job: Job, start: Start, inputs: list[Path], held_out: list[Path]) -> tuple[list[Cine], list[Cine], bool]:
-    """Return the cines to train on, those held out, and whether the latter are the former, as there are too few."""
+    """Return the cines to train on, those held out, and whether these are the same because there are too few."""
     read = partial(_read, job=job, start=start, names=len(inputs) + len(held_out) > 1)
     known = {cine.digest: cine for cine in map(read, inputs)}  # copies once
     cines, others = list(known.values()), [read(path) for path in held_out]

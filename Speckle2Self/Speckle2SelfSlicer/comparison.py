@@ -165,7 +165,7 @@ def figures() -> vtkMRMLTableNode | None:
 
 
 def asHtml(table: vtkMRMLTableNode) -> str:
-    """Return a table node as text for a label, one row per figure, as panels are narrow."""
+    """Return a table node as text for a label, one row per figure, because panels are narrow."""
     table, rows = table.GetTable(), []
     for column in range(table.GetNumberOfColumns()):
         values = [table.GetValue(row, column) for row in range(table.GetNumberOfRows())]

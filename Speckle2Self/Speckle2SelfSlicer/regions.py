@@ -215,7 +215,7 @@ class MovingRegion:
         return region
 
     def save(self, volume: vtkMRMLVolumeNode) -> None:
-        """Remember its new place; call this at the end, as it writes a file."""
+        """Remember its new place; call this at the end, because it writes a file."""
         if self._region is not self._initial and self._region.any():
             with suppress(InputError):
                 saveRegion(volume, self._region)

@@ -89,9 +89,9 @@ def write_regions(folder: Path, regions, names) -> str:
 def write_recordings(
     folder: Path, prefix: str, recordings: Iterable, first: int = 1
 ) -> Generator[None, None, tuple[str, ...]]:
-    """Write frames in steps to anonymous files `<prefix>-<number>.npy`, in color if they have any, as colored pixels
-    are excluded from the region; return the names. recordings: arrays, or objects with shape and dtype that yield
-    frames. first: the number of the first one."""
+    """Write frames in steps to anonymous files `<prefix>-<number>.npy`, in color if they have any, because colored
+    pixels are excluded from the region; return the names. recordings: arrays, or objects with shape and dtype that
+    yield frames. first: the number of the first one."""
     names, done = [], 0
     for number, frames in enumerate(recordings, first):
         shape, channels, color = tuple(frames.shape), None, False

@@ -125,7 +125,7 @@ def pixels(data: Path, start: int, count: int, dtype: np.dtype, packed: str, pat
         else:
             values = bytearray(stream.read(wanted))
     if len(values) < wanted:
-        raise InputError(f"{path} is cut short: {wanted} bytes of pixels were expected, {len(values)} are there.")
+        raise InputError(f"{path} is cut short: {wanted} bytes of pixels were expected, {len(values)} were found.")
     return np.frombuffer(values, dtype, count)
 
 

@@ -83,7 +83,7 @@ def desk(monkeypatch, tmp_path, tmp_path_factory):
     """Start the application with an empty scene and message boxes that are kept and answered; no slot may raise, and
     Slicer may find no error."""
     slicer = pytest.importorskip("slicer")
-    home = tmp_path_factory.getbasetemp() / "home"  # one path for all tests, as the process in the background is kept
+    home = tmp_path_factory.getbasetemp() / "home"  # one path for all tests, which share a background process
     home.unlink(missing_ok=True)
     (tmp_path / "home").mkdir()
     home.symlink_to(tmp_path / "home")

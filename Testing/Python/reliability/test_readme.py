@@ -104,8 +104,8 @@ COMMANDS = {  # row of the reference -> the command typed here, and the files it
 
 
 def test_every_command_of_the_reference_runs(project, tmp_path, small_crops, monkeypatch):
-    """The benchmarks run only up to their own functions, as they need minutes; core/test_benchmark.py and test_speed.py
-    run them."""
+    """The benchmarks run only up to their own functions, because they need minutes; core/test_benchmark.py and
+    test_speed.py run them."""
     text = (project / "Documentation/command_line.md").read_text()
     rows = re.findall(r"^\| `speckle2self ([^`]+)`", text, re.MULTILINE)
     assert set(rows) == set(COMMANDS)

@@ -144,7 +144,7 @@ def test_a_volume_is_cut_along_the_requested_axis(logic, fake):
 
 def test_by_default_a_volume_is_cut_along_the_axis_of_acquisition(logic, fake):
     volume = add_volume(FRAMES)
-    volume.SetSpacing(0.2, 1.0, 0.2)  # millimetres along I, J, K
+    volume.SetSpacing(0.2, 1.0, 0.2)  # millimeters along I, J, K
     logic.process(volume)
     assert fake.calls[0]["shape"] == (32, 3, 24)
 
