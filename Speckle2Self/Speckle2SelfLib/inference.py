@@ -96,8 +96,8 @@ def precision_of(model: Model, device: torch.device) -> torch.dtype:
     """Return the precision that is fastest on this device, if the model's output is the same in it.
 
     The published network runs in 32 bits because its normalization amplifies every rounding to 16 bits: with the
-    authors' reference weights its output is then off by 0.05 (rms, of 1). On some graphics cards, 16 bits yield NaN, and some
-    weights exceed their range.
+    authors' reference weights its output is then off by 0.05 (rms, of 1). On some graphics cards 16 bits yield NaN, and
+    some weights exceed their range.
     """
     precision = choose_precision(device)
     if NETWORKS[model.config.architecture] is SpeckleReductionNetwork or precision == torch.float32:
