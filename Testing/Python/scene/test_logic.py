@@ -238,7 +238,7 @@ def test_a_browser_means_its_only_recording_of_images(logic):
 def test_a_region_by_name_is_a_segmentation_or_a_box(logic, fake, tmp_path, monkeypatch):
     monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path))
     node = add_volume(FRAMES[:1], "Liver")
-    with pytest.raises(InputError, match="no region 'Liver'"):
+    with pytest.raises(InputError, match="Unknown region 'Liver'"):
         logic.process(node, region="Liver")
     box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Liver")
     box.SetCenter(5, 6, 0)
@@ -280,7 +280,7 @@ def test_wrong_input_is_refused_before_any_work_and_leaves_no_node(logic, fake):
     for arguments in ({"inputNode": None}, {"inputNode": empty}, {"inputNode": good, "outputNode": good}):
         with pytest.raises(InputError):
             logic.process(**arguments)
-    with pytest.raises(InputError, match="no region 'some'"):
+    with pytest.raises(InputError, match="Unknown region 'some'"):
         logic.process(good, region="some")
     with pytest.raises(InputError, match="no axis 'q'"):
         logic.process(good, axis="Q")
