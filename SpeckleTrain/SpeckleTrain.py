@@ -467,8 +467,9 @@ class SpeckleTrainWidget(ExportPart, ModelsPart, Panel):
             self._shownRun = self.job, len(self.job.reports)
             known = nodes["errors"].GetNumberOfPlotSeriesNodes()
             slicer.modules.plots.logic().ShowChartInLayout(nodes["errors" if known else "loss"])
-            for name, role in (("Red", "before"), ("Yellow", "after")):
-                views.showInViews(nodes[role], (name,))
+            for name, role in (("Red", "before"), ("Yellow", "after"), ("Green", "uncertainty")):
+                if role in nodes:
+                    views.showInViews(nodes[role], (name,))
 
 
 class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
@@ -590,7 +591,8 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
     def showProgress(self, job) -> dict:
         """Show the job's curves and its preview in the scene. Called again, it updates the same nodes.
 
-        Returns them: `table`, `loss`, `errors` and `figures` (charts), `before` and `after` (a held-out frame).
+        Returns them: `table`, `loss`, `errors` and `figures` (charts), `before` and `after` (a held-out frame), and,
+        of models that estimate it, `uncertainty` (% of the grey range).
         """
         return curves.showRun(job)
 

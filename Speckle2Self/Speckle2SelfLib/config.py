@@ -75,6 +75,9 @@ class ModelConfig:
         low=0, high=8,
     )  # fmt: skip
     uncertainty: bool = option(False, "whether the fast network also estimates the standard deviation of its errors")
+    equality: bool = option(
+        False, "whether the fast network also sees which neighboring pixels have the same value, to find graphics"
+    )
     uncertainty_scale: float = option(
         1.0, "ratio of true to estimated deviation on held-out simulated frames; corrects estimates", low=1e-3, high=1e3
     )
@@ -92,8 +95,8 @@ class ModelConfig:
         check_limits(self)
         if self.scales == 2:
             raise InputError("A published network has 3 encoders, or 1 only for inference, not 2.")
-        if self.architecture != "fast" and (self.deep or self.uncertainty):
-            raise InputError("A published network has neither a deeper level nor a head for the uncertainty.")
+        if self.architecture != "fast" and (self.deep or self.uncertainty or self.equality):
+            raise InputError("A published network has no deeper level, second input or head for the uncertainty.")
         if self.grain is not None:
             object.__setattr__(self, "grain", tuple(float(g) for g in self.grain))
             if len(self.grain) != 2 or not 0.25 <= self.grain[0] <= self.grain[1] <= 64:
@@ -181,7 +184,11 @@ class Job:
     device: str = option("auto", "auto, cpu, cuda or mps")
     region: str = option("auto", "auto, none, a mask file, or a folder of masks named like the recordings")
     report: int = option(10, "steps between two JSON lines")
-    preview: str | None = option(None, "write a held-out frame before and after at every validation", metavar="PNG")
+    preview: str | None = option(
+        None,
+        "write a held-out frame before and after, and its uncertainty, at every validation",
+        metavar="PNG",
+    )
     resume: bool = option(False, "continue the interrupted run of this MODEL")
     estimate: bool = option(False, "do not train: report the time and memory needed")
 

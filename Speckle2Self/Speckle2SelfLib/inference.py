@@ -35,6 +35,7 @@ from .network import (
     SpeckleReductionNetwork,
     UncertaintyHead,
     double,
+    equal_neighbors,
 )
 from .system import out_of_memory
 
@@ -279,6 +280,9 @@ class FastRunner(nn.Module):
         """Return the same as `FastNetwork.features`."""
         network = self.network
         x = to_cells((frames - GREY).to(self.precision))  # (N, 4, H / 2, W / 2)
+        if network.equality:
+            equal = to_cells((equal_neighbors(frames) - GREY).to(self.precision))
+            x = torch.cat([x, equal], 1)  # (N, 8, H / 2, W / 2)
         missing = network.stem.weight.shape[1] - x.shape[1]  # channels to pad, on a GPU in 16 bits
         x = F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
         fine = convolve(network.stem, x.contiguous(memory_format=torch.channels_last), relu=True)

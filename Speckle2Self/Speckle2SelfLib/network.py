@@ -157,6 +157,23 @@ def smooth(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def equal_neighbors(x: torch.Tensor) -> torch.Tensor:
+    """Return the fraction of each pixel's eight neighbors that have exactly its value, (B, 1, H, W) float32.
+
+    Lines and letters that a scanner draws often have a single grey value; speckle hardly ever has, except where it is
+    saturated.
+    """
+    height, width = x.shape[-2:]
+    counts = torch.zeros(x.shape, dtype=torch.uint8, device=x.device)
+    for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        here = (..., slice(0, height - down), slice(max(0, -right), width - max(0, right)))
+        there = (..., slice(down, height), slice(max(0, right), width - max(0, -right)))
+        same = x[here] == x[there]
+        counts[here] += same
+        counts[there] += same
+    return counts.float() / 8
+
+
 class UncertaintyHead(nn.Module):
     """The natural logarithm of the error's standard deviation in grey values, from the features of the grey value.
 
@@ -190,17 +207,18 @@ class FastNetwork(nn.Module):
     own.
 
     Args: width, whose half, itself, double and fourfold are the channels of the levels; deep, blocks at the deepest
-    level, 0 for none; uncertainty, whether there is a head for the error's standard deviation. A further head is a
-    module of the same inputs, called in `maps`.
+    level, 0 for none; uncertainty, whether there is a head for the error's standard deviation; equality, whether the
+    first layer also sees `equal_neighbors`. A further head is a module of the same inputs, called in `maps`.
     Input (B, 1, H, W) with H and W multiples of `multiple`; output (B, 1, H, W) float32. `margin`: no input pixel
     further away than this changes an output pixel.
     """
 
-    def __init__(self, width: int = 32, deep: int = 0, uncertainty: bool = False):
+    def __init__(self, width: int = 32, deep: int = 0, uncertainty: bool = False, equality: bool = False):
         super().__init__()
+        self.equality = equality
         self.multiple, self.margin = (16, 96 + 32 * deep) if deep else (8, 80)
         fine, middle, coarse = width // 2, width, 2 * width
-        self.stem = nn.Conv2d(CELL**2, fine, 3, padding=1)
+        self.stem = nn.Conv2d(CELL**2 * (2 if equality else 1), fine, 3, padding=1)
         self.down_1, self.encoder = nn.Conv2d(fine, middle, 2, stride=2), FastBlock(middle)
         self.down_2 = nn.Conv2d(middle, coarse, 2, stride=2)
         self.bottom = nn.Sequential(FastBlock(coarse), FastBlock(coarse))
@@ -235,7 +253,8 @@ class FastNetwork(nn.Module):
 
     def features(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the features for the heads, (B, width / 2, H / 2, W / 2) and (B, width, H / 4, W / 4)."""
-        x = F.pixel_unshuffle(x - GREY, CELL)  # (B, 4, H / 2, W / 2)
+        x = torch.cat([x, equal_neighbors(x)], 1) if self.equality else x  # (B, 2 or 1, H, W)
+        x = F.pixel_unshuffle(x - GREY, CELL)  # (B, 8 or 4, H / 2, W / 2)
         fine = F.relu(self.stem(x))
         middle = self.encoder(F.relu(self.down_1(fine)))  # half of that resolution
         coarse = self.bottom[0](F.relu(self.down_2(middle)))  # a quarter
@@ -267,4 +286,4 @@ def build(config: ModelConfig) -> FastNetwork | SpeckleReductionNetwork:
     """Return the network that `config` describes, with random weights."""
     if NETWORKS[config.architecture] is SpeckleReductionNetwork:
         return SpeckleReductionNetwork(config.scales)
-    return FastNetwork(config.width, config.deep, config.uncertainty)
+    return FastNetwork(config.width, config.deep, config.uncertainty, config.equality)

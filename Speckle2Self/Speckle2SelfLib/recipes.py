@@ -28,9 +28,11 @@ HELD_OUT_ANATOMIES = (16, 64)  # smallest and largest number; in between, a hund
 MOST_FRAMES = 60  # limit for a recording whose anatomy is used
 WARM_UP = 50  # steps while the learning rate rises
 PAIRED = 0.5  # pieces of pairs of frames, relative to the anatomies
-STILL = _(
-    "In {count} of {most} pairs of neighboring frames, the anatomy stands still while the speckle changes. Each frame "
-    "of these pairs is also a training target for the other."
+SHOWN = 3  # recordings whose speckle size is named in a message
+MEASURED = _(
+    "Speckle measured: {grains} pixels (down x across), of {dark}, {medium} and {bright} % of the grey range (rms) in "
+    "dark, medium and bright tissue. In {count} of {most} pairs of neighboring frames the anatomy stands still while "
+    "the speckle changes; each of these frames is also a training target for the other."
 )
 NEW = (
     "--width applies only to a new network of ours, --deep and --uncertainty also to one that lacks the deeper level "
@@ -50,7 +52,7 @@ class Recipe:
     learns_recorded = True  # whether the recorded frames themselves are trained on
     despeckles = False  # whether `simulate` needs a network that despeckles already
     most_frames: int | None = None  # frames used of a recording, evenly spread; None: all
-    message = ""  # a sentence for the user about what `simulate` found in the recordings
+    message = ""  # what `simulate` measured in the recordings, for the user
     cuda_memory_format = torch.channels_last  # layout of weights and activations on a CUDA device
 
     def __init__(self, config: TrainingConfig):
@@ -199,12 +201,17 @@ class Respeckled(Recipe):
             (cine, number) for cine, speckle in zip(cines, speckles, strict=True)
             if min(cine.frames.shape[-2:]) >= config.crop for number in find_pairs(cine, speckle, network)
         ]  # fmt: skip
+        dark, medium, bright = (f"{100 * part:.0f}" for part in np.mean([s.spread for s in speckles], axis=0))
+        self.message = MEASURED.format(
+            grains=", ".join("{:.1f} x {:.1f}".format(*cine.recorded_grain) for cine in cines[:SHOWN]),
+            dark=dark, medium=medium, bright=bright,
+            count=len(pairs), most=sum(len(cine.frames) - 1 for cine in cines),
+        )  # fmt: skip
         made = [respeckle(recorded, own, config.crop, rng, lambda n, _: progress(n, count))]
         if own < count:
             made.append(simulate_cines(count - own, config.crop, rng, grains, lambda n, _: progress(own + n, count)))
         if pairs:
             made.append(draw_pairs(pairs, max(1, round(PAIRED * count)), config.crop, rng))
-            self.message = STILL.format(count=len(pairs), most=sum(len(cine.frames) - 1 for cine in cines))
         one, two = (np.random.default_rng([config.seed, number]) for number in (1, 2))
         world = simulate_cines(few, config.crop, one, grains, speckles=speckles)
         if held_out:

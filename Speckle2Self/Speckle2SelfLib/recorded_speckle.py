@@ -36,6 +36,11 @@ class RecordedSpeckle:
     quantiles: np.ndarray  # (L, Q) differences of the recorded to the despeckled values, whose mean is 0
     correlation: np.ndarray  # (2 REACH + 1, 2 REACH + 1) of the complex field, lag 0 in the center
 
+    @property
+    def spread(self) -> np.ndarray:
+        """Return the standard deviation of the speckle at the darkest, the middle and the brightest level, (3,)."""
+        return self.quantiles[[0, len(self.quantiles) // 2, -1]].std(1)
+
     def draw(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return an image (H, W) with speckle over it, float32; the mean over many draws tends to the image."""
         size = [n + 2 * REACH for n in image.shape]  # the field is periodic

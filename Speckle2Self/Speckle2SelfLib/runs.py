@@ -42,7 +42,6 @@ from .validation import fit_uncertainty, score
 SIMULATION_REPORTS = 2.0  # seconds from one report on the simulation to the next
 WARM_UP = 12  # steps, to measure the rate
 MOST_STEPS = 10**8  # the largest number that a config accepts
-ESTIMATES = "Speckle size, down x across: {} pixels. The speckle is measured, and drawn again over despeckled frames."
 RANDOM = "random weights"  # instead of the name of an initial model
 CURVE = 200  # points of the loss that a model's card keeps at most
 OVERRIDES = ("recipe", "steps", "simulated", "batch", "interval", "seed")  # fields that a job may change
@@ -294,8 +293,6 @@ class Run:
         if self.trains_on_held_out:
             self.say("There are too few frames to hold any out; the figures are from frames that are trained on.")
         self.reported = time.monotonic()
-        if self.cines and recipe_of(start.config).despeckles and start.config.simulated:
-            self.say(ESTIMATES.format(", ".join("{:.1f} x {:.1f}".format(*c.recorded_grain) for c in self.cines[:3])))
         training = Training(
             self.cines, start.config, start.model, start.network, self.device, self.held_out, self.report_simulation,
             start.teacher,

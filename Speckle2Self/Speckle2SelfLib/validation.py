@@ -14,6 +14,7 @@ from .dataset import Batch, Cine
 from .grey import BRIGHTEST, evenly_spaced
 from .inference import through_network
 from .metrics import TRUE_ERRORS
+from .network import MOST
 from .recipes import Recipe
 
 FRAMES = 4  # frames used of each recording, evenly spread
@@ -30,7 +31,8 @@ def validate(
     `metrics.evaluate` for recorded frames at the model's grain; for simulated ones the error to the truth (the cine's
     `figure`, such as rms) and repeat, the difference between two draws of speckle over one anatomy.
     Figures that cannot be measured (the structure of a black frame) are left out; there are none where nothing is held
-    out. The picture is (H, 2 W) uint8, or None without recorded frames.
+    out. The picture is (H, 2 W) uint8, or None without recorded frames; with a head for the uncertainty it is
+    (H, 3 W), and its last part white where the uncertainty is `network.MOST`.
 
     Args: network, the averaged one, in evaluation mode, on the device.
     """
@@ -54,13 +56,27 @@ def validate(
                 outputs.append(after)
                 continue
             if picture is None:
-                picture = np.hstack([to_8_bit(cine.as_recorded(x)) for x in (before, after)])
+                parts = [before, after]
+                if getattr(network, "uncertainty", None) is not None:
+                    parts.append(through_network(_Deviations(network), before) / MOST)
+                picture = np.hstack([to_8_bit(cine.as_recorded(x)) for x in parts])
             for name, value in metrics.evaluate(to_8_bit(before)[None], to_8_bit(after)[None]).items():
                 figures.setdefault(name, []).append(value)
         if cine.draws > 1:
             pairs = zip(outputs[:: cine.draws], outputs[1 :: cine.draws], strict=True)
             figures["repeat"] = [((one - two).square().mean() / 2).sqrt().item() for one, two in pairs]
     return {name: float(np.mean(values)) for name, values in (terms | figures).items()}, picture
+
+
+class _Deviations(nn.Module):
+    """The standard deviations of the errors that a network with a head for them estimates, as a network."""
+
+    def __init__(self, network: Any):
+        super().__init__()
+        self.network, self.multiple, self.margin = network, network.multiple, network.margin
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network.maps(x)[1].exp()
 
 
 def score(figures: dict[str, float]) -> float:

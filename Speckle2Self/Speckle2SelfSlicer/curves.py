@@ -31,6 +31,8 @@ ROLES = {  # role -> class and title
     "before": ("vtkMRMLScalarVolumeNode", "held-out frame"),
     "after": ("vtkMRMLScalarVolumeNode", "held-out frame despeckled"),
 }
+UNCERTAINTY = ("vtkMRMLScalarVolumeNode", "uncertainty of the held-out frame (%)")  # class and title, for some models
+MOST = 10.0  # % of the grey range; a preview shows this uncertainty in white
 LEGEND = 10  # points; the default of 20 hides half of the curves
 HELD_OUT = "held-out "  # before the name of a term of the loss
 COLORS = [  # colors of curves; Okabe and Ito's, which color-blind people can distinguish, without the yellow
@@ -41,19 +43,23 @@ COLORS = [  # colors of curves; Okabe and Ito's, which color-blind people can di
 def showRun(job) -> dict[str, vtkMRMLNode]:
     """Show a run's curves and its preview in the scene; called again, it updates the same nodes.
 
-    Returns them: `table`, `loss`, `errors` and `figures` (charts), `before` and `after` (a held-out frame).
+    Returns them: `table`, `loss`, `errors` and `figures` (charts), `before` and `after` (a held-out frame), and, for
+    models that estimate it, `uncertainty` (% of the grey range).
     """
     nodes = runNodes(slicer.mrmlScene, job.name)
     updateTable(nodes["table"], job.reports)
     updateCharts(slicer.mrmlScene, job.name, nodes, job.reports)
+    estimates = any("uncertainty" in name for name in (job.reports[-1] if job.reports else {}))  # as a term of the loss
     picture = _pixels(job.picture())
-    if picture is not None:
+    if picture is not None and picture.shape[1] % (3 if estimates else 2) == 0:
+        if estimates:
+            nodes["uncertainty"] = _node(slicer.mrmlScene, UNCERTAINTY[0], job.name, "uncertainty", UNCERTAINTY[1])
         updatePreview(nodes, picture, job.nodes)
     return nodes
 
 
 def _pixels(png: bytes | None) -> np.ndarray | None:
-    """Return the pixels (H, 2 W) uint8 of a run's preview; None if it cannot be read."""
+    """Return the pixels (H, 2 W or 3 W) uint8 of a run's preview; None if it cannot be read."""
     if not png:
         return None
     reader = vtk.vtkPNGReader()
@@ -67,7 +73,7 @@ def _pixels(png: bytes | None) -> np.ndarray | None:
     image = reader.GetOutput()
     columns, rows, _one = image.GetDimensions()
     scalars = image.GetPointData().GetScalars()
-    if scalars is None or scalars.GetNumberOfComponents() != 1 or not rows or columns % 2:
+    if scalars is None or scalars.GetNumberOfComponents() != 1 or not rows:
         return None
     return vtk_to_numpy(scalars).reshape(rows, columns)[::-1]  # VTK's rows begin at the bottom
 
@@ -142,23 +148,29 @@ def updateCharts(mrmlScene, run: str, nodes: dict, reports: list[dict]) -> None:
 
 
 def updatePreview(nodes: dict, picture: np.ndarray, recordings: Iterable[vtkMRMLNode] = ()) -> None:
-    """Show the two halves of a preview (H, 2 W) as two volumes, each a frame.
+    """Show the parts of a preview (H, 2 W), or (H, 3 W) with an uncertainty, as volumes, each a frame.
 
     They are placed at the middle frame of the first recording with frames of this size; without one, upright in the
     axial plane.
     """
-    halves = np.hsplit(picture, 2)
-    recordingsOfSize = (_recordingOfSize(node, halves[0].shape) for node in recordings)
+    roles = [role for role in ("before", "after", "uncertainty") if role in nodes]
+    parts = np.hsplit(picture, len(roles))
+    recordingsOfSize = (_recordingOfSize(node, parts[0].shape) for node in recordings)
     recording = next((each for each in recordingsOfSize if each is not None), None)
-    for role, half in zip(("before", "after"), halves, strict=True):
+    for role, part in zip(roles, parts, strict=True):
         volume, axis = nodes[role], recording.axis() if recording else 0
-        slicer.util.updateVolumeFromArray(volume, np.ascontiguousarray(np.expand_dims(half, axis)))
+        values = part * np.float32(MOST / 255) if role == "uncertainty" else part
+        slicer.util.updateVolumeFromArray(volume, np.ascontiguousarray(np.expand_dims(values, axis)))
         if recording:
             middle = recording.shape[1 + axis] // 2
             scene.placeLike(volume, recording.reference, scene.slicePlace(recording.reference, axis, middle))
         else:
             volume.SetIJKToRASDirections(-1, 0, 0, 0, -1, 0, 0, 0, 1)  # the first row on top, as in the picture
-        volume.CreateDefaultDisplayNodes()
+        if volume.GetDisplayNode() is None:
+            volume.CreateDefaultDisplayNodes()
+            if role == "uncertainty":
+                volume.GetDisplayNode().SetAutoWindowLevel(False)
+                volume.GetDisplayNode().SetWindowLevelMinMax(0, MOST)
 
 
 def _recordingOfSize(node: vtkMRMLNode, size: tuple[int, int]) -> scene.Recording | None:

@@ -15,7 +15,14 @@ from Speckle2SelfLib.config import ModelConfig
 from Speckle2SelfLib.despeckling import despeckle
 from Speckle2SelfLib.inference import accelerate, fast_network, through_network
 from Speckle2SelfLib.library import load_model
-from Speckle2SelfLib.network import UNSURE, FastNetwork, NormalisedConvolution, SpeckleReductionNetwork, build
+from Speckle2SelfLib.network import (
+    UNSURE,
+    FastNetwork,
+    NormalisedConvolution,
+    SpeckleReductionNetwork,
+    build,
+    equal_neighbors,
+)
 
 CPU = torch.device("cpu")
 
@@ -44,10 +51,10 @@ def test_the_fast_form_matches_the_network_as_written(network, architecture):
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
-def with_heads(deep):
+def with_heads(deep, equality=False):
     """Return a model of random weights with a deeper level and a head for the uncertainty."""
     torch.manual_seed(3)
-    config = ModelConfig(width=8, deep=deep, uncertainty=True)
+    config = ModelConfig(width=8, deep=deep, uncertainty=True, equality=equality)
     network = build(config).eval()
     for name, parameter in network.named_parameters():
         torch.nn.init.normal_(parameter, std=0.5 if name.startswith("uncertainty") else 0.1)
@@ -55,9 +62,9 @@ def with_heads(deep):
 
 
 @pytest.mark.parametrize("precision, close", [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
-@pytest.mark.parametrize("deep", [0, 1, 2])
-def test_one_fast_pass_returns_the_grey_value_and_its_uncertainty(deep, precision, close):
-    model, frames = with_heads(deep), torch.rand(2, 1, 96, 64)
+@pytest.mark.parametrize("deep, equality", [(0, False), (1, False), (2, False), (1, True)])
+def test_one_fast_pass_returns_the_grey_value_and_its_uncertainty(deep, equality, precision, close):
+    model, frames = with_heads(deep, equality), torch.randint(0, 4, (2, 1, 96, 64)) / 3
     with torch.inference_mode():
         grey, log_deviation = model.network.maps(frames)
         both = fast_network(model, CPU, precision, uncertainty=True)(frames)
@@ -66,6 +73,12 @@ def test_one_fast_pass_returns_the_grey_value_and_its_uncertainty(deep, precisio
     assert (both[:, :1] - grey).abs().max() < close
     assert (both[:, 1:].log() - log_deviation).abs().max() < 10 * close
     assert torch.equal(only, both[:, :1]), "the grey value does not depend on whether the uncertainty is asked for"
+
+
+def test_only_exactly_equal_neighbors_count():
+    x = torch.tensor([[5.0, 5.0, 5.0, 5.0], [1.0, 2.0, 3.0, 5.0], [1.0, 5.000001, 4.0, 6.0]])[None, None]
+    expected = torch.tensor([[1, 2, 3, 2], [1, 0, 0, 2], [1, 0, 0, 0]])
+    assert torch.equal(equal_neighbors(x)[0, 0] * 8, expected.float())
 
 
 def test_the_deepest_level_has_no_effect_at_first():

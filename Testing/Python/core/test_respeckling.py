@@ -140,7 +140,21 @@ def test_a_still_cine_trains_on_its_pairs_with_a_message(still):
     cine, network = still
     training = Training([cine], replace(CONFIG, crop=128, simulated=8), library.load_model("default").config, network)
     assert len(training.simulated.frames) == 12
-    assert training.recipe.message.startswith("In 3 of 3 pairs of neighboring frames, the anatomy stands still")
+    assert "In 3 of 3 pairs of neighboring frames the anatomy stands still" in training.recipe.message
+
+
+def test_the_spread_of_the_speckle_is_that_of_its_draws(recording):
+    frames, clean = recording
+    speckle, rng = measure(frames, clean, np.ones((120, 150), bool)), np.random.default_rng(5)
+    levels = speckle.levels[[0, len(speckle.levels) // 2, -1]]
+    drawn = [speckle.draw(np.full((200, 200), level), rng).std() for level in levels]
+    assert speckle.spread == pytest.approx(drawn, rel=0.1) and speckle.spread[0] < speckle.spread[2] / 2
+
+
+def test_the_message_of_a_run_names_the_speckle_that_it_measured(cine, network):
+    training = Training([cine], CONFIG, MODEL, network)
+    grains = "{:.1f} x {:.1f} pixels (down x across), of ".format(*cine.recorded_grain)
+    assert training.recipe.message.startswith(f"Speckle measured: {grains}")
 
 
 def test_only_frames_of_known_truth_are_trained_on_and_others_are_held_out(cine):
@@ -214,7 +228,7 @@ def test_a_run_reports_its_estimate_and_its_gain(folder):
     lines = []
     model = runs.run(job(init="default"), lines.append)
     messages = [line["message"] for line in lines if "message" in line]
-    assert "Speckle size" in messages[0] and model.card["figures_at_start"]["rms"] > 0
+    assert messages[0].startswith("Speckle measured: ") and model.card["figures_at_start"]["rms"] > 0
     assert messages[-1].startswith(("The error on held-out simulated frames of your recordings", "Training did not"))
 
 

@@ -19,7 +19,7 @@ from Speckle2SelfLib.grain import estimate_grain
 from Speckle2SelfLib.grey import evenly_spaced
 from Speckle2SelfLib.library import load_model
 from Speckle2SelfLib.loss import published_loss
-from Speckle2SelfLib.network import GREY, UNSURE, FrameLearner, build
+from Speckle2SelfLib.network import GREY, MOST, UNSURE, FrameLearner, build
 from Speckle2SelfLib.perturbation import published_views
 from Speckle2SelfLib.recipes import RECIPES, Recipe
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
@@ -296,6 +296,15 @@ def test_a_sector_is_trained_on_along_its_beams_and_shown_as_recorded():
     inside = made.region[np.ix_(rows, columns)]
     assert picture.shape == (rows.sum(), 2 * columns.sum())
     assert not picture[:, : columns.sum()][~inside].any() and picture[:, : columns.sum()][inside].mean() > 20
+
+
+def test_the_preview_of_a_model_with_uncertainty_has_a_third_part():
+    config, frames = replace(FAST, uncertainty=True), np.full((2, 40, 56), 0.5, np.float32)
+    cine = Cine(torch.from_numpy(frames)[:, None])
+    training = Training([cine], TrainingConfig(steps=1, batch=2, simulated=2), config, held_out=[cine])
+    _, picture = training.validate()
+    assert picture.shape == (40, 3 * 56)
+    assert np.abs(picture[:, 112:] - 255 * UNSURE / MOST).max() < 1, "what a new head estimates"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="test_cuda.py has the other case")

@@ -282,7 +282,7 @@ def test_wrong_input_is_refused_before_any_work_and_leaves_no_node(logic, fake):
             logic.process(**arguments)
     with pytest.raises(InputError, match="Unknown region 'some'"):
         logic.process(good, region="some")
-    with pytest.raises(InputError, match="no axis 'q'"):
+    with pytest.raises(InputError, match="Unknown axis 'q'"):
         logic.process(good, axis="Q")
     assert fake.calls == []
     assert node_ids() == before

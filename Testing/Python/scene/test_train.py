@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 from copies import Copy
+from imageio.v3 import imwrite
 
 from Speckle2SelfLib import checkpoint, library
 from Speckle2SelfLib.config import Job, ModelConfig
@@ -166,6 +167,24 @@ def test_the_preview_shows_a_frame_upright(logic, volume):
     matrix = vtk.vtkMatrix4x4()
     ras.GetIJKToRASMatrix(matrix)
     assert matrix.GetElement(1, 1) < 0 and matrix.GetElement(0, 0) < 0, "first row anterior, first column to the right"
+
+
+def test_the_preview_shows_the_uncertainty_of_a_model_that_estimates_it(logic):
+    from Speckle2SelfSlicer import curves
+
+    class Run:
+        name, nodes, reports = "y", [], [{"step": 0, "steps": 2, "held-out uncertainty": -0.1}]
+
+        def picture(self):
+            picture = np.hstack([np.full((40, 30), value, np.uint8) for value in (10, 20, 51)])
+            return imwrite("<bytes>", picture, extension=".png")
+
+    nodes = curves.showRun(Run())
+    values = [np.unique(slicer.util.arrayFromVolume(nodes[role])) for role in ("before", "after", "uncertainty")]
+    assert values == [10, 20, pytest.approx(2.0)], "the last in % of the grey range"
+    assert curves.showRun(Run()) == nodes
+    Run.reports = [{"step": 0, "steps": 2}]
+    assert "uncertainty" not in curves.showRun(Run())
 
 
 def test_nodes_that_cannot_be_trained_on_are_refused(logic, volume, box, tmp_path):
