@@ -317,7 +317,7 @@ def test_a_package_is_requested_only_when_a_file_needs_it(tmp_path, without, nam
     slicer.util.loadNodeFromFile(str(animation(tmp_path / "other.gif")))
     assert slicer.app.coreIOManager().fileType(str(path)) == KIND
     assert not asked
-    refused(path, f"needs the Python package {package.split('>')[0]}; load it again and agree")
+    refused(path, f"needs the Python package {package.split('>')[0]}; load the file again and agree")
     assert asked == [f"Speckle2Self needs to install {package}. Install now?"]
     there["answer"] = True
     assert np.array_equal(shown(slicer.util.loadNodeFromFile(str(path))), FRAMES)
