@@ -355,7 +355,7 @@ def test_a_run_that_is_done_still_shows_its_last_preview(desk, train):
     choose(train)
     train.ui.stepsSpinBox.value = 3
     train.ui.trainButton.click()
-    desk.wait(lambda: train.ui.runLabel.text and "Speckle size" in train.ui.runLabel.text)
+    desk.wait(lambda: train.ui.runLabel.text and "Speckle measured" in train.ui.runLabel.text)
     desk.wait(lambda: train.job.ended)
     assert train.job.state == "done", train.job.message
     assert "Done" in train.ui.runLabel.text and (
