@@ -34,7 +34,8 @@ GROUND = 25  # pixels; side of the square around letters whose ground counts as 
 LOGITS = 16.0  # factor on a network's output minus 1/2
 DRAWN_WEIGHT = 3.0  # weight of a missed drawn pixel, relative to a wrongly marked tissue pixel
 REFLECTING = 0.4  # fraction of the tissues with straight reflectors, and, independently, with layers of skin
-CONFIG = ModelConfig(width=16, deep=1)
+COARSE, STEPS = 0.12, (2, 6)  # fraction of the crops with fewer grey values; smallest and largest step between them
+CONFIG = ModelConfig(width=16, deep=1, equality=True)
 
 
 def outline(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -177,7 +178,9 @@ def batch(frames: np.ndarray, labels: np.ndarray, size: int, rng: np.random.Gene
     for number in rng.integers(len(frames), size=size):
         top, left = rng.integers(SIZE - CROP + 1, size=2)
         cut = np.s_[top : top + CROP, left : left + CROP]
-        values.append((frames[number][cut] / max(1, frames[number].max())) ** rng.uniform(0.7, 1.4))
+        step = rng.integers(*STEPS, endpoint=True) if rng.random() < COARSE else 1
+        crop = frames[number][cut] // step * step
+        values.append((crop / max(1, frames[number].max())) ** rng.uniform(0.7, 1.4))
         targets.append(labels[number][cut])
     return torch.from_numpy(np.stack(values).astype(np.float32))[:, None], torch.from_numpy(np.stack(targets))[:, None]
 

@@ -142,10 +142,10 @@ def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConf
 def hold_out(cines: list[Cine]) -> tuple[list[Cine], list[Cine]]:
     """Split recordings into those to train on and those held out; with too few frames, none are held out.
 
-    With more than two recordings, a tenth of them is held out; with one or two, the last frames of each.
+    With ten recordings or more, a tenth of them is held out; with fewer, only the last frames of each, because every
+    recording's anatomy is worth training on.
     """
-    if len(cines) > 2:
-        count = max(1, len(cines) // 10)
+    if count := len(cines) // 10:
         gap = len(cines) // 20 if all(len(cine.frames) == 1 for cine in cines) else 0  # they may come from one cine
         return cines[: -count - gap], cines[-count:]
     parts = [_split(cine) for cine in cines]

@@ -168,7 +168,7 @@ def equal_neighbors(x: torch.Tensor) -> torch.Tensor:
     for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
         here = (..., slice(0, height - down), slice(max(0, -right), width - max(0, right)))
         there = (..., slice(down, height), slice(max(0, right), width - max(0, -right)))
-        same = x[here] == x[there]
+        same = (x[here] == x[there]).view(torch.uint8)
         counts[here] += same
         counts[there] += same
     return counts.float() / 8

@@ -186,9 +186,9 @@ class Respeckled(Recipe):
     ) -> tuple[Cine | None, list[Cine]]:  # fmt: skip
         """Draw the recordings' own speckle over despeckled frames, and simulate anatomies of the simulator.
 
-        Further frames of both kinds are held out: two draws of speckle over each held-out frame of the recordings,
-        whose error is the figure `rms`; and anatomies of the simulator with the recordings' speckle, whose error is
-        `world`.
+        Further frames of both kinds are held out: two draws of speckle over the anatomy of all recordings, including
+        those held out, whose error is the figure `rms`; and anatomies of the simulator with the recordings' speckle,
+        whose error is `world`.
         """
         config = self.config
         if not cines or not config.simulated:
@@ -214,9 +214,8 @@ class Respeckled(Recipe):
             made.append(draw_pairs(pairs, max(1, round(PAIRED * count)), config.crop, rng))
         one, two = (np.random.default_rng([config.seed, number]) for number in (1, 2))
         world = simulate_cines(few, config.crop, one, grains, speckles=speckles)
-        if held_out:
-            recorded = despeckle_anatomies(held_out, network)
-        apart = respeckle(recorded, few, config.crop, two, draws=2)
+        others = [cine for cine in held_out if all(cine is not known for known in cines)]
+        apart = respeckle([*recorded, *despeckle_anatomies(others, network)], few, config.crop, two, draws=2)
         return join_cines(made), [apart, replace(world, figure="world")]
 
 

@@ -248,7 +248,7 @@ def test_a_copy_is_neither_trained_on_twice_nor_held_out_from_itself(folder):
         np.save(f"{number}.npy", np.roll(frames, number + 1, 1))
     lines = []
     runs.run(job(inputs=["Doe^Jane.npy", "0.npy", "1.npy", "copy.npy"], steps=1), lines.append)
-    assert [line["frames"] for line in lines[0]["recordings"]] == [24, 24]
+    assert [line["frames"] for line in lines[0]["recordings"]] == [18, 18, 18], "the copy is left out"
 
 
 def test_the_recording_that_cannot_be_used_is_named(folder):
@@ -384,12 +384,15 @@ def test_a_damaged_state_is_refused(folder):
         runs.run(job(resume=True), lambda line: None)
 
 
-def test_recordings_are_held_out_as_a_whole_where_there_are_several(folder):
-    for number in range(4):
+def test_recordings_are_held_out_as_a_whole_where_there_are_ten(folder):
+    for number in range(10):
         np.save(f"{number}.npy", np.roll(np.load("Doe^Jane.npy"), number, 1)[:6])
     lines = []
+    runs.run(job(inputs=[f"{n}.npy" for n in range(10)], steps=1), lines.append)
+    assert [line["frames"] for line in lines[0]["recordings"]] == 9 * [6] and lines[0]["held_out"] == 6
+    lines = []
     runs.run(job(inputs=[f"{n}.npy" for n in range(4)], steps=1), lines.append)
-    assert [line["frames"] for line in lines[0]["recordings"]] == [6, 6, 6] and lines[0]["held_out"] == 6
+    assert [line["frames"] for line in lines[0]["recordings"]] == 4 * [6] and lines[0]["seen"]
     lines = []
     runs.run(job(inputs=["0.npy"], steps=1), lines.append)
     assert lines[0]["seen"] and not lines[0]["held_out"]
