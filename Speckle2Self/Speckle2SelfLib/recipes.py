@@ -186,9 +186,9 @@ class Respeckled(Recipe):
     ) -> tuple[Cine | None, list[Cine]]:  # fmt: skip
         """Draw the recordings' own speckle over despeckled frames, and simulate anatomies of the simulator.
 
-        Further frames of both kinds are held out: two draws of speckle over the anatomy of all recordings, including
-        those held out, whose error is the figure `rms`; and anatomies of the simulator with the recordings' speckle,
-        whose error is `world`.
+        Further frames of both kinds are held out: two draws of speckle over the anatomy of each held-out recording, if
+        any, whose error is the figure `rms`; and anatomies of the simulator with the recordings' speckle, whose error
+        is `world`.
         """
         config = self.config
         if not cines or not config.simulated:
@@ -215,7 +215,7 @@ class Respeckled(Recipe):
         one, two = (np.random.default_rng([config.seed, number]) for number in (1, 2))
         world = simulate_cines(few, config.crop, one, grains, speckles=speckles)
         others = [cine for cine in held_out if all(cine is not known for known in cines)]
-        apart = respeckle([*recorded, *despeckle_anatomies(others, network)], few, config.crop, two, draws=2)
+        apart = respeckle(despeckle_anatomies(others, network) or recorded, few, config.crop, two, draws=2)
         return join_cines(made), [apart, replace(world, figure="world")]
 
 

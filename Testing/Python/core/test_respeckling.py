@@ -172,15 +172,16 @@ def test_only_frames_of_known_truth_are_trained_on_and_others_are_held_out(cine)
     assert figures["repeat"] > 0
 
 
-def test_a_run_is_judged_by_the_anatomy_of_all_recordings(cine, monkeypatch):
+def test_a_run_is_judged_by_the_held_out_anatomy_where_there_is_one(cine, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        recipes, "respeckle", lambda given, *rest, **more: asked.append(given) or respeckle(given, *rest, **more)
+        recipes, "respeckle", lambda *given, **more: asked.append(given[0]) or respeckle(*given, **more)
     )
     held_out = replace(cine, frames=cine.frames[-2:])
     Training([cine], CONFIG, MODEL, held_out=[held_out])
     Training([cine], CONFIG, MODEL, held_out=[cine])
-    assert [len(given) for given in asked] == [1, 2, 1, 1], "trained on, judged by; and where none is held out"
+    assert [len(anatomy.images) for (anatomy,) in asked] == [14, 2, 14, 14], "trained on, judged by, in turn"
+    assert asked[2][0] is asked[3][0], "despeckled once"
 
 
 def test_without_anatomies_there_is_nothing_to_train_on(cine):
