@@ -55,7 +55,7 @@ class Speckle2Self(ScriptedLoadableModule):
             "is never overwritten.</p>"
             "<p>It cannot restore what the scanner did not record, and it may mistake fine texture for speckle: always "
             "compare with the input. It is not a medical device and not for diagnosis.</p>"
-            "<p>The idea is that of Li, Navab, Jiang, <i>Speckle2Self: Self-Supervised Ultrasound Speckle "
+            "<p>The idea is by Li, Navab and Jiang: <i>Speckle2Self: Self-Supervised Ultrasound Speckle "
             "Reduction Without Clean Data</i>, Medical Image Analysis 2025, 103755. Please cite it.</p>"
             '<p>See the <a href="https://github.com/Speckle2Self/SlicerSpeckle2Self#readme">documentation</a>.</p>'
         )
@@ -119,7 +119,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
         self.run = None  # the running processing.Run
         self.result = None  # processing.Result of the output, for changes of strength and gamma
         self._relook = None  # generator that updates the output's strength and gamma
-        self._outlineTime = self._changeTime = 0  # of the outlined node's last change, and of the latest one seen
+        self._outlineTime = self._changeTime = 0  # times of the outlined node's last change, and of the latest one seen
         self._lastParameters = {}  # the last values, to find what changed
         self._describedModel = None  # model whose description is shown
 
@@ -167,10 +167,10 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
         super().onSceneEndImport()
         if self._parameterNode:
             self._lastParameters = parameters
-            self.onParameters()  # the scene may have brought other ones
+            self.onParameters()  # the scene may have changed them
 
     def endAll(self) -> None:
-        """End all running work; the scene is left as it is."""
+        """End all running work; the scene is not changed."""
         self.endLive()
         self.ui.flickerButton.checked = False
         if self.run is not None:
@@ -204,7 +204,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
         self._describedModel = None
 
     def onParameters(self, caller=None, event=None) -> None:
-        """Follow changes by the panel or by a script."""
+        """React to changes by the panel or by a script."""
         now = self.parameters()
         changed = {name for name, value in now.items() if value != self._lastParameters.get(name)}
         self._lastParameters = now
@@ -252,7 +252,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
             if selector.findText(chosen) < 0:
                 selector.addItem(chosen)
             selector.currentText = chosen
-        if self._describedModel != parameters.model:  # reads the model's file
+        if self._describedModel != parameters.model:  # this reads the model's file
             self._describedModel = parameters.model
             self.ui.modelDescriptionLabel.text = self.logic.description(parameters.model)
             self.offerUncertainty(parameters.model)
@@ -392,7 +392,7 @@ class Speckle2SelfWidget(LivePart, ComparePart, UncertaintyPart, Panel):
             )
             self.setStatus(f"{run.message} '{name}'" if run.message else f"'{name}': {seconds}.")
             parameters = self._parameterNode or self.logic.getParameterNode()  # another module may be open
-            if self._parameterNode:  # else the views are another module's
+            if self._parameterNode:  # otherwise the views belong to another module
                 comparison.fade(run.recording.node, run.result.node, 1.0)
             self.ui.fadeSlider.value = 1.0
             if parameters.inputNode is not run.recording.node:  # another one was chosen in the meantime

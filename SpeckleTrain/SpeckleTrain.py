@@ -37,12 +37,12 @@ class SpeckleTrain(ScriptedLoadableModule):
         self.parent.contributors = ["Speckle2Self contributors"]
         self.parent.helpText = _(
             "<p>Trains a model for the module Speckle2Self on the ultrasound recordings in the scene. No clean images "
-            "or image pairs are needed: with <i>adapt</i> and <i>standard</i> the recordings are despeckled, "
-            "and their own speckle is drawn over the results again, so that the truth is known. Everything runs on "
-            "this computer; the model stores nothing that identifies the recordings.</p>"
+            "or image pairs are needed: with <i>adapt</i> and <i>standard</i>, the recordings are despeckled and "
+            "covered with new speckle like their own, so that the ground truth is known. Everything runs on this "
+            "computer; the model stores nothing that identifies the recordings.</p>"
             "<p>A model shows what it has learned to expect: always compare with the input. It is not a medical device "
             "and not for diagnosis.</p>"
-            "<p>The idea is that of Li, Navab, Jiang, <i>Speckle2Self: Self-Supervised Ultrasound Speckle "
+            "<p>The idea is by Li, Navab and Jiang: <i>Speckle2Self: Self-Supervised Ultrasound Speckle "
             "Reduction Without Clean Data</i>, Medical Image Analysis 2025, 103755. Please cite it.</p>"
             '<p>See the <a href="https://github.com/Speckle2Self/SlicerSpeckle2Self#readme">documentation</a>.</p>'
         )
@@ -266,7 +266,7 @@ class SpeckleTrainWidget(ExportPart, ModelsPart, Panel):
         try:
             self.outline.show(*data[:3])
             volume = scene.referenceVolume(data[0])
-            if volume.GetScene() is slicer.mrmlScene and not views.isInViews(volume):  # else no browser shows it
+            if volume.GetScene() is slicer.mrmlScene and not views.isInViews(volume):  # otherwise no browser shows it
                 views.showInViews(volume)
         except InputError as error:
             self._outlineError = str(error)
@@ -592,7 +592,7 @@ class SpeckleTrainLogic(ScriptedLoadableModuleLogic):
         """Show the job's curves and its preview in the scene. Called again, it updates the same nodes.
 
         Returns them: `table`, `loss`, `errors` and `figures` (charts), `before` and `after` (a held-out frame), and,
-        of models that estimate it, `uncertainty` (per cent of the grey range).
+        of models that estimate it, `uncertainty` (% of the grey range).
         """
         return curves.showRun(job)
 

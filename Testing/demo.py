@@ -2,7 +2,7 @@
 
     Testing/headless-slicer Testing/demo.py [INPUT] [--model NAME] [--output FOLDER]
 
-INPUT is any recording or volume that Slicer opens, a .npy too; without it, pydicom's cardiac cine. FOLDER (default
+INPUT is any recording or volume that Slicer opens, or a .npy file; without it, pydicom's cardiac cine. FOLDER (default
 build/demo) gets scene.mrb, before_after.png and metrics.csv, all of them or none. A bad INPUT is reported in one line;
 the exit status is 2 then.
 """
@@ -23,9 +23,9 @@ import slicer
 
 from HeadlessSlicer import loaders, views
 
-MEASURED = 24  # frames, evenly spaced, that are measured
-BLACK = 10  # grey level up to which nothing is lit
-PATCH = 24  # pixels, side of the patch of even tissue in which SNR is measured
+MEASURED = 24  # number of evenly spaced frames to measure
+BLACK = 10  # largest grey level that counts as black
+PATCH = 24  # pixels; side of the patch of even tissue for the SNR
 
 
 def main(arguments: list[str]) -> int:
@@ -118,12 +118,12 @@ def measure(before: np.ndarray, after: np.ndarray) -> dict[str, dict[str, float]
     grey = [luminance(before), luminance(after)]
     low, high = (0, 255) if before.dtype == np.uint8 else (grey[0].min(), grey[0].max())
     scaled = [(x - low) * (255 / max(high - low, 1e-9)) for x in grey]
-    # Outside the region both are the input, and black here, so that text and scales do not count.
+    # Outside the region, both equal the input; they are made black here, so that text and scales do not count.
     inputs, outputs = ((x * region)[:, box[0], box[1]] for x in scaled)
     patch = even_patch(inputs, region[box])
 
     def figures(results):
-        # Frames that are flat in the patch, as next to the anatomy, have no speckle to measure.
+        # Frames that are flat in the patch, for example next to the anatomy, have no speckle to measure.
         return metrics.average(
             metrics.measure(image, result, tissue=patch if patch and image[patch].std() > 1 else None)
             for image, result in zip(inputs, results, strict=True)
@@ -164,8 +164,7 @@ def browser_of(sequence):
 
 
 def picture(node, despeckled, path: Path) -> None:
-    """Draw slice views of the middle frame before and after, whole and closer; set the scene's views in the same
-    way."""
+    """Draw slice views of the middle frame before and after, whole and closer, and set the scene's views to match."""
     shown = [node, despeckled]
     if node.IsA("vtkMRMLSequenceNode"):
         browser = browser_of(node)

@@ -1,11 +1,11 @@
-"""Make the bundled model of a trained one: mix in a share of the weights that its training started from.
+"""Make the bundled model from a trained one: mix in a share of the weights that its training started from.
 
     make_model.py START TRAINED OUTPUT
 
-The mean of a fine-tuned network's weights and of those that it started from is better on data of other kinds than
-either (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022). Here, SHARE of the start makes flat
-tissue smoother, at the price of a little texture. The uncertainty is fitted again, and the card gets the figures
-of anatomies that neither was trained on.
+The mean of a fine-tuned network's weights and its initial weights works better than either on other kinds of data
+(Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022). Here, SHARE of the start makes flat
+tissue smoother, at the price of a little texture. The uncertainty is fitted again, and the card gets figures
+from anatomies that neither network was trained on.
 """
 
 import sys
@@ -21,8 +21,8 @@ from Speckle2SelfLib.grey import BRIGHTEST
 from Speckle2SelfLib.network import build
 from Speckle2SelfLib.validation import fit_uncertainty
 
-SHARE = 0.12  # of the start
-ANATOMIES, SEED = 240, (0, 2)  # to fit the uncertainty and to measure on
+SHARE = 0.12  # weight of the start
+ANATOMIES, SEED = 240, (0, 2)  # for fitting the uncertainty and for the figures
 
 
 def mix(start: Model, trained: Model, share: float) -> Model:

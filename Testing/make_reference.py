@@ -38,7 +38,7 @@ torchrun --nproc-per-node 4 -m Speckle2SelfLib train scans --output mine.safeten
 torchrun --nproc-per-node 4 -m Speckle2SelfLib despeckle scans results
 ```
 
-In Python, `despeckle` takes arrays of shape (H, W), (N, H, W) or, for color, (N, H, W, 3), of any integer or
+In Python, `despeckle` accepts arrays of shape (H, W), (N, H, W) or, for color, (N, H, W, 3), of any integer or
 floating-point type, and returns an array of the same shape and type:
 
 ```python

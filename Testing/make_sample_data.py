@@ -1,4 +1,4 @@
-"""The sample recording of Slicer's Sample Data module, made by our own simulator: a vessel in 20 frames, 128 x 128.
+"""Make the recording for Slicer's Sample Data module with our own simulator: a vessel in 20 frames of 128 x 128.
 
     .venv/bin/python Testing/make_sample_data.py [FOLDER]
 
@@ -19,7 +19,7 @@ from Speckle2SelfLib.simulation import SimulationConfig, simulate
 
 NAME = "Speckle2SelfCine1"
 SEED = 13
-# As Slicer writes sequences; the first row is on top in the red view. Spacing in mm, times in s.
+# The header that Slicer writes for sequences; the first row is on top in the red view. Spacing in mm, times in s.
 HEADER = """NRRD0004
 type: unsigned char
 dimension: 4

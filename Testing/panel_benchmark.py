@@ -104,7 +104,7 @@ def long_cine(panel, count=500):
     panel.logic.worker.warm_up()
     wait(lambda: panel.logic.worker.poll() or panel.logic.worker.devices, 60)
     before = megabytes()
-    Path("/proc/self/clear_refs").write_text("5")  # forget the earlier peak
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     panel.ui.applyButton.click()
     started = time.perf_counter()
     gap = wait(lambda: panel.run is None)

@@ -1,4 +1,4 @@
-"""Screenshots of the panels with a real cine, in build/screenshots: `make screenshots`.
+"""Draw screenshots of the panels with a real cine into build/screenshots: `make screenshots`.
 
 Runs in the stand-in of the application: Testing/headless-slicer --main-window Testing/screenshots.py
 """

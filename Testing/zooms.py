@@ -1,4 +1,4 @@
-"""Eight-fold zooms of structures on which artifacts would show: Documentation/zooms.png.
+"""Draw eight-fold zooms of structures on which artifacts would show: Documentation/zooms.png.
 
     .venv/bin/python Testing/zooms.py [FILE]
 
@@ -17,7 +17,7 @@ from Speckle2SelfLib.filters import nlm, srad
 sys.path.insert(0, str(Path(__file__).resolve().parent / "Python" / "core"))
 from test_no_invention import X, Y, phantom, step
 
-PART = (24, 28)  # pixels, rows and columns, that are shown
+PART = (24, 28)  # rows and columns to show
 
 
 def layer(anatomy, depth, height, sigma, coherent):
@@ -57,7 +57,7 @@ def flat(anatomy):
     pass
 
 
-SHOWN = {  # what: how it is put, and the middle of the part that is shown
+SHOWN = {  # structure: how to draw it, and the middle of the part to show
     "vessel wall": (vessel, (97, 80)), "fascia": (fascia, (64, 64)), "bone, shadow": (bone, (68, 68)),
     "needle": (needle, (64, 64)), "cyst": (cyst, (64, 64)), "flat tissue": (flat, (64, 64)),
 }  # fmt: skip

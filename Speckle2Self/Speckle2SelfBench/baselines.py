@@ -1,8 +1,8 @@
 """The other methods of the benchmark, each in a few lines; they are not offered to users.
 
-All learn from frames (N, H, W) float32 in [0, 1] for a number of seconds and return a function from frames to frames
-of that kind. Unless noted, they train the same backbone, `FastNetwork(32)`, on crops of `CROP` pixels, `BATCH` a step,
-flipped, with Adam at 1e-3 falling along a cosine of the time: what differs is the idea, not the size or the tuning.
+Each learns from frames (N, H, W) float32 in [0, 1] for a number of seconds and returns a function from such frames to
+frames. Unless noted, they train the same backbone, `FastNetwork(32)`, on crops of `CROP` pixels, `BATCH` per step,
+flipped, with Adam at 1e-3 falling along a cosine over the time: they differ in the idea, not in size or tuning.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _fit(parameters, loss, seconds: float, device: torch.device) -> int:
         optimiser.zero_grad(set_to_none=True)
         value.backward()
         optimiser.step()
-        value.item()  # waits for the device, so that the time is right
+        value.item()  # waits for the device, so that the time is correct
         steps, share = steps + 1, (time.monotonic() - started) / max(seconds, 1e-9)
     return steps
 
@@ -78,12 +78,12 @@ def _inference(network, device: torch.device, function=None) -> Apply:
 
 
 def noise2true(frames, seconds, seed=0, device="cpu", *, truth) -> Apply:
-    """Train with supervision on the known truth (N, H, W) of the same frames: an upper bound, not a method."""
+    """Train with supervision by the known truth (N, H, W) of the same frames: an upper bound, not a method."""
     return _paired([frames, truth], seconds, seed, device, swap=False)
 
 
 def noise2noise(frames, seconds, seed=0, device="cpu", *, second) -> Apply:
-    """Train as Lehtinen et al., ICML 2018: `second` (N, H, W) holds the same anatomy under independent speckle."""
+    """Train as Lehtinen et al., ICML 2018: `second` (N, H, W) holds the same anatomy with independent speckle."""
     return _paired([frames, second], seconds, seed, device, swap=True)
 
 
@@ -222,7 +222,7 @@ def deep_image_prior(frames, seconds, seed=0, device="cpu", channels=8) -> Apply
         padded = np.pad(frame, ((0, -height % 8), (0, -width % 8)), mode="edge")
         target = torch.from_numpy(padded)[None, None].to(device)
         network = FastNetwork(32)
-        network.stem = nn.Conv2d(4 * channels, 16, 3, padding=1)  # for more channels than one
+        network.stem = nn.Conv2d(4 * channels, 16, 3, padding=1)  # for several input channels
         network.to(device)
         noise = torch.rand(1, channels, *padded.shape, device=device) * 0.1 + 0.2
         mean = None
@@ -242,8 +242,9 @@ def deep_image_prior(frames, seconds, seed=0, device="cpu", channels=8) -> Apply
 def obnlm(frames: np.ndarray, search: int = 8, half: int = 2, stride: int = 2, strength: float = 0.5) -> np.ndarray:
     """Filter as Coupe et al., IEEE TIP 2009: blockwise non-local means with the Pearson distance (u - v)^2 / v.
 
-    Blocks of 2 half + 1 pixels, every `stride` pixels, compared within `search` pixels; overlapping ones are averaged.
-    The smoothing is `strength` times the expected distance of two blocks of pure speckle, measured in each frame.
+    Blocks of 2 half + 1 pixels, every `stride` pixels, are compared within `search` pixels; overlapping blocks are
+    averaged. The smoothing is `strength` times the expected distance of two blocks of pure speckle, measured in each
+    frame.
     """
     out = np.empty_like(frames, np.float32)
     size = 2 * half + 1

@@ -1,4 +1,4 @@
-"""The cases that methods are compared on: similar frames, with everything that is known about them."""
+"""The cases for comparing methods: similar frames, with everything that is known about them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCANNERS = {  # speckle grain (axial, lateral) in pixels, and geometry
     "coarse": ((2.4, 3.6), "linear"),
 }
 LAYOUTS = ("vessel", "layers", "organ")
-FOUND = 0.8  # smallest Dice coefficient in the truth of an object that is searched for in the outputs
+FOUND = 0.8  # smallest Dice coefficient, in the truth, of objects to search for in the outputs
 SMALLEST = 60  # pixels of such an object
 
 
@@ -32,7 +32,7 @@ class Case:
     """Similar frames; (H, W) is the same for all cases of a set."""
 
     name: str
-    frames: np.ndarray  # (N, H, W) float32 in [0, 1]; where the truth is known, draws of speckle over one anatomy
+    frames: np.ndarray  # (N, H, W) float32 in [0, 1]; with a known truth, draws of speckle over one anatomy
     region: np.ndarray  # (H, W) bool
     truth: np.ndarray | None = None  # (H, W) float32 in [0, 1]: the expected grey value
     echogenicity: np.ndarray | None = None  # (H, W) in [0, 1]; None: the truth
@@ -40,15 +40,15 @@ class Case:
     objects: np.ndarray | None = None  # (K, H, W) bool: objects that users would segment
     chart: Chart | None = None
     rois: dict | None = None  # see `metrics.evaluate`
-    stored: dict[str, np.ndarray] = field(default_factory=dict)  # others' outputs, (N, H, W) float32 in [0, 1]
+    stored: dict[str, np.ndarray] = field(default_factory=dict)  # outputs of other methods, (N, H, W) float32 in [0, 1]
 
     @property
     def filled(self) -> np.ndarray:
-        """Return the frames without black surroundings of the imaged part."""
+        """Return the frames, with the black surroundings of the imaged part filled."""
         return fill_outside(self.frames, self.region)
 
     def measure(self, outputs: np.ndarray) -> dict[str, float]:
-        """Return all figures that the case allows, of its first outputs (n, H, W) in [0, 1]; means over the frames."""
+        """Return all figures that can be measured for the first outputs (n, H, W) in [0, 1]; means over the frames."""
         before, after = (fill_outside(x, self.region) for x in (self.frames[: len(outputs)], outputs))
         before, after = before * 255, np.clip(after, 0, 1) * 255
         if self.truth is None:

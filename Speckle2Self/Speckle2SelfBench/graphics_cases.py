@@ -30,12 +30,12 @@ class GraphicsCase:
     inside: np.ndarray  # (H, W) bool: imaged
 
     def measure(self, outputs: np.ndarray) -> dict[str, float]:
-        """Return shares in per cent: of the drawn pixels that changed; of the tissue, with grey values to smooth and
-        farther than MARGIN from graphics, that did not; of all pixels, those painted outside the image."""
+        """Return percentages: of the drawn pixels that changed; of the tissue, with grey values to smooth and farther
+        than MARGIN from graphics, that did not; and of all pixels, those painted outside the image."""
         changed = self.frames != outputs
         near = np.stack([ndimage.binary_dilation(mask, np.ones((3, 3)), MARGIN) for mask in self.drawn])
         tissue = self.inside & ~near & (self.frames > 12)
-        # A pixel may be unchanged by chance; nothing changes around one that was left out.
+        # A pixel can be unchanged by chance; around an excluded one, nothing changes.
         around = np.stack([ndimage.maximum_filter(mask, 3) for mask in changed])
         left = tissue & ~around
         painted = changed & ~self.inside & ~self.drawn

@@ -1,9 +1,9 @@
 """Frames with natural anatomy: photographs bundled with scikit-image, imaged by a separate scanner model.
 
-Nothing is shared with `Speckle2SelfLib.simulation`, and training never simulates this scanner: its pulse rises faster
-than it falls and changes its phase, its beam has the side lobes of a rectangular aperture and a focus, noise increases
-with depth, and the grey curve is S-shaped. The truth is the mean of `DRAWS` further draws of the
-speckle. No photograph of this kind is trained on.
+It shares nothing with `Speckle2SelfLib.simulation`, and training never simulates this scanner: its pulse rises faster
+than it falls and changes its phase, its beam has a focus and the side lobes of a rectangular aperture, noise increases
+with depth, and the grey curve is S-shaped. The truth is the mean of `DRAWS` further draws of the speckle. None of these
+photographs is trained on.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Scanner:
 
     pulse: float  # pixels, decay of the axial pulse
     beam: float  # pixels, lateral width at the focus, from the axis to the first zero
-    span: float = 50.0  # decibels that become grey
+    span: float = 50.0  # decibels shown as grey values
     floor: float = -45.0  # decibels of the noise at the lower end
 
     def _taps(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -70,7 +70,7 @@ SCANNERS = (Scanner(0.55, 1.7), Scanner(0.8, 3.1, 60, -55), Scanner(1.1, 2.2, 45
 
 
 def photograph(name: str, size: int) -> np.ndarray:
-    """Return a photograph's part (size, size) in [0, 1], its contrast stretched."""
+    """Return part of a photograph (size, size) in [0, 1], with stretched contrast."""
     image = getattr(skimage.data, name)()
     image = rgb2gray(image) if image.ndim == 3 else image / 255
     row, column, side = PHOTOGRAPHS.get(name, (0.5, 0.5, 1.0))
@@ -86,7 +86,7 @@ def lesions(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray
     masks (4, size, size)."""
     y, x = np.mgrid[:size, :size] / size
     decibels, masks = np.zeros((size, size)), []
-    for contrast, radius, longer, *middle in (  # dB, radius, how much wider than high
+    for contrast, radius, longer, *middle in (  # dB, radius, ratio of width to height
         (-11, 0.13, 1.2, 0.27, 0.27), (8, 0.11, 1.1, 0.27, 0.74),
         (-30, 0.12, 2.0, 0.75, 0.3), (-26, 0.1, 1.0, 0.74, 0.77),
     ):  # fmt: skip

@@ -23,8 +23,8 @@ class Chart:
     truth: np.ndarray  # (size, size) float32 in [0, 1]: the expected grey value at the resolution of the pulse
     labels: np.ndarray  # (size, size) uint8, index of DECIBELS
     grain: tuple[float, float]  # pixels (axial, lateral)
-    points: list  # of (row, column), pixels
-    lines: list  # of (size, size) bool
+    points: list  # (row, column) of each point, pixels
+    lines: list  # (size, size) bool for each layer
 
     def measure(self, output: np.ndarray) -> dict[str, float]:
         """Return figures of a despeckled frame (size, size): the ratio of the width of the box's edges to the truth's,
@@ -36,7 +36,7 @@ class Chart:
         """
         size = len(self.truth)
         calm = maximum_filter(self.labels, 9) == minimum_filter(self.labels, 9)
-        calm[round(0.82 * size) :], calm[:, round(0.82 * size) :] = False, False  # points and layers are there
+        calm[round(0.82 * size) :], calm[:, round(0.82 * size) :] = False, False  # exclude points and layers
         tissues = [calm & (self.labels == n) for n in range(len(DECIBELS))]
         slope, shift = np.polyfit(*([image[t].mean() for t in tissues] for image in (output, self.truth)), 1)
         ends, lines = [end for end, _ in self.edges()], size // 4
@@ -83,7 +83,9 @@ def draw(size: int, grain: tuple[float, float], rng: np.random.Generator, looks:
     amplitude = 10 ** (np.array(DECIBELS)[labels] / 20)
     pulses = []
     for length in grain:
-        half = length * SIGMA_PER_GRAIN / 0.3615  # a Hann pulse of this half width has the Gaussian's deviation
+        half = (
+            length * SIGMA_PER_GRAIN / 0.3615
+        )  # a Hann pulse of this half width has the Gaussian's standard deviation
         t = np.arange(-int(half), int(half) + 1)
         pulse = np.cos(np.pi * t / (2 * half)) ** 2
         pulses.append(pulse / np.sqrt(np.sum(pulse**2)))
@@ -112,7 +114,7 @@ def draw(size: int, grain: tuple[float, float], rng: np.random.Generator, looks:
         return np.clip((20 * np.log10(np.maximum(envelope, 1e-6)) + 30) / 50, 0, 1) ** 1.5
 
     deviation = np.sqrt(np.maximum(echo(amplitude**2, power=2), 1e-12))
-    sizes = np.sqrt(-np.log(1 - (np.arange(24) + 0.5) / 24))  # equal shares of a Rayleigh variable
+    sizes = np.sqrt(-np.log(1 - (np.arange(24) + 0.5) / 24))  # equal shares of a Rayleigh distribution
     turns = np.exp(2j * np.pi * (np.arange(8) + 0.5) / 8)
     truth = np.mean([grey(np.abs(deviation * r * turn + coherent)) for r in sizes for turn in turns], axis=0)
     frames = []

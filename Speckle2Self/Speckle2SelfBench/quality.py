@@ -33,7 +33,7 @@ from .cases import SCANNERS, Case, real_case, simulated_cases
 from .natural import natural_cases
 from .report import page, picture, plot, table, write_csv
 
-SLOW = {"deep image prior": 4}  # methods that get this many frames of each set only
+SLOW = {"deep image prior": 4}  # methods that are run on only this many frames of each set
 # The strengths with the filters' best SSIM on 27 other simulated frames of these scanners; the bundled strengths are
 # weaker, since points and layers are lost first.
 STRONG = {
@@ -53,7 +53,7 @@ class Method:
 
 
 def _trained_by(name: str, device, given=None) -> Callable:
-    """Return one of `baselines`, trained on all frames of the set together; `given`: "truth" or "second"."""
+    """Return one of `baselines`, trained on all frames of a set together; `given`: "truth" or "second"."""
 
     def train(cases, seconds):
         frames = np.concatenate([case.filled for case in cases])
@@ -61,7 +61,7 @@ def _trained_by(name: str, device, given=None) -> Callable:
         if given:
             extra = {
                 "truth": lambda case: np.broadcast_to(case.truth, case.frames.shape),
-                "second": lambda case: np.roll(case.frames, 1, axis=0),  # each draw with another one
+                "second": lambda case: np.roll(case.frames, 1, axis=0),  # each draw is paired with another one
             }[given]
             more = {given: np.concatenate([fill_outside(extra(case), case.region) for case in cases])}
         apply = getattr(baselines, name)(frames, seconds, device=device, **more)
@@ -164,7 +164,7 @@ def loop_rates(size: int, batch: int, seconds: float, device) -> tuple[float, fl
     loops, times, began = (theirs, ours.run()), ([], []), time.monotonic()
     for loop in loops:
         next(loop)  # warm up
-    while time.monotonic() - began < seconds or not times[0]:  # in turn, as other programs may use the machine
+    while time.monotonic() - began < seconds or not times[0]:  # in turns, because other programs may use the machine
         for loop, spent in zip(loops, times, strict=True):
             start = time.monotonic()
             next(loop)
@@ -222,7 +222,7 @@ def _run_method(name, method: Method, cases, seconds, rows, pictures, notes) -> 
             apply(used[0])  # warm up
         for case in used:
             began = time.perf_counter()
-            outputs = np.asarray(apply(case))[: len(case.frames)]  # stored ones are not cut
+            outputs = np.asarray(apply(case))[: len(case.frames)]  # stored outputs are not cut
             spent = (time.perf_counter() - began) / len(outputs) * 1000
             outputs = np.where(case.region, outputs, case.frames)
             times = {} if method.name == "input" or method.name.endswith("stored") else {"milliseconds": spent}
@@ -243,7 +243,7 @@ def _run_method(name, method: Method, cases, seconds, rows, pictures, notes) -> 
 
 
 def _part(cases: list[Case], shown: list[Case], count: int) -> list[Case]:
-    """Return the first `count` frames: those in the picture come first."""
+    """Return the first `count` frames; those in the picture come first."""
     part = []
     for case in sorted(cases, key=lambda case: not any(case is one for one in shown)):
         if count > 0:

@@ -12,12 +12,12 @@ from Speckle2SelfLib.metrics import FIGURES, average
 from Speckle2SelfLib.region import fill_outside
 from Speckle2SelfLib.system import InputError
 
-UNFAIR = ("input", "Noise2Noise", "Noise2True")  # they know more than the frames, or are the frames
+UNFAIR = ("input", "Noise2Noise", "Noise2True")  # these know more than the frames, or are the frames
 TELLING = ("rms", "psnr", "ssim", "repeat", "dice")  # figures that the text compares, for sets with a known truth
 
 
 def plot(width: float, height: float, layout: str = "constrained"):
-    """Return an empty matplotlib figure, inches. Raises InputError where matplotlib is not installed."""
+    """Return an empty matplotlib figure; size in inches. Raises InputError if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -34,7 +34,8 @@ def _means(rows: list[dict], name: str) -> dict[str, dict[str, float]]:
 
 
 def _best(means: dict, figure: str) -> str | None:
-    """Return the method with the best value of a figure among those that know only the frames; None: none is better."""
+    """Return the method with the best value of a figure among those that know only the frames; None if none is
+    better."""
     pick = {"higher": max, "lower": min}.get(FIGURES[figure].better)
     there = [method for method in means if method not in UNFAIR and figure in means[method]]
     return pick(there, key=lambda method: means[method][figure]) if pick and there else None
@@ -128,8 +129,8 @@ def picture(pictures: dict, side: int = 20, across: int = 10):
     """Return a matplotlib figure with each method's output: the whole frame, and below it the `side` pixels where the
     truth (without one: the blurred input) is steepest.
 
-    Args: pictures, (set, case, method): (H, W) about [0, 1], "input" among them; and "region", bool. The same grey map
-    serves all methods of a frame.
+    Args: pictures, (set, case, method): (H, W) about [0, 1], including "input"; and "region", bool. All methods of a
+    frame use the same grey map.
     """
     groups: dict[tuple, dict] = {}
     for (*place, method), image in pictures.items():
@@ -149,7 +150,9 @@ def picture(pictures: dict, side: int = 20, across: int = 10):
             for part, under in ((image, 0), (image[detail], tile + gap)):
                 place = (x / width, 1 - (down + under + tile) / height, tile / width, tile / height)
                 axes = whole.add_axes(place, anchor="N")
-                axes.imshow(np.round(31 * np.clip(part / top, 0, 1) ** 0.7), "gray", vmin=0, vmax=31)  # a small file
+                axes.imshow(
+                    np.round(31 * np.clip(part / top, 0, 1) ** 0.7), "gray", vmin=0, vmax=31
+                )  # keeps the file small
                 axes.set_axis_off()
             label = method.replace("Speckle2Self as", "S2S as")
             whole.text(x / width, 1 - (down - 0.03) / height, label, fontsize=7.5, va="bottom")

@@ -1,8 +1,8 @@
 """The benchmark of speed, relative to the published script in the same run, and to the limits of this machine.
 
-All methods with the same size and number of threads take turns, and each one's best turn counts, so that the ratios
-hold on a shared machine. The multiply-adds and the least memory traffic are counted from the layers; the limits that
-they are compared with are measured here: the best of several ways to multiply matrices, and a copy.
+Methods with the same size and number of threads run in turns, and the best turn of each counts, so that the ratios hold
+on a shared machine. The multiply-adds and the least memory traffic are counted from the layers. They are compared with
+limits that are measured here: the best of several ways to multiply matrices, and a copy.
 """
 
 from __future__ import annotations
@@ -151,9 +151,9 @@ def _status(name: str) -> int:
 
 
 def _products(device: torch.device, precision: torch.dtype):
-    """Yield ways to multiply matrices, as the fastest differs between libraries and processors: (function, its
+    """Yield ways to multiply matrices, because the fastest differs between libraries and processors: (function, its
     multiply-adds), the small ones first."""
-    count = 1 if device.type == "cpu" else 16  # a GPU needs larger ones
+    count = 1 if device.type == "cpu" else 16  # a GPU needs larger products
 
     def drawn(*shape):
         return torch.randn(*shape, device=device).to(precision)
@@ -176,7 +176,7 @@ def machine_rates(device: torch.device, budget: float = 0.5) -> dict:
         for precision in (torch.float32, sixteen_bits(device)):
             rate = 0.0
             for product, work in _products(device, precision):
-                if work < rate * budget or not rate:  # some machines do 16 bits a hundred times slower
+                if work < rate * budget or not rate:  # on some machines, 16 bits are a hundred times slower
                     rate = max(rate, work / best(product, device, budget / 8))
             rates[precision] = rate
     source = torch.ones(2**26 if device.type == "cpu" else 2**28, device=device)
@@ -207,7 +207,7 @@ def published_script(network: SpeckleReductionNetwork, device: torch.device) -> 
     """Return the authors' method as their script runs it, (N, H, W) -> (N, H, W) float32: one frame at a time, its
     three views through all three branches in 32 bits, the full-scale prediction clipped to [0, 1]. Sides are padded to
     multiples of 16; the script resizes instead."""
-    network = network.to(device).train()  # with the instance normalization of the authors, not our faster one
+    network = network.to(device).train()  # uses the authors' instance normalization, not our faster one
 
     def run(frames):
         outputs = []
@@ -290,7 +290,8 @@ def _filtered(function, given) -> Callable:
 
 
 def network_alone(model: Model, device, precision) -> Callable:
-    """Return only the network, for frames (N, H, W) uint8 that are on the device from the second call on."""
+    """Return only the network as a function of frames (N, H, W) uint8, which remain on the device from the second call
+    on."""
     network, kept = fast_network(model, device, precision), {}
 
     def run(frames):
@@ -399,7 +400,7 @@ def stages(device, frames: int, size=(480, 640)) -> dict[str, float]:
         read = stage("read", lambda: files.read(source))
         inside = stage("region", lambda: region.detect(read.frames))
         calibration = stage("grey values, grain", lambda: calibrate(read.frames, inside))
-        spent, threads = [], set()  # of blocks that run in parallel
+        spent, threads = [], set()  # times and threads of blocks that run in parallel
         network = fast_network(model, device)
         run = network.forward
 
@@ -427,7 +428,7 @@ def kind(device: torch.device, threads: int) -> str:
     if device.type == "mps":
         return "mps"
     precision, about = str(choose_precision(device)).removeprefix("torch."), Path("/proc/cpuinfo")
-    tiles = about.exists() and "amx_tile" in about.read_text()  # five times as fast as the same without
+    tiles = about.exists() and "amx_tile" in about.read_text()  # five times as fast as without
     return f"{'AMX' if tiles else torch.backends.cpu.get_cpu_capability()}, {threads} threads, {precision}"
 
 

@@ -1,7 +1,7 @@
 """Train the network that finds graphics, on simulated frames with simulated graphics.
 
 python -m Speckle2SelfBench.train_detector POOL.npz OUTPUT.safetensors draws a pool of frames, unless the file exists,
-and trains on it. Called again, it continues from OUTPUT's latest state. Everything is drawn from the seed.
+and trains on it. Called again, it continues from OUTPUT's latest state. All randomness depends on the seed.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from Speckle2SelfLib.network import FastNetwork, build
 from Speckle2SelfLib.simulation import LAYOUTS, simulate_recorded
 
 SIZE = 256  # pixels of the frames of a pool
-PICTURES = 8  # of each tissue, with graphics of their own
+PICTURES = 8  # pictures of each tissue, with different graphics
 CROP = 192  # pixels; the part of a frame that one step sees
 NOTHING, DRAWN, EITHER = 0, 1, 2  # labels of pixels; the last counts neither way
-VISIBLE = 3  # grey levels of 255 that a pixel changes by where it counts as drawn
+VISIBLE = 3  # grey levels of 255; a pixel that changes by as much counts as drawn
 BLACK = 4  # grey levels of 255
 WRITTEN = 60  # grey levels of 255: letters on a black ground are lighter
-GROUND = 25  # pixels: side of the square around letters in which their ground counts as drawn
-LOGITS = 16.0  # by which a network's output, counted from 1/2, is multiplied
-DRAWN_WEIGHT = 3.0  # of a drawn pixel that is missed, against one of tissue that is left
+GROUND = 25  # pixels; side of the square around letters whose ground counts as drawn
+LOGITS = 16.0  # factor on a network's output minus 1/2
+DRAWN_WEIGHT = 3.0  # weight of a missed drawn pixel, relative to a wrongly marked tissue pixel
 REFLECTING = 0.4  # fraction of the tissues with straight reflectors, and, independently, with layers of skin
 COARSE, STEPS = 0.12, (2, 6)  # fraction of the crops with fewer grey values; smallest and largest step between them
 CONFIG = ModelConfig(width=16, deep=1, equality=True)
@@ -105,7 +105,7 @@ def skin(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def tissue(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """A simulated frame (H, W) uint8 as on a scanner's screen, without graphics."""
+    """Draw a simulated frame (H, W) uint8 as on a scanner's screen, without graphics."""
     axial = np.exp(rng.uniform(*np.log((0.7, 5))))
     grain = (float(axial), float(np.clip(axial * np.exp(rng.uniform(-0.2, 1.4)), 0.7, 16)))
     geometry = str(rng.choice(["linear", "sector", "piece"], p=(0.5, 0.25, 0.25)))
@@ -122,9 +122,9 @@ def tissue(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
 
 
 def picture(frame: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A frame (H, W) uint8 with graphics, as recorders store it, and its labels (H, W) uint8."""
+    """Draw a frame (H, W) uint8 with graphics, as recorders store it, and its labels (H, W) uint8."""
     frame = frame[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
-    if rng.random() < 0.2:  # a low gain: blobs on black, as of wires in water
+    if rng.random() < 0.2:  # a low gain: blobs on black, like wires in water
         level = np.quantile(frame, rng.uniform(0.3, 0.97))
         frame = np.clip((frame - level) * 255 / max(1, frame.max() - level), 0, 255)
     gain = rng.uniform(1, 2.5) if rng.random() < 0.3 else rng.uniform(0.45, 1)  # some of it is saturated
@@ -142,7 +142,7 @@ def picture(frame: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np
         drawn, labels = _resize(drawn, labels, rng.uniform(0.75, 1.35))
     if rng.random() < 0.3:
         drawn = imread(imwrite("<bytes>", drawn, extension=".jpg", quality=int(rng.integers(45, 96))), extension=".jpg")
-    black = ndimage.maximum_filter(drawn, 7) <= BLACK  # as black as a cyst or the surroundings: left to the rules
+    black = ndimage.maximum_filter(drawn, 7) <= BLACK  # as black as a cyst or the surroundings; other rules decide
     labels[black & ~ndimage.maximum_filter((labels == DRAWN) & (drawn > WRITTEN), GROUND)] = NOTHING
     return drawn, labels
 
@@ -173,7 +173,7 @@ def draw_pool(path: Path, count: int, seed: int) -> tuple[np.ndarray, np.ndarray
 
 
 def batch(frames: np.ndarray, labels: np.ndarray, size: int, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
-    """Crops (size, 1, CROP, CROP) of a pool in [0, 1], of some contrast, and their labels."""
+    """Draw crops (size, 1, CROP, CROP) of a pool in [0, 1], with random contrast, and their labels."""
     values, targets = [], []
     for number in rng.integers(len(frames), size=size):
         top, left = rng.integers(SIZE - CROP + 1, size=2)
@@ -186,7 +186,7 @@ def batch(frames: np.ndarray, labels: np.ndarray, size: int, rng: np.random.Gene
 
 
 def loss(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of the logits, without pixels that may be either."""
+    """Return the cross entropy of the logits, without pixels that may be either."""
     weight = torch.where(labels == DRAWN, DRAWN_WEIGHT, 1.0) * (labels != EITHER)
     logits = LOGITS * (outputs - 0.5)
     return F.binary_cross_entropy_with_logits(logits, (labels == DRAWN).float(), weight)

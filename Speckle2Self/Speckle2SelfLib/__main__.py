@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from .checkpoint import Model
     from .despeckling import Filter
 
-_interrupted = threading.Event()  # by Ctrl-C: some libraries swallow KeyboardInterrupt while they are imported
+_interrupted = threading.Event()  # set by Ctrl-C: some libraries swallow KeyboardInterrupt while they are imported
 
 
 def despeckle(arguments: argparse.Namespace) -> None:
@@ -67,7 +67,7 @@ def despeckle(arguments: argparse.Namespace) -> None:
     if processes > 1 and options.device in ("auto", "cuda") and str(choose_device("auto")) == "cuda":
         options = replace(options, device=f"cuda:{local}")
     model = FILTERS.get(options.model) or load_model(options.model)
-    choose_device(options.device)  # report a wrong one before anything is read
+    choose_device(options.device)  # report a missing device before anything is read
     if map_output is not None or options.cautious:
         check_uncertainty(model)
     if not many:
@@ -102,7 +102,7 @@ def despeckle(arguments: argparse.Namespace) -> None:
 
 
 def _input_files(inputs: Iterable[FilePath], outputs: list[Path]) -> list[Path]:
-    """Return the files to read; of a folder, without those in the output folders, which are results."""
+    """Return the files to read. Files of a folder that lie in an output folder are results, and left out."""
     from . import files
 
     paths, results = [], {output.resolve() for output in outputs}
@@ -121,8 +121,8 @@ def _input_files(inputs: Iterable[FilePath], outputs: list[Path]) -> list[Path]:
 
 
 def _gather_failures(failed: list[str], rank: int, processes: int) -> list[str]:
-    """Return in the first process what failed in any, once all are done, and nothing in the others: torchrun would end
-    the others with one that ends in failure."""
+    """Return the failures of all processes in the first one, once all are done, and nothing in the others: torchrun
+    would end the others with one that fails."""
     from datetime import timedelta
 
     from torch.distributed import PrefixStore, rendezvous
@@ -246,7 +246,7 @@ def _warnings_with_path(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _bar(name: str, unit: str) -> Iterator[Progress]:
-    """Yield a function of (done, total) that shows a progress bar; it is silent if the output is not a terminal."""
+    """Yield a function of (done, total) that shows a progress bar; it shows nothing if the output is not a terminal."""
     from tqdm import tqdm
 
     with tqdm(desc=name, unit=unit, disable=None, delay=1e-9) as bar:
@@ -287,7 +287,7 @@ def train(arguments: argparse.Namespace) -> None:
                     simulated(line["simulated"], line["anatomies"])
                 if "step" in line:
                     trained(line["step"], line["steps"])
-            except OSError:  # the reader has gone
+            except OSError:  # the reader was closed
                 stop_event.set()
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discards the rest
 
@@ -304,10 +304,10 @@ def train(arguments: argparse.Namespace) -> None:
 def _stop_request(stop_event: threading.Event, listen: bool) -> Iterator[Callable[[], bool]]:
     """Yield a function that returns whether to stop: after Ctrl-C, SIGTERM (a second one ends the process at once) or
     a closed terminal, which set `stop_event`; with `listen`, also after any standard input, or its end, which means
-    that the parent has gone.
+    that the parent has ended.
 
     Signals are caught from the first call on. Before that, there is nothing to save, and a process that waits for
-    others that have gone must end at once: torchrun restarts none until it has.
+    others that have ended must end at once: torchrun restarts none before that.
     """
     handlers: dict[int, Any] = {}
 
@@ -319,7 +319,7 @@ def _stop_request(stop_event: threading.Event, listen: bool) -> Iterator[Callabl
     def stop() -> bool:
         if not handlers:
             numbers = [signal.SIGINT, signal.SIGTERM]
-            if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
+            if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
                 numbers.append(signal.SIGHUP)
             handlers.update({number: signal.signal(number, on_signal) for number in numbers})
         return stop_event.is_set()
@@ -357,7 +357,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     truth = _truth(arguments.truth, before.shape) if arguments.truth else None
     pairs = {"before": before, "after": after}
     figures = {name: metrics.evaluate(before, frames, rois, truth) for name, frames in pairs.items()}
-    if arguments.json:  # JSON has no infinite numbers
+    if arguments.json:  # JSON has no infinity
         finite = {name: {k: v if np.isfinite(v) else None for k, v in row.items()} for name, row in figures.items()}
         print(json.dumps(finite, allow_nan=False))
         return
@@ -380,13 +380,14 @@ def _truth(path: str, shape: tuple[int, int, int]) -> np.ndarray:
             f"The truth has the shape {truth.shape}, the frames {shape}; they must agree, with at least 7 x 7 pixels."
         )
     truth = truth - min(0.0, float(truth.min()))
-    if not 0 < truth.max() < np.inf:  # not where a value is NaN
+    if not 0 < truth.max() < np.inf:  # also refuses NaN
         raise InputError(f"{path} is not a ground truth: its values must be finite, and not all zero.")
     return np.broadcast_to(truth * (255 / truth.max()), shape)
 
 
 def _rois(path: str, shape: Sequence[int]) -> dict:
-    """Return the boxes of `metrics.evaluate` from a JSON file, for frames of `shape`. InputError if they do not fit."""
+    """Return the boxes of `metrics.evaluate` from a JSON file, for frames of `shape`. Raises InputError if they do not
+    fit."""
     try:
         rois = json.loads(Path(path).read_text())
         boxes = [
@@ -397,7 +398,7 @@ def _rois(path: str, shape: Sequence[int]) -> dict:
         if not all(len(box) == 5 and all(type(value) is int for value in box) for box in boxes):
             raise ValueError("a box does not consist of whole numbers")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path} is not a file of regions (JSON).") from error
+        raise InputError(f"{path} is not a JSON file of regions.") from error
     for number, x, y, wide, tall in boxes:
         inside = wide <= x <= shape[2] - wide and tall <= y <= shape[1] - tall
         if not (0 <= number < shape[0] and min(wide, tall) > 0 and inside):
@@ -589,7 +590,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _end_with_launcher() -> None:
-    """End this process when torchrun, which starts each process in its own session, has gone for any reason."""
+    """End this process when torchrun, which starts each process in its own session, has ended for any reason."""
     launcher = os.getppid()
 
     def watch() -> None:

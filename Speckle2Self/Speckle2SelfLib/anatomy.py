@@ -1,8 +1,8 @@
-"""Anatomies with the statistics of nature: what a simulated scanner images, as echogenicity in decibels.
+"""Draw anatomies with the statistics of nature, for the simulated scanner to image: echogenicity in decibels.
 
-Dead leaves, that is overlapping, occluding shapes of all sizes, with textures inside; their statistics of edges and
-scales are those of photographs and of tissue (Lee, Mumford, Huang, "Occlusion models for natural images", IJCV 2001).
-A model trained only on textbook anatomies paints them where they do not belong.
+They consist of dead leaves: overlapping, occluding shapes of all sizes with textures inside. The statistics of their
+edges and scales match those of photographs and tissue (Lee, Mumford, Huang, "Occlusion models for natural images", IJCV
+2001). A network trained only on textbook anatomies invents their shapes in other images.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, gaussian_filter1d, uniform_filter1d
 
 SMALL = 8  # pixels; leaves of a smaller radius are drawn all at once, larger ones one by one
-ANGLES = 64  # number of angles at which an outline is given
-FRAME = 128  # pixels; the side of the square that numbers of leaves, strokes and cells are meant for
+ANGLES = 64  # number of angles at which an outline is sampled
+FRAME = 128  # pixels; side of the square frame for which the numbers of leaves, strokes and cells are meant
 TEXTURES = ("cloud", "grain", "fibres", "cells", "labyrinth", "ridges", "patches")
 
 
@@ -48,7 +48,7 @@ def _outlines(radius: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _within(outlines: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Return how many pixels places (y, x) lie within outlines (..., ANGLES) around the origin; below 0: outside."""
+    """Return how far places (y, x) lie within outlines (..., ANGLES) around the origin, in pixels; negative outside."""
     direction = np.arctan2(y, x, dtype=np.float32) * np.float32(ANGLES / (2 * np.pi)) + ANGLES
     first = direction.astype(np.intp)
     share, first, second = direction - first, first % ANGLES, (first + 1) % ANGLES
@@ -56,13 +56,13 @@ def _within(outlines: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def draw_radii(count: int, low: float, high: float, rng: np.random.Generator, power: float = 3.0) -> np.ndarray:
-    """Draw `count` radii between low and high, pixels, whose density falls as r ** -power."""
+    """Draw `count` radii between `low` and `high` pixels with a density that falls as r ** -power."""
     ends = np.array([low, high]) ** (1 - power)
     return (ends[0] + rng.random(count) * (ends[1] - ends[0])) ** (1 / (1 - power))
 
 
 class Textures:
-    """Fields (H, W) of zero mean and unit deviation, drawn on a grid of pixels."""
+    """Random fields (H, W) with zero mean and unit standard deviation, on a grid of pixels."""
 
     def __init__(self, size: tuple[int, int], rng: np.random.Generator):
         self.size, self.rng = size, rng
@@ -71,15 +71,15 @@ class Textures:
         self.y, self.x = np.mgrid[: size[0], : size[1]].astype(np.float32)
 
     def draw(self, kind: str | None = None) -> np.ndarray:
-        """Return one of the TEXTURES; None: any."""
+        """Return a field of this kind, one of TEXTURES; None: of a random kind."""
         field = getattr(self, kind or str(self.rng.choice(TEXTURES, p=(0.32, 0.06, 0.18, 0.14, 0.1, 0.08, 0.12))))()
         field = field - field.mean()
         return np.clip(field / max(float(field.std()), 1e-6), -4, 4)
 
     def noise(self, exponent: float, ratio: float = 1.0, turn: float = 0.0, longest: float = np.inf) -> np.ndarray:
-        """Return a Gaussian field with amplitudes as 1 / f ** exponent, `ratio` times as long along `turn` as across.
+        """Return a Gaussian field with amplitudes as 1 / f ** exponent, stretched `ratio` times along `turn`.
 
-        longest: pixels; structure that is larger is left out.
+        longest: pixels; larger structures are left out.
         """
         fy, fx = self.fy, self.fx
         if ratio != 1:
@@ -93,7 +93,7 @@ class Textures:
         return field / max(float(field.std()), 1e-9)
 
     def _band(self, period: float) -> np.ndarray:
-        """Return a Gaussian field of about one period in pixels, in all directions."""
+        """Return a Gaussian field that has about one spatial period (pixels) in all directions."""
         f = np.hypot(self.fy, self.fx) * np.float32(period)
         white = self.rng.standard_normal((2, *f.shape), dtype=np.float32)
         filtered = np.exp(-((f - 1) ** 2) / np.float32(2 * 0.3**2))
@@ -144,7 +144,7 @@ class Textures:
             u - column,
             (row - row.min()).astype(np.intp),
             (column - column.min()).astype(np.intp),
-        )  # the place within its cell
+        )  # position within the cell
         seeds = rng.random((3, int(row.max()) + 3, int(column.max()) + 3), dtype=np.float32)
         nearest, second, level = (np.full(self.size, start, np.float32) for start in (9, 9, 0))
         for i in range(3):
@@ -174,7 +174,7 @@ class Textures:
 
 
 class Echogenicity:
-    """Echogenicity in decibels on an (H, W) grid, put together object by object: what all anatomies share."""
+    """Echogenicity in decibels on an (H, W) grid, composed object by object; the base of all anatomies."""
 
     dtype: type[np.floating] = np.float32  # data type of the arrays
 
@@ -184,7 +184,7 @@ class Echogenicity:
         self.size, self.unit = size, min(size)
         self.decibels = np.zeros(size, self.dtype)
         self.specular = np.full(size, -200.0, self.dtype)  # dB of the coherent echo, which has no speckle
-        self.echoes = np.zeros(size, self.dtype)  # amplitude that single points' echoes have at their peak
+        self.echoes = np.zeros(size, self.dtype)  # peak amplitude of the echoes of single points
         self.labels = np.zeros(size, np.uint8)
 
     def curve(self, wander: float, slope: float) -> np.ndarray:
@@ -229,8 +229,8 @@ class Echogenicity:
     def draw_strokes(
         self, count: int, spacing: float
     ) -> tuple[float, bool, list[tuple[float, np.ndarray, float, float]]]:
-        """Draw the width (sigma, pixels) of straight echoes, whether they are coherent, and of each its direction
-        (radians), middle (pixels), half length (pixels) and contrast (dB)."""
+        """Draw straight echoes: return their width (sigma, pixels), whether they are coherent, and the direction
+        (radians), middle (pixels), half length (pixels) and contrast (dB) of each."""
         angle = self.rng.normal(0, 0.3) if self.rng.random() < 0.6 else self.rng.uniform(0, np.pi)
         length = float(np.exp(self.rng.uniform(np.log(0.12), np.log(0.8)))) * min(self.size)
         level, sigma = self.rng.uniform(7, 24), self.rng.uniform(0.3, 1.2)
@@ -259,7 +259,7 @@ class Echogenicity:
     def strokes(self, count: int, spacing: float = 0.0) -> None:
         """Add thin straight echoes (wires, needles, fibers) with hard ends, 7 to 24 dB above the tissue's.
 
-        spacing, pixels: they lie side by side at this distance, as in a grating; 0: anywhere, in about one direction.
+        spacing: distance between parallel strokes in pixels, as in a grating; 0: random places, in about one direction.
         """
         raise NotImplementedError
 
@@ -297,7 +297,7 @@ class Anatomy(Echogenicity):
     def strokes(self, count: int, spacing: float = 0.0) -> None:
         """Add thin straight echoes (wires, needles, fibers) with hard ends, 7 to 24 dB above the tissue's.
 
-        spacing, pixels: they lie side by side at this distance, as in a grating; 0: anywhere, in about one direction.
+        spacing: distance between parallel strokes in pixels, as in a grating; 0: random places, in about one direction.
         """
         sigma, coherent, strokes = self.draw_strokes(count, spacing)
         for turn, middle, half, contrast in strokes:
@@ -314,7 +314,7 @@ class Anatomy(Echogenicity):
     def leaves(self, count: int, spread: float, textures: list[np.ndarray], smallest: float = 1.5) -> None:
         """Add dead leaves: `count` overlapping shapes of all sizes whose levels deviate by `spread` dB.
 
-        Their radii fall as r ** -3 from `smallest` pixels to half the frame; half of them show one of the textures.
+        The density of their radii falls as r ** -3, from `smallest` pixels to half the frame; half have a texture.
         """
         radius = draw_radii(count, smallest, max(self.unit / 2, 2 * smallest), self.rng)
         groups = np.array_split(radius, int(self.rng.integers(1, 4)))
@@ -356,7 +356,7 @@ class Anatomy(Echogenicity):
             return
         offset = np.arange(-SMALL, SMALL + 1)
         around = offset[:, None].astype(np.float32), offset.astype(np.float32)
-        leaf, dy, dx = np.nonzero(_within(_outlines(radius, self.rng), *around) > 0)  # of (N, ..., ...)
+        leaf, dy, dx = np.nonzero(_within(_outlines(radius, self.rng), *around) > 0)  # indices of (N, rows, columns)
         centers = [self.rng.integers(-2, n + 2, len(radius)) for n in self.size]
         row, column = centers[0][leaf] + offset[dy], centers[1][leaf] + offset[dx]
         seen = (row >= 0) & (row < self.size[0]) & (column >= 0) & (column < self.size[1])
@@ -416,7 +416,7 @@ class Anatomy(Echogenicity):
         return place + direction * length
 
     def reverberate(self) -> None:
-        """Repeat everything twice, further down and weaker."""
+        """Repeat everything twice, deeper and weaker."""
         down = int(self.rng.uniform(0.08, 0.5) * self.size[0])
         weaker = np.float32(self.rng.uniform(10, 30))
         power = 10 ** (self.decibels / 10)
@@ -488,7 +488,7 @@ def draw_anatomy(size: tuple[int, int], rng: np.random.Generator) -> Anatomy:
         anatomy.side_lobes()
     if rng.random() < 0.5:  # attenuation that the gain does not compensate
         fall = rng.uniform(0, 30) * anatomy.y[:, :1] / size[0]
-        if rng.random() < 0.4:  # and a gain that was set by hand
+        if rng.random() < 0.4:  # a gain that was set by hand
             fall = fall + _between(rng.normal(0, 4, 8).astype(np.float32), anatomy.y[:, 0] * (7 / size[0]), 0)[:, None]
         anatomy.lower(fall.astype(np.float32))
     return anatomy

@@ -17,15 +17,15 @@ class Fan(NamedTuple):
     """The position of a sector's beams in an image; an angle of 0 points down, larger ones to the right."""
 
     apex: tuple[float, float]  # pixels, (row, column) where the beams meet; it may lie outside the image
-    depths: tuple[float, float]  # pixels, from the apex, between which the region lies
-    angles: tuple[float, float]  # radians, between which it lies
+    depths: tuple[float, float]  # pixels; the range of distances from the apex
+    angles: tuple[float, float]  # radians; the range of angles
 
 
 def find_fan(region: np.ndarray) -> Fan | None:
-    """Return the fan whose shape a region (H, W) bool has; None for any other shape.
+    """Return the fan that a region (H, W) bool has the shape of; None for any other shape.
 
-    A fan's sides are straight and diverge downwards at 12 to 75 degrees on either side, up to where they may be cut
-    off, and its end is an arc about the point where they meet.
+    The sides of a fan are straight and diverge downwards at 12 to 75 degrees, until they may be cut off. Its end is an
+    arc around the point where the sides meet.
     """
     if region.all():
         return None
@@ -47,7 +47,7 @@ def _find_fan(inside: bytes, shape: tuple[int, int]) -> Fan | None:
         return None
     sides = []
     for edge, end in ((left, left.min()), (right, right.max())):
-        free = edge[straight] != end  # where the image is cut off, its side is no longer a beam
+        free = edge[straight] != end  # where the image is cut off, its side is not a beam
         if free.sum() < max(16, 0.3 * len(free)):
             return None
         sides.append(_fit_line(rows[straight][free].astype(float), edge[straight][free]))
@@ -81,7 +81,7 @@ def _fit_line(at: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
 class Beams:
     """The sampling grids from the image of a fan, of (H, W) pixels, to its beams, and back.
 
-    even: depth in pixels from the apex down to which the columns are a pixel apart.
+    even: depth from the apex, in pixels, up to which columns are one pixel apart; deeper, they spread with the beams.
     """
 
     def __init__(self, fan: Fan, shape: tuple[int, int], even: float, device: torch.device | str = "cpu"):

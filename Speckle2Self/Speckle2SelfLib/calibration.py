@@ -1,4 +1,4 @@
-"""The calibration of a recording: found once, it serves all frames, so that nothing flickers."""
+"""Calibrate a recording: once for all its frames, so that nothing flickers."""
 
 from __future__ import annotations
 
@@ -72,21 +72,21 @@ def as_stack(frames: np.ndarray) -> np.ndarray:
         message = _("Frames of shape {shape} are too small; they need at least {smallest} x {smallest} pixels.")
         raise InputError(message.format(shape=frames.shape, smallest=SMALLEST))
     if frames.dtype.kind == "f" and not any(np.isfinite(frame).any() for frame in stack):
-        raise InputError(_("The frames hold no finite value."))
+        raise InputError(_("The frames contain no finite values."))
     return stack
 
 
 def is_screen(stack: np.ndarray) -> bool:
-    """Return whether frames (N, H, W[, C]) are large enough for a scanner's screen, on which graphics can move."""
+    """Return whether frames (N, H, W[, C]) are large enough to be a scanner's screen, on which graphics can move."""
     return min(stack.shape[1:3]) >= SCREEN
 
 
 def find_region(stack: np.ndarray, region: np.ndarray | str | None, within: np.ndarray | None = None) -> np.ndarray:
-    """Return the region (H, W) bool of frames (N, H, W[, C]): detected ("auto", maybe `within`), everything (None) or
-    as given."""
+    """Return the region (H, W) bool of frames (N, H, W[, C]): detected ("auto", only `within` if given), everything
+    (None), or the given mask."""
     if isinstance(region, str):
         if region != "auto":
-            raise InputError(f"A region is 'auto', None or a mask, not '{region}'.")
+            raise InputError(f"The region must be 'auto', None or a mask, not '{region}'.")
         region = detect(stack, within)
     if region is None:
         region = np.ones(stack.shape[1:3], bool)
@@ -104,7 +104,7 @@ def grain_in(stack: np.ndarray, region: np.ndarray) -> tuple[float, float]:
 
 
 def value_range(stack: np.ndarray) -> tuple[float, float]:
-    """Return the smallest and largest finite grey or color value. Raises InputError where all are the same."""
+    """Return the smallest and largest finite grey or color value. Raises InputError if they are the same."""
     stack = stack[..., :3] if stack.ndim == 4 else stack
     lows, highs = [], []
     for frame in stack:  # one by one, to spare memory

@@ -1,4 +1,5 @@
-"""Weights and config in one safe file (safetensors); the authors' .pth files are read too. Nothing is unpickled."""
+"""Read and write models: weights and config in one safe file (safetensors); the authors' .pth files can be read.
+Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ STATE_FORMAT = "speckle2self-run-2"
 PRECISIONS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # data types that weights in a file may have
 
 
-@dataclass(frozen=True, eq=False)  # a copy is not equal to its original, as its weights may change
+@dataclass(frozen=True, eq=False)  # a copy is not equal to its original, because its weights may change
 class Model:
     """A network with its config and card."""
 
@@ -30,7 +31,8 @@ class Model:
 
     @property
     def resamples(self) -> bool:
-        """Return whether the model needs recordings at a speckle grain of its own, and so their grain."""
+        """Return whether recordings are resampled to a speckle grain of the model, so that their own must be
+        measured."""
         return self.config.grain is not None
 
 
@@ -51,7 +53,8 @@ def save_state(path: FilePath, tensors: dict[str, torch.Tensor], values: dict) -
 
 
 def load_state(path: FilePath) -> tuple[dict[str, torch.Tensor], dict]:
-    """Return the tensors and values of `save_state`. Raises InputError for a damaged file, and for any other."""
+    """Return the tensors and values that `save_state` wrote. Raises InputError for a damaged file or one of another
+    kind."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -66,7 +69,7 @@ def load_state(path: FilePath) -> tuple[dict[str, torch.Tensor], dict]:
     except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}.") from error
     if not all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in tensors.values()):
-        raise InputError(f"{path} is damaged: it holds weights that are not finite or not of 32 bits.")
+        raise InputError(f"{path} is damaged: it holds weights that are not finite or not in single precision.")
     return tensors, values
 
 
@@ -100,7 +103,7 @@ def _is_usable(tensor: torch.Tensor) -> bool:
 
 
 def _check_card(card: Any) -> dict:
-    """Return a model's card if the entries that are used have the types they are used with. Raises ValueError."""
+    """Return a model's card if all entries in use have the expected types. Raises ValueError."""
     if not isinstance(card, dict):
         raise ValueError("its card has no entries")
     kinds: dict[str, type] = {"description": str, "start": str, "curve": list}
@@ -135,7 +138,7 @@ def _read_ours(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor], dict]:
 def _read_authors(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor], dict]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # for other kinds of files, the parser raises many kinds
+    except Exception as error:  # the parser raises errors of many kinds
         raise InputError(f"{path} is not a model file (.safetensors of ours, or the authors' .pth).") from error
     if isinstance(weights, dict) and "state_dict" in weights:
         weights = weights["state_dict"]

@@ -36,7 +36,7 @@ def option(
 
 
 def check_limits(config: Any) -> None:
-    """Raise InputError where a field's value is outside its limits or is not one of its choices; None is allowed."""
+    """Raise InputError if a field's value is outside its limits or is not one of its choices; None is allowed."""
     for entry in fields(config):
         value, metadata = getattr(config, entry.name), entry.metadata
         if value is None or not metadata:
@@ -46,7 +46,7 @@ def check_limits(config: Any) -> None:
             upper = f"between {low} and {high}" if high is not None else f"at least {low}"
             raise InputError(f"{entry.name} must be {upper}, not {value}.")
         if metadata["choices"] and value not in metadata["choices"]:
-            raise InputError(f"There is no {entry.name} '{value}'; known are {', '.join(metadata['choices'])}.")
+            raise InputError(f"Unknown {entry.name} '{value}'; choose one of {', '.join(metadata['choices'])}.")
 
 
 def help_of(kind: type, name: str) -> str:
@@ -114,25 +114,25 @@ class TrainingConfig:
     batch: int = option(12, "crops in one step, over all processes", low=1, high=4096)
     crop: int = option(128, "side of a crop, pixels at the model's grain", low=32, high=4096)
     learning_rate: float = option(
-        1e-3, "of Adam; falls to 1 % along a cosine, except in the published recipe", low=1e-9, high=1
+        1e-3, "learning rate of Adam; falls to 1 % along a cosine, except in the published recipe", low=1e-9, high=1
     )
     simulated: int = option(0, "anatomies to simulate with known ground truth and to mix in", low=0, high=10**6)
     share: float = option(
-        0.5, "in the recipe respeckle, of the simulated anatomies that are the recordings' own; else of the steps that "
-        "use simulated frames", low=0, high=1,
+        0.5, "fraction of the simulated anatomies that come from the recordings (recipe respeckle), or of the steps "
+        "that use simulated frames", low=0, high=1,
     )  # fmt: skip
     averaging: float = option(
         0.995, "decay of the weights' exponential moving average; 0 keeps the last weights", low=0, high=1 - 1e-9
     )
     start_share: float = option(
-        0.0, "share of the initial weights in the result, where a trained model is the start", low=0, high=1
+        0.0, "share of the initial weights in the result, if training starts from a trained model", low=0, high=1
     )
     seed: int = option(0, "seed of all random choices", low=0, high=2**63 - 1)
     interval: int = option(100, "steps between two validations and checkpoints", low=1, high=10**6)
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
-            raise InputError(f"Unknown recipe '{self.recipe}'; known are {', '.join(RECIPES)}.")
+            raise InputError(f"Unknown recipe '{self.recipe}'; choose one of {', '.join(RECIPES)}.")
         check_limits(self)
 
 
@@ -148,7 +148,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Job:
-    """One training run, as the command line, the panel and a cluster give it; as JSON, a job file."""
+    """One training run as configured on the command line, in the panel or, as JSON, in a job file."""
 
     output: str = option(help="the model file to write", metavar="MODEL")
     inputs: tuple[str, ...] = option((), "recordings: files or folders", metavar="INPUT")
@@ -188,11 +188,11 @@ class Job:
     def __post_init__(self) -> None:
         for name in ("inputs", "held_out"):
             if isinstance(getattr(self, name), str):
-                raise InputError(f"'{name}' is a list of files or folders.")
+                raise InputError(f"'{name}' must be a list of files or folders.")
             object.__setattr__(self, name, tuple(str(path) for path in getattr(self, name)))
         refuse_filter(Path(self.output).name.removesuffix(".safetensors"))
         if self.preset not in PRESETS:
-            raise InputError(f"Unknown preset '{self.preset}'; known are {', '.join(PRESETS)}.")
+            raise InputError(f"Unknown preset '{self.preset}'; choose one of {', '.join(PRESETS)}.")
         if self.minutes is not None and not 0 < self.minutes <= 10**6:
             raise InputError(f"Training time must be between 0 and 1,000,000 minutes, not {self.minutes}.")
         if self.minutes is not None and self.steps is not None:
@@ -201,7 +201,7 @@ class Job:
             raise InputError("The region must be 'auto', 'none' or a mask file.")
         if self.report < 1:
             raise InputError(f"`report` must be at least 1, not {self.report}.")
-        _ = self.training  # its own checks
+        _ = self.training  # runs its checks
 
     @property
     def training(self) -> TrainingConfig:

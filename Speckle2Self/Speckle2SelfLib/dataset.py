@@ -1,4 +1,4 @@
-"""The data of training: recordings at the model's grain, simulated anatomies, and what is held out."""
+"""Prepare training data: recordings at the model's grain, simulated anatomies, and what is held out."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from .system import InputError, Progress, _
 SIMULATED_GRAIN = (0.85, 2.6)  # pixels, as the simulator counts it: 0.8 to 2 as measured
 COUNTED = (0.85, 1.2, 1.7, 2.2, 2.6, 3.2)  # pixels, grains of the simulator
 MEASURED = (0.80, 1.15, 1.5, 1.8, 1.97, 2.75)  # pixels, as `estimate_grain` measures them
-NEAR = (-0.15, 0.15)  # natural logarithms of grains, relative to the recording's
+NEAR = (-0.15, 0.15)  # natural logarithm of simulated grains, relative to the recording's
 NATURAL = 0.5  # fraction of simulated anatomies that are dead leaves with textures; the others are textbook ones
-PIECES = 0.3  # fraction of the simulated frames spanning all grains that are pieces of fans, where the grain is turned
-SIDE_BY_SIDE = 4  # anatomies that are made at a time; Python itself uses a single thread
+PIECES = 0.3  # fraction of the simulated frames spanning all grains that are pieces of sectors, with turned grain
+SIDE_BY_SIDE = 4  # anatomies that are simulated at a time; Python itself uses a single thread
 NOTHING = _("Nothing can be learned from frames or regions that are constant or smaller than 32 pixels.")
 UNCHANGED = Augmentation()
 
 
 @dataclass(frozen=True)
 class Cine:
-    """One recording as training sees it."""
+    """A recording, or simulated frames, prepared for training."""
 
     frames: torch.Tensor  # (N, 1, H, W) at the model's grain, float32 about [0, 1], or uint8 as recorded
     grain: tuple[float, float] = (1.0, 1.0)  # (axial, lateral) pixels, as `estimate_grain` measures it
     truth: torch.Tensor | None = None  # (N, 1, H, W) for simulated frames
     resampling: Resampling | None = None  # the one applied to reach the model's grain
     recorded_grain: tuple[float, float] = (1.0, 1.0)  # (axial, lateral) pixels of the recording
-    digest: int = 0  # checksum by which copies of the recording are recognized
+    digest: int = 0  # checksum that identifies copies of the recording
     figure: str = "rms"  # the name of the error to the truth
     draws: int = 1  # simulated frames of each anatomy, one after another, that differ in their speckle
 
@@ -83,8 +83,8 @@ def read_cine(
 ) -> Cine:
     """Read a recording and prepare it for training.
 
-    Args: region, "auto", "none", a mask file, or a folder of masks named as the recordings; detects, whether "auto"
-    detects the imaged region, else whole frames are used; most_frames, limit, evenly spread; None: all.
+    Args: region, "auto", "none", a mask file, or a folder of masks named like the recordings; detects, whether "auto"
+    detects the imaged region or means whole frames; most_frames, the limit for frames, evenly spread; None: all.
     Raises InputError.
     """
     recording = files.read(path)
@@ -121,7 +121,7 @@ def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConf
     except InputError as error:
         raise InputError(NOTHING) from error
     low, high = calibration.mapping
-    if high <= low or calibration.grain is None:  # which is measured wherever there is something to see
+    if high <= low or calibration.grain is None:  # it is measured wherever there is speckle
         raise InputError(NOTHING)
     if model.normalisation == "frame" and model.grain is None:
         eight_bit = frames.dtype == np.uint8 and frames.ndim == 3
@@ -140,13 +140,13 @@ def prepare_cine(frames: np.ndarray, region: np.ndarray | None, model: ModelConf
 
 
 def hold_out(cines: list[Cine]) -> tuple[list[Cine], list[Cine]]:
-    """Split recordings into those to train on and those held out; none are held out where there are too few frames.
+    """Split recordings into those to train on and those held out; with too few frames, none are held out.
 
-    Of ten recordings or more, a tenth is held out whole; of fewer, only the last frames of each, as every recording's
-    anatomy is worth training on.
+    With ten recordings or more, a tenth of them is held out; with fewer, only the last frames of each, because every
+    recording's anatomy is worth training on.
     """
     if count := len(cines) // 10:
-        gap = len(cines) // 20 if all(len(cine.frames) == 1 for cine in cines) else 0  # they may be of one cine
+        gap = len(cines) // 20 if all(len(cine.frames) == 1 for cine in cines) else 0  # they may come from one cine
         return cines[: -count - gap], cines[-count:]
     parts = [_split(cine) for cine in cines]
     return [part for part, _ in parts], [part for _, part in parts if part is not None]
@@ -169,7 +169,8 @@ def simulate_cines(
     progress: Progress = lambda *_: None,
     speckles: Sequence[RecordedSpeckle] = (),
 ) -> Cine:
-    """Simulate `count` anatomies of crop x crop pixels with their truth, as recorders store them, mapped as recordings.
+    """Simulate frames of `count` anatomies of crop x crop pixels, processed and mapped like recordings, with their
+    truth.
 
     grains: measured in recordings; each anatomy has one of them, within 15 %. If empty, anatomies span all grains.
     speckles: for each grain, the speckle to draw over the expected grey values instead of the simulated one.
@@ -188,7 +189,7 @@ def side_by_side(
     make: Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray]], count: int, crop: int,
     rng: np.random.Generator, progress: Progress = lambda *_: None, draws: int = 1,
 ) -> Cine:  # fmt: skip
-    """Return the cine of `count` simulated anatomies, made side by side: each has a seed of its own.
+    """Simulate `count` anatomies in parallel, each with a seed of its own, and return them as a cine.
 
     Args: make, returns frames (draws, crop, crop) and their truth (crop, crop); progress, see `simulate_cines`.
     """
@@ -206,7 +207,7 @@ def side_by_side(
 
 
 def join_cines(cines: Sequence[Cine]) -> Cine:
-    """Return the frames of simulated cines of one size, and their truth, as one cine."""
+    """Join simulated cines of one size, with their truth, into one."""
     truths = [cine.truth for cine in cines if cine.truth is not None]
     return Cine(torch.cat([cine.frames for cine in cines]), truth=torch.cat(truths))
 

@@ -1,4 +1,4 @@
-"""Frames in, frames out: one way to despeckle for the panel, the console and the command line."""
+"""Despeckle arrays of frames: the one way for the panel, the console and the command line."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from .resampling import Resampling
 from .system import Cancelled, FilePath, InputError, Progress
 from .tint import Tint
 
-BLOCK_PIXELS = 2**22  # pixels through the network at once: limits the memory for any length of a cine
-BLOCK_PIXELS_CPU = 2**18  # no slower there, and a cancel is noticed four times sooner
+BLOCK_PIXELS = 2**22  # pixels per pass through the network; limits the memory for cines of any length
+BLOCK_PIXELS_CPU = 2**18  # no slower on a CPU, and a cancel is noticed sooner
 AT_ONCE_PIXELS = 2**22  # pixels of all blocks that the CPU processes at a time
-NEAR = 4  # pixels around graphics that they are filled from
-OPTIONS = {field.name for field in fields(DespeckleOptions)} - {"model", "region", "axis"}  # the ones for frames
+NEAR = 4  # pixels; graphics are filled from surroundings of this width
+OPTIONS = {field.name for field in fields(DespeckleOptions)} - {"model", "region", "axis"}  # options of `despeckle`
 logger = logging.getLogger(__name__)
 Filter = Callable[[np.ndarray], np.ndarray]  # (N, H, W) float32 in [0, 1] -> the same
 NOTHING_IMAGED = (
@@ -62,10 +62,10 @@ def despeckle(
         frames: (H, W), (N, H, W) or in color (N, H, W, 3 or 4); any integer or floating-point type. Not changed.
         model: a name of a model or filter, a model file, a `Model`, or a `Filter`.
         region: (H, W) bool, what to despeckle; "auto" detects the imaged part and, in each frame, graphics, only in
-            `within` (H, W) bool where that is given; None: whole frames.
-        calibration: that of the frames' recording, instead of `region`; None: computed here.
+            `within` (H, W) bool if given; None: whole frames.
+        calibration: the recording's, instead of `region`; None: computed here.
         output: an array of the frames' shape and type to write into; complete as far as `progress` reported.
-        progress: called with (frames done, frames); cancelled: asked before each block, True raises Cancelled.
+        progress: called with (frames done, frames); cancelled: called before each block, True raises Cancelled.
         uncertainty: float32 array (H, W) or (N, H, W) for one standard deviation of the output's error at each pixel,
             in its grey values; 0 where nothing is changed. For models that estimate it.
         options: strength, gamma, cautious, device, see `DespeckleOptions`; precision, see `inference.precision_of`.
@@ -120,15 +120,15 @@ def check_uncertainty(model: Model | Filter) -> None:
     """Raise InputError for a model that does not estimate the uncertainty of its output."""
     if not isinstance(model, Model) or not model.config.uncertainty:
         raise InputError(
-            "This model does not estimate its uncertainty, nor do filters and older models; choose another one, or "
-            "leave out the uncertainty and 'cautious'."
+            "This model or filter does not estimate its uncertainty; choose another model, or leave out the "
+            "uncertainty and 'cautious'."
         )
 
 
 def _check_options(options: dict[str, Any]) -> DespeckleOptions:
     """Return the options of `despeckle`. Raises InputError for an unknown one, or a value outside its limits."""
     if unknown := sorted(set(options) - OPTIONS):
-        raise InputError(f"There is no option '{unknown[0]}'; known are {', '.join(sorted(OPTIONS))}.")
+        raise InputError(f"Unknown option '{unknown[0]}'; choose from {', '.join(sorted(OPTIONS))}.")
     return DespeckleOptions(**options | ({"device": str(options["device"])} if "device" in options else {}))
 
 
@@ -142,12 +142,12 @@ def _output_like(frames: np.ndarray, output: np.ndarray | None) -> np.ndarray:
 
 
 def _uncertainty_like(frames: np.ndarray, uncertainty: np.ndarray | None) -> np.ndarray | None:
-    """Return the array for the uncertainty as (N, H, W), filled with zeros. Raises InputError where it does not fit."""
+    """Return the array for the uncertainty as (N, H, W), filled with zeros. Raises InputError if it does not fit."""
     if uncertainty is None:
         return None
     shape = frames.shape[:3]  # without colors
     if uncertainty.shape != shape or uncertainty.dtype != np.float32 or not uncertainty.flags.c_contiguous:
-        raise InputError(f"The array for the uncertainty is not a contiguous one of float32 of shape {shape}.")
+        raise InputError(f"The array for the uncertainty is not a contiguous float32 array of shape {shape}.")
     uncertainty[...] = 0
     return uncertainty.reshape(-1, *shape[-2:])
 
@@ -209,7 +209,7 @@ class _Pipeline:
             self.brightest = 1.0  # filters see nothing brighter
 
     def run(self, block: slice, result: np.ndarray) -> int:
-        """Write a block of frames, despeckled, into `result`, which is like the stack; return the block's end."""
+        """Despeckle a block of frames into `result`, an array like the stack; return the block's end."""
         np.copyto(result[block], self.stack[block])
         part = self.stack[block][:, *self.box]
         before = _grey_values(part, self.device)
@@ -238,9 +238,8 @@ class _Pipeline:
     def despeckle(
         self, before: torch.Tensor, finite: np.ndarray, drawn: np.ndarray | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None, np.ndarray]:
-        """Return grey values (N, H, W) float32 after despeckling, on the device, their uncertainty, if it is needed,
-        and where they are to be used, bool (N or none, H, W). With a mapping, and finite values, nothing here waits for
-        the device."""
+        """Return despeckled grey values (N, H, W) float32 on the device, their uncertainty if requested, and the pixels
+        to replace, bool ([N, ]H, W). With a mapping and finite values, nothing here waits for the device."""
         filled = _fill_gaps(before, self.region, finite)
         change = self.region if finite.all() else self.region & finite
         if drawn is not None:
@@ -306,10 +305,10 @@ def _predictor(
 
 def _grey_values(part: np.ndarray, device: torch.device) -> torch.Tensor:
     """Return grey values (N, H, W) float32 on the device, in the range of `part` (N, H, W[, C])."""
-    if part.ndim != 3 or part.dtype != np.uint8:  # else a quarter of the bytes to a GPU, and converted on all cores
+    if part.ndim != 3 or part.dtype != np.uint8:  # bytes are converted below: fewer to copy, and on all cores
         part = luminance(part)
     if device.type != "cuda":
-        shareable = part.flags.writeable and min(part.strides) > 0  # with torch
+        shareable = part.flags.writeable and min(part.strides) > 0  # torch accepts no others
         return torch.from_numpy(part if shareable else part.copy()).to(device).float()
     pinned = torch.empty(part.shape, dtype=torch.uint8 if part.dtype == np.uint8 else torch.float32, pin_memory=True)
     np.copyto(pinned.numpy(), part)
@@ -317,7 +316,7 @@ def _grey_values(part: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def _to_numpy(values: torch.Tensor) -> np.ndarray:
-    """Return values from a device in the computer's memory."""
+    """Return a tensor on any device as an array."""
     if not values.is_cuda:
         return values.cpu().numpy()
     return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values).numpy()
@@ -379,7 +378,7 @@ def _write(
             hues = zip(tint.add_to(_to_numpy(after)), tint.add_to(_to_numpy(before)), strict=True)
             moved = [grey + new - old for grey, (new, old) in zip(moved, hues, strict=True)]
         for channel in range(3):
-            with np.errstate(invalid="ignore"):  # infinite ones, which do not change
+            with np.errstate(invalid="ignore"):  # infinite values, which are not changed
                 values = part[..., channel] + moved[channel]
             _write_channel(result[..., channel], torch.from_numpy(values), change, bounds)
     else:
@@ -387,7 +386,7 @@ def _write(
 
 
 def _write_channel(result: np.ndarray, after: torch.Tensor, change: np.ndarray, bounds: tuple[float, float]) -> None:
-    """Round and clip `after` (N, H, W) as the type of `result` needs it, and put it there."""
+    """Round and clip `after` (N, H, W) to the type of `result`, and store it there."""
     if result.dtype == np.uint8:  # nearly all recordings; torch uses all cores
         values = _to_numpy(after.round_().clamp_(*(float(bound) for bound in bounds)).to(torch.uint8))
     else:

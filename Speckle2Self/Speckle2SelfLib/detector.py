@@ -1,6 +1,6 @@
-"""Find what a scanner drew, pixel by pixel, with a small network of its own; Documentation/method.md, section 5.
+"""Find the graphics that a scanner drew, pixel by pixel, with a small network; Documentation/method.md, section 5.
 
-It sees frames as recorded: at the grain of a model for despeckling, strokes of one pixel would be gone.
+The network sees frames at their recorded size: resampling for a despeckling model would erase strokes of one pixel.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from . import checkpoint
 from .devices import choose_precision
 from .inference import fast_network, through_network
 
-FILE = Path(__file__).resolve().parent.parent / "Resources" / "graphics.safetensors"  # no model for despeckling
-LOGITS = 16.0  # by which the network's output, counted from 1/2, is multiplied
-ALONE = 1.0  # logit from which a pixel of one frame of a cine counts as drawn
-MIRRORED = (-1.0, 1.0)  # logits from which a pixel of a still may be drawn, and certainly is; mean over mirror images
+FILE = Path(__file__).resolve().parent.parent / "Resources" / "graphics.safetensors"  # this is not a despeckling model
+LOGITS = 16.0  # factor on the network's output minus 1/2
+ALONE = 1.0  # logit; from here on, a pixel of a single frame of a cine counts as drawn
+MIRRORED = (-1.0, 1.0)  # mean logits of a still's mirror images; a pixel may be drawn, and certainly is
 TOGETHER = (-1.0, 0.5)  # the same for the mean over several frames; doubtful pixels count if connected to certain ones
-CERTAIN = 4.0  # logit from which bright pixels are not tissue; black cysts and their borders reach about 5
-MARGIN = 1  # pixels around found graphics that also count as drawn
+CERTAIN = 4.0  # logit; from here on, bright pixels are not tissue; black cysts and their borders reach about 5
+MARGIN = 1  # pixels around detected graphics that also count as drawn
 
 
 @lru_cache(maxsize=1)
@@ -33,7 +33,7 @@ def _detector() -> checkpoint.Model:
 
 @torch.inference_mode()
 def _logits(values: torch.Tensor, bounds: tuple[float, float]) -> torch.Tensor:
-    """Return the logits (N, H, W) of something being drawn at each pixel of frames (N, H, W)."""
+    """Return the logits (N, H, W) of graphics at each pixel of frames (N, H, W)."""
     low, high = map(float, bounds)
     scaled = values.float().sub(low).mul_(1 / max(high - low, 1e-9)).nan_to_num_(0).clamp_(0, 1)  # (N, H, W)
     network = fast_network(_detector(), values.device, choose_precision(values.device))
@@ -41,7 +41,7 @@ def _logits(values: torch.Tensor, bounds: tuple[float, float]) -> torch.Tensor:
 
 
 def widen(mask: Any, reach: int) -> Any:
-    """Return masks (..., H, W) bool, arrays or tensors, with all that is up to `reach` rows and columns away."""
+    """Dilate masks (..., H, W) bool, arrays or tensors, by `reach` rows and columns."""
     for axis in (-1, -2):  # shifts of bytes are ten times faster than a maximum filter
         mask = mask.swapaxes(axis, -1)
         grown = mask | False
@@ -53,7 +53,7 @@ def widen(mask: Any, reach: int) -> Any:
 
 
 def find_graphics(values: torch.Tensor, bounds: tuple[float, float]) -> torch.Tensor:
-    """Return where something is drawn on each of some frames, bool (N, H, W) on their device.
+    """Return the graphics on each frame, bool (N, H, W) on the frames' device.
 
     Args: values, grey values (N, H, W); bounds, the smallest and largest finite value of the recording.
     """
@@ -62,10 +62,11 @@ def find_graphics(values: torch.Tensor, bounds: tuple[float, float]) -> torch.Te
 
 @torch.inference_mode()
 def graphics_over_time(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the graphics on frames (N, H, W) of any range: all the time, bool (H, W), on each, bool (N, H, W), and,
-    of the former, those that are certain, without a margin, bool (H, W).
+    """Return the graphics on frames (N, H, W) of any range: static ones, bool (H, W); those on each frame, bool (N, H,
+    W); and the static ones that are certain, without a margin, bool (H, W).
 
-    All the time is judged by the mean over frames, whose speckle differs, or of a single one over its mirror images.
+    Static graphics are found in the mean of the logits over frames, whose speckle differs, or over the mirror images of
+    a single frame.
     """
     finite = np.isfinite(frames)
     bounds = frames.min(where=finite, initial=np.inf), frames.max(where=finite, initial=-np.inf)

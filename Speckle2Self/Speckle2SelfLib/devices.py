@@ -1,4 +1,4 @@
-"""The device, the precision and the number of cores with which networks run."""
+"""Choose the device, the precision and the number of cores for networks."""
 
 from __future__ import annotations
 
@@ -76,16 +76,16 @@ def preserve_cores() -> Iterator[None]:
 
 @lru_cache
 def choose_precision(device: torch.device, training: bool = False) -> torch.dtype:
-    """Return 16 bits (`sixteen_bits`) if convolutions, measured on this device, are clearly faster that way; else
+    """Return 16 bits (`sixteen_bits`) if measured convolutions are clearly faster with them on this device, else
     float32.
 
-    training: bfloat16 everywhere, as gradients need its range; and the time to round weights and input, as autocast
-    does in each call, is included.
+    training: always bfloat16, because gradients need its range; the time to round weights and input is included, as
+    autocast rounds them in each call.
     """
     if device.type == "mps":
         return torch.float32
     sixteen = torch.bfloat16 if training else sixteen_bits(device)
-    # Not a layer of torch.nn, which would draw its weights, and so change the random numbers that follow.
+    # Not a layer of torch.nn: it would draw weights and change the random numbers that follow.
     side, calls = (48, 1) if device.type == "cpu" else (256, 16)  # starting few calls is slow on a GPU
     shapes = (2, 64, side, side), (64, 64, 3, 3)
     tensors = [torch.zeros(s, device=device).to(memory_format=torch.channels_last) for s in shapes]
@@ -124,7 +124,7 @@ def each_in_order(
     """
     threads, cuda = cores(), device.type == "cuda"
     workers = min(len(parts), at_once, at_once if cuda else threads)
-    # Only OpenMP has a number of threads for each thread; it is asked for last, as a live image has one block.
+    # Only OpenMP has a thread count per thread. This is checked last, because a live image has one block.
     if workers < 2 or not (cuda or "backend: OpenMP" in torch.__config__.parallel_info()):
         yield map(work, parts)
         return
@@ -156,7 +156,7 @@ def _streams(device: torch.device) -> tuple[torch.cuda.Stream, ...]:
 
 
 def memory_taken(device: torch.device) -> int:
-    """Return the megabytes that this process has taken at most, on the device if it is not the CPU."""
+    """Return the peak memory of this process in megabytes, on the device if it is not the CPU."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20)
     try:

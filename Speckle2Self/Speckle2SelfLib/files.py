@@ -1,5 +1,5 @@
-"""Reading files into frames and writing frames back with everything else the file held; what each format does for that
-is in `formats`."""
+"""Read files into frames, and write frames back with everything else that the file held; `formats` has the details of
+each format."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ __all__ = [
 ]  # fmt: skip
 FLOATING = (".npy", ".nrrd", ".mha")  # single files that hold floating point
 logger = logging.getLogger(__name__)
-BESIDE = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz"), ".hdr": (".img", ".img.gz")}  # data of headers
+BESIDE = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz"), ".hdr": (".img", ".img.gz")}  # of separate data
 
 
 def find(inputs: Iterable[FilePath], other_files: list[Path] | None = None) -> list[Path]:
-    """Return the readable files among `inputs`, folders searched through; InputError where there are none.
+    """Return the readable files in `inputs`; folders are searched recursively. Raises InputError if there are none.
 
     other_files: receives the other files of folders, except hidden ones and those that hold a header's pixels.
     """
@@ -70,7 +70,7 @@ def _is_part(path: Path) -> bool:
 
 
 def read(path: FilePath, key: str = "frames", dynamic_range: float | None = None) -> Recording:
-    """Return the recording in one file. Raises InputError, in one sentence, for whatever cannot be read as frames.
+    """Return the recording in one file. Raises InputError, in one sentence, if it cannot be read as frames.
 
     key: the array to read if the file holds several. dynamic_range: see `to_decibels`, which converts data before log
     compression to decibels.
@@ -84,7 +84,7 @@ def read(path: FilePath, key: str = "frames", dynamic_range: float | None = None
 
 
 def _read(path: Path, kinds: str, key: str = "frames") -> Recording:
-    """Read a file without converting it to decibels; kinds: numpy's kinds of types that the values may have."""
+    """Read a file without converting it to decibels; kinds: NumPy's kinds of types to accept."""
     if not path.is_file():
         raise InputError(f"There is no file {path}.")
     if path.stat().st_size == 0:
@@ -126,7 +126,7 @@ def read_mask(path: FilePath, shape: tuple[int, int]) -> np.ndarray:
 
 @contextmanager
 def array_like(frames: np.ndarray, folder: FilePath) -> Iterator[np.ndarray | None]:
-    """Give an array of the shape and type of `frames` to write into: on the disk, in `folder`, if it is large."""
+    """Return an array of the shape and type of `frames` to write into; a large one is on disk, in `folder`."""
     if frames.nbytes < base.LARGE:
         yield None
         return
@@ -136,7 +136,7 @@ def array_like(frames: np.ndarray, folder: FilePath) -> Iterator[np.ndarray | No
 
 
 def _keep_input(targets: Iterable[Path], recording: Recording) -> None:
-    """Raise InputError where one of the files to be written is one that the recording was read from."""
+    """Raise InputError if one of the files to be written is one that the recording was read from."""
     for part in {recording.path, *recording.parts}:
         for target in targets:
             if target.exists() and part.exists() and target.samefile(part):
@@ -144,8 +144,8 @@ def _keep_input(targets: Iterable[Path], recording: Recording) -> None:
 
 
 def check_output(path: FilePath, recording: Recording) -> None:
-    """Raise InputError where `recording` cannot be written to `path` without losing what its file held, and warn
-    where times are lost. Call this before starting a long job as well."""
+    """Raise InputError if writing `recording` to `path` would lose what its file held, and warn if times are lost. Call
+    this before starting a long job as well."""
     target = _format_of(Path(path), recording)
     if (
         recording.times is not None
@@ -156,9 +156,9 @@ def check_output(path: FilePath, recording: Recording) -> None:
 
 
 def check_map(path: Path, recording: Recording, output: Path) -> None:
-    """Raise InputError where a map of floating point that belongs to a recording cannot be written to `path`.
+    """Raise InputError if a floating-point map that belongs to a recording cannot be written to `path`.
 
-    output: the file that its frames are written to.
+    output: the file that the recording's frames are written to.
     """
     if not base.has_suffix(path, FLOATING):
         raise InputError(f"{path.name} cannot hold an uncertainty; use the suffix .npy, .nrrd or .mha.")
@@ -169,17 +169,17 @@ def check_map(path: Path, recording: Recording, output: Path) -> None:
 
 
 def write_map(path: Path, values: np.ndarray, recording: Recording) -> None:
-    """Write a map of floating point with the geometry and times of a recording, whole or not at all.
+    """Write a floating-point map with the geometry and times of a recording, whole or not at all.
 
-    values: as many as its frames (N, H, W) have pixels.
+    values: one for each pixel of the frames (N, H, W).
     """
     values = np.ascontiguousarray(values).reshape(recording.frames.shape[:3])
     write(path, values, _map_of(recording, path, values))
 
 
 def _map_of(recording: Recording, path: Path, values: np.ndarray) -> Recording:
-    """Return a recording of other values: with all fields of its header where `path` is of its own format, else with
-    its geometry."""
+    """Return a recording of other values: with all header fields if `path` has its own format, else with its
+    geometry."""
     found = by_name(path)
     if found is not None and found.name == recording.format and recording.frames.ndim == 3:
         return replace(recording, frames=values)
@@ -191,7 +191,7 @@ def _map_of(recording: Recording, path: Path, values: np.ndarray) -> Recording:
 
 
 def _format_of(path: Path, recording: Recording) -> Format:
-    """Return the format in which `recording` can be written to `path`; InputError where it cannot be written there."""
+    """Return the format in which `recording` can be written to `path`. Raises InputError if there is none."""
     _keep_input([path, *(path.with_suffix(suffix) for suffix in BESIDE.get(path.suffix.lower(), ()))], recording)
     if path.is_dir() or not path.parent.is_dir():
         raise InputError(f"{path} is a folder or in a folder that does not exist; choose another output file.")

@@ -1,4 +1,4 @@
-"""The speckle's grain: its autocorrelation, and the lengths at which that has fallen to one half."""
+"""Measure the speckle's grain: the lengths at which its autocorrelation falls to one half."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def speckle_correlation(frames: np.ndarray, region: np.ndarray | None = None) ->
 def estimate_grain(frames: np.ndarray, region: np.ndarray | None = None) -> tuple[float, float]:
     """Return the speckle's grain (axial, lateral) in pixels: where `speckle_correlation` has fallen to one half.
 
-    Its patches shorten long grains. So along an axis where the grain is longer than `LONG`, pairs of pixels are
+    The patches shorten long grains. Along an axis where the grain is longer than `LONG`, pairs of pixels are therefore
     averaged, and it is measured again.
 
     Args: frames (N, H, W) of any range; region (H, W) bool, or None for everything.
@@ -76,7 +76,7 @@ def estimate_grain(frames: np.ndarray, region: np.ndarray | None = None) -> tupl
     grain, scale, last, axes = np.ones(2), np.ones(2), np.full(2, np.inf), [0, 1]
     while axes and (correlation := speckle_correlation(frames, inside)) is not None:
         lengths = [_half_length(falling) for falling in correlation]
-        axes = [axis for axis in axes if lengths[axis] < last[axis]]  # it grows only with anatomy
+        axes = [axis for axis in axes if lengths[axis] < last[axis]]  # a longer grain than before is due to anatomy
         for axis in axes:
             last[axis] = lengths[axis]
             grain[axis] = np.clip(lengths[axis] * scale[axis], 0.5, 16)
@@ -104,7 +104,7 @@ def measure_grain(frames: np.ndarray, region: np.ndarray) -> tuple[float, float]
 
 
 def _half_length(falling: np.ndarray) -> float:
-    """Return where a correlation, at lags of 0, 1, ..., has fallen to one half; the last lag if nowhere."""
+    """Return the lag at which a correlation at lags of 0, 1, ... falls to one half; the last lag if it does not."""
     below = np.flatnonzero(falling < 0.5)
     if len(below) == 0:
         return len(falling) - 1.0
@@ -113,6 +113,6 @@ def _half_length(falling: np.ndarray) -> float:
 
 
 def _split_into_pairs(x: np.ndarray, axis: int) -> np.ndarray:
-    """Split an axis of n into two, of n // 2 and of 2."""
+    """Split an axis of n pixels into two axes, of n // 2 and of 2."""
     x = x.take(range(x.shape[axis] // 2 * 2), axis)
     return x.reshape(*x.shape[:axis], -1, 2, *x.shape[axis + 1 :])

@@ -1,7 +1,7 @@
-"""Simulated graphics as scanners draw them over and next to their images, with their exact mask, for training.
+"""Simulate the graphics that scanners draw on and next to their images, with exact masks, for training.
 
-Text, calipers, measuring lines, outlines, rulers, focus marks, grey bars, traces, clocks, needle guides, boxes, logos,
-blacked-out rectangles; still, or moving over a cine. The fonts are those bundled with matplotlib and Pillow.
+Text, calipers, measuring lines, outlines, rulers, focus marks, grey bars, traces, clocks, needle guides, boxes, logos
+and blacked-out rectangles; static, or moving over a cine. The fonts are those bundled with matplotlib and Pillow.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ WORDS = (
 )  # fmt: skip
 UNITS = ("cm", "mm", "cm/s", "m/s", "dB", "Hz", "MHz", "kHz", "%", "bpm", "cm2", "ml", "fps", "")
 SIZES = (6, 26)  # pixels of letters
-LAYERS = {  # how the pixels of a drawing come about: samples per pixel, and how they become pixels
+LAYERS = {  # how a drawing becomes pixels: samples per pixel, and how they are combined
     "aliased": (1.0, "NEAREST"), "smooth": (3.0, "BOX"), "enlarged": (0.5, "NEAREST"), "rescaled": (0.7, "BILINEAR"),
 }  # fmt: skip
 Pen = Callable[["Canvas", float], None]  # draws one graphic at a time in [0, 1] of the cine
 
 
 class Drawn(NamedTuple):
-    """Frames with graphics, in the shape and type of those without, and where something is drawn, bool (N, H, W)."""
+    """Frames with graphics, in the shape and type of the frames without, and the mask of the graphics, bool (N, H,
+    W)."""
 
     frames: np.ndarray
     mask: np.ndarray
@@ -46,11 +47,11 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class Graphic:
-    """One thing to draw, and how."""
+    """A graphic, and how to draw it."""
 
     pen: Pen
     layer: str  # one of LAYERS
-    level: float  # in [0, 1], as all grey values here
+    level: float  # grey value in [0, 1]
     ground: str | None = None  # "shadow", "halo" or "box" below it
     ground_level: float = 0.0
     ground_opacity: float = 1.0
@@ -102,11 +103,11 @@ def draw_graphics(
     """Draw what scanners draw on a frame (H, W) or a cine (N, H, W), uint8 or floating point in [0, 1].
 
     Args:
-        rng: makes every choice.
-        held_out: with the fonts that training never sees.
-        kinds: of KINDS; None: all, as often as scanners show them.
-        count: how many graphics; None: by the frame's size.
-        jpeg: the share of recordings that are compressed afterwards; the mask says where something was drawn before.
+        rng: source of all random choices.
+        held_out: use the fonts that training never sees.
+        kinds: names in KINDS; None: all, as often as scanners show them.
+        count: number of graphics; None: depends on the frame's size.
+        jpeg: share of recordings that are compressed afterwards; the mask shows what was drawn before.
 
     Returns the frames and the mask, of the frames' shape. Raises InputError without matplotlib, whose fonts are used.
     """
@@ -119,7 +120,7 @@ def draw_graphics(
     chances = np.array([KINDS[kind][1] for kind in kinds or KINDS])
     chosen = rng.choice(list(kinds or KINDS), count, p=chances / chances.sum())
     fonts = HELD_OUT_FONTS if held_out else FONTS
-    house = _House(rng, size, str(rng.choice(fonts)), float(rng.uniform(*SIZES)))  # a scanner has one, mostly
+    house = _House(rng, size, str(rng.choice(fonts)), float(rng.uniform(*SIZES)))  # most scanners have a single style
     graphics = [KINDS[kind][0](house if rng.random() < 0.7 else house.other(str(rng.choice(fonts)))) for kind in chosen]
     values = stack.astype(np.float32) / (255 if stack.dtype == np.uint8 else 1)
     still = [graphic for graphic in graphics if not graphic.moving]
@@ -138,7 +139,7 @@ def draw_graphics(
 
 
 def _render(graphics: list[Graphic], size: tuple[int, int], time: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the light of graphics and how much they cover, float32 (H, W) in [0, 1] both."""
+    """Return the brightness and the coverage of graphics, both float32 (H, W) in [0, 1]."""
     ink, cover = np.zeros(size, np.float32), np.zeros(size, np.float32)
     for graphic in graphics:
         alpha = _alpha(graphic, size, time)
@@ -210,7 +211,7 @@ def _font_folder() -> Path:
 
 
 class _House:
-    """How one scanner draws: its font, sizes, grey values; and its random numbers."""
+    """The style of one scanner (font, sizes, grey values), and its random numbers."""
 
     def __init__(self, rng: np.random.Generator, size: tuple[int, int], font: str, letters: float):
         self.rng, self.size, self.font, self.letters = rng, size, font, letters
@@ -553,7 +554,7 @@ def pointer(house: _House) -> Graphic:
     )
 
 
-KINDS: dict[str, tuple[Callable[[_House], Graphic], float]] = {  # and how often each is drawn, relative to the others
+KINDS: dict[str, tuple[Callable[[_House], Graphic], float]] = {  # the function of each kind, and its relative frequency
     "text": (text, 7), "calipers": (calipers, 5), "outline": (outline, 1.5), "ruler": (ruler, 3), "focus": (focus, 1),
     "bar": (bar, 1), "trace": (trace, 1), "clock": (clock, 1), "guide": (guide, 1.2), "window": (window, 1.2),
     "logo": (logo, 1), "panel": (panel, 1), "pointer": (pointer, 0.7),

@@ -1,11 +1,11 @@
-"""Grey values: luminance of colors, and which grey values a model sees as 0 and 1. No torch here."""
+"""Map colors to luminance, and find the grey values that a model sees as 0 and 1. No torch here."""
 
 from __future__ import annotations
 
 import numpy as np
 
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
-BRIGHTEST = 1.5  # on the networks' scale; brighter values are cut off for the network and added again afterwards
+BRIGHTEST = 1.5  # on the networks' scale; the excess of brighter values is cut off, and added to the result again
 HUE_TOLERANCE = 0.12  # fraction of the brightest channel, plus HUE_NOISE; JPEG leaves grey tissue slightly colored
 HUE_NOISE = 0.04  # fraction of the type's range
 DISPLAY = 60.0  # dB below the brightest echo that scanners usually show; lower values are assumed to be decibels
@@ -24,12 +24,12 @@ def luminance(frames: np.ndarray) -> np.ndarray:
 
 
 def grey_mapping(frames: np.ndarray, region: np.ndarray | None) -> tuple[float, float]:
-    """Return the values that become 0 and 1: one pair for a whole cine, so that brightness does not flicker.
+    """Return the grey values that become 0 and 1: one pair for a whole cine, so that brightness does not flicker.
 
-    They are the 0.1 and 99.9 per cent points of the finite pixels inside the region, of at most 16 frames, so that a
-    few overlay pixels do not shift them; but 99.99 per cent stay below 1.25, unless more than twice as bright.
-    Images in decibels may use any value for "no signal", far below all others: the lowest value does not count, and low
-    is DISPLAY below high, unless the other values reach further.
+    They are the 0.1 and 99.9 percentiles of the finite pixels inside the region, in at most 16 frames, so a few overlay
+    pixels do not shift them. The upper one is raised if needed to map the 99.99 percentile below 1.25, unless that is
+    more than twice as bright. Images in decibels may use any value for "no signal", far below all others: the lowest
+    value does not count, and the lower one is DISPLAY below the upper one, unless the other values reach further.
 
     Args: frames (N, H, W[, C]); region (H, W) bool or None. Returns low <= high; equal for constant frames.
     """

@@ -1,8 +1,8 @@
 """Run networks fast: 16 bits, fused operations, packed weights, recorded CUDA graphs, tiles.
 
-`fast_network(model, device)` gives the callable, `through_network(network, frames)` runs frames of any size through it.
-What it computes is in `network.py`; the results are the same up to rounding. Only this file may use private names of
-torch.
+`fast_network(model, device)` returns the callable, and `through_network(network, frames)` runs frames of any size
+through it. The computation is defined in `network.py`; the results are the same up to rounding. Only this file may use
+private names of torch.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from .system import out_of_memory
 
 REPLAYED = 2**23  # pixels; limit for the inputs of CUDA graphs that are kept in memory
 SHAPES = 4  # number of input shapes whose CUDA graphs are kept if there is no limit in pixels
-EDGE = 4  # pixels around a frame, which keep the network's zero padding away from it
+EDGE = 4  # pixels around a frame that keep the network's zero padding away from it
 TILE = 1152  # pixels; larger images go through a network without normalization layers in tiles
-SAME = 0.03  # of the grey range: about four times the difference that rounding to bfloat16 makes for noise
-MIDDLE = 0.5  # of the grey scale
+SAME = 0.03  # fraction of the grey range; about four times the effect of rounding noise to bfloat16
+MIDDLE = 0.5  # middle of the grey scale
 SHARE = 1 / 16  # scale of the head's output; the sum in `smooth_sixteenfold` compensates it
 logger = logging.getLogger(__name__)
 Network = TypeVar("Network", bound=nn.Module)
@@ -96,9 +96,9 @@ def _fast_network(
 def precision_of(model: Model, device: torch.device) -> torch.dtype:
     """Return the precision that is fastest on this device, if the model's output is the same in it.
 
-    The published network runs in 32 bits, as its normalization amplifies every rounding of 16 bits: with the authors'
-    reference weights its output is then off by 0.05 (rms, of 1). There are graphics cards whose 16 bits give NaN, and
-    weights that do not fit in them.
+    The published network runs in 32 bits because its normalization amplifies every rounding to 16 bits: with the
+    authors' reference weights its output is then off by 0.05 (rms, of 1). On some graphics cards 16 bits yield NaN, and
+    some weights exceed their range.
     """
     precision = choose_precision(device)
     if NETWORKS[model.config.architecture] is SpeckleReductionNetwork or precision == torch.float32:
@@ -106,17 +106,17 @@ def precision_of(model: Model, device: torch.device) -> torch.dtype:
     noise = torch.rand(1, 1, 128, 128, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.inference_mode():
         exact, fast = (through_network(fast_network(model, device, p), noise) for p in (torch.float32, precision))
-    if (fast - exact).abs().max() < SAME:  # not if it is NaN
+    if (fast - exact).abs().max() < SAME:  # False for NaN
         return precision
     logger.warning("This model's results differ in half precision on %s; single precision is used.", device)
     return torch.float32
 
 
 def through_network(network: Runnable, x: torch.Tensor, tile: int = TILE) -> torch.Tensor:
-    """Run (N, 1, H, W) of any size through a network, by reflection padding and, where possible, in tiles.
+    """Run (N, 1, H, W) of any size through a network, with reflection padding and, where possible, in tiles.
 
-    A tile includes its surroundings of `network.margin` pixels, so that tiles match whole frames. Returns
-    (N, C, H, W) float32.
+    A tile includes `network.margin` pixels of its surroundings, so that tiles match whole frames. Returns (N, C, H, W)
+    float32.
     """
     height, width = int(x.shape[-2]), int(x.shape[-1])
     edge = EDGE if network.margin else 0
@@ -137,9 +137,9 @@ def through_network(network: Runnable, x: torch.Tensor, tile: int = TILE) -> tor
 
 
 def through_mirrored(network: Runnable, x: torch.Tensor) -> torch.Tensor:
-    """Return the mean of a network's outputs for (N, 1, H, W) and for its mirror images, whose errors differ in part.
+    """Return the mean of a network's outputs for (N, 1, H, W) and its mirror images, whose errors differ in part.
 
-    It is nearer to the truth than a single pass, at four times its cost ("self-ensemble"; Timofte, Rothe, Van Gool,
+    It is closer to the truth than a single pass, at four times the cost ("self-ensemble"; Timofte, Rothe, Van Gool,
     "Seven ways to improve example-based single image super resolution", CVPR 2016).
     """
     mirrored = [through_network(network, x.flip(axes)).flip(axes) for axes in ((), (-1,), (-2,), (-1, -2))]
@@ -239,7 +239,7 @@ class FastRunner(nn.Module):
         if not uncertainty:
             network.uncertainty = None
         self.network: Any = convert(network, torch.channels_last, precision)  # torch does not type layers in containers
-        if stem.weight.is_cuda and precision != torch.float32:  # whose fast kernels take eight channels or more
+        if stem.weight.is_cuda and precision != torch.float32:  # the fast kernels need at least eight channels
             weight = F.pad(stem.weight.detach(), (0, 0, 0, 0, 0, -stem.in_channels % 8))
             stem.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
         head.weight.data.mul_(SHARE)
@@ -283,7 +283,7 @@ class FastRunner(nn.Module):
         if network.equality:
             equal = to_cells((equal_neighbors(frames) - GREY).to(self.precision))
             x = torch.cat([x, equal], 1)  # (N, 8, H / 2, W / 2)
-        missing = network.stem.weight.shape[1] - x.shape[1]  # on a GPU in 16 bits
+        missing = network.stem.weight.shape[1] - x.shape[1]  # channels to pad, on a GPU in 16 bits
         x = F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
         fine = convolve(network.stem, x.contiguous(memory_format=torch.channels_last), relu=True)
         middle = through_blocks([network.encoder], convolve(network.down_1, fine, relu=True))
@@ -341,7 +341,7 @@ def through_blocks(blocks: Iterable[FastBlock], x: torch.Tensor) -> torch.Tensor
 
 
 def fast_double(x: torch.Tensor) -> torch.Tensor:
-    """Return `network.double(x)`; twice as fast as torch's in 16 bits, on a GPU three times."""
+    """Return `network.double(x)`, in 16 bits twice as fast as torch, and three times on a GPU."""
     if not has_fused_operations(x) and not x.is_cuda:
         return double(x)
     x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
@@ -403,7 +403,7 @@ class Replayed:
     graph): started one by one, they take several times as long to start as to run.
 
     A shape is recorded when it occurs for the second time; the latest are kept. If the device, its driver or its memory
-    does not allow it, the function is called directly. Threads take turns, as do their streams.
+    does not allow it, the function is called directly. Threads and their streams take turns.
 
     Args: function, from tensors to one tensor; limit, total of the numbers in the first inputs of all recordings that
     are kept (larger inputs go to the function directly), None: any number, in SHAPES recordings; parameters, whose
@@ -438,7 +438,7 @@ class Replayed:
                 return self.function(*inputs)
             stream = torch.cuda.current_stream(inputs[0].device)
             if self.last is not None and self.last != stream:
-                stream.wait_stream(self.last)  # which may still use its inputs
+                stream.wait_stream(self.last)  # it may still use its inputs
             self.last = stream
             for to, x in zip(buffers, inputs, strict=True):
                 to.copy_(x)

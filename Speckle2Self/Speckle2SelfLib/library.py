@@ -1,4 +1,5 @@
-"""The available models: those that come with Speckle2Self, and the user's own in one folder. No torch at file level."""
+"""Find the available models: those that come with Speckle2Self, and the user's own in one folder. No torch at file
+level."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ def own_models() -> dict[str, Path]:
 
 
 def models() -> dict[str, Path]:
-    """Return name -> file of all models, the bundled ones first; they hide the user's of the same name."""
+    """Return name -> file of all models, the bundled ones first; a bundled model hides the user's model of the same
+    name."""
     bundled = bundled_models()
     return bundled | {name: path for name, path in own_models().items() if name not in bundled}
 
@@ -77,7 +79,7 @@ def load_model(name_or_path: FilePath) -> Model:
 def cached_model(name_or_path: FilePath) -> Model:
     """Return the same as `load_model`, but read a file again only if it has changed.
 
-    Only for inference, as all callers share the model.
+    For inference only, because all callers share the model.
     """
     path = path_of(name_or_path)
     try:
@@ -93,7 +95,7 @@ def _cached_model(path: Path, *version: int) -> Model:
 
 
 def fit_name(wanted: str, ending: str = "") -> str:
-    """Return `wanted`, cut and without characters that a model's name cannot have, and the ending."""
+    """Return `wanted`, shortened and without characters that a model's name cannot have, followed by the ending."""
     name = " ".join(re.sub(r"[^\w .+-]+", " ", wanted).split()).lstrip(" .+-")
     name = name[: LONGEST - len(ending)].encode()[: BYTES - len(ending)].decode(errors="ignore").rstrip(" .")
     return (name or "model") + ending
@@ -102,8 +104,8 @@ def fit_name(wanted: str, ending: str = "") -> str:
 def free_name(wanted: str, other_names: Iterable[str] = ()) -> str:
     """Return `wanted` as a valid model name that is free, with a number if necessary.
 
-    A name is not free if a model or a filter has it, or it is among `other_names`; case does not count, as not every
-    file system distinguishes it.
+    A name is taken if a model or a filter has it, or if it is among `other_names`. Case is ignored, because some file
+    systems do not distinguish it.
     """
     unavailable = {name.casefold() for name in (*models(), *FILTER_NAMES, *other_names)}
     number, name = 1, fit_name(wanted)
@@ -114,9 +116,9 @@ def free_name(wanted: str, other_names: Iterable[str] = ()) -> str:
 
 
 def own_path(name: str) -> Path:
-    """Return the file of the user's model `name`, whether it exists or not.
+    """Return the file of the user's model `name`, whether or not it exists.
 
-    Raises InputError for a name that is not valid, and for a bundled model's or a filter's.
+    Raises InputError if the name is not valid, or is that of a bundled model or a filter.
     """
     if not re.fullmatch(r"\w[\w .+-]*", name) or name != name.strip(" ."):
         message = _("'{name}' is not a valid model name: use letters, digits, spaces and . + - _.")
@@ -134,8 +136,7 @@ def own_path(name: str) -> Path:
 def worse_than_start(card: dict) -> str:
     """Return the figures in which a trained model is clearly worse than the one it started from, as text; "": none.
 
-    Where errors to a known truth were measured, nothing else counts: all other figures can improve while images get
-    worse.
+    If errors to a known truth were measured, only they count: all other figures can improve while images get worse.
     """
     start, end = card.get("figures_at_start") or {}, card.get("figures") or {}
     known = [name for name in TRUE_ERRORS if name in start and name in end]
@@ -148,7 +149,7 @@ def worse_than_start(card: dict) -> str:
 
 
 def improvement(card: dict) -> str:
-    """Return how training changed the error on recordings like those trained on, in words; "" where that was not
+    """Return in words how training changed the error on recordings like those trained on; "" if that was not
     measured."""
     start, end = card.get("figures_at_start") or {}, card.get("figures") or {}
     if card.get("start") == "random weights" or not start.get("rms") or "rms" not in end:
@@ -169,7 +170,7 @@ def improvement(card: dict) -> str:
 
 
 def few_steps(steps: int, whole: int, minutes: float | None) -> str:
-    """Return a sentence if few of the preset's number of steps, `whole`, fitted into a training time; "" otherwise."""
+    """Return a sentence if only a few of the preset's steps, `whole`, fitted into a training time; "" otherwise."""
     if minutes is None or steps >= whole // 10:
         return ""
     return (
@@ -235,7 +236,7 @@ def card(name_or_path: FilePath) -> dict:
 
 
 def estimates_uncertainty(name_or_path: FilePath) -> bool:
-    """Return whether a model also gives the uncertainty of its output, without loading it; a filter does not."""
+    """Return whether a model estimates the uncertainty of its output, without loading it; False for a filter."""
     try:
         config = card(name_or_path)["config"]
     except InputError:
@@ -253,7 +254,7 @@ def save_region(key: str, region: np.ndarray) -> None:
 
 
 def last_region(key: str) -> np.ndarray | None:
-    """Return the region (H, W) bool that was kept last for this kind of recording; None if there is none."""
+    """Return the region (H, W) bool kept last for this kind of recording; None if there is none."""
     try:
         with _region_path(key).open("rb") as file:
             region = np.lib.format.read_array(file, allow_pickle=False)

@@ -1,4 +1,4 @@
-"""The look of a despeckled image, strength, gamma and caution, changed without the network. No torch here."""
+"""Change strength, gamma and caution of a despeckled image without running the network. No torch here."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from .grey import luminance
 from .tint import find_tint
 
-DOUBTFUL, UNKNOWN = 0.04, 0.08  # fractions of the grey range: uncertainties at which caution begins, and is complete
+DOUBTFUL, UNKNOWN = 0.04, 0.08  # fractions of the grey range where caution begins, and is complete
 
 
 def trust(uncertainty: Any, cautious: float) -> Any:
-    """Return the weight of the despeckled image, 1 to 1 - `cautious`: 1 where the uncertainty is below DOUBTFUL, the
-    smallest from UNKNOWN on.
+    """Return the weight of the despeckled image: 1 where the uncertainty is below DOUBTFUL, falling to 1 - `cautious`
+    at UNKNOWN and above.
 
     Args: uncertainty, array or tensor, as a fraction of the grey range that a model sees as 0 to 1.
     """
@@ -69,8 +69,8 @@ def look(
 
 
 def _find_drawn(same: np.ndarray) -> np.ndarray:
-    """Return where the result is the input, (N, H, W) bool, because something is drawn there, which has a margin; by
-    chance, that happens to single pixels."""
+    """Return the pixels, (N, H, W) bool, where the result equals the input because something is drawn there. Such areas
+    have a margin; single pixels can be equal by chance."""
     from scipy import ndimage  # Slicer bundles none
 
     return np.stack([ndimage.binary_opening(frame, np.ones((3, 3))) for frame in same])

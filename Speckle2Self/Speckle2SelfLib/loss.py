@@ -1,6 +1,7 @@
-"""The losses as named terms: the published one (the paper's section 3.4) and ours; Documentation/method.md, 1 and 2.
+"""Define the losses as named terms: the published one (the paper's section 3.4) and ours; Documentation/method.md, 1
+and 2.
 
-Whatever the loss, the training minimizes the sum of its terms.
+The training minimizes the sum of the terms of any loss.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from operator import add
 import torch
 import torch.nn.functional as F
 
-TRUTH = 10.0  # keeps the numbers readable: Adam's steps do not depend on it
+TRUTH = 10.0  # scale that keeps the numbers readable; Adam's steps do not depend on it
 SLOPES = 2.0  # weight of errors in the differences of neighboring pixels, relative to errors of grey values
 LIKELIHOOD = 0.01  # also keeps the numbers readable; the head has its own gradient
 
@@ -40,10 +41,10 @@ def published_loss(predictions: Sequence[torch.Tensor], views: Sequence[torch.Te
 def truth_loss(grey: torch.Tensor, log_deviation: torch.Tensor | None, truth: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return the terms of frames whose truth is known.
 
-    truth: the mean squared error of the grey values. Its optimum is the expected truth, which is gradual where the
-    input leaves doubt.
-    slopes: the same error of the differences of neighboring pixels: residual ripple, and strokes along rows of bright
-    grains, have small errors but steep sides.
+    truth: the mean squared error of the grey values. Its optimum is the expected truth, which changes gradually where
+    the input is ambiguous.
+    slopes: the same error for the differences between neighboring pixels: residual ripple, and strokes along rows of
+    bright grains, have small errors but steep sides.
     uncertainty, if the network estimates it: the negative log-likelihood of the errors under a Gaussian; the grey value
     gets no gradient from it.
 

@@ -1,8 +1,8 @@
-"""Figures of merit as Documentation/method.md, section 4, defines them, and the one list of them: `FIGURES`.
+"""Figures of merit, as defined in Documentation/method.md, section 4, and their only list: `FIGURES`.
 
-A new figure is a function here and an entry of the list; tables, the command line, the panels, the benchmark and the
-judgment of trained models read the list. Images are on the 8-bit scale, 0 to 255. scipy and scikit-image are imported
-where they are needed, as Slicer does not bundle them.
+A new figure is a function here and an entry of the list, which tables, the command line, the panels, the benchmark and
+the selection of trained models read. Images are on the 8-bit scale, 0 to 255. scipy and scikit-image are imported where
+they are needed, because Slicer does not bundle them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from .system import _
 
 BLUR = 3.0  # pixels; the scale at which input and output are compared
-FLAT = 0.04 * 255  # grey levels within 9 x 9 pixels of the truth, up to which it counts as flat
+FLAT = 0.04 * 255  # grey levels; the truth counts as flat if it varies less within 9 x 9 pixels
 
 
 def reference(image: np.ndarray) -> np.ndarray:
@@ -61,7 +61,7 @@ def structure(image: np.ndarray, output: np.ndarray) -> float:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Return the rank of each value (N,); equal ones have the mean of theirs. scipy.stats takes long to import."""
+    """Return the rank of each value (N,); equal values share their mean rank. scipy.stats takes long to import."""
     _, place, count = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(count) - (count - 1) / 2)[place]
 
@@ -87,17 +87,17 @@ def snr(tissue: np.ndarray) -> float:
 
 
 def mean(values: np.ndarray) -> float:
-    """Return the mean of a region's values, as they are."""
+    """Return the mean of a region's values, without matching."""
     return float(np.mean(values))
 
 
 def std(values: np.ndarray) -> float:
-    """Return the standard deviation of a region's values, as they are."""
+    """Return the standard deviation of a region's values, without matching."""
     return float(np.std(values))
 
 
 def to_truth(output: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Return `output` after the monotone mapping that brings it nearest to `truth` (isotonic regression)."""
+    """Return `output` after the monotone mapping that fits it to `truth` best (isotonic regression)."""
     from scipy.optimize import isotonic_regression
 
     order = np.argsort(output, axis=None, kind="stable")
@@ -119,12 +119,12 @@ def psnr(output: np.ndarray, echogenicity: np.ndarray, span: float = 255.0, insi
 
 
 def ssim(output: np.ndarray, echogenicity: np.ndarray, span: float = 255.0, inside: np.ndarray | None = None) -> float:
-    """Return the structural similarity against known echogenicity, after `to_truth`; of pixels `inside`, if given."""
+    """Return the structural similarity to known echogenicity, after `to_truth`; of pixels `inside`, if given."""
     from skimage.metrics import structural_similarity
 
     truth = np.asarray(echogenicity, float)
     inside = np.ones(truth.shape, bool) if inside is None else inside
-    mapped = truth.copy()  # pixels that do not count are made equal
+    mapped = truth.copy()  # pixels outside are made equal
     mapped[inside] = to_truth(np.asarray(output)[inside], truth[inside])
     if inside.all():
         return float(structural_similarity(truth, mapped, data_range=span))
@@ -143,15 +143,16 @@ def flat(output: np.ndarray, truth: np.ndarray, inside: np.ndarray) -> float:
 
 
 def rms(outputs: np.ndarray, truth: np.ndarray, noise: float = 0.0, inside: np.ndarray | None = None) -> float:
-    """Return the error (root mean square, share of the grey range) of outputs (N, H, W) against the expected grey value
-    (H, W), whose own error has the variance `noise` (grey levels squared); of pixels `inside`, if given."""
+    """Return the root mean square difference (share of the grey range) of outputs (N, H, W) from the expected grey
+    value (H, W), corrected for that value's own error of variance `noise` (grey levels squared); of pixels `inside`, if
+    given."""
     squares = np.square(np.asarray(outputs, float) - truth)[:, ... if inside is None else inside]
     return float(np.sqrt(max(squares.mean() - noise, 0)) / 255)
 
 
 def repeat(outputs: np.ndarray, inside: np.ndarray | None = None) -> float:
-    """Return the deviation (root mean square, share of the grey range) among outputs (N, H, W) of independent draws of
-    speckle over one anatomy, which is invented from speckle; NaN for a single output."""
+    """Return the root mean square deviation (share of the grey range) among outputs (N, H, W) for independent draws of
+    speckle over one anatomy: structure invented from speckle. NaN for a single output."""
     if len(outputs) < 2:
         return float("nan")
     variance = np.var(np.asarray(outputs, float), axis=0, ddof=1)[... if inside is None else inside]
@@ -173,15 +174,15 @@ def kept_slopes(outputs: np.ndarray, truth: np.ndarray, noise: float = 0.0, insi
 
     counted = ... if inside is None or inside.all() else binary_erosion(inside, iterations=5)
     measured, true = (_slopes(image)[:, counted] for image in (np.mean(outputs, axis=0), truth))
-    error = _slopes(np.random.default_rng(1).normal(0, np.sqrt(noise), np.shape(truth)))  # as the truth's own
+    error = _slopes(np.random.default_rng(1).normal(0, np.sqrt(noise), np.shape(truth)))  # as in the truth
     return float((measured * true).mean() / max((true * true).mean() - error.var(), 1e-9))
 
 
 def dice(output: np.ndarray, objects: np.ndarray) -> float:
     """Return how well Otsu's threshold finds known objects, masks (K, H, W): their mean Dice coefficient.
 
-    Each is looked for in a box twice as wide and high as itself, as users draw around objects; they know
-    whether it is darker or brighter. NaN without objects.
+    Each object is searched for in a box twice its width and height, as users draw it; whether it is darker or brighter
+    than its surroundings is known. NaN without objects.
     """
     from skimage.filters import threshold_otsu
 
@@ -233,23 +234,23 @@ def flicker(before: np.ndarray, after: np.ndarray, tissue: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of merit: its name, its function, how it is printed and judged."""
+    """A figure of merit: its name, its function, and how it is printed and judged."""
 
-    name: str  # in files
-    heading: str  # in tables
-    digits: int  # behind the point
+    name: str  # name in files
+    heading: str  # name in tables
+    digits: int  # decimals
     better: str  # "higher" or "lower"; "": neither
-    meaning: str  # for users, in a line
+    meaning: str  # description for users, one line
     function: Callable[..., float] | None = None  # None: the benchmark measures it on its phantom or with its clock
     tolerance: float | None = None  # a trained model is worse than its start by more than this; None: not judged by it
-    relative: bool = False  # whether the tolerance is a share of the start's value
-    label: str = ""  # for users who train; "": the name
+    relative: bool = False  # whether the tolerance is a fraction of the initial value
+    label: str = ""  # name for users who train; "": the same
 
     @cached_property
     def takes(self) -> dict[str, bool]:
         """Return the names of the function's arguments, and whether each is required.
 
-        image, output (H, W); tissue and lumen, matched values; values of a region, as they are; echogenicity, truth
+        image, output (H, W); tissue and lumen, matched values; values of a region, not matched; echogenicity, truth
         (H, W); outputs (N, H, W) of draws of speckle ...
         """
         names = inspect.signature(self.function).parameters.values() if self.function else ()
@@ -265,7 +266,8 @@ class Figure:
         return f"{value:.{self.digits}f}"
 
     def is_worse(self, start: float, end: float) -> bool:
-        """Return whether a model that was trained from one with the figure `start` has clearly lost by it."""
+        """Return whether a trained model is clearly worse in this figure than the model it started from, which has
+        `start`."""
         if self.tolerance is None:
             return False
         tolerance = self.tolerance * abs(start) if self.relative else self.tolerance
@@ -283,22 +285,22 @@ FIGURES = {
             "world", "rms error, other anatomies", 4, "lower", "the same error on anatomies of the simulator's own",
             tolerance=0.05, relative=True, label=_("error on other anatomies"),
         ),
-        Figure("psnr", "PSNR dB", 2, "higher", "peak signal to noise against the truth", psnr),
+        Figure("psnr", "PSNR dB", 2, "higher", "peak signal-to-noise ratio against the truth", psnr),
         Figure("ssim", "SSIM", 3, "higher", "structural similarity with the truth; 1 is best", ssim),
-        Figure("flat", "flat rms", 4, "lower", "error where the truth is even", flat),
+        Figure("flat", "flat rms", 4, "lower", "error where the truth is flat", flat),
         Figure(
-            "repeat", "repeat", 4, "lower", "difference between the results for two draws of speckle", repeat,
+            "repeat", "repeat", 4, "lower", "difference between the results for two speckle patterns", repeat,
             label=_("difference of two speckle draws"),
         ),
-        Figure("kept", "slopes kept", 2, "", "share of the true slopes that is left; 1 is best", kept_slopes),
-        Figure("dice", "Dice", 3, "higher", "overlap of objects by Otsu's threshold with the true ones", dice),
-        Figure("edge", "edge width", 2, "", "width of edges over that of the truth's; 1 is best"),
-        Figure("points", "points kept", 2, "", "share of the height of points that is left; 1 is best"),
-        Figure("layers", "layers kept", 2, "", "share of the height of thin layers that is left; 1 is best"),
+        Figure("kept", "slopes kept", 2, "", "share of the true slopes that is kept; 1 is best", kept_slopes),
+        Figure("dice", "Dice", 3, "higher", "overlap of true objects with those found by Otsu's threshold", dice),
+        Figure("edge", "edge width", 2, "", "width of edges relative to the truth; 1 is best"),
+        Figure("points", "points kept", 2, "", "share of the height of points that is kept; 1 is best"),
+        Figure("layers", "layers kept", 2, "", "share of the height of thin layers that is kept; 1 is best"),
         Figure("mean", "mean", 2, "", "mean of the tissue", mean),
         Figure("std", "std", 2, "", "standard deviation of the tissue", std),
-        Figure("snr", "SNR", 2, "higher", "mean over deviation in even tissue; higher is smoother", snr),
-        Figure("cnr", "CNR", 2, "higher", "contrast of lumen and tissue to their noise", cnr),
+        Figure("snr", "SNR", 2, "higher", "mean over standard deviation in even tissue; higher is smoother", snr),
+        Figure("cnr", "CNR", 2, "higher", "contrast of lumen and tissue relative to their noise", cnr),
         Figure("gcnr", "gCNR", 3, "higher", "how well lumen and tissue can be distinguished; 1 is best", gcnr),
         Figure(
             "homogeneity", "homogeneity", 3, "higher", "similarity of neighboring pixels; higher is smoother",
@@ -310,7 +312,7 @@ FIGURES = {
     )
 }  # fmt: skip
 TRUE_ERRORS = ("rms", "world")  # the only figures that judge a training if the truth is known
-ERRORS = (*TRUE_ERRORS, "repeat")  # figures in grey values, which share a chart
+ERRORS = (*TRUE_ERRORS, "repeat")  # figures in grey values; they share a chart
 JUDGED = tuple(name for name, figure in FIGURES.items() if figure.tolerance is not None)  # they judge a training
 
 

@@ -1,6 +1,6 @@
-"""The networks: the published one (the paper's section 3.3) and ours; Documentation/method.md, 1 and 2.
+"""Define the networks: the published one (the paper's section 3.3) and ours; Documentation/method.md, 1 and 2.
 
-They are written to be read. `inference.py` computes the same faster.
+They are written for readers. `inference.py` computes the same faster.
 """
 
 from __future__ import annotations
@@ -120,15 +120,15 @@ class SpeckleReductionNetwork(nn.Module):
 
 # --- Our network.
 
-GREY = 0.25  # about the mean grey value: zero padding then resembles tissue more than a black frame
+GREY = 0.25  # about the mean grey value, so that zero padding resembles tissue rather than a black frame
 CELL = 2  # pixels: the network works on cells of 2 x 2
 UNSURE = 0.03  # grey values; the error's standard deviation that a new head returns
-LEAST, MOST = 1e-3, 0.1  # grey values; range of a head's deviations, as larger ones proved wrong
+LEAST, MOST = 1e-3, 0.1  # grey values; range of a head's deviations, since larger ones proved wrong
 BEGINNING = math.log(UNSURE / math.sqrt(1 - (UNSURE / MOST) ** 2))  # output of a new head, whose layers add nothing
 
 
 class FastBlock(nn.Module):
-    """Two 3x3 convolutions added to their input; without normalization, a pixel depends only on its neighborhood."""
+    """Two 3x3 convolutions added to their input. Without normalization, a pixel depends only on its neighborhood."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -194,7 +194,7 @@ class UncertaintyHead(nn.Module):
         coarse = double(F.pixel_shuffle(coarse.float(), CELL))  # (B, 1, H, W)
         detail = F.pixel_shuffle(self.fine(fine.detach()).float(), CELL)
         free = (smooth(detail) + coarse + BEGINNING).clamp(min=math.log(LEAST))
-        return free - F.softplus(2 * (free - math.log(MOST))) / 2  # of d: d / (1 + (d / MOST)^2)^(1/2)
+        return free - F.softplus(2 * (free - math.log(MOST))) / 2  # the logarithm of d / (1 + (d / MOST)^2)^(1/2)
 
 
 class FastNetwork(nn.Module):
@@ -233,7 +233,7 @@ class FastNetwork(nn.Module):
             self.down_3, self.up_3 = nn.Conv2d(coarse, 2 * coarse, 2, stride=2), nn.Conv2d(2 * coarse, coarse, 1)
             nn.init.kaiming_normal_(self.down_3.weight, nonlinearity="relu")
             for parameter in self.up_3.parameters():
-                nn.init.zeros_(parameter)  # the level starts as if it were not there
+                nn.init.zeros_(parameter)  # at first the level changes nothing
         self.uncertainty = UncertaintyHead(width) if uncertainty else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -279,7 +279,7 @@ class FrameLearner(nn.Module):
         return self.network.maps(views[0])
 
 
-NETWORKS = {"fast": FastNetwork, "published": SpeckleReductionNetwork}  # by `ModelConfig.architecture`
+NETWORKS = {"fast": FastNetwork, "published": SpeckleReductionNetwork}  # network classes by `ModelConfig.architecture`
 
 
 def build(config: ModelConfig) -> FastNetwork | SpeckleReductionNetwork:

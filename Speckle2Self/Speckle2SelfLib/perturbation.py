@@ -1,4 +1,4 @@
-"""One frame -> its views at the published scales (the paper's section 3.2; Documentation/method.md, section 1)."""
+"""Turn a frame into its views at the published scales (the paper's section 3.2; Documentation/method.md, section 1)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PUBLISHED_SCALES = (1.0, 0.5, 0.25)
 
 
 def min_max(x: torch.Tensor) -> torch.Tensor:
-    """Map each image of (B, 1, H, W) to [0, 1] on its own; a constant image becomes zeros."""
+    """Map each image of (B, 1, H, W) to [0, 1] separately; a constant image becomes zeros."""
     low, high = x.amin((-2, -1), keepdim=True), x.amax((-2, -1), keepdim=True)  # (B, 1, 1, 1)
     return (x - low) / torch.where(high > low, high - low, torch.ones_like(high))
 

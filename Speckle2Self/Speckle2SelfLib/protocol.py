@@ -17,7 +17,7 @@ LONGEST = 500  # characters of a message; a longer one is cut
 
 
 #
-# To the despeckling process
+# Messages to the despeckling process
 #
 
 
@@ -79,20 +79,20 @@ class Wake:
 
 
 #
-# From the despeckling process
+# Messages from the despeckling process
 #
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The process runs and reads requests."""
+    """The process is running and reads requests."""
 
     pid: int
 
 
 @dataclass(frozen=True)
 class Devices:
-    """The devices that it can compute on, the best one first."""
+    """The devices that the process can compute on, the best one first."""
 
     devices: tuple[str, ...]
 
@@ -134,7 +134,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Cancelled:
-    """A job was stopped as asked."""
+    """A job was stopped as requested."""
 
     job: int
 
@@ -219,7 +219,7 @@ def parse(line: str | bytes) -> dict:
 
 
 #
-# From the training process
+# Messages from the training process
 #
 
 

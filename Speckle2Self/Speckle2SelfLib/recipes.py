@@ -1,7 +1,7 @@
-"""The recipes: what one way of training decides, a class each. The training loop never checks their names.
+"""The recipes: each way of training is a class that makes its decisions. The training loop never checks their names.
 
-A new recipe is a class here, its name in RECIPES and `config.RECIPES`, and a preset in `config.PRESETS`.
-Documentation/method.md, sections 1 and 2.
+A new recipe is a class here, its name in RECIPES and `config.RECIPES`, and a preset in `config.PRESETS`. See
+Documentation/method.md, sections 1 and 2, and adaptation.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .respeckling import despeckle_anatomies, draw_pairs, find_pairs, respeckle
 from .system import InputError, Progress, _
 
 FAST_GRAIN = (0.65, 1.45)  # pixels, as `estimate_grain` measures it; other recordings are resampled to it
-HELD_OUT_ANATOMIES = (16, 64)  # fewest and most; in between, a hundredth of those trained on
+HELD_OUT_ANATOMIES = (16, 64)  # smallest and largest number; in between, a hundredth of those trained on
 MOST_FRAMES = 60  # limit for a recording whose anatomy is used
 WARM_UP = 50  # steps while the learning rate rises
 PAIRED = 0.5  # pieces of pairs of frames, relative to the anatomies
@@ -41,15 +41,15 @@ NEW = (
 
 
 class Recipe:
-    """One way of training; methods are in the order in which a run calls them.
+    """One way of training; the methods are in the order of their calls in a run.
 
     The three that carry the method are `views`, the learner that `wrap` returns, which is called with them, and `loss`.
     """
 
-    model: ModelConfig  # of a new network, and what networks to start from have in common with it
+    model: ModelConfig  # config of a new network; networks to start from must agree with it in part
     betas = (0.9, 0.99)  # decay rates of Adam
     learns_truth = True  # whether the known truth of simulated frames is used
-    learns_recorded = True  # whether recorded frames are trained on as they are
+    learns_recorded = True  # whether the recorded frames themselves are trained on
     despeckles = False  # whether `simulate` needs a network that despeckles already
     most_frames: int | None = None  # frames used of a recording, evenly spread; None: all
     message = ""  # what `simulate` measured in the recordings, for the user
@@ -64,7 +64,7 @@ class Recipe:
         return self.config.recipe not in WHOLE_FRAMES
 
     def new_model(self, **shape: Any) -> ModelConfig:
-        """Return the config of a new network. Raises InputError for a shape where it has only one.
+        """Return the config of a new network. Raises InputError for a shape if the recipe's network has only one.
 
         Args: shape, fields of `ModelConfig`: width, deep, uncertainty.
         """
@@ -84,7 +84,7 @@ class Recipe:
     ) -> tuple[Cine | None, list[Cine]]:  # fmt: skip
         """Make frames with known truth before the first step: those to train on, and those held out.
 
-        Here, `config.simulated` anatomies of the simulator with the recordings' grain. A recipe may use the recordings
+        This default simulates `config.simulated` anatomies with the recordings' grain. A recipe may use the recordings
         and the network that the run starts from.
 
         Args: cines, as `dataset.prepare_cine` makes them; network, in evaluation mode; progress, see `simulate_cines`;
@@ -99,12 +99,12 @@ class Recipe:
 
     @property
     def anatomies(self) -> int:
-        """Return the number of anatomies to simulate, at most as many as are used."""
+        """Return the number of anatomies to simulate, at most the number that is used."""
         return min(self.config.simulated, self.config.steps * self.config.batch)
 
     @property
     def anatomies_held_out(self) -> int:
-        """Return the number of further anatomies that validate."""
+        """Return the number of further anatomies for validation."""
         return int(np.clip(self.config.simulated // 100, *HELD_OUT_ANATOMIES))
 
     def learning_rate(self, step: int) -> float:
@@ -113,7 +113,7 @@ class Recipe:
         return self.config.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * step / self.config.steps)))
 
     def draw_augmentation(self, rng: np.random.Generator, batch: int) -> Augmentation:
-        """Draw what is changed in a batch: flips and gain. Rotations would turn the grain too."""
+        """Draw the changes of a batch: flips and gain. Rotations would turn the grain too."""
         return draw_flip_and_gain(rng)
 
     def views(self, batch: Batch) -> tuple[torch.Tensor, ...]:
@@ -130,7 +130,8 @@ class Recipe:
 
 
 class Published(Recipe):
-    """Li, Navab, Jiang 2025: predictions of three scales of a frame, through an encoder each and one decoder, agree."""
+    """Li, Navab, Jiang 2025: train three encoders and one decoder so that their predictions from three scales of a
+    frame agree."""
 
     model = ModelConfig("published", normalisation="frame")
     betas = (0.5, 0.999)
@@ -161,8 +162,8 @@ class Published(Recipe):
 
 
 class Respeckled(Recipe):
-    """Ours: train on despeckled recordings with their own speckle drawn again, so that the truth is known, and on the
-    simulator's anatomies. `share` is the fraction of the former."""
+    """Our recipe: train on despeckled recordings with their own speckle drawn again, so that the truth is known, and on
+    the simulator's anatomies. `share` is the fraction of the former."""
 
     model = ModelConfig("fast", grain=FAST_GRAIN)
     learns_recorded = False
@@ -185,8 +186,9 @@ class Respeckled(Recipe):
     ) -> tuple[Cine | None, list[Cine]]:  # fmt: skip
         """Draw the recordings' own speckle over despeckled frames, and simulate anatomies of the simulator.
 
-        Others of both kinds are held out: of the recordings held out, if any, two draws of speckle each, whose error is
-        the figure `rms`; that of the simulator's anatomies, with the recordings' speckle, is `world`.
+        Further frames of both kinds are held out: two draws of speckle over the anatomy of each held-out recording, if
+        any, whose error is the figure `rms`; and anatomies of the simulator with the recordings' speckle, whose error
+        is `world`.
         """
         config = self.config
         if not cines or not config.simulated:

@@ -1,9 +1,9 @@
-"""The speckle of a recording, measured where a network removes it, to be drawn again over any image.
+"""Measure the speckle of a recording where a network removes it, and draw it again over any image.
 
-Measured are the distribution of its grey values around each grey level, and its correlation. Drawn is the power of a
-complex Gaussian field with that correlation, as the echoes of many scatterers give it (Goodman, "Some fundamental
-properties of speckle", JOSA 1976), each value replaced by the equally frequent one of the distribution. No grey map,
-pulse or noise of the scanner has to be known.
+What is measured is the distribution of its grey values around each grey level, and its correlation. To draw it, the
+power of a complex Gaussian field with that correlation, like the echoes of many scatterers (Goodman, "Some fundamental
+properties of speckle", JOSA 1976), is mapped to the distribution by its quantiles. No grey map, pulse or noise of the
+scanner has to be known.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.special import ndtri
 
 LEVELS = 24  # grey levels between the darkest and the brightest of the recording
-FEWEST = 400  # pixels of a level
-EVEN = 0.5  # fraction of a level's pixels that is measured, those with the least slope: at edges, levels mix
+FEWEST = 400  # smallest number of pixels of a level
+EVEN = 0.5  # fraction of a level's pixels to measure, those with the smallest slope; at edges, levels mix
 EDGE = 4  # pixels at the sides of a frame that are not measured
 QUANTILES = (np.arange(64) + 0.5) / 64
-REACH = 10  # pixels, of the correlation that is measured
+REACH = 10  # pixels; largest lag of the correlation
 FADE = 6.0  # pixels, sigma of a window over the correlation
-FIELD, DRAWS, ROUNDS = 128, 12, 4  # pixels, fields and rounds in which the field's correlation is fitted
-LEAST = 0.03  # correlation that is fitted
-OUTERMOST = 1e-4  # probability
+FIELD, DRAWS, ROUNDS = 128, 12, 4  # pixels, fields and rounds for fitting the field's correlation
+LEAST = 0.03  # smallest correlation to fit
+OUTERMOST = 1e-4  # probability of the outermost quantiles
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class RecordedSpeckle:
         return self.quantiles[[0, len(self.quantiles) // 2, -1]].std(1)
 
     def draw(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return an image (H, W) with speckle over it, float32; the mean of ever more draws tends to the image."""
-        size = [n + 2 * REACH for n in image.shape]  # as the field is periodic
+        """Return an image (H, W) with speckle over it, float32; the mean over many draws tends to the image."""
+        size = [n + 2 * REACH for n in image.shape]  # the field is periodic
         uniform = _field(_spectrum(self.correlation, size), rng)[: image.shape[0], : image.shape[1]]
         places = self._positions(image), uniform * len(QUANTILES) - 0.5
         return (image + map_coordinates(self.quantiles, places, order=1, mode="nearest")).astype(np.float32)
@@ -58,7 +58,7 @@ class RecordedSpeckle:
         return ndtri(probabilities)
 
     def _positions(self, image: np.ndarray) -> np.ndarray:
-        """Return between which of the levels an image's grey values are: 0.5 between the first two."""
+        """Return the position of an image's grey values among the levels: 0.5 is halfway between the first two."""
         return np.interp(image, self.levels, np.arange(len(self.levels)))
 
 
@@ -85,7 +85,7 @@ def measure(recorded: np.ndarray, clean: np.ndarray, inside: np.ndarray) -> Reco
 
 
 def _lags(size: Sequence[int]) -> tuple[np.ndarray, ...]:
-    """Return the rows and columns of a periodic field at which the lags -REACH to REACH lie."""
+    """Return the rows and columns of a periodic field for the lags -REACH to REACH."""
     rows, columns = (np.arange(-REACH, REACH + 1) % n for n in size)
     return np.ix_(rows, columns)
 

@@ -1,4 +1,5 @@
-"""Find the pixels that are ultrasound: not margins, text, scales, logos, grey bars around it, or overlays on it."""
+"""Find the pixels that show ultrasound, without margins, text, scales, logos and grey bars around the image, and
+overlays on it."""
 
 from __future__ import annotations
 
@@ -11,19 +12,19 @@ from .detector import graphics_over_time, widen
 from .grey import HUE_NOISE, HUE_TOLERANCE, evenly_spaced, luminance
 from .tint import Tint, find_tint
 
-LINE = 9  # pixels; the largest thickness of a line across an image, with the margin around found graphics
+LINE = 9  # pixels; the largest thickness of a line across an image, with the margin around detected graphics
 EVEN = 5  # pixels; speckle never has one value over this many rows and columns
 WATER = 0.3  # fraction of the hull; if less of it is light, the image shows a phantom in water, not tissue
 MARK = 0.25  # fraction of the span of grey values; graphics drawn on a cyst are brighter
 GAP = 4  # pixels; the smallest width of black areas outside the image
-AROUND = 2  # pixels around graphics and colors that are left out as well: fringes, shadows, JPEG's blur
+AROUND = 2  # pixels around graphics and colors that are excluded as well: fringes, shadows, JPEG's blur
 RIM = 5  # pixels; the largest width of graphics at the edge of an image, and the distance to compare them over
 SMALLEST = 64  # pixels of a part of the region; the inside of a letter has fewer
 
 
 def box_of(region: np.ndarray) -> tuple[slice, slice]:
     """Return the rows and columns of the bounding box of a region (H, W) bool, which has at least one pixel."""
-    filled = (np.flatnonzero(region.any(axis)) for axis in (1, 0))  # called for each live frame: nothing slower
+    filled = (np.flatnonzero(region.any(axis)) for axis in (1, 0))  # fast, because it is called for each live frame
     rows, columns = (slice(int(lines[0]), int(lines[-1]) + 1) for lines in filled)
     return rows, columns
 
@@ -39,8 +40,8 @@ def fill_outside(frames: np.ndarray, inside: np.ndarray) -> np.ndarray:
 def grey(frames: np.ndarray, brightest_of_all: float | None = None, tint: Tint | None = None) -> np.ndarray:
     """Return which pixels of color frames (N, H, W, 3 or 4) have no hue, up to JPEG's blur, as bool (N, H, W).
 
-    Pixels that are not finite have none. brightest_of_all: the largest value of the whole recording; None: of these.
-    tint: a hue that does not count.
+    Pixels that are not finite count as such. brightest_of_all: the largest value of the whole recording; None: that of
+    these frames. tint: a hue that does not count.
     """
     if tint is not None:
         scale = 255.0 if frames.dtype == np.uint8 else brightest_of_all
@@ -61,7 +62,7 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     Light parts are divided into image and graphics, which the network of `detector.py` finds, or which have a hue. The
     region is the convex hull of the image parts (the whole rectangle where they fill nine tenths of one), less black
     areas connected to the surroundings, and less still graphics and two pixels around them; dark cysts belong to it.
-    All False where nothing looks like ultrasound, such as constant frames or a screen of windows.
+    All False if nothing looks like ultrasound, as in constant frames or on a screen of windows.
 
     Args: within, (H, W) bool: search only there, for example where the file says that the image is.
     """
@@ -107,7 +108,7 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
         return nothing
     dark = below <= blackest
     region = _find_outline(image, lit, dark | standing)
-    if lit[region].mean() >= WATER:  # in water, all that is dark would count as one
+    if lit[region].mean() >= WATER:  # in water, everything dark would count as a cyst
         marks = certain & (brightest > black + MARK * span)
         cysts, grounds = _divide_dark((brightest <= blackest) & region, marks)
         standing = (standing & (marks | ~cysts)) | grounds
@@ -197,7 +198,7 @@ def _find_boxes(brightest: np.ndarray, darkest: np.ndarray, within: np.ndarray) 
     labels = label_equal(np.where(wide & within, brightest - darkest.min() + 1, 0), background=0, connectivity=1)
     for label, box in enumerate(ndimage.find_objects(labels), 1):
         part = labels[box] == label
-        if part.size < 200 or part.mean() < 0.5 or ndimage.binary_fill_holes(part).mean() < 0.97:  # may hold text
+        if part.size < 200 or part.mean() < 0.5 or ndimage.binary_fill_holes(part).mean() < 0.97:  # it may hold text
             continue
         around = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)
         same = (brightest[around] == brightest[box][part][0]).sum() - (brightest[box] == brightest[box][part][0]).sum()

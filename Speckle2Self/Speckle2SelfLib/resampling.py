@@ -1,4 +1,5 @@
-"""Resample a recording's frames for a network: sectors along their beams, and all at a grain that the model knows."""
+"""Resample a recording's frames for a network: sectors along their beams, and all frames to a grain that the model
+knows."""
 
 from __future__ import annotations
 
@@ -8,14 +9,14 @@ import torch.nn.functional as F
 
 from .beams import beams_of, find_fan, sample_at
 
-WIDEST = 1.25  # widest grain along a fan's columns, in a model's largest; at 1, valve leaflets are cut short
+WIDEST = 1.25  # widest grain along a fan's columns, relative to a model's largest; at 1, valve leaflets are shortened
 
 
 def size_at_grain(size: tuple[int, int], grain: tuple[float, float], bounds: tuple[float, float]) -> tuple[int, int]:
     """Return the (H, W) at which frames of `size`, with speckle of `grain` pixels, have a grain within `bounds`.
 
     Frames whose grain lies within them keep their size, since resampling costs detail; the others are resampled to the
-    nearer bound. Factors lie between 1/8 and 2, sizes are at least 8 pixels; a factor within 5 per cent of 1 is 1.
+    nearer bound. Factors lie between 1/8 and 2, sizes are at least 8 pixels; a factor within 5 % of 1 is 1.
     """
     factors = [float(np.clip(np.clip(g, *bounds) / g, 0.125, 2)) for g in grain]
     height, width = (n if abs(f - 1) <= 0.05 else max(8, round(n * f)) for n, f in zip(size, factors, strict=True))

@@ -1,6 +1,6 @@
 """Recordings as anatomies: despeckled, and covered again by speckle like their own, so that the truth is known.
 
-Where neighboring frames show the same anatomy below independent speckle, each is also the target of the other, whose
+Where neighboring frames show the same anatomy with independent speckle, each is also a target for the other, whose
 mean over all speckle is the truth (Noise2Noise, Lehtinen et al., ICML 2018).
 
 Related: SAR2SAR (Dalsasso, Denis, Tupin, IEEE JSTARS 2021), noise as clean (Xu et al., IEEE TIP 2020), Noisier2Noise
@@ -25,11 +25,11 @@ from .resampling import resample
 from .system import Progress
 
 FRAMES = 24  # frames of all recordings together that are despeckled, at least one of each
-MEASURED = 8  # frames of a recording, at most, on which its speckle is measured
+MEASURED = 8  # largest number of frames of a recording to measure its speckle on
 SCALES = (0.75, 1.5)  # magnification of a piece of a frame
 SHARPENED, BLUR = 1.0, 1.5  # largest share of the difference to a blurred piece that is added; sigma, pixels
 CONTRASTS = (0.67, 1.5)  # factor on the contrast of half of the pieces
-RELATED = 0.2  # correlation of the speckle of two frames from which it counts as the same
+RELATED = 0.2  # correlation; from here on, the speckle of two frames counts as the same
 FAINT = 0.25  # times the recording's speckle; frames with less are black or blank
 CHANGED = 1.5  # times the difference that independent speckle makes between two despeckled frames; then anatomy moved
 
@@ -59,8 +59,8 @@ def despeckle_anatomies(cines: Sequence[Cine], network: nn.Module) -> list[Recor
 def find_pairs(cine: Cine, speckle: RecordedSpeckle, network: nn.Module) -> list[int]:
     """Return the numbers n of the frames after which frame n + 1 shows the same anatomy below independent speckle.
 
-    Of two such frames, what the network removes does not correlate, and the despeckled frames differ about as much as
-    where the recording's speckle is drawn twice over one of them.
+    In such a pair, the speckle that the network removes is uncorrelated, and the despeckled frames differ about as much
+    as for two draws of the recording's speckle over one of them.
     """
     device, inside = next(network.parameters()).device, cine.inside
 
@@ -121,7 +121,7 @@ def respeckle(
     anatomies: Sequence[RecordedAnatomy], count: int, crop: int, rng: np.random.Generator,
     progress: Progress = lambda *_: None, draws: int = 1,
 ) -> Cine:  # fmt: skip
-    """Return `count` pieces of recorded anatomies, crop x crop pixels, as the truth below their recording's speckle.
+    """Return `count` pieces of recorded anatomies, crop x crop pixels, as truth, and with their recording's speckle.
 
     Args: draws, frames of each piece, one after another, with different speckle; progress, see
     `dataset.simulate_cines`.

@@ -48,7 +48,7 @@ OVERRIDES = ("recipe", "steps", "simulated", "batch", "interval", "seed")  # fie
 
 
 class Unfinished(InputError):
-    """A run of the same model is to be continued, or removed, first."""
+    """A run of the same model must be resumed or removed first."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class RunState:
     config: dict
     model: dict
     data: tuple[int, ...]  # digests of the recordings trained on, and of those held out
-    curve: tuple[tuple[float, ...], ...]  # of [step, loss]
+    curve: tuple[tuple[float, ...], ...]  # pairs of step and loss
     start: dict[str, float]  # figures of the model that it started from
     started_from: str
     step: int  # this and the next: see `Training.state`
@@ -94,7 +94,7 @@ class Budget:
 
     @property
     def spent(self) -> float:
-        """Return the seconds for which the run was trained."""
+        """Return the training time so far, in seconds."""
         return self._spent + time.monotonic() - self._began
 
     @property
@@ -116,12 +116,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class Start:
-    """The settings and the network with which a run begins or continues."""
+    """The settings and the network that a run begins or continues with."""
 
     config: TrainingConfig
     model: ModelConfig
     network: torch.nn.Module | None  # None: random weights, or those of the saved run
-    name: str  # of the model that it started from
+    name: str  # name of the initial model
     teacher: torch.nn.Module | None = None  # despeckles the recordings, where the network to start from does not
 
 
@@ -169,7 +169,7 @@ class Run:
         self.saved: tuple[dict[str, torch.Tensor], dict] | None = None  # tensors and values of an unfinished run
         self.cines: list[Cine] = []
         self.held_out: list[Cine] = []
-        self.trains_on_held_out = False  # whether the held-out frames are also trained on, as there are too few
+        self.trains_on_held_out = False  # whether the held-out frames are also trained on, if there are too few
         self.curve: list[list[float]] = []
         self.figures_at_start: dict[str, float] = {}
         self.latest_figures: dict[str, float] = {}  # figures of the last validation
@@ -202,7 +202,7 @@ class Run:
         self.report({"message": message})
 
     def finished_before(self) -> Model | None:
-        """Return the job's model where a run with its settings has ended with it."""
+        """Return the job's model if a run with the same settings has already finished."""
         if not self.output.exists():
             return None
         model = Model(*checkpoint.load(self.output))
@@ -261,10 +261,10 @@ class Run:
             self.cines, trial, self.start.model, copy.deepcopy(self.start.network), self.device,
             progress=lambda *_: moments.append(time.monotonic()), teacher=self.start.teacher,
         )  # fmt: skip
-        first, *others = np.diff(moments) if len(moments) > 1 else [0.0]  # the first one waits for what is done once
+        first, *others = np.diff(moments) if len(moments) > 1 else [0.0]  # the first one includes initial work
         simulating = first + float(np.mean(others or [0.0])) * min(config.simulated, config.steps * config.batch)
         steps = [time.monotonic() for _ in training.run()]
-        rate = torch.tensor(1 / np.diff(steps[len(steps) // 2 - 1 :]).mean())  # of the second half
+        rate = torch.tensor(1 / np.diff(steps[len(steps) // 2 - 1 :]).mean())  # mean of the second half
         if dist.is_initialized():
             rate = rate.to(self.device)
             dist.broadcast(rate, 0)
@@ -291,7 +291,7 @@ class Run:
             "held_out": self.count_held_out, "seen": self.trains_on_held_out, "from_step": reached["step"],
         })  # fmt: skip
         if self.trains_on_held_out:
-            self.say("Too few frames to hold any out: the figures are of frames that are trained on.")
+            self.say("There are too few frames to hold any out; the figures are from frames that are trained on.")
         self.reported = time.monotonic()
         training = Training(
             self.cines, start.config, start.model, start.network, self.device, self.held_out, self.report_simulation,
@@ -303,7 +303,7 @@ class Run:
 
     def report_simulation(self, done: int, count: int) -> None:
         """Report how many anatomies are simulated, now and then. Raises Cancelled if asked to stop."""
-        if not dist.is_initialized() and self.stop():  # processes that have to agree do so from the first step on
+        if not dist.is_initialized() and self.stop():  # several processes agree on stopping from the first step on
             self.say("Stopped during simulation. Resuming will simulate the anatomies again.")
             raise Cancelled
         if time.monotonic() > self.reported + SIMULATION_REPORTS:
@@ -322,7 +322,7 @@ class Run:
                 self.say(f"{self.output} is not the file that this run kept last, and will be overwritten.")
 
     def report_what_differs(self) -> None:
-        """Report what of the job has no effect."""
+        """Report the settings of the job that have no effect."""
         job, config = self.job, self.start.config
         if self.saved and (names := [n for n in OVERRIDES if getattr(job, n) not in (None, getattr(config, n))]):
             kept = ", ".join(f"{name} = {getattr(config, name)}" for name in names)
@@ -407,7 +407,7 @@ class Run:
         return {**figures, **shown}
 
     def keeps_start(self, figures: dict[str, float]) -> bool:
-        """Return whether the model to start from counts as the best so far: where its error to a truth is known."""
+        """Return whether the initial model counts as the best so far: if its error to a truth is known."""
         return self.start.name != RANDOM and any(name in figures for name in TRUE_ERRORS)
 
     def save(self) -> None:
@@ -582,7 +582,7 @@ def _grow(start: Model, shape: dict[str, Any], seed: int) -> Model:
 
 
 def _read_data(job: Job, start: Start, inputs: list[Path], held_out: list[Path]) -> tuple[list[Cine], list[Cine], bool]:
-    """Return the cines to train on, those held out, and whether the latter are the former, as there are too few."""
+    """Return the cines to train on, those held out, and whether these are the same because there are too few."""
     read = partial(_read, job=job, start=start, names=len(inputs) + len(held_out) > 1)
     known = {cine.digest: cine for cine in map(read, inputs)}  # copies once
     cines, others = list(known.values()), [read(path) for path in held_out]

@@ -1,4 +1,4 @@
-"""A fast speckle simulator with known truth: random anatomy -> scatterers -> echo -> envelope -> grey map.
+"""Simulate speckle fast, with known truth: random anatomy -> scatterers -> echo -> envelope -> grey map.
 
 Sources: scatterers convolved with a point-spread function as in Bamber and Dickinson (1980); fully developed speckle
 and its Rayleigh envelope after Burckhardt (1978); a coherent part for specular layers (Rice).
@@ -23,20 +23,20 @@ from .system import InputError
 TEXTBOOK = ("phantom", "vessel", "layers", "organ", "flat")  # anatomies; one is drawn at random if none is named
 LAYOUTS = (*TEXTBOOK, "natural")
 GEOMETRIES = ("linear", "sector", "piece")
-DRAWN_AT = (0.7, 1.5)  # times a frame's size, before it is resampled
-PIECE_OF = (1.5, 1.75)  # size of the image that a piece of a fan is cut out of, relative to the piece
+DRAWN_AT = (0.7, 1.5)  # range of sizes before resampling, relative to the frame's
+PIECE_OF = (1.5, 1.75)  # size of the sector image that a piece is cut out of, relative to the piece
 LEVELS = 1024  # number of means of the speckle for which the expected grey value is computed
 SIGMA_PER_GRAIN = 1 / np.sqrt(2 * np.log(2))  # a Gaussian pulse of this sigma has a grain of 1 pixel
-TAIL_WIDTH = 2.5  # times as wide as the pulse's middle
-TAILS = 0.5  # fraction of the pulse's area, at most
+TAIL_WIDTH = 2.5  # width of the tails, relative to the pulse's center
+TAILS = 0.5  # largest fraction of the pulse's area in the tails
 TAILED = 0.6  # fraction of the recorded frames with tails; in-vivo speckle correlates further than a Gaussian pulse's
 ENHANCED = 0.1  # fraction of the recorded frames whose edges are enhanced
-MEASURED_IN = 8  # enhanced frames
+MEASURED_IN = 8  # number of enhanced frames to measure clipping in
 
 
 @dataclass(frozen=True)
 class SimulationConfig:
-    """The settings of a simulation; None: drawn at random."""
+    """The settings of a simulation; None: chosen at random."""
 
     size: tuple[int, int] = (256, 256)  # pixels, (axial, lateral)
     frames: int = 1  # number of frames of one static anatomy, each with independent speckle
@@ -58,9 +58,9 @@ class SimulationConfig:
         if self.roughness is not None and not self.roughness > 0:
             raise InputError(f"The roughness must be above 0, not {self.roughness}.")
         if self.layout not in (None, *LAYOUTS):
-            raise InputError(f"Unknown layout '{self.layout}'; known are {', '.join(LAYOUTS)}.")
+            raise InputError(f"Unknown layout '{self.layout}'; choose one of {', '.join(LAYOUTS)}.")
         if self.geometry not in GEOMETRIES:
-            raise InputError(f"Unknown geometry '{self.geometry}'; known are {', '.join(GEOMETRIES)}.")
+            raise InputError(f"Unknown geometry '{self.geometry}'; choose one of {', '.join(GEOMETRIES)}.")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Simulated:
 
     frames: np.ndarray  # (N, H, W) float32 in [0, 1]
     truth: np.ndarray  # (H, W) float32 in [0, 1]: the expected value of every pixel over all speckle
-    labels: np.ndarray  # (H, W) uint8: 0 background, 1 up: the objects in the order they were put in
+    labels: np.ndarray  # (H, W) uint8: 0 background, from 1 on: objects in the order of their addition
     region: np.ndarray  # (H, W) bool: imaged
     grain: tuple[float, float]  # pixels (axial, lateral); of a fan, along and across its beams before they part
 
@@ -250,7 +250,7 @@ def _echo(fields: np.ndarray, pulse: _Pulse, spread: float, power: bool) -> np.n
     if power:
         return mixed
     more = (len(wide) - len(narrow)) // 2
-    overlap = float(narrow @ wide[more : more + len(narrow)])  # correlation of the two widths' echoes
+    overlap = float(narrow @ wide[more : more + len(narrow)])  # correlation of the echoes of both widths
     return mixed / np.sqrt((1 - share) ** 2 + share**2 + 2 * share * (1 - share) * overlap)
 
 
@@ -280,7 +280,7 @@ def _magnitudes(roughness: float, pulse: _Pulse, rng: np.random.Generator, count
 def _expected_grey(power: np.ndarray, specular: np.ndarray, grey, magnitudes: np.ndarray) -> np.ndarray:
     """Return the mean of grey(envelope) over speckle of a given mean power plus a coherent amplitude, (H, W)."""
     amplitude = np.sqrt(power)
-    levels = np.geomspace(amplitude.min(), amplitude.max() * 1.01, LEVELS)  # between which it is nearly straight
+    levels = np.geomspace(amplitude.min(), amplitude.max() * 1.01, LEVELS)  # the curve is nearly straight between them
     expected = np.interp(np.log(amplitude), np.log(levels), grey(levels[:, None] * magnitudes).mean(1))
     coherent = specular > 0.1 * amplitude
     if coherent.any():
@@ -363,13 +363,13 @@ def simulate_recorded(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return a frame as scanners process and recorders store it, (1, H, W), and its truth (H, W), in [0, 1].
 
-    Some frames are drawn at another size and resampled, some are the mean of two or three frames (persistence), some
-    have enhanced edges: all linear, so that the same operations on the expected value give the limit of the mean of
-    ever more such frames. The clipping of enhanced frames at black and white is measured in further frames. The pulses
-    of some have tails. Last, some are rounded to 8 bits, and some compressed (JPEG).
+    Some frames are drawn at another size and resampled, some are the mean of two or three frames (persistence), and
+    some have enhanced edges. These operations are linear, so applying them to the expected value gives the limit of the
+    mean of many such frames; the clipping of enhanced frames at black and white is measured in further frames. Some
+    pulses have tails. Finally, some frames are rounded to 8 bits, and some are compressed (JPEG).
 
-    Args: size, (H, W); grain, pixels (axial, lateral) there; geometry, one of GEOMETRIES; layout, one of
-    LAYOUTS, or drawn.
+    Args: size, (H, W); grain, pixels (axial, lateral) there; geometry, one of GEOMETRIES; layout, one of LAYOUTS, or
+    drawn.
     """
     factors = np.exp(rng.uniform(*np.log(DRAWN_AT), 2)) if rng.random() < 0.5 else np.ones(2)
     looks = int(rng.integers(2, 4)) if rng.random() < 0.3 else 1
@@ -418,7 +418,7 @@ def _piece(size, rng):
 def _fan(size, rng):
     """Return the sampling positions of the largest fan that fits, -1 to 1 along rows and columns, and its mask."""
     half, apex = rng.uniform(0.45, 0.75), rng.uniform(0.05, 0.5)  # half opening in radians; probe radius / image depth
-    top, width = apex * np.cos(half), 2 * (1 + apex) * np.sin(half)  # in depths of the image
+    top, width = apex * np.cos(half), 2 * (1 + apex) * np.sin(half)  # relative to the depth of the image
     pixel = max((1 + apex - top) / (size[0] - 1), width / (size[1] - 1))
     y, x = (offset - (n - 1) / 2 for offset, n in zip(np.mgrid[: size[0], : size[1]], size, strict=True))
     y, x = y * pixel + (1 + apex + top) / 2, x * pixel

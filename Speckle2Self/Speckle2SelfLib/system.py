@@ -1,4 +1,4 @@
-"""Errors, whole files, locks, memory and torchrun: the interface to the system. Standard library only."""
+"""The interface to the system: errors, whole files, locks, memory and torchrun. Standard library only."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def with_path(path: FilePath, error: Exception) -> str:
 
 
 class Cancelled(Exception):
-    """The caller asked to stop; nothing was written."""
+    """The caller requested a stop; nothing was written."""
 
 
 def torchrun_place() -> tuple[int, int, int]:
@@ -75,7 +75,7 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def missing_package(error: Exception) -> str | None:
-    """Return one sentence if an error says that a package of others is not installed; None for other errors."""
+    """Return one sentence if an error means that a third-party package is not installed; None for other errors."""
     if not isinstance(error, ModuleNotFoundError) or not error.name or error.name.startswith("Speckle2Self"):
         return None
     name = error.name.partition(".")[0]
@@ -99,7 +99,7 @@ def torch_fault() -> str | None:
 def _broken(error: Exception) -> str:
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(" .")
     message = _(
-        "PyTorch is installed, but does not start ({reason}); reinstall it, in Slicer by the extension PyTorch."
+        "PyTorch is installed, but does not start ({reason}); reinstall it, in Slicer with the PyTorch extension."
     )
     return message.format(reason=reason)
 

@@ -1,4 +1,5 @@
-"""Tinted B-mode: chroma maps, sepia, blue. All its colors lie near one curve, a color for each luminance."""
+"""Find and keep the hue of tinted B-mode (chroma maps, sepia, blue): all its colors lie near one curve, one color for
+each luminance."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import numpy as np
 from .grey import HUE_NOISE, HUE_TOLERANCE, evenly_spaced, luminance
 
 BINS = 64  # number of bins of luminance, whose median colors make the curve
-HUED = 0.06  # fraction of the brightest channel: a curve nearer to grey than this is not a tint
+HUED = 0.06  # fraction of the brightest channel: a curve closer to grey is not a tint
 DARK = 0.1  # fraction of the range; below, hue is hardly visible, and lost in rounding
 EVERYWHERE = 0.8  # fraction of light pixels at luminances that the curve tints; Doppler color is on grey tissue
 NEAR = 0.7  # fraction of light pixels near the curve; the others may be Doppler color, or text
@@ -33,7 +34,7 @@ class Tint:
 
 
 def find_tint(frames: np.ndarray) -> Tint | None:
-    """Return the tint of a recording (N, H, W[, C]), or None where it is grey, or colored in more than one way."""
+    """Return the tint of a recording (N, H, W[, C]), or None if it is grey, or colored in more than one way."""
     if frames.ndim == 3:
         return None
     pixels = frames[evenly_spaced(len(frames), 8), ::2, ::2, :3]
@@ -57,7 +58,7 @@ def find_tint(frames: np.ndarray) -> Tint | None:
     if nearest.mean() < EVERYWHERE:
         return None
     levels, curve = np.append(0, levels), np.concatenate([np.zeros((1, 3)), curve])
-    last = curve[-1] * scale / max(float(curve[-1].max()), 1e-9)  # the brightest color of this hue
+    last = curve[-1] * scale / max(float(curve[-1].max()), 1e-9)  # the brightest color with this hue
     if float(luminance(last[None, None, None]).item()) > levels[-1]:
         levels, curve = np.append(levels, luminance(last[None, None, None]).item()), np.concatenate([curve, last[None]])
     tint = Tint(levels.astype(np.float32), curve.astype(np.float32))

@@ -32,7 +32,7 @@ NOT_A_NUMBER = _("The loss became NaN at step {step}. Train again with another s
 class Report:
     """One optimizer step."""
 
-    step: int  # from 1
+    step: int  # number of the step, from 1
     steps: int
     terms: dict[str, float]  # the loss by name
     rate: float  # steps per second
@@ -71,7 +71,7 @@ class Training:
         self.config, self.device, self.recipe = config, torch.device(device), recipe_of(config)
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if config.batch % self.processes:
-            raise InputError(f"A batch of {config.batch} cannot be shared by {self.processes} processes evenly.")
+            raise InputError(f"A batch of {config.batch} cannot be shared evenly by {self.processes} processes.")
         self.rng = np.random.default_rng(config.seed)
         self.step, self.batch, self.best = 0, config.batch, float("inf")
         self.precision = self._choose_precision()
@@ -81,7 +81,7 @@ class Training:
             torch.default_generator.manual_seed(config.seed)
             network = (network or build(model)).to(self.device)
             self.learner = accelerate(self.recipe.wrap(network)).to(self.device)
-        own = teacher is None  # then it is part of the state, for resuming
+        own = teacher is None  # the teacher is then part of the state, for resuming
         self.start = copy.deepcopy(network).eval() if own and self.recipe.despeckles else None
         teacher = network.eval() if teacher is None else teacher.to(self.device).eval()
         simulated, apart = self.recipe.simulate(cines, teacher, self.rng, progress, held_out)
@@ -167,7 +167,7 @@ class Training:
 
     @torch.no_grad()
     def _mix(self) -> None:
-        """Bring `network` up to date: the averaged weights, with a share of the initial ones where that is asked for.
+        """Update `network`: the averaged weights, mixed with a share of the initial ones if the config asks for it.
 
         Such means keep more of what a model could do before (WiSE-FT; Wortsman et al., CVPR 2022).
         """
@@ -202,7 +202,8 @@ class Training:
         return tuple(min(self.config.crop, n // multiple * multiple) for n in cine.frames.shape[-2:])
 
     def _choose_precision(self) -> torch.dtype:
-        """Return the faster precision here; that of the first process where there are several, as it is measured."""
+        """Return the faster precision here. With several processes, use the first one's choice, because it is
+        measured."""
         precision = choose_precision(self.device, training=True)
         if self.processes > 1:
             half = torch.tensor(precision == torch.bfloat16, dtype=torch.float32, device=self.device)

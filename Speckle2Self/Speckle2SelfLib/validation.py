@@ -1,4 +1,4 @@
-"""Figures on held-out frames, a picture of one of them, and the score that selects a run's best model."""
+"""Compute figures on held-out frames, a picture of one of them, and the score that selects a run's best model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def validate(
 
     The figures are the loss terms, `held-out <term>`; those of
     `metrics.evaluate` for recorded frames at the model's grain; for simulated ones the error to the truth (the cine's
-    `figure`, such as rms), and repeat, what two draws of speckle over one anatomy make different.
+    `figure`, such as rms) and repeat, the difference between two draws of speckle over one anatomy.
     Figures that cannot be measured (the structure of a black frame) are left out; there are none where nothing is held
     out. The picture is (H, 2 W) uint8, or None without recorded frames; with a head for the uncertainty it is
     (H, 3 W), and its last part white where the uncertainty is `network.MOST`.

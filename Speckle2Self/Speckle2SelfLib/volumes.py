@@ -1,4 +1,4 @@
-"""Three-dimensional volumes as stacks of frames along an axis; only numpy is needed."""
+"""Process three-dimensional volumes as stacks of frames along an axis; only numpy is needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .config import AXES as CHOICES
 from .system import InputError, Progress
 
 AXES = ("k", "j", "i")  # axes of an array (K, J, I), slowest first
-COARSER = 1.5  # times the next spacing: from here on, an axis is assumed to be the axis of acquisition
+COARSER = 1.5  # times the next spacing; from this ratio on, an axis is assumed to be the axis of acquisition
 logger = logging.getLogger(__name__)
 
 
@@ -23,10 +23,10 @@ def slicing_axes(shape: Sequence[int], spacing: Sequence[float], axis: str = "au
     """
     axis = axis.lower()
     if axis not in CHOICES:
-        raise InputError(f"There is no axis '{axis}'; known are {', '.join(CHOICES)}.")
+        raise InputError(f"Unknown axis '{axis}'; choose one of {', '.join(CHOICES)}.")
     if axis == "average":
         if min(shape[:3]) < 8:
-            raise InputError("Averaging over three orientations needs a volume of at least 8 voxels each way.")
+            raise InputError("Averaging over three orientations needs a volume of at least 8 voxels in each direction.")
         return [0, 1, 2]
     if axis in AXES:
         return [AXES.index(axis)]

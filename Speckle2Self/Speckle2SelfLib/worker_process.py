@@ -1,4 +1,5 @@
-"""The child process that holds the models: jobs and live streams as JSON lines, arrays in shared memory.
+"""The child process that holds the models. It exchanges JSON lines for jobs and live streams, and arrays in shared
+memory.
 
 `python -m Speckle2SelfLib.worker_process` reads one request per line from standard input and ends when that closes. The
 parent allocates and frees all shared memory; it sends requests and receives answers, the messages of `protocol`.
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
     from .despeckling import Filter
 
 SLOTS = 3  # frames of a stream in shared memory, on either side
-HEADER = 2 * SLOTS + 2  # int64: the newest pushed number, that in each slot (inputs, outputs), how many regions came
+HEADER = 2 * SLOTS + 2  # int64: the newest pushed number, the number in each slot (inputs, outputs), count of regions
 TORN = 5.0  # seconds until a frame that is being written must be complete
-SEARCHED = 4  # live frames; one in this many is searched for graphics
+SEARCHED = 4  # interval of live frames that are searched for graphics
 EVERY = 8  # px between the rows and columns of a stream's frame that are checked for changes
 GROWN = 0.3  # fraction of region pixels; if this many more light up, find region and grain again
 OVER = 0.02  # fraction of region pixels; if this many are brighter than the model's 1, find the mapping again
@@ -94,9 +95,8 @@ def attach(name: str, inode: int, size: int) -> mmap.mmap:
 
 
 class Stream:
-    """A live image. The calibration of the first usable frame serves all that follow, so that nothing flickers, until
-    another region is given, or a frame shows far more or is far brighter, as when the probe touches the skin.
-    """
+    """A live image. The calibration of the first usable frame is used for all later frames, so that nothing flickers,
+    until another region is given, or a frame shows far more or is far brighter, as when the probe touches the skin."""
 
     def __init__(self, server: Server, request: protocol.OpenStream):
         self.number, self.request = request.stream, request
@@ -105,7 +105,7 @@ class Stream:
         self.header, self.inputs, self.outputs, self.region, *maps = views(block, *arrays)
         self.uncertainties = maps[0] if maps else None
         self.last, self.region_number = request.last, int(self.header[-1])
-        self.calibration: Calibration | None = None  # of the first usable frame
+        self.calibration: Calibration | None = None  # from the first usable frame
         options = from_dict(DespeckleOptions, request.options)
         self.engine, self.options, self.runs_on = server.engine(options)
         self.region_option = options.region
@@ -149,7 +149,7 @@ class Stream:
         colours = colours[np.isfinite(colours)] if frame.dtype.kind == "f" else colours
         bounds = (colours.min(), colours.max()) if colours.size else (0, 0)
         if bounds[0] == bounds[1]:
-            return frame  # black, as before the probe touches: nothing to find, nothing to do
+            return frame  # black, as before the probe touches the skin: nothing to do
         if self.header[-1] != self.region_number:
             self.region_number, self.calibration = int(self.header[-1]), None
             self.region_option = "given"
@@ -167,8 +167,8 @@ class Stream:
         return result
 
     def _graphics(self, frame: np.ndarray, bounds: tuple[float, float]) -> np.ndarray | bool:
-        """Return `Calibration.graphics`: on a processor, where it takes about as long as half of the rest, graphics are
-        searched for in every few frames."""
+        """Return `Calibration.graphics`. On a processor, only every few frames are searched for graphics, since a
+        search takes about half as long as the rest."""
         import torch
 
         from .detector import find_graphics
@@ -206,7 +206,7 @@ class Stream:
             region = self.region.copy()
         else:
             region = find_region(frames, None if self.region_option == "none" else self.region_option)
-            if region.any() or self.calibration is None:  # else the previous calibration serves the next frames
+            if region.any() or self.calibration is None:  # else the previous calibration remains in use
                 self.region[...] = region
         calibration = calibrate(frames, region, with_grain=needs_grain(self.engine))
         return replace(calibration, graphics=self.region_option == "auto" and is_screen(frames))
@@ -335,7 +335,7 @@ class Server:
         self.say(protocol.Done(request.job))
 
     def attempt(self, request: protocol.Despeckle | protocol.OpenStream, work: Callable[[], None]) -> None:
-        """Do `work`; an error becomes an answer and ends the request."""
+        """Do `work`; turn an error into an answer that ends the request."""
         from .system import Cancelled, InputError, _, out_of_memory, torch_fault
 
         job: Any = getattr(request, "job", None)  # a request has one or the other

@@ -1,4 +1,4 @@
-"""Compare a result with its input: views side by side or faded, difference, figures of merit. All in MRML."""
+"""Compare a result with its input: views side by side or faded, difference, figures of merit. Uses only MRML."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHARTED = {"snr": (0.2, 0.5, 0.8), "cnr": (0.9, 0.6, 0.2)}  # figures that the c
 
 
 def sideBySide(before: vtkMRMLNode, after: vtkMRMLNode) -> None:
-    """Show the input in the red, the output in the yellow slice view, both on the plane of the frames, and linked.
+    """Show the input in the red and the output in the yellow slice view, linked and on the plane of the frames.
 
     `views.restore` restores the user's views. Raises InputError for a sequence that no browser shows.
     """
@@ -41,7 +41,7 @@ def sideBySide(before: vtkMRMLNode, after: vtkMRMLNode) -> None:
         view.composite.SetLinkedControl(False)
     views.showInViews(before, ("Red",), axis)
     views.showInViews(after, ("Yellow",), axis)
-    if len(pair) == 2:  # the same slice; the field of view keeps each view's own aspect
+    if len(pair) == 2:  # the same slice; each view keeps the aspect of its field of view
         red, yellow = pair
         yellow.node.GetSliceToRAS().DeepCopy(red.node.GetSliceToRAS())
         yellow.node.UpdateMatrices()
@@ -58,10 +58,10 @@ def _facedAxis(node: vtkMRMLNode) -> int | None:
 
 
 def fade(before: vtkMRMLNode, after: vtkMRMLNode, share: float) -> None:
-    """Show input and output one over the other in the slice views of the layout; share: 0 the input, 1 the output.
+    """Fade between input and output in the slice views of the layout; share: 0 the input, 1 the output.
 
-    Views with a foreground of the user are left unchanged. Those in which a single slice would be a line are turned to
-    it, until `views.restore`. Raises InputError as `sideBySide`.
+    Views with a foreground of the user are left unchanged. Views in which a single slice would be a line are turned to
+    it, until `views.restore`. Raises InputError like `sideBySide`.
     """
     before, after = proxyOf(before), proxyOf(after)
     for view in views.viewsOfLayout():
@@ -82,9 +82,10 @@ def restoreViews(removed: vtkMRMLNode, replacement: vtkMRMLVolumeNode | None) ->
 
 
 def difference(before: vtkMRMLNode, after: vtkMRMLNode) -> vtkMRMLScalarVolumeNode:
-    """Return a volume, input minus output of the frames shown now, with a fixed window of a quarter of the range at 0.
+    """Return a volume, input minus output of the frames shown now, with a fixed window of a quarter of the range around
+    0.
 
-    Raises InputError if the two differ in size, or as `sideBySide`.
+    Raises InputError if the sizes differ, or like `sideBySide`.
     """
     before, after, one, two = _pair(before, after)
     dtype = voxelsOf(before).dtype
@@ -164,7 +165,7 @@ def figures() -> vtkMRMLTableNode | None:
 
 
 def asHtml(table: vtkMRMLTableNode) -> str:
-    """Return a table node as text for a label, one row per figure, as panels are narrow."""
+    """Return a table node as text for a label, one row per figure, because panels are narrow."""
     table, rows = table.GetTable(), []
     for column in range(table.GetNumberOfColumns()):
         values = [table.GetValue(row, column) for row in range(table.GetNumberOfRows())]
@@ -190,7 +191,7 @@ def _table(figures: dict[str, dict[str, float]]) -> vtkMRMLTableNode:
 
 
 def _chart(table: vtkMRMLTableNode) -> vtkMRMLPlotChartNode:
-    """Return a chart with bars of SNR and, if measured, CNR of each method."""
+    """Return a bar chart of the SNR and, if measured, the CNR of each method."""
     chart = _nodeOfRole("vtkMRMLPlotChartNode", "figures plot", "Figures plot")
     chart.RemoveAllPlotSeriesNodeIDs()
     for figure, color in ((metrics.FIGURES[name].heading, color) for name, color in CHARTED.items()):

@@ -1,4 +1,4 @@
-"""The progress of training runs in the scene: curves, charts, previews, and comparisons of trained models."""
+"""Show the progress of training runs in the scene: curves, charts, previews, and comparisons of trained models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .session import Session
 from .words import translate_sentence
 
 RUN, ROLE = "SpeckleTrain.run", "SpeckleTrain.role"  # attributes of the nodes that show a run
-COMPARISON = "SpeckleTrain.compared"  # attribute of a comparison's nodes: their name then, and the node they belong to
+COMPARISON = "SpeckleTrain.compared"  # attribute of a comparison's nodes: their first name, and the node they belong to
 ROLES = {  # role -> class and title
     "table": ("vtkMRMLTableNode", "curve"),
     "loss": ("vtkMRMLPlotChartNode", "loss"),
@@ -31,8 +31,8 @@ ROLES = {  # role -> class and title
     "before": ("vtkMRMLScalarVolumeNode", "held-out frame"),
     "after": ("vtkMRMLScalarVolumeNode", "held-out frame despeckled"),
 }
-UNCERTAINTY = ("vtkMRMLScalarVolumeNode", "uncertainty of the held-out frame (%)")  # class and title; of some models
-MOST = 10.0  # per cent of the grey range, where a preview's uncertainty is white
+UNCERTAINTY = ("vtkMRMLScalarVolumeNode", "uncertainty of the held-out frame (%)")  # class and title, for some models
+MOST = 10.0  # % of the grey range; a preview shows this uncertainty in white
 LEGEND = 10  # points; the default of 20 hides half of the curves
 HELD_OUT = "held-out "  # before the name of a term of the loss
 COLORS = [  # colors of curves; Okabe and Ito's, which color-blind people can distinguish, without the yellow
@@ -43,13 +43,13 @@ COLORS = [  # colors of curves; Okabe and Ito's, which color-blind people can di
 def showRun(job) -> dict[str, vtkMRMLNode]:
     """Show a run's curves and its preview in the scene; called again, it updates the same nodes.
 
-    Returns them: `table`, `loss`, `errors` and `figures` (charts), `before` and `after` (a held-out frame), and, of
-    models that estimate it, `uncertainty` (per cent of the grey range).
+    Returns them: `table`, `loss`, `errors` and `figures` (charts), `before` and `after` (a held-out frame), and, for
+    models that estimate it, `uncertainty` (% of the grey range).
     """
     nodes = runNodes(slicer.mrmlScene, job.name)
     updateTable(nodes["table"], job.reports)
     updateCharts(slicer.mrmlScene, job.name, nodes, job.reports)
-    estimates = any("uncertainty" in name for name in (job.reports[-1] if job.reports else {}))  # as term of the loss
+    estimates = any("uncertainty" in name for name in (job.reports[-1] if job.reports else {}))  # as a term of the loss
     picture = _pixels(job.picture())
     if picture is not None and picture.shape[1] % (3 if estimates else 2) == 0:
         if estimates:
@@ -59,7 +59,7 @@ def showRun(job) -> dict[str, vtkMRMLNode]:
 
 
 def _pixels(png: bytes | None) -> np.ndarray | None:
-    """Return the pixels (H, 2 W or 3 W) uint8 of a run's preview; None where it is not one."""
+    """Return the pixels (H, 2 W or 3 W) uint8 of a run's preview; None if it cannot be read."""
     if not png:
         return None
     reader = vtk.vtkPNGReader()
@@ -75,7 +75,7 @@ def _pixels(png: bytes | None) -> np.ndarray | None:
     scalars = image.GetPointData().GetScalars()
     if scalars is None or scalars.GetNumberOfComponents() != 1 or not rows:
         return None
-    return vtk_to_numpy(scalars).reshape(rows, columns)[::-1]  # VTK's rows begin below
+    return vtk_to_numpy(scalars).reshape(rows, columns)[::-1]  # VTK's rows begin at the bottom
 
 
 def runNodes(mrmlScene, name: str) -> dict:
@@ -102,7 +102,7 @@ def _columns(reports: list[dict]) -> list[str]:
 
 
 def _label(name: str) -> str:
-    """Return a column's name for a legend or a table, in the user's language where it has plain words."""
+    """Return a column's name for a legend or a table, in plain words in the user's language if there are any."""
     figure = metrics.FIGURES.get(name)
     return translate_sentence(figure.label) if figure and figure.label else name
 
@@ -236,8 +236,8 @@ def comparisonTable(model: str) -> vtkMRMLTableNode:
 
 
 class Comparison:
-    """The image that a node shows now, despeckled by the model that `model` started from, if available, and by
-    `model`. Call `step` from a timer until it returns True, then `show`.
+    """Despeckle the image that a node shows now by `model` and, if available, by the model that it started from. Call
+    `step` from a timer until it returns True, then `show`.
 
     Images of an earlier comparison are updated, unless they were renamed. Raises InputError.
     """
@@ -276,7 +276,8 @@ def _previewTitle(volume, model: str) -> str:
 
 
 def _findComparisonNode(kind: str, title: str, of=None):
-    """Return the node that a comparison (of the node `of`) created with this title, unless it was renamed; or None."""
+    """Return the node that a comparison created with this title for the node `of`, unless it was renamed; None
+    without."""
     for node in slicer.util.getNodesByClass(kind) if kind else []:
         if node.GetName() == title == node.GetAttribute(COMPARISON) and node.GetNodeReference(COMPARISON) is of:
             return node
@@ -284,7 +285,7 @@ def _findComparisonNode(kind: str, title: str, of=None):
 
 
 def _markComparisonNode(node, title: str, of=None) -> None:
-    """Name and mark a comparison's node, so that `_findComparisonNode` finds it."""
+    """Set the name and the mark of a comparison's node, so that `_findComparisonNode` finds it."""
     node.SetName(title)
     node.SetAttribute(COMPARISON, title)
     node.SetNodeReferenceID(COMPARISON, of.GetID() if of is not None else None)

@@ -1,4 +1,4 @@
-"""The Python packages that Slicer does not bundle, or may bundle in too old a version, installed on first use and with
+"""Install the Python packages that Slicer does not bundle, or may bundle in too old a version, on first use and with
 the user's consent."""
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def missing_packages() -> list[str]:
 
 
 def missing_in_testing() -> list[str]:
-    """Return the packages that a self-test lacks and must not install: in testing mode Slicer does not ask, and would
+    """Return the packages that a self-test lacks but must not install: in testing mode Slicer does not ask, and would
     install nothing or download gigabytes."""
     return missing_packages() if slicer.app.testingEnabled() else []
 
@@ -62,20 +62,20 @@ def ensure() -> None:
 
 
 def ensure_reader(name: str) -> None:
-    """Install one of `READERS`, after asking, where it is missing. Raises InputError as `ensure`."""
+    """Install one of `READERS`, after asking, if it is missing. Raises InputError like `ensure`."""
     if find_spec(name) is not None:
         return
     with _installing():
         _install({name: READERS[name]})
     if find_spec(name) is None:
-        message = _("This file needs the Python package {name}; load it again and agree to install that.")
+        message = _("This file needs the Python package {name}; load the file again and agree to the installation.")
         raise InputError(message.format(name=name))
 
 
 @contextmanager
 def _installing() -> Iterator[None]:
     if not _lock.acquire(blocking=False):
-        raise InputError(_("Python packages are being installed; wait until that is done."))
+        raise InputError(_("Python packages are being installed; wait until the installation ends."))
     try:
         yield
     finally:
@@ -92,13 +92,13 @@ def _installTorch() -> None:
 
 
 def _install(wanted: dict[str, str]) -> None:
-    """Install packages (import name -> requirement) after asking. Raises InputError if that is declined, or fails, and
-    some are missing."""
+    """Install packages (import name -> requirement) after asking. Raises InputError if packages are missing after the
+    user declined or the installation failed."""
     try:
         _installByPip(wanted)
     except (RuntimeError, CalledProcessError) as error:
         lacking = [name for name in wanted if find_spec(name) is None]
-        if lacking:  # else there is an older version that the user wants to keep
+        if lacking:  # otherwise the user keeps an older version
             message = _("{requester} cannot run without {missing}: {error}.").format(
                 requester=REQUESTER, missing=", ".join(lacking), error=error
             )

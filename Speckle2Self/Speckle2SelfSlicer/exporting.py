@@ -1,4 +1,4 @@
-"""Training runs as folders that other machines and clusters train from; no Slicer, Qt or torch here."""
+"""Write training runs as folders that can be trained on other machines and clusters; no Slicer, Qt or torch here."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ export HEAD="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" HOSTS
 srun ./run-hosts.sh
 """,
 }
-READ = "from Speckle2SelfSlicer.exporting import read_files; read_files()"  # a large file would hold up the panel
+READ = "from Speckle2SelfSlicer.exporting import read_files; read_files()"  # a large file would block the panel
 
 
 class Export:
@@ -77,7 +77,7 @@ class Export:
         self.folder, self.ended, self._listener = folder, False, listener
         self._steps = export_in_steps(folder, recordings, job, held_out, regions, python)
         with suppress(StopIteration):
-            next(self._steps)  # a small one completely
+            next(self._steps)  # a small run is complete now
 
     def poll(self) -> bool:
         """Write more, for a moment; return whether it has ended, after notifying the listener."""
@@ -97,7 +97,7 @@ class Export:
         return True
 
     def close(self) -> None:
-        """Leave nothing of a folder that is not complete; the listener is not called."""
+        """Remove a folder that is not complete; the listener is not called."""
         self._steps.close()
         self.ended = True
 
@@ -114,7 +114,7 @@ def export(folder: Path, recordings, job: Job, held_out=(), regions=(), python: 
 def export_in_steps(
     folder: Path, recordings, job: Job, held_out, regions, python: str | None
 ) -> Generator[None, None, Path]:
-    """Do `export` in steps that take a moment each; return the folder."""
+    """Do `export` in short steps; return the folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(_("{folder} is not empty; choose a new folder.").format(folder=folder))
     with complete_folder(folder) as part:
@@ -130,7 +130,7 @@ def export_in_steps(
 
 
 def _write_files(folder: Path, paths, first: int, python: str | None) -> Generator[None, None, tuple[str, ...]]:
-    """Write the frames of files and folders on disk as recordings of a run, by a process; return the names.
+    """Write the frames of files and folders on disk as recordings of a run, in another process; return the names.
 
     Raises InputError if one of them cannot be read.
     """
@@ -162,7 +162,7 @@ def _write_files(folder: Path, paths, first: int, python: str | None) -> Generat
 def read_files() -> None:
     """Write the frames of files and folders to the current folder as recordings of a run; print their names.
 
-    The program of a process: its arguments are the number of the first recording, and the files.
+    This is the program of a process. Its arguments are the number of the first recording, and the files.
     """
     from Speckle2SelfLib import files
 

@@ -37,7 +37,7 @@ CERTAIN, AFTER_OTHERS = 0.7, 0.52  # Slicer's reader of volumes, for any file, h
 HEAD = 2**16  # bytes in which a file names the content that other readers handle
 TRANSFORMS_AND_IMAGES = (b"TransformGroup", b"ITKImage")  # groups in HDF5 files that Slicer itself loads
 STREAMS = (b"V_VP9", b"V_UNCOMPRESSED")  # recorded by SlicerIGSIO, with transforms
-UPRIGHT = (-1, -1, 1, 1)  # along R, A, S: as Slicer's importer of DICOM turns a frame
+UPRIGHT = (-1, -1, 1, 1)  # along R, A, S: the orientation that Slicer's DICOM importer gives a frame
 logger = logging.getLogger("Speckle2SelfLib")
 
 
@@ -57,7 +57,7 @@ class Speckle2SelfFileReader:
         return [f"{name} ({' '.join(f'*{suffix}' for suffix in suffixes)})" for name, suffixes in SUFFIXES.items()]
 
     def canLoadFileConfidence(self, filePath: str) -> float:
-        """Return the confidence that a file is ours, by its name and, if that fits, its content."""
+        """Return the confidence that a file is ours, from its name and, if that fits, its content."""
         return confidence(Path(filePath)) if self.parent.supportedNameFilters(filePath) else 0.0
 
     def load(self, properties: dict) -> bool:
@@ -81,7 +81,7 @@ class Speckle2SelfFileReader:
 
 
 def _sentence(path: Path, error: Exception) -> str:
-    """Return the message for the user; log errors that are not the user's completely."""
+    """Return the message for the user; write errors that are not the user's to the log in full."""
     if isinstance(error, InputError):
         return str(error)
     if out_of_memory(error):
@@ -91,7 +91,8 @@ def _sentence(path: Path, error: Exception) -> str:
 
 
 def confidence(path: Path) -> float:
-    """Return 0 for files that are not ours; a lower value than other readers' if these may load more, else a higher."""
+    """Return 0 for files that are not ours; else a value below that of other readers if these may load more, or above
+    it."""
     found = _format(path)
     if found not in NEEDED:
         return 0.0
@@ -120,9 +121,9 @@ def _names(head: bytes, words: tuple[bytes, ...]) -> bool:
 def load(path: Path, name: str, dynamicRange: float | None, show: bool) -> tuple[vtkMRMLNode, ...]:
     """Load a file; return its nodes: a sequence indexed by times (s), and its browser; for one frame, a volume.
 
-    name: of the first node; empty: the file's. dynamicRange: see `formats.signals.to_decibels`. show: False: create no
-    browser, and show it in no view. Asks to install packages that the file needs. Raises InputError; nothing is left
-    then.
+    name: of the first node; empty: the file's. dynamicRange: see `formats.signals.to_decibels`. show: if False, no
+    browser is created and no view changed. Asks before it installs packages that the file needs. Raises InputError
+    and leaves nothing behind.
     """
     from Speckle2SelfLib import files
 
@@ -157,7 +158,7 @@ def _warnings() -> Iterator[list[str]]:
 def _volume(frame: np.ndarray, spacing: tuple[float, ...], name: str = "") -> vtkMRMLVolumeNode:
     """Return a volume, not in the scene, of one frame (H, W[, C]). spacing: (between frames, axial, lateral), mm."""
     node = slicer.vtkMRMLScalarVolumeNode() if frame.ndim == 2 else slicer.vtkMRMLVectorVolumeNode()
-    kind = {"e": np.float32, "g": np.float64}.get(frame.dtype.char, frame.dtype.newbyteorder("="))  # of VTK
+    kind = {"e": np.float32, "g": np.float64}.get(frame.dtype.char, frame.dtype.newbyteorder("="))  # type that VTK has
     image = vtk.vtkImageData()
     image.SetDimensions(frame.shape[1], frame.shape[0], 1)
     values = np.ascontiguousarray(frame, kind).reshape(-1, *frame.shape[2:])
@@ -193,7 +194,7 @@ def _sequence(recording, name: str) -> vtkMRMLSequenceNode:
 
 
 def _rate(times: np.ndarray | None) -> float:
-    """Return frames per second; 10, Slicer's rate, without times."""
+    """Return frames per second; without times 10, like Slicer."""
     return 10.0 if times is None or times[-1] <= 0 else (len(times) - 1) / float(times[-1])
 
 

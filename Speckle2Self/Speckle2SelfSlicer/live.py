@@ -1,4 +1,4 @@
-"""Despeckling what a volume shows, again whenever it changes: a stream, a playing recording, a slice that is moved."""
+"""Despeckle the image of a volume again whenever it changes: a stream, a playing recording, a slice that is moved."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Live:
     as a fraction of the grey range. options: the others of `config.DespeckleOptions`; region may also be pixels
     (H, W). Raises InputError.
 
-    Observers only note that something has changed: OpenIGTLink overwrites an image, reports it, and sets the volume's
-    new place after that. `step` reads both together, once for all events of an image.
+    Observers only note that something has changed: OpenIGTLink overwrites an image, reports it, and then sets the
+    volume's new place. `step` reads both together, once for all events of an image.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Live:
             self.stop()
             return
         image = self._image()
-        self._imageChanged = False  # only here, as decoding the image reports a change
+        self._imageChanged = False  # only here, because decoding the image reports a change
         self._push(scene.imageArray(image, self.node.GetName()))
 
     def _image(self) -> vtk.vtkImageData | None:
@@ -112,7 +112,7 @@ class Live:
         self._slice = axis, number
 
     def _sliceOf(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Return the axis of (K, J, I) and the slice: for a 3D volume, that of the slice view; else the middle one."""
+        """Return the axis of (K, J, I) and the slice: for a 3D volume that of the slice view, else the middle one."""
         chosen = "auto" if self._axis == "average" else self._axis
         (axis,) = slicing_axes(shape[:3], self.recording.spacing, chosen)
         if shape[axis] == 1 or self._sliceNode is None:
@@ -124,7 +124,7 @@ class Live:
         return axis, int(np.clip(round(point[2 - axis]), 0, shape[axis] - 1))
 
     def _hasChanges(self) -> bool:
-        """Return whether there is something to despeckle that was not pushed yet."""
+        """Return whether there is something to despeckle that has not been submitted yet."""
         changed = self._imageChanged or (not self.once and self._region.changed)
         if not (changed or self._viewMoved) or not self._hasCompleteImage():
             return False
@@ -132,14 +132,15 @@ class Live:
         return changed or self._sliceOf(scene.shapeOf(self.node)) != self._slice
 
     def _hasCompleteImage(self) -> bool:
-        """Return whether the volume has a complete image; not after its size has changed, before its voxels have."""
+        """Return whether the volume has a complete image. It has none after its size changed and before its voxels
+        do."""
         image = self._image()
         scalars = image.GetPointData().GetScalars() if image is not None else None
         return scalars is not None and 0 < scalars.GetNumberOfTuples() == image.GetNumberOfPoints()
 
     @property
     def waiting(self) -> bool:
-        """Return whether a result is still to come."""
+        """Return whether a result is still expected."""
         return self.state == "running" and (self._imageChanged or self._lastResult < self._lastPush)
 
     def step(self) -> bool:

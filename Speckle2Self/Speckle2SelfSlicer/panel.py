@@ -1,4 +1,4 @@
-"""The common part of both panels: the parameter node, scene events, timers, buttons, and errors shown once."""
+"""The parts that both panels share: parameter node, scene events, timers, buttons, and errors shown once."""
 
 from __future__ import annotations
 
@@ -87,9 +87,7 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         VTKObservationMixin.__init__(self)
         self.logic = None
         self._parameterNode = None  # while the panel is entered
-        self._connected = (
-            None  # wrapper whose parameters the widgets show, the tag and the observers of that connection
-        )
+        self._connected = None  # the wrapper that the widgets show, the tag and the observers of that connection
         self._timers: list = []
 
     def build(self, logic: ScriptedLoadableModuleLogic) -> None:
@@ -198,7 +196,7 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
             del parameterNode.AddObserver
 
     def translateChoices(self) -> None:
-        """Translate the entries of the selectors, which connecting has filled with their values."""
+        """Translate the entries of the selectors, which connecting them has filled with their values."""
         words = {
             "auto": _("auto"), "none": _("none"), "given": _("given"), "average": _("average"), "preset": _("preset"),
             "adapt": _("adapt"), "standard": _("standard"), "paper": _("paper"), "published": _("published"),
@@ -225,11 +223,11 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Enable the widgets that can be used now."""
 
     def onParameters(self, caller=None, event=None) -> None:
-        """Follow a change of the parameters, by the panel or by a script."""
+        """React to a change of the parameters, by the panel or by a script."""
         self.updatePanel()
 
     def onModelOrDevice(self, parameter: str, name: str) -> None:
-        """Store the choice of a selector that is not bound to its parameter, as its entries change."""
+        """Store the choice of a selector that is not bound to its parameter because its entries change."""
         if self._parameterNode and name:
             self._parameterNode.setValue(parameter, name)
 
@@ -278,7 +276,8 @@ class Panel(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
 
 class WrapperCache:
-    """One parameter node wrapper for one node: in Slicer each wrapper observes its node for as long as that lives."""
+    """Keep one parameter node wrapper for a node: in Slicer each wrapper observes its node as long as the node
+    lives."""
 
     def __init__(self, kind: type) -> None:
         self._kind, self._wrapper = kind, None

@@ -1,4 +1,5 @@
-"""Parts of the panels: preview and live images, comparing output and input, the user's models, and exporting runs."""
+"""Parts of the panels: preview and live images, comparison of output and input, the user's models, and export of
+runs."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ class LivePart:
 
     def setupLive(self) -> None:
         self.live = None  # the running processing.Live, or the preview that is shown
-        self._lastLive = None  # the last processing.Live, and the name of its output then
+        self._lastLive = None  # the last processing.Live, and the original name of its output
         self._outputInViews = False  # whether the views show its output
         self.ui.liveLabel.visible = False
         self.ui.liveCheckBox.connect("toggled(bool)", self.onLiveToggled)
@@ -67,7 +68,7 @@ class LivePart:
         with reporting_errors(_("Live despeckling failed.")):
             parameters, request = self._parameterNode, self.request()
             if self.detectedRegion() is not None and parameters.axis != "average":
-                request["region"] = self.detectedRegion()  # in the whole recording, not in one frame
+                request["region"] = self.detectedRegion()  # detected in the whole recording, not in one frame
             output = former.output if former is not None and former.hasOutput else self.lastOutput()
             self.live = self.logic.live(parameters.inputNode, once=once, output=output, **request)
             self._outputInViews = False
@@ -88,7 +89,7 @@ class LivePart:
         if live.step():
             if live.uncertainty is not None:
                 self.overlay.show(live.uncertainty, live.output)
-            if not self._outputInViews:  # once: the views are the user's
+            if not self._outputInViews:  # only once: afterwards the views are the user's
                 self._outputInViews = True
                 comparison.fade(live.node, live.output, self.ui.fadeSlider.value)
             words = _("{latency:.0f} ms").format(latency=live.latency)
@@ -165,7 +166,7 @@ class ComparePart:
 
 
 class UncertaintyPart:
-    """Colors over uncertain places of the output, and what else needs a model that estimates its uncertainty."""
+    """Colors over uncertain places of the output, and the controls that need a model that estimates its uncertainty."""
 
     def setupUncertainty(self) -> None:
         self.overlay = uncertainty.Overlay()
@@ -310,7 +311,7 @@ class ExportPart:
                 self.exporting = self.logic.startExport(self.data(), folder, self.showExportResult, **options)
                 self.ui.exportJobButton.enabled = False
                 slicer.util.showStatusMessage(_("Writing the run to {folder}...").format(folder=folder))
-                self.logic.poll()  # a small one is complete
+                self.logic.poll()  # a small run is complete now
                 self.timer.start()
 
     def showExportResult(self, result: Path | Exception) -> None:

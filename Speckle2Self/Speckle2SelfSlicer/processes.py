@@ -1,6 +1,6 @@
-"""A child process of the same Python, in its own process group, that writes JSON lines; standard library only.
+"""Run a child process of the same Python, in its own process group, that writes JSON lines; standard library only.
 
-It is read without threads: in Slicer, the timer that polls it may be the only Python code that runs.
+Its output is read without threads: in Slicer, the timer that polls it may be the only Python code that runs.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from .words import _
 
 LIBRARY = Path(__file__).resolve().parent.parent  # folder of Speckle2SelfLib, in the sources and when installed
 LONGEST = 2**16  # bytes that are read at once
-GRACE, PATIENCE = 0.5, 0.05  # seconds that a process has to end, and that the caller waits for it
+GRACE, PATIENCE = 0.5, 0.05  # seconds; a process is given this long to end, and the caller waits this long
 KILLED = (134, 137, 139)  # exit codes of shells for the signals ABRT, KILL and SEGV
-ABNORMAL = "exit abnormally"  # message of CTK's launcher about a program that a signal ended
+ABNORMAL = "exit abnormally"  # CTK's launcher prints this if a signal ended the program
 BAD_CPU = 86  # errno of macOS: a program for another processor
 _children: weakref.WeakSet = weakref.WeakSet()
-_ending: set[threading.Thread] = set()  # that wait for processes which were closed
+_ending: set[threading.Thread] = set()  # threads that wait for closed processes to end
 
 
 def python_executable() -> str:
     """Return the interpreter for child processes: PythonSlicer if there is one, else this one.
 
-    Slicer's own `sys.executable` is PythonSlicer or empty since version 5.10, and the application before.
+    Slicer's own `sys.executable` is PythonSlicer or empty since version 5.10; before, it was the application.
     """
     launcher = shutil.which("PythonSlicer")
     if launcher:
@@ -63,8 +63,8 @@ def start_failure(error: OSError) -> str:
 
 
 class Child:
-    """`python ARGUMENTS...` with the core on its path. It ends with this process, however that ends: its standard input
-    is then closed, which the programs started here watch.
+    """Run `python ARGUMENTS...` with the core on its path. The process ends with this one, however that ends: its
+    standard input is then closed, which the programs started here watch.
 
     Raises OSError if it cannot be started.
     """
@@ -106,7 +106,7 @@ class Child:
         code = self.process.poll()
         if code is not None and not self._ended:
             self._ended = True
-            if os.name != "nt":  # on Windows, descendants see the end of their standard input in `close`
+            if os.name != "nt":  # on Windows, `close` ends descendants through their standard input
                 kill_tree(self.process)
         return code
 
@@ -172,7 +172,7 @@ class Child:
 
 
 def wait_for_closed() -> None:
-    """Wait until all processes that were closed here are gone, so that their locks are free."""
+    """Wait until all processes that were closed here have ended, so that their locks are free."""
     for ending in list(_ending):
         ending.join(3 * GRACE)
 

@@ -1,4 +1,5 @@
-"""Despeckling nodes in the background: from the scene to the worker and back, in pieces that never block the panel."""
+"""Despeckle nodes in the background: from the scene to the worker and back, in short steps that never block the
+panel."""
 
 from __future__ import annotations
 
@@ -100,7 +101,7 @@ class Run:
                 if self.state == "despeckling":
                     time.sleep(PAUSE)
         finally:
-            self.abandon()  # if something was raised
+            self.abandon()  # in case of an error
         if self.state == "failed":
             raise InputError(self.message)
         if self.state == "cancelled":
@@ -215,7 +216,7 @@ class Run:
             results.rename(node, lambda name: name.removesuffix(PARTIAL))
 
     def _previousUncertainty(self) -> vtkMRMLNode | None:
-        """Return the previous output's uncertainty node, to be replaced as well; None if there is none that fits."""
+        """Return the uncertainty node of the previous output, to be replaced as well; None if none fits."""
         former = uncertainty.mapOf(self.output)
         try:
             results.checkOutput(self.recording, former)
@@ -224,7 +225,7 @@ class Run:
         return former
 
     def _remark(self, cut: bool) -> str:
-        """Return a remark for the user about a run that is done."""
+        """Return a remark for the user about a finished run."""
         changed = [job.region.any() for job in self._jobs]
         if not any(changed):
             return _("No ultrasound region was found; the output is a copy. Choose the region 'none' or 'given'.")
@@ -323,7 +324,7 @@ class Result:
             slicer.util.updateVolumeFromArray(node, imageOf(0))
             return
         sequence = sequenceOf(node)
-        if sequence is None:  # its browser was removed
+        if sequence is None:  # the browser was removed
             return
         proxies = _proxiesByItem(sequence)
         numbers = {value: number for number, value in enumerate(self.recording.indexValues)}

@@ -1,4 +1,4 @@
-"""Regions: the pixels of a recording's frames that are despeckled or measured.
+"""Regions: the pixels of a recording's frames to despeckle or measure.
 
 A region is "auto" (detect the ultrasound image), "none" (whole frames), a segmentation or a box (markups ROI), "given"
 (the one used last for this scanner and frames of this size), or pixels (H, W) bool.
@@ -46,7 +46,7 @@ def find(region: vtkMRMLNode | str) -> vtkMRMLNode:
     nodes = [each for each in scene.nodesNamed(region) if _isRegion(each)]
     if not nodes:
         known = "auto, none, given, a segmentation or a box (ROI), or a bool array"
-        raise InputError(_("There is no region '{region}'; known are {known}.").format(region=region, known=known))
+        raise InputError(_("Unknown region '{region}'; choose {known}.").format(region=region, known=known))
     return scene.onlyNode(nodes, "regions are named", region)
 
 
@@ -137,7 +137,7 @@ def _inBox(volume: vtkMRMLVolumeNode, box: vtkMRMLMarkupsROINode, shape: tuple[i
     vtk.vtkMatrix4x4.Invert(box.GetObjectToWorldMatrix(), toBox)
     vtk.vtkMatrix4x4.Multiply4x4(toBox, scene.ijkToWorld(volume), toBox)
     matrix = slicer.util.arrayFromVTKMatrix(toBox)
-    grid = np.ix_(*(np.arange(n, dtype=np.float32) for n in shape))[::-1]  # I, J, K, to be broadcast
+    grid = np.ix_(*(np.arange(n, dtype=np.float32) for n in shape))[::-1]  # I, J, K, for broadcasting
     mask = np.ones(shape, bool)
     for row, side in zip(matrix[:3], box.GetSize(), strict=True):
         along = sum(weight * axis for weight, axis in zip(row[:3], grid, strict=True)) + row[3]
@@ -170,7 +170,7 @@ def placeBox(box: vtkMRMLMarkupsROINode, node: vtkMRMLNode | Recording) -> None:
 
 
 def lastChange(regionNode: vtkMRMLNode) -> int:
-    """Return the time of the last change of a segmentation or a box, in VTK's count."""
+    """Return the time of the last change of a segmentation or a box, as counted by VTK."""
     parts = [regionNode]
     if regionNode.IsA("vtkMRMLSegmentationNode"):
         segments = regionNode.GetSegmentation()
@@ -191,7 +191,7 @@ class MovingRegion:
 
     @property
     def changed(self) -> bool:
-        """Return whether it was changed since `update`; False if there is none, or it was removed."""
+        """Return whether it has changed since `update`; False if there is none, or it was removed."""
         return self._lastChange not in (None, self._lastUpdate[0])
 
     @property
@@ -208,14 +208,14 @@ class MovingRegion:
             region = frameMask(volume, self._node, axis)
         except InputError:  # moved off the image: despeckle nothing
             region = np.zeros(size, bool)
-        self._lastUpdate = self._lastChange, size, axis  # afterwards: reading a segmentation can modify it
-        if np.array_equal(region, self._region):  # both have moved with the same transform
+        self._lastUpdate = self._lastChange, size, axis  # last, because reading a segmentation can modify it
+        if np.array_equal(region, self._region):  # both moved with the same transform
             return None
         self._region = region
         return region
 
     def save(self, volume: vtkMRMLVolumeNode) -> None:
-        """Remember its new place; call this at the end, as it writes a file."""
+        """Remember its new place; call this at the end, because it writes a file."""
         if self._region is not self._initial and self._region.any():
             with suppress(InputError):
                 saveRegion(volume, self._region)
@@ -240,7 +240,7 @@ def lastRegion(volume: vtkMRMLVolumeNode, size: tuple[int, int]) -> np.ndarray:
 
 
 def _key(volume: vtkMRMLVolumeNode, size: tuple[int, ...]) -> str:
-    """Return the key shared by recordings with the same region: the scanner, if known from DICOM, and frame size."""
+    """Return a key that recordings with the same region share: the scanner, if known from DICOM, and frame size."""
     identifiers = (volume.GetAttribute("DICOM.instanceUIDs") or "").split()
     database = getattr(slicer, "dicomDatabase", None)
     isKnown = bool(identifiers) and database is not None and database.isOpen

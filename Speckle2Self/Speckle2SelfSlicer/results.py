@@ -71,8 +71,8 @@ def writeInSteps(
 ) -> Iterator[vtkMRMLNode | None]:
     """Put a result into the scene of its recording, volume by volume; yield None after each, and the node last.
 
-    Class, IJK-to-RAS matrices, parent transform, attributes and display settings are the input's, and so is the name,
-    with the suffix. A new sequence has the input's index name, unit, type and values, verbatim, and is added to every
+    Class, IJK-to-RAS matrices, parent transform, attributes, display settings and name (with the suffix) are the
+    input's. A new sequence has the input's index name, unit, type and values, verbatim, and is added to every
     browser of the input with its own proxy (played like the input; never recorded into, changes of the proxy are never
     saved). For a sequence without browser, `<input> browser` is created for both, as on loading from a file: otherwise
     Slicer would show neither.
@@ -160,9 +160,9 @@ def _volume(template: vtkMRMLVolumeNode, voxels: np.ndarray) -> vtkMRMLVolumeNod
 
 
 def _isMap(template: vtkMRMLVolumeNode, voxels: np.ndarray) -> bool:
-    """Return whether voxels (K, J, I[, C]) are other than those of a recording's volume."""
+    """Return whether voxels (K, J, I[, C]) have another type or other colors than a recording's volume."""
     if template.IsA("vtkMRMLStreamingVolumeNode"):
-        return voxels.dtype.kind == "f"  # its own have 8 bits
+        return voxels.dtype.kind == "f"  # streaming volumes have 8 bits
     before = template.GetImageData()
     scalars = before.GetPointData().GetScalars() if before is not None else None
     if scalars is None:
@@ -243,7 +243,7 @@ def _copyIndex(sequence: vtkMRMLSequenceNode, original: vtkMRMLSequenceNode) -> 
 
 
 def selectedValue(browser: vtkMRMLSequenceBrowserNode) -> str:
-    """Return the index value at which a browser stands; its number counts the items of the master sequence."""
+    """Return the index value that a browser shows; its item number counts the items of the master sequence."""
     master, selected = browser.GetMasterSequenceNode(), browser.GetSelectedItemNumber()
     return master.GetNthIndexValue(selected) if 0 <= selected < master.GetNumberOfDataNodes() else ""
 
@@ -268,7 +268,7 @@ def showLike(template: vtkMRMLVolumeNode | None, volume: vtkMRMLVolumeNode, adde
 
     New nodes are appended to the list `added`.
 
-    Existing display settings of `volume` are not changed. The window is the input's current one, and independent of
+    Existing display settings of `volume` are not changed. The window is the input's current one and does not depend on
     the new voxels, so that the two are comparable.
     """
     if template is not None:
@@ -291,7 +291,7 @@ def showLike(template: vtkMRMLVolumeNode | None, volume: vtkMRMLVolumeNode, adde
 
 
 def showOwnWindow(node: vtkMRMLNode) -> None:
-    """Show a map, or the proxies of a sequence of maps, with the window of its own values, not its recording's."""
+    """Show a map, or the proxies of a sequence of maps, with a window for its own values, not its recording's."""
     sequence = sequenceOf(node)
     shown = [browser.GetProxyNode(sequence) for browser in browsers(node.GetScene(), sequence)] if sequence else [node]
     for volume in shown:

@@ -1,6 +1,6 @@
 """The files that a training run starts from: recordings, their regions and settings; no Slicer, Qt or torch here.
 
-Recordings may have gigabytes, so they are written in steps, between which the application handles events.
+Recordings may have gigabytes, so they are written in steps, and the application handles events in between.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PIECE, BYTES = 0.02, 2**22  # seconds and bytes of writing recordings between tw
 def complete_folder(folder: Path):
     """Yield a hidden folder that is renamed to `folder`, replacing an empty one, when it is complete.
 
-    Raises InputError if it cannot be written; nothing is left then.
+    Raises InputError if it cannot be written, and leaves nothing behind.
     """
     part = None
     try:
@@ -89,9 +89,9 @@ def write_regions(folder: Path, regions, names) -> str:
 def write_recordings(
     folder: Path, prefix: str, recordings: Iterable, first: int = 1
 ) -> Generator[None, None, tuple[str, ...]]:
-    """Write frames in steps to anonymous files `<prefix>-<number>.npy`, in color if they have any, as colored pixels
-    are excluded from the region; return the names. recordings: arrays, or objects with shape and dtype that yield
-    frames. first: the number of the first one."""
+    """Write frames in steps to anonymous files `<prefix>-<number>.npy`, in color if they have any, because colored
+    pixels are excluded from the region; return the names. recordings: arrays, or objects with shape and dtype that
+    yield frames. first: the number of the first one."""
     names, done = [], 0
     for number, frames in enumerate(recordings, first):
         shape, channels, color = tuple(frames.shape), None, False

@@ -1,4 +1,4 @@
-"""The extension's recording in Slicer's Sample Data module. It is downloaded when the user asks for it there."""
+"""Offer the extension's recording in Slicer's Sample Data module. It is downloaded when the user requests it there."""
 
 from pathlib import Path
 

@@ -43,9 +43,9 @@ NO_CODEC = _("'{}' cannot be decoded: no codec '{}' in this Slicer.")
 class Recording:
     """A recording to despeckle, resolved once: one volume, or the volumes of a sequence."""
 
-    node: vtkMRMLNode  # the requested one: the volume, the sequence, or a browser's proxy of it
+    node: vtkMRMLNode  # the requested node: the volume, the sequence, or a browser's proxy of it
     volumes: list[vtkMRMLVolumeNode]  # one per time point
-    sequence: vtkMRMLSequenceNode | None = None  # the one with the volumes; None for a single volume
+    sequence: vtkMRMLSequenceNode | None = None  # the sequence of the volumes; None for a single volume
     indexValues: list[str] = field(default_factory=list)  # index values of the sequence's items
 
     @classmethod
@@ -167,7 +167,7 @@ class Recording:
         decoder, first = None, None
         for number, volume in enumerate(self.volumes):
             if volume.IsA("vtkMRMLStreamingVolumeNode"):
-                decoder = decoder or vtkMRMLStreamingVolumeNode()  # so that the input stays encoded, as it is
+                decoder = decoder or vtkMRMLStreamingVolumeNode()  # the input itself remains encoded
                 image = _decode(volume, decoder)
             else:
                 image = volume.GetImageData()
@@ -223,24 +223,24 @@ class Recording:
 
 @dataclass(frozen=True)
 class Frames:
-    """The frames (H, W[, C]) of a recording along an axis of (K, J, I); each is read when it is asked for."""
+    """The frames (H, W[, C]) of a recording along an axis of (K, J, I); each is read on access."""
 
     recording: Recording
     axis: int
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(N, H, W) or (N, H, W, C)."""
+        """Return (N, H, W) or (N, H, W, C)."""
         count, *sides = self.recording.shape
         return count * sides.pop(self.axis), *sides
 
     @property
     def dtype(self) -> np.dtype:
-        """Type of the pixels."""
+        """Return the type of the pixels."""
         return self.recording.dtype
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Raise InputError as `Recording.voxels`."""
+        """Yield the frames. Raises InputError like `Recording.voxels`."""
         for image in self.recording.voxels():
             yield from np.moveaxis(image, self.axis, 0)
 
@@ -309,8 +309,8 @@ def proxyOrNone(node: vtkMRMLNode | None) -> vtkMRMLVolumeNode | None:
 
 
 def referenceVolume(node: vtkMRMLNode) -> vtkMRMLVolumeNode:
-    """Return the volume with the position of a node's frames: as `proxyOf`, or the first of a sequence that no browser
-    shows. Raises InputError for a node without any."""
+    """Return the volume with the position of a node's frames: that of `proxyOf`, or the first of a sequence that no
+    browser shows. Raises InputError if there is none."""
     return proxyOrNone(node) or Recording.of(node).volumes[0]
 
 
@@ -364,7 +364,8 @@ def holdsImages(node: vtkMRMLNode) -> bool:
 
 
 def _recordingOfBrowser(browser: vtkMRMLSequenceBrowserNode) -> vtkMRMLSequenceNode:
-    """Return the recording that a browser plays: its master sequence, or the only one that holds images. InputError."""
+    """Return the recording that a browser plays: its master sequence, or the only one that holds images. Raises
+    InputError."""
     sequences = vtk.vtkCollection()
     browser.GetSynchronizedSequenceNodes(sequences, True)  # the master is the first
     images = [each for each in sequences if holdsImages(each)]
@@ -407,7 +408,8 @@ def shapeOf(volume: vtkMRMLVolumeNode) -> tuple[int, int, int]:
 
 
 def frameSize(volume: vtkMRMLVolumeNode, axis: int) -> tuple[int, int]:
-    """Return rows and columns (H, W) of the frames that a volume is cut into along an axis of (K, J, I). InputError."""
+    """Return rows and columns (H, W) of the frames that a volume is cut into along an axis of (K, J, I). Raises
+    InputError."""
     return tuple(side for number, side in enumerate(shapeOf(volume)) if number != axis)
 
 

@@ -1,4 +1,4 @@
-"""The common part of both modules: the process that despeckles, the queue of training runs, the models and devices."""
+"""The common state of both modules: the process that despeckles, the queue of training runs, the models and devices."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Session:
 
     def __init__(self, worker: Worker | None = None, trainer: Trainer | None = None) -> None:
         self._worker, self._trainer = worker, trainer
-        self.trainingNodes: list[vtkMRMLNode] = []  # nodes chosen in Speckle2Self for SpeckleTrain, which removes them
+        self.trainingNodes: list[vtkMRMLNode] = []  # nodes chosen in Speckle2Self for SpeckleTrain, which clears this
 
     @property
     def worker(self) -> Worker:
@@ -67,7 +67,7 @@ class Session:
         return [*library.models(), *FILTER_NAMES]
 
     def devices(self) -> list[str]:
-        """Return names for `device`; more than these once the process in the background has reported them."""
+        """Return names for `device`; more of them once the process in the background has reported its devices."""
         names = self._worker.devices if self._worker is not None else []
         return ["auto", *(names or ["cpu"])]
 
@@ -89,7 +89,7 @@ class Session:
         `config.DespeckleOptions`, where region may also be a segmentation, a box (ROI) or pixels. Raises InputError.
         """
         nodes = scene.find(inputNode), scene.find(outputNode)
-        scene.Recording.of(nodes[0])  # its checks come before those of the options
+        scene.Recording.of(nodes[0])  # check the node before the options
         options["region"] = regions.resolve(nodes[0], options.get("region", "auto"), options.get("axis", "auto"))
         given = {"keepPartial": keepPartial, "onlyRegion": onlyRegion, "uncertainty": uncertainty}
         run = Run(self.worker, *nodes, **given, **options)
@@ -128,7 +128,7 @@ def applicationSession() -> Session:
 
 def reloadModules(name: str) -> None:
     """Reload a module. If no training runs, reload both modules and the packages next to them, so that all code is
-    equally new; else only the module's own file, as a run keeps the code that it was started with."""
+    equally new; otherwise only the module's own file, because a run keeps the code that it was started with."""
     if applicationSession().training:
         logging.info("A training run is active: the packages next to the modules are not reloaded.")
         slicer.util.reloadScriptedModule(name)

@@ -58,10 +58,10 @@ class TrainingJob:
         self._picture: bytes | None = None  # preview of a finished run, whose files are removed
         self.preparation: Generator[None, None, Job] | None = None  # the remaining writing of its recordings
         self.trainer: Trainer | None = None
-        self.nodes: list = []  # recordings of the scene, which give the preview its place
+        self.nodes: list = []  # recordings of the scene, where the preview is placed
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Block until the run has ended; False if it has not after `seconds`."""
+        """Block until the run has ended; return False if it has not after `seconds`."""
         return self.trainer.wait(self, seconds)
 
     @property
@@ -104,7 +104,7 @@ class TrainingJob:
         self.state, self.message, self.simulated, self._stop_requested = "running", "", None, False
 
     def prepare(self) -> None:
-        """Write more of its recordings, for a moment; the run can start once `preparation` is None."""
+        """Write more of its recordings for a moment; the run can start once `preparation` is None."""
         end = time.perf_counter() + PIECE
         try:
             while self.preparation is not None and time.perf_counter() < end:
@@ -115,7 +115,7 @@ class TrainingJob:
             self.preparation, self.state, self.message = None, "failed", translate_sentence(str(error))
 
     def discard(self) -> None:
-        """Leave nothing of recordings that are being written."""
+        """Remove recordings that are not completely written."""
         if self.preparation is not None:
             self.preparation.close()
             self.preparation = None
@@ -218,12 +218,12 @@ class TrainingJob:
 
         Raises InputError if another application trains it.
         """
-        if self.state == "done":  # its folder is removed; one of that name belongs to another run
+        if self.state == "done":  # the run's folder was removed; a folder of that name belongs to another run
             return
         self.check()
         self.discard()
         self._end_process(wait=False)
-        self.state, self.message = "stopped", _("Cancelled.")
+        self.state, self.message = "stopped", _("Canceled.")
         _remove(self.folder)
 
     def close(self) -> None:
@@ -271,7 +271,7 @@ class Trainer:
         new.trainer, new.message = self, _("Its recordings are being written.")
         new.preparation = _complete_run(folder, name, recordings, job, held_out, regions)
         try:
-            next(new.preparation)  # small ones completely; a folder that cannot be written is reported at once
+            next(new.preparation)  # small runs are complete now; a folder that cannot be written is reported at once
         except StopIteration as done:
             new.preparation, new.message, new.job = None, "", done.value
         self.jobs.append(new)
@@ -352,7 +352,7 @@ class Trainer:
                     )
 
     def wait(self, job: TrainingJob, seconds: float | None = None) -> bool:
-        """Poll until `job` has ended; False if it has not after `seconds`."""
+        """Poll until `job` has ended; return False if it has not after `seconds`."""
         end = None if seconds is None else time.monotonic() + seconds
         while not job.ended:
             if end is not None and time.monotonic() > end:

@@ -1,4 +1,4 @@
-"""The data of a training run: nodes and files become recordings, masks and the settings of a run."""
+"""Turn nodes and files into the recordings, masks and settings of a training run."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def gather(
 
 
 def _listed(nodes: Any) -> list:
-    """Return nodes as a list; a single one may be given without."""
+    """Return nodes as a list, also if a single node is given."""
     return list(nodes) if isinstance(nodes, Iterable) and not isinstance(nodes, str) else [nodes]
 
 

@@ -1,4 +1,4 @@
-"""The uncertainty of an output in the slice views: a label map in warm colors where it is above a threshold."""
+"""Show the uncertainty of an output in the slice views: a label map in warm colors where it exceeds a threshold."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def relate(output: vtkMRMLNode, node: vtkMRMLNode | None, span: float = 0.0) -> 
 
 
 def mapOf(output: vtkMRMLNode | None) -> vtkMRMLNode | None:
-    """Return the uncertainty node of an output, None if there is none."""
+    """Return the uncertainty node of an output; None if there is none."""
     return output.GetNodeReference(ROLE) if output is not None else None
 
 

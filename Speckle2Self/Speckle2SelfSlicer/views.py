@@ -1,4 +1,5 @@
-"""The slice views of the current layout: what they show, how they are turned, and what the user had in them before."""
+"""Manage the slice views of the current layout: what they show, how they are turned, and what the user had in them
+before."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ class View:
         return abs(normal @ looking) > ALONG * np.linalg.norm(normal) * np.linalg.norm(looking)
 
     def face(self, volume: vtkMRMLVolumeNode, axis: int | None = None) -> None:
-        """Turn to a volume's plane, go to its slice and fit it; with several slices, to the one at the view's position.
+        """Turn to a volume's plane, go to its slice and fit it; with several slices, go to the one at the view's
+        position.
 
         axis: of (K, J, I), to look along; None: that of the only slice, else the closest.
         """
@@ -63,7 +65,7 @@ class View:
         axis = shape.index(1) if axis is None and 1 in shape else axis
         if axis is None:
             self.node.RotateToVolumePlane(volume)
-        else:  # from the closest anatomical plane, so that all views have the same side up
+        else:  # start at the closest anatomical plane, so that all views have the same side up
             toWorld = ijkToWorld(volume)
             normal = [abs(toWorld.GetElement(row, 2 - axis)) for row in range(3)]
             preset = ("Sagittal", "Coronal", "Axial")[normal.index(max(normal))]
@@ -98,7 +100,7 @@ class View:
 class _UserView:
     """The state of a view before we changed it."""
 
-    moduleBackground: str | None  # the background that we set; if it is another, the user has changed the view
+    moduleBackground: str | None  # the background that we set; if it differs, the user has changed the view
     background: str | None
     foreground: str | None
     moduleForeground: str  # the foreground that we had set
@@ -115,14 +117,14 @@ _layouts: list[int] = []  # the user's layout and the one that replaced it, if a
 
 
 def allViews() -> list[View]:
-    """Return all slice views of the scene, whether the layout has them or not."""
+    """Return all slice views of the scene, including those that the layout does not show."""
     composites = {composite.GetLayoutName(): composite for composite in getNodesByClass("vtkMRMLSliceCompositeNode")}
     nodes = {node.GetLayoutName(): node for node in getNodesByClass("vtkMRMLSliceNode")}
     return [View(node, composites[name]) for name, node in nodes.items() if name in composites]
 
 
 def viewsOfLayout(names: Iterable[str] | None = None) -> list[View]:
-    """Return the slice views that the current layout has; of these names only, and in their order, if given."""
+    """Return the slice views that the current layout shows; if names are given, only these and in their order."""
     views = {view.node.GetLayoutName(): view for view in allViews() if view.node.IsMappedInLayout()}
     return [views[name] for name in (views if names is None else names) if name in views]
 
@@ -159,7 +161,7 @@ def turnToSlice(view: View, volume: vtkMRMLVolumeNode) -> None:
 
 
 def setLayout(layout: int) -> None:
-    """Change the layout; `restore` restores the user's. Without main window, do nothing."""
+    """Change the layout; `restore` restores the user's. Do nothing without a main window."""
     manager = slicer.app.layoutManager()
     if manager is not None and manager.layout != layout:
         _layouts[:] = [_layouts[0] if _layouts and _layouts[1] == manager.layout else manager.layout, layout]
@@ -180,7 +182,7 @@ def _fitAgain() -> None:
 
 
 def restore() -> None:
-    """Restore the user's views and layout, except for later changes by the user."""
+    """Restore the user's views and layout, except for changes that the user made later."""
     for view in allViews():
         before = _userViews.pop(view.node.GetID(), None)
         if before is None or view.composite.GetBackgroundVolumeID() != before.moduleBackground:

@@ -1,4 +1,4 @@
-"""The user's language, also for code that runs without Slicer; standard library only."""
+"""Translate into the user's language, also for code that runs without Slicer; standard library only."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if "slicer" in sys.modules:  # do not load it for this outside the application: 
 else:
 
     def _(text: str) -> str:
-        """Return the text as it is."""
+        """Return the text unchanged."""
         return text
 
     def translate(context: str, text: str) -> str:
-        """Return the text as it is."""
+        """Return the text unchanged."""
         return text
 
 
 def translate_sentence(message: str) -> str:
-    """Translate a sentence of the core, with its values, into the user's language; a file name before it is kept.
+    """Translate a sentence of the core, with its values, into the user's language; a file name in front of it is kept.
 
-    The core knows no language, and most of it runs in other processes, which have no translations. So its sentences are
-    marked there as Slicer's tools look for them, and recognized here.
+    The core knows no language, and most of it runs in other processes without translations. Its sentences are therefore
+    marked there for Slicer's tools, and recognized here.
     """
     for context, template, pattern in core_sentences():
         found = pattern.search(message)

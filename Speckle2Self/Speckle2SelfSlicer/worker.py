@@ -192,11 +192,11 @@ class Frame(NamedTuple):
 
 
 class Stream:
-    """A live image: the newest frame is despeckled, older ones that wait are dropped.
+    """A live image: the newest frame is despeckled, and older ones that wait are dropped.
 
-    state: "running", "stopped", "failed" (message says why). push_count, result_count, drop_count: numbers of
-    frames. Region, grey mapping and grain are found in the first frame that shows something, and again when a frame
-    shows far more, is far brighter or has a new size, or when another region is given.
+    state: "running", "stopped", "failed" (message says why). push_count, result_count, drop_count: numbers of frames.
+    Region, grey mapping and grain are found in the first frame that shows something, and again when a frame shows far
+    more, is far brighter or has a new size, or when another region is given.
     """
 
     def __init__(
@@ -543,12 +543,12 @@ def checked_options(options: dict, size: tuple) -> tuple[DespeckleOptions, np.nd
     options = dict(options)
     known = [each.name for each in fields(DespeckleOptions)]
     if unknown := sorted(set(options) - set(known)):
-        words = _("Unknown options of despeckling: {names}; known are {known}.")
+        words = _("Unknown options of despeckling: {names}; choose from {known}.")
         raise InputError(words.format(names=", ".join(unknown), known=", ".join(known)))
     if not isinstance(options.get("model", ""), str | os.PathLike):
         raise InputError(_("Name a model by its name or file, or a filter by its name."))
     if (own := library.own_models().get(str(options.get("model")))) is not None:
-        options["model"] = own  # by its file: the process may have started with another home
+        options["model"] = own  # the file, because the process may have started with another home
     mask, region = None, options.get("region", "auto")
     if region is None:
         options["region"] = "none"

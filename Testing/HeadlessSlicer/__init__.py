@@ -33,8 +33,7 @@ def start(
     window: with main window and panels, drawn offscreen by Qt (PySide6); without, `import qt` raises ImportError.
 
     With SLICER_SOURCE in the environment and a main window, Slicer's own Python layer of that checkout is run; see
-    `sources`. Raises SystemExit with one line where libraries of the system are missing, or that a folder is not a
-    checkout.
+    `sources`. Raises SystemExit with one line if system libraries are missing, or if that folder is not a checkout.
     """
     from . import sources
 

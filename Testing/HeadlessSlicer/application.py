@@ -15,7 +15,7 @@ from . import complaints, dicom, launcher, sources
 from .io import CoreIOManager
 from .modules import ModuleManager
 
-# Logics of the wheel that make up the modules around ours, in the order in which they see the scene.
+# Logics of the wheel for the modules around ours, in the order of their access to the scene.
 CORE_MODULES = {
     "Colors": "vtkMRMLColorLogic",
     "Units": "vtkSlicerUnitsLogic",
@@ -120,7 +120,7 @@ class Application:
         for function in self._onStarted:
             function()
 
-    # What qSlicerCoreApplication::setMRMLScene and qSlicerLayoutManager do with a new scene.
+    # Do what qSlicerCoreApplication::setMRMLScene and qSlicerLayoutManager do with a new scene.
     def _prepareScene(self) -> None:
         scene = self._scene
         scene.SetRootDirectory(os.getcwd())

@@ -20,9 +20,9 @@ UPRIGHT = (-1, 0, 0, 0, 0, -1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1)  # IJK to RAS of a 
 
 
 def load(path):
-    """Load any recording or volume as Slicer would; return the sequence node, else the volume node.
+    """Load any recording or volume as Slicer would; return the sequence node, or else the volume node.
 
-    Raises ValueError in one sentence for what cannot be loaded.
+    Raises ValueError in one sentence if it cannot be loaded.
     """
     path = Path(path)
     if not path.is_file():

@@ -25,7 +25,7 @@ class CoreModule:
 
 
 class SequencesModule(CoreModule):
-    """The module Sequences; its tool bar is not there."""
+    """The module Sequences, without its tool bar."""
 
     def showSequenceBrowser(self, browser) -> bool:
         """Show a browser in the tool bar."""
@@ -123,7 +123,7 @@ class ModuleManager:
         """Load each .py file directly in a folder as a module of its name: all are instantiated before the
         first is loaded, and each is loaded after those that it depends on.
 
-        A file without a class of its name is an error, as in the application. A module whose dependency is not there,
+        A file without a class of its name is an error, as in the application. A module whose dependency is missing,
         or not under that name, is refused with a warning.
         """
         for folder in folders:

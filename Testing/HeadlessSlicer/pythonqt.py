@@ -20,7 +20,7 @@ from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
 from PySide6.QtCore import QObject
 
 errors: list[BaseException] = []  # raised by slots
-_classes: dict[type, type] = {}  # of PySide6 -> of ours
+_classes: dict[type, type] = {}  # class of PySide6 -> our class
 _slots: dict[tuple, object] = {}  # (object, signal, callable) -> connected slot
 
 
@@ -108,7 +108,7 @@ class Signal:
             raise RuntimeError(f"{function} is not connected to {self._key[1]}")
         self._signal.disconnect(_slots[key].pop())
         if not _slots[key]:
-            del _slots[key]  # the key keeps the function, and what that refers to
+            del _slots[key]  # the key keeps the function alive, and everything that it refers to
         return True
 
     def emit(self, *arguments) -> None:

@@ -1,8 +1,8 @@
 """Slicer's own Python layer over our `qt` and `ctk`, from a checkout of Slicer that SLICER_SOURCE names.
 
 Its `slicer.util`, `slicer.ScriptedLoadableModule`, `slicer.parameterNodeWrapper`, `slicer.i18n` and, where the version
-has it, `slicer.packaging` then replace those in `slicer_python/` and in the wheel. They need Qt, so they
-are for an application with main window only.
+has it, `slicer.packaging` then replace those in `slicer_python/` and in the wheel. They need Qt, and
+therefore an application with main window.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The widgets of CTK and Slicer that the panels use, in PySide6; `pythonqt` shows them as Slicer does.
 
-Names, properties, slots and signals are theirs, as far as they are here; a name that is not here raises.
+Names, properties, slots and signals are theirs; a name that is not modeled raises.
 """
 
 from __future__ import annotations

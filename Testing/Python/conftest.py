@@ -69,7 +69,7 @@ def executable(request, monkeypatch):
 
 @pytest.fixture
 def small_crops(monkeypatch):
-    """Presets whose crops are small, and few frames that validate: runs take a fraction of the time."""
+    """Set presets with small crops and few validation frames, so that runs are short."""
     from Speckle2SelfLib import config
 
     for name, preset in config.PRESETS.items():

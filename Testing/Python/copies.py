@@ -1,4 +1,4 @@
-"""Copies of a process that has imported everything: commands run in them, as imports take seconds each time."""
+"""Run commands in copies of a process that has imported everything, because imports take seconds each time."""
 
 import json
 import os
@@ -135,7 +135,7 @@ class Copy:
             return self.stdout.read(), self.stderr.read()
 
     def read_to(self, text):
-        """Read lines until one with this text, which is returned."""
+        """Read lines up to one that contains this text, and return that line."""
         while text not in (line := self.stdout.readline()):
             assert self.poll() is None
         return line

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-# What makes short runs take a fraction of the time: held-out anatomies, frames of a recording, and rounds of a fit.
+# Settings that shorten test runs: held-out anatomies, frames of a recording, and rounds of a fit.
 FEW = {"recipes.HELD_OUT_ANATOMIES": (2, 64), "respeckling.FRAMES": 2, "recorded_speckle.ROUNDS": 1,
        "validation.FRAMES": 2}  # fmt: skip
 
@@ -33,7 +33,7 @@ def until(condition, poll=lambda: None, seconds=60):
 
 
 def alive(pid):
-    """Return whether a process runs; one that has ended and is not waited for does not."""
+    """Return whether a process runs; a process that has ended but is not waited for does not."""
     try:
         os.kill(pid, 0)
         return not Path("/proc").exists() or Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"

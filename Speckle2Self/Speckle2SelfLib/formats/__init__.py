@@ -1,4 +1,4 @@
-"""The formats of files. A new one is a file with a class of its own and its line in `FORMATS`."""
+"""The file formats. A new format is a file with its class, and a line in `FORMATS`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .research import Hdf5, Matlab
 from .tiff import Tiff
 
 FORMATS: tuple[Format, ...] = (
-    Dicom(),  # first, as its files may begin like those of other formats
+    Dicom(),  # first, because its files may begin like those of other formats
     MetaImage(),
     Nrrd(),
     Arrays(),
@@ -33,7 +33,7 @@ FORMATS: tuple[Format, ...] = (
 
 
 def by_name(path: Path) -> Format | None:
-    """Return the format whose suffix a file's name has."""
+    """Return the format that a file's suffix belongs to; None if there is none."""
     return next((one for one in FORMATS if has_suffix(path, one.suffixes)), None)
 
 

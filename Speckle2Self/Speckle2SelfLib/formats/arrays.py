@@ -1,4 +1,4 @@
-"""Arrays of numpy (.npy, .npz), which hold whatever frames there are and nothing else."""
+"""NumPy arrays (.npy, .npz), which can hold any frames but nothing else."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Arrays(Format):
         if path.suffix.lower() == ".npz":
             np.savez_compressed(path, **{recording.source.get("key") or "frames": array})
             return
-        header = io.BytesIO()  # not np.save, which would load a long cine from the disk into memory
+        header = io.BytesIO()  # not np.save: it would load a long cine from disk into memory
         np.lib.format.write_array_header_1_0(
             header, {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
         )
@@ -59,13 +59,13 @@ class Arrays(Format):
 
 
 def _array(file, size: int, path) -> np.ndarray:
-    """Return the array in an NPY stream of `size` bytes, without allocating memory for more than that."""
+    """Return the array in an NPY stream of `size` bytes, without allocating more memory than that."""
     version = np.lib.format.read_magic(file)
     read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
     shape, by_columns, dtype = read_header(file)
     count = math.prod(shape)
     if min(shape, default=1) < 0 or dtype.hasobject or count * dtype.itemsize > size:
-        raise InputError(f"{path} is damaged: it promises {count} values of type {dtype} in {size} bytes.")
+        raise InputError(f"{path} is damaged: its header states {count} values of type {dtype} in {size} bytes.")
     if count * dtype.itemsize >= base.LARGE and isinstance(file, io.BufferedReader):
         values = np.memmap(file, dtype, "r", file.tell(), (count,))
     else:

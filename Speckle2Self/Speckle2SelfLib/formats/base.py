@@ -1,4 +1,4 @@
-"""Parts that all formats share: the recording, the protocol of a format, raw pixels in and out."""
+"""The common parts of all formats: the recording, the protocol of a format, reading and writing of raw pixels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEAD = 512  # bytes at the start of a file that identify its format
 SEQUENCES = tuple(f".{kind}{suffix}" for kind in ("seq", "igs") for suffix in (".mha", ".mhd", ".nrrd", ".nhdr"))
 LARGE = 2**28  # bytes; larger recordings are kept on the disk while they are processed
 SECONDS = {"s": 1.0, "sec": 1.0, "ms": 1e-3, "msec": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0}  # seconds per unit
-NEAR = 0.05  # fraction of an interval between frames; a smaller error of a time is accepted
+NEAR = 0.05  # fraction of the interval between frames; smaller errors of a time are accepted
 DEFLATE_LIMIT = 1040  # largest possible ratio of inflated to deflated size
 
 
@@ -32,14 +32,14 @@ class Recording:
     frames: np.ndarray  # (N, H, W) or (N, H, W, 3 or 4), the file's own type
     path: Path
     format: str  # the name of the format that read it, or of the one whose rules apply when it is written
-    region: np.ndarray | None = None  # (H, W) bool: where the file says its image is (DICOM)
+    region: np.ndarray | None = None  # (H, W) bool: the imaged part according to the file (DICOM)
     single: bool = False  # the file held one two-dimensional image
     sequence: bool = False  # the file says that its frames follow each other in time
     volumes: int = 1  # number of volumes in `frames`, one after the other, with equal numbers of slices
     times: np.ndarray | None = None  # (N,) s: time of each frame (or volume) after the first
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)  # (between frames, axial, lateral), mm
-    source: dict = field(default_factory=dict, repr=False)  # headers, as their format keeps them
-    run: str = ""  # identifies how its frames were made: slices of one series that share it are kept as one series
+    source: dict = field(default_factory=dict, repr=False)  # headers, in the form of their format
+    run: str = ""  # identifies how its frames were made; slices of one series with the same value remain one series
     parts: tuple[Path, ...] = ()  # the files that it was read from, if `path` is not the only one
 
 
@@ -51,13 +51,13 @@ class Format:
 
     name = ""
     suffixes: tuple[str, ...] = ()  # lower case, with the dot
-    geometric = False  # its files say whether they hold a volume
-    fields = False  # holds fields for each frame that no other format holds
-    takes_all = False  # accepts the frames of every recording, without such fields
-    unnamed = False  # its files may have no suffix
+    geometric = False  # whether its files say that they hold a volume
+    fields = False  # whether it holds fields for each frame that no other format has
+    takes_all = False  # whether it accepts the frames of every recording, without such fields
+    unnamed = False  # whether its files may lack a suffix
 
     def recognizes(self, head: bytes, path: Path) -> bool:
-        """Return whether a file's content, whatever its name, is of this format.
+        """Return whether a file has this format, by its content, whatever its name.
 
         Args: head, the first `HEAD` bytes of the file.
         """
@@ -71,11 +71,11 @@ class Format:
         raise NotImplementedError
 
     def holds_image(self, path: Path) -> bool:
-        """Return whether a file of this format holds frames at all, as far as can be seen without reading it."""
+        """Return whether a file of this format holds frames at all, as far as is known without reading it."""
         return True
 
     def keeps_times(self, path: Path, recording: Recording) -> bool:
-        """Return whether a file of this name can store the times of the frames of a recording of another format."""
+        """Return whether a file of this name can store the frame times of a recording of another format."""
         return False
 
     def check(self, path: Path, recording: Recording) -> None:
@@ -108,7 +108,7 @@ def pixels(data: Path, start: int, count: int, dtype: np.dtype, packed: str, pat
         start = max(end - wanted, 0) if start < 0 else min(start, end)
         size = end - start
         if wanted > size * (DEFLATE_LIMIT if packed else 1):
-            raise InputError(f"{path} is damaged: it promises {wanted} bytes of pixels and holds {size}.")
+            raise InputError(f"{path} is damaged: its header states {wanted} bytes of pixels, but it holds {size}.")
         stream.seek(start)
         if packed:
             try:
@@ -125,7 +125,7 @@ def pixels(data: Path, start: int, count: int, dtype: np.dtype, packed: str, pat
         else:
             values = bytearray(stream.read(wanted))
     if len(values) < wanted:
-        raise InputError(f"{path} is cut short: {wanted} bytes of pixels were expected, {len(values)} are there.")
+        raise InputError(f"{path} is cut short: {wanted} bytes of pixels were expected, {len(values)} were found.")
     return np.frombuffer(values, dtype, count)
 
 
@@ -157,7 +157,7 @@ def check_promise(count: int, size: int, path, packed: int = DEFLATE_LIMIT) -> N
     packed: the largest possible number of values in a byte.
     """
     if not 0 < count <= size * packed:
-        raise InputError(f"{path} is damaged: it promises {count} values in {size} bytes.")
+        raise InputError(f"{path} is damaged: its header states {count} values in {size} bytes.")
 
 
 def check_dimensions(count: int, path) -> None:
@@ -167,7 +167,7 @@ def check_dimensions(count: int, path) -> None:
 
 
 def frame_times(values, count: int) -> np.ndarray | None:
-    """Return the times of `count` frames after the first, in seconds; None if they are not times, or do not rise."""
+    """Return the times of `count` frames after the first, in seconds; None if they are not times or do not increase."""
     try:
         times = np.asarray([float(value) for value in values])
     except (TypeError, ValueError):
@@ -193,7 +193,7 @@ def steady_times(step, count: int) -> np.ndarray | None:
 
 
 def is_steady(times: np.ndarray) -> bool:
-    """Return whether frames are at equal intervals, or nearly so."""
+    """Return whether frames are at equal intervals, or nearly."""
     even = np.linspace(times[0], times[-1], len(times))
     return bool(np.abs(times - even).max() <= NEAR * (times[-1] - times[0]) / (len(times) - 1))
 
@@ -214,7 +214,7 @@ def data_file(path: Path, name: str):
         raise InputError(f"{path} keeps its pixels in {name}; only one file in the same folder is supported.")
     data = path.parent / name
     if not data.is_file():
-        raise InputError(f"{path} keeps its pixels in {name}, which is not there.")
+        raise InputError(f"{path} keeps its pixels in {name}, which is missing.")
     return data
 
 
@@ -233,7 +233,7 @@ def header_lines(file, path, is_last, detached: bool = False) -> list[str]:
 
 
 def allocate(shape: tuple[int, ...], dtype) -> np.ndarray:
-    """Return a new array, on the disk if it is large; it is freed with the last reference to it."""
+    """Return a new array, on disk if it is large; it is freed with the last reference to it."""
     if math.prod(shape) * np.dtype(dtype).itemsize < LARGE:
         return np.zeros(shape, dtype)
     with tempfile.TemporaryFile(prefix="speckle2self-") as file:
@@ -242,7 +242,7 @@ def allocate(shape: tuple[int, ...], dtype) -> np.ndarray:
 
 
 def unsupported_type(path: Path, name: str, recording: Recording) -> InputError:
-    """Return the error for a format `name` that cannot hold the type of the frames."""
+    """Return the error for a format `name` that cannot hold frames of this type."""
     kind = recording.frames.dtype
     return InputError(f"{path.name} cannot be written: {name} does not hold frames of type {kind}; choose .npy.")
 
@@ -265,7 +265,7 @@ def quiet(name: str):
 def _without_standard_error():
     try:
         kept = os.dup(2)
-    except OSError:  # there is none
+    except OSError:  # there is no such descriptor
         yield
         return
     nothing = os.open(os.devnull, os.O_WRONLY)
@@ -280,7 +280,7 @@ def _without_standard_error():
 
 @contextmanager
 def reading(path: Path, what: str, library: str, own: tuple[type[Exception], ...] = (OSError,)):
-    """Convert the many kinds of exceptions of a library on damaged files to InputError, and silence the library.
+    """Convert the many exceptions that a library raises for damaged files to InputError, and silence the library.
 
     what: the expected kind of file. own: exceptions that are informative enough to pass on.
     """
@@ -294,16 +294,16 @@ def reading(path: Path, what: str, library: str, own: tuple[type[Exception], ...
 
 
 def release(array: np.ndarray) -> None:
-    """Free the memory that caches an array on the disk. Do nothing for other arrays, or for those of mode "c", whose
+    """Free the memory that caches an array on disk. Do nothing for other arrays, or for those of mode "c", whose
     changes exist only in memory."""
     while isinstance(array, np.ndarray) and getattr(array, "mode", "") != "c":
-        if isinstance(array.base, mmap.mmap) and hasattr(array.base, "madvise"):  # not on Windows
+        if isinstance(array.base, mmap.mmap) and hasattr(array.base, "madvise"):  # Windows has none
             array.base.madvise(mmap.MADV_DONTNEED)
         array = array.base
 
 
 def write_with_header(path: Path, header: bytes, array: np.ndarray, packed: bytes, beside: str) -> None:
-    """Write a header and an array, or its packed bytes; beside: the name of a separate file for the array."""
+    """Write a header and an array, or its packed bytes; beside: name of a separate file for the array."""
     if beside:
         path.write_bytes(header)
         path, header = path.parent / beside, b""

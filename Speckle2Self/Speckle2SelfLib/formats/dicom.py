@@ -1,4 +1,4 @@
-"""DICOM, read by pydicom, and written as a derived series."""
+"""DICOM: read by pydicom, and written as a derived series."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Dicom(Format):
         return header is None or ("Rows" in header and "Columns" in header)
 
     def read(self, path: Path, key: str) -> Recording:
-        with quiet("pydicom"):  # which warns of a damaged value when that is asked for
+        with quiet("pydicom"):  # pydicom warns of a damaged value when that is read
             return self._read(path, _dataset(path))
 
     def _read(self, path: Path, dataset) -> Recording:
@@ -67,7 +67,7 @@ class Dicom(Format):
         colour = photometric not in ("MONOCHROME1", "MONOCHROME2")
         single = array.ndim == (3 if colour else 2)
         frames = array[None] if single else array
-        if photometric == "MONOCHROME1":  # stored inverted; invert, so that echoes are bright
+        if photometric == "MONOCHROME1":  # stored inverted; invert it, so that echoes are bright
             frames = frames.max() + frames.min() - frames
         region = _region(dataset, frames.shape[1:3])
         return Recording(
@@ -95,7 +95,7 @@ class Dicom(Format):
                 path.write_bytes(_derived_file(frames, recording))
         except (OSError, MemoryError):
             raise
-        except Exception as error:  # pydicom keeps damaged values as they are until they are written
+        except Exception as error:  # pydicom finds damaged values only when they are written
             name = recording.path.name
             raise InputError(
                 f"{name} has damaged fields and cannot be written as DICOM again; choose .npy or .mha."
@@ -105,7 +105,7 @@ class Dicom(Format):
 def _decoding_error(path: Path, dataset, error: Exception) -> InputError:
     """Return the error for pixels that cannot be decoded, with the packages to install, if any would help."""
     name = getattr(dataset.file_meta.TransferSyntaxUID, "name", "")
-    if packages := re.findall(r"requires (.+)", str(error)):  # by pydicom, for each of its plugins
+    if packages := re.findall(r"requires (.+)", str(error)):  # pydicom names them for each of its plugins
         return InputError(f"{path} is compressed as {name}; install {packages[0].rstrip(' .')} to read it.")
     if name.startswith(("MPEG", "HEVC")):
         return InputError(f"{path} holds a film ({name}); export it as MP4, AVI or uncompressed DICOM.")
@@ -120,7 +120,7 @@ def _header(path: Path):
             return pydicom.dcmread(
                 path, stop_before_pixels=True, force=True, specific_tags=["SOPClassUID", "Rows", "Columns"]
             )
-    except Exception:  # pydicom raises many kinds on damaged files
+    except Exception:  # pydicom raises many kinds for damaged files
         return None
 
 
@@ -142,17 +142,17 @@ def _dataset(path: Path):
 
 
 def _region(dataset, shape) -> np.ndarray | None:
-    """Return the imaged regions of SequenceOfUltrasoundRegions (H, W) bool; None without any, or if one exceeds the
-    image. Some scanners give the last row and column plus one, which is accepted."""
+    """Return the imaged regions of SequenceOfUltrasoundRegions (H, W) bool; None if there are none, or one exceeds the
+    image. Some scanners store the last row and column plus one, which is accepted."""
     region = np.zeros(shape, bool)
     try:
         for item in _tissue_regions(dataset):
             top, bottom = item.get("RegionLocationMinY0", -1), item.get("RegionLocationMaxY1", -1)
             left, right = item.get("RegionLocationMinX0", -1), item.get("RegionLocationMaxX1", -1)
             if not (0 <= top <= bottom <= shape[0] and 0 <= left <= right <= shape[1]):
-                return None  # an image that was scaled after its regions had been written down
+                return None  # the image was scaled after its regions had been stored
             region[top : bottom + 1, left : right + 1] = True
-    except Exception:  # pydicom reads a value when it is asked for, and raises many kinds on damaged ones
+    except Exception:  # pydicom converts a value on access, and raises many kinds for damaged ones
         return None
     return region if region.any() else None
 
@@ -188,9 +188,9 @@ def _times(dataset, count: int) -> np.ndarray | None:
     try:
         if vector := dataset.get("FrameTimeVector"):
             steps = np.atleast_1d(np.array(vector, float)) / 1000
-            first = [0.0] * (len(steps) == count - 1)  # which some omit
+            first = [0.0] * (len(steps) == count - 1)  # some omit the first
             times = frame_times(np.cumsum([*first, *steps]), count)
-            if times is not None:  # else it is damaged
+            if times is not None:  # otherwise it is damaged
                 return times
         if dataset.get("FrameTime"):
             return steady_times(float(dataset.FrameTime) / 1000, count)
@@ -214,7 +214,7 @@ def _derived_file(frames: np.ndarray, recording: Recording) -> bytes:
                 dataset.pop(f"{keyword}PaletteColorLookupTable{part}", None)
     for keyword in STALE:
         dataset.pop(keyword, None)
-    if syntax == ExplicitVRBigEndian:  # which DICOM has retired
+    if syntax == ExplicitVRBigEndian:  # retired by DICOM
         _swap_words(dataset)
     several = len(frames) > 1 or "NumberOfFrames" in dataset
     compressed = syntax.is_encapsulated or syntax.is_deflated
@@ -224,7 +224,8 @@ def _derived_file(frames: np.ndarray, recording: Recording) -> bytes:
 
 
 def _swap_words(dataset) -> None:
-    """Turn the bytes of all words but the pixels, such as of tables, which pydicom keeps as they are in the file."""
+    """Swap the bytes of all words except the pixels, for example of tables, which pydicom keeps in the file's byte
+    order."""
     for element in dataset.iterall():
         if element.VR in WORDS and element.keyword != "PixelData" and isinstance(element.value, bytes):
             element.value = np.frombuffer(element.value, WORDS[element.VR]).byteswap().tobytes()

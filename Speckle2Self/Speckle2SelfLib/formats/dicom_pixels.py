@@ -1,4 +1,5 @@
-"""The pixels of DICOM data sets: decoded by pydicom and its plugins, else by the GDCM inside SimpleITK; encoded."""
+"""Decode the pixels of DICOM data sets, by pydicom and its plugins or else by the GDCM inside SimpleITK, and encode
+them."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, 
 
 from .base import quiet
 
-# The elements of a data set that GDCM needs to decode its pixels.
+# elements of a data set that GDCM needs to decode its pixels
 PIXEL_MODULE = (
     "SOPClassUID", "SOPInstanceUID", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PlanarConfiguration",
     "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
@@ -65,7 +66,7 @@ def _fragments(data: bytes) -> list[bytes]:
 
 
 def _frames(dataset) -> list[bytes]:
-    """Return the compressed frames: one item each, or, for JPEG in several items, as many as begin a frame."""
+    """Return the compressed frames: one item each or, if JPEG frames span several items, as many as begin a frame."""
     fragments, count = _fragments(dataset.PixelData), int(dataset.get("NumberOfFrames", 1) or 1)
     if count == 1:
         fragments = [b"".join(fragments)]
@@ -117,9 +118,9 @@ def _decode_by_gdcm(dataset) -> np.ndarray:
     for keyword in PIXEL_MODULE:
         if keyword in dataset:
             plain[keyword] = dataset[keyword]
-    if dataset.SamplesPerPixel == 1:  # stored values, neither turned nor colored
+    if dataset.SamplesPerPixel == 1:  # stored values, without inversion or palette
         plain.PhotometricInterpretation = "MONOCHROME2"
-    plain.PixelData = encapsulate(_frames(dataset))  # as intact as can be
+    plain.PixelData = encapsulate(_frames(dataset))  # repaired as far as possible
     plain["PixelData"].VR = "OB"
     plain["PixelData"].is_undefined_length = True
     plain.file_meta = pydicom.dataset.FileMetaDataset()
@@ -143,7 +144,7 @@ def _apply_palette(array: np.ndarray, dataset) -> np.ndarray:
         from pydicom.pixel_data_handlers.util import apply_color_lut
 
     array = apply_color_lut(array, dataset)
-    wide = array.max(initial=0) > 255  # entries of 16 bits; some write those of 8 as such
+    wide = array.max(initial=0) > 255  # entries of 16 bits; some writers store entries of 8 bits as such
     return (array >> 8 if wide else array).astype(np.uint8)
 
 
@@ -171,8 +172,8 @@ def set_pixels(dataset, array: np.ndarray, photometric: str, bits: int, compress
 
 
 def _jpeg_2000(frame: np.ndarray) -> bytes:
-    """Return a frame as lossless JPEG 2000. Pillow writes no signed values, but JPEG 2000 stores them as it does the
-    unsigned ones that are larger by half of their range; only a bit of the header differs."""
+    """Return a frame as lossless JPEG 2000. Pillow does not write signed values, but JPEG 2000 stores them like
+    unsigned ones that are larger by half of their range; only one bit of the header differs."""
     signed = frame.dtype.kind == "i"
     if signed:
         frame = (frame.astype(int) - np.iinfo(frame.dtype).min).astype(f"u{frame.itemsize}")

@@ -1,4 +1,4 @@
-"""Films (MP4, MOV, AVI, MKV and others), by PyAV, read and written frame by frame, and without loss; GIF and WebP, by
+"""Films (MP4, MOV, AVI, MKV and others) are read and written by PyAV, frame by frame and without loss; GIF and WebP by
 Pillow."""
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ LOSSLESS = {  # suffix -> codec and pixel format for grey of 8 and 16 bits and f
     ".m4v": {"grey": ("libx264", "gray"), "colour": ("libx264rgb", "rgb24")},
     ".mov": {"grey": ("png", "gray"), "colour": ("png", "rgb24")},
 }
-SQUARE = (".mkv", ".avi")  # whose files PyAV does not write with other pixels
+SQUARE = (".mkv", ".avi")  # PyAV writes only square pixels into these
 PLAIN = {"gray": "gray", "bgr0": "rgb24", "rgb24": "rgb24", "gray16le": "gray16le"}  # the layout of the arrays
 STEADY = 2e-3  # s; containers round times to milliseconds
-MILLISECOND = 0.99e-3  # s, except rounding
+MILLISECOND = 0.99e-3  # s, less rounding
 FASTEST_AVI = 1000  # frames per second; for more, the library counts in another unit
-PACKED = 2**17  # largest ratio of pixels to bytes; no film or animation is compressed further
-PACKED_GIF = 2**11  # the same of a GIF's first frame; of a black image it is 1234
+PACKED = 2**17  # largest ratio of pixels to bytes in films and animations
+PACKED_GIF = 2**11  # the same for a GIF's first frame; it is 1234 for a black image
 CLOCK = Fraction(1, 90000)  # s, unit of time for frames at unequal intervals
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Films(Format):
             raise InputError(f"{path.name} cannot be written: its pixels would become square; choose .mp4 or .mov.")
         rate = _rate(recording)
         if rate is None and path.suffix.lower() == ".mkv" and np.diff(recording.times).min() < MILLISECOND:
-            raise InputError(f"{path.name} cannot be written: its times are of milliseconds; choose .mp4.")
+            raise InputError(f"{path.name} cannot be written: its format rounds times to milliseconds; choose .mp4.")
         if path.suffix.lower() == ".avi" and (rate is None or rate > FASTEST_AVI):
             reason = "its frames have one rate" if rate is None else f"it holds {FASTEST_AVI} frames a second at most"
             raise InputError(f"{path.name} cannot be written: {reason}; choose .mkv or .mp4.")
@@ -93,7 +93,7 @@ class Films(Format):
         try:
             self._write(av, path, frames, recording)
         except av.FFmpegError as error:
-            if isinstance(error, OSError):  # such as of a full disk
+            if isinstance(error, OSError):  # for example a full disk
                 raise
             raise RuntimeError("the film could not be encoded") from error
 
@@ -134,7 +134,7 @@ class Animations(Format):
             count = getattr(image, "n_frames", 1)
             pixels, size = image.width * image.height, path.stat().st_size
             if pixels * count > size * PACKED or (image.format == "GIF" and pixels > size * PACKED_GIF):
-                raise InputError(f"{path} is damaged: it promises {count} frames of {image.width} x {image.height}.")
+                raise InputError(f"{path} is damaged: it claims {count} frames of {image.width} x {image.height}.")
             frames, durations = _animation(image, count)
         times = frame_times(np.cumsum([0, *durations[:-1]]) / 1000, count)
         source = {"last": durations[-1]}
@@ -150,14 +150,16 @@ class Animations(Format):
                 f"{path.name} cannot be written: a GIF stores times in hundredths of a second; choose .webp."
             )
         if min(_milliseconds(recording)) < 1:
-            raise InputError(f"{path.name} cannot be written: its frames last milliseconds at least; choose .mkv.")
+            raise InputError(
+                f"{path.name} cannot be written: in this format, frames last at least a millisecond; choose .mkv."
+            )
 
     def write(self, path: Path, frames: np.ndarray, recording: Recording) -> None:
         images = (Image.fromarray(frame) for frame in frames)
         first, steps = next(images), _milliseconds(recording)
         how = {"optimize": False, "disposal": 2} if has_suffix(path, (".gif",)) else {"lossless": True, "exact": True}
         first.save(path, save_all=True, append_images=images, duration=steps, loop=0, **how)
-        with Image.open(path) as image:  # equal frames become one
+        with Image.open(path) as image:  # Pillow merges equal frames
             if getattr(image, "n_frames", 1) != len(frames):
                 raise RuntimeError("not the written frames")
 
@@ -204,7 +206,7 @@ def _decode(av, path: Path, colour: bool) -> tuple[np.ndarray, np.ndarray | None
         if len(moments) < promised:
             raise InputError(f"{path} is cut short: {len(moments)} of {promised} frames can be read.")
         if frame.is_corrupt:
-            raise InputError(f"{path} is cut short: its last frame, number {len(moments)}, is not whole.")
+            raise InputError(f"{path} is cut short: its last frame, number {len(moments)}, is incomplete.")
         if damaged:
             logger.warning("The film has %d damaged frames.", damaged)
         file.flush()
@@ -216,7 +218,7 @@ def _decode(av, path: Path, colour: bool) -> tuple[np.ndarray, np.ndarray | None
 
 
 def _pixel_shape(stream, frame) -> tuple[float, float]:
-    """Return height and width of a pixel as displayed; the height is 1, in no unit."""
+    """Return height and width of a pixel as displayed, relative to its height."""
     aspect = float(stream.sample_aspect_ratio or 1)
     aspect = aspect if 0.1 < aspect < 10 else 1.0
     return (aspect, 1.0) if round(getattr(frame, "rotation", 0) / 90) % 2 else (1.0, aspect)
@@ -235,7 +237,7 @@ def _expected_count(container, stream, moments: list) -> int:
     if not rate or times is None or container.streams.audio or np.abs(np.diff(times) - 1 / float(rate)).max() > STEADY:
         return 0
     count = round(((container.duration or 0) / 1e6 - (moments[0] or 0)) * float(rate))
-    return count if count > len(moments) + 1 + count / 100 else 0  # durations are rounded
+    return count if count > len(moments) + 1 + count / 100 else 0  # stored durations are rounded
 
 
 def _load(file, dtype, shape: tuple[int, ...]) -> np.ndarray:
@@ -244,7 +246,7 @@ def _load(file, dtype, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _array(frame, colour: bool) -> np.ndarray:
-    """Return the pixels of a frame as they are shown: (H, W), or (H, W, 3) if colors are requested."""
+    """Return the pixels of a frame as displayed: (H, W), or (H, W, 3) if colors are requested."""
     grey = frame.format.name.startswith("gray")
     deep = max(part.bits for part in frame.format.components) > 8
     if grey:
@@ -280,7 +282,7 @@ def _rate(recording: Recording) -> Fraction | None:
 
 
 def _durations(recording: Recording) -> list[float]:
-    """Return how long each frame is displayed, ms."""
+    """Return the display duration of each frame in ms."""
     if recording.times is None:
         return [100.0] * len(recording.frames)
     steps = np.diff(recording.times) * 1000
@@ -288,13 +290,13 @@ def _durations(recording: Recording) -> list[float]:
 
 
 def _milliseconds(recording: Recording) -> list[int]:
-    """Return the same in whole milliseconds, each frame beginning as close to its time as possible."""
+    """Return the durations in whole milliseconds, with each frame beginning as close to its time as possible."""
     ends = np.round(np.cumsum([0.0, *_durations(recording)]))
     return [int(step) for step in np.diff(ends)]
 
 
 def _animation(image, count: int) -> tuple[np.ndarray, list[float]]:
-    """Return the frames of a GIF or WebP, as grey values if possible, and how long each is shown, ms."""
+    """Return the frames of a GIF or WebP, as grey values if possible, and the display duration of each in ms."""
     alpha = image.mode == "RGBA" or (image.mode == "P" and "transparency" in image.info and count == 1)
     shape = (count, image.height, image.width, 4 if alpha else 3)
     frames, durations = allocate(shape, np.uint8), []

@@ -1,4 +1,4 @@
-"""Whatever else SimpleITK reads: BMP, Analyze, GIPL, VTK; and volumes in the formats that ITK writes."""
+"""Everything else that SimpleITK reads (BMP, Analyze, GIPL, VTK), and volumes in the formats that ITK writes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from .base import (
     unsupported_type,
 )
 
-VTK_HEADER = re.compile(rb"\n(?:LOOKUP_TABLE|COLOR_SCALARS|VECTORS|TENSORS)[^\n]*\n")  # its end
+VTK_HEADER = re.compile(rb"\n(?:LOOKUP_TABLE|COLOR_SCALARS|VECTORS|TENSORS)[^\n]*\n")  # the end of the header
 GIPL_HEADER = 256  # bytes
 FRAME_FORMATS = (".png", ".bmp", ".jpg", ".jpeg")  # formats that hold one frame
 
@@ -49,7 +49,7 @@ class Images(Format):
         return head.startswith((b"BM", b"# vtk DataFile")) and has_suffix(path, self.suffixes)
 
     def read(self, path: Path, key: str) -> Recording:
-        if path.open("rb").read(2) == b"BM":  # damaged ones end the whole process in ITK
+        if path.open("rb").read(2) == b"BM":  # a damaged BMP file ends the whole process in ITK
             with reading(path, "an image", "PIL"), Image.open(path) as image:
                 image.load()
         reader = sitk.ImageFileReader()
@@ -85,7 +85,7 @@ class Images(Format):
 
     def check(self, path: Path, recording: Recording) -> None:
         if has_suffix(path, FRAME_FORMATS) and len(recording.frames) > 1:
-            raise InputError(f"{path.name} cannot be written: it holds one frame only; choose .tif, .mha or .npy.")
+            raise InputError(f"{path.name} cannot be written: it holds only one frame; choose .tif, .mha or .npy.")
         check_image(path, recording)
 
     def write(self, path: Path, frames: np.ndarray, recording: Recording) -> None:
@@ -105,7 +105,7 @@ def _quiet():
 
 
 def _check_whole(path: Path, size: int) -> None:
-    """Raise InputError if a file whose pixels take `size` bytes is cut short, for which ITK reads beyond its end."""
+    """Raise InputError if a file with `size` bytes of pixels is cut short; ITK would read beyond its end."""
     name = path.name.lower().removesuffix(".gz")
     if name.endswith((".vtk", ".gipl", ".img")):
         try:
@@ -164,12 +164,12 @@ def _reshape(frames: np.ndarray, recording: Recording) -> np.ndarray:
     return frames if recording.volumes == 1 else frames.reshape(recording.volumes, -1, *frames.shape[1:])
 
 
-@_quiet()  # as ITK warns of every text that a format does not hold, and of odd spacings
+@_quiet()  # ITK warns of every text that a format does not hold, and of odd spacings
 def _write(path: Path, array: np.ndarray, recording: Recording) -> None:
     colour = recording.frames.ndim == 4
     image = sitk.GetImageFromArray(array, isVector=colour)
     dimension, geometry = image.GetDimension(), recording.source.get("geometry")
-    if geometry and dimension == 4 and len(geometry["spacing"]) == 3:  # of volumes in time
+    if geometry and dimension == 4 and len(geometry["spacing"]) == 3:  # geometry of volumes in time
         turned = np.eye(4)
         turned[:3, :3] = np.reshape(geometry["direction"], (3, 3))
         step = 1.0 if recording.times is None else float(np.mean(np.diff(recording.times))) or 1.0
@@ -191,7 +191,7 @@ def _write(path: Path, array: np.ndarray, recording: Recording) -> None:
     writer.SetFileName(str(path))
     writer.SetUseCompression(True)
     writer.Execute(image)
-    # Read back, as ITK does not report every full disk, nor everything that a format cannot hold.
+    # Read back, because ITK does not report every full disk, nor everything that a format cannot hold.
     image = sitk.ReadImage(str(path))
     again = sitk.GetArrayViewFromImage(image)
     if again.size % array.size or not all(map(_equal, again.reshape(*array.shape, -1), array)):
@@ -214,7 +214,7 @@ def _equal(read: np.ndarray, written: np.ndarray) -> bool:
 
 
 def _as_text(read: str) -> str:
-    """Return text that ITK read; bytes that are not UTF-8 are read as Latin-1, since ITK refuses to write them."""
+    """Return text that ITK read; bytes that are not UTF-8 count as Latin-1, since ITK refuses to write them."""
     try:
         read.encode()
         return read
@@ -223,7 +223,7 @@ def _as_text(read: str) -> str:
 
 
 def _pair(path: Path) -> tuple[Path, ...]:
-    """Return the file, and the other one if it is half of an Analyze or NIfTI pair."""
+    """Return the file, and its other half if it belongs to an Analyze or NIfTI pair."""
     stem = re.sub(r"\.(hdr|img)(\.gz)?$", "", path.name, flags=re.IGNORECASE)
     if stem == path.name:
         return (path,)
@@ -232,7 +232,7 @@ def _pair(path: Path) -> tuple[Path, ...]:
 
 
 class SequenceFormat(Format):
-    """A format with a header of our own for recordings and their times; single images and volumes are ITK's."""
+    """A format whose headers we write for recordings with times; single images and volumes are left to ITK."""
 
     written: Mapping[str, str] = {}  # numpy's type, without byte order -> its name in a header
 

@@ -1,5 +1,5 @@
-"""MetaImage (.mha, .mhd), read and written here rather than by ITK, which drops the fields that PLUS keeps for every
-frame (transforms, statuses, time stamps): volume reconstruction needs them."""
+"""MetaImage (.mha, .mhd). It is read and written here because ITK drops the fields that PLUS stores for every frame
+(transforms, statuses, time stamps), which volume reconstruction needs."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class MetaImage(SequenceFormat):
         if self.verbatim(path, recording):
             lines, packed = recording.source["lines"], recording.source["packed"]
         elif base.has_suffix(path, SEQUENCES):
-            packed = frames.nbytes < base.LARGE  # else part by part
+            packed = frames.nbytes < base.LARGE  # larger ones part by part
             lines = _sequence_lines(frames, recording, packed)
         else:
             write_image(path, frames, recording)
@@ -122,7 +122,7 @@ def _sequence_lines(frames: np.ndarray, recording: Recording, packed: bool) -> l
     axes = 4 if volumes > 1 else 3
     sizes = [frames.shape[2], frames.shape[1], *([count] if volumes > 1 else []), volumes if volumes > 1 else count]
     placed = np.eye(axes)
-    placed[:3, :3] = directions.T  # a row for each axis
+    placed[:3, :3] = directions.T  # one row per axis
     origin = [*origin, 0.0][:axes]
     spacing = [*spacing[: axes - 1], 1.0]
     times, _ = base.sequence_times(recording, sizes[-1])

@@ -1,4 +1,4 @@
-"""NIfTI (.nii, .nii.gz). ITK rewrites the codes and matrices of the header, removes the scaling and refuses a shear;
+"""NIfTI (.nii, .nii.gz). ITK rewrites the codes and matrices of the header, removes the scaling and refuses shears;
 here the header and its extensions are written unchanged."""
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .itk import check_image, write_image
 TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 TYPES |= {32: "c8", 1792: "c16", 128: "u1", 2304: "u1"}
 CHANNELS = {128: 3, 2304: 4}
-MILLIMETRES, SECONDS = {1: 1000.0, 3: 0.001}, {16: 1e-3, 24: 1e-6}  # by code; others mean mm and s
+MILLIMETRES, SECONDS = {1: 1000.0, 3: 0.001}, {16: 1e-3, 24: 1e-6}  # factors by code; other codes mean mm and s
 MOST = 2**24  # bytes before the pixels: extensions are small
 
 
@@ -158,8 +158,9 @@ def _scaling(header) -> tuple[float, float]:
 
 
 def _geometry(header, spacing, unit: float) -> dict:
-    """Return spacing, origin and directions in LPS as ITK, and so Slicer, reads them: from the sform, else the qform,
-    else along the axes, turned where a spacing is negative. Without directions if the axes are not at right angles."""
+    """Return spacing, origin and directions in LPS as ITK, and therefore Slicer, reads them: from the sform, else the
+    qform, else along the axes, reversed where a spacing is negative. Without directions if the axes are not at right
+    angles."""
     matrix = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])[:3]
     if header["sform_code"] > 0:
         with np.errstate(invalid="ignore"):

@@ -1,4 +1,4 @@
-"""NRRD (.nrrd, .nhdr), read and written here rather than by ITK, which reads no axis of a list before the image's axes
+"""NRRD (.nrrd, .nhdr). It is read and written here because ITK does not read a list axis that precedes the image axes,
 and drops fields that it does not know."""
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WRITTEN = {
     "f4": "float",
     "f8": "double",
 }
-NEAREST = 2e-3  # s; MRML treats index values 0.001 apart as equal: nearer frames have theirs in ms
+NEAREST = 2e-3  # s; frames closer in time have index values in ms, because MRML treats values 0.001 apart as equal
 COLOUR_KINDS = {"vector", "rgb-color", "rgba-color", "3-color", "4-color", "3-vector", "4-vector"}
 
 
@@ -121,11 +121,11 @@ class Nrrd(SequenceFormat):
             if not line or key in ("data file", "datafile", "line skip", "lineskip", "byte skip", "byteskip"):
                 continue
             if key == "type" and NRRD_TYPES.get(line.partition(":")[2].strip().lower()) != array.dtype.str[1:]:
-                line = f"type: {WRITTEN[array.dtype.str[1:]]}"  # of decibels, or a map
+                line = f"type: {WRITTEN[array.dtype.str[1:]]}"  # decibels or a map have another type
             if key == "encoding":
                 packed = "raw" not in line
             lines.append("endian: little" if key == "endian" else line)
-        if array.itemsize > 1 and "endian: little" not in lines:  # the input's had one byte a value
+        if array.itemsize > 1 and "endian: little" not in lines:  # the input had one byte per value
             lines.append("endian: little")
         name = path.stem + (".raw.gz" if packed else ".raw")
         detached = path.suffix.lower() == ".nhdr"
@@ -136,10 +136,10 @@ class Nrrd(SequenceFormat):
 
 
 def _lengths_of_axes(fields, count: int) -> tuple[float, ...]:
-    """Return the spacings of the axes, fastest first; 1 where the header does not say."""
+    """Return the spacings of the axes, fastest first; 1 if the header has none."""
     try:
         if "space directions" in fields:
-            vectors = re.findall(r"none|\(([^()]*)\)", fields["space directions"])  # "" for none
+            vectors = re.findall(r"none|\(([^()]*)\)", fields["space directions"])  # "" if missing
             found = [math.hypot(*(float(x) for x in vector.split(",") if vector)) for vector in vectors]
         else:
             found = [float(word) for word in fields.get("spacings", "").split()]
@@ -156,7 +156,7 @@ def _times(lines: list[str], fields: dict[str, str], count: int) -> np.ndarray |
             label, unit = (
                 (re.findall('"([^"]*)"', fields.get(name, "")) or [""])[place] for name in ("labels", "units")
             )
-            times = None if label == "frame" else base.frame_times(values.split(), count)  # else numbers
+            times = None if label == "frame" else base.frame_times(values.split(), count)  # otherwise frame numbers
             return None if times is None else times * SECONDS.get(unit, 1.0)
     return base.frame_times([pairs.get(f"Seq_Frame{number:04}_Timestamp") for number in range(count)], count)
 

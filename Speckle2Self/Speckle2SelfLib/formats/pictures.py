@@ -1,4 +1,5 @@
-"""PNG, by ITK, or by Pillow if it is grey with transparency; JPEG, by Pillow, as ITK's library prints warnings."""
+"""PNG is read and written by ITK, or by Pillow if it is grey with transparency; JPEG by Pillow, because ITK's library
+prints warnings."""
 
 from __future__ import annotations
 
@@ -81,7 +82,7 @@ class Pictures(Images):
 
 
 def _by_pillow(path: Path, mode_of: Callable[[str], str], packed: int) -> tuple[np.ndarray, dict]:
-    """Return the pixels of an image, converted to the mode for its own, and what else Pillow finds in it.
+    """Return the pixels of an image, converted to the mode that its own is mapped to, and what else Pillow finds in it.
 
     packed: the largest possible ratio of pixels to bytes.
     """
@@ -91,7 +92,7 @@ def _by_pillow(path: Path, mode_of: Callable[[str], str], packed: int) -> tuple[
 
 
 def _chunks(data: bytes, names: set[bytes], other: bool = False) -> bytes:
-    """Return the intact chunks of a PNG of these names, or of all other names."""
+    """Return the intact chunks of a PNG with these names, or with all other names."""
     at, kept = len(PNG), []
     while at + 12 <= len(data):
         name, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4], "big")
@@ -107,5 +108,5 @@ def _orientation(path: Path) -> int:
     try:
         with Image.open(path) as image:
             return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # Pillow raises many kinds; the pixels can be good all the same
+    except Exception:  # Pillow raises many kinds; the pixels can still be good
         return 1

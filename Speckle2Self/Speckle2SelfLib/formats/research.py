@@ -1,4 +1,4 @@
-"""Arrays in MATLAB's files and in HDF5 (zea and others): the frames are replaced and everything else is kept."""
+"""Arrays in MATLAB and HDF5 files (of zea and others): the frames are replaced and everything else is kept."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OURS = "frames", "times", "spacing"  # the arrays in files written from other fo
 
 
 class Matlab(Format):
-    """Files of versions 5 to 7, by scipy; those of version 7.3 are HDF5."""
+    """MATLAB files of versions 5 to 7, by scipy; those of version 7.3 are HDF5."""
 
     name = "MATLAB"
     suffixes = (".mat",)
@@ -34,7 +34,7 @@ class Matlab(Format):
     def read(self, path: Path, key: str) -> Recording:
         from scipy.io import loadmat, whosmat
 
-        with reading(path, "a file of MATLAB", "scipy"):
+        with reading(path, "a MATLAB file", "scipy"):
             _check_elements_of_file(path)
             shapes = {name: shape for name, shape, kind in whosmat(path) if kind in NUMBERS}
             name = choose_array(path, {name: _shape_from_matlab(shape) for name, shape in shapes.items()}, key)
@@ -79,14 +79,14 @@ class Matlab(Format):
 NUMBERS = {"double", "single", "logical", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))}
 
 
-MATRIX, PACKED = 14, 15  # kinds of elements in a file of MATLAB
+MATRIX, PACKED = 14, 15  # kinds of elements in a MATLAB file
 VALUES = {*range(1, 8), 9, 12, 13, 16, 17, 18}  # the kinds that hold values of one type
 NESTING = (1, 2, 3, 16, 17)  # classes of arrays that hold others
 DEEPEST = 50  # arrays in arrays
 
 
 def _check_elements_of_file(path: Path) -> None:
-    """ValueError for elements of kinds that there are not: scipy ends the whole process with them."""
+    """Raise ValueError for elements of undefined kinds: scipy ends the whole process with them."""
     with path.open("rb") as file:
         order = "<" if file.read(128)[126:] == b"IM" else ">"
         while len(tag := file.read(8)) == 8:
@@ -102,7 +102,7 @@ def _check_elements_of_file(path: Path) -> None:
 
 
 def _check_matrix(stream, kind: int, size: int, order: str, depth: int = 0) -> None:
-    """ValueError where a matrix of `size` bytes has elements that its class does not."""
+    """Raise ValueError if a matrix of `size` bytes has elements that its class does not allow."""
     if kind != MATRIX or depth > DEEPEST:
         raise ValueError("its elements are damaged")
     if size == 0:
@@ -143,7 +143,7 @@ class _InflatedStream:
 
 
 class Hdf5(Format):
-    """HDF5 by h5py, and MATLAB's version 7.3, whose axes are the other way round."""
+    """HDF5 files, by h5py, and MATLAB files of version 7.3, whose axes are reversed."""
 
     name = "HDF5"
     suffixes = (".h5", ".hdf5", ".uff", ".mat")
@@ -156,7 +156,7 @@ class Hdf5(Format):
         h5py = _h5py()
         by_columns = path.open("rb").read(10) == b"MATLAB 7.3"
         shape_of: Callable = (lambda shape: _shape_from_matlab(shape[::-1])) if by_columns else tuple
-        with reading(path, "a file of HDF5", "h5py", own=()), h5py.File(path, "r") as file:
+        with reading(path, "an HDF5 file", "h5py", own=()), h5py.File(path, "r") as file:
             sets = _data_sets(file, h5py)
             if ustb := _read_ustb(path, sets):
                 return ustb
@@ -187,7 +187,7 @@ class Hdf5(Format):
         shutil.copyfile(recording.path, path)
         with h5py.File(path, "r+") as file:
             data = file[recording.source["key"]]
-            if data.dtype.names:  # complex values of MATLAB
+            if data.dtype.names:  # MATLAB's complex values
                 data[...] = _as_pairs(array, data.dtype)
             else:
                 data[...] = array.reshape(data.shape)
@@ -197,7 +197,7 @@ def _h5py():
     try:
         import h5py
     except ImportError as error:
-        raise InputError("Files of HDF5 need the package h5py; install it: python -m pip install h5py.") from error
+        raise InputError("HDF5 files need the package h5py; install it: python -m pip install h5py.") from error
     return h5py
 
 
@@ -217,7 +217,7 @@ AXES = (("x_axis", "z_axis"), ("azimuth_axis", "depth_axis"))  # names in USTB's
 
 
 def _read_ustb(path: Path, sets: dict) -> Recording | None:
-    """Return the beamformed data in a file of the toolbox USTB: (..., pixels), line after line; None without any."""
+    """Return the beamformed data in a file of the USTB toolbox: (..., pixels), line by line; None if there are none."""
     for across, along in AXES:
         for group in [name.removesuffix(f"/scan/{across}") for name in sets if name.endswith(f"/scan/{across}")]:
             axes = sets[f"{group}/scan/{across}"], sets.get(f"{group}/scan/{along}")
@@ -232,7 +232,7 @@ def _read_ustb(path: Path, sets: dict) -> Recording | None:
                 check_promise(one.size, path.stat().st_size, path)
             values = parts[0][()] if len(parts) == 1 else parts[0][()] + np.complex64(1j) * parts[1][()]
             frames = values.reshape(-1, lines, samples).swapaxes(1, 2)
-            metres = across == "x_axis"  # else angles
+            metres = across == "x_axis"  # otherwise angles
             steps = [1000 * np.diff(np.ravel(axis)).mean() if metres else 1.0 for axis in axes]
             source = {"key": f"{group}/data", "by_columns": False, "by_lines": True}
             return _recording(path, Hdf5.name, frames, source, {"spacing": np.array([1.0, *steps[::-1]])})
@@ -259,7 +259,8 @@ def _as_pairs(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def choose_array(path: Path, shapes: dict[str, tuple[int, ...]], key: str) -> str:
-    """Return the name of the array with the frames: `key`, a usual name, or the only candidate; else InputError."""
+    """Return the name of the array with the frames: `key`, a usual name, or the only candidate. Raises InputError if
+    there is none, or several."""
     fit = {name: shape for name, shape in shapes.items() if is_image(shape)}
     for wanted in (key, *PREFERRED):
         for name in fit:
@@ -272,7 +273,7 @@ def choose_array(path: Path, shapes: dict[str, tuple[int, ...]], key: str) -> st
 
 
 def is_image(shape: tuple[int, ...]) -> bool:
-    """Return whether an array of this shape can be frames (N, H, W), (H, W), in color, or pairs."""
+    """Return whether an array of this shape can hold frames (N, H, W) or (H, W), in grey, color or pairs."""
     small = len(shape) == 4 and shape[-1] in (1, 2, 3, 4)
     sides = shape[1:3] if small else shape[-2:]
     return len(shape) in (2, 3, 4) and (len(shape) < 4 or small) and min(sides) >= SMALLEST

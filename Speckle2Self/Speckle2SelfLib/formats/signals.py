@@ -1,5 +1,5 @@
-"""Ultrasound before log compression: in-phase and quadrature values, radio-frequency lines and linear envelopes,
-recognized by their types and values, are converted to decibels."""
+"""Convert ultrasound before log compression to decibels: in-phase and quadrature values, radio-frequency lines and
+linear envelopes, recognized by their types and values."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .base import Recording, allocate
 
 DYNAMIC_RANGE = 60.0  # dB below the largest value; the default range that is kept
 BLOCK = 8  # pixels; speckle is measured in blocks of this size
-# In a linear envelope the deviation of speckle is about half of its mean, and grows with it, few values are large, and
-# the smallest is not a floor. Log-compressed images, 60 simulated ones and the real ones of the tests, are outside at
-# least one of these limits; where only the peak is outside, the user is asked.
+# In a linear envelope, the standard deviation of speckle is about half of its mean and grows with it, few values are
+# large, and the smallest is not a floor. Log-compressed images (60 simulated ones, and the real ones of the tests)
+# exceed at least one of these limits. If only the peak exceeds its limit, the user is asked.
 CONTRAST, SLOPE, FLOOR, PEAK, SUSPECT = 0.4, 0.7, 0.01, 40.0, 12.0
-LAGS = 12  # samples, within which radio-frequency lines swing to the other sign
-OPPOSITE = -0.3  # correlation
+LAGS = 12  # samples within which radio-frequency lines change their sign
+OPPOSITE = -0.3  # largest correlation at such a lag
 NAMES = {"IQ": "in-phase and quadrature values", "RF": "radio-frequency lines", "envelope": "a linear envelope"}
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def to_decibels(recording: Recording, dynamic_range: float | None, generic: str)
         suspect = kind is None and dynamic_range is None and may_be_envelope(frames)
     if kind is None and dynamic_range is not None:
         if frames.ndim != 3 or frames.min() < 0:
-            raise InputError(f"{recording.path} holds no linear envelope; leave the dynamic range out.")
+            raise InputError(f"{recording.path} is not a linear envelope; leave out the dynamic range.")
         kind = "envelope"
     if kind is None:
         if suspect:
@@ -75,7 +75,7 @@ def may_be_envelope(frames: np.ndarray) -> bool:
 
 
 def _axis_of_lines(frames: np.ndarray) -> int | None:
-    """Return the axis, 1 or 2, along which values (N, H, W) oscillate about zero; None if they do not."""
+    """Return the axis, 1 or 2, along which values (N, H, W) oscillate around zero; None if they do not."""
     deviation = frames.std()
     if not deviation or abs(frames.mean()) > 0.1 * deviation:
         return None
@@ -90,8 +90,8 @@ def _axis_of_lines(frames: np.ndarray) -> int | None:
 
 
 def _peak_of_envelope(frames: np.ndarray) -> float:
-    """Return the ratio of the largest of values (N, H, W), none below zero, to their median; 0 if their other
-    statistics are not those of a linear envelope."""
+    """Return the ratio of the largest of nonnegative values (N, H, W) to their median; 0 if their other statistics are
+    not those of a linear envelope."""
     count, height, width = frames.shape[0], frames.shape[1] // BLOCK, frames.shape[2] // BLOCK
     blocks = frames[:, : height * BLOCK, : width * BLOCK].reshape(count, height, BLOCK, width, BLOCK).swapaxes(2, 3)
     means, deviations = blocks.mean((3, 4)).ravel(), blocks.std((3, 4)).ravel()

@@ -1,4 +1,4 @@
-"""TIFF (.tif, .tiff), by tifffile: of any type, layout and axes, with the metadata of ImageJ and OME."""
+"""TIFF (.tif, .tiff) of any type, layout and axes, by tifffile, with the metadata of ImageJ and OME."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Tiff(Format):
         return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
     def read(self, path: Path, key: str) -> Recording:
-        import tifffile  # here, as below: Slicer does not bundle it, and reads TIFF files itself
+        import tifffile  # imported here and below, because Slicer does not bundle it, and reads TIFF files itself
 
         with reading(path, "an image", "tifffile"), tifffile.TiffFile(path) as file:
             _check_chain(file, path)
@@ -72,8 +72,8 @@ class Tiff(Format):
 
 
 def _check_chain(file, path: Path) -> None:
-    """Raise InputError if the pages of a file follow each other in a circle, in which tifffile reads without end, or
-    continue beyond the end of the file, where tifffile stops."""
+    """Raise InputError if the pages of a file form a circle, which tifffile would read without end, or continue beyond
+    the end of the file, where tifffile would stop."""
     layout, stream, offset, seen = file.tiff, file.filehandle, file.pages.first.offset, set()
 
     def number(size: int) -> int:
@@ -93,7 +93,7 @@ def _check_chain(file, path: Path) -> None:
 
 
 def _only_series(file, path: Path):
-    """Return the only series of a file, ignoring smaller copies of it. Raises InputError if there are others."""
+    """Return the only series of a file, ignoring its reduced copies. Raises InputError if there are others."""
     series = [one for one in file.series if not one.keyframe.is_reduced] or list(file.series)
     if len(series) > 1:
         shapes = ", ".join(str(one.shape) for one in series[:4])
@@ -104,7 +104,7 @@ def _only_series(file, path: Path):
 
 
 def _pixels(series, page, path: Path) -> np.ndarray:
-    """Return the values of a series as shown: white as the largest value, colors instead of a palette."""
+    """Return the values of a series as displayed: white as the largest value, colors instead of a palette."""
     from tifffile import PHOTOMETRIC
 
     try:
@@ -127,7 +127,7 @@ def _pixels(series, page, path: Path) -> np.ndarray:
 
 
 def _pixels_by_itk(series, page, path: Path) -> np.ndarray:
-    """Read like `_pixels`, for compressions that ITK supports and tifffile without imagecodecs does not."""
+    """Read like `_pixels`, for compressions that ITK supports but tifffile, without imagecodecs, does not."""
     import SimpleITK as sitk
 
     try:
@@ -178,7 +178,7 @@ def _source(file, series, page) -> dict:
 
 
 def _has_resolution(page) -> bool:
-    """Return whether the size of pixels is in the file; tifffile returns one pixel per inch otherwise."""
+    """Return whether the file stores the pixel size; tifffile returns one pixel per inch otherwise."""
     return XRESOLUTION in page.tags and YRESOLUTION in page.tags
 
 
@@ -223,7 +223,7 @@ def _units_of_ome(text: str, count: int):
 
 def _recording(path: Path, array, axes: str, source: dict, spacing, times) -> Recording:
     """Return a recording of an array with named axes: samples last; the axes before rows and columns are flattened."""
-    if len(axes) != array.ndim:  # the colors of a palette
+    if len(axes) != array.ndim:  # a palette adds colors
         axes += "S"
     rows, columns = axes.index("Y"), axes.index("X")
     colour = [axes.index("S")] if "S" in axes and array.shape[axes.index("S")] > 1 else []
@@ -276,7 +276,7 @@ def _write_again(path: Path, frames: np.ndarray, recording: Recording) -> None:
         given["extrasamples"] = source["extrasamples"] or ("UNASSALPHA",)
     if source["imagej"]:
         known = {name: value for name, value in source["metadata"].items() if name not in ("ImageJ", "images")}
-        for name in ("tile", "planarconfig"):  # which ImageJ's files lack
+        for name in ("tile", "planarconfig"):  # ImageJ's files have neither
             given.pop(name, None)
         tifffile.imwrite(path, array, imagej=True, metadata={"axes": source["axes"], **known}, **given)
         return
@@ -286,7 +286,7 @@ def _write_again(path: Path, frames: np.ndarray, recording: Recording) -> None:
         "bigtiff": source["bigtiff"] or array.nbytes > MOST,
     }
     tifffile.imwrite(path, array, metadata=None, software=False, **given)
-    with tifffile.TiffFile(path) as file:  # a layout of its own may have come out otherwise
+    with tifffile.TiffFile(path) as file:  # an unusual layout may have changed
         again = file.series[0]
         if math.prod(again.shape) != array.size or again.dtype != array.dtype:
             raise RuntimeError("not the written frames")

@@ -57,7 +57,7 @@ class NotNone(Validator):
 
 
 class IsInstance(Validator):
-    """None passes."""
+    """Accept instances of the classes, and None."""
 
     def __init__(self, classtype):
         self.classtype = classtype
@@ -68,7 +68,7 @@ class IsInstance(Validator):
 
 
 class WithinRange(Validator):
-    """Both ends are allowed."""
+    """Accept values between both limits, inclusive."""
 
     def __init__(self, minimum, maximum):
         self.minimum, self.maximum = minimum, maximum
@@ -144,7 +144,7 @@ class _Text:
 
 
 class _Number(_Text):
-    def takes(self, kind) -> bool:  # in a union, the first number type is used for both
+    def takes(self, kind) -> bool:  # in a union, the first number type accepts both
         return kind in (int, float)
 
 

@@ -81,14 +81,14 @@ def test_resampling_along_beams_and_back_restores_the_image():
 def test_beams_are_rows_and_columns():
     region, depth, angle = fan()
     resampling = Resampling(region, (1.0, 4.0), FAST_GRAIN)
-    for of, axis in ((depth, 1), (angle, 0)):  # depth is the same along a row, an angle along a column
+    for of, axis in ((depth, 1), (angle, 0)):  # depth is constant along a row, the angle along a column
         lines = resampling.to_network(torch.from_numpy(of.astype(np.float32))[None, None])[0, 0].numpy()[60:, 8:-8]
         assert lines.std(axis).max() < 0.02 * of[region].std() + 0.5 * (of is depth)
 
 
 def test_along_the_beams_the_grain_widens_less_with_depth_than_in_the_image():
     def widening(frames):
-        """Lateral grain of the last third over that of the one before."""
+        """Return the lateral grain in the last third, relative to the third before."""
         rows = np.array_split(np.arange(frames.shape[1]), 3)[1:]
         middle, deep = (estimate_grain(frames[:, part])[1] for part in rows)
         return deep / middle

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 
 
 def recording(size, count=2, geometry="linear"):
-    """(N, H, W) uint8 and its region."""
+    """Return frames (N, H, W) uint8 and their region."""
     large = tuple(max(32, n) for n in size)
     made = simulate(SimulationConfig(large, count, (1.2, 1.8), "vessel", geometry), np.random.default_rng(1))
     return np.round(made.frames * 255).astype(np.uint8)[:, : size[0], : size[1]], made.region
@@ -62,7 +62,7 @@ def test_the_uncertainty_matches_the_processors_result_also_when_replayed():
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     frames, maps = recording((123, 201))[0], {}
-    for device in ("cpu", "cuda", "cuda", "cuda"):  # of the same shape each time
+    for device in ("cpu", "cuda", "cuda", "cuda"):  # the same shape each time
         maps[device] = np.empty(frames.shape, np.float32)
         options = {"region": None, "device": device, "uncertainty": maps[device], "precision": torch.float32}
         despeckle(frames, Model(settings, network), **options)
@@ -177,7 +177,7 @@ def test_a_cancel_is_heard_and_memory_does_not_grow():
         torch.cuda.reset_peak_memory_stats()
         despeckle(frames[:count], **given)
         peaks.append(torch.cuda.max_memory_allocated())
-    assert peaks[1] <= 1.2 * peaks[0] and peaks[0] < 2**30  # which blocks meet is chance
+    assert peaks[1] <= 1.2 * peaks[0] and peaks[0] < 2**30  # blocks meet by chance
     with pytest.raises(Cancelled):
         despeckle(frames, cancelled=lambda: True, **given)
 

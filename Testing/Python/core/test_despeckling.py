@@ -23,7 +23,7 @@ from Speckle2SelfLib.system import Cancelled, InputError, out_of_memory
 
 
 def blur(frames):
-    """Return a filter that any image survives recognisably: the mean of 5 x 5 pixels."""
+    """Return a filter that any image survives recognizably: the mean of 5 x 5 pixels."""
     x = torch.nn.functional.avg_pool2d(torch.from_numpy(frames)[:, None], 5, 1, 2, count_include_pad=False)
     return x[:, 0].numpy()
 
@@ -257,7 +257,7 @@ class Watched(torch.nn.Module):
 
 @pytest.fixture
 def three_at_once(monkeypatch):
-    """Blocks of one frame of 40 x 48 pixels, on three threads."""
+    """Use blocks of one frame of 40 x 48 pixels, on three threads."""
     threads = torch.get_num_threads()
     monkeypatch.setattr(despeckling, "BLOCK_PIXELS_CPU", 40 * 48)
     torch.set_num_threads(3)

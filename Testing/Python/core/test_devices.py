@@ -1,4 +1,4 @@
-"""The devices on which networks run."""
+"""The devices for networks."""
 
 import pytest
 import torch

@@ -88,7 +88,7 @@ def test_frames_of_a_plus_recording_may_have_a_third_axis_of_one(tmp_path):
 
 @pytest.mark.parametrize("name", ["v.mha", "v.nrrd", "v.nii.gz"])
 def test_volumes_in_time_are_read_slice_by_slice_and_written_back_unchanged(tmp_path, name):
-    volumes = np.random.default_rng(0).integers(0, 255, (2, 5, 20, 3)).astype(np.uint8)  # as wide as colors are deep
+    volumes = np.random.default_rng(0).integers(0, 255, (2, 5, 20, 3)).astype(np.uint8)  # 3 pixels wide, like colors
     path = str(tmp_path / name)
     image = sitk.JoinSeries([sitk.GetImageFromArray(volume) for volume in volumes])
     image.SetSpacing((0.2, 0.3, 2, 0.5))

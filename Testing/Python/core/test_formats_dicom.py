@@ -15,7 +15,7 @@ from Speckle2SelfLib.__main__ import main
 from Speckle2SelfLib.system import InputError
 
 SMOOTH = (np.add.outer(np.arange(40), np.arange(50)) * 2 + np.arange(3)[:, None, None]).astype(np.uint8)
-LOSSLESS = {"JPEG": "1.2.840.10008.1.2.4.70", "JPEG2000": "1.2.840.10008.1.2.4.90"}  # those that GDCM writes
+LOSSLESS = {"JPEG": "1.2.840.10008.1.2.4.70", "JPEG2000": "1.2.840.10008.1.2.4.90"}  # the ones that GDCM writes
 
 
 def compressed(folder, compressor, frames=SMOOTH):
@@ -152,7 +152,7 @@ def test_other_decoders_agree_on_the_files_that_are_written_compressed(tmp_path,
     assert np.array_equal(by_pydicom(tmp_path / "out.dcm"), expected), "by Pillow's decoder"
     read = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out.dcm")))
     assert np.array_equal(read.reshape(frames.shape), expected), "by GDCM's decoder"
-    if kind.startswith("signed"):  # which FFmpeg decodes as unsigned
+    if kind.startswith("signed"):  # FFmpeg decodes it as unsigned
         expected = (expected.astype(int) + 2 ** (written.BitsStored - 1)).astype(f"u{frames.itemsize}")
     assert np.array_equal(by_ffmpeg(tmp_path / "out.dcm"), expected), "by FFmpeg's decoder"
 

@@ -85,7 +85,7 @@ def test_an_hdf5_file_of_zea_keeps_its_other_content(tmp_path):
 
 
 def ustb(path, values, scan):
-    """Beamformed data (N, H, W) as the toolbox USTB writes them: pixels in one axis, along each line first."""
+    """Write beamformed data (N, H, W) like the USTB toolbox: pixels in one axis, along each line first."""
     pixels = values.swapaxes(1, 2).reshape(len(values), 1, 1, -1)  # frames, waves, channels, pixels
     with h5py.File(path, "w") as file:
         if np.iscomplexobj(values):

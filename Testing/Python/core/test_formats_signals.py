@@ -16,7 +16,7 @@ from Speckle2SelfLib.system import InputError
 
 
 def echoes(count=2, shape=(128, 96), seed=0):
-    """Complex echoes (N, H, W) of a background, bright layers and a cyst, and their strength (H, W)."""
+    """Return complex echoes (N, H, W) of a background, bright layers and a cyst, and their strength (H, W)."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[: shape[0], : shape[1]]
     strength = np.where(y % 40 < 8, 10.0, 1.0) * np.where(np.hypot(y - 64, x - 48) < 20, 0.05, 1.0) * 10 ** (-y / 128)
@@ -25,7 +25,7 @@ def echoes(count=2, shape=(128, 96), seed=0):
 
 
 def lines(values, cycles=0.2):
-    """Radio-frequency lines of complex echoes, whose rows are samples."""
+    """Return radio-frequency lines for complex echoes, whose rows are samples."""
     carrier = np.exp(2j * np.pi * cycles * np.arange(values.shape[1]))[:, None]
     return (values * carrier).real
 

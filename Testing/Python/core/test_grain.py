@@ -1,4 +1,4 @@
-"""The grain: the length at which speckle no longer correlates."""
+"""The grain: the length at which speckle decorrelates."""
 
 import numpy as np
 import pytest

@@ -65,7 +65,7 @@ def scripts(project, package):
 
 
 def imports(folder, path, known):
-    """Names of the modules of its own package that a file imports, at any level of nesting."""
+    """Return the names of the modules of its own package that a file imports, at any level of nesting."""
     found, inside = set(), path.parent.relative_to(folder).parts
     tree = ast.parse(path.read_text())
     asked = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]

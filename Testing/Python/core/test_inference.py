@@ -198,7 +198,7 @@ def test_half_precision_is_used_only_where_its_results_agree(network, monkeypatc
     sixteen, cpu = torch.bfloat16, torch.device("cpu")
     monkeypatch.setattr(inference, "choose_precision", lambda device: sixteen)
     assert inference.precision_of(load_model("default"), cpu) == sixteen
-    weights = {name: weight * 3e38 for name, weight in network.state_dict().items()}  # so that its output is NaN
+    weights = {name: weight * 3e38 for name, weight in network.state_dict().items()}  # makes its output NaN
     broken = FastNetwork(8).eval()
     broken.load_state_dict(weights)
     assert inference.precision_of(Model(ModelConfig(width=8), broken), cpu) == torch.float32

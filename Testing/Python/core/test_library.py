@@ -62,7 +62,7 @@ def test_no_model_may_have_the_name_of_a_classical_filter_which_would_hide_it(fi
         Job(str(tmp_path / f"{name}.safetensors"))
     assert set(library.own_models()) == {"mine"}
     assert library.free_name(name) == f"{name} 2"
-    file.rename(library.home() / "models" / f"{name}.safetensors")  # as one may have been called before
+    file.rename(library.home() / "models" / f"{name}.safetensors")  # an older version allowed such names
     library.rename(name, "yours")
     assert set(library.own_models()) == {"mine", "yours"}
 

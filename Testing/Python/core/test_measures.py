@@ -21,7 +21,7 @@ SOURCES = sorted(
     if "__pycache__" not in path.parts
 )
 LONGEST_FUNCTION, LONGEST_FILE = 60, 650  # lines
-BY_NAME = ("config.py", "recipes.py")  # where recipes may be asked for by name
+BY_NAME = ("config.py", "recipes.py")  # files that may look up recipes by name
 FRAGMENTS = {"As", "In", "Its", "Of", "So", "Their", "What", "Where", "Whether"}  # such docstrings have no main verb
 each_source = pytest.mark.parametrize("source", SOURCES)
 
@@ -74,9 +74,10 @@ def test_docstrings_of_tests_are_not_fragments():
 
 
 def private_names(tree):
-    """Names of torch that it does not promise to keep: torch.ops, torch._C, and others that begin with one underscore.
+    """Return the names of torch that it does not promise to keep: torch.ops, torch._C, and others with one leading
+    underscore.
 
-    Other names that `import` gives to torch and its modules count; so does `_version`, an attribute of tensors.
+    Other names that `import` binds to torch and its modules count; so does `_version`, an attribute of tensors.
     """
     ours = {"torch"}
     found = []

@@ -1,6 +1,6 @@
 """Nothing invented, nothing lost: the bundled model on phantoms whose truth is known.
 
-Grey values are those of a 60 dB display, 0 to 1: 0.1 is 6 dB. Each bound stands a little above, or below, what was
+Grey values are those of a 60 dB display, 0 to 1: 0.1 is 6 dB. Each bound is a little above, or below, the values
 measured over all seeds here. The measured figures: `.venv/bin/python Testing/Python/core/test_no_invention.py`.
 """
 
@@ -29,7 +29,7 @@ FLAT = {
     (1.8, 3.5): (0.13, 0.07, 0.08),  # above the model's grain: speckle is mistaken for structure, not invented
     (2.5, 5.0): (0.15, 0.09, 0.06),
 }
-SPECKLED = ((0.9, 1.3), (1.2, 2.0), (1.8, 2.6))  # grains in which spots are counted
+SPECKLED = ((0.9, 1.3), (1.2, 2.0), (1.8, 2.6))  # grains for counting spots
 # Contrast of a disc of 32 pixels, dB -> the least and the largest share of it in the output.
 DISCS = {-30: (0.93, 1.05), -20: (0.95, 1.07), -12: (0.93, 1.06), 12: (0.90, 1.10)}
 FAINT = {-6: (0.7, 1.0), -3: (0.35, 1.0), 3: (0.35, 1.0), 6: (0.7, 1.0)}
@@ -41,13 +41,13 @@ def grey(envelope):
 
 
 def step(distance):
-    """1 where the distance in pixels is below 0, 0 above, with an edge half a pixel wide."""
+    """Return 1 where the distance in pixels is below 0, 0 above, with an edge half a pixel wide."""
     return 1 / (1 + np.exp(np.clip(4 * distance, -40, 40)))
 
 
 @cache
 def phantom(put=lambda anatomy: None, grain=GRAIN, frames=5, seed=0):
-    """Simulated frames of flat tissue with what `put` adds to the anatomy, and the same despeckled."""
+    """Return simulated frames of flat tissue with what `put` adds to the anatomy, and the same despeckled."""
 
     def draw(layout, size, rng):
         anatomy = simulation.Textbook(size, rng)
@@ -62,7 +62,7 @@ def phantom(put=lambda anatomy: None, grain=GRAIN, frames=5, seed=0):
 
 
 def local_mean(error, width=9):
-    """(N, H, W) averaged over windows that lie inside the image."""
+    """Return (N, H, W) averaged over windows that lie inside the image."""
     half = width // 2
     return uniform_filter(error, (0, width, width))[:, half:-half, half:-half]
 
@@ -72,7 +72,7 @@ def steepest(error):
 
 
 def flat(grain):
-    """Share of the standard deviation that is left, largest local mean, largest step."""
+    """Return the share of the standard deviation that remains, the largest local mean and the largest step."""
     simulated, output = phantom(grain=grain)
     before, after = simulated.frames - simulated.truth, output - simulated.truth
     return after.std() / before.std(), np.abs(local_mean(after)).max(), steepest(after)

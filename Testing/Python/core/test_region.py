@@ -75,7 +75,7 @@ def test_margins_are_excluded_and_a_dark_cyst_is_included():
 
 
 def even_tissue():
-    """A frame (1, 240, 320) uint8."""
+    """Return a frame (1, 240, 320) uint8."""
     config = SimulationConfig((240, 320), 1, (1.5, 3), "flat", roughness=np.inf)
     return np.round(20 + simulate(config, np.random.default_rng(2)).frames * 180).astype(np.uint8)
 
@@ -235,7 +235,7 @@ def test_hardly_any_tissue_is_mistaken_for_graphics_in_a_single_frame():
 
 
 def placed(frames, canvas, inside):
-    """Frames where `inside` (H, W) is True, on black, (N, H, W) uint8; (H, W) is the canvas's size."""
+    """Return frames placed where `inside` (H, W) is True, on black, (N, H, W) uint8; (H, W) is the canvas's size."""
     screen = np.zeros((len(frames), *canvas), np.uint8)
     values = np.round(8 + frames * 240)[:, : canvas[0], : canvas[1]]
     np.copyto(screen, values.astype(np.uint8), where=inside)

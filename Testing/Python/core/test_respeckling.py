@@ -39,8 +39,8 @@ def network():
 
 @pytest.fixture(scope="module")
 def recording():
-    """Frames (6, 120, 150) whose speckle, skewed and wider than high, is stronger where they are brighter; the same
-    without speckle."""
+    """Return frames (6, 120, 150) whose speckle, skewed and wider than high, is stronger where they are brighter; and
+    the same without speckle."""
     rng = np.random.default_rng(3)
     clean = np.broadcast_to(np.linspace(0.2, 0.8, 150), (6, 120, 150))
     field = gaussian_filter(rng.standard_normal((2, *clean.shape)), (0, 0, 0.8, 1.6))
@@ -49,7 +49,7 @@ def recording():
 
 
 def correlations(x):
-    """Those of neighboring rows and of neighboring columns of (..., H, W)."""
+    """Return the correlations of neighboring rows and of neighboring columns of (..., H, W)."""
     return [np.corrcoef(x[..., 1:, :].ravel(), x[..., :-1, :].ravel())[0, 1],
             np.corrcoef(x[..., 1:].ravel(), x[..., :-1].ravel())[0, 1]]  # fmt: skip
 
@@ -108,7 +108,8 @@ def test_each_recording_keeps_its_own_speckle(cine, network):
 
 @pytest.fixture(scope="module")
 def still():
-    """A cine of one anatomy, each frame with speckle of its own, at the bundled model's grain; and that model."""
+    """Return a cine of one anatomy, each frame with speckle of its own, at the bundled model's grain; and that
+    model."""
     made = simulate(SimulationConfig((160, 160), 4, (1.3, 1.6), "layers"), np.random.default_rng(6)).frames
     model = library.load_model("default")
     return prepare_cine(made, np.ones((160, 160), bool), model.config), model.network

@@ -35,7 +35,7 @@ def cine():
 def folder(cine, tmp_path, monkeypatch, small_crops):
     """Return a cine of 24 frames and a small model to start from, in the current folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes started here
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # for the processes started here
     np.save("Doe^Jane.npy", cine)
     model = ModelConfig(width=4, grain=(0.75, 1.7))
     torch.manual_seed(0)
@@ -51,7 +51,7 @@ def job(**changes):
 
 @pytest.fixture
 def short_interval(monkeypatch, small_crops):
-    """Checkpoints after every 4 steps."""
+    """Write a checkpoint after every 4 steps."""
     monkeypatch.setitem(config.PRESETS, "adapt", replace(config.PRESETS["adapt"], interval=4))
 
 
@@ -394,7 +394,7 @@ def test_recordings_are_held_out_as_a_whole_where_there_are_ten(folder):
     lines = []
     runs.run(job(inputs=["0.npy"], steps=1), lines.append)
     assert lines[0]["seen"] and not lines[0]["held_out"]
-    assert "figures are of frames that are trained on" in lines[1]["message"], "six frames are too few"
+    assert "figures are from frames that are trained on" in lines[1]["message"], "six frames are too few"
     lines = []
     runs.run(job(inputs=["0.npy"], estimate=True), lines.append)
     assert lines[-1]["estimate"]["held_out"] == 0
@@ -658,7 +658,7 @@ def test_ctrl_c_saves_and_leaves_cleanly(folder, original):
     checkpoint.load("m.model")
     process = Copy(original, [*ENDLESS, "--resume", "--listen"])
     process.read_to('"step"')
-    process.communicate()  # closes the standard input: whoever started the run is gone
+    process.communicate()  # closes the standard input, as if the parent had ended
     assert process.returncode == 130
 
 
@@ -716,7 +716,7 @@ def test_two_processes_train_as_one_does(folder, original, capsys):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}  # as torchrun sets them
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}  # the variables of torchrun
     both = [
         Copy(original, [*arguments, "2.model", "--resume"], {**place, "RANK": rank, "LOCAL_RANK": rank})
         for rank in "01"

@@ -48,7 +48,7 @@ def test_multiply_adds_are_counted_from_the_layers():
         torch.nn.Conv2d(1, 4, 3, padding=1),  # 16 x 16 pixels, 4 x 9 multiply-adds each
         torch.nn.ReLU(),
         torch.nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2),  # 8 x 8, 8 x 2 x 9
-        torch.nn.ConvTranspose2d(8, 2, 3, stride=2, padding=1, output_padding=1),  # from 8 x 8, 8 x 2 x 9
+        torch.nn.ConvTranspose2d(8, 2, 3, stride=2, padding=1, output_padding=1),  # 8 x 8 pixels, 8 x 2 x 9
     )
     work = speed.count(network, torch.zeros(1, 1, 16, 16), 256)
     assert work.multiply_adds * 256 == 256 * 36 + 64 * 144 + 64 * 144
@@ -93,7 +93,7 @@ def test_the_page_contains_the_measurements_and_the_plot_is_drawn(found):
 
 @pytest.fixture
 def one_thread():
-    """Several wait for other programs, which makes each measurement another one."""
+    """Use one thread: several wait for other programs, so that each measurement differs."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -107,7 +107,7 @@ def test_nothing_does_more_than_the_machine_can(one_thread, pair):
     limits = speed.machine_rates(CPU, 0.2)
     rows = speed.measure(entries, size, 1, CPU, 0.1)
     speed.add_shares(rows, limits)
-    if speed.beyond(rows):  # others may have been at work during the first measurement
+    if speed.beyond(rows):  # other programs may have run the first time
         again = speed.machine_rates(CPU, 0.2)
         speed.add_shares(rows, {name: max(rate, again[name]) for name, rate in limits.items()})
     assert not speed.beyond(rows), "the benchmark's limit is wrong"

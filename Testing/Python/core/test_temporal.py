@@ -40,7 +40,7 @@ def interface(depth, contrast, seed):
         anatomy.put(1 / (1 + np.exp(np.clip(-(anatomy.y - depth) / 0.4, -40, 40))), contrast)
         return anatomy
 
-    def display(level, rng):  # of 60 dB
+    def display(level, rng):  # 60 dB
         return lambda envelope: np.clip((20 * np.log10(np.maximum(envelope, 1e-9)) + 42) / 60, 0, 1)
 
     with patch.object(simulation, "_draw_anatomy", draw), patch.object(simulation, "_draw_grey_map", display):

@@ -27,7 +27,7 @@ def tinted(values, name):
 
 
 def changed(before, after):
-    """Return where a pixel or one next to it changed, as some are right by chance."""
+    """Return where a pixel or one next to it changed, because some are right by chance."""
     return ndimage.maximum_filter((before != after).any(-1), (1, 3, 3))
 
 

@@ -36,6 +36,10 @@ PHRASES = {  # what not to write -> what to write instead
     r"\bso (many|much)\b(?! (as|that))": "name the number",
     r"\bgoes (to|into|where|first|last)\b": "is written, is moved",
     r"\bnot so\b": "name it",
+    r"\bknown are\b": "choose one of",
+    r"\bper cent\b": "%",
+    r"\bas recorders do\b": "name what they do",
+    r"\b(recognis|initialis|summaris(?!e\()|millimetre|cancelled (images|runs|recordings))": "American spelling",
     r"(^|[.:] )Of (a|an|the|fewer|each|what|several)\b": "the subject first",
 }
 

@@ -21,7 +21,7 @@ class Desk:
         self.complaints = complaints.heard  # errors in the log
 
     def wait(self, condition, seconds: float = 60) -> float:
-        """Lets events happen until `condition`; the longest processor time in seconds that they took at once."""
+        """Process events until `condition`; return the longest processor time in seconds that they took at once."""
         end, longest = time.monotonic() + seconds, 0.0
         while not condition():
             assert time.monotonic() < end, "this did not happen in time"
@@ -44,12 +44,12 @@ class Desk:
         return self.slicer.app.layoutManager().sliceWidget(name).filled()
 
     def rest(self, seconds: float = 0.1) -> None:
-        """Lets events happen for a while."""
+        """Process events for a while."""
         end = time.monotonic() + seconds
         self.wait(lambda: time.monotonic() > end)
 
     def check_controls(self, panel, width: int) -> None:
-        """Every control of a panel has a tooltip, and none is cut at this width in pixels."""
+        """Check that every control of a panel has a tool tip, and that none is cut at this width in pixels."""
         import qt
 
         self.rest()
@@ -83,7 +83,7 @@ def desk(monkeypatch, tmp_path, tmp_path_factory):
     """Start the application with an empty scene and message boxes that are kept and answered; no slot may raise, and
     Slicer may find no error."""
     slicer = pytest.importorskip("slicer")
-    home = tmp_path_factory.getbasetemp() / "home"  # one path for all tests, as the process in the background is kept
+    home = tmp_path_factory.getbasetemp() / "home"  # one path for all tests, which share a background process
     home.unlink(missing_ok=True)
     (tmp_path / "home").mkdir()
     home.symlink_to(tmp_path / "home")

@@ -14,7 +14,7 @@ FRAMES = np.random.default_rng(0).rayleigh(40, (12, 48, 56)).clip(0, 255).astype
 
 
 def choose(panel, node, model="lee", region="none"):
-    """Chooses an input and a fast filter as the user does."""
+    """Choose an input and a fast filter as the user does."""
     panel.ui.inputSelector.setCurrentNode(node)
     panel.ui.modelSelector.currentText = model
     panel.ui.regionSelector.currentText = region
@@ -34,7 +34,7 @@ def done(desk, panel):
 
 
 #
-# What it looks like
+# Appearance
 #
 
 
@@ -321,7 +321,7 @@ def test_the_region_is_outlined_before_and_after_apply(desk, panel):
 
 
 def island():
-    """Speckle in the middle of black frames."""
+    """Return speckle in the middle of black frames."""
     frames = np.zeros((12, 96, 96), np.uint8)
     frames[:, 20:80, 20:80] = np.random.default_rng(1).rayleigh(40, (12, 60, 60)).clip(1, 255)
     return frames

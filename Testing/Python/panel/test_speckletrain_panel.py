@@ -22,7 +22,7 @@ FRAMES = np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype
 
 @pytest.fixture
 def train(desk, monkeypatch):
-    """Return the panel, with a home of its own in which there is a small model `start`, and a cine in the scene."""
+    """Return the panel, with a home of its own that holds a small model `start`, and a cine in the scene."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     from Speckle2SelfSlicer import training_data
     from Speckle2SelfSlicer.session import applicationSession
@@ -105,14 +105,14 @@ def test_the_files_of_a_large_folder_are_counted_only_for_a_moment(tmp_path):
 
 
 def sector(count=16):
-    """Frames of an image within a dark margin, which a recording's region leaves out."""
+    """Return frames of an image within a dark margin, which a recording's region leaves out."""
     frames = np.zeros((count, 96, 96), np.uint8)
     frames[:, 20:80, 20:80] = np.random.default_rng(1).rayleigh(40, (count, 60, 60)).clip(1, 255)
     return frames
 
 
 def outlined():
-    """Return the pixels inside the outline; None where there is none."""
+    """Return the pixels inside the outline; None if there is none."""
     composite = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSliceCompositeNode")
     node = slicer.mrmlScene.GetNodeByID(composite.GetLabelVolumeID() or "")
     assert (node is None) == (slicer.mrmlScene.GetFirstNodeByName("Outline of the region") is None)
@@ -355,7 +355,7 @@ def test_a_run_that_is_done_still_shows_its_last_preview(desk, train):
     choose(train)
     train.ui.stepsSpinBox.value = 3
     train.ui.trainButton.click()
-    desk.wait(lambda: train.ui.runLabel.text and "Speckle size" in train.ui.runLabel.text)
+    desk.wait(lambda: train.ui.runLabel.text and "Speckle measured" in train.ui.runLabel.text)
     desk.wait(lambda: train.job.ended)
     assert train.job.state == "done", train.job.message
     assert "Done" in train.ui.runLabel.text and (
@@ -434,7 +434,7 @@ def test_a_color_dicom_cine_is_trained_on_paused_resumed_and_despeckled(desk, tr
 
 
 def test_a_scene_that_is_saved_during_a_run_shows_the_later_progress_when_it_is_loaded(desk, train, tmp_path):
-    train.ui.stepsSpinBox.value = 100_000  # so that it does not end in the meantime
+    train.ui.stepsSpinBox.value = 100_000  # keeps it from ending in the meantime
     job = start(desk, train)
     train.ui.showButton.click()
     assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
@@ -716,7 +716,7 @@ def test_exporting_a_large_recording_does_not_block_the_panel(desk, train, tmp_p
         desk.wait(lambda: len(pieces) > 3)  # noqa: B023
         assert not (tmp_path / way).exists(), "only complete"
         if way == "abandoned":
-            train.endExport()  # as when the panel is closed
+            train.endExport()  # also called when the panel is closed
             train.updatePanel()
         desk.wait(lambda: train.exporting is None)
         assert max(pieces) < 0.1, "of processor time, as others may be at work"

@@ -11,7 +11,7 @@ from Speckle2SelfLib import checkpoint  # noqa: E402
 from Speckle2SelfLib.config import ModelConfig  # noqa: E402
 from Speckle2SelfLib.network import build  # noqa: E402
 
-LEVEL = 2  # of the colors; that of twice UNSURE
+LEVEL = 2  # the color's number for twice UNSURE
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def test_a_job_in_slicer_fails_with_that_sentence(broken):
         while not job.ended and time.monotonic() < end:
             worker.poll()
             time.sleep(0.01)
-        assert job.state == "failed" and job.message.startswith(SENTENCE) and "extension PyTorch" in job.message
+        assert job.state == "failed" and job.message.startswith(SENTENCE) and "PyTorch extension" in job.message
     finally:
         worker.close()
 

@@ -158,7 +158,7 @@ despeckle.close()
 
 
 def whole(folder, home, recording):
-    """Everything of a final name that the application writes can be read to its end."""
+    """Read everything with a final name that the application writes to its end."""
     for path in [*folder.glob("*.safetensors"), *home.glob("models/*.safetensors"), *home.glob("runs/*/*.safetensors")]:
         checkpoint.load(path)
     for path in home.glob("runs/*/*.state"):

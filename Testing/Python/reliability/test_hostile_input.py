@@ -47,13 +47,13 @@ from Speckle2SelfSlicer import worker as worker_module
 from Speckle2SelfSlicer.trainer import Trainer
 from Speckle2SelfSlicer.worker import NONSENSE, Worker
 
-resource = pytest.importorskip("resource")  # not on Windows
+resource = pytest.importorskip("resource")  # Windows has none
 h5py, av = pytest.importorskip("h5py"), pytest.importorskip("av")
 
 CASES = int(os.environ.get("SPECKLE2SELF_FUZZ", "1500"))
 FRAMES = np.random.default_rng(0).integers(1, 255, (3, 24, 32)).astype(np.uint8)
 SIGNED = (FRAMES.astype(np.int16) - 99) * 50
-SECONDS = 10  # for one case; most need milliseconds
+SECONDS = 10  # seconds for one case; most need milliseconds
 ROOM = 3 * 2**30  # bytes of address space that the cases may use in addition to the tests
 
 
@@ -233,7 +233,7 @@ def authors_weights():
 
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory):
-    """Suffix -> good files."""
+    """Return suffix -> good files."""
     folder = tmp_path_factory.mktemp("seeds")
     inverted = {"PhotometricInterpretation": "MONOCHROME1", "PixelRepresentation": 1, "FrameTimeVector": [0, 30, 40]}
     sequence = {"labels": '"" "" "time"', "units": '"" "" "s"', "kinds": "domain domain list"}
@@ -399,7 +399,7 @@ def numbers(kind):
 # --- Files
 
 
-LOSSY = (".jpg", ".mpg", ".wmv")  # which are never written
+LOSSY = (".jpg", ".mpg", ".wmv")  # never written
 
 
 @pytest.mark.parametrize("suffix", [kind for kind in SHARES if kind.startswith(".")])
@@ -522,7 +522,7 @@ def test_kinds_of_elements_that_end_a_process_are_refused(packed, tmp_path):
     assert np.array_equal(files.read(write(tmp_path, "case.mat", good)).frames, FRAMES)
     for kind in (0, 8, 14, 15, 19, 60, 1000, 65535, 0x40000, 0x10064):
         data = bytearray(good)
-        data[192:196] = kind.to_bytes(4, "little")  # of the values, behind flags, sizes and name
+        data[192:196] = kind.to_bytes(4, "little")  # the values, behind flags, sizes and name
         if packed:
             element = zlib.compress(bytes(data[128:]))
             data[128:] = (15).to_bytes(4, "little") + len(element).to_bytes(4, "little") + element
@@ -930,7 +930,7 @@ def test_a_worker_that_receives_nonsense_ends(line):
     process.stdin.write(line)
     process.stdin.flush()
     try:
-        process.wait(120)  # its libraries need most of that on a busy machine
+        process.wait(120)  # on a busy machine, loading its libraries needs most of that
         assert process.returncode in (0, 1)
     finally:
         process.kill()

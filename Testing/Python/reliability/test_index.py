@@ -22,7 +22,7 @@ def module_files(project):
 
 
 def dotted(node):
-    """`a.b.c` of a call's function, as far as it is made of names."""
+    """Return `a.b.c` for a call's function, as far as it consists of names."""
     return f"{dotted(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else getattr(node, "id", "")
 
 
@@ -276,7 +276,7 @@ def sample_data():
 
 
 def made(project):
-    """Testing/make_sample_data.py as a module."""
+    """Return Testing/make_sample_data.py as a module."""
     spec = importlib.util.spec_from_file_location("make_sample_data", project / "Testing" / "make_sample_data.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -36,6 +36,12 @@ def test_every_link_within_the_project_leads_to_a_file(project):
                 assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
+def test_each_page_can_be_read_in_five_minutes(project):
+    for page in project.glob("Documentation/*.md"):
+        text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", " ", page.read_text(), flags=re.DOTALL)
+        assert len(re.findall(r"[A-Za-z]{2,}", text)) <= 1200, page.name
+
+
 def test_every_make_target_that_is_named_exists(project):
     targets = set(re.findall(r"^(\w+):", (project / "Makefile").read_text(), re.MULTILINE))
     for document in documents(project):
@@ -98,8 +104,8 @@ COMMANDS = {  # row of the reference -> the command typed here, and the files it
 
 
 def test_every_command_of_the_reference_runs(project, tmp_path, small_crops, monkeypatch):
-    """The benchmarks run only up to their own functions, as they need minutes; core/test_benchmark.py and test_speed.py
-    run them."""
+    """The benchmarks run only up to their own functions, because they need minutes; core/test_benchmark.py and
+    test_speed.py run them."""
     text = (project / "Documentation/command_line.md").read_text()
     rows = re.findall(r"^\| `speckle2self ([^`]+)`", text, re.MULTILINE)
     assert set(rows) == set(COMMANDS)

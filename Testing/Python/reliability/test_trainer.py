@@ -186,7 +186,7 @@ def test_a_run_whose_files_are_being_read_is_exported_or_leaves_nothing(trainer,
     assert json.loads((tmp_path / "run" / "job.json").read_text())["inputs"] == ["recording-1.npy", "recording-2.npy"]
     assert np.array_equal(np.load(tmp_path / "run" / "recording-1.npy"), FRAMES[:3])
     assert np.array_equal(np.load(tmp_path / "run" / "recording-2.npy"), FRAMES)
-    os.mkfifo(tmp_path / "never.npy")  # its reader waits
+    os.mkfifo(tmp_path / "never.npy")  # a reader of it waits
     waiting = trainer.export(tmp_path / "other", [FRAMES], replace(job, inputs=[tmp_path / "never.npy"]), (), print)
     with Path("/proc/thread-self/children").open() as children:
         assert children.read().split()

@@ -48,7 +48,7 @@ def finish(worker, job):
 
 
 def mapped(pid="self"):
-    """Bytes of shared blocks that a process holds."""
+    """Return the bytes of shared blocks that a process holds."""
     lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
     spans = [line.split()[0].split("-") for line in lines if "memfd:Speckle2Self" in line]
     return sum(int(end, 16) - int(start, 16) for start, end in spans)
@@ -291,7 +291,7 @@ def test_slicers_own_python_is_what_child_processes_run(launcher, monkeypatch):
 
     assert python_executable() == (shutil.which("PythonSlicer") or sys.executable)
     monkeypatch.setenv("PATH", f"{launcher.parent}{os.pathsep}{os.environ['PATH']}")
-    for executable in ("", str(launcher), "/opt/Slicer/bin/SlicerApp-real"):  # of several versions of Slicer
+    for executable in ("", str(launcher), "/opt/Slicer/bin/SlicerApp-real"):  # names in several versions of Slicer
         monkeypatch.setattr(sys, "executable", executable)
         assert python_executable() == str(launcher)
 

@@ -8,7 +8,8 @@ pytest_configure = start_application
 
 @pytest.fixture(scope="session", autouse=True)
 def worker():
-    """The application's process that despeckles in the background: it takes seconds to start, and outlives scenes."""
+    """Return the application's process that despeckles in the background: it takes seconds to start, and outlives
+    scenes."""
     pytest.importorskip("slicer")
     from Speckle2SelfSlicer.session import Session, applicationSession
 

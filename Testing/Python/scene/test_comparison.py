@@ -92,7 +92,7 @@ def test_figures_use_a_slice_that_both_boxes_share_and_only_finite_values(slicer
     columns = {whole.GetTable().GetColumnName(i) for i in range(whole.GetTable().GetNumberOfColumns())}
     assert {"CNR", "gCNR"} <= columns
     figures = comparison.asHtml(whole)
-    slicer.util.arrayFromVolume(before)[:, :2, :2] = np.nan  # in neither box
+    slicer.util.arrayFromVolume(before)[:, :2, :2] = np.nan  # outside both boxes
     assert "nan" not in comparison.asHtml(comparison.evaluate(before, after, *boxes)[0]) and "nan" not in figures
     boxes[1].SetCenter(24, 16, 2)
     boxes[1].SetSize(10, 20, 0.5)
@@ -144,7 +144,7 @@ def test_the_label_map_of_a_view_is_restored(pair):
     mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "Mine")
     view.SetUseLabelOutline(False)
     composite.SetLabelVolumeID(mine.GetID())
-    for _ in range(2):  # as it is outlined again
+    for _ in range(2):  # outlined twice
         regions.showOutline(pair[0], np.ones((64, 80), bool), 0)
     assert view.GetUseLabelOutline() and composite.GetLabelVolumeID() != mine.GetID()
     regions.hideOutline()

@@ -205,7 +205,7 @@ def test_files_that_slicer_itself_loads_are_left_to_it(tmp_path):
     for path in tmp_path.iterdir():
         kind = "TransformFile" if path.name.startswith("transform") else "VolumeFile"
         if path.suffix == ".hdf5":
-            kind = "TransformFile"  # as Slicer's own readers have it
+            kind = "TransformFile"  # the name that Slicer's own readers use
         assert manager.fileType(str(path)) == kind, path.name
     loaded = slicer.util.loadNodeFromFile(str(tmp_path / "transform.h5"))
     assert loaded.IsA("vtkMRMLTransformNode")
@@ -293,7 +293,7 @@ def test_too_little_memory_is_one_sentence(tmp_path, monkeypatch):
 def without(monkeypatch):
     """Simulate a Slicer without a package: keep the requests, and answer."""
     asked, there = [], {"answer": False, "lacking": {"av", "h5py"}}
-    monkeypatch.setitem(sys.modules, "slicer.packaging", None)  # as in Slicer before 5.11
+    monkeypatch.setitem(sys.modules, "slicer.packaging", None)  # Slicer before 5.11 has none
     monkeypatch.setattr(dependencies, "find_spec", lambda name: None if name in there["lacking"] else name)
 
     def confirm(question, title):
@@ -317,7 +317,7 @@ def test_a_package_is_requested_only_when_a_file_needs_it(tmp_path, without, nam
     slicer.util.loadNodeFromFile(str(animation(tmp_path / "other.gif")))
     assert slicer.app.coreIOManager().fileType(str(path)) == KIND
     assert not asked
-    refused(path, f"needs the Python package {package.split('>')[0]}; load it again and agree")
+    refused(path, f"needs the Python package {package.split('>')[0]}; load the file again and agree")
     assert asked == [f"Speckle2Self needs to install {package}. Install now?"]
     there["answer"] = True
     assert np.array_equal(shown(slicer.util.loadNodeFromFile(str(path))), FRAMES)

@@ -1,4 +1,4 @@
-"""Live images from a real OpenIGTLink connection: pyigtl sends, and what comes is put into the scene as Slicer does."""
+"""Live images from a real OpenIGTLink connection: pyigtl sends images, which are put into the scene as Slicer does."""
 
 import signal
 import threading
@@ -32,7 +32,7 @@ def client():
 
 
 def send(server):
-    """Images whose grey value and place are the number of the message."""
+    """Send images whose grey value and place are the number of the message."""
     began = time.monotonic()
     for number in range(1, COUNT + 1):
         matrix = np.eye(4)

@@ -31,7 +31,7 @@ class FakeJob:
 
 
 class FakeWorker:
-    """Stands for the despeckling process: inverts one frame at each poll, and remembers how it was called."""
+    """Stand in for the despeckling process: invert one frame at each poll, and remember the calls."""
 
     def __init__(self, message=""):
         self.calls, self.devices, self._running, self._message = [], [], None, message
@@ -144,7 +144,7 @@ def test_a_volume_is_cut_along_the_requested_axis(logic, fake):
 
 def test_by_default_a_volume_is_cut_along_the_axis_of_acquisition(logic, fake):
     volume = add_volume(FRAMES)
-    volume.SetSpacing(0.2, 1.0, 0.2)  # millimetres along I, J, K
+    volume.SetSpacing(0.2, 1.0, 0.2)  # millimeters along I, J, K
     logic.process(volume)
     assert fake.calls[0]["shape"] == (32, 3, 24)
 
@@ -160,7 +160,7 @@ def test_the_average_uses_all_three_axes_with_one_progress(logic, fake):
 
 
 def test_the_average_of_a_single_frame_is_refused(logic):
-    with pytest.raises(InputError, match="at least 8 voxels each way"):
+    with pytest.raises(InputError, match="at least 8 voxels in each direction"):
         logic.process(add_volume(FRAMES[:1]), axis="average")
 
 
@@ -238,7 +238,7 @@ def test_a_browser_means_its_only_recording_of_images(logic):
 def test_a_region_by_name_is_a_segmentation_or_a_box(logic, fake, tmp_path, monkeypatch):
     monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path))
     node = add_volume(FRAMES[:1], "Liver")
-    with pytest.raises(InputError, match="no region 'Liver'"):
+    with pytest.raises(InputError, match="Unknown region 'Liver'"):
         logic.process(node, region="Liver")
     box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Liver")
     box.SetCenter(5, 6, 0)
@@ -258,7 +258,7 @@ def test_an_unknown_name_is_refused_by_name(logic):
 def test_unknown_arguments_are_refused_with_the_known_ones(logic):
     node = add_volume(FRAMES[:1])
     for call in (logic.process, logic.start):
-        with pytest.raises(InputError, match=r"Unknown options of despeckling: sharpness; known are .*strength"):
+        with pytest.raises(InputError, match=r"Unknown options of despeckling: sharpness; choose from .*strength"):
             call(node, sharpness=2)
     for call in (logic.process, logic.start, logic.live):
         with pytest.raises(InputError, match="'3' is not a node, nor the id or name of one"):
@@ -280,9 +280,9 @@ def test_wrong_input_is_refused_before_any_work_and_leaves_no_node(logic, fake):
     for arguments in ({"inputNode": None}, {"inputNode": empty}, {"inputNode": good, "outputNode": good}):
         with pytest.raises(InputError):
             logic.process(**arguments)
-    with pytest.raises(InputError, match="no region 'some'"):
+    with pytest.raises(InputError, match="Unknown region 'some'"):
         logic.process(good, region="some")
-    with pytest.raises(InputError, match="no axis 'q'"):
+    with pytest.raises(InputError, match="Unknown axis 'q'"):
         logic.process(good, axis="Q")
     assert fake.calls == []
     assert node_ids() == before

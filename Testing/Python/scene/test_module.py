@@ -9,13 +9,14 @@ import pytest
 
 slicer = pytest.importorskip("slicer")
 
-BUNDLED = {"slicer", "vtk", "qt", "ctk", "numpy", "SimpleITK", "pydicom", "requests"}  # with Slicer
+BUNDLED = {"slicer", "vtk", "qt", "ctk", "numpy", "SimpleITK", "pydicom", "requests"}  # packages that Slicer bundles
 OURS = {"Speckle2SelfLib", "Speckle2SelfSlicer"}
 
 
 @cache
 def imports_at_file_level(path):
-    """Names of the modules that a file imports when it is imported; those of its own package with their full name."""
+    """Return the names of the modules that a file imports when it is imported; those of its own package with their full
+    name."""
     imports = []
     for statement in ast.parse(path.read_text()).body:
         if isinstance(statement, ast.Import):
@@ -217,7 +218,7 @@ def test_torch_comes_through_the_pytorch_extension(monkeypatch):
 
 
 def newer_slicer(monkeypatch, answer):
-    """`slicer.packaging` of Slicer 5.11 and later, where the user answers: 'yes', or declines."""
+    """Provide `slicer.packaging` of Slicer 5.11 and later, where the user answers: 'yes', or declines."""
     asked = []
 
     def load_requirements(path):

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("slicer_app")
 RNG = np.random.default_rng(0)
 GREY = np.clip(90 * RNG.rayleigh(1, (4, 48, 64)), 1, 254).astype(np.uint8)
 COLOUR = np.repeat(GREY[..., None], 3, -1)
-COLOUR[:, 8:16, 8:24] = 250, 30, 20  # as of color Doppler
+COLOUR[:, 8:16, 8:24] = 250, 30, 20  # like color Doppler
 DEEP = GREY.astype(np.uint16) * 200
 
 
@@ -33,7 +33,7 @@ def despeckled(path, **properties):
     volume = slicer.util.loadVolume(str(path), properties)
     matrix = vtk.vtkMatrix4x4()
     matrix.DeepCopy((0, -2, 0, 10, -0.5, 0, 0, 20, 0, 0, 3, -30, 0, 0, 0, 1))
-    volume.SetIJKToRASMatrix(matrix)  # where the user has placed it
+    volume.SetIJKToRASMatrix(matrix)  # the user's placement
     before = slicer.util.arrayFromVolume(volume).copy()
     output = slicer.util.getModuleLogic("Speckle2Self").process(volume, model="median", region="none", axis="K")
     assert output.GetClassName() == volume.GetClassName()

@@ -27,7 +27,7 @@ def make_sequence(frames):
 
 
 def finish(worker, run, seconds=60):
-    """Steps as the panel's timer does; returns the longest step in seconds."""
+    """Call `step` like the panel's timer; return the longest step in seconds."""
     end, longest = time.monotonic() + seconds, 0.0
     while not run.ended:
         assert time.monotonic() < end
@@ -215,7 +215,7 @@ def test_live_despeckles_the_slice_in_the_view_and_shows_it_there(worker, slicer
     for position in (30, 31, 34):
         view.GetSliceToRAS().SetElement(2, 3, position)
         view.Modified()
-        live.step()  # as the timer does: the slice is read here
+        live.step()  # called by the timer; the slice is read here
         end = time.monotonic() + 60
         while live.waiting and time.monotonic() < end:
             worker.poll()
@@ -361,7 +361,7 @@ def test_live_follows_a_region_that_is_moved(slicer_app, kind, tmp_path, monkeyp
     try:
         live_until(own.worker, live, lambda: live.output is not None)
         assert changed_alone(16, FRAMES[0])
-        for number, at in ((1, 36), (1, 24), (2, 30)):  # with a new image, and while none comes
+        for number, at in ((1, 36), (1, 24), (2, 30)):  # with a new image, and without one
             move(at)
             if at != 24:
                 slicer.util.updateVolumeFromArray(volume, FRAMES[number : number + 1])
@@ -532,7 +532,7 @@ def scene_sequence(proxy):
 
 
 class Counter:
-    """Counts how many nodes of a class are made."""
+    """Count how many nodes of a class are created."""
 
     def __init__(self, monkeypatch, name):
         from Speckle2SelfSlicer import scene
@@ -558,7 +558,7 @@ def test_image_and_position_of_a_message_are_kept_together_and_each_image_is_pus
     seen = set()
     for number in range(101, 131):
         slicer.util.arrayFromVolume(volume)[:] = number
-        for _ in range(2):  # as an image, its voxels and the volume may each report it
+        for _ in range(2):  # the image, its voxels and the volume may each report it
             volume.GetImageData().Modified()
         matrix = slicer.util.vtkMatrixFromArray(np.eye(4))
         matrix.SetElement(0, 3, number)

@@ -461,7 +461,7 @@ def test_despeckling_a_sequence_does_not_change_it(scene):
     assert np.array_equal(voxels_of(proxy), CINE[0])
 
 
-# What cannot be despeckled
+# Nodes that cannot be despeckled
 
 
 def empty_volume(scene):

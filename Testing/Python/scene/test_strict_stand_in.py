@@ -91,7 +91,7 @@ def test_killing_only_the_launcher_leaves_the_child_and_killing_the_group_does_n
         if whole:
             assert process.stdout.read() == b""  # the pipe closes, so the child has ended
         else:
-            os.kill(child, signal.SIGKILL)  # which is there
+            os.kill(child, signal.SIGKILL)  # while it exists
         process.stdout.close()
 
 

@@ -22,7 +22,7 @@ FRAMES = np.random.default_rng(0).rayleigh(40, (16, 64, 64)).clip(0, 255).astype
 
 @pytest.fixture
 def logic(slicer_app, tmp_path, monkeypatch):
-    """SpeckleTrain's logic with a home of its own, in which there is a small model `start`."""
+    """Return SpeckleTrain's logic with a home of its own, which holds a small model `start`."""
     monkeypatch.setenv("SPECKLE2SELF_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     from Speckle2SelfSlicer import training_data
@@ -41,7 +41,7 @@ def logic(slicer_app, tmp_path, monkeypatch):
 
 @pytest.fixture
 def copies(original, monkeypatch):
-    """Training processes are copies of one that has imported everything."""
+    """Start training processes as copies of one that has imported everything."""
     start = subprocess.Popen
 
     def popen(command, **options):
@@ -181,7 +181,7 @@ def test_the_preview_shows_the_uncertainty_of_a_model_that_estimates_it(logic):
 
     nodes = curves.showRun(Run())
     values = [np.unique(slicer.util.arrayFromVolume(nodes[role])) for role in ("before", "after", "uncertainty")]
-    assert values == [10, 20, pytest.approx(2.0)], "the last in per cent of the grey range"
+    assert values == [10, 20, pytest.approx(2.0)], "the last in % of the grey range"
     assert curves.showRun(Run()) == nodes
     Run.reports = [{"step": 0, "steps": 2}]
     assert "uncertainty" not in curves.showRun(Run())

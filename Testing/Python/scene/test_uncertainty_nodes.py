@@ -14,7 +14,7 @@ from Speckle2SelfLib.network import UNSURE, build  # noqa: E402
 from Speckle2SelfLib.system import InputError  # noqa: E402
 
 FRAMES = np.random.default_rng(0).integers(20, 200, (3, 40, 32)).astype(np.uint8)
-TOLD = 2 * UNSURE  # of the grey range
+TOLD = 2 * UNSURE  # fraction of the grey range
 LOW, HIGH = calibrate(FRAMES, None, with_grain=False).mapping
 
 
