@@ -79,7 +79,7 @@ def test_a_run_reports_its_data_losses_figures_and_model(folder, short_interval)
     model = runs.run(job(preview="preview.png"), lines.append)
     first, estimate, start, *steps, last = lines
     assert first["recordings"][0]["frames"] == 18 and first["held_out"] == 4 and not first["seen"]
-    assert "speckle is measured" in estimate["message"]
+    assert estimate["message"].startswith("Speckle measured: ")
     assert start["step"] == 0 and {"homogeneity", "holes", "structure", "held-out truth"} <= set(start)
     assert [line["step"] for line in steps if "step" in line] == list(range(1, 13))
     assert {"truth", "slopes", "rate", "seconds_left"} <= set(steps[0])
@@ -107,7 +107,7 @@ def test_the_simulation_before_a_run_is_reported_and_can_be_stopped(folder, monk
     lines = []
     runs.run(job(simulated=3, steps=3), lines.append)
     assert "config" in lines[0]
-    assert lines[2:5] == [{"simulated": number, "anatomies": 3} for number in (1, 2, 3)]
+    assert lines[1:4] == [{"simulated": number, "anatomies": 3} for number in (1, 2, 3)]
     asked, lines = iter([False, True]), []
     with pytest.raises(Cancelled):
         runs.run(job(output="other.model", simulated=3), lines.append, lambda: next(asked))
