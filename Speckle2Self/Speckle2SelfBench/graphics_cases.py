@@ -70,12 +70,13 @@ def graphics_cases(
     size: tuple[int, int] = (240, 320),
     lengths: tuple[int, ...] = (1, 8),
     kinds: tuple[str, ...] | None = None,
+    first: int = 0,
 ) -> list[GraphicsCase]:
     """Return `count` cases of each shape and length (frames), on tissue and with fonts that no training uses."""
     cases = []
     for number, shape in enumerate(SHAPES):
         for length in lengths:
-            for repeat in range(count):
+            for repeat in range(first, first + count):
                 rng = np.random.default_rng([2507, 22, number, length, repeat])
                 made = simulate(
                     SimulationConfig(size, length, layout=str(rng.choice(["organ", "vessel", "layers"]))), rng
@@ -98,10 +99,13 @@ def main() -> None:
         "model", nargs="?", help="a model or filter; without one, all that a model could change is counted"
     )
     parser.add_argument("--count", type=int, default=10, help="cases of each shape and length")
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first case; thresholds were chosen on 0 to 9"
+    )
     parser.add_argument("--kinds", nargs="*", help="only graphics of these kinds")
     asked = parser.parse_args()
     rows: dict[str, list[dict[str, float]]] = {}
-    for case in graphics_cases(asked.count, kinds=tuple(asked.kinds) if asked.kinds else None):
+    for case in graphics_cases(asked.count, kinds=tuple(asked.kinds) if asked.kinds else None, first=asked.first):
         found = case.measure(despeckle(case.frames, asked.model or shift))
         for name in (case.name, "all, 1" if case.name.endswith(" 1") else "all, cines", "all"):
             rows.setdefault(name, []).append(found)

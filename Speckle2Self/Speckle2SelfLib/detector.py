@@ -5,6 +5,7 @@ The network sees frames at their recorded size: resampling for a despeckling mod
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,13 @@ from .inference import fast_network, through_network
 FILE = Path(__file__).resolve().parent.parent / "Resources" / "graphics.safetensors"  # this is not a despeckling model
 LOGITS = 16.0  # factor on the network's output minus 1/2
 ALONE = 1.0  # logit; from here on, a pixel of a single frame of a cine counts as drawn
-MIRRORED = (-1.0, 1.0)  # mean logits of a still's mirror images; a pixel may be drawn, and certainly is
+MIRRORED = (-0.1, 0.0)  # mean logits of a still's mirror images; a pixel may be drawn, and certainly is
 TOGETHER = (-1.0, 0.5)  # the same for the mean over several frames; doubtful pixels count if connected to certain ones
+RUN = 6  # pixels in a row, a column or a diagonal; where tissue has one value over as many, it is dark or saturated
+SINGLE = 2.0  # logit of such runs, if they are neither, and if the network finds them possible
+POSSIBLE = -5.0  # logit from which the network finds graphics possible
+DARK, SATURATED = 0.16, 0.995  # fraction of the range of grey values; quantile of the tissue
+SAMPLES = 64  # rows or columns, the fewer of both, in which that quantile is measured
 CERTAIN = 4.0  # logit; from here on, bright pixels are not tissue; black cysts and their borders reach about 5
 MARGIN = 1  # pixels around detected graphics that also count as drawn
 
@@ -37,7 +43,40 @@ def _logits(values: torch.Tensor, bounds: tuple[float, float]) -> torch.Tensor:
     low, high = map(float, bounds)
     scaled = values.float().sub(low).mul_(1 / max(high - low, 1e-9)).nan_to_num_(0).clamp_(0, 1)  # (N, H, W)
     network = fast_network(_detector(), values.device, choose_precision(values.device))
-    return through_network(network, scaled[:, None])[:, 0].sub(0.5).mul_(LOGITS)
+    logits = through_network(network, scaled[:, None])[:, 0].sub(0.5).mul_(LOGITS)
+    possible = (logits > POSSIBLE) & (scaled >= DARK) & runs_of_one_value(scaled, RUN)
+    for frame, found, places in zip(scaled, logits, possible, strict=True):
+        step = max(1, min(frame.shape) // SAMPLES)
+        some = frame[::step, ::step]
+        tissue = some[(some > 0) & (found[::step, ::step] < 0)]
+        brightest = tissue.quantile(SATURATED) if len(tissue) else 0
+        found[places & (frame < brightest)] = SINGLE
+    return logits
+
+
+def runs_of_one_value(x: torch.Tensor, length: int) -> torch.Tensor:
+    """Return where frames (N, H, W) have exactly one value over `length` pixels in a row, a column or a diagonal."""
+    found = torch.zeros_like(x, dtype=torch.bool)
+    for step in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        first, second = _windows(x, 2, step)
+        equal = x[first] == x[second]
+        starts, *others = (equal[window] for window in _windows(equal, length - 1, step))
+        starts = starts.clone()
+        for other in others:
+            starts &= other
+        for window in _windows(x, length, step):
+            found[window] |= starts
+    return found
+
+
+def _windows(x: torch.Tensor, count: int, step: tuple[int, int]) -> Iterator[tuple]:
+    """Yield the windows of x (..., H, W) that hold the first, second, ... pixel of runs of `count` pixels; step: rows
+    and columns from one pixel of a run to the next."""
+    (height, width), (down, right), last = x.shape[-2:], step, count - 1
+    for pixel in range(count):
+        left = pixel * right if right >= 0 else last - pixel
+        rows = slice(pixel * down, height - (last - pixel) * down)
+        yield ..., rows, slice(left, left + width - last * abs(right))
 
 
 def widen(mask: Any, reach: int) -> Any:

@@ -11,7 +11,7 @@ import pytest
 
 # Settings that shorten test runs: held-out anatomies, frames of a recording, and rounds of a fit.
 FEW = {"recipes.HELD_OUT_ANATOMIES": (2, 64), "respeckling.FRAMES": 2, "recorded_speckle.ROUNDS": 1,
-       "validation.FRAMES": 2}  # fmt: skip
+       "recorded_speckle.DRAWS": 2, "validation.FRAMES": 2}  # fmt: skip
 
 
 def start_application(config):

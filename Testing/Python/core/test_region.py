@@ -7,13 +7,14 @@ import numpy as np
 import pydicom.examples
 import pytest
 import SimpleITK as sitk
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from Speckle2SelfLib import files
 from Speckle2SelfLib.calibration import calibrate
 from Speckle2SelfLib.despeckling import despeckle
-from Speckle2SelfLib.detector import graphics_over_time
+from Speckle2SelfLib.detector import graphics_over_time, runs_of_one_value
 from Speckle2SelfLib.region import _find_rims, detect, grey
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
 
@@ -232,6 +233,37 @@ def test_hardly_any_tissue_is_mistaken_for_graphics_in_a_single_frame():
         made = simulate(SimulationConfig((200, 200), 1, (1.0, 1.6)), np.random.default_rng(seed))
         taken.append(graphics_over_time(np.round(made.frames * 255))[0].mean())
     assert np.mean(taken) < 0.003, taken
+
+
+def test_a_moving_trace_as_bright_as_tissue_is_found():
+    """It has one grey value, which many pixels of the tissue exceed."""
+    frames = np.round(20 + 230 * tissue((200, 240), 5, 4, "flat"))
+    y, x = np.mgrid[:200, :240]
+    level = np.quantile(frames, 0.85).round()
+    traces = np.stack([np.abs(y - 120 - 9 * np.sin((x + 25 * n) / 18)) < 1.6 for n in range(4)])
+    _, moving, _ = graphics_over_time(np.where(traces, level, frames))
+    assert moving[traces].mean() > 0.95 and moving.mean() < traces.mean() + 0.04
+    assert graphics_over_time(frames)[1].mean() < 0.003
+
+
+def test_saturated_and_dark_tissue_is_not_mistaken_for_a_line_of_one_value():
+    frame = np.round(300 * tissue((160, 200), 6, 1, "layers")).clip(5, 200)
+    frame[20:26, 30:44] = 255  # letters are brighter than the tissue
+    runs = runs_of_one_value(torch.from_numpy(frame), 6)[0].numpy()
+    assert (runs & (frame == 200)).any() and (runs & (frame == 5)).any()
+    assert graphics_over_time(frame)[1][0][frame[0] == 200].mean() < 0.02
+
+
+@pytest.mark.parametrize("length", [2, 3, 6])
+def test_runs_of_one_value_are_found_along_rows_columns_and_diagonals(length):
+    values = np.random.default_rng(0).integers(0, 3, (2, 23, 31))
+    expected = np.zeros(values.shape, bool)
+    for n, y, x in np.ndindex(values.shape):
+        for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
+            places = [(n, y + k * down, x + k * right) for k in range(length)]
+            if places[-1][1] < 23 and 0 <= places[-1][2] < 31 and len({values[place] for place in places}) == 1:
+                expected[tuple(np.transpose(places))] = True
+    assert np.array_equal(runs_of_one_value(torch.from_numpy(values).float(), length).numpy(), expected)
 
 
 def placed(frames, canvas, inside):
