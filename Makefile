@@ -7,6 +7,9 @@ INPUT ?=
 READY := .venv/.ready
 OLDEST := build/slicer-5.10
 
+# Tests start many processes, which need not compile the modules again.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: demo test test-5.10 bench bench-panel lint audit screenshots model detector clean
 
 demo: $(READY)
