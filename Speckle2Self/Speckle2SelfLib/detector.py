@@ -27,6 +27,7 @@ RUN = 6  # pixels in a row, a column or a diagonal; where tissue has one value o
 SINGLE = 2.0  # logit of such runs, if they are neither, and if the network finds them possible
 POSSIBLE = -5.0  # logit from which the network finds graphics possible
 DARK, SATURATED = 0.16, 0.995  # fraction of the range of grey values; quantile of the tissue
+REPEATED = 0.15  # fraction of equal neighbors; from here on, runs prove nothing: few grey values, repeated pixels
 SAMPLES = 64  # rows or columns, the fewer of both, in which that quantile is measured
 CERTAIN = 4.0  # logit; from here on, bright pixels are not tissue; black cysts and their borders reach about 5
 MARGIN = 1  # pixels around detected graphics that also count as drawn
@@ -49,9 +50,19 @@ def _logits(values: torch.Tensor, bounds: tuple[float, float]) -> torch.Tensor:
         step = max(1, min(frame.shape) // SAMPLES)
         some = frame[::step, ::step]
         tissue = some[(some > 0) & (found[::step, ::step] < 0)]
-        brightest = tissue.quantile(SATURATED) if len(tissue) else 0
-        found[places & (frame < brightest)] = SINGLE
+        if len(tissue) and _repeating(frame, step) < REPEATED:
+            found[places & (frame < tissue.quantile(SATURATED))] = SINGLE
     return logits
+
+
+def _repeating(frame: torch.Tensor, step: int) -> float:
+    """Return the fraction of pixels (H, W), dark ones aside, that repeat the one before them, along rows or along
+    columns, whichever is more; only every `step`-th row and column is counted."""
+    fractions = []
+    for lines in (frame[::step], frame.T[::step]):
+        bright, same = lines[:, 1:] >= DARK, lines[:, 1:] == lines[:, :-1]
+        fractions.append(((bright & same).sum() / bright.sum().clamp(min=1)).item())
+    return max(fractions)
 
 
 def runs_of_one_value(x: torch.Tensor, length: int) -> torch.Tensor:

@@ -254,6 +254,15 @@ def test_saturated_and_dark_tissue_is_not_mistaken_for_a_line_of_one_value():
     assert graphics_over_time(frame)[1][0][frame[0] == 200].mean() < 0.02
 
 
+@pytest.mark.parametrize("change", [lambda x: x.repeat(3, 1).repeat(3, 2), lambda x: x // 24 * 24])
+def test_runs_of_one_value_count_for_nothing_in_enlarged_frames_and_those_of_few_grey_values(monkeypatch, change):
+    frame = change(np.round(255 * tissue((100, 120), 8, 1)))
+    assert runs_of_one_value(torch.from_numpy(frame), 6).float().mean() > 0.05
+    found = graphics_over_time(frame)[0]
+    monkeypatch.setattr("Speckle2SelfLib.detector.POSSIBLE", np.inf)
+    assert np.array_equal(found, graphics_over_time(frame)[0])
+
+
 @pytest.mark.parametrize("length", [2, 3, 6])
 def test_runs_of_one_value_are_found_along_rows_columns_and_diagonals(length):
     values = np.random.default_rng(0).integers(0, 3, (2, 23, 31))
