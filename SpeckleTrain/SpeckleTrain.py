@@ -95,7 +95,7 @@ class SpeckleTrainWidget(ExportPart, ModelsPart, Panel):
     def setup(self) -> None:
         super().setup()
         self.build(SpeckleTrainLogic())
-        self.outline = regions.Outline(self.session, wholeIfEmpty=True)
+        self.outline = regions.Outline(self.session)
         self.hideEstimate()
         self.timer = self.makeTimer(100, self.onTimer)
         self.ui.inputsSelector.connect("checkedNodesChanged()", self.onNodesChecked)

@@ -29,6 +29,7 @@ NEAR = (-0.15, 0.15)  # natural logarithm of simulated grains, relative to the r
 NATURAL = 0.5  # fraction of simulated anatomies that are dead leaves with textures; the others are textbook ones
 PIECES = 0.3  # fraction of the simulated frames spanning all grains that are pieces of sectors, with turned grain
 SIDE_BY_SIDE = 4  # anatomies that are simulated at a time; Python itself uses a single thread
+NOT_FOUND = _("No ultrasound region was found. Choose the region 'none' for whole frames, or a mask.")
 NOTHING = _("Nothing can be learned from frames or regions that are constant or smaller than 32 pixels.")
 UNCHANGED = Augmentation()
 
@@ -101,6 +102,8 @@ def read_cine(
         digest = zlib.crc32(np.packbits(inside).tobytes(), digest)
     elif region == "auto" and detects:
         inside = detect(frames, recording.region)
+        if not inside.any():
+            raise InputError(NOT_FOUND)
     return replace(prepare_cine(frames, inside, model), digest=digest)
 
 

@@ -303,12 +303,11 @@ class Outline:
     """The region of a node, outlined in the slice views. An automatic region is detected in the background: call
     `step` from a timer while it is `searching`.
 
-    session: the `Session` that despeckles in the background. wholeIfEmpty: outline whole frames if no ultrasound
-    region is found.
+    session: the `Session` that despeckles in the background.
     """
 
-    def __init__(self, session: Session, wholeIfEmpty: bool = False):
-        self._session, self._wholeIfEmpty = session, wholeIfEmpty
+    def __init__(self, session: Session):
+        self._session = session
         self._search: Run | None = None
 
     @property
@@ -333,7 +332,7 @@ class Outline:
             raise
 
     def step(self) -> None:
-        """Show the region once it is detected; return at once. Raises InputError if that failed."""
+        """Show the region once it is detected; return at once. Raises InputError if that failed or found none."""
         search = self._search
         self._session.worker.poll()
         search.step()
@@ -343,12 +342,14 @@ class Outline:
         if search.state == "failed":
             raise InputError(search.message)
         region = search.region
-        if self._wholeIfEmpty and region is not None and not region.any():
-            region = ~region
         if search.recording.scene is None:
             return
         if region is None:
             self.hide()
+        elif not region.any():
+            raise InputError(
+                _("No ultrasound region was found. Choose the region 'none' for whole frames, or 'given'.")
+            )
         else:
             showOutline(search.recording.reference, region, search.axes[0])
 

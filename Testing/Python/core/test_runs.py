@@ -249,6 +249,14 @@ def test_a_copy_is_neither_trained_on_twice_nor_held_out_from_itself(folder):
     assert [line["frames"] for line in lines[0]["recordings"]] == [18, 18, 18], "the copy is left out"
 
 
+def test_a_recording_in_which_nothing_looks_like_ultrasound_is_not_trained_on(folder):
+    screen = np.full((1, 200, 300), 240, np.uint8)  # a window of another program
+    screen[:, ::20] = screen[:, :, ::30] = 90
+    np.save("screen.npy", screen)
+    with pytest.raises(InputError, match=r"^screen\.npy: No ultrasound region was found"):
+        runs.run(job(inputs=["screen.npy", "Doe^Jane.npy"], region="auto"), lambda line: None)
+
+
 def test_the_recording_that_cannot_be_used_is_named(folder):
     np.save("constant.npy", np.full((3, 64, 64), 7, np.uint8))
     Path("text.npy").write_text("no array")

@@ -159,13 +159,15 @@ def test_the_pixels_to_train_on_are_outlined(desk, train, tmp_path):
     assert slicer.mrmlScene.GetNodeByID(composite.GetBackgroundVolumeID()).GetName() == "Sector"
 
 
-def test_without_an_ultrasound_region_whole_frames_are_trained_on_and_outlined(desk, train):
+def test_without_an_ultrasound_region_nothing_is_outlined_and_the_panel_says_what_to_do(desk, train):
     squares = np.kron(np.eye(2, dtype=np.uint8), np.full((1, 40, 40), 90, np.uint8))
     train.ui.inputsSelector.check(desk.volume("Flat", squares))
     train.ui.regionSelector.currentText = "auto"
     train.ui.showRegionCheckBox.checked = True
-    desk.wait(lambda: outlined() is not None)
-    assert outlined().all()
+    desk.wait(lambda: "No ultrasound region was found" in train.ui.dataLabel.text)
+    assert outlined() is None
+    train.ui.regionSelector.currentText = "none"
+    assert outlined().all() and "No ultrasound region" not in train.ui.dataLabel.text
 
 
 def test_the_outline_is_of_the_chosen_recording_in_the_views(desk, train):

@@ -253,7 +253,7 @@ def test_the_time_and_memory_of_training_are_estimated(logic, volume, copies):
         time.sleep(0.02)
     estimate, refused = sorted(told, key=lambda x: isinstance(x, InputError))
     assert estimate["steps"] == 50 and estimate["frames"] == 13 and estimate["minutes"] > 0
-    assert "Nothing can be learned" in str(refused)
+    assert "No ultrasound region was found" in str(refused)
     assert logic.trainer.jobs == []
 
 
