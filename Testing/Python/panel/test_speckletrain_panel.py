@@ -64,6 +64,15 @@ def start(desk, panel, reports: int = 2):
     return panel.job
 
 
+@pytest.mark.parametrize("name", ["runLabel", "estimateLabel", "dataLabel"])
+def test_a_long_message_does_not_widen_the_panel(desk, train, name):
+    label = getattr(train.ui, name)
+    label.visible = True
+    label.text = 12 * "Speckle measured: 1.7 x 3.6 pixels (down x across). "
+    desk.rest()
+    assert train.parent.minimumSizeHint.width() <= 400
+
+
 def test_every_control_explains_itself_and_nothing_is_cut_at_400_pixels(desk, train):
 
     desk.check_controls(train, 400)
