@@ -83,9 +83,7 @@ def draw(size: int, grain: tuple[float, float], rng: np.random.Generator, looks:
     amplitude = 10 ** (np.array(DECIBELS)[labels] / 20)
     pulses = []
     for length in grain:
-        half = (
-            length * SIGMA_PER_GRAIN / 0.3615
-        )  # a Hann pulse of this half width has the Gaussian's standard deviation
+        half = length * SIGMA_PER_GRAIN / 0.3615  # such a Hann pulse has the Gaussian's standard deviation
         t = np.arange(-int(half), int(half) + 1)
         pulse = np.cos(np.pi * t / (2 * half)) ** 2
         pulses.append(pulse / np.sqrt(np.sum(pulse**2)))

@@ -5,7 +5,6 @@ The network sees frames at their recorded size: resampling for a despeckling mod
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from skimage.filters import apply_hysteresis_threshold
 from . import checkpoint
 from .devices import choose_precision
 from .inference import fast_network, through_network
+from .network import STEPS, windows
 
 FILE = Path(__file__).resolve().parent.parent / "Resources" / "graphics.safetensors"  # this is not a despeckling model
 LOGITS = 16.0  # factor on the network's output minus 1/2
@@ -68,26 +68,16 @@ def _repeating(frame: torch.Tensor, step: int) -> float:
 def runs_of_one_value(x: torch.Tensor, length: int) -> torch.Tensor:
     """Return where frames (N, H, W) have exactly one value over `length` pixels in a row, a column or a diagonal."""
     found = torch.zeros_like(x, dtype=torch.bool)
-    for step in ((0, 1), (1, 0), (1, 1), (1, -1)):
-        first, second = _windows(x, 2, step)
+    for step in STEPS:
+        first, second = windows(x, 2, step)
         equal = x[first] == x[second]
-        starts, *others = (equal[window] for window in _windows(equal, length - 1, step))
+        starts, *others = (equal[window] for window in windows(equal, length - 1, step))
         starts = starts.clone()
         for other in others:
             starts &= other
-        for window in _windows(x, length, step):
+        for window in windows(x, length, step):
             found[window] |= starts
     return found
-
-
-def _windows(x: torch.Tensor, count: int, step: tuple[int, int]) -> Iterator[tuple]:
-    """Yield the windows of x (..., H, W) that hold the first, second, ... pixel of runs of `count` pixels; step: rows
-    and columns from one pixel of a run to the next."""
-    (height, width), (down, right), last = x.shape[-2:], step, count - 1
-    for pixel in range(count):
-        left = pixel * right if right >= 0 else last - pixel
-        rows = slice(pixel * down, height - (last - pixel) * down)
-        yield ..., rows, slice(left, left + width - last * abs(right))
 
 
 def widen(mask: Any, reach: int) -> Any:

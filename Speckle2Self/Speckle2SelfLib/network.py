@@ -6,7 +6,7 @@ They are written for readers. `inference.py` computes the same faster.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -122,6 +122,7 @@ class SpeckleReductionNetwork(nn.Module):
 
 GREY = 0.25  # about the mean grey value, so that zero padding resembles tissue rather than a black frame
 CELL = 2  # pixels: the network works on cells of 2 x 2
+STEPS = ((0, 1), (1, 0), (1, 1), (1, -1))  # rows and columns from a pixel to its next neighbors; the others mirror them
 UNSURE = 0.03  # grey values; the error's standard deviation that a new head returns
 LEAST, MOST = 1e-3, 0.1  # grey values; range of a head's deviations, since larger ones proved wrong
 BEGINNING = math.log(UNSURE / math.sqrt(1 - (UNSURE / MOST) ** 2))  # output of a new head, whose layers add nothing
@@ -163,15 +164,23 @@ def equal_neighbors(x: torch.Tensor) -> torch.Tensor:
     Lines and letters that a scanner draws often have a single grey value; speckle hardly ever has, except where it is
     saturated.
     """
-    height, width = x.shape[-2:]
     counts = torch.zeros(x.shape, dtype=torch.uint8, device=x.device)
-    for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
-        here = (..., slice(0, height - down), slice(max(0, -right), width - max(0, right)))
-        there = (..., slice(down, height), slice(max(0, right), width - max(0, -right)))
-        same = (x[here] == x[there]).view(torch.uint8)
-        counts[here] += same
-        counts[there] += same
+    for step in STEPS:
+        one, other = windows(x, 2, step)
+        same = (x[one] == x[other]).view(torch.uint8)
+        counts[one] += same
+        counts[other] += same
     return counts.float() / 8
+
+
+def windows(x: torch.Tensor, count: int, step: tuple[int, int]) -> Iterator[tuple]:
+    """Yield the windows of x (..., H, W) that hold the first, second, ... pixel of runs of `count` pixels; step: rows
+    and columns from one pixel of a run to the next, see STEPS."""
+    (height, width), (down, right), last = x.shape[-2:], step, count - 1
+    for pixel in range(count):
+        left = pixel * right if right >= 0 else last - pixel
+        rows = slice(pixel * down, height - (last - pixel) * down)
+        yield ..., rows, slice(left, left + width - last * abs(right))
 
 
 class UncertaintyHead(nn.Module):
