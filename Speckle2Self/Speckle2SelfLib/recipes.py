@@ -53,7 +53,7 @@ class Recipe:
     despeckles = False  # whether `simulate` needs a network that despeckles already
     most_frames: int | None = None  # frames used of a recording, evenly spread; None: all
     message = ""  # what `simulate` measured in the recordings, for the user
-    cuda_memory_format = torch.channels_last  # layout of weights and activations on a CUDA device
+    memory_format = torch.channels_last  # layout of weights and activations
 
     def __init__(self, config: TrainingConfig):
         self.config = config
@@ -136,7 +136,7 @@ class Published(Recipe):
     model = ModelConfig("published", normalisation="frame")
     betas = (0.5, 0.999)
     learns_truth = False
-    cuda_memory_format = torch.contiguous_format  # CUDA's normalization would convert channels-last back
+    memory_format = torch.contiguous_format  # instance normalization would convert channels-last back
 
     def new_model(self, **shape: Any) -> ModelConfig:
         if shape:

@@ -90,8 +90,7 @@ class Training:
             raise InputError(_("There is nothing to train on: name recordings, or a number of anatomies to simulate."))
         self.simulated = simulated and simulated.move_to(self.device)
         self.held_out = [*held_out, *apart]
-        memory_format = self.recipe.cuda_memory_format if cuda else torch.channels_last
-        self.learner = self.model = convert(self.learner, memory_format).train()
+        self.learner = self.model = convert(self.learner, self.recipe.memory_format).train()
         if self.processes > 1:
             self.model = DistributedDataParallel(self.learner)
         self._trained = network
