@@ -107,7 +107,7 @@ def detect(frames: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
     if not image.any():
         return nothing
     dark = below <= blackest
-    region = _find_outline(image, lit, dark | standing)
+    region = _find_outline(image, lit, dark | standing, brightest == brightest.min())
     if lit[region].mean() >= WATER:  # in water, everything dark would count as a cyst
         marks = certain & (brightest > black + MARK * span)
         cysts, grounds = _divide_dark((brightest <= blackest) & region, marks)
@@ -138,16 +138,23 @@ def _darken_outside(grey_values: np.ndarray, within: np.ndarray | None) -> np.nd
     return grey_values if counts.all() else np.where(counts, grey_values, darkest)
 
 
-def _find_outline(image: np.ndarray, lit: np.ndarray, black: np.ndarray) -> np.ndarray:
+def _find_outline(image: np.ndarray, lit: np.ndarray, black: np.ndarray, blackest: np.ndarray) -> np.ndarray:
     """Return the region (H, W) bool that holds the parts of an image: their hull, or its rectangle where they nearly
     fill it, without black areas (or graphics) connected to the surroundings: next to oblique sides, above the arc of a
-    curved probe, between two images. Where nearly all is black, as of wires in water, it is the whole hull."""
+    curved probe, between two images. Where nearly all is black, only the `blackest` of these areas are left out, or
+    none if little would remain, as of wires in water."""
     region = convex_hull_image(image, offset_coordinates=False)
     box = box_of(region)
     if region[box].mean() > 0.9:
         region[box] = True
-    if lit[region].mean() < WATER:
-        return region
+    if lit[region].mean() >= WATER:
+        return _leave_out(region, black)
+    rest = _leave_out(region, blackest)
+    return rest if rest.sum() >= WATER * region.sum() else region
+
+
+def _leave_out(region: np.ndarray, black: np.ndarray) -> np.ndarray:
+    """Return a region without the black areas at its edge, all (H, W) bool, unless they are narrower than GAP."""
     wide = ndimage.binary_opening(np.pad(black | ~region, GAP, constant_values=True), np.ones((GAP, GAP)))
     labels, _ = ndimage.label(wide)
     outside = (labels == labels[0, 0])[GAP:-GAP, GAP:-GAP]

@@ -56,6 +56,17 @@ def test_a_still_overlay_amid_moving_speckle_is_left_out(sector):
     assert region[100:150, 140:190].mean() > 0.8
 
 
+def test_nothing_between_two_nearly_black_images_is_painted():
+    """Only the skin is light. Deeper tissue is nearly black, but not as black as the gap."""
+    tissue = simulate(SimulationConfig((140, 60), 1, (1.2, 2.0), "layers"), np.random.default_rng(0)).frames[0]
+    frames, depth = np.zeros((1, 180, 360), np.uint8), np.arange(140)[:, None]
+    for left, decay in ((20, 10), (280, 20)):
+        frames[0, 20:160, left : left + 60] = np.round(2 + 240 * tissue * np.exp(-depth / decay))
+    region = detect(frames)
+    assert region[25:45, 25:75].mean() > 0.95 and region[25:45, 285:335].mean() > 0.95
+    assert not region[:, 85:275].any()
+
+
 def test_a_frame_full_of_tissue_is_one_region():
     frames = simulate(SimulationConfig((128, 128), 6, (1.2, 2.4), "vessel"), np.random.default_rng(0)).frames
     assert detect(np.round(frames * 255).astype(np.uint8)).mean() > 0.97
