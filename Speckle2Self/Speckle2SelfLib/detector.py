@@ -21,8 +21,7 @@ from .network import STEPS, windows
 FILE = Path(__file__).resolve().parent.parent / "Resources" / "graphics.safetensors"  # this is not a despeckling model
 LOGITS = 16.0  # factor on the network's output minus 1/2
 ALONE = 1.0  # logit; from here on, a pixel of a single frame of a cine counts as drawn
-MIRRORED = (-0.1, 0.0)  # mean logits of a still's mirror images; a pixel may be drawn, and certainly is
-TOGETHER = (-1.0, 0.5)  # the same for the mean over several frames; doubtful pixels count if connected to certain ones
+STATIC = (-1.75, 0.5)  # mean logits, over frames or mirror images; doubtful pixels count if connected to certain ones
 RUN = 6  # pixels in a row, a column or a diagonal; where tissue has one value over as many, it is dark or saturated
 SINGLE = 2.0  # logit of such runs, if they are neither, and if the network finds them possible
 POSSIBLE = -5.0  # logit from which the network finds graphics possible
@@ -30,7 +29,7 @@ DARK, SATURATED = 0.16, 0.995  # fraction of the range of grey values; quantile 
 REPEATED = 0.15  # fraction of equal neighbors; from here on, runs prove nothing: few grey values, repeated pixels
 SAMPLES = 64  # rows or columns, the fewer of both, in which that quantile is measured
 CERTAIN = 4.0  # logit; from here on, bright pixels are not tissue; black cysts and their borders reach about 5
-MARGIN = 1  # pixels around detected graphics that also count as drawn
+MARGIN = 1  # pixels around the graphics on each frame that also count as drawn; `region.AROUND`: around static ones
 
 
 @lru_cache(maxsize=1)
@@ -102,8 +101,8 @@ def find_graphics(values: torch.Tensor, bounds: tuple[float, float]) -> torch.Te
 
 @torch.inference_mode()
 def graphics_over_time(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the graphics on frames (N, H, W) of any range: static ones, bool (H, W); those on each frame, bool (N, H,
-    W); and the static ones that are certain, without a margin, bool (H, W).
+    """Return the graphics on frames (N, H, W) of any range: static ones, bool (H, W); those on each frame, with a
+    margin, bool (N, H, W); and the static ones that are certain, bool (H, W).
 
     Static graphics are found in the mean of the logits over frames, whose speckle differs, or over the mirror images of
     a single frame.
@@ -118,7 +117,6 @@ def graphics_over_time(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     if len(frames) == 1:
         turns = ([1], [2], [1, 2])
         total += sum(_logits(torch.from_numpy(frames).flip(axes), bounds).flip(axes) for axes in turns)
-    mean, limits = (total / len(frames), TOGETHER) if len(frames) > 1 else (total / 4, MIRRORED)
-    average = mean[0].numpy()
-    always = widen(apply_hysteresis_threshold(average, *limits), MARGIN)
+    average = total[0].numpy() / (len(frames) if len(frames) > 1 else 4)
+    always = apply_hysteresis_threshold(average, *STATIC)
     return always, each | always, average > CERTAIN
