@@ -27,6 +27,7 @@ SINGLE = 2.0  # logit of such runs, if they are neither, and if the network find
 POSSIBLE = -5.0  # logit from which the network finds graphics possible
 DARK, SATURATED = 0.16, 0.995  # fraction of the range of grey values; quantile of the tissue
 REPEATED = 0.15  # fraction of equal neighbors; from here on, runs prove nothing: few grey values, repeated pixels
+DOUBT = 1.5  # subtracted from the logits of such frames, where equal neighbors mislead the network as well
 SAMPLES = 64  # rows or columns, the fewer of both, in which that quantile is measured
 CERTAIN = 4.0  # logit; from here on, bright pixels are not tissue; black cysts and their borders reach about 5
 MARGIN = 1  # pixels around the graphics on each frame that also count as drawn; `region.AROUND`: around static ones
@@ -51,6 +52,8 @@ def _logits(values: torch.Tensor, bounds: tuple[float, float]) -> torch.Tensor:
         tissue = some[(some > 0) & (found[::step, ::step] < 0)]
         if len(tissue) and _repeating(frame, step) < REPEATED:
             found[places & (frame < tissue.quantile(SATURATED))] = SINGLE
+        elif len(tissue):
+            found -= DOUBT
     return logits
 
 

@@ -238,6 +238,11 @@ def test_a_colored_bar_across_the_screen_does_not_hide_the_region():
     assert not region[:62].any() and not region[:, :320].any() and not region[200:].any()
 
 
+def test_noise_that_was_enlarged_by_repeating_pixels_is_tissue():
+    noise = np.random.default_rng(0).rayleigh(40, (1, 48, 64)).clip(1, 255).astype(np.uint8)
+    assert detect(noise.repeat(2, 1).repeat(2, 2)).mean() > 0.95
+
+
 def test_hardly_any_tissue_is_mistaken_for_graphics_in_a_single_frame():
     taken = []
     for seed in range(12):
