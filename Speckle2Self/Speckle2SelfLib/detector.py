@@ -50,9 +50,11 @@ def _logits(values: torch.Tensor, bounds: tuple[float, float]) -> torch.Tensor:
         step = max(1, min(frame.shape) // SAMPLES)
         some = frame[::step, ::step]
         tissue = some[(some > 0) & (found[::step, ::step] < 0)]
-        if len(tissue) and _repeating(frame, step) < REPEATED:
+        if not len(tissue):
+            continue
+        if _repeating(frame, step) < REPEATED:
             found[places & (frame < tissue.quantile(SATURATED))] = SINGLE
-        elif len(tissue):
+        else:
             found -= DOUBT
     return logits
 

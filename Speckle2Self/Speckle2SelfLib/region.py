@@ -12,7 +12,7 @@ from .detector import graphics_over_time, widen
 from .grey import HUE_NOISE, HUE_TOLERANCE, evenly_spaced, luminance
 from .tint import Tint, find_tint
 
-LINE = 9  # pixels; the largest thickness of a line across an image, with the margin around detected graphics
+LINE = 9  # pixels; the largest thickness of a line across an image
 EVEN = 5  # pixels; speckle never has one value over this many rows and columns
 WATER = 0.3  # fraction of the hull; if less of it is light, the image shows a phantom in water, not tissue
 MARK = 0.25  # fraction of the span of grey values; graphics drawn on a cyst are brighter
