@@ -30,6 +30,7 @@ def film(path, frames=FRAMES, codec="ffv1", pixels="gray", rate=RATE, pts=None, 
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pixels
         stream.options = options
+        stream.codec_context.thread_count = 2  # some encoders cut a frame into as many slices
         if pts is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         if sound:
