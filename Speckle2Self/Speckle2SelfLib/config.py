@@ -74,6 +74,10 @@ class ModelConfig:
         0, "blocks of the fast network at a sixteenth of a frame's resolution, with four times the channels; 0: none",
         low=0, high=8,
     )  # fmt: skip
+    blocks: int = option(
+        1, "blocks in a row of the fast network, twice at a quarter and twice at an eighth of the resolution",
+        low=1, high=8,
+    )  # fmt: skip
     uncertainty: bool = option(False, "whether the fast network also estimates the standard deviation of its errors")
     equality: bool = option(
         False, "whether the fast network also sees which neighboring pixels have the same value, to find graphics"
@@ -95,8 +99,10 @@ class ModelConfig:
         check_limits(self)
         if self.scales == 2:
             raise InputError("A published network has 3 encoders, or 1 only for inference, not 2.")
-        if self.architecture != "fast" and (self.deep or self.uncertainty or self.equality):
-            raise InputError("A published network has no deeper level, second input or head for the uncertainty.")
+        if self.architecture != "fast" and (self.deep or self.blocks > 1 or self.uncertainty or self.equality):
+            raise InputError(
+                "A published network has no deeper level, more blocks, second input or head for the uncertainty."
+            )
         if self.grain is not None:
             object.__setattr__(self, "grain", tuple(float(g) for g in self.grain))
             if len(self.grain) != 2 or not 0.25 <= self.grain[0] <= self.grain[1] <= 64:
@@ -227,7 +233,7 @@ class DespeckleOptions:
     cautious: float = option(
         0.0,
         "how much of the input to keep where the model is uncertain, from 0 to all (1); begins at an uncertainty of "
-        "4 % of the grey range, complete from 8 %; for models that estimate it",
+        "4 % of the grey range, complete from 6 %; for models that estimate it",
         low=0,
         high=1,
     )

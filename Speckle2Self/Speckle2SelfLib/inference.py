@@ -29,7 +29,6 @@ from .network import (
     LEAST,
     MOST,
     NETWORKS,
-    FastBlock,
     FastNetwork,
     NormalisedConvolution,
     SpeckleReductionNetwork,
@@ -328,7 +327,7 @@ def convolve(layer: nn.Conv2d, x: torch.Tensor, relu: bool = False) -> torch.Ten
     return F.relu(x) if relu else x
 
 
-def through_blocks(blocks: Iterable[FastBlock], x: torch.Tensor) -> torch.Tensor:
+def through_blocks(blocks: Iterable[Any], x: torch.Tensor) -> torch.Tensor:
     """Apply `FastBlock`s in sequence to `x`, which may be overwritten."""
     for block in blocks:
         inner, second = convolve(block.first, x, relu=True), block.second
@@ -337,6 +336,7 @@ def through_blocks(blocks: Iterable[FastBlock], x: torch.Tensor) -> torch.Tensor
             x = _CONVOLVE_ONTO.binary(x, inner, getattr(second, "packed", second.weight), second.bias, *parameters)
         else:
             x = x + second(inner)
+        x = through_blocks(block.more, x)
     return x
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from .grey import luminance
 from .tint import find_tint
 
-DOUBTFUL, UNKNOWN = 0.04, 0.08  # fractions of the grey range where caution begins, and is complete
+DOUBTFUL, UNKNOWN = 0.04, 0.06  # fractions of the grey range where caution begins, and is complete
 
 
 def trust(uncertainty: Any, cautious: float) -> Any:

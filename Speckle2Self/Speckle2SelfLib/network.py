@@ -124,23 +124,25 @@ GREY = 0.25  # about the mean grey value, so that zero padding resembles tissue 
 CELL = 2  # pixels: the network works on cells of 2 x 2
 STEPS = ((0, 1), (1, 0), (1, 1), (1, -1))  # rows and columns from a pixel to its next neighbors; the others mirror them
 UNSURE = 0.03  # grey values; the error's standard deviation that a new head returns
-LEAST, MOST = 1e-3, 0.1  # grey values; range of a head's deviations, since larger ones proved wrong
+LEAST, MOST = 1e-3, 0.07  # grey values; range of a head's deviations, since larger ones proved wrong
 BEGINNING = math.log(UNSURE / math.sqrt(1 - (UNSURE / MOST) ** 2))  # output of a new head, whose layers add nothing
 
 
 class FastBlock(nn.Module):
-    """Two 3x3 convolutions added to their input. Without normalization, a pixel depends only on its neighborhood."""
+    """Two 3x3 convolutions added to their input, then `more` such blocks. Without normalization, a pixel depends only
+    on its neighborhood."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, more: int = 0):
         super().__init__()
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.kaiming_normal_(self.first.weight, nonlinearity="relu")
         for parameter in self.second.parameters():
             nn.init.zeros_(parameter)  # a block starts as the identity
+        self.more = nn.Sequential(*(FastBlock(channels) for _ in range(more)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.second(F.relu(self.first(x)))
+        return self.more(x + self.second(F.relu(self.first(x))))
 
 
 def double(x: torch.Tensor) -> torch.Tensor:
@@ -215,23 +217,26 @@ class FastNetwork(nn.Module):
     such a head leaves along edges cannot pass it. Bilinear up-sampling keeps the coarser levels free of grids of their
     own.
 
-    Args: width, whose half, itself, double and fourfold are the channels of the levels; deep, blocks at the deepest
-    level, 0 for none; uncertainty, whether there is a head for the error's standard deviation; equality, whether the
-    first layer also sees `equal_neighbors`. A further head is a module of the same inputs, called in `maps`.
+    Args: width, whose half, itself, double and fourfold are the channels of the levels; blocks, the length of each of
+    the four rows of blocks at a quarter and an eighth; deep, blocks at the deepest level, 0 for none; uncertainty,
+    whether there is a head for the error's standard deviation; equality, whether the first layer also sees
+    `equal_neighbors`. A further head is a module of the same inputs, called in `maps`.
     Input (B, 1, H, W) with H and W multiples of `multiple`; output (B, 1, H, W) float32. `margin`: no input pixel
     further away than this changes an output pixel.
     """
 
-    def __init__(self, width: int = 32, deep: int = 0, uncertainty: bool = False, equality: bool = False):
+    def __init__(
+        self, width: int = 32, deep: int = 0, uncertainty: bool = False, equality: bool = False, blocks: int = 1
+    ):
         super().__init__()
-        self.equality = equality
-        self.multiple, self.margin = (16, 96 + 32 * deep) if deep else (8, 80)
+        self.equality, more = equality, blocks - 1
+        self.multiple, self.margin = (16, 96 + 32 * deep + 48 * more) if deep else (8, 80 + 48 * more)
         fine, middle, coarse = width // 2, width, 2 * width
         self.stem = nn.Conv2d(CELL**2 * (2 if equality else 1), fine, 3, padding=1)
-        self.down_1, self.encoder = nn.Conv2d(fine, middle, 2, stride=2), FastBlock(middle)
+        self.down_1, self.encoder = nn.Conv2d(fine, middle, 2, stride=2), FastBlock(middle, more)
         self.down_2 = nn.Conv2d(middle, coarse, 2, stride=2)
-        self.bottom = nn.Sequential(FastBlock(coarse), FastBlock(coarse))
-        self.up_2, self.decoder = nn.Conv2d(coarse, middle, 1), FastBlock(middle)
+        self.bottom = nn.Sequential(FastBlock(coarse, more), FastBlock(coarse, more))
+        self.up_2, self.decoder = nn.Conv2d(coarse, middle, 1), FastBlock(middle, more)
         self.up_1 = nn.Conv2d(middle, fine, 1)
         self.last = nn.ModuleList(nn.Conv2d(fine, fine, 3, padding=1) for _ in range(2))
         self.head = nn.Conv2d(fine, CELL**2, 1)
@@ -295,4 +300,4 @@ def build(config: ModelConfig) -> FastNetwork | SpeckleReductionNetwork:
     """Return the network that `config` describes, with random weights."""
     if NETWORKS[config.architecture] is SpeckleReductionNetwork:
         return SpeckleReductionNetwork(config.scales)
-    return FastNetwork(config.width, config.deep, config.uncertainty, config.equality)
+    return FastNetwork(config.width, config.deep, config.uncertainty, config.equality, config.blocks)

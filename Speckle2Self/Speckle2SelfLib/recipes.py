@@ -23,7 +23,7 @@ from .perturbation import min_max, published_views
 from .respeckling import despeckle_anatomies, draw_pairs, find_pairs, respeckle
 from .system import InputError, Progress, _
 
-FAST_GRAIN = (0.65, 1.45)  # pixels, as `estimate_grain` measures it; other recordings are resampled to it
+FAST_GRAIN = (0.65, 1.8)  # pixels, as `estimate_grain` measures it; other recordings are resampled to it
 HELD_OUT_ANATOMIES = (16, 64)  # smallest and largest number; in between, a hundredth of those trained on
 MOST_FRAMES = 60  # limit for a recording whose anatomy is used
 WARM_UP = 50  # steps while the learning rate rises

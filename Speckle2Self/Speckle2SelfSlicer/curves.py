@@ -32,7 +32,7 @@ ROLES = {  # role -> class and title
     "after": ("vtkMRMLScalarVolumeNode", "held-out frame despeckled"),
 }
 UNCERTAINTY = ("vtkMRMLScalarVolumeNode", "uncertainty of the held-out frame (%)")  # class and title, for some models
-MOST = 10.0  # % of the grey range; a preview shows this uncertainty in white
+MOST = 7.0  # % of the grey range; a preview shows this uncertainty in white
 LEGEND = 10  # points; the default of 20 hides half of the curves
 HELD_OUT = "held-out "  # before the name of a term of the loss
 COLORS = [  # colors of curves; Okabe and Ito's, which color-blind people can distinguish, without the yellow

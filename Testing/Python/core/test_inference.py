@@ -51,10 +51,10 @@ def test_the_fast_form_matches_the_network_as_written(network, architecture):
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
-def with_heads(deep, equality=False):
+def with_heads(deep, equality=False, blocks=1):
     """Return a model of random weights with a deeper level and a head for the uncertainty."""
     torch.manual_seed(3)
-    config = ModelConfig(width=8, deep=deep, uncertainty=True, equality=equality)
+    config = ModelConfig(width=8, deep=deep, blocks=blocks, uncertainty=True, equality=equality)
     network = build(config).eval()
     for name, parameter in network.named_parameters():
         torch.nn.init.normal_(parameter, std=0.5 if name.startswith("uncertainty") else 0.1)
@@ -62,9 +62,11 @@ def with_heads(deep, equality=False):
 
 
 @pytest.mark.parametrize("precision, close", [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
-@pytest.mark.parametrize("deep, equality", [(0, False), (1, False), (2, False), (1, True)])
-def test_one_fast_pass_returns_the_grey_value_and_its_uncertainty(deep, equality, precision, close):
-    model, frames = with_heads(deep, equality), torch.randint(0, 4, (2, 1, 96, 64)) / 3
+@pytest.mark.parametrize(
+    "deep, equality, blocks", [(0, False, 1), (1, False, 1), (2, False, 1), (1, True, 1), (1, False, 2)]
+)
+def test_one_fast_pass_returns_the_grey_value_and_its_uncertainty(deep, equality, blocks, precision, close):
+    model, frames = with_heads(deep, equality, blocks), torch.randint(0, 4, (2, 1, 96, 64)) / 3
     with torch.inference_mode():
         grey, log_deviation = model.network.maps(frames)
         both = fast_network(model, CPU, precision, uncertainty=True)(frames)
@@ -81,9 +83,9 @@ def test_only_exactly_equal_neighbors_count():
     assert torch.equal(equal_neighbors(x)[0, 0] * 8, expected.float())
 
 
-def test_the_deepest_level_has_no_effect_at_first():
+def test_the_deepest_level_and_further_blocks_have_no_effect_at_first():
     torch.manual_seed(0)
-    deep, frames = FastNetwork(8, deep=1, uncertainty=True), torch.rand(1, 1, 64, 64)
+    deep, frames = FastNetwork(8, deep=1, uncertainty=True, blocks=3), torch.rand(1, 1, 64, 64)
     shallow = FastNetwork(8)
     shallow.load_state_dict(
         {name: tensor for name, tensor in deep.state_dict().items() if name in shallow.state_dict()}
@@ -104,9 +106,9 @@ def test_tiles_of_several_maps_match_the_whole_frame(deep):
     assert ((whole - tiles).abs().amax((0, 2, 3)) < whole.std((0, 2, 3)) / 20).all()
 
 
-@pytest.mark.parametrize("deep", [0, 1])
-def test_no_pixel_beyond_the_margin_matters_to_any_map(deep):
-    network = with_heads(deep).network
+@pytest.mark.parametrize("deep, blocks", [(0, 1), (1, 1), (0, 2), (1, 2)])
+def test_no_pixel_beyond_the_margin_matters_to_any_map(deep, blocks):
+    network = with_heads(deep, blocks=blocks).network
     size = 2 * network.margin + 64
     x = torch.rand(1, 1, size, 32, generator=torch.Generator().manual_seed(1))
     for changed in (size // 2 - network.margin - 2, size // 2 + network.margin + 2):

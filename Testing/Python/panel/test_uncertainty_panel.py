@@ -9,17 +9,18 @@ import torch  # noqa: E402
 
 from Speckle2SelfLib import checkpoint  # noqa: E402
 from Speckle2SelfLib.config import ModelConfig  # noqa: E402
-from Speckle2SelfLib.network import build  # noqa: E402
+from Speckle2SelfLib.look import DOUBTFUL, UNKNOWN  # noqa: E402
+from Speckle2SelfLib.network import UNSURE, build  # noqa: E402
 
-LEVEL = 2  # the color's number for twice UNSURE
+LEVEL = 2  # the color's number halfway between doubtful and unknown
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """Return a file of a model that estimates twice UNSURE everywhere."""
+    """Return a file of a model that estimates an uncertainty halfway between doubtful and unknown."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("models") / "told"
-    config = ModelConfig(width=8, uncertainty=True, uncertainty_scale=2)
+    config = ModelConfig(width=8, uncertainty=True, uncertainty_scale=(DOUBTFUL + UNKNOWN) / 2 / UNSURE)
     network = build(config)
     torch.nn.init.normal_(network.head.weight, std=0.1)
     checkpoint.save(path, config, network, {})
@@ -133,7 +134,7 @@ def test_caution_changes_the_output_at_once_where_the_uncertainty_is_known(desk,
     before = distance()
     panel.ui.cautiousSlider.value = 1.0
     desk.wait(lambda: panel._relook is None)
-    assert distance() == pytest.approx(before / 2, rel=0.1), "twice UNSURE is half way between doubtful and unknown"
+    assert distance() == pytest.approx(before / 2, rel=0.1)
     panel.ui.cautiousSlider.value = 0.0
     desk.wait(lambda: panel._relook is None)
     assert distance() == before
