@@ -228,7 +228,7 @@ class _Pipeline:
         are already outside the region."""
         graphics = self.calibration.graphics
         if isinstance(graphics, bool):
-            drawn = _to_numpy(find_graphics(before, self.bounds)) if graphics else np.zeros(1, bool)
+            drawn = find_graphics(before, self.bounds) if graphics else np.zeros(1, bool)
         else:
             drawn = np.broadcast_to(graphics[self.box], before.shape)
         drawn = drawn & self.region

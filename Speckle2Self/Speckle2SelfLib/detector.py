@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import ndimage
 from skimage.filters import apply_hysteresis_threshold
 
 from . import checkpoint
@@ -20,10 +21,12 @@ from .network import STEPS, windows
 
 FILE = Path(__file__).resolve().parent.parent / "Resources" / "graphics.safetensors"  # this is not a despeckling model
 LOGITS = 16.0  # factor on the network's output minus 1/2
-ALONE = 1.0  # logit; from here on, a pixel of a single frame of a cine counts as drawn
-STATIC = (-1.75, 0.5)  # mean logits, over frames or mirror images; doubtful pixels count if connected to certain ones
+ALONE = (-1.0, 4.5)  # logits on a single frame of a cine; pixels from the first on count if connected to the second
+STATIC = (-1.75, 0.5)  # the same for mean logits, over frames or mirror images
+CHANGE = 0.5  # of the tissue's; what changes by more over time is not static
+STILL = 0.01  # fraction of the range of grey values; tissue that changes by less shows nothing about graphics
 RUN = 6  # pixels in a row, a column or a diagonal; where tissue has one value over as many, it is dark or saturated
-SINGLE = 2.0  # logit of such runs, if they are neither, and if the network finds them possible
+SINGLE = 4.6  # logit of such runs, if they are neither, and if the network finds them possible
 POSSIBLE = -5.0  # logit from which the network finds graphics possible
 DARK, SATURATED = 0.16, 0.995  # fraction of the range of grey values; quantile of the tissue
 REPEATED = 0.15  # fraction of equal neighbors; from here on, runs prove nothing: few grey values, repeated pixels
@@ -96,12 +99,21 @@ def widen(mask: Any, reach: int) -> Any:
     return mask
 
 
-def find_graphics(values: torch.Tensor, bounds: tuple[float, float]) -> torch.Tensor:
-    """Return the graphics on each frame, bool (N, H, W) on the frames' device.
+def find_graphics(values: torch.Tensor, bounds: tuple[float, float]) -> np.ndarray:
+    """Return the graphics on each frame, bool (N, H, W).
 
-    Args: values, grey values (N, H, W); bounds, the smallest and largest finite value of the recording.
+    Args: values, grey values (N, H, W) on any device; bounds, the smallest and largest finite value of the recording.
     """
-    return widen(_logits(values, bounds) > ALONE, MARGIN)
+    return _on_each(_logits(values, bounds).cpu().numpy())
+
+
+def _on_each(logits: np.ndarray) -> np.ndarray:
+    """Return the graphics on each frame, bool (N, H, W), with a margin, from logits (N, H, W)."""
+    found = np.zeros(logits.shape, bool)
+    for mask, values in zip(found, logits, strict=True):
+        if (values > ALONE[1]).any():
+            mask[:] = apply_hysteresis_threshold(values, *ALONE)
+    return widen(found, MARGIN)
 
 
 @torch.inference_mode()
@@ -117,11 +129,29 @@ def graphics_over_time(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     total, each = torch.zeros(1, *frames.shape[1:]), np.zeros(frames.shape, bool)
     for number, frame in enumerate(torch.from_numpy(frames)):  # one by one, which spares memory
         logits = _logits(frame[None], bounds)
-        each[number] = widen(logits > ALONE, MARGIN)[0].numpy()
+        each[number] = _on_each(logits.numpy())[0]
         total += logits
     if len(frames) == 1:
         turns = ([1], [2], [1, 2])
         total += sum(_logits(torch.from_numpy(frames).flip(axes), bounds).flip(axes) for axes in turns)
     average = total[0].numpy() / (len(frames) if len(frames) > 1 else 4)
-    always = apply_hysteresis_threshold(average, *STATIC)
-    return always, each | always, average > CERTAIN
+    always, certain = apply_hysteresis_threshold(average, *STATIC), average > CERTAIN
+    if len(frames) > 1:
+        always &= ~_changing(always, certain, frames, (average < 0) & finite.all(0), STILL * (bounds[1] - bounds[0]))
+    return always, each | always, certain
+
+
+def _changing(
+    found: np.ndarray, certain: np.ndarray, frames: np.ndarray, tissue: np.ndarray, least: float
+) -> np.ndarray:
+    """Return which parts of `found` change about as much as the tissue between frames (N, H, W), and are nowhere
+    certain; masks (H, W) bool. None if the tissue itself changes by less than `least`."""
+    change = np.abs(np.diff(frames.astype(np.float32), axis=0)).mean(0)
+    tissue = tissue & (change > 0)
+    usual = np.median(change[tissue]) if tissue.any() else 0
+    if usual < least:
+        return np.zeros_like(found)
+    labels, count = ndimage.label(found, np.ones((3, 3)))
+    parts = np.arange(count + 1)
+    moved = ndimage.median(change, labels, parts) > CHANGE * usual
+    return found & (moved & (ndimage.maximum(certain, labels, parts) == 0))[labels]

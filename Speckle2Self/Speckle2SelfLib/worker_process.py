@@ -178,7 +178,7 @@ class Stream:
         if not self.calibration.graphics or self.runs_on["device"] != "cpu":
             return self.calibration.graphics
         if self.drawn is None or self.last >= self.searched + SEARCHED:
-            self.drawn = find_graphics(torch.from_numpy(luminance(frame[None])), bounds)[0].numpy()
+            self.drawn = find_graphics(torch.from_numpy(luminance(frame[None])), bounds)[0]
             self.searched = self.last
         return self.drawn
 

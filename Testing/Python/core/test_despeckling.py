@@ -388,7 +388,7 @@ def test_graphics_are_kept_and_leave_no_trace_in_the_tissue_next_to_them(cine, m
     for number, mask in enumerate(drawn):
         mask[10 + 5 * number * moves : 18 + 5 * number * moves, 12:30] = True
     bright, dark = np.where(drawn, 255, cine), np.where(drawn, 0, cine)
-    monkeypatch.setattr(despeckling, "find_graphics", lambda values, bounds: torch.from_numpy(drawn[: len(values)]))
+    monkeypatch.setattr(despeckling, "find_graphics", lambda values, bounds: drawn[: len(values)])
     found = Calibration(np.ones((40, 48), bool), (20, 219), bounds=(0, 255), graphics=moves or drawn[0])
     outputs = [despeckle(frames.astype(np.uint8), blur, calibration=found) for frames in (bright, dark)]
     assert np.array_equal(outputs[0][drawn], bright[drawn]) and np.array_equal(outputs[1][drawn], dark[drawn])

@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from Speckle2SelfBench.natural import SCANNERS, photograph
 from Speckle2SelfLib import files
 from Speckle2SelfLib.calibration import calibrate
 from Speckle2SelfLib.despeckling import despeckle
@@ -249,6 +250,14 @@ def test_hardly_any_tissue_is_mistaken_for_graphics_in_a_single_frame():
         made = simulate(SimulationConfig((200, 200), 1, (1.0, 1.6)), np.random.default_rng(seed))
         taken.append(graphics_over_time(np.round(made.frames * 255))[0].mean())
     assert np.mean(taken) < 0.003, taken
+
+
+def test_tissue_that_changes_is_not_mistaken_for_static_graphics():
+    decibels = 38 * (photograph("camera", 256) - 1)  # its background is saturated, and reaches the edges
+    frames = SCANNERS[0].frames(decibels, 2, np.random.default_rng(1))
+    assert detect(frames).mean() > 0.995
+    frames[:, 180:183, 40:100] = 255  # a line
+    assert not detect(frames)[180:183, 40:100].any()
 
 
 def test_a_moving_trace_as_bright_as_tissue_is_found():
