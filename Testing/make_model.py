@@ -26,7 +26,7 @@ from Speckle2SelfLib.config import TrainingConfig, to_dict
 from Speckle2SelfLib.dataset import Cine, simulate_cines
 from Speckle2SelfLib.grey import BRIGHTEST
 from Speckle2SelfLib.loss import SLOPES, TRUTH, truth_loss
-from Speckle2SelfLib.network import build
+from Speckle2SelfLib.network import grow
 from Speckle2SelfLib.recipes import FAST_GRAIN, RECIPES, Respeckled
 from Speckle2SelfLib.training import Training
 from Speckle2SelfLib.validation import fit_uncertainty
@@ -93,15 +93,6 @@ def mean_of_passes(network, frames: torch.Tensor) -> torch.Tensor:
     return total / (len(MIRRORS) * len(SHIFTS))
 
 
-def grow(start: Model) -> Model:
-    """Return a model with further blocks and the range of speckle sizes of a new one, whose results are the same."""
-    config = replace(start.config, grain=FAST_GRAIN, blocks=BLOCKS)
-    torch.manual_seed(CONFIG.seed)
-    network = build(config)
-    network.load_state_dict(start.network.state_dict(), strict=False)
-    return Model(config, network.eval())
-
-
 @torch.inference_mode()
 def rms(network, cine: Cine) -> float:
     """Return the mean over the frames of the error's rms."""
@@ -126,7 +117,8 @@ def describe(start: Model, model: Model) -> Model:
 
 def main(start: str, output: str) -> None:
     before = Model(*checkpoint.load(start))
-    made = grow(before)
+    larger = replace(before.config, grain=FAST_GRAIN, blocks=BLOCKS)
+    made = Model(larger, grow(before.network, larger, CONFIG.seed))
     RECIPES[CONFIG.recipe] = Distilled
     for steps, share, even in ROUNDS:
         Distilled.even = even

@@ -301,3 +301,12 @@ def build(config: ModelConfig) -> FastNetwork | SpeckleReductionNetwork:
     if NETWORKS[config.architecture] is SpeckleReductionNetwork:
         return SpeckleReductionNetwork(config.scales)
     return FastNetwork(config.width, config.deep, config.uncertainty, config.equality, config.blocks)
+
+
+def grow(network: nn.Module, config: ModelConfig, seed: int) -> FastNetwork | SpeckleReductionNetwork:
+    """Return the network that `config` describes with the weights of another; parts that it lacks are new."""
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(seed)
+        grown = build(config)
+    grown.load_state_dict(network.state_dict(), strict=False)
+    return grown.eval()

@@ -33,7 +33,7 @@ from .devices import choose_device, choose_precision, memory_taken
 from .grain import speckle_correlation
 from .library import bundled_models, few_steps, improvement, load_model, worse_than_start
 from .metrics import TRUE_ERRORS
-from .network import build
+from .network import build, grow
 from .recipes import NEW, recipe_of
 from .system import Cancelled, FilePath, InputError, file_lock, replace_file, torchrun_place, with_path
 from .training import Report, Training
@@ -574,11 +574,7 @@ def _grow(start: Model, shape: dict[str, Any], seed: int) -> Model:
     added = replace(start.config, deep=config.deep, uncertainty=config.uncertainty) == config
     if not added or (deeper and start.config.deep) or not (deeper or estimates):
         raise InputError(NEW)
-    with torch.random.fork_rng(devices=()):
-        torch.default_generator.manual_seed(seed)
-        network = build(config)
-    network.load_state_dict(start.network.state_dict(), strict=False)
-    return Model(config, network.eval())
+    return Model(config, grow(start.network, config, seed))
 
 
 def _read_data(job: Job, start: Start, inputs: list[Path], held_out: list[Path]) -> tuple[list[Cine], list[Cine], bool]:

@@ -134,7 +134,7 @@ def test_caution_changes_the_output_at_once_where_the_uncertainty_is_known(desk,
     before = distance()
     panel.ui.cautiousSlider.value = 1.0
     desk.wait(lambda: panel._relook is None)
-    assert distance() == pytest.approx(before / 2, rel=0.1)
+    assert distance() == pytest.approx(before / 2, rel=0.1), "halfway between doubtful and unknown"
     panel.ui.cautiousSlider.value = 0.0
     desk.wait(lambda: panel._relook is None)
     assert distance() == before
