@@ -49,7 +49,7 @@ audit: $(READY)
 screenshots: $(READY)
 	Testing/headless-slicer --main-window Testing/screenshots.py
 
-# The training of the bundled model, from the one before: about three hours on two cores.
+# The training of the bundled model, from the one before: about three and a half hours on two cores.
 START := 2b7dfa2
 
 model: $(READY)
