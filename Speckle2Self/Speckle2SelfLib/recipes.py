@@ -20,7 +20,7 @@ from .dataset import Batch, Cine, join_cines, simulate_cines
 from .loss import published_loss, truth_loss
 from .network import FrameLearner
 from .perturbation import min_max, published_views
-from .respeckling import despeckle_anatomies, draw_pairs, find_pairs, respeckle
+from .respeckling import as_bright, despeckle_anatomies, draw_pairs, find_pairs, respeckle
 from .system import InputError, Progress, _
 
 FAST_GRAIN = (0.65, 1.8)  # pixels, as `estimate_grain` measures it; other recordings are resampled to it
@@ -216,7 +216,7 @@ class Respeckled(Recipe):
         world = simulate_cines(few, config.crop, one, grains, speckles=speckles)
         others = [cine for cine in held_out if all(cine is not known for known in cines)]
         apart = respeckle(despeckle_anatomies(others, network) or recorded, few, config.crop, two, draws=2)
-        return join_cines(made), [apart, replace(world, figure="world")]
+        return as_bright(join_cines(made), network), [apart, replace(world, figure="world")]
 
 
 RECIPES: dict[str, type[Recipe]] = {"respeckle": Respeckled, "published": Published}

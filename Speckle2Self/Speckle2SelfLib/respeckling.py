@@ -10,7 +10,7 @@ Related: SAR2SAR (Dalsasso, Denis, Tupin, IEEE JSTARS 2021), noise as clean (Xu 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -31,7 +31,9 @@ SHARPENED, BLUR = 1.0, 1.5  # largest share of the difference to a blurred piece
 CONTRASTS = (0.67, 1.5)  # factor on the contrast of half of the pieces
 RELATED = 0.2  # correlation; from here on, the speckle of two frames counts as the same
 FAINT = 0.25  # times the recording's speckle; frames with less are black or blank
-CHANGED = 1.5  # times the difference that independent speckle makes between two despeckled frames; then anatomy moved
+BRIGHTNESS = 128  # frames to measure the brightness on
+OFFSET = 1 / 255  # of the grey range; largest change of the truth's brightness
+CHANGED = 1.6  # times the difference of two draws, despeckled; the anatomy of frames that differ more has moved
 
 
 @dataclass(frozen=True)
@@ -133,3 +135,19 @@ def respeckle(
         return np.minimum([anatomy.speckle.draw(truth, rng) for _ in range(draws)], BRIGHTEST), truth
 
     return side_by_side(make, count, crop, rng, progress, draws)
+
+
+@torch.no_grad()
+def as_bright(cine: Cine, network: nn.Module) -> Cine:
+    """Return simulated frames with their truth raised or lowered to the brightness of the network's results, by at most
+    OFFSET.
+
+    So training does not change the brightness. Results of the bundled model are a little too bright, as its dark rims
+    would otherwise be black.
+    """
+    if cine.truth is None:
+        return cine
+    device, some = next(network.parameters()).device, evenly_spaced(len(cine.frames), BRIGHTNESS)
+    pairs = zip(cine.frames[some].split(1), cine.truth[some].split(1), strict=True)
+    errors = [(through_network(network, frame.to(device)).cpu() - truth).mean().item() for frame, truth in pairs]
+    return replace(cine, truth=cine.truth + float(np.clip(np.mean(errors), -OFFSET, OFFSET)))

@@ -9,13 +9,22 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 from scipy.stats import skew
+from torch import nn
 
 from Speckle2SelfLib import checkpoint, config, library, recipes, respeckling, runs
 from Speckle2SelfLib.config import Job, ModelConfig, TrainingConfig
 from Speckle2SelfLib.dataset import Cine, prepare_cine
 from Speckle2SelfLib.network import build
 from Speckle2SelfLib.recorded_speckle import measure
-from Speckle2SelfLib.respeckling import despeckle_anatomies, draw_pairs, draw_piece, find_pairs, respeckle
+from Speckle2SelfLib.respeckling import (
+    OFFSET,
+    as_bright,
+    despeckle_anatomies,
+    draw_pairs,
+    draw_piece,
+    find_pairs,
+    respeckle,
+)
 from Speckle2SelfLib.simulation import SimulationConfig, simulate
 from Speckle2SelfLib.system import Cancelled, InputError
 from Speckle2SelfLib.training import Training
@@ -141,6 +150,27 @@ def test_a_still_cine_trains_on_its_pairs_with_a_message(still):
     training = Training([cine], replace(CONFIG, crop=128, simulated=8), library.load_model("default").config, network)
     assert len(training.simulated.frames) == 12
     assert "In 3 of 3 pairs of neighboring frames the anatomy stands still" in training.recipe.message
+
+
+class Brighter(nn.Module):
+    """Return frames that are brighter by a constant."""
+
+    margin, multiple = 0, 2
+
+    def __init__(self, offset):
+        super().__init__()
+        self.offset = nn.Parameter(torch.tensor(offset))
+
+    def forward(self, x):
+        return x + self.offset
+
+
+@pytest.mark.parametrize(("offset", "change"), [(0.002, 0.002), (-0.002, -0.002), (0.1, OFFSET), (-0.1, -OFFSET)])
+def test_training_keeps_the_brightness_of_the_initial_model_unless_it_is_far_off(offset, change):
+    frames = torch.rand(3, 1, 32, 48, generator=torch.Generator().manual_seed(0))
+    changed = as_bright(Cine(frames, truth=frames), Brighter(offset))
+    torch.testing.assert_close(changed.truth, frames + change)
+    assert torch.equal(changed.frames, frames)
 
 
 def test_the_spread_of_the_speckle_is_that_of_its_draws(recording):
