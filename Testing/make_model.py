@@ -68,11 +68,8 @@ class Distilled(Respeckled):
         grey, log_deviation = predictions
         truth, crisp, mean = views[1].split(1, 1)
         weights = evenness(mean) if self.even else torch.ones_like(mean)
-        return (
-            truth_loss(grey, None, crisp)
-            | {"mean": LIKE_MEAN * weighted_loss(grey.float() - mean, weights)}
-            | {"uncertainty": truth_loss(grey, log_deviation, truth)["uncertainty"]}
-        )
+        terms = truth_loss(grey, log_deviation, truth) | truth_loss(grey, None, crisp)  # of the first, the uncertainty
+        return terms | {"mean": LIKE_MEAN * weighted_loss(grey.float() - mean, weights)}
 
 
 def crisper(frames: torch.Tensor, detail: float) -> torch.Tensor:
@@ -136,7 +133,8 @@ def main(start: str, output: str) -> None:
     larger = replace(before.config, grain=FAST_GRAIN, blocks=BLOCKS)
     made = Model(larger, grow(before.network, larger, CONFIG.seed))
     RECIPES[CONFIG.recipe] = Distilled
-    for steps, share, Distilled.even, Distilled.detail in ROUNDS:
+    for steps, share, even, detail in ROUNDS:
+        Distilled.even, Distilled.detail = even, detail
         config = replace(CONFIG, steps=steps, start_share=share)
         training = Training([], config, made.config, made.network)
         for report in training.run():

@@ -31,9 +31,9 @@ SHARPENED, BLUR = 1.0, 1.5  # largest share of the difference to a blurred piece
 CONTRASTS = (0.67, 1.5)  # factor on the contrast of half of the pieces
 RELATED = 0.2  # correlation; from here on, the speckle of two frames counts as the same
 FAINT = 0.25  # times the recording's speckle; frames with less are black or blank
+CHANGED = 1.6  # times the difference of two draws, despeckled; the anatomy of frames that differ more has moved
 BRIGHTNESS = 128  # frames to measure the brightness on
 OFFSET = 1 / 255  # of the grey range; largest change of the truth's brightness
-CHANGED = 1.6  # times the difference of two draws, despeckled; the anatomy of frames that differ more has moved
 
 
 @dataclass(frozen=True)
